@@ -1,0 +1,119 @@
+"""Blossom attention as it is defined, in plain PyTorch: written to be read, quadratic, any type.
+
+Every faster implementation is held to this one. It walks through the histories one by one and
+builds, for each, the two masks of the definition.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from blossomrec.attention.packing import complete_blocks
+
+
+def blossom_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_keys: Tensor,
+    gates: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    block_size: int,
+    top_n: int,
+    window: int,
+    sinks: int,
+    causal: bool,
+    selected: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
+    ends = [0, *complete_blocks(cu_seqlens, block_size).cumsum(0).tolist()]
+    bounds = cu_seqlens.tolist()
+    outputs, choices = [q.new_zeros(0, *q.shape[1:])], []
+    for history, (start, end) in enumerate(pairwise(bounds)):
+        rows = slice(start, end)
+        if selected is None:
+            keys = block_keys[ends[history] : ends[history + 1]]
+            chosen = select_blocks(q[rows], keys, block_size, top_n, causal)
+        else:
+            chosen = selected[rows]
+        long_mask = long_term_mask(chosen, block_size, causal)
+        short_mask = short_term_mask(end - start, window, sinks, causal, q.device)
+        long = attend(q[rows], k[rows], v[rows], long_mask)
+        short = attend(q[rows], k[rows], v[rows], short_mask[None])
+        outputs.append(gates[rows, :, :1] * long + gates[rows, :, 1:] * short)
+        choices.append(chosen)
+    empty = torch.zeros(0, k.shape[1], top_n, dtype=torch.int32, device=q.device)
+    return torch.cat(outputs).to(q.dtype), torch.cat([empty, *choices])
+
+
+def select_blocks(
+    q: Tensor, block_keys: Tensor, block_size: int, top_n: int, causal: bool
+) -> Tensor:
+    """The ``top_n`` most important eligible blocks of each event and key/value head.
+
+    Args:
+        q: [L, H, d], one history.
+        block_keys: [L // block_size, G, d].
+
+    Returns:
+        int32 [L, G, top_n], rising block numbers, -1 last where fewer blocks are eligible.
+    """
+    length, heads, size = q.shape
+    blocks, groups, _ = block_keys.shape
+    exact = torch.promote_types(q.dtype, torch.float32)
+    mean_q = q.to(exact).view(length, groups, heads // groups, size).mean(2)
+    importance = torch.einsum("lgd,jgd->lgj", mean_q, block_keys.to(exact)) / math.sqrt(size)
+    own = torch.arange(length, device=q.device)[:, None] // block_size
+    numbers = torch.arange(blocks, device=q.device)[None]
+    eligible = numbers < own if causal else numbers != own
+    importance = importance.masked_fill(~eligible[:, None], -math.inf)
+    # A stable sort keeps the lower block first among equal scores.
+    order = importance.sort(dim=-1, descending=True, stable=True).indices[..., :top_n]
+    kept = eligible[:, None].expand_as(importance).gather(-1, order)
+    order = torch.where(kept, order, blocks).sort(dim=-1).values
+    chosen = torch.full((length, groups, top_n), -1, dtype=torch.int32, device=q.device)
+    chosen[..., : order.shape[-1]] = torch.where(order < blocks, order, -1)
+    return chosen
+
+
+def long_term_mask(selected: Tensor, block_size: int, causal: bool) -> Tensor:
+    """Which keys each event sees in its selected blocks and its own one, bool [G, L, L]."""
+    length, groups, _ = selected.shape
+    event = torch.arange(length, device=selected.device)
+    key_block = event // block_size
+    own = key_block[:, None] == key_block[None]
+    if causal:
+        own &= event[None] <= event[:, None]
+    mask = own.expand(groups, length, length).clone()
+    for choice in selected.unbind(-1):  # [L, G]
+        mask |= choice.T[:, :, None] == key_block
+    return mask
+
+
+def short_term_mask(
+    length: int, window: int, sinks: int, causal: bool, device: torch.device
+) -> Tensor:
+    """Which keys each event sees through the power-law pattern, bool [L, L]."""
+    event = torch.arange(length, device=device)
+    distance = event[:, None] - event[None]
+    powers = torch.tensor([1 << exponent for exponent in range(length.bit_length())], device=device)
+    mask = (distance.abs() < window) | torch.isin(distance.abs(), powers)
+    if causal:
+        return (mask | (event < sinks)[None]) & (distance >= 0)
+    return mask | (event >= length - sinks)[None]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention, scale 1/sqrt(d): q [L, H, d], k and v [L, G, d], mask [G or 1, L, L]."""
+    length, heads, size = q.shape
+    groups = k.shape[1]
+    exact = torch.promote_types(q.dtype, torch.float32)
+    q, k, v = q.to(exact).view(length, groups, heads // groups, size), k.to(exact), v.to(exact)
+    scores = torch.einsum("lgrd,sgd->grls", q, k) / math.sqrt(size)
+    weights = scores.masked_fill(~mask[:, None], -math.inf).softmax(-1)
+    return torch.einsum("grls,sgd->lgrd", weights, v).reshape(length, heads, size)

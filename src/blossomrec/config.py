@@ -1,0 +1,229 @@
+"""What a run is made of: frozen dataclasses whose fields carry their own explanation.
+
+A value comes from the defaults here, then a YAML or TOML file, then a flag; the resolved form is
+printed and saved as ``config.json`` in the run folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from blossomrec.errors import ConfigError
+
+
+def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field with its explanation and, for numbers, its inclusive bounds."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture."""
+
+    backbone: Literal["sasrec", "bert4rec", "gru4rec"] = option(
+        "sasrec", "model around the attention"
+    )
+    attention: Literal["blossom", "full"] = option(
+        "blossom", "attention of the Transformer backbones"
+    )
+    max_len: int = option(200, "longest history, in events, that the model sees", low=2)
+    hidden_size: int = option(128, "width of embeddings and layers", low=1)
+    layers: int = option(2, "number of layers", low=1)
+    heads: int = option(8, "query heads", low=1)
+    kv_heads: int = option(2, "key/value heads; divides heads", low=1)
+    inner_size: int = option(256, "width inside the feed-forward layers", low=1)
+    norm: Literal["pre", "post"] = option("pre", "layer norm before or after each sub-layer")
+    dropout: float = option(
+        0.2, "dropout after embeddings, attention and feed-forward", low=0, high=0.95
+    )
+    block_size: int = option(16, "Blossom: events in a block", low=1)
+    top_n: int = option(4, "Blossom: selected blocks for each event", low=1)
+    window: int = option(8, "Blossom: recent events the short-term path always sees", low=1)
+    sinks: int = option(0, "Blossom: events at the edge of the history that everyone sees", low=0)
+    compress: Literal["mlp", "mean"] = option("mlp", "Blossom: how a block of keys becomes one key")
+    compress_window: int = option(32, "Blossom: keys that one block key is made of", low=1)
+    selector_weight: float = option(
+        1.0, "Blossom: weight of the loss that teaches the selector, 0 leaves it untaught", low=0
+    )
+    attention_impl: Literal["auto", "reference", "torch"] = option(
+        "auto", "implementation of Blossom attention"
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation, validation and stopping."""
+
+    loss: Literal["cross_entropy", "sampled_softmax", "gbce", "bpr"] = option(
+        "cross_entropy", "training loss; cross_entropy is over the whole catalogue"
+    )
+    negatives: int = option(256, "sampled items per batch for the sampled losses", low=1)
+    gbce_t: float = option(
+        0.75, "gBCE calibration, 0 is plain BCE, 1 removes overconfidence", low=0, high=1
+    )
+    mask_probability: float = option(
+        0.2, "BERT4Rec: share of events that are masked", low=0.01, high=0.99
+    )
+    epochs: int = option(100, "most epochs to train", low=1)
+    tokens_per_batch: int = option(16_384, "events in a batch, all users together", low=1)
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW", low=0)
+    weight_decay: float = option(0.01, "decoupled weight decay on matrices", low=0)
+    warmup_steps: int = option(100, "steps over which the learning rate rises", low=0)
+    schedule: Literal["constant", "cosine"] = option("constant", "learning rate after the warm-up")
+    clip_norm: float = option(1.0, "largest gradient norm, 0 for no clipping", low=0)
+    validate_every: int = option(1, "epochs between validations", low=1)
+    validation_users: int = option(10_000, "users in a validation, a fixed sample", low=1)
+    patience: int = option(10, "validations without a better NDCG@10 before training stops", low=1)
+    seed: int = option(0, "seed of everything random", low=0)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = option(
+        "auto", "auto is bf16-mixed on a GPU and 32-true elsewhere"
+    )
+    checkpoint_overhead: float = option(
+        0.05,
+        "share of time spent on checkpoints; they are as frequent as it allows",
+        low=0.001,
+        high=1,
+    )
+    tensorboard: bool = option(False, "also write TensorBoard logs (extra: track)")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a recommender is measured."""
+
+    split: Literal["leave-one-out", "global-time"] = option(
+        "leave-one-out", "how test events are held out"
+    )
+    valid_share: float = option(
+        0.1, "global-time: share of events held out for validation", low=0, high=0.5
+    )
+    test_share: float = option(
+        0.1, "global-time: share of events held out for the test", low=0, high=0.5
+    )
+    ranking: Literal["full", "uni100"] = option(
+        "full", "rank among all items, or among 100 uniform items the user never met"
+    )
+    filter_seen: Literal["auto", "yes", "no"] = option(
+        "auto", "leave items already seen out of the ranking; auto: when the log has no repeats"
+    )
+    ks: tuple[int, ...] = option((5, 10, 20), "cut-offs of the metrics")
+    seed: int = option(0, "seed of sampled candidates and of the bootstrap", low=0)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the outcome of a run, besides the data."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def check(config: Any, where: str = "") -> None:
+    """Raise ConfigError, naming option and value, where a type is wrong or a bound is broken."""
+    hints = get_type_hints(type(config))
+    for entry in dataclasses.fields(config):
+        name, value = f"{where}{entry.name}", getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            check(value, f"{name}.")
+            continue
+        choices = get_args(hints[entry.name]) if _is_literal(hints[entry.name]) else ()
+        if choices and value not in choices:
+            raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(map(str, choices))}")
+        if hints[entry.name] in (int, float) and (
+            isinstance(value, bool) or not isinstance(value, (int, hints[entry.name]))
+        ):
+            raise ConfigError(f"{name} is {value!r}: a {hints[entry.name].__name__} is needed")
+        low, high = entry.metadata.get("low"), entry.metadata.get("high")
+        if low is not None and not value >= low:
+            raise ConfigError(f"{name} is {value}: it must be at least {low}")
+        if high is not None and not value <= high:
+            raise ConfigError(f"{name} is {value}: it must be at most {high}")
+    if isinstance(config, ModelConfig):
+        _check_model(config, where)
+
+
+def _is_literal(hint: Any) -> bool:
+    return getattr(hint, "__origin__", None) is Literal
+
+
+def _check_model(model: ModelConfig, where: str) -> None:
+    if model.hidden_size % model.heads:
+        raise ConfigError(
+            f"{where}hidden_size is {model.hidden_size}: "
+            f"it must be a multiple of heads, {model.heads}"
+        )
+    if (model.hidden_size // model.heads) % 2:
+        raise ConfigError(
+            f"{where}hidden_size / heads is {model.hidden_size // model.heads}: "
+            "rotary embedding needs it even"
+        )
+    if model.heads % model.kv_heads:
+        raise ConfigError(
+            f"{where}kv_heads is {model.kv_heads}: it must divide heads, {model.heads}"
+        )
+    if model.compress_window % model.block_size:
+        raise ConfigError(
+            f"{where}compress_window is {model.compress_window}: "
+            f"it must be a multiple of block_size, {model.block_size}"
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The nested, JSON-ready form of a configuration."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(values: dict[str, Any], cls: type = RunConfig, where: str = "") -> Any:
+    """A checked configuration from nested values; unknown names raise ConfigError."""
+    known = {entry.name: entry for entry in dataclasses.fields(cls)}
+    hints = get_type_hints(cls)
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"unknown option {where}{name}: known are {', '.join(known)}")
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}{name} is {value!r}: a table of options is needed")
+            value = from_dict(value, hints[name], f"{where}{name}.")
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif hints[name] is float and type(value) is int:
+            value = float(value)
+        given[name] = value
+    config = cls(**given)
+    check(config, where)
+    return config
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The nested values of a YAML, TOML or JSON file."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no configuration file {path}")
+    text = path.read_text()
+    try:
+        if path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            values = yaml.safe_load(text) or {}
+        elif path.suffix == ".toml":
+            import tomllib
+
+            values = tomllib.loads(text)
+        elif path.suffix == ".json":
+            values = json.loads(text)
+        else:
+            raise ConfigError(f"{path}: a configuration file ends in .yaml, .yml, .toml or .json")
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}: a table of options is needed")
+    return values

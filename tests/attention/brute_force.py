@@ -1,0 +1,78 @@
+"""The definition of Blossom attention as loops over single events, in float64 NumPy."""
+
+import math
+
+import numpy as np
+
+
+def block_key_windows(k, block_size, window):
+    """k [L, G, d] -> [complete blocks, G, window, d], zero before the start of the history."""
+    length, groups, size = k.shape
+    windows = np.zeros((length // block_size, groups, window, size))
+    for block in range(length // block_size):
+        last = block * block_size + block_size - 1
+        for place in range(window):
+            position = last - window + 1 + place
+            if position >= 0:
+                windows[block, :, place] = k[position]
+    return windows
+
+
+def select(q, block_keys, t, group, *, block_size, top_n, causal):
+    """Selected block numbers of event t, rising."""
+    size = q.shape[-1]
+    per_group = q.shape[1] // block_keys.shape[1]
+    own = t // block_size
+    scored = []
+    for block in range(len(block_keys)):
+        if (block < own) if causal else (block != own):
+            heads = range(group * per_group, (group + 1) * per_group)
+            scores = [q[t, h] @ block_keys[block, group] / math.sqrt(size) for h in heads]
+            scored.append((-np.mean(scores), block))
+    return sorted(block for _, block in sorted(scored)[:top_n])
+
+
+def long_keys(chosen, t, length, *, block_size, causal):
+    own = t // block_size
+    return [
+        s
+        for s in range(length)
+        if s // block_size in chosen or (s // block_size == own and (s <= t or not causal))
+    ]
+
+
+def short_keys(t, length, *, window, sinks, causal):
+    keys = []
+    for s in range(t + 1 if causal else length):
+        distance = abs(t - s)
+        near = distance < window or bin(distance).count("1") == 1
+        if near or (s < sinks if causal else s >= length - sinks):
+            keys.append(s)
+    return keys
+
+
+def softmax_attention(q, k, v, t, head, group, keys):
+    scores = np.array([q[t, head] @ k[s, group] for s in keys]) / math.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max())
+    return (weights / weights.sum()) @ v[keys, group]
+
+
+def blossom(q, k, v, block_keys, gates, *, block_size=16, top_n=4, window=8, sinks=0, causal=True):
+    """One history: q [L, H, d], k and v [L, G, d], block_keys [blocks, G, d], gates [L, H, 2]."""
+    length, heads, _ = q.shape
+    groups = k.shape[1]
+    out = np.zeros_like(q)
+    selected = np.full((length, groups, top_n), -1)
+    for t in range(length):
+        near = short_keys(t, length, window=window, sinks=sinks, causal=causal)
+        for group in range(groups):
+            chosen = select(
+                q, block_keys, t, group, block_size=block_size, top_n=top_n, causal=causal
+            )
+            selected[t, group, : len(chosen)] = chosen
+            far = long_keys(chosen, t, length, block_size=block_size, causal=causal)
+            for head in range(group * (heads // groups), (group + 1) * (heads // groups)):
+                long = softmax_attention(q, k, v, t, head, group, far)
+                short = softmax_attention(q, k, v, t, head, group, near)
+                out[t, head] = gates[t, head, 0] * long + gates[t, head, 1] * short
+    return out, selected

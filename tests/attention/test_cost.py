@@ -1,0 +1,38 @@
+"""The fast implementations never build a tensor that grows with the square of a length."""
+
+import pytest
+import torch
+from inputs import random_inputs
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from blossomrec.attention import blossom_attention
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the size of the largest tensor any operation gave."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.elements = max(self.elements, leaf.untyped_storage().nbytes() // 4)
+        return result
+
+
+def largest(length, causal):
+    inputs = random_inputs([length], heads=2, groups=1)
+    leaves = inputs.differentiable()
+    with LargestTensor() as seen:
+        out, _ = blossom_attention(*inputs.all(), impl="torch", causal=causal)
+        torch.autograd.grad(out.sum(), leaves)
+    return seen.elements
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_memory_is_linear(causal):
+    small, large = largest(4_096, causal), largest(16_384, causal)
+    assert large <= 4.1 * small
+    assert large < 16_384 * 16_384 / 16 / 8

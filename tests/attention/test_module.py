@@ -1,0 +1,131 @@
+"""The layer: start values, gradients, a selector that learns, clear errors."""
+
+import math
+
+import pytest
+import torch
+from inputs import random_inputs
+
+from blossomrec.attention import BlossomAttention, blossom_attention
+from blossomrec.attention.packing import Packing
+from blossomrec.attention.selector import attention_mass, selector_loss
+
+CU_SEQLENS = torch.tensor([0, 200, 201, 333], dtype=torch.int32)
+
+
+def layer(**options):
+    torch.manual_seed(0)
+    return BlossomAttention(hidden_size=32, num_heads=4, num_kv_heads=2, **options)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("compress", ["mlp", "mean"])
+def test_gradient_reaches_every_parameter(compress, causal):
+    attention = layer(compress=compress, causal=causal)
+    given = attention(torch.randn(333, 32), CU_SEQLENS, need_selector_loss=True)
+    loss = given.hidden.square().sum()
+    if given.selector_loss is not None:
+        loss = loss + given.selector_loss
+    loss.backward()
+    assert (given.selector_loss is None) == (compress == "mean")
+    for name, parameter in attention.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.norm() > 1e-6, name
+
+
+def test_the_selector_loss_teaches_the_compression_only():
+    attention = layer()
+    given = attention(torch.randn(333, 32), CU_SEQLENS, need_selector_loss=True)
+    given.selector_loss.backward()
+    reached = {name for name, p in attention.named_parameters() if p.grad is not None}
+    assert reached == {name for name, _ in attention.named_parameters() if "compress" in name}
+
+
+def test_the_gate_starts_short_term():
+    given = layer()(torch.randn(333, 32), CU_SEQLENS)
+    expected = torch.tensor([-2.0, 2.0]).sigmoid().expand(333, 4, 2)
+    torch.testing.assert_close(given.gates, expected)
+
+
+def test_short_histories_give_a_loss_of_zero():
+    cu_seqlens = torch.arange(0, 31, 3, dtype=torch.int32)
+    given = layer()(torch.randn(30, 32), cu_seqlens, need_selector_loss=True)
+    given.selector_loss.backward()
+    assert given.selector_loss == 0
+
+
+def test_attention_mass_is_the_share_of_the_softmax():
+    inputs = random_inputs([100, 60], dtype=torch.float64)
+    packing = Packing.of(inputs.cu_seqlens, 160, 16)
+    rows = torch.tensor([95, 159])
+    blocks = torch.tensor([[[0, 3, 5]] * 2, [[1, 2, 0]] * 2])
+    valid = torch.tensor([[[True, True, True]] * 2, [[True, True, False]] * 2])
+    mass = attention_mass(inputs.q, inputs.k, packing, rows, blocks, valid)
+    for case, (row, start) in enumerate(((95, 0), (159, 100))):
+        for group in range(2):
+            shares = []
+            for head in (2 * group, 2 * group + 1):
+                weights = [
+                    (inputs.q[row, head] @ inputs.k[start + b * 16 : start + b * 16 + 16, group].T)
+                    .div(math.sqrt(8))
+                    .exp()
+                    .sum()
+                    if valid[case, group, place]
+                    else torch.zeros(())
+                    for place, b in enumerate(blocks[case, group].tolist())
+                ]
+                shares.append(torch.stack([w.double() for w in weights]) / sum(weights))
+            torch.testing.assert_close(
+                mass[case, group].double(), (shares[0] + shares[1]) / 2, atol=1e-5, rtol=1e-4
+            )
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_the_selector_learns_to_find_the_block_that_attention_wants(causal):
+    """One block of each history holds keys that match the queries; which one is random."""
+    torch.manual_seed(0)
+    attention = layer(causal=causal)
+    optimizer = torch.optim.Adam(attention.compress.parameters(), lr=3e-3)
+    wanted_q = torch.randn(1, 4, 8).abs()
+
+    def step():
+        length, count = 320, 4
+        cu_seqlens = torch.arange(0, length * count + 1, length, dtype=torch.int32)
+        k = torch.randn(length * count, 2, 8) * 0.3
+        planted = torch.randint(0, 16, (count,))
+        for history, block in enumerate(planted.tolist()):
+            start = history * length + block * 16
+            k[start + 5 : start + 8] += 2 * wanted_q.view(2, 2, 8).mean(1)
+        q = wanted_q + 0.3 * torch.randn(length * count, 4, 8)
+        block_keys = attention.compress(k, cu_seqlens)
+        _, selected = blossom_attention(
+            q, k, k, block_keys.detach(), torch.ones(len(q), 4, 2), cu_seqlens, causal=causal
+        )
+        loss = selector_loss(q, k, block_keys, selected, cu_seqlens, block_size=16, causal=causal)
+        last = selected[torch.arange(count) * length + length - 1]
+        found = (last == planted[:, None, None]).any(-1).float().mean()
+        return loss, float(found)
+
+    before = sum(step()[1] for _ in range(10)) / 10
+    for _ in range(80):
+        loss, _ = step()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    after = sum(step()[1] for _ in range(10)) / 10
+    assert before < 0.6
+    assert after > 0.95
+
+
+def test_wrong_arguments_are_named():
+    inputs = random_inputs([40])
+    with pytest.raises(ValueError, match=r"gates is \[40, 4, 1\]: \[40, 4, 2\]"):
+        blossom_attention(*inputs.all()[:4], inputs.gates[..., :1], inputs.cu_seqlens)
+    with pytest.raises(ValueError, match="top_n is 0"):
+        blossom_attention(*inputs.all(), top_n=0)
+    with pytest.raises(ValueError, match="impl is 'cuda'"):
+        blossom_attention(*inputs.all(), impl="cuda")
+    with pytest.raises(ValueError, match="hidden_size 30"):
+        BlossomAttention(hidden_size=30, num_heads=4, num_kv_heads=2)
+    with pytest.raises(ValueError, match="compress is 'max'"):
+        layer(compress="max")

@@ -1,0 +1,141 @@
+"""Every implementation against the reference: outputs, selection and all gradients."""
+
+import pytest
+import torch
+from inputs import AWKWARD, random_inputs, relative_error
+
+from blossomrec.attention import blossom_attention, torch_impl
+
+IMPLEMENTATIONS = ["torch"]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
+RAGGED = [*AWKWARD, 0, 2, 160]
+
+
+def outputs_and_gradients(inputs, impl, **options):
+    leaves = inputs.differentiable()
+    out, selected = blossom_attention(*inputs.all(), impl=impl, **options)
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, direction)], selected
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def impl(request):
+    return request.param
+
+
+@pytest.mark.parametrize("sinks", [0, 3])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_outputs_and_gradients(impl, dtype, causal, sinks):
+    inputs = random_inputs(RAGGED, dtype=dtype)
+    form = dict(causal=causal, sinks=sinks)
+    _, selected = blossom_attention(*inputs.all(), impl="reference", **form)
+    # In low precision the exact values are those of the same rounded inputs in float64.
+    exact = random_inputs(RAGGED, dtype=dtype)
+    for name in ("q", "k", "v", "block_keys", "gates"):
+        setattr(exact, name, getattr(exact, name).double())
+    expected, _ = outputs_and_gradients(exact, "reference", selected=selected, **form)
+    values, _ = outputs_and_gradients(inputs, impl, selected=selected, **form)
+    for name, value, other in zip(("out", "q", "k", "v", "gates"), values, expected, strict=True):
+        assert relative_error(value, other) < TOLERANCE[dtype], name
+
+
+@pytest.mark.parametrize("heads, groups, size", [(1, 1, 2), (8, 2, 16), (4, 4, 32), (6, 1, 64)])
+def test_head_layouts(impl, heads, groups, size):
+    inputs = random_inputs([70, 200], heads=heads, groups=groups, size=size)
+    expected, chosen = outputs_and_gradients(inputs, "reference")
+    values, selected = outputs_and_gradients(inputs, impl)
+    assert (selected == chosen).all()
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(values, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "block_size, top_n, window", [(8, 1, 1), (4, 7, 3), (32, 2, 16), (16, 16, 8)]
+)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_other_sizes(impl, block_size, top_n, window, causal):
+    inputs = random_inputs([1, 63, 111, 300], block_size=block_size)
+    sizes = dict(block_size=block_size, top_n=top_n, window=window, causal=causal, sinks=1)
+    expected, chosen = outputs_and_gradients(inputs, "reference", **sizes)
+    values, selected = outputs_and_gradients(inputs, impl, **sizes)
+    assert (selected == chosen).all()
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(values, expected, strict=True))
+
+
+def test_tiles_meet_without_a_seam(impl, monkeypatch):
+    inputs = random_inputs(RAGGED)
+    whole, selected = outputs_and_gradients(inputs, impl, sinks=2)
+    monkeypatch.setitem(torch_impl.TILE_ROWS, "cpu", 37)
+    monkeypatch.setitem(torch_impl.SELECTION_ROWS, "cpu", 29)
+    tiled, again = outputs_and_gradients(inputs, impl, sinks=2)
+    assert (selected == again).all()
+    assert all(relative_error(a, b) < 1e-6 for a, b in zip(tiled, whole, strict=True))
+
+
+def test_equal_scores_choose_the_lower_block(impl):
+    inputs = random_inputs([160])
+    inputs.block_keys[:] = 0.0
+    inputs.block_keys[1::2] = -0.0
+    for name in ("reference", impl):
+        _, selected = blossom_attention(*inputs.all(), impl=name)
+        assert (selected[-1] == torch.arange(4)).all()
+
+
+def test_a_block_chosen_by_everyone(impl):
+    inputs = random_inputs([333])
+    hub = torch.full((333, 2, 4), -1, dtype=torch.int32)
+    hub[32:, :, 0] = 1
+    expected, _ = outputs_and_gradients(inputs, "reference", selected=hub)
+    values, _ = outputs_and_gradients(inputs, impl, selected=hub)
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(values, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["reference", *IMPLEMENTATIONS])
+def test_the_future_changes_nothing(name):
+    inputs = random_inputs([333])
+    before, chosen = blossom_attention(*inputs.all(), impl=name)
+    other = random_inputs([333], seed=7)
+    for moment in (0, 15, 16, 100, 200, 331):
+        for attribute in ("q", "k", "v", "gates"):
+            changed = getattr(inputs, attribute).clone()
+            changed[moment + 1 :] = getattr(other, attribute)[moment + 1 :]
+            setattr(other, attribute, changed)
+        blocks = (moment + 1) // 16
+        other.block_keys = torch.cat((inputs.block_keys[:blocks], other.block_keys[blocks:]))
+        after, selected = blossom_attention(*other.all(), impl=name)
+        assert torch.equal(after[: moment + 1], before[: moment + 1])
+        assert torch.equal(selected[: moment + 1], chosen[: moment + 1])
+        other = random_inputs([333], seed=moment + 8)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("name", ["reference", *IMPLEMENTATIONS])
+def test_packed_histories_do_not_meet(name, causal):
+    inputs = random_inputs(RAGGED)
+    together, chosen = blossom_attention(*inputs.all(), impl=name, causal=causal)
+    bounds = inputs.cu_seqlens.tolist()
+    for number in range(len(RAGGED)):
+        alone, selected = blossom_attention(*inputs.history(number).all(), impl=name, causal=causal)
+        rows = slice(bounds[number], bounds[number + 1])
+        assert torch.equal(selected, chosen[rows])
+        assert relative_error(alone, together[rows]) < 1e-6
+
+
+def test_the_choice_is_the_best_by_score_margin(impl):
+    inputs = random_inputs([1000], dtype=torch.bfloat16)
+    _, selected = blossom_attention(*inputs.all(), impl=impl)
+    mean_q = inputs.q.double().view(1000, 2, 2, 8).mean(2)
+    scores = torch.einsum("tgd,jgd->tgj", mean_q, inputs.block_keys.double()) / 8**0.5
+    own = torch.arange(1000)[:, None] // 16
+    scores = scores.masked_fill((torch.arange(62) >= own)[:, None], -torch.inf)
+    rows = torch.arange(1000) >= 80
+    kept = scores[rows].gather(-1, selected[rows].long()).min(-1).values
+    left = scores[rows].scatter(-1, selected[rows].long(), -torch.inf).max(-1).values
+    assert (kept >= left - 1e-5).all()
+
+
+def test_an_empty_batch(impl):
+    inputs = random_inputs([])
+    out, selected = blossom_attention(*inputs.all(), impl=impl)
+    assert out.shape == (0, 4, 8)
+    assert selected.shape == (0, 2, 4)

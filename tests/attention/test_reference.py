@@ -1,0 +1,92 @@
+"""The reference against loops over single events, in float64."""
+
+import brute_force
+import numpy as np
+import pytest
+import torch
+from inputs import AWKWARD, random_inputs, relative_error
+from torch.nn.functional import scaled_dot_product_attention
+
+from blossomrec.attention import blossom_attention
+from blossomrec.attention.compress import MeanCompression, MLPCompression, block_windows
+from blossomrec.attention.rotary import rotate
+
+FORMS = [
+    pytest.param(dict(causal=True, sinks=0), id="causal"),
+    pytest.param(dict(causal=True, sinks=3), id="causal-sinks"),
+    pytest.param(dict(causal=False, sinks=0), id="bidirectional"),
+    pytest.param(dict(causal=False, sinks=3), id="bidirectional-sinks"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("length", AWKWARD)
+def test_reference_is_the_definition(length, form):
+    inputs = random_inputs([length], dtype=torch.float64, seed=length)
+    out, selected = blossom_attention(*inputs.all(), **form, impl="reference")
+    arrays = [x.numpy() for x in inputs.all()[:5]]
+    expected, chosen = brute_force.blossom(*arrays, **form)
+    assert (selected.numpy() == chosen).all()
+    assert relative_error(out, torch.from_numpy(expected)) < 1e-12
+
+
+@pytest.mark.parametrize("block_size, top_n, window", [(8, 1, 1), (4, 7, 3), (32, 2, 16)])
+def test_reference_at_other_sizes(block_size, top_n, window):
+    inputs = random_inputs(
+        [101], heads=6, groups=3, size=4, block_size=block_size, dtype=torch.float64
+    )
+    sizes = dict(block_size=block_size, top_n=top_n, window=window)
+    out, selected = blossom_attention(*inputs.all(), **sizes, impl="reference")
+    expected, chosen = brute_force.blossom(*(x.numpy() for x in inputs.all()[:5]), **sizes)
+    assert (selected.numpy() == chosen).all()
+    assert relative_error(out, torch.from_numpy(expected)) < 1e-12
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_long_term_path_is_dense_while_every_block_is_selected(impl):
+    inputs = random_inputs([96], dtype=torch.float64)
+    inputs.gates[..., 0], inputs.gates[..., 1] = 1.0, 0.0
+    out, _ = blossom_attention(*inputs.all(), impl=impl)
+    q, k, v = (x.transpose(0, 1)[None] for x in (inputs.q, inputs.k, inputs.v))
+    dense = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    dense = dense[0].transpose(0, 1)
+    assert relative_error(out[:80], dense[:80]) < 1e-12
+    assert relative_error(out[80:], dense[80:]) > 1e-3
+
+
+def test_windows_of_block_keys_end_with_their_block():
+    inputs = random_inputs([47, 3, 16, 80], dtype=torch.float64)
+    windows = block_windows(inputs.k, inputs.cu_seqlens, 16, 32)
+    expected = [
+        brute_force.block_key_windows(inputs.history(number).k.numpy(), 16, 32)
+        for number in range(4)
+    ]
+    assert np.array_equal(windows.numpy(), np.concatenate(expected))
+
+
+def test_mean_compression_averages_the_block():
+    inputs = random_inputs([40, 16])
+    keys = MeanCompression(block_size=16)(inputs.k, inputs.cu_seqlens)
+    starts = (0, 16, 40)
+    expected = torch.stack([inputs.k[start : start + 16].mean(0) for start in starts])
+    torch.testing.assert_close(keys, expected)
+
+
+def test_mlp_compression_has_a_key_for_every_complete_block():
+    inputs = random_inputs([47, 3, 16, 80])
+    compress = MLPCompression(head_dim=8, block_size=16, window=32)
+    assert compress(inputs.k, inputs.cu_seqlens).shape == (2 + 0 + 1 + 5, 2, 8)
+    assert compress(inputs.k[:3], torch.tensor([0, 3], dtype=torch.int32)).shape == (0, 2, 8)
+
+
+def test_rotary_scores_depend_on_the_distance_only():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 16, dtype=torch.float64)
+
+    def score(at, other):
+        place = torch.tensor([at]), torch.tensor([other])
+        return (rotate(q, place[0]) * rotate(k, place[1])).sum()
+
+    torch.testing.assert_close(score(5, 2), score(1005, 1002))
+    assert abs(score(5, 2) - score(5, 3)) > 1e-3
+    torch.testing.assert_close(rotate(q, torch.tensor([0])), q)
