@@ -1,0 +1,1 @@
+"""From a table of events to packed batches: reading, log, split, batches, simulation."""

@@ -1,0 +1,173 @@
+"""From a checked table of events to the folder of a prepared log."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from blossomrec.data.events import describe, read_events
+from blossomrec.data.filters import EventArrays, Filters, drop_events
+from blossomrec.data.log import LOG_FILE, LOG_FORMAT
+from blossomrec.data.ragged import boundaries
+from blossomrec.data.summary import summarize
+from blossomrec.data.vocabulary import Vocabulary
+from blossomrec.errors import DataError
+
+_ENTRIES = {
+    LOG_FILE,
+    "offsets.npy",
+    "items.npy",
+    "timestamps.npy",
+    "weights.npy",
+    "users",
+    "items",
+}
+
+
+def prepare_folder(
+    source: Any, folder: Path, columns: Mapping[str, str | None], filters: Filters
+) -> None:
+    """Write ``source`` to ``folder`` as a prepared log, all of it or, on an error, nothing.
+
+    columns: the arguments user, item, timestamp and weight of ``read_events``.
+    """
+    _check_replaceable(folder)
+    given = {name: column for name, column in columns.items() if column is not None}
+    events = read_events(source, **given)
+    unit = "microseconds" if events["timestamp"].dtype == pl.Datetime else None
+    users, items, arrays = _encode(events)
+    del events
+    _check_enough(describe(source), users, items)
+    arrays, dropped = drop_events(arrays.sorted(), filters)
+    kept_users, kept_items, arrays = _renumber(users, items, arrays)
+    if any(entry["events"] for entry in dropped):
+        reasons = ", ".join(f"{e['events']:,} ({e['reason']})" for e in dropped if e["events"])
+        _check_enough(
+            f"{describe(source)}, after dropping {reasons} events,", kept_users, kept_items
+        )
+    offsets = boundaries(np.bincount(arrays.users, minlength=len(kept_users)))
+    summary = summarize(offsets, arrays.times, unit) | {
+        "items": len(kept_items),
+        "has_repeats": arrays.has_repeats(),
+        "dropped": dropped,
+        "dropped_users": len(users) - len(kept_users),
+        "dropped_items": len(items) - len(kept_items),
+    }
+    description = {
+        "format": LOG_FORMAT,
+        **{name: summary[name] for name in ("users", "items", "events", "has_repeats")},
+        "weights": arrays.weights is not None,
+        "timestamp_unit": unit,
+        "source": describe(source),
+        "options": {**given, **asdict(filters)},
+        "summary": summary,
+    }
+    with _appearing(folder) as partial:
+        _write(partial, description, offsets, arrays)
+        Vocabulary(kept_users).save(partial / "users")
+        Vocabulary(kept_items).save(partial / "items")
+
+
+def _write(
+    folder: Path, description: dict[str, Any], offsets: np.ndarray, arrays: EventArrays
+) -> None:
+    np.save(folder / "offsets.npy", offsets)
+    np.save(folder / "items.npy", arrays.items)
+    np.save(folder / "timestamps.npy", arrays.times)
+    if arrays.weights is not None:
+        np.save(folder / "weights.npy", arrays.weights)
+    (folder / LOG_FILE).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _encode(events: pl.DataFrame) -> tuple[pl.Series, pl.Series, EventArrays]:
+    """Sorted ids of users and items, and the events with positions in those in place of ids."""
+    users, user_codes = _codes(events["user_id"])
+    items, item_codes = _codes(events["item_id"])
+    times = events["timestamp"].to_physical().to_numpy()
+    weights = events["weight"].to_numpy() if "weight" in events.columns else None
+    return users, items, EventArrays(user_codes, item_codes, times, weights)
+
+
+def _codes(values: pl.Series) -> tuple[pl.Series, np.ndarray]:
+    ids = values.unique().sort()
+    numbers = pl.Series(np.arange(len(ids), dtype=np.int32))
+    return ids, values.replace_strict(ids, numbers, return_dtype=pl.Int32).to_numpy()
+
+
+def _renumber(
+    users: pl.Series, items: pl.Series, arrays: EventArrays
+) -> tuple[pl.Series, pl.Series, EventArrays]:
+    """Rows without gaps: users in order of id, items in falling order of events, then of id."""
+    user_counts = np.bincount(arrays.users, minlength=len(users))
+    item_counts = np.bincount(arrays.items, minlength=len(items))
+    kept_users = np.flatnonzero(user_counts)
+    kept_items = np.flatnonzero(item_counts)
+    kept_items = kept_items[np.argsort(-item_counts[kept_items], kind="stable")]
+    return (
+        users.gather(kept_users),
+        items.gather(kept_items),
+        arrays.renumbered(
+            _row_numbers(kept_users, len(users)), _row_numbers(kept_items, len(items))
+        ),
+    )
+
+
+def _row_numbers(kept: np.ndarray, size: int) -> np.ndarray:
+    rows = np.full(size, -1, dtype=np.int32)
+    rows[kept] = np.arange(len(kept), dtype=np.int32)
+    return rows
+
+
+def _check_enough(what: str, users: pl.Series, items: pl.Series) -> None:
+    if len(users) == 0:
+        raise DataError(f"{what} has no events left")
+    if len(users) == 1:
+        raise DataError(f"{what} has a single user, {users[0]!r}: at least 2 are needed")
+    if len(items) == 1:
+        raise DataError(f"{what} has a single item, {items[0]!r}: at least 2 are needed")
+
+
+def _check_replaceable(folder: Path) -> None:
+    """DataError unless the folder is not there, is empty, or is a prepared log and no more."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file: give a folder to prepare the log in")
+    entries = {entry.name for entry in folder.iterdir()}
+    if entries and (LOG_FILE not in entries or entries - _ENTRIES):
+        foreign = sorted(entries - _ENTRIES)[:3] or sorted(entries)[:3]
+        raise DataError(
+            f"{folder} is not a prepared log (it holds {', '.join(foreign)}): give a new folder"
+        )
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder to write in, which takes the place of ``folder`` once all is written."""
+    folder = folder.resolve()
+    partial = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # A sibling lies on the same disk, so that renaming it is one step.
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        written = partial / "log"
+        written.mkdir()
+        yield written
+        if folder.exists():
+            os.rename(folder, partial / "replaced")
+        os.rename(written, folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written: {error}") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)

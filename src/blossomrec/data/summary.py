@@ -1,0 +1,83 @@
+"""What a log holds, in a few numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_PERCENTILES = (10, 25, 50, 75, 90, 99)
+_LONG_HISTORIES = (500, 1_000, 2_000)
+# Numbers in this range, 1990 to 2100, are taken for seconds since 1970 and shown as dates too.
+_EPOCH_SECONDS = (631_152_000, 4_102_444_800)
+
+
+def summarize(offsets: np.ndarray, timestamps: np.ndarray, unit: str | None) -> dict[str, Any]:
+    """Counts, percentiles of history length, share of long histories and time span.
+
+    offsets: int64 [U+1]; timestamps: numbers [E]; unit: "microseconds" or None for unknown. The
+    result is ready for JSON.
+    """
+    lengths = np.diff(offsets)
+    percentiles = np.percentile(lengths, _PERCENTILES)
+    return {
+        "users": len(lengths),
+        "events": int(offsets[-1]),
+        "mean_length": round(float(lengths.mean()), 2),
+        "length_percentiles": {
+            **{str(p): float(value) for p, value in zip(_PERCENTILES, percentiles, strict=True)},
+            "max": int(lengths.max()),
+        },
+        "share_over": {str(n): float((lengths > n).mean()) for n in _LONG_HISTORIES},
+        "time": _time_span(timestamps, unit),
+    }
+
+
+def _time_span(timestamps: np.ndarray, unit: str | None) -> dict[str, Any]:
+    """First and last time as numbers and, where they are points in time, in ISO 8601."""
+    first, last = timestamps.min().item(), timestamps.max().item()
+    span: dict[str, Any] = {"first": first, "last": last}
+    seconds = None
+    if unit == "microseconds":
+        seconds = (first / 1e6, last / 1e6)
+    elif _EPOCH_SECONDS[0] <= first and last < _EPOCH_SECONDS[1]:
+        seconds = (first, last)
+    if seconds is not None:
+        span["first_iso"], span["last_iso"] = map(_iso, seconds)
+    return span
+
+
+def _iso(seconds: float) -> str:
+    return f"{np.datetime64(int(seconds // 1), 's')}Z"
+
+
+def summary_table(summary: dict[str, Any], title: str = "Events") -> Table:
+    """The summary of a prepared log as a table for the terminal."""
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name in ("users", "items", "events"):
+        table.add_row(name, f"{summary[name]:,}")
+    table.add_row("events per user, mean", f"{summary['mean_length']:,.1f}")
+    for name, value in summary["length_percentiles"].items():
+        label = "longest history" if name == "max" else f"history length, {name} %"
+        table.add_row(label, f"{value:,.0f}")
+    for name, share in summary["share_over"].items():
+        table.add_row(f"users over {int(name):,} events", f"{share:.2%}")
+    time = summary["time"]
+    table.add_row("first event", str(time.get("first_iso", time["first"])))
+    table.add_row("last event", str(time.get("last_iso", time["last"])))
+    table.add_row("items repeat in histories", "yes" if summary["has_repeats"] else "no")
+    if not summary["dropped"]:
+        table.add_row("dropped", "nothing")
+    for entry in summary["dropped"]:
+        table.add_row(f"dropped: {entry['reason']}", f"{entry['events']:,} events")
+    if any(entry["events"] for entry in summary["dropped"]):
+        table.add_row("users dropped with them", f"{summary['dropped_users']:,}")
+        table.add_row("items dropped with them", f"{summary['dropped_items']:,}")
+    return table

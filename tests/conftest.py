@@ -1,0 +1,52 @@
+"""Small event logs that the tests of several rooms share."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from blossomrec.data.log import EventLog
+
+TINY_USERS = 60
+TINY_ITEMS = 80
+
+
+def _events(histories: list[np.ndarray]) -> pl.DataFrame:
+    """Histories of item numbers as a table with scattered ids, in order of time."""
+    lengths = [len(history) for history in histories]
+    events = pl.DataFrame(
+        {
+            "user_id": np.repeat(np.arange(len(histories)) * 3 + 1001, lengths),
+            "item_id": np.concatenate(histories) * 7 + 50_003,
+            "timestamp": np.concatenate([np.arange(n) * 60 + 1_700_000_000 for n in lengths]),
+        }
+    )
+    return events.sort("timestamp", maintain_order=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_events() -> pl.DataFrame:
+    """Events of 60 users, whose histories have 1, 2, ..., 60 events, and 80 items; no repeats."""
+    rng = np.random.default_rng(7)
+    lengths = rng.permutation(np.arange(1, TINY_USERS + 1))
+    # A walk around the ring of items, so that an item tells something about the next one.
+    starts = rng.integers(0, TINY_ITEMS, TINY_USERS)
+    return _events(
+        [(start + np.arange(n)) % TINY_ITEMS for start, n in zip(starts, lengths, strict=True)]
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_log(tiny_events, tmp_path_factory) -> EventLog:
+    """``tiny_events``, prepared. Read only: it is shared by all tests."""
+    return EventLog.prepare(tiny_events, tmp_path_factory.mktemp("tiny") / "log")
+
+
+@pytest.fixture(scope="session")
+def repeat_log(tmp_path_factory) -> EventLog:
+    """40 users with 2 to 50 events each on 25 items; users meet items again."""
+    rng = np.random.default_rng(11)
+    lengths = np.concatenate([[2, 50], rng.integers(2, 51, 38)])
+    events = _events([rng.integers(0, 25, n) for n in lengths])
+    return EventLog.prepare(events, tmp_path_factory.mktemp("repeats") / "log")

@@ -1,0 +1,285 @@
+"""Packed batches: what they hold, once and only once, and that they can be made again."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from blossomrec.data.batches import (
+    Batch,
+    ClozeBatches,
+    HistoryBatches,
+    TrainingBatches,
+    pack,
+)
+from blossomrec.data.log import EventLog
+from blossomrec.errors import ConfigError, DataError
+
+
+def lengths_of(log) -> np.ndarray:
+    return np.diff(np.asarray(log.offsets))
+
+
+def pieces(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """Items and targets of each history in the batch."""
+    edges = batch.cu_seqlens.tolist()
+    items, targets = batch.items.tolist(), batch.targets.tolist()
+    return [(items[a:b], targets[a:b]) for a, b in itertools.pairwise(edges)]
+
+
+def check_form(batch: Batch) -> None:
+    assert batch.items.dtype == batch.targets.dtype == torch.int64
+    assert batch.cu_seqlens.dtype == torch.int32
+    lengths = batch.cu_seqlens.diff()
+    assert batch.cu_seqlens[0] == 0 and batch.cu_seqlens[-1] == len(batch.items)
+    assert len(batch.items) == len(batch.targets)
+    assert lengths.min() >= 1 and lengths.max() == batch.max_length
+    assert batch.num_histories == len(lengths)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return (
+        torch.equal(a.items, b.items)
+        and torch.equal(a.targets, b.targets)
+        and torch.equal(a.cu_seqlens, b.cu_seqlens)
+        and a.max_length == b.max_length
+    )
+
+
+def training(log, **changes) -> TrainingBatches:
+    options = {"train_end": lengths_of(log), "max_len": 16, "tokens_per_batch": 100, "seed": 3}
+    return TrainingBatches(log, **(options | changes))
+
+
+def cloze(log, **changes) -> ClozeBatches:
+    options = {
+        "train_end": lengths_of(log),
+        "max_len": 16,
+        "tokens_per_batch": 100,
+        "seed": 3,
+        "mask_probability": 0.3,
+    }
+    return ClozeBatches(log, **(options | changes))
+
+
+class TestPack:
+    def test_histories_one_after_another(self):
+        batch = pack([np.array([4, 5], dtype=np.int32), np.array([6]), np.array([7, 8, 9])])
+        check_form(batch)
+        assert batch.items.tolist() == [4, 5, 6, 7, 8, 9]
+        assert batch.targets.tolist() == [-1] * 6
+        assert batch.cu_seqlens.tolist() == [0, 2, 3, 6]
+        assert batch.max_length == 3
+
+    @pytest.mark.parametrize(
+        ("histories", "message"),
+        [([], "no history"), ([np.array([1]), np.array([], dtype=np.int64)], "history 1 ")],
+    )
+    def test_nothing_to_pack(self, histories, message):
+        with pytest.raises(DataError, match=message):
+            pack(histories)
+
+    def test_to_device(self):
+        batch = pack([np.array([1, 2])])
+        assert same(batch, batch.to("cpu"))
+        assert batch.to("meta").items.device.type == "meta"
+
+
+class TestTraining:
+    @pytest.mark.parametrize("max_len", [2, 7, 16, 60, 500])
+    @pytest.mark.parametrize("held_out", [0, 2])
+    def test_every_pair_once_an_epoch(self, repeat_log, max_len, held_out):
+        ends = np.maximum(lengths_of(repeat_log) - held_out, 0)
+        batches = training(repeat_log, train_end=ends, max_len=max_len)
+        expected = Counter()
+        for user, end in enumerate(ends):
+            history = repeat_log.history(user)[:end].tolist()
+            expected.update(itertools.pairwise(history))
+        for epoch in (0, 1):
+            met = Counter()
+            for batch in batches.epoch(epoch):
+                check_form(batch)
+                for items, targets in pieces(batch):
+                    assert len(items) <= max_len
+                    assert items[1:] == targets[:-1]
+                    met.update(zip(items, targets, strict=True))
+            assert met == expected
+            assert met.total() == batches.num_events
+
+    def test_history_that_fits_is_one_window(self, tiny_log):
+        batches = training(tiny_log, max_len=59)
+        histories = [items for batch in batches.epoch(0) for items, _ in pieces(batch)]
+        expected = [tiny_log.history(u)[:-1].tolist() for u in range(60)]
+        assert sorted(histories) == sorted(history for history in expected if history)
+
+    def test_token_budget(self, tiny_log):
+        for budget in (1, 30, 100, 10**9):
+            batches = list(training(tiny_log, tokens_per_batch=budget).epoch(0))
+            assert all(len(b.items) <= budget or b.num_histories == 1 for b in batches)
+            assert len(batches) == training(tiny_log, tokens_per_batch=budget).steps(0)
+        assert len(batches) == 1
+        sizes = [len(batch.items) for batch in training(tiny_log).epoch(0)]
+        assert np.mean(sizes[:-1]) > 85
+
+    def test_same_seed_and_epoch_give_the_same_batches(self, tiny_log):
+        first, again = training(tiny_log), training(tiny_log)
+        list(first.epoch(4))
+        for a, b in zip(first.epoch(2), again.epoch(2), strict=True):
+            assert same(a, b)
+
+    def test_seeds_and_epochs_differ_in_order_and_cuts(self, tiny_log):
+        def windows(batches, epoch):
+            return [tuple(i) for batch in batches.epoch(epoch) for i, _ in pieces(batch)]
+
+        a = windows(training(tiny_log), 0)
+        for b in (windows(training(tiny_log), 1), windows(training(tiny_log, seed=4), 0)):
+            assert a != b and set(a) != set(b)
+
+    @pytest.mark.parametrize("make", [training, cloze])
+    def test_continuing_in_the_middle(self, tiny_log, make):
+        whole = list(make(tiny_log).epoch(1))
+        for start in (0, 1, 7, len(whole) - 1, len(whole)):
+            rest = list(make(tiny_log).epoch(1, start_step=start))
+            assert len(rest) == len(whole) - start
+            assert all(same(a, b) for a, b in zip(rest, whole[start:], strict=True))
+
+    def test_two_epochs_at_once(self, tiny_log):
+        batches = training(tiny_log)
+        expected = [list(batches.epoch(0)), list(batches.epoch(1))]
+        mixed = list(zip(batches.epoch(0), batches.epoch(1), strict=False))
+        for step, pair in enumerate(mixed):
+            assert same(pair[0], expected[0][step]) and same(pair[1], expected[1][step])
+
+    @pytest.mark.parametrize("make", [training, cloze])
+    @pytest.mark.parametrize(
+        ("changes", "error", "message"),
+        [
+            ({"max_len": 1}, ConfigError, "max_len is 1: it must be at least 2"),
+            ({"tokens_per_batch": 0}, ConfigError, "tokens_per_batch is 0"),
+            ({"train_end": np.ones(60, dtype=np.int64)}, DataError, "at least 2 training events"),
+            ({"train_end": np.full(60, 61)}, ValueError, r"train_end\[0\] is 61"),
+            ({"train_end": np.full(60, -1)}, ValueError, r"train_end\[0\] is -1"),
+            ({"train_end": np.zeros(3)}, ValueError, "shape"),
+        ],
+    )
+    def test_refused(self, tiny_log, make, changes, error, message):
+        with pytest.raises(error, match=message):
+            make(tiny_log, **changes)
+
+
+class TestCloze:
+    @pytest.mark.parametrize("max_len", [2, 16, 500])
+    def test_every_event_once_an_epoch(self, repeat_log, max_len):
+        ends = lengths_of(repeat_log) - 1
+        batches = cloze(repeat_log, train_end=ends, max_len=max_len)
+        met = []
+        for batch in batches.epoch(0):
+            check_form(batch)
+            masked = batch.targets >= 0
+            assert torch.equal(masked, batch.items == repeat_log.num_items)
+            for items, targets in pieces(batch):
+                assert len(items) <= max_len and max(targets) >= 0
+            met += torch.where(masked, batch.targets, batch.items).tolist()
+        used = [repeat_log.history(user)[:end] for user, end in enumerate(ends) if end >= 2]
+        assert sorted(met) == sorted(np.concatenate(used).tolist())
+        assert len(met) == batches.num_events
+
+    def test_share_of_masks_and_last_events(self, tiny_log):
+        windows = [
+            targets
+            for epoch in range(40)
+            for batch in cloze(tiny_log).epoch(epoch)
+            for _, targets in pieces(batch)
+            if len(targets) == 16
+        ]
+        masked = np.array(windows) >= 0
+        only_last = masked[:, -1] & (masked.sum(axis=1) == 1)
+        assert 0.07 < only_last.mean() < 0.12
+        assert 0.28 < masked[~only_last].mean() < 0.33
+
+    def test_masks_change_with_epoch_and_step(self, tiny_log):
+        batches = cloze(tiny_log, max_len=500, tokens_per_batch=60)
+        first = list(batches.epoch(0))
+        patterns = {tuple((batch.targets >= 0).tolist()) for batch in first}
+        assert len(patterns) > 0.9 * len(first)
+        again = {tuple((batch.targets >= 0).tolist()) for batch in batches.epoch(1)}
+        assert len(patterns & again) < 3
+
+    @pytest.mark.parametrize("probability", [0, 1, -0.1, float("nan")])
+    def test_mask_probability(self, tiny_log, probability):
+        with pytest.raises(ConfigError, match="mask_probability"):
+            cloze(tiny_log, mask_probability=probability)
+
+
+class TestHistories:
+    @pytest.mark.parametrize("max_len", [2, 10, 1000])
+    @pytest.mark.parametrize("budget", [1, 64, 10**9])
+    def test_last_events_before_the_end_in_order_of_cases(self, tiny_log, max_len, budget):
+        rng = np.random.default_rng(0)
+        users = rng.integers(0, 60, 200)
+        ends = rng.integers(1, lengths_of(tiny_log)[users] + 1)
+        batches = HistoryBatches(tiny_log, users, ends, max_len=max_len, tokens_per_batch=budget)
+        met, place = [], 0
+        for cases, batch in batches:
+            check_form(batch)
+            assert (cases.start, cases.stop) == (place, place + batch.num_histories)
+            assert len(batch.items) <= budget or batch.num_histories == 1
+            place = cases.stop
+            met += pieces(batch)
+        expected = [
+            tiny_log.history(user)[:end][-max_len:].tolist()
+            for user, end in zip(users, ends, strict=True)
+        ]
+        assert [items for items, _ in met] == expected
+        assert all(set(targets) == {-1} for _, targets in met)
+        assert len(batches) == len(list(batches))
+
+    def test_no_cases(self, tiny_log):
+        none = np.array([], dtype=np.int64)
+        batches = HistoryBatches(tiny_log, none, none, max_len=5, tokens_per_batch=5)
+        assert list(batches) == [] and len(batches) == 0
+
+    @pytest.mark.parametrize(
+        ("users", "ends", "error", "message"),
+        [
+            ([60], [1], ValueError, "from 0 to 59"),
+            ([-1], [1], ValueError, "from 0 to 59"),
+            ([0, 1], [1, 0], ValueError, r"history_end\[1\] is 0: it must be from 1"),
+            ([0], [61], ValueError, r"history_end\[0\] is 61"),
+            ([0, 1], [1], ValueError, "shape"),
+        ],
+    )
+    def test_refused(self, tiny_log, users, ends, error, message):
+        with pytest.raises(error, match=message):
+            HistoryBatches(tiny_log, users, ends, max_len=5, tokens_per_batch=5)
+
+
+def test_an_epoch_over_a_million_events_takes_under_half_a_second(tmp_path):
+    import polars as pl
+
+    events = 1_000_000
+    rng = np.random.default_rng(0)
+    users = np.sort(rng.integers(0, 6_000, events))
+    frame = pl.DataFrame(
+        {
+            "user_id": users,
+            "item_id": rng.integers(0, 3_000, events),
+            "timestamp": np.arange(events),
+        }
+    )
+    log = EventLog.prepare(frame, tmp_path / "log")
+    ends = lengths_of(log)
+    options = {"max_len": 200, "tokens_per_batch": 16_384, "seed": 0}
+    for make in (
+        lambda: TrainingBatches(log, ends, **options).epoch(0),
+        lambda: ClozeBatches(log, ends, mask_probability=0.2, **options).epoch(0),
+    ):
+        start = time.process_time()
+        tokens = sum(len(batch.items) for batch in make())
+        assert tokens >= events - 6_000
+        assert time.process_time() - start < 0.5

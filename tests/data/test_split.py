@@ -1,0 +1,115 @@
+"""What is held out, by user and by time."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from blossomrec.config import EvaluationConfig
+from blossomrec.data.log import EventLog
+from blossomrec.data.split import Cases, make_split
+from blossomrec.errors import ConfigError, DataError
+
+BY_TIME = EvaluationConfig(split="global-time", valid_share=0.2, test_share=0.3)
+
+
+def log_of(histories: dict[str, list[float]]) -> EventLog:
+    """A log in which each user meets new items at the given times."""
+    rows = [(user, n, time) for user, times in histories.items() for n, time in enumerate(times)]
+    return EventLog.prepare(
+        pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    )
+
+
+def rows(cases: Cases) -> list[tuple[int, int, int]]:
+    return list(
+        zip(
+            cases.users.tolist(),
+            cases.history_end.tolist(),
+            cases.target_end.tolist(),
+            strict=True,
+        )
+    )
+
+
+class TestLeaveOneOut:
+    def test_last_two_events_of_users_with_three(self):
+        log = log_of({"a": [1], "b": [1, 2], "c": [1, 2, 3], "d": [1, 2, 3, 4, 5]})
+        split = make_split(log, EvaluationConfig())
+        assert split.train_end.tolist() == [1, 2, 1, 3]
+        assert rows(split.valid) == [(2, 1, 2), (3, 3, 4)]
+        assert rows(split.test) == [(2, 2, 3), (3, 4, 5)]
+        assert split.train_end.dtype == split.valid.users.dtype == np.int64
+
+    def test_histories_too_short(self):
+        with pytest.raises(DataError, match="nothing to test on: no user has 3 events"):
+            make_split(log_of({"a": [1, 2], "b": [1, 2]}), EvaluationConfig())
+
+
+class TestGlobalTime:
+    def test_periods(self):
+        log = log_of(
+            {
+                "a": [0, 1, 2, 3, 7, 8],  # in all three periods
+                "b": [4, 5, 6],  # ends in the validation period
+                "c": [9],  # starts in the test period
+            }
+        )
+        # Ten events at 0..9: validation starts at 5, the test at 7.
+        split = make_split(log, BY_TIME)
+        assert split.train_end.tolist() == [4, 1, 0]
+        assert rows(split.valid) == [(1, 1, 3)]
+        assert rows(split.test) == [(0, 4, 6)]
+
+    def test_test_history_includes_the_validation_period(self):
+        split = make_split(log_of({"a": list(range(10)), "b": [0, 1, 2]}), BY_TIME)
+        assert rows(split.valid) == [(0, split.train_end[0], split.test.history_end[0])]
+        assert rows(split.test) == [(0, split.test.history_end[0], 10)]
+
+    def test_nothing_after_the_cut_is_trained_on(self, repeat_log):
+        split = make_split(repeat_log, EvaluationConfig(split="global-time"))
+        times = [
+            repeat_log.timestamps[a:b]
+            for a, b in zip(repeat_log.offsets[:-1], repeat_log.offsets[1:], strict=True)
+        ]
+        trained = np.concatenate([t[:end] for t, end in zip(times, split.train_end, strict=True)])
+        valid = np.concatenate([times[u][a:b] for u, a, b in rows(split.valid)])
+        test = np.concatenate([times[u][a:b] for u, a, b in rows(split.test)])
+        assert trained.max() < valid.min() and valid.max() < test.min()
+        assert 0.08 < (np.concatenate(times) >= test.min()).mean() < 0.15
+
+    def test_without_validation(self):
+        config = EvaluationConfig(split="global-time", valid_share=0.0, test_share=0.3)
+        split = make_split(log_of({"a": list(range(10)), "b": [0, 1]}), config)
+        assert len(split.valid) == 0 and rows(split.test) == [(0, 6, 10)]
+
+    def test_all_at_the_same_time(self):
+        with pytest.raises(DataError, match="nothing to test on: the times run from 5 to 5"):
+            make_split(log_of({"a": [5, 5, 5], "b": [5, 5]}), BY_TIME)
+
+    def test_nothing_to_validate_on(self):
+        with pytest.raises(DataError, match="nothing to validate on"):
+            make_split(log_of({"a": [0, 1, 2, 3, 4, 8, 9], "b": [5, 6, 7]}), BY_TIME)
+
+    @pytest.mark.parametrize(("valid", "test"), [(0.1, 0.0), (0.5, 0.5)])
+    def test_shares(self, tiny_log, valid, test):
+        config = EvaluationConfig(split="global-time", valid_share=valid, test_share=test)
+        with pytest.raises(ConfigError, match="test_share"):
+            make_split(tiny_log, config)
+
+
+class TestSample:
+    cases = Cases(np.arange(100), np.arange(100) + 1, np.arange(100) + 2)
+
+    def test_fixed_ordered_and_without_repeats(self):
+        sample = self.cases.sample(30, seed=5)
+        assert len(sample) == 30
+        assert (np.diff(sample.users) > 0).all()
+        assert (sample.history_end == sample.users + 1).all()
+        assert (sample.target_end == sample.users + 2).all()
+        assert rows(sample) == rows(self.cases.sample(30, seed=5))
+        assert rows(sample) != rows(self.cases.sample(30, seed=6))
+
+    def test_all_if_there_are_fewer(self):
+        assert rows(self.cases.sample(101, seed=0)) == rows(self.cases)
