@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from inputs import random_inputs
+from inputs import random_inputs, relative_error
 
 from blossomrec.attention import BlossomAttention, blossom_attention
 from blossomrec.attention.packing import Packing
@@ -129,3 +129,14 @@ def test_wrong_arguments_are_named():
         BlossomAttention(hidden_size=30, num_heads=4, num_kv_heads=2)
     with pytest.raises(ValueError, match="compress is 'max'"):
         layer(compress="max")
+
+
+def test_autocast_leaves_scores_and_selection_in_float32():
+    attention, x = layer(), torch.randn(333, 32)
+    exact = attention(x, CU_SEQLENS, need_selector_loss=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        given = attention(x, CU_SEQLENS, need_selector_loss=True)
+    (given.hidden.float().sum() + given.selector_loss).backward()
+    assert given.hidden.dtype == torch.bfloat16
+    assert given.selector_loss.dtype == torch.float32
+    assert relative_error(given.hidden.detach(), exact.hidden.detach()) < 2e-2

@@ -4,7 +4,8 @@ import pytest
 import torch
 from inputs import AWKWARD, random_inputs, relative_error
 
-from blossomrec.attention import blossom_attention, torch_impl
+from blossomrec.attention import blossom_attention, eager
+from blossomrec.attention.eager import selection, sparse
 
 IMPLEMENTATIONS = ["torch"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
@@ -18,9 +19,12 @@ def outputs_and_gradients(inputs, impl, **options):
     return [out.detach(), *torch.autograd.grad(out, leaves, direction)], selected
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def impl(request):
-    return request.param
+@pytest.fixture(params=["torch-dense", "torch-sparse", "torch-mixed"])
+def impl(request, monkeypatch):
+    """Each implementation; the one in plain torch with every history on either of its ways."""
+    limit = {"torch-dense": 1_000_000, "torch-sparse": 0, "torch-mixed": 80}[request.param]
+    monkeypatch.setitem(eager.DENSE_LENGTH, "cpu", limit)
+    return "torch"
 
 
 @pytest.mark.parametrize("sinks", [0, 3])
@@ -65,8 +69,8 @@ def test_other_sizes(impl, block_size, top_n, window, causal):
 def test_tiles_meet_without_a_seam(impl, monkeypatch):
     inputs = random_inputs(RAGGED)
     whole, selected = outputs_and_gradients(inputs, impl, sinks=2)
-    monkeypatch.setitem(torch_impl.TILE_ROWS, "cpu", 37)
-    monkeypatch.setitem(torch_impl.SELECTION_ROWS, "cpu", 29)
+    monkeypatch.setitem(sparse.TILE_ROWS, "cpu", 37)
+    monkeypatch.setitem(selection.TILE_ROWS, "cpu", 29)
     tiled, again = outputs_and_gradients(inputs, impl, sinks=2)
     assert (selected == again).all()
     assert all(relative_error(a, b) < 1e-6 for a, b in zip(tiled, whole, strict=True))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from blossomrec.attention import reference, torch_impl
+from blossomrec.attention import eager, reference
 
 IMPLEMENTATIONS = {
     "reference": reference.blossom_attention,
-    "torch": torch_impl.blossom_attention,
+    "torch": eager.blossom_attention,
 }
 
 
@@ -70,20 +71,22 @@ def blossom_attention(
         impl = "torch"
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl is {impl!r}: choose one of auto, {', '.join(IMPLEMENTATIONS)}")
-    return IMPLEMENTATIONS[impl](
-        q,
-        k,
-        v,
-        block_keys,
-        gates,
-        cu_seqlens,
-        block_size=block_size,
-        top_n=top_n,
-        window=window,
-        sinks=sinks,
-        causal=causal,
-        selected=selected,
-    )
+    # Types are chosen inside: scores and selection are float32 whatever the layers around use.
+    with torch.autocast(q.device.type, enabled=False):
+        return IMPLEMENTATIONS[impl](
+            q,
+            k,
+            v,
+            block_keys,
+            gates,
+            cu_seqlens,
+            block_size=block_size,
+            top_n=top_n,
+            window=window,
+            sinks=sinks,
+            causal=causal,
+            selected=selected,
+        )
 
 
 def _check(q, k, v, block_keys, gates, cu_seqlens, selected, top_n) -> None:

@@ -51,9 +51,9 @@ def selector_loss(
     count = max(1, len(able) // SAMPLE_EVERY)
     rows = able[torch.randint(len(able), (count,), device=q.device)]
     blocks, valid = _candidates(packing, selected, rows, causal)
-    with torch.no_grad():
+    with torch.autocast(q.device.type, enabled=False):
         mass = attention_mass(q, k, packing, rows, blocks, valid)
-    importance = _importance(q[rows], block_keys, packing.first_block[rows], blocks)
+        importance = _importance(q[rows], block_keys, packing.first_block[rows], blocks)
     log_share = importance.masked_fill(~valid, -math.inf).log_softmax(-1)
     # Places that hold no block have no mass; their -inf must not meet it.
     divergence = mass * (mass.clamp(min=1e-20).log() - log_share.masked_fill(~valid, 0.0))

@@ -1,0 +1,154 @@
+"""Dense attention over packed histories: what Blossom attention is compared with."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blossomrec.attention import AttentionOutput
+from blossomrec.attention.buckets import Buckets
+from blossomrec.attention.packing import positions
+from blossomrec.attention.rotary import rotate
+
+
+class FullAttention(nn.Module):
+    """Multi-head attention of every event to every event of its history (or every earlier one).
+
+    Grouped queries and rotary positions are those of Blossom attention, so that exchanging the two
+    changes nothing else. Every kernel used needs memory linear in the length.
+
+    Args:
+        hidden_size: D, a multiple of ``num_heads``.
+        num_heads: H query heads.
+        num_kv_heads: G key/value heads, dividing H.
+        causal: whether an event sees only itself and what came before.
+
+    Raises:
+        ValueError: the sizes do not fit each other.
+    """
+
+    def __init__(self, *, hidden_size: int, num_heads: int, num_kv_heads: int, causal: bool = True):
+        super().__init__()
+        if hidden_size % num_heads or num_heads % num_kv_heads or hidden_size // num_heads % 2:
+            raise ValueError(
+                f"hidden_size {hidden_size}, num_heads {num_heads}, num_kv_heads {num_kv_heads}: "
+                "each must be a multiple of the next, with an even hidden_size / num_heads"
+            )
+        self.num_heads, self.num_kv_heads, self.causal = num_heads, num_kv_heads, causal
+        self.head_dim = hidden_size // num_heads
+        self.query = nn.Linear(hidden_size, num_heads * self.head_dim, bias=False)
+        self.key = nn.Linear(hidden_size, num_kv_heads * self.head_dim, bias=False)
+        self.value = nn.Linear(hidden_size, num_kv_heads * self.head_dim, bias=False)
+        self.output = nn.Linear(num_heads * self.head_dim, hidden_size, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        *,
+        max_length: int,
+        need_selector_loss: bool = False,
+    ) -> AttentionOutput:
+        """Attend within each history.
+
+        Args:
+            x: [T, D], the events of all histories one after another.
+            cu_seqlens: int32 [B+1], where each history starts.
+            max_length: length of the longest history.
+            need_selector_loss: accepted as by Blossom attention; there is no selector here.
+
+        Returns:
+            Its ``hidden`` is [T, D]; the rest is None.
+        """
+        place = positions(cu_seqlens, len(x))
+        q = rotate(self.query(x).unflatten(-1, (self.num_heads, self.head_dim)), place)
+        k = rotate(self.key(x).unflatten(-1, (self.num_kv_heads, self.head_dim)), place)
+        v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        attend = packed_attention if _has_packed_kernel(q) else bucketed_attention
+        out = attend(q, k, v, cu_seqlens, max_length, self.causal)
+        return AttentionOutput(self.output(out.flatten(1)))
+
+
+def _has_packed_kernel(q: Tensor) -> bool:
+    fits = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
+    return fits and q.shape[-1] <= 256 and bool(_packed_kernel_options())
+
+
+@cache
+def _packed_kernel_options() -> frozenset[str]:
+    """Parameters of ``varlen_attn``, which differ between releases; none where it is missing."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def packed_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_length: int, causal: bool
+) -> Tensor:
+    """Attention by PyTorch's kernel for packed sequences, on a GPU in float16 or bfloat16.
+
+    Args:
+        q: [T, H, d].
+        k: [T, G, d].
+        v: [T, G, d].
+        cu_seqlens: int32 [B+1].
+        max_length: length of the longest history.
+        causal: whether an event sees only itself and what came before.
+
+    Returns:
+        [T, H, d].
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    options = _packed_kernel_options()
+    given: dict[str, Any] = {}
+    if causal:
+        given = {"window_size": (-1, 0)} if "window_size" in options else {"is_causal": True}
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in options:
+            given["enable_gqa"] = True
+        else:
+            k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
+    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_length, max_length, **given)
+    return cast(Tensor, out)
+
+
+def bucketed_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_length: int, causal: bool
+) -> Tensor:
+    """Attention by ``scaled_dot_product_attention``, on any device and in any type.
+
+    Histories of similar length are padded at their end to the longest of them and attended
+    together. Arguments and result are those of :func:`packed_attention`.
+    """
+    buckets = Buckets.of(cu_seqlens, len(q), max_length)
+    outputs = [
+        _dense_attention(*each, causal=causal)
+        for each in zip(
+            buckets.pad(q), buckets.pad(k), buckets.pad(v), buckets.lengths, strict=True
+        )
+    ]
+    return buckets.unpad(outputs)
+
+
+def _dense_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, causal: bool) -> Tensor:
+    """Padded attention: q [n, L, H, d], k and v [n, L, G, d], lengths [n] -> [n, L, H, d]."""
+    mask = None
+    if not causal:
+        # A broadcast row of L; under causality padding at the end is out of sight anyway.
+        mask = (torch.arange(q.shape[1], device=q.device) < lengths[:, None])[:, None, None]
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and q.is_cuda:
+        # Not every GPU kernel takes grouped heads, and the one that is left keeps all scores.
+        k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
+        grouped = False
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
+    return out.transpose(1, 2)

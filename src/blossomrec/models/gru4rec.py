@@ -1,0 +1,49 @@
+"""GRU4Rec: a recurrent network over packed histories."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from blossomrec.attention.buckets import Buckets
+from blossomrec.config import ModelConfig
+from blossomrec.models.sequence import Encoded, SequenceModel
+
+
+class GRU4Rec(SequenceModel):
+    """Recommendation with a recurrent network (Hidasi et al., ICLR 2016).
+
+    The recurrent state has ``inner_size`` numbers and is projected to ``hidden_size``. Options of
+    attention have no effect.
+
+    Args:
+        config: the architecture.
+        num_items: size of the catalogue.
+    """
+
+    def __init__(self, config: ModelConfig, num_items: int):
+        super().__init__(config, num_items)
+        self.gru = nn.GRU(
+            config.hidden_size, config.inner_size, num_layers=config.layers, batch_first=True
+        )
+        self.out = nn.Linear(config.inner_size, config.hidden_size)
+        nn.init.normal_(self.out.weight, std=0.02)
+        nn.init.zeros_(self.out.bias)
+
+    def encode(
+        self,
+        items: Tensor,
+        cu_seqlens: Tensor,
+        max_length: int,
+        *,
+        need_selector_loss: bool = False,
+        keep_layers: bool = False,
+    ) -> Encoded:
+        # Rectangles rather than PyTorch's packed sequences, whose backward pass on a CPU touches
+        # every row at every step.
+        buckets = Buckets.of(cu_seqlens, len(items), max_length)
+        # The recurrence stays in float32: rounding would add up along a history.
+        with torch.autocast(items.device.type, enabled=False):
+            groups = buckets.pad(self.embed(items).float())
+            states = buckets.unpad([self.gru(group)[0] for group in groups])
+        return Encoded(self.final_norm(self.dropout(self.out(states))))

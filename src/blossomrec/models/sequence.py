@@ -1,0 +1,129 @@
+"""What all sequence models have in common: tied item embeddings, and how a catalogue is scored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from blossomrec.attention import AttentionOutput
+from blossomrec.config import ModelConfig, check
+from blossomrec.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from blossomrec.data.batches import Batch
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Packed histories after the model.
+
+    Attributes:
+        hidden: [T, D], to be compared with item embeddings.
+        selector_loss: scalar, mean over the layers that have one; None without any.
+        layers: what each layer's attention gave; empty unless it was asked for.
+    """
+
+    hidden: Tensor
+    selector_loss: Tensor | None = None
+    layers: tuple[AttentionOutput, ...] = ()
+
+
+class SequenceModel(nn.Module):
+    """Base of the neural models; a scorer of next items.
+
+    Item embeddings times sqrt(D) (after a layer norm if ``config.norm`` is "post") pass the layers
+    that a subclass adds (and a last layer norm if it is "pre"); the result is compared with the
+    embeddings as they are. Dropout follows the embeddings.
+
+    Args:
+        config: the architecture.
+        num_items: size of the catalogue, I.
+        extra_rows: embeddings besides the catalogue's, from row I on.
+    """
+
+    def __init__(self, config: ModelConfig, num_items: int, *, extra_rows: int = 0):
+        super().__init__()
+        self.config, self.num_items = config, num_items
+        self.item_embeddings = nn.Embedding(num_items + extra_rows, config.hidden_size)
+        post = config.norm == "post"
+        self.embedding_norm = nn.LayerNorm(config.hidden_size) if post else nn.Identity()
+        self.final_norm = nn.Identity() if post else nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.normal_(self.item_embeddings.weight, std=0.02)
+
+    @property
+    def max_len(self) -> int:
+        """Longest history, in events, that the model is given."""
+        return self.config.max_len
+
+    def encode(
+        self,
+        items: Tensor,
+        cu_seqlens: Tensor,
+        max_length: int,
+        *,
+        need_selector_loss: bool = False,
+        keep_layers: bool = False,
+    ) -> Encoded:
+        """Run the model over packed histories.
+
+        Args:
+            items: int64 [T], item rows, the events of all histories one after another.
+            cu_seqlens: int32 [B+1], where each history starts.
+            max_length: length of the longest history.
+            need_selector_loss: also compute the loss that teaches the attention's selector.
+            keep_layers: also return what each layer's attention gave.
+        """
+        raise NotImplementedError
+
+    def embed(self, items: Tensor) -> Tensor:
+        """Input of the first layer, [T, D]."""
+        # As large as what the layers add; as an output matrix the same numbers must be small.
+        x = self.item_embeddings(items) * math.sqrt(self.config.hidden_size)
+        return self.dropout(self.embedding_norm(x))
+
+    def output_weight(self) -> Tensor:
+        """Embeddings of the catalogue's items, [I, D]: the output matrix."""
+        return self.item_embeddings.weight[: self.num_items]
+
+    @torch.no_grad()
+    def queries(self, batch: Batch) -> Tensor:
+        """What the next item of each history is scored from, [B, D]: the state at its last event.
+
+        Raises:
+            DataError: a history of the batch is empty.
+        """
+        empty = (batch.cu_seqlens.diff() == 0).nonzero()
+        if len(empty):
+            raise DataError(f"history {empty[0].item()} of the batch has no events")
+        encoded = self.encode(batch.items, batch.cu_seqlens, batch.max_length)
+        return encoded.hidden[batch.cu_seqlens[1:].long() - 1]
+
+    @torch.no_grad()
+    def scores(self, queries: Tensor, start: int, stop: int) -> Tensor:
+        """Scores of the items start .. stop-1, float32 [B, stop - start]."""
+        # In bfloat16 many scores would be equal, and equal scores count as wrong.
+        with torch.autocast(queries.device.type, enabled=False):
+            return queries.float() @ self.item_embeddings.weight[start:stop].float().T
+
+
+def build_model(config: ModelConfig, num_items: int) -> SequenceModel:
+    """The model that ``config.backbone`` names, with start values from PyTorch's generator.
+
+    Raises:
+        ConfigError: an option is out of bounds or does not fit another one, or there are no items.
+    """
+    # Here, because the backbones are made from this module's base class.
+    from blossomrec.models.bert4rec import BERT4Rec
+    from blossomrec.models.gru4rec import GRU4Rec
+    from blossomrec.models.sasrec import SASRec
+
+    check(config, "model.")
+    if num_items < 1:
+        raise ConfigError(f"num_items is {num_items}: a catalogue needs at least 1 item")
+    backbones = {"sasrec": SASRec, "bert4rec": BERT4Rec, "gru4rec": GRU4Rec}
+    return backbones[config.backbone](config, num_items)

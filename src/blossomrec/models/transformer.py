@@ -1,0 +1,109 @@
+"""The Transformer encoder around any attention over packed histories."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from blossomrec.attention import AttentionOutput, BlossomAttention
+from blossomrec.config import ModelConfig
+from blossomrec.models.full import FullAttention
+from blossomrec.models.sequence import Encoded, SequenceModel
+
+
+def build_attention(config: ModelConfig, *, causal: bool) -> nn.Module:
+    """The attention of one layer, as ``config.attention`` names it; it initialises itself."""
+    if config.attention == "full":
+        return FullAttention(
+            hidden_size=config.hidden_size,
+            num_heads=config.heads,
+            num_kv_heads=config.kv_heads,
+            causal=causal,
+        )
+    return BlossomAttention(
+        hidden_size=config.hidden_size,
+        num_heads=config.heads,
+        num_kv_heads=config.kv_heads,
+        block_size=config.block_size,
+        top_n=config.top_n,
+        window=config.window,
+        sinks=config.sinks,
+        causal=causal,
+        compress=config.compress,
+        compress_window=config.compress_window,
+        impl=config.attention_impl,
+    )
+
+
+class TransformerLayer(nn.Module):
+    """Attention and a GELU feed-forward network, each with dropout, residual and layer norm."""
+
+    def __init__(self, config: ModelConfig, *, causal: bool):
+        super().__init__()
+        self.pre_norm = config.norm == "pre"
+        self.attention = build_attention(config, causal=causal)
+        self.inner = nn.Linear(config.hidden_size, config.inner_size)
+        self.outer = nn.Linear(config.inner_size, config.hidden_size)
+        self.attention_norm = nn.LayerNorm(config.hidden_size)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
+        self.activation, self.dropout = nn.GELU(), nn.Dropout(config.dropout)
+        # Only the layer's own matrices: the attention has start values of its own.
+        for linear in (self.inner, self.outer):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, max_length: int, need_selector_loss: bool
+    ) -> tuple[Tensor, AttentionOutput]:
+        """[T, D] to [T, D], with what the attention gave."""
+        attended = self.attention(
+            self.attention_norm(x) if self.pre_norm else x,
+            cu_seqlens,
+            max_length=max_length,
+            need_selector_loss=need_selector_loss,
+        )
+        x = x + self.dropout(attended.hidden)
+        if self.pre_norm:
+            return x + self._feed_forward(self.feed_forward_norm(x)), attended
+        x = self.attention_norm(x)
+        return self.feed_forward_norm(x + self._feed_forward(x)), attended
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.outer(self.activation(self.inner(x))))
+
+
+class TransformerModel(SequenceModel):
+    """Embeddings and a stack of Transformer layers; subclasses say what an event may see.
+
+    Args:
+        config: the architecture.
+        num_items: size of the catalogue.
+        causal: whether an event sees only itself and what came before.
+        extra_rows: embeddings besides the catalogue's.
+    """
+
+    def __init__(self, config: ModelConfig, num_items: int, *, causal: bool, extra_rows: int = 0):
+        super().__init__(config, num_items, extra_rows=extra_rows)
+        self.layers = nn.ModuleList(
+            TransformerLayer(config, causal=causal) for _ in range(config.layers)
+        )
+
+    def encode(
+        self,
+        items: Tensor,
+        cu_seqlens: Tensor,
+        max_length: int,
+        *,
+        need_selector_loss: bool = False,
+        keep_layers: bool = False,
+    ) -> Encoded:
+        x = self.embed(items)
+        losses, kept = [], []
+        for layer in self.layers:
+            x, attended = layer(x, cu_seqlens, max_length, need_selector_loss)
+            if attended.selector_loss is not None:
+                losses.append(attended.selector_loss)
+            if keep_layers:
+                kept.append(attended)
+        loss = torch.stack(losses).mean() if losses else None
+        return Encoded(self.final_norm(x), loss, tuple(kept))

@@ -1,0 +1,63 @@
+"""Small models and packed histories for the tests of this folder."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from blossomrec.config import ModelConfig
+from blossomrec.data.batches import Batch, pack
+from blossomrec.models.sequence import SequenceModel, build_model
+
+NUM_ITEMS = 50
+TRANSFORMERS = [
+    pytest.param({"backbone": backbone, "attention": attention, "norm": norm}, id="-".join(names))
+    for names in itertools.product(("sasrec", "bert4rec"), ("blossom", "full"), ("pre", "post"))
+    for backbone, attention, norm in [names]
+]
+ALL_MODELS = TRANSFORMERS + [
+    pytest.param({"backbone": "gru4rec", "norm": norm}, id=f"gru4rec-{norm}")
+    for norm in ("pre", "post")
+]
+
+
+def small_config(**options) -> ModelConfig:
+    """Blocks of 4 events, so that short histories reach every part of the attention."""
+    defaults = {
+        "max_len": 40,
+        "hidden_size": 16,
+        "heads": 4,
+        "kv_heads": 2,
+        "inner_size": 24,
+        "block_size": 4,
+        "top_n": 2,
+        "window": 2,
+        "compress_window": 8,
+    }
+    return ModelConfig(**defaults | options)
+
+
+def small_model(**options) -> SequenceModel:
+    """A seeded model in evaluation mode, with embeddings large enough for attention to matter."""
+    torch.manual_seed(0)
+    model = build_model(small_config(**options), NUM_ITEMS).eval()
+    with torch.no_grad():
+        model.item_embeddings.weight.mul_(10)
+    return model
+
+
+def random_histories(*lengths: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, NUM_ITEMS, length) for length in lengths]
+
+
+def encode(model: SequenceModel, batch: Batch, **options):
+    return model.encode(batch.items, batch.cu_seqlens, batch.max_length, **options)
+
+
+def hidden_states(model: SequenceModel, *histories: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        return encode(model, pack(histories)).hidden

@@ -1,0 +1,272 @@
+"""Losses against their definitions written out in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from blossomrec import losses
+from blossomrec.config import TrainingConfig
+from blossomrec.errors import ConfigError
+from blossomrec.losses import (
+    NegativeSampler,
+    bpr,
+    build_loss,
+    cross_entropy,
+    gbce,
+    sampled_softmax,
+)
+
+SAMPLED = ["sampled_softmax", "gbce", "bpr"]
+
+
+def problem(rows=37, items=101, size=8, dtype=torch.float64, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(rows, size, generator=generator, dtype=dtype)
+    weight = torch.randn(items, size, generator=generator, dtype=dtype)
+    targets = torch.randint(items, (rows,), generator=generator)
+    hidden, weight = (each.to(device).requires_grad_() for each in (hidden, weight))
+    return hidden, weight, targets.to(device)
+
+
+def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((ours.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+def value_and_gradients(loss, hidden, weight):
+    return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
+
+
+@pytest.mark.parametrize("tile_rows", [1, 8, 512])
+@pytest.mark.parametrize("chunk_elements", [1, 7, 101, 300, 1 << 23])
+def test_cross_entropy_is_exact_for_any_tiles(monkeypatch, tile_rows, chunk_elements):
+    monkeypatch.setattr(losses, "TILE_ROWS", tile_rows)
+    hidden, weight, targets = problem()
+    loss = cross_entropy(hidden, weight, targets, chunk_elements=chunk_elements)
+    exact = F.cross_entropy(hidden @ weight.T, targets)
+    ours = value_and_gradients(3 * loss, hidden, weight)
+    for one, other in zip(ours, value_and_gradients(3 * exact, hidden, weight), strict=True):
+        assert relative_error(one, other) < 1e-12
+
+
+@pytest.mark.parametrize("scale", [1, 100], ids=["usual", "large-logits"])
+def test_cross_entropy_in_float32(scale):
+    hidden, weight, targets = problem(dtype=torch.float32)
+    loss = cross_entropy(hidden * scale, weight, targets, chunk_elements=500)
+    assert loss.dtype == torch.float32
+    exact = F.cross_entropy((hidden.double() * scale) @ weight.double().T, targets)
+    ours = value_and_gradients(loss, hidden, weight)
+    for one, other in zip(ours, value_and_gradients(exact, hidden, weight), strict=True):
+        assert one.dtype == torch.float32
+        assert relative_error(one, other) < 1e-5
+
+
+def test_cross_entropy_under_autocast_rounds_only_the_factors():
+    hidden, weight, targets = problem(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = cross_entropy(hidden, weight, targets, chunk_elements=500)
+    assert loss.dtype == torch.float32
+    rounded = [each.detach().bfloat16().double().requires_grad_() for each in (hidden, weight)]
+    exact = F.cross_entropy(rounded[0] @ rounded[1].T, targets)
+    assert relative_error(loss, exact) < 1e-6
+    ours = torch.autograd.grad(loss, (hidden, weight))
+    for one, other in zip(ours, torch.autograd.grad(exact, rounded), strict=True):
+        assert one.dtype == torch.float32
+        assert relative_error(one, other) < 5e-3
+
+
+def test_cross_entropy_without_gradients_and_without_rows():
+    hidden, weight, targets = problem()
+    with torch.no_grad():
+        loss = cross_entropy(hidden, weight, targets)
+    assert not loss.requires_grad
+    assert relative_error(loss, F.cross_entropy(hidden @ weight.T, targets)) < 1e-12
+    empty = cross_entropy(hidden[:0], weight, targets[:0])
+    empty.backward()
+    assert empty.item() == 0
+    assert not weight.grad.any()
+
+
+def test_cross_entropy_of_a_frozen_catalogue():
+    hidden, weight, targets = problem()
+    (gradient,) = torch.autograd.grad(cross_entropy(hidden, weight.detach(), targets), hidden)
+    exact = torch.autograd.grad(F.cross_entropy(hidden @ weight.T, targets), hidden)[0]
+    assert relative_error(gradient, exact) < 1e-12
+
+
+class LargestOutput(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(each, torch.Tensor):
+                self.elements = max(self.elements, each.numel())
+        return out
+
+
+def test_cross_entropy_never_holds_all_logits():
+    hidden, weight, targets = problem(rows=2000, items=3000, size=4, dtype=torch.float32)
+    for chunk_elements in (20_000, 100_000):
+        with LargestOutput() as largest:
+            cross_entropy(hidden, weight, targets, chunk_elements=chunk_elements).backward()
+        assert chunk_elements / 2 < largest.elements <= chunk_elements
+
+
+@pytest.mark.parametrize("loss", SAMPLED)
+def test_sampled_losses_never_hold_all_logits(loss):
+    hidden, weight, targets = problem(rows=2000, items=3000, size=4, dtype=torch.float32)
+    build = build_loss(TrainingConfig(loss=loss, negatives=16), np.ones(3000), 3000)
+    with LargestOutput() as largest:
+        build(hidden, weight, targets).backward()
+    assert largest.elements <= 2000 * 17
+
+
+def test_sampled_softmax_of_the_whole_catalogue_is_the_softmax():
+    hidden, weight, targets = problem()
+    everything, log_q = torch.arange(101), torch.full((101,), -math.log(101))
+    loss = sampled_softmax(hidden, weight, targets, everything, log_q)
+    exact = F.cross_entropy(hidden @ weight.T, targets)
+    ours = value_and_gradients(loss, hidden, weight)
+    for one, other in zip(ours, value_and_gradients(exact, hidden, weight), strict=True):
+        assert relative_error(one, other) < 1e-6
+
+
+def test_sampled_softmax_estimates_the_sum_without_bias():
+    hidden, weight, targets = problem(rows=1)
+    sampler = NegativeSampler(101, counts=np.arange(101) ** 2, seed=0)
+    logits = (hidden @ weight.T)[0].detach()
+    estimates = []
+    for _ in range(4000):
+        negatives, log_q = sampler.sample(20)
+        loss = sampled_softmax(hidden, weight, targets, negatives, log_q).detach()
+        estimates.append((loss + logits[targets]).exp())
+    estimates = torch.cat(estimates)
+    error = estimates.std() / math.sqrt(len(estimates))
+    assert abs(estimates.mean() - logits.exp().sum()) < 4 * error
+
+
+@pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
+def test_gbce_against_its_definition(t):
+    hidden, weight, targets = problem()
+    negatives = torch.tensor([0, 5, 5, 77, int(targets[3])])
+    alpha = 5 / 100
+    beta = {0.0: 1.0, 0.5: alpha * (0.5 * (1 - 1 / alpha) + 1 / alpha), 1.0: alpha}[t]
+    total = 0.0
+    for state, target in zip(hidden, targets, strict=True):
+        total = total - torch.log(torch.sigmoid(state @ weight[target]) ** beta)
+        for negative in negatives[negatives != target]:
+            total = total - torch.log(1 - torch.sigmoid(state @ weight[negative]))
+    exact = total / len(hidden) / (len(negatives) + 1)
+    ours = value_and_gradients(gbce(hidden, weight, targets, negatives, t=t), hidden, weight)
+    for one, other in zip(ours, value_and_gradients(exact, hidden, weight), strict=True):
+        assert relative_error(one, other) < 1e-9
+
+
+def test_bpr_against_its_definition():
+    hidden, weight, targets = problem()
+    negatives = torch.tensor([0, 5, 77, int(targets[3])])
+    terms = [
+        -torch.log(torch.sigmoid(state @ weight[target] - state @ weight[negative]))
+        for state, target in zip(hidden, targets, strict=True)
+        for negative in negatives[negatives != target]
+    ]
+    exact = torch.stack(terms).mean()
+    ours = value_and_gradients(bpr(hidden, weight, targets, negatives), hidden, weight)
+    for one, other in zip(ours, value_and_gradients(exact, hidden, weight), strict=True):
+        assert relative_error(one, other) < 1e-9
+
+
+@pytest.mark.parametrize("loss", SAMPLED)
+def test_a_sample_of_nothing_but_the_target_is_finite(loss):
+    hidden, weight, _ = problem()
+    targets, negatives = torch.full((37,), 4), torch.full((6,), 4)
+    value = {
+        "sampled_softmax": lambda: sampled_softmax(
+            hidden, weight, targets, negatives, torch.zeros(6)
+        ),
+        "gbce": lambda: gbce(hidden, weight, targets, negatives, t=0.75),
+        "bpr": lambda: bpr(hidden, weight, targets, negatives),
+    }[loss]()
+    for each in value_and_gradients(value, hidden, weight):
+        assert each.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", SAMPLED)
+def test_sampled_losses_under_autocast_are_in_float32(loss):
+    hidden, weight, targets = problem(dtype=torch.float32)
+    config = TrainingConfig(loss=loss, negatives=16)
+    plain = build_loss(config, np.ones(101), 101)(hidden, weight, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = build_loss(config, np.ones(101), 101)(hidden, weight, targets)
+    assert torch.equal(low, plain)
+
+
+def test_sampler_draws_by_popularity_and_tells_the_probability():
+    counts = np.array([99, 0, 49, 0, 848])
+    items, log_q = NegativeSampler(5, counts=counts, seed=1).sample(100_000)
+    expected = torch.tensor([100, 1, 50, 1, 849]) / 1001
+    torch.testing.assert_close(log_q, expected[items].log())
+    shares = torch.bincount(items, minlength=5) / len(items)
+    torch.testing.assert_close(shares, expected, atol=5e-3, rtol=0)
+    items, log_q = NegativeSampler(5, seed=1).sample(100_000)
+    torch.testing.assert_close(log_q, torch.full((100_000,), -math.log(5)))
+    assert items.bincount().min() > 19_000
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", *SAMPLED])
+def test_a_saved_loss_continues_the_same_stream(loss):
+    hidden, weight, targets = problem()
+    config = TrainingConfig(loss=loss, negatives=8, seed=5)
+    undisturbed, saved = (build_loss(config, np.arange(101), 101) for _ in range(2))
+    for each in (undisturbed, saved):
+        each(hidden, weight, targets)
+    state = saved.state_dict()
+    resumed = build_loss(config, np.arange(101), 101)
+    resumed.load_state_dict(state)
+    for _ in range(3):
+        one, other = undisturbed(hidden, weight, targets), resumed(hidden, weight, targets)
+        assert torch.equal(one, other)
+    if loss != "cross_entropy":
+        first = build_loss(config, np.arange(101), 101)(hidden, weight, targets)
+        assert not torch.equal(one, first)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", *SAMPLED])
+def test_every_loss_can_be_learned(loss):
+    hidden, weight, targets = problem(dtype=torch.float32)
+    build = build_loss(TrainingConfig(loss=loss, negatives=64), np.ones(101), 101)
+    optimizer = torch.optim.Adam([hidden, weight], lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        build(hidden, weight, targets).backward()
+        optimizer.step()
+    hits = (hidden @ weight.T).argmax(1) == targets
+    assert hits.float().mean() > 0.9
+
+
+def test_item_counts_of_another_catalogue_are_refused():
+    with pytest.raises(ConfigError, match="7 item counts for 9 items"):
+        build_loss(TrainingConfig(), np.ones(7), 9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("chunk_elements", [1 << 12, 1 << 23])
+def test_cross_entropy_on_a_gpu(chunk_elements):
+    hidden, weight, targets = problem(1111, 3001, 64, torch.float32, "cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = cross_entropy(hidden, weight, targets, chunk_elements=chunk_elements)
+    rounded = [each.detach().bfloat16().double().requires_grad_() for each in (hidden, weight)]
+    exact = F.cross_entropy(rounded[0] @ rounded[1].T, targets)
+    assert relative_error(loss, exact) < 1e-5
+    ours = torch.autograd.grad(loss, (hidden, weight))
+    for one, other in zip(ours, torch.autograd.grad(exact, rounded), strict=True):
+        assert relative_error(one, other) < 5e-3
