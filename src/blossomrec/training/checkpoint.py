@@ -1,0 +1,179 @@
+"""Checkpoints: folders of tensors and numbers that appear whole, are verified, and grow old."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from blossomrec.errors import RunError
+from blossomrec.training.files import digest, new_folder, replacing
+from blossomrec.training.run import write_weights
+
+KEPT = 2
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint: all tensors by name, the JSON state, the best weights if any."""
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+    best: Path | None
+
+
+class Checkpoints:
+    """The folder ``checkpoints/`` of a run: ``step-*/`` and the ``best-*.safetensors`` they need.
+
+    A checkpoint is a folder with ``tensors.safetensors`` and ``state.json``; the latter holds the
+    size and SHA-256 of every file it relies on, and its own, so that damage shows.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.latest: Path | None = None
+        self._best: dict[str, Any] | None = None
+
+    def any(self) -> bool:
+        """Is there anything to resume from, good or damaged?"""
+        return bool(self._paths())
+
+    def save_best(self, step: int, weights: dict[str, torch.Tensor]) -> None:
+        """Publish the best weights so far; the checkpoints saved from now on refer to them."""
+        path = self.folder / f"best-{step:010d}.safetensors"
+        write_weights(path, weights)
+        self._best = _description(path)
+        self.publish(path)
+
+    def publish(self, best: Path) -> None:
+        """Make ``best`` the ``model.safetensors`` of the run."""
+        with replacing(self.folder.parent / "model.safetensors") as temporary:
+            shutil.copyfile(best, temporary)
+
+    def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Write the checkpoint of ``step`` and drop those that are older than the newest two."""
+        path = self.folder / f"step-{step:010d}"
+        with new_folder(path) as folder:
+            save_file(tensors, folder / "tensors.safetensors")
+            content = {
+                "format": FORMAT,
+                "tensors": _description(folder / "tensors.safetensors"),
+                "best": self._best,
+                "state": state,
+            }
+            text = json.dumps({"sha256": _content_digest(content), "content": content})
+            (folder / "state.json").write_text(text)
+        self.latest = path
+        self._prune()
+
+    def newest(self) -> Checkpoint | None:
+        """The newest undamaged checkpoint, None where there is none at all.
+
+        Raises:
+            RunError: there are checkpoints but every one is damaged.
+        """
+        self._sweep()
+        paths = self._paths()
+        for path in reversed(paths):
+            try:
+                checkpoint, best = self._read(path)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                warnings.warn(f"checkpoint {path} is damaged, skipping it: {error}", stacklevel=2)
+                continue
+            self.latest, self._best = path, best
+            self._drop_newer(path)
+            return checkpoint
+        if paths:
+            raise RunError(f"every checkpoint in {self.folder} is damaged: train in another folder")
+        return None
+
+    def _read(self, path: Path) -> tuple[Checkpoint, dict[str, Any] | None]:
+        stored = json.loads((path / "state.json").read_text())
+        content = stored["content"]
+        if stored["sha256"] != _content_digest(content):
+            raise ValueError("state.json was altered")
+        if content["format"] != FORMAT:
+            raise ValueError(f"it has format {content['format']!r}, not {FORMAT}")
+        _verify(path, content["tensors"])
+        if content["best"] is not None:
+            _verify(self.folder, content["best"])
+        best = self.folder / content["best"]["name"] if content["best"] else None
+        tensors = load_file(path / "tensors.safetensors")
+        return Checkpoint(path, tensors, content["state"], best), content["best"]
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+    def _sweep(self) -> None:
+        # What a killed process was just writing.
+        for path in self.folder.glob(".*.tmp"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _drop_newer(self, path: Path) -> None:
+        # A damaged newer one would otherwise count among the newest two and push a good one out.
+        for other in self._paths():
+            if other.name > path.name:
+                shutil.rmtree(other)
+
+    def _prune(self) -> None:
+        paths = self._paths()
+        for path in paths[:-KEPT]:
+            shutil.rmtree(path)
+        needed = {self._best["name"]} if self._best else set()
+        for path in paths[-KEPT:]:
+            best = json.loads((path / "state.json").read_text())["content"]["best"]
+            needed |= {best["name"]} if best else set()
+        for path in self.folder.glob("best-*.safetensors"):
+            if path.name not in needed:
+                path.unlink()
+
+
+class Pace:
+    """Tells when a checkpoint is due for all of them to take ``overhead`` of the time."""
+
+    # Seconds that the first checkpoint is taken to last.
+    FIRST = 0.1
+
+    def __init__(self, overhead: float):
+        self.overhead = overhead
+        self._wait = self.FIRST / overhead
+        self._since = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._since > self._wait
+
+    def saved(self, seconds: float) -> None:
+        """A checkpoint that took so long was just finished."""
+        self._wait = seconds / self.overhead
+        self._since = time.monotonic()
+
+
+def _description(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "size": path.stat().st_size, "sha256": digest(path)}
+
+
+def _verify(folder: Path, expected: dict[str, Any]) -> None:
+    path = folder / expected["name"]
+    size = path.stat().st_size
+    if size != expected["size"]:
+        raise ValueError(f"{path.name} has {size} bytes, not {expected['size']}")
+    if digest(path) != expected["sha256"]:
+        raise ValueError(f"{path.name} was altered")
+
+
+def _content_digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

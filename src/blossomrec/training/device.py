@@ -1,0 +1,47 @@
+"""Lightning Fabric for a configuration, and the memory that training took."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+
+import torch
+
+from blossomrec.config import TrainingConfig
+from blossomrec.errors import ConfigError
+
+try:
+    from lightning_fabric import Fabric
+except ImportError:
+    # The package `lightning` brings the same Fabric under its own name.
+    from lightning.fabric import Fabric  # pyright: ignore[reportMissingImports]
+
+
+def open_fabric(config: TrainingConfig) -> Fabric:
+    """Fabric on one device, in the precision asked for.
+
+    Raises:
+        ConfigError: ``device`` is cuda and there is none.
+    """
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device is 'cuda': torch finds no CUDA device here")
+    for name in ("lightning_fabric", "lightning.fabric"):
+        # It would announce its precision, and tips, where silence was asked for.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if device == "cuda" else "32-true"
+    return Fabric(accelerator=device, devices=1, precision=precision)
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory held so far in MiB: of torch on the GPU, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,0 +1,109 @@
+"""Training from the outside: what ``train`` promises, and what it returns."""
+
+from __future__ import annotations
+
+import statistics
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from blossomrec.config import RunConfig, check
+from blossomrec.data.log import EventLog
+from blossomrec.data.split import Split
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.training.checkpoint import Checkpoints
+from blossomrec.training.device import open_fabric
+from blossomrec.training.interrupt import Interrupts
+from blossomrec.training.progress import open_display
+from blossomrec.training.randomness import seed_everything
+from blossomrec.training.resume import Resume, find_checkpoint, identity
+from blossomrec.training.run import check_vocabulary, read_weights, write_run_config
+from blossomrec.training.run_log import RunLog
+from blossomrec.training.setup import build_parts
+from blossomrec.training.state import TrainingState
+from blossomrec.training.trainer import Trainer
+from blossomrec.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came of a training.
+
+    epochs and steps trained; best_epoch, counted from 1 (0: none was validated), and its
+    validation metrics; seconds in all and, as a median, in the training part of an epoch; peak_mib
+    of the GPU or, without one, of the process; stopped is "early" or "epochs".
+    """
+
+    epochs: int
+    steps: int
+    best_epoch: int
+    validation: dict[str, float]
+    seconds: float
+    seconds_per_epoch: float
+    peak_mib: float
+    stopped: str
+
+
+def train(
+    model: SequenceModel,
+    log: EventLog,
+    split: Split,
+    config: RunConfig,
+    run: str | Path,
+    *,
+    resume: Resume = "auto",
+    progress: bool = True,
+) -> TrainingResult:
+    """Train ``model`` and leave the run folder ``run`` with its best weights.
+
+    Validation ranks the whole catalogue for a fixed sample of the validation cases; NDCG@10 decides
+    which weights are best and when to stop. Without validation cases the last weights are kept.
+    Afterwards ``model`` holds the best weights, in evaluation mode, on the device of the training.
+    The global random generators are seeded with ``config.training.seed``.
+
+    Args:
+        model: built with ``config.model`` for the catalogue of ``log``.
+        resume: "auto" goes on from the newest good checkpoint in ``run``, with the same outcome as
+            if training had never stopped, and begins afresh where there is none; "never" begins
+            afresh and refuses a folder that holds checkpoints.
+        progress: show a live display on a terminal, a line an epoch elsewhere.
+
+    Raises:
+        ConfigError: an option is wrong, or differs from that of the run that is resumed.
+        RunError: the folder belongs to other data, or nothing in it can be resumed.
+        TrainingError: a loss, gradient or weight is not finite; the last checkpoint stays.
+        TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+    """
+    run = Path(run)
+    check(config)
+    check_vocabulary(run, log)
+    run_log = RunLog(run, tensorboard=config.training.tensorboard)
+    parts = build_parts(model, log, split.train_end, config, open_fabric(config.training))
+    checkpoints = Checkpoints(run / "checkpoints")
+    same = identity(config, log, split)
+    checkpoint = find_checkpoint(run, checkpoints, resume, same)
+    write_run_config(run, config, log)
+    seed_everything(config.training.seed)
+    display = open_display(progress, config.training.epochs)
+    validation = Validation(model, log, split.valid, config, parts.fabric)
+    trainer = Trainer(parts, validation, checkpoints, run_log, display, config.training, same)
+    with closing(run_log), display, Interrupts() as interrupts:
+        trainer.start(checkpoint)
+        stopped = trainer.run(interrupts)
+    if trainer.state.best_epoch:
+        model.load_state_dict(read_weights(run / "model.safetensors"))
+    model.eval()
+    return _result(trainer.state, stopped)
+
+
+def _result(state: TrainingState, stopped: str) -> TrainingResult:
+    return TrainingResult(
+        epochs=state.epoch,
+        steps=state.step,
+        best_epoch=state.best_epoch,
+        validation=state.best,
+        seconds=state.seconds,
+        seconds_per_epoch=statistics.median(state.durations),
+        peak_mib=state.peak_mib,
+        stopped=stopped,
+    )

@@ -1,0 +1,89 @@
+"""May this training go on from what lies in its run folder?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from blossomrec.config import RunConfig, to_dict
+from blossomrec.data.log import EventLog
+from blossomrec.data.split import Split
+from blossomrec.errors import ConfigError, RunError
+from blossomrec.training.checkpoint import Checkpoint, Checkpoints
+
+Resume = Literal["auto", "never"]
+
+# What may change between a run and its resumption: how long it goes on, and how it is carried out.
+CHANGEABLE = frozenset(
+    f"training.{name}"
+    for name in ("epochs", "patience", "device", "checkpoint_overhead", "tensorboard")
+)
+
+
+def identity(config: RunConfig, log: EventLog, split: Split) -> dict[str, Any]:
+    """What a checkpoint must share with the training that resumes from it; JSON-ready."""
+    return {
+        "config": to_dict(config),
+        "data": {
+            "vocabulary": log.item_vocabulary.fingerprint,
+            "users": int(log.num_users),
+            "events": int(log.num_events),
+            "training events": int(np.sum(split.train_end)),
+            "validation cases": len(split.valid.users),
+        },
+    }
+
+
+def find_checkpoint(
+    run: Path, checkpoints: Checkpoints, resume: Resume, expected: dict[str, Any]
+) -> Checkpoint | None:
+    """The checkpoint to go on from, None for a fresh start.
+
+    Raises:
+        RunError: resume is "never" and there are checkpoints, all of them are damaged, or they
+            come from other data.
+        ConfigError: resume is neither, or the run was begun with another configuration.
+    """
+    if resume not in ("auto", "never"):
+        raise ConfigError(f"resume is {resume!r}: choose one of auto, never")
+    if resume == "never" and checkpoints.any():
+        raise RunError(
+            f"{checkpoints.folder} already holds checkpoints and resume is 'never': "
+            "choose another run folder, or resume='auto' to go on"
+        )
+    checkpoint = checkpoints.newest()
+    if checkpoint is not None:
+        _check_data(run, checkpoint.state["identity"]["data"], expected["data"])
+        _check_config(run, checkpoint.state["identity"]["config"], expected["config"])
+    return checkpoint
+
+
+def _check_data(run: Path, known: dict[str, Any], given: dict[str, Any]) -> None:
+    for name in given:
+        if known.get(name) != given[name]:
+            raise RunError(
+                f"{run} was trained on other data ({name}: {known.get(name)}, now {given[name]}): "
+                "choose another run folder"
+            )
+
+
+def _check_config(run: Path, known: dict[str, Any], given: dict[str, Any]) -> None:
+    before, now = _flat(known), _flat(given)
+    for name in sorted(before.keys() | now.keys()):
+        if name not in CHANGEABLE and before.get(name) != now.get(name):
+            raise ConfigError(
+                f"{name} is {now.get(name)!r}, but {run} was begun with {before.get(name)!r}: "
+                "resume with the same value or choose another run folder"
+            )
+
+
+def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{where}{name}.")
+        else:
+            flat[f"{where}{name}"] = value
+    return flat

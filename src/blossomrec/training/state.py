@@ -1,0 +1,117 @@
+"""Everything that decides how training goes on, as tensors and numbers that can be stored."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blossomrec.losses import TrainingLoss
+from blossomrec.training import randomness
+
+
+@dataclass
+class TrainingState:
+    """Where training stands; every field is JSON-ready.
+
+    Of the epoch under way: ``epoch_step`` steps done, ``epoch_seconds``, ``epoch_events`` read and
+    ``epoch_targets`` predicted, ``loss_sum`` over these and, where there is one, the sum of the
+    selector loss over steps.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    epoch_step: int = 0
+    epoch_seconds: float = 0.0
+    epoch_events: int = 0
+    epoch_targets: int = 0
+    loss_sum: float = 0.0
+    selector_sum: float | None = None
+    seconds: float = 0.0
+    durations: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    not_better: int = 0
+    peak_mib: float = 0.0
+    log_size: int = 0
+
+    def next_epoch(self) -> None:
+        """Count the epoch under way as done and begin another."""
+        self.durations.append(self.epoch_seconds)
+        self.epoch += 1
+        self.epoch_step = self.epoch_events = self.epoch_targets = 0
+        self.epoch_seconds = self.loss_sum = 0.0
+        self.selector_sum = None
+
+
+def capture(
+    state: TrainingState,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: TrainingLoss,
+    device: torch.device,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A copy, in host memory, of all there is to store: tensors by name, and JSON-ready numbers."""
+    random_tensors, random_numbers = randomness.capture(device)
+    parts = {
+        "model": model.state_dict(),
+        "optimizer": _optimizer_tensors(model, optimizer),
+        "loss": loss.state_dict(),
+        "random": random_tensors,
+    }
+    tensors = {f"{part}.{name}": t for part, named in parts.items() for name, t in named.items()}
+    return host_copy(tensors), {"training": asdict(state), "random": random_numbers}
+
+
+def restore(
+    tensors: dict[str, Tensor],
+    numbers: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: TrainingLoss,
+    device: torch.device,
+) -> TrainingState:
+    """Put model, optimizer, loss and random generators back to where ``capture`` found them."""
+    model.load_state_dict(_part(tensors, "model"))
+    _load_optimizer(model, optimizer, _part(tensors, "optimizer"))
+    loss.load_state_dict(_part(tensors, "loss"))
+    randomness.restore(_part(tensors, "random"), numbers["random"], device)
+    known = {entry.name for entry in fields(TrainingState)}
+    return TrainingState(**{k: v for k, v in numbers["training"].items() if k in known})
+
+
+def host_copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies in host memory, none of which shares its storage with another."""
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}:{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _load_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    named: dict[str, dict[str, Tensor]] = {}
+    for place, value in tensors.items():
+        name, key = place.rsplit(":", 1)
+        named.setdefault(name, {})[key] = value
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    states = {index: named[name] for index, name in enumerate(ordered) if name in named}
+    # Through the optimizer's own loading, which knows where and how it wants its tensors.
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    start = f"{part}."
+    return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}

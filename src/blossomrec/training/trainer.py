@@ -1,0 +1,220 @@
+"""The loop itself: epochs, steps, validations, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from blossomrec.config import TrainingConfig
+from blossomrec.errors import TrainingError
+from blossomrec.training import state as stored
+from blossomrec.training.checkpoint import Checkpoint, Checkpoints, Pace
+from blossomrec.training.device import peak_mib
+from blossomrec.training.interrupt import Interrupts, TrainingInterrupted
+from blossomrec.training.objective import Step, device_steps
+from blossomrec.training.progress import Silence
+from blossomrec.training.run_log import RunLog
+from blossomrec.training.setup import Parts
+from blossomrec.training.state import TrainingState
+from blossomrec.training.validation import DECISIVE, Validation
+from blossomrec.training.watch import LossWatch, Reading, StepRecord
+
+
+class Trainer:
+    """Turns the parts of a training until it is over, keeping its state in ``state``."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        validation: Validation,
+        checkpoints: Checkpoints,
+        log: RunLog,
+        display: Silence,
+        config: TrainingConfig,
+        identity: dict[str, Any],
+    ):
+        self.parts, self.validation, self.display = parts, validation, display
+        self.checkpoints, self.log, self.identity = checkpoints, log, identity
+        self.config = config
+        self.state = TrainingState()
+        self.device = parts.fabric.device
+        self.watch = LossWatch(self.device)
+        self.pace = Pace(self.config.checkpoint_overhead)
+        self._clock = time.monotonic()
+
+    def start(self, checkpoint: Checkpoint | None) -> None:
+        """Go back to a checkpoint, weights and log included, or begin afresh."""
+        if checkpoint is not None:
+            self.state = stored.restore(checkpoint.tensors, checkpoint.state, *self._stored_parts())
+            if checkpoint.best is not None:
+                # The weights in the run folder may be from epochs that are to be trained again.
+                self.checkpoints.publish(checkpoint.best)
+            self.display.note(f"resuming from {checkpoint.path}")
+        self.log.start(self.state.log_size, self.state.step)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._clock = time.monotonic()
+
+    def run(self, interrupts: Interrupts) -> str:
+        """Train epochs until one of the reasons to stop, which is returned."""
+        try:
+            while (reason := self._reason_to_stop()) is None:
+                self._train_epoch(interrupts)
+                self._finish_epoch()
+                if interrupts.received is not None:
+                    raise TrainingInterrupted(interrupts.received)
+        except TrainingError as error:
+            kept = self.checkpoints.latest
+            last = f"the last good checkpoint is {kept}" if kept else "no checkpoint was saved yet"
+            raise TrainingError(f"{error}: training stopped, {last}") from error
+        return reason
+
+    def _reason_to_stop(self) -> str | None:
+        if self.state.not_better >= self.config.patience:
+            return "early"
+        return "epochs" if self.state.epoch >= self.config.epochs else None
+
+    def _train_epoch(self, interrupts: Interrupts) -> None:
+        state, batches = self.state, self.parts.batches
+        self._tick(training=False)
+        self.display.start_epoch(state.epoch + 1, batches.steps(state.epoch), state.epoch_step)
+        self.parts.objective.train()
+        ahead = batches.epoch(state.epoch, state.epoch_step)
+        with closing(cast(Generator, ahead)):
+            for step in device_steps(ahead, self.device):
+                self._account(self._take(step))
+                if self.pace.due() or interrupts.received is not None:
+                    self._tick(training=True)
+                    self._save()
+                if interrupts.received is not None:
+                    raise TrainingInterrupted(interrupts.received)
+        self._account(self.watch.flush())
+        self._tick(training=True)
+
+    def _take(self, step: Step) -> list[Reading]:
+        """One update of the weights; gives the readings of earlier steps that came back."""
+        state, parts, batch = self.state, self.parts, step.batch
+        rate = parts.learning_rate(state.step)
+        for group in parts.optimizer.param_groups:
+            group["lr"] = rate
+        losses = parts.objective(
+            batch.items, batch.targets, batch.cu_seqlens, batch.max_length, step.positions
+        )
+        parts.fabric.backward(losses.total)
+        norm = self._clip()
+        parts.stepper.step()
+        parts.stepper.zero_grad(set_to_none=True)
+        state.step += 1
+        state.epoch_step += 1
+        values = {"loss": losses.loss.detach(), "gradient norm": norm}
+        if losses.selector is not None:
+            values["selector loss"] = losses.selector.detach()
+        record = StepRecord(state.epoch + 1, state.step, rate, len(batch.items), step.num_targets)
+        return self.watch.push(record, values)
+
+    def _clip(self) -> Tensor:
+        """Norm of all gradients before they were clipped."""
+        parameters = [p for p in self.parts.model.parameters() if p.grad is not None]
+        # Never asked whether it is finite: the answer would have to come from the device.
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.config.clip_norm > 0:
+            clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
+        return norm
+
+    def _account(self, readings: list[Reading]) -> None:
+        """Add what came back from the device to the sums of the epoch."""
+        state = self.state
+        for reading in readings:
+            record, values = reading.record, reading.values
+            state.epoch_events += record.events
+            state.epoch_targets += record.targets
+            state.loss_sum += values["loss"] * record.targets
+            if "selector loss" in values:
+                state.selector_sum = (state.selector_sum or 0.0) + values["selector loss"]
+        if readings:
+            events = sum(reading.record.events for reading in readings)
+            self.display.advance(len(readings), events, readings[-1].values["loss"])
+
+    def _finish_epoch(self) -> None:
+        """Validate where it is time to, keep better weights, write the log and a checkpoint."""
+        state = self.state
+        last = state.epoch + 1 == self.config.epochs
+        validated, better = {}, False
+        if last or (state.epoch + 1) % self.config.validate_every == 0:
+            validated = self.validation() if self.validation else {}
+            better = self._is_better(validated)
+            state.not_better = 0 if better else state.not_better + 1
+        if better:
+            state.best_epoch, state.best = state.epoch + 1, validated
+            weights = stored.host_copy(self.parts.model.state_dict())
+            self.checkpoints.save_best(state.step, self._finite(weights))
+        self._tick(training=False)
+        record = self._record(validated, better)
+        self.log.write(record)
+        self.display.finish_epoch(record)
+        state.next_epoch()
+        self._save()
+
+    def _is_better(self, validated: dict[str, float]) -> bool:
+        if not validated:
+            return True
+        return not self.state.best or validated[DECISIVE] > self.state.best[DECISIVE]
+
+    def _record(self, validated: dict[str, float], better: bool) -> dict[str, Any]:
+        """The line of the log for the epoch under way."""
+        state = self.state
+        state.peak_mib = max(state.peak_mib, peak_mib(self.device))
+        selector = state.selector_sum
+        return {
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            "loss": state.loss_sum / state.epoch_targets,
+            "selector_loss": None if selector is None else selector / state.epoch_step,
+            "lr": self.parts.learning_rate(state.step - 1),
+            "events_per_second": state.epoch_events / state.epoch_seconds,
+            "seconds": state.epoch_seconds,
+            "total_seconds": state.seconds,
+            "validation": validated or None,
+            "best": better,
+            "peak_mib": state.peak_mib,
+        }
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless something in it is not finite."""
+        begun = time.monotonic()
+        self._account(self.watch.flush())
+        state = self.state
+        state.log_size = self.log.size
+        tensors, numbers = stored.capture(state, *self._stored_parts())
+        self._finite(tensors)
+        self.checkpoints.save(state.step, tensors, {**numbers, "identity": self.identity})
+        self.pace.saved(time.monotonic() - begun)
+
+    def _stored_parts(self) -> tuple[Any, ...]:
+        parts = self.parts
+        return parts.model, parts.optimizer, parts.loss, self.device
+
+    def _finite(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same tensors; TrainingError where one of them holds NaN or infinity."""
+        for name, value in tensors.items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                rate = self.parts.learning_rate(self.state.step - 1)
+                raise TrainingError(
+                    f"{name} is not finite after epoch {self.state.epoch + 1}, "
+                    f"step {self.state.step}, learning rate {rate:g}"
+                )
+        return tensors
+
+    def _tick(self, *, training: bool) -> None:
+        """Count the time since the last call, as time of the epoch where it was training."""
+        now = time.monotonic()
+        elapsed, self._clock = now - self._clock, now
+        self.state.seconds += elapsed
+        if training:
+            self.state.epoch_seconds += elapsed

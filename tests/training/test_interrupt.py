@@ -1,0 +1,51 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from blossomrec.training.interrupt import Interrupts, TrainingInterrupted
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_the_second_works_as_ever(signum):
+    hits = []
+    before = signal.signal(signum, lambda *_: hits.append(signum))
+    try:
+        with Interrupts() as interrupts:
+            os.kill(os.getpid(), signum)
+            assert interrupts.received == signum
+            assert hits == []
+            os.kill(os.getpid(), signum)
+            assert hits == [signum]
+        os.kill(os.getpid(), signum)
+        assert hits == [signum, signum]
+    finally:
+        signal.signal(signum, before)
+
+
+def test_handlers_come_back_after_an_exception():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), Interrupts():
+        raise RuntimeError
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_other_threads_train_without_handlers():
+    before, found = signal.getsignal(signal.SIGINT), []
+
+    def enter():
+        with Interrupts() as interrupts:
+            found.append((interrupts.received, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [(None, before)]
+
+
+def test_an_interruption_passes_as_a_keyboard_interrupt():
+    error = TrainingInterrupted(signal.SIGTERM)
+    assert isinstance(error, KeyboardInterrupt)
+    assert error.signum == 15
+    assert "SIGTERM" in str(error)

@@ -1,0 +1,279 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_training import outcome, small_config, small_train
+
+from blossomrec.data.split import Split
+from blossomrec.errors import ConfigError, RunError
+from blossomrec.models import build_model
+from blossomrec.training import TrainingInterrupted, train
+from blossomrec.training.checkpoint import Checkpoints, Pace
+
+
+class CrashError(Exception):
+    """The end of a process, as far as the loop is concerned."""
+
+
+def crash():
+    raise CrashError
+
+
+@pytest.fixture
+def saves_every(monkeypatch):
+    """Make checkpoints due every so many steps instead of after so much time."""
+
+    def arrange(steps):
+        asked = [0]
+
+        def due(pace):
+            asked[0] += 1
+            return asked[0] % steps == 0
+
+        monkeypatch.setattr(Pace, "due", due)
+
+    return arrange
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_log, tmp_path_factory):
+    """The folder of a training that nothing disturbed, done once for each configuration."""
+    done = {}
+
+    def folder(config):
+        if config not in done:
+            done[config] = tmp_path_factory.mktemp("undisturbed") / "run"
+            small_train(tiny_log, config, done[config])
+        return done[config]
+
+    return folder
+
+
+def newest(run: Path) -> dict:
+    """The numbers of the newest checkpoint's state."""
+    last = max((run / "checkpoints").glob("step-*"))
+    return json.loads((last / "state.json").read_text())["content"]["state"]["training"]
+
+
+CHILD = """
+import sys, time
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from blossomrec.data.log import EventLog
+from blossomrec.training import trainer
+from blossomrec.training.checkpoint import Pace
+from small_training import small_config, small_train
+
+steps, seen = trainer.device_steps, []
+def waiting_steps(*arguments):
+    for step in steps(*arguments):
+        seen.append(step)
+        if len(seen) == 17:
+            Path({there!r}).touch()
+            time.sleep(600)
+        yield step
+trainer.device_steps = waiting_steps
+Pace.due = lambda pace: len(seen) % 3 == 0
+small_train(EventLog.open({log!r}), small_config(), Path({run!r}))
+"""
+
+
+def test_a_killed_training_resumes_to_the_same_numbers(tiny_log, undisturbed, tmp_path):
+    whole = outcome(undisturbed(small_config()))
+    run, there = tmp_path / "run", tmp_path / "there"
+    places = {"log": str(tiny_log.folder), "run": str(run), "there": str(there)}
+    code = CHILD.format(tests=str(Path(__file__).parent), **places)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    try:
+        while not there.exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    state = newest(run)
+    assert (state["epoch"], state["step"]) == (1, 15)
+    assert state["epoch_step"] > 0
+    result = small_train(tiny_log, small_config(), run)
+    assert outcome(run) == whole
+    assert result.validation == whole[2][result.best_epoch - 1]["validation"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone": "bert4rec"},
+        {"attention": "full", "loss": "sampled_softmax", "schedule": "cosine"},
+        {"backbone": "gru4rec", "loss": "bpr", "layers": 2},
+        {"loss": "gbce", "norm": "post", "validate_every": 2, "patience": 1},
+    ],
+)
+@pytest.mark.parametrize("step", [4, 16, 22])
+def test_a_crash_at_any_step_changes_nothing(
+    tiny_log, undisturbed, tmp_path, at_step, saves_every, options, step
+):
+    config = small_config(**options)
+    whole = outcome(undisturbed(config))
+    saves_every(3)
+    at_step(step, crash)
+    with pytest.raises(CrashError):
+        small_train(tiny_log, config, tmp_path / "run")
+    assert 0 < newest(tmp_path / "run")["step"] < step
+    small_train(tiny_log, config, tmp_path / "run")
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_every_crash_in_a_row_is_survived(tiny_log, undisturbed, tmp_path, at_step, saves_every):
+    whole = outcome(undisturbed(small_config()))
+    saves_every(2)
+    crashes = 0
+    while True:
+        at_step(6, crash)
+        try:
+            small_train(tiny_log, small_config(), tmp_path / "run")
+            break
+        except CrashError:
+            crashes += 1
+    assert crashes > 3
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_resuming_goes_on_instead_of_beginning(tiny_log, tmp_path, at_step, saves_every):
+    saves_every(3)
+    at_step(17, crash)
+    with pytest.raises(CrashError):
+        small_train(tiny_log, small_config(), tmp_path / "run")
+    done, taken = newest(tmp_path / "run")["step"], []
+    at_step(1, lambda: taken.append(newest(tmp_path / "run")["step"]))
+    total = small_train(tiny_log, small_config(), tmp_path / "run").steps
+    assert taken == [done]
+    assert total > done == 15
+
+
+def test_before_the_first_checkpoint_training_begins_afresh(
+    tiny_log, undisturbed, tmp_path, at_step
+):
+    whole = outcome(undisturbed(small_config()))
+    at_step(2, crash)
+    with pytest.raises(CrashError):
+        small_train(tiny_log, small_config(), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+    small_train(tiny_log, small_config(), tmp_path / "run", resume="never")
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_a_damaged_newest_checkpoint_costs_time_but_no_accuracy(
+    tiny_log, undisturbed, tmp_path, at_step, saves_every
+):
+    whole = outcome(undisturbed(small_config()))
+    saves_every(4)
+    at_step(21, crash)
+    with pytest.raises(CrashError):
+        small_train(tiny_log, small_config(), tmp_path / "run")
+    last = max((tmp_path / "run" / "checkpoints").glob("step-*")) / "tensors.safetensors"
+    last.write_bytes(last.read_bytes()[:1000])
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"damaged as well")
+    with pytest.warns(UserWarning, match="damaged"):
+        small_train(tiny_log, small_config(), tmp_path / "run")
+    assert outcome(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_a_checkpoint_of_the_very_step(
+    tiny_log, undisturbed, tmp_path, at_step, signum
+):
+    whole = outcome(undisturbed(small_config()))
+    before = signal.getsignal(signum)
+    at_step(14, lambda: os.kill(os.getpid(), signum))
+    with pytest.raises(TrainingInterrupted) as stop:
+        small_train(tiny_log, small_config(), tmp_path / "run")
+    assert stop.value.signum == signum
+    assert signal.getsignal(signum) is before
+    assert newest(tmp_path / "run")["step"] == 14
+    small_train(tiny_log, small_config(), tmp_path / "run")
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_finished_training_returns_its_result_at_once(tiny_log, tmp_path, at_step):
+    first = small_train(tiny_log, small_config(), tmp_path / "run")
+    before = outcome(tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").write_bytes(b"damaged")
+    at_step(1, crash)
+    assert small_train(tiny_log, small_config(), tmp_path / "run") == first
+    assert outcome(tmp_path / "run") == before
+
+
+def test_more_epochs_go_on_from_the_last(tiny_log, undisturbed, tmp_path):
+    whole = outcome(undisturbed(small_config(epochs=4)))
+    small_train(tiny_log, small_config(epochs=2), tmp_path / "run")
+    small_train(tiny_log, small_config(epochs=4), tmp_path / "run")
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_more_patience_goes_on_after_an_early_stop(tiny_log, tmp_path):
+    still = {"learning_rate": 0.0, "epochs": 5}
+    first = small_train(tiny_log, small_config(patience=1, **still), tmp_path / "run")
+    second = small_train(tiny_log, small_config(patience=3, **still), tmp_path / "run")
+    assert [(r.stopped, r.epochs) for r in (first, second)] == [("early", 2), ("early", 4)]
+
+
+def test_never_refuses_a_folder_with_checkpoints(tiny_log, tmp_path):
+    small_train(tiny_log, small_config(epochs=1), tmp_path / "run", resume="never")
+    before = outcome(tmp_path / "run")
+    with pytest.raises(RunError, match="already holds checkpoints") as error:
+        small_train(tiny_log, small_config(epochs=1), tmp_path / "run", resume="never")
+    assert str(tmp_path / "run") in str(error.value)
+    assert outcome(tmp_path / "run") == before
+
+
+def test_resume_is_auto_or_never(tiny_log, tmp_path):
+    with pytest.raises(ConfigError, match="resume is 'yes'"):
+        small_train(tiny_log, small_config(), tmp_path / "run", resume="yes")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"learning_rate": 0.25}, r"training\.learning_rate is 0\.25, but .* with 0\.005"),
+        ({"dropout": 0.5}, r"model\.dropout is 0\.5, but .* with 0\.2"),
+        ({"seed": 9}, r"training\.seed is 9, but .* with 0"),
+    ],
+)
+def test_another_configuration_is_named_with_both_values(tiny_log, tmp_path, options, message):
+    run = tmp_path / "run"
+    small_train(tiny_log, small_config(epochs=1), run)
+    before = (run / "config.json").read_bytes(), outcome(run)
+    with pytest.raises(ConfigError, match=message):
+        small_train(tiny_log, small_config(epochs=1, **options), run)
+    assert ((run / "config.json").read_bytes(), outcome(run)) == before
+
+
+def test_another_vocabulary_is_refused(tiny_log, repeat_log, tmp_path):
+    small_train(tiny_log, small_config(epochs=1), tmp_path / "run")
+    with pytest.raises(RunError, match="another vocabulary"):
+        small_train(repeat_log, small_config(epochs=1), tmp_path / "run")
+
+
+def test_another_split_of_the_same_log_is_refused(tiny_log, split, tmp_path):
+    config = small_config(epochs=1)
+    small_train(tiny_log, config, tmp_path / "run")
+    other = Split((split.train_end - 1).clip(1), split.valid, split.test)
+    model = build_model(config.model, tiny_log.num_items)
+    with pytest.raises(RunError, match=r"other data \(training events"):
+        train(model, tiny_log, other, config, tmp_path / "run", progress=False)
+
+
+def test_checkpoints_hold_no_pickle(tiny_log, tmp_path):
+    small_train(tiny_log, small_config(epochs=1), tmp_path / "run")
+    found = Checkpoints(tmp_path / "run" / "checkpoints").newest()
+    kinds = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert kinds == {".json", ".jsonl", ".safetensors", ".parquet"}
+    assert {name.split(".")[0] for name in found.tensors} == {"model", "optimizer", "random"}

@@ -1,0 +1,155 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_training import small_config
+
+import blossomrec
+from blossomrec.config import to_dict
+from blossomrec.data.vocabulary import Vocabulary
+from blossomrec.errors import RunError
+from blossomrec.models import build_model
+from blossomrec.training.run import load_model, read_run_config, save_model, write_run_config
+
+
+@pytest.fixture
+def run(tiny_log, tmp_path):
+    """A run folder with untrained weights."""
+    config = small_config(hidden_size=12)
+    write_run_config(tmp_path / "run", config, tiny_log)
+    torch.manual_seed(0)
+    save_model(tmp_path / "run", build_model(config.model, tiny_log.num_items))
+    return tmp_path / "run"
+
+
+def test_configuration_comes_back(run, tiny_log):
+    config, num_items, fingerprint, data = read_run_config(run)
+    assert config == small_config(hidden_size=12)
+    assert num_items == tiny_log.num_items
+    assert fingerprint == tiny_log.item_vocabulary.fingerprint
+    assert data == tiny_log.folder.resolve()
+
+
+def test_configuration_is_complete_json(run, tiny_log):
+    values = json.loads((run / "config.json").read_text())
+    assert values["format"] == 1
+    assert values["blossomrec"] == blossomrec.__version__
+    assert values["config"] == to_dict(small_config(hidden_size=12))
+
+
+def test_vocabulary_is_the_items(run, tiny_log):
+    copy = Vocabulary.open(run / "vocabulary")
+    assert copy.fingerprint == tiny_log.item_vocabulary.fingerprint
+    rows = range(tiny_log.num_items)
+    assert copy.ids(rows).to_list() == tiny_log.item_vocabulary.ids(rows).to_list()
+
+
+@pytest.mark.parametrize("damage", ["foreign", "empty", "missing"])
+def test_a_vocabulary_that_does_not_fit_is_written_again(run, tiny_log, repeat_log, damage):
+    shutil.rmtree(run / "vocabulary")
+    if damage == "foreign":
+        shutil.copytree(repeat_log.folder / "items", run / "vocabulary")
+    elif damage == "empty":
+        (run / "vocabulary").mkdir()
+    write_run_config(run, small_config(), tiny_log)
+    copy = Vocabulary.open(run / "vocabulary")
+    assert copy.fingerprint == tiny_log.item_vocabulary.fingerprint
+
+
+def test_weights_come_back_in_evaluation_mode(run, tiny_log):
+    torch.manual_seed(0)
+    saved = build_model(small_config(hidden_size=12).model, tiny_log.num_items)
+    loaded = load_model(run)
+    assert not loaded.training
+    assert loaded.state_dict().keys() == saved.state_dict().keys()
+    for name, value in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_loading_needs_neither_polars_nor_fabric(run):
+    code = (
+        "import sys\n"
+        "for name in ('polars', 'lightning_fabric', 'lightning'): sys.modules[name] = None\n"
+        "from blossomrec.training.run import load_model\n"
+        f"print(load_model({str(run)!r}).num_items)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "80", done.stderr
+
+
+def test_training_needs_no_polars(tiny_log, tmp_path):
+    code = (
+        "import sys; sys.modules['polars'] = None\n"
+        f"sys.path.insert(0, {str(__file__.rsplit('/', 1)[0])!r})\n"
+        "from pathlib import Path\n"
+        "from blossomrec.data.log import EventLog\n"
+        "from small_training import small_config, small_train\n"
+        f"log = EventLog.open({str(tiny_log.folder)!r})\n"
+        f"run = Path({str(tmp_path / 'run')!r})\n"
+        "print(small_train(log, small_config(epochs=1), run).epochs)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "1", done.stderr
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
+def test_a_missing_or_damaged_file_is_named(run, name, damage):
+    path = run / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    with pytest.raises(RunError, match=name.replace(".", r"\.")):
+        load_model(run)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(RunError, match=r"nowhere.*is not a run folder"):
+        read_run_config(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"format": 2}, "format 2"),
+        ({"config": {"model": {"hidden_size": 7}}}, "hidden_size is 7"),
+        ({"config": {"model": {"colour": 1}}}, r"unknown option model\.colour"),
+        ({"num_items": None}, "config.json is not the configuration"),
+    ],
+)
+def test_a_foreign_configuration_is_named(run, change, message):
+    path = run / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(RunError, match=message) as error:
+        read_run_config(run)
+    assert str(path) in str(error.value)
+
+
+def test_a_configuration_without_a_field_is_named(run):
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    del values["vocabulary"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(RunError, match="'vocabulary' is missing"):
+        read_run_config(run)
+    path.write_text("[1]")
+    with pytest.raises(RunError, match="format 'list'"):
+        read_run_config(run)
+
+
+def test_weights_of_another_model_are_named(run, tiny_log):
+    save_model(run, build_model(small_config(hidden_size=8).model, tiny_log.num_items))
+    with pytest.raises(RunError, match=r"bias has shape \(8,\).*needs \(12,\)"):
+        load_model(run)
+
+
+def test_another_vocabulary_is_refused_and_nothing_changes(run, repeat_log):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="another vocabulary") as error:
+        write_run_config(run, small_config(), repeat_log)
+    assert str(run) in str(error.value)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
