@@ -1,0 +1,14 @@
+"""Protocols, ranking, metrics, slices by history length, significance and reports."""
+
+from blossomrec.evaluation.evaluate import evaluate, resolve_filter_seen
+from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
+from blossomrec.evaluation.significance import PairedTest, compare
+
+__all__ = [
+    "Evaluation",
+    "EvaluationProtocol",
+    "PairedTest",
+    "compare",
+    "evaluate",
+    "resolve_filter_seen",
+]

@@ -1,0 +1,234 @@
+"""Rank the targets of every case among the candidates of a protocol."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blossomrec.config import EvaluationConfig
+from blossomrec.data.batches import HistoryBatches
+from blossomrec.errors import ConfigError, DataError
+from blossomrec.evaluation import metrics, scoring
+from blossomrec.evaluation.candidates import (
+    Targets,
+    popularity_percentiles,
+    sample_unseen,
+    seen_pieces,
+    targets_of,
+)
+from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol, Ranking
+
+if TYPE_CHECKING:
+    from blossomrec.data.log import EventLog
+    from blossomrec.data.split import Cases
+
+TOKENS_PER_BATCH = 16_384
+
+
+def resolve_filter_seen(evaluation: EvaluationConfig, log: EventLog) -> bool:
+    """Whether seen items are left out of the ranking; ``auto``: when the log has no repeats."""
+    if evaluation.filter_seen == "auto":
+        return not log.has_repeats
+    return evaluation.filter_seen == "yes"
+
+
+def evaluate(
+    scorer: Any,
+    log: EventLog,
+    cases: Cases,
+    *,
+    ks: Sequence[int] = (5, 10, 20),
+    ranking: Ranking = "full",
+    filter_seen: bool,
+    seed: int = 0,
+    max_len: int | None = None,
+    device: str | torch.device = "cpu",
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    score_elements: int = scoring.SCORE_ELEMENTS,
+    split: str | None = None,
+) -> Evaluation:
+    """Rank the targets of every case.
+
+    Ties count against a target, targets of one case do not compete with each other, and the
+    target itself is always a candidate. Ranks do not depend on ``tokens_per_batch``.
+
+    Args:
+        scorer: model or baseline with ``num_items``, ``max_len``, ``queries(batch)`` [B, ...] and
+            ``scores(queries, start, stop)`` [B, stop - start]; it already lies on ``device``.
+        log: the log whose rows the scorer knows.
+        cases: what to predict.
+        ks: cut-offs of the metrics.
+        ranking: ``full`` ranks among all items, ``uni100`` among 100 sampled items the user never
+            met; metrics of the latter are named ``uni100_...``.
+        filter_seen: leave items before the target in the history out of a full ranking.
+        seed: of sampled candidates and of the bootstrap.
+        max_len: most recent events shown to the scorer; None stands for ``scorer.max_len``.
+        device: where batches go.
+        tokens_per_batch: events encoded at a time.
+        score_elements: scores held at a time, or one row of the catalogue if that is more.
+        split: how the cases were held out, kept with the protocol.
+
+    Raises:
+        ConfigError: an option is out of bounds.
+        DataError: there is nothing to evaluate, or the scorer knows another number of items.
+        TrainingError: a score is not a number.
+    """
+    started = perf_counter()
+    cut_offs, device = metrics.check_ks(ks), torch.device(device)
+    if ranking not in ("full", "uni100"):
+        raise ConfigError(f"ranking is {ranking!r}: choose one of full, uni100")
+    if scorer.num_items != log.num_items:
+        raise DataError(f"the model knows {scorer.num_items} items and the log {log.num_items}")
+    targets = targets_of(log, cases)
+    block = scoring.ScoreBlock(
+        scorer, len(cases.users), device=device, score_elements=score_elements
+    )
+    ranks = np.empty(len(targets.items), dtype=np.int64)
+    top = np.empty((len(cases.users), cut_offs[-1] if ranking == "full" else 0), dtype=np.int32)
+    blocks = _query_blocks(scorer, log, cases, max_len, device, tokens_per_batch, block.rows)
+    with scoring.scoring_mode(scorer):
+        for part, queries in blocks:
+            with scoring.full_precision(device):
+                scores = block.fill(queries)
+            places = slice(targets.offsets[part.start], targets.offsets[part.stop])
+            if ranking == "full":
+                seen = _history_items(log, cases, part) if filter_seen else ()
+                ranks[places], top[part] = _rank_all(scores, targets, part, seen, cut_offs[-1])
+            else:
+                unseen = sample_unseen(log, cases.users[part], seed)
+                ranks[places] = _rank_sampled(scores, targets, part, unseen)
+    protocol = EvaluationProtocol(
+        split=split,
+        ranking=ranking,
+        filter_seen=bool(filter_seen),
+        ks=cut_offs,
+        seed=seed,
+        num_cases=len(cases.users),
+        num_targets=len(targets.items),
+        num_items=log.num_items,
+        fingerprint=_fingerprint(cases, targets),
+    )
+    popularity = None
+    if ranking == "full":
+        values = metrics.popularity(top, popularity_percentiles(log, cases), cut_offs)
+        popularity = np.stack(list(values.values()), 1)
+    return Evaluation(
+        protocol=protocol,
+        users=cases.users,
+        lengths=cases.history_end,
+        offsets=targets.offsets,
+        ranks=ranks,
+        top=top if ranking == "full" else None,
+        popularity=popularity,
+        seconds=perf_counter() - started,
+    )
+
+
+def _query_blocks(
+    scorer: Any,
+    log: EventLog,
+    cases: Cases,
+    max_len: int | None,
+    device: torch.device,
+    tokens_per_batch: int,
+    rows: int,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Queries in blocks of exactly ``rows`` cases, the last one shorter.
+
+    Blocks end at the same cases whatever the batches of the encoder are, so that every score
+    comes from a call of the same shape.
+    """
+    batches = HistoryBatches(
+        log,
+        cases.users,
+        cases.history_end,
+        # Simple baselines look at one event, or none; batches have at least two.
+        max_len=max(2, scorer.max_len) if max_len is None else max_len,
+        tokens_per_batch=tokens_per_batch,
+    )
+    done, waiting, held = 0, [], 0
+    for _, batch in batches:
+        queries = scoring.as_queries(scorer.queries(batch.to(device)))
+        waiting.append(queries)
+        held += len(queries)
+        while held >= rows:
+            joined = torch.cat(waiting)
+            yield slice(done, done + rows), joined[:rows]
+            waiting, done, held = [joined[rows:]], done + rows, held - rows
+    if held:
+        yield slice(done, done + held), torch.cat(waiting)
+
+
+def _history_items(
+    log: EventLog, cases: Cases, part: slice
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    return seen_pieces(log, cases.users[part], cases.history_end[part])
+
+
+def _rank_all(
+    scores: Tensor, targets: Targets, part: slice, seen: Any, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks of the targets of a block of cases among all items, and its k best items."""
+    rows, items = _target_pairs(targets, part, scores.device)
+    own = scores[rows, items]
+    for seen_rows, seen_items in seen:
+        scores[_tensor(seen_rows, scores.device), _tensor(seen_items, scores.device)] = -torch.inf
+    scores[rows, items] = own
+    top, _ = scoring.best(scores, k)
+    # From here on no target is counted, neither against itself nor against another of its case.
+    scores[rows, items] = -torch.inf
+    ranks = torch.empty_like(rows)
+    for which, of in _by_ordinal(targets.counts[part], scores.device):
+        ranks[which] = scoring.count_at_least(scores, of, own[which])
+    return ranks.cpu().numpy(), top.int().cpu().numpy()
+
+
+def _rank_sampled(scores: Tensor, targets: Targets, part: slice, unseen: np.ndarray) -> np.ndarray:
+    """Ranks of the targets of a block of cases among the items sampled for each user."""
+    rows, items = _target_pairs(targets, part, scores.device)
+    own, sampled = scores[rows, items], _tensor(unseen, scores.device)
+    candidates = scores.gather(1, sampled.clamp(min=0)).masked_fill(sampled < 0, -torch.inf)
+    scoring.refuse_nan(own)
+    scoring.refuse_nan(candidates)
+    ranks = torch.empty_like(rows)
+    for which, of in _by_ordinal(targets.counts[part], scores.device):
+        ranks[which] = scoring.count_at_least(candidates, of, own[which])
+    return ranks.cpu().numpy()
+
+
+def _target_pairs(targets: Targets, part: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows inside a block and items of all its targets."""
+    counts = targets.counts[part]
+    rows = np.repeat(np.arange(len(counts)), counts)
+    items = targets.items[targets.offsets[part.start] : targets.offsets[part.stop]]
+    return _tensor(rows, device), _tensor(items, device)
+
+
+def _by_ordinal(counts: np.ndarray, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """For the first, second, ... target of the cases: places among the targets, and rows.
+
+    Rows are None where every case has such a target, which spares a copy of the scores.
+    """
+    first = np.cumsum(counts) - counts
+    for ordinal in range(counts.max()):
+        rows = np.flatnonzero(counts > ordinal)
+        of = None if len(rows) == len(counts) else _tensor(rows, device)
+        yield _tensor(first[rows] + ordinal, device), of
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
+
+
+def _fingerprint(cases: Cases, targets: Targets) -> str:
+    """Changes with the users, positions or target items of the cases."""
+    digest = hashlib.sha256()
+    for array in (cases.users, cases.history_end, cases.target_end, targets.items):
+        digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,102 @@
+"""What an evaluation holds: its protocol, the ranks of every case, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from blossomrec.evaluation import metrics
+from blossomrec.evaluation.significance import bootstrap_intervals
+from blossomrec.evaluation.slices import Slice, by_history_length
+
+Ranking = Literal["full", "uni100"]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """What was predicted and against which candidates; equal protocols give comparable numbers."""
+
+    split: str | None  # how test events were held out; None when not told
+    ranking: Ranking
+    filter_seen: bool
+    ks: tuple[int, ...]
+    seed: int  # of sampled candidates and of the bootstrap
+    num_cases: int
+    num_targets: int
+    num_items: int
+    fingerprint: str  # of users, positions and target items of all cases
+
+    @property
+    def prefix(self) -> str:
+        """What the name of each metric starts with: nothing for full ranking."""
+        return "" if self.ranking == "full" else f"{self.ranking}_"
+
+    @property
+    def candidates(self) -> str:
+        """The candidates of a ranking in words."""
+        if self.ranking == "uni100":
+            return (
+                "100 items drawn uniformly, without replacement, from those the user never met "
+                f"(sampled, seed {self.seed}), and the target"
+            )
+        if self.filter_seen:
+            return (
+                f"all {self.num_items:,} items but those in the user's history; "
+                "a target always stays"
+            )
+        return f"all {self.num_items:,} items, those in the user's history included"
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Ranks of the targets of M cases, and metrics, intervals and slices made from them.
+
+    ``ranks`` counts from 0 and counts ties against the target: the number of candidates, other
+    targets of the case left aside, whose score is at least the target's.
+    """
+
+    protocol: EvaluationProtocol
+    users: np.ndarray  # int64 [M], user rows
+    lengths: np.ndarray  # int64 [M], events before the target, however many the model saw
+    offsets: np.ndarray  # int64 [M+1], where the ranks of each case start
+    ranks: np.ndarray  # int64 [number of targets]
+    top: np.ndarray | None  # int32 [M, largest k], recommended item rows; None for uni100
+    popularity: np.ndarray | None  # float64 [M, number of ks]; None for uni100
+    seconds: float  # time of ranking
+
+    @cached_property
+    def per_case(self) -> dict[str, np.ndarray]:
+        """Every metric that is a mean over cases, its values float64 [M] by name."""
+        protocol = self.protocol
+        values = metrics.accuracy(self.ranks, self.offsets, protocol.ks)
+        values = {f"{protocol.prefix}{name}": value for name, value in values.items()}
+        if self.popularity is not None:
+            names = (f"popularity@{k}" for k in protocol.ks)
+            values |= dict(zip(names, self.popularity.T, strict=True))
+        return values
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Every metric by name, such as ``ndcg@10`` or ``uni100_ndcg@10``."""
+        means = {name: float(values.mean()) for name, values in self.per_case.items()}
+        if self.top is None:
+            return means
+        return means | metrics.coverage(self.top, self.protocol.num_items, self.protocol.ks)
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """95 % percentile bootstrap intervals over cases, by name of metric.
+
+        Coverage has none: users drawn again recommend fewer distinct items, so the bootstrap of
+        coverage would not be centred on it.
+        """
+        return bootstrap_intervals(self.per_case, seed=self.protocol.seed)
+
+    @cached_property
+    def slices(self) -> tuple[Slice, ...]:
+        """Metrics of the cases by length of history, empty bins left out."""
+        return by_history_length(self.lengths, self.per_case, seed=self.protocol.seed)

@@ -1,0 +1,96 @@
+"""Metrics of ranked lists, from the ranks of the targets.
+
+A case may have several targets. They do not compete: the rank of a target counts only items that
+are not targets of the same case. In the one list that a user would be shown, the j-th best target
+(j from 0) therefore stands at place ``rank + j``, and the metrics are those of this list:
+
+- ``hr@k``: 1 when a target stands among the first k.
+- ``recall@k``: the share of the targets that do.
+- ``ndcg@k``: sum of 1 / log2(place + 2) over targets among the first k, divided by the largest
+  value that as many targets could give (Järvelin and Kekäläinen, 2002).
+- ``mrr@k``: 1 / (place + 1) of the first target, 0 when it is not among the first k.
+
+With one target, as in leave-one-out, hr and recall are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from blossomrec.errors import ConfigError
+
+ACCURACY = ("hr", "recall", "ndcg", "mrr")
+
+
+def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
+    """Cut-offs in rising order, each once; ConfigError when one is not a positive whole number."""
+    if not ks:
+        raise ConfigError("ks is empty: at least one cut-off is needed")
+    for k in ks:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise ConfigError(f"ks contains {k!r}: a cut-off is a whole number of at least 1")
+    return tuple(sorted({int(k) for k in ks}))
+
+
+def places(ranks: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Places [N] in the list of a case, targets of each case in order of rank."""
+    counts = np.diff(offsets)
+    case = np.repeat(np.arange(len(counts)), counts)
+    ordered = ranks[np.lexsort((ranks, case))]
+    return ordered + np.arange(len(ranks)) - offsets[:-1][case]
+
+
+def accuracy(ranks: np.ndarray, offsets: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """Every accuracy metric of every case.
+
+    Args:
+        ranks: int64 [N], 0 for the first place, case after case.
+        offsets: int64 [M+1], where each case's ranks start; every case has at least one.
+        ks: cut-offs.
+
+    Returns:
+        float64 [M] by name, such as ``ndcg@10``.
+    """
+    counts = np.diff(offsets)
+    place = places(ranks, offsets)
+    gains = 1 / np.log2(place + 2)
+    ideal = np.cumsum(1 / np.log2(np.arange(max(max(ks), counts.max())) + 2))
+    first = place[offsets[:-1]]
+    values = {}
+    for k in ks:
+        inside = place < k
+        values[f"hr@{k}"] = (first < k).astype(float)
+        values[f"recall@{k}"] = np.add.reduceat(inside.astype(float), offsets[:-1]) / counts
+        gained = np.add.reduceat(gains * inside, offsets[:-1])
+        values[f"ndcg@{k}"] = gained / ideal[np.minimum(counts, k) - 1]
+        values[f"mrr@{k}"] = (first < k) / (first + 1)
+    return {f"{name}@{k}": values[f"{name}@{k}"] for name in ACCURACY for k in ks}
+
+
+def popularity(
+    top: np.ndarray, percentiles: np.ndarray, ks: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Mean popularity percentile of each case's first k recommended items.
+
+    Args:
+        top: item rows, best first, [M, largest k]; -1 where fewer could be recommended.
+        percentiles: popularity of every item, float64 [I], 0 least and 1 most popular.
+
+    Returns:
+        float64 [M] by name; 0 for a case without any recommendation.
+    """
+    known = np.append(percentiles, 0.0)[top]  # -1 reads the appended zero
+    totals, numbers = np.cumsum(known, axis=1), np.cumsum(top >= 0, axis=1)
+    last = {k: min(k, top.shape[1]) - 1 for k in ks}
+    return {f"popularity@{k}": totals[:, last[k]] / np.maximum(1, numbers[:, last[k]]) for k in ks}
+
+
+def coverage(top: np.ndarray, num_items: int, ks: Sequence[int]) -> dict[str, float]:
+    """Share of the catalogue that stands among the first k items of any case."""
+    shares = {}
+    for k in ks:
+        rows = np.unique(top[:, :k])
+        shares[f"coverage@{k}"] = float(np.count_nonzero(rows >= 0)) / num_items
+    return shares

@@ -1,0 +1,90 @@
+"""Evaluations on disk: what people read as JSON, and ranks beside it as npz for comparisons."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blossomrec.errors import RunError
+from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
+
+FORMAT = 1
+OPTIONAL_ARRAYS = ("top", "popularity")
+ARRAYS = ("users", "lengths", "offsets", "ranks", *OPTIONAL_ARRAYS)
+
+
+def save_evaluation(evaluation: Evaluation, path: str | Path) -> None:
+    """Write ``path`` (.json: protocol, metrics, intervals, slices) and the ranks beside it (.npz).
+
+    Both appear whole or not at all; the JSON names the digest of its npz, so that a pair from two
+    different evaluations is refused when it is read.
+    """
+    path = _json_path(path)
+    arrays = {name: getattr(evaluation, name) for name in ARRAYS}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".npz.tmp")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    digest = _digest(temporary)
+    os.replace(temporary, path.with_suffix(".npz"))
+    temporary = path.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps(_description(evaluation, digest), indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def load_evaluation(path: str | Path) -> Evaluation:
+    """Read what ``save_evaluation`` wrote. Raises RunError where it is missing or damaged."""
+    path = _json_path(path)
+    arrays_path = path.with_suffix(".npz")
+    try:
+        description = json.loads(path.read_text())
+        if description["format"] != FORMAT:
+            raise RunError(f"{path} has format {description['format']!r}: {FORMAT} is needed")
+        if description["ranks"] != _digest(arrays_path):
+            raise RunError(f"{arrays_path} does not belong to {path}: evaluate again")
+        protocol = description["protocol"] | {"ks": tuple(description["protocol"]["ks"])}
+        del protocol["candidates"]  # words made from the rest
+        arrays: dict[str, Any] = dict.fromkeys(OPTIONAL_ARRAYS)
+        with np.load(arrays_path, allow_pickle=False) as stored:
+            arrays |= {name: stored[name] for name in stored.files}
+        return Evaluation(
+            protocol=EvaluationProtocol(**protocol), seconds=description["seconds"], **arrays
+        )
+    except FileNotFoundError as error:
+        raise RunError(f"no evaluation in {error.filename}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{path} is damaged: {error!r}") from error
+
+
+def _json_path(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".json":
+        raise RunError(f"{path} is no place for an evaluation: its name must end in .json")
+    return path
+
+
+def _description(evaluation: Evaluation, digest: str) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "protocol": dataclasses.asdict(evaluation.protocol)
+        | {"candidates": evaluation.protocol.candidates},
+        "metrics": evaluation.metrics,
+        "intervals": evaluation.intervals,
+        "slices": [dataclasses.asdict(part) | {"label": part.label} for part in evaluation.slices],
+        "seconds": evaluation.seconds,
+        "ranks": digest,
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

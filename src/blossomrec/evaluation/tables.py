@@ -1,0 +1,94 @@
+"""Evaluations and comparisons as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from blossomrec.evaluation import wording
+from blossomrec.evaluation.evaluation import Evaluation
+from blossomrec.evaluation.significance import PairedTest
+
+
+def evaluation_table(name: str, evaluation: Evaluation) -> Group:
+    """Every metric with its interval, and NDCG and HR by length of history."""
+    protocol = evaluation.protocol
+    kind = "full ranking" if protocol.ranking == "full" else f"sampled ranking ({protocol.ranking})"
+    split = f"{protocol.split}, " if protocol.split else ""
+    table = _table("metric", "value", "95% interval")
+    for metric, value in evaluation.metrics.items():
+        interval = evaluation.intervals.get(metric)
+        shown = f"{interval[0]:.4f}–{interval[1]:.4f}" if interval else ""
+        table.add_row(metric, f"{value:.4f}", shown)
+    candidates = Text(f"Candidates: {protocol.candidates}. Ties count against the target.")
+    title = _title(f"{name}: {split}{kind}, {protocol.num_cases:,} users")
+    slices = _slices_table(evaluation)
+    return Group(title, table, _title("By length of history"), slices, candidates)
+
+
+def comparison_table(first: str, second: str, tests: Mapping[str, PairedTest]) -> Group:
+    """Paired tests of two models, metric by metric; differences are first minus second."""
+    cases = next(iter(tests.values())).cases
+    title = _title(f"{first} (first) and {second} (second), {cases:,} users")
+    columns = ("first", "second", "difference", "95% interval", "p", "p Wilcoxon", "Cohen's d")
+    table = _table("metric", *columns)
+    for name, test in tests.items():
+        table.add_row(
+            name,
+            f"{test.first:.4f}",
+            f"{test.second:.4f}",
+            wording.difference_text(test),
+            f"{wording.signed(test.low)} to {wording.signed(test.high)}",
+            wording.p_text(test.p_permutation),
+            wording.p_text(test.p_wilcoxon),
+            wording.signed(test.effect_size, 3),
+        )
+    return Group(title, table)
+
+
+def comparison_of_models(evaluations: Mapping[str, Evaluation]) -> Group:
+    """Models of one protocol beside each other: the metrics at 10, or the first cut-off."""
+    protocol = next(iter(evaluations.values())).protocol
+    k = 10 if 10 in protocol.ks else protocol.ks[0]
+    kinds = [f"{protocol.prefix}{kind}@{k}" for kind in ("hr", "ndcg", "mrr")]
+    table = _table("model", *kinds, f"{kinds[1]}, 95% interval", f"coverage@{k}")
+    for name, evaluation in evaluations.items():
+        low, high = evaluation.intervals[kinds[1]]
+        coverage = evaluation.metrics.get(f"coverage@{k}")
+        table.add_row(
+            name,
+            *(f"{evaluation.metrics[kind]:.4f}" for kind in kinds),
+            f"{low:.4f}–{high:.4f}",
+            "" if coverage is None else f"{coverage:.1%}",
+        )
+    return Group(_title(f"{protocol.num_cases:,} users; {protocol.candidates}"), table)
+
+
+def _slices_table(evaluation: Evaluation) -> Table:
+    protocol = evaluation.protocol
+    k = 10 if 10 in protocol.ks else protocol.ks[0]
+    metrics = [f"{protocol.prefix}{kind}@{k}" for kind in ("ndcg", "hr")]
+    table = _table("events", "users", metrics[0], "95% interval", metrics[1], "95% interval")
+    for part in evaluation.slices:
+        cells = []
+        for metric in metrics:
+            low, high = part.intervals[metric]
+            cells += [f"{part.metrics[metric]:.4f}", f"{low:.4f}–{high:.4f}"]
+        table.add_row(part.label, f"{part.cases:,}", *cells)
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table()
+    table.add_column(first)
+    for column in others:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _title(text: str) -> Text:
+    # Names and paths are text: square brackets in them are no markup.
+    return Text(text, style="bold")

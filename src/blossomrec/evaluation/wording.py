@@ -1,0 +1,132 @@
+"""Protocols, metrics and numbers in words for a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from blossomrec.evaluation.evaluation import EvaluationProtocol
+from blossomrec.evaluation.significance import PERMUTATIONS, RESAMPLES, PairedTest
+
+SPLITS = {
+    "leave-one-out": (
+        "Leave-one-out: the last event of every user with at least three is the test target; "
+        "the event before it served for validation and belongs to the test history."
+    ),
+    "global-time": (
+        "Global time split: the targets of a user are all items of the last period of the log, "
+        "the history is everything before it."
+    ),
+}
+DEFINITIONS = {
+    "hr": "share of cases with a target among the first k",
+    "recall": "share of a case's targets among the first k, mean over cases",
+    "ndcg": "discounted gain 1 / log2(place + 1) of the targets among the first k, over the ideal",
+    "mrr": "1 / place of the first target, 0 beyond the first k",
+    "popularity": (
+        "mean popularity percentile of the first k recommended items: 0 the least popular item, "
+        "1 the most popular, 0.5 a recommendation at random"
+    ),
+    "coverage": "share of the catalogue among the first k recommended items of anybody",
+}
+
+
+def metric_label(name: str) -> str:
+    """``ndcg@10`` as people write it; sampled metrics say so."""
+    sampled, _, rest = name.rpartition("uni100_")
+    kind, _, k = rest.partition("@")
+    kind = kind.upper() if kind in ("hr", "ndcg", "mrr") else kind.capitalize()
+    return f"{kind}@{k} (uni100)" if sampled or name.startswith("uni100_") else f"{kind}@{k}"
+
+
+def protocol_pairs(protocol: EvaluationProtocol) -> Iterator[tuple[str, str]]:
+    """What was measured, as names and sentences."""
+    split = protocol.split
+    yield "Split", SPLITS.get(split or "", split or "not told")
+    yield "Cases", f"{protocol.num_cases:,} users, {protocol.num_targets:,} targets"
+    yield "Candidates", protocol.candidates
+    yield "Ties", "count against the target"
+    yield (
+        "Several targets",
+        "do not compete: a target is ranked among the items that are no targets of its user",
+    )
+    yield "Intervals", f"95% percentile bootstrap over users, {RESAMPLES:,} resamples"
+    yield (
+        "Significance",
+        f"paired sign-flip test over users, {PERMUTATIONS:,} permutations, two-sided; "
+        "marks use p-values corrected for all comparisons of the table (Holm)",
+    )
+    yield "Fingerprint", f"{protocol.fingerprint} (equal where cases are equal)"
+    for name, meaning in DEFINITIONS.items():
+        yield metric_label(f"{name}@k"), meaning
+
+
+def finding(first: str, second: str, test: PairedTest, *, differs: bool) -> str:
+    """One sentence, HTML, on the difference of two models whose names are HTML already."""
+    numbers = (
+        f"{metric_label(test.metric)} {test.first:.4f} against {test.second:.4f}, "
+        f"difference {difference_text(test)}, "
+        f"95% interval {signed(test.low)} to {signed(test.high)}"
+    )
+    first, second = f"<strong>{first}</strong>", f"<strong>{second}</strong>"
+    if not differs:
+        return f"{first} and {second} do not differ by more than chance: {numbers}."
+    verb = "better" if test.difference > 0 else "worse"
+    return f"{first} ranks {verb} than {second}: {numbers}."
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """With a sign, and a minus that is as wide as a plus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def difference_text(test: PairedTest) -> str:
+    """A difference and, where there is something to relate it to, its share."""
+    relative = f" ({test.difference / test.second:+.1%})" if test.second else ""
+    return signed(test.difference) + relative.replace("-", "−")
+
+
+def p_text(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def summary_pairs(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The summary of a log as names and values; entries unknown here are shown as they are."""
+    rest = dict(summary)
+    for name in ("users", "items", "events"):
+        if name in rest:
+            yield name.capitalize(), value_text(rest.pop(name))
+    if "mean_length" in rest:
+        yield "Events per user", f"{rest.pop('mean_length'):,.1f} on average"
+    for name, value in rest.pop("length_percentiles", {}).items():
+        share = "All users" if name == "max" else f"{name}% of users"
+        yield f"{share} have at most", f"{value:,.0f} events"
+    for name, share in rest.pop("share_over", {}).items():
+        yield f"Users over {int(name):,} events", f"{share:.2%}"
+    time = rest.pop("time", {})
+    for name in ("first", "last"):
+        if name in time:
+            yield f"{name.capitalize()} event", str(time.get(f"{name}_iso", time[name]))
+    if "has_repeats" in rest:
+        yield "Items repeat in histories", value_text(rest.pop("has_repeats"))
+    for entry in rest.pop("dropped", []):
+        yield f"Dropped: {entry['reason']}", f"{entry['events']:,} events"
+    for name, value in rest.items():
+        yield name.replace("_", " ").capitalize(), value_text(value)
+
+
+def value_text(value: Any) -> str:
+    """A configuration or summary value as people read it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) < 10**9 else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e9 else f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {value_text(part)}" for name, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return "; ".join(value_text(part) for part in value) or "none"
+    return str(value)

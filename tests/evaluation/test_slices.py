@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+
+from blossomrec.evaluation.slices import by_history_length
+
+
+def test_every_case_is_in_the_bin_of_its_length():
+    lengths = np.array([1, 9, 10, 49, 50, 1_999, 2_000, 90_000])
+    values = np.arange(8.0)
+    slices = by_history_length(lengths, {"ndcg@10": values})
+    assert [part.label for part in slices] == [
+        "1–9",
+        "10–19",
+        "20–49",
+        "50–99",
+        "1,000–1,999",
+        "2,000+",
+    ]
+    assert [part.cases for part in slices] == [2, 1, 1, 1, 1, 2]
+    means = [part.metrics["ndcg@10"] for part in slices]
+    assert means == pytest.approx([0.5, 2, 3, 4, 5, 6.5])
+    assert slices[0].intervals["ndcg@10"] == (0.0, 1.0)
+    assert (slices[-1].low, slices[-1].high) == (2_000, None)
+
+
+def test_slices_add_up_to_the_whole():
+    rng = np.random.default_rng(0)
+    lengths, values = rng.integers(1, 500, 300), rng.random(300)
+    slices = by_history_length(lengths, {"hr@1": values})
+    total = sum(part.cases * part.metrics["hr@1"] for part in slices)
+    assert total / 300 == pytest.approx(values.mean())
+    for part in slices:
+        low, high = part.intervals["hr@1"]
+        assert low <= part.metrics["hr@1"] <= high

@@ -1,0 +1,59 @@
+import pytest
+from ranking_oracle import DotScorer
+from rich.console import Console
+
+from blossomrec.config import EvaluationConfig
+from blossomrec.data.split import make_split
+from blossomrec.evaluation import compare, evaluate
+from blossomrec.evaluation.tables import comparison_table, evaluation_table
+
+
+@pytest.fixture
+def measure(tiny_log):
+    cases = make_split(tiny_log, EvaluationConfig()).test
+
+    def at(size, ranking="full"):
+        scorer = DotScorer(tiny_log.num_items, size)
+        options = {"ranking": ranking, "filter_seen": True, "split": "leave-one-out"}
+        return evaluate(scorer, tiny_log, cases, **options)
+
+    return at
+
+
+def printed(renderable):
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_every_metric_and_every_slice_is_printed(measure):
+    evaluation = measure(4)
+    text = printed(evaluation_table("runs/[bold]one", evaluation))
+    assert "runs/[bold]one: leave-one-out, full ranking, 58 users" in text
+    for name, value in evaluation.metrics.items():
+        assert any(
+            line.split()[1:4:2] == [name, f"{value:.4f}"]
+            for line in text.splitlines()
+            if name in line
+        )
+    for part in evaluation.slices:
+        assert part.label in text
+    assert "Ties count against the target" in text
+
+
+def test_a_sampled_ranking_says_so(measure):
+    text = printed(evaluation_table("one", measure(4, "uni100")))
+    assert "sampled ranking (uni100)" in text
+    assert "uni100_ndcg@10" in text
+    assert " ndcg@10" not in text
+
+
+def test_a_comparison_is_printed(measure):
+    tests = compare(measure(4), measure(8))
+    text = printed(comparison_table("one", "two", tests))
+    assert "one (first) and two (second), 58 users" in text
+    for name, test in tests.items():
+        [line] = [line for line in text.splitlines() if f" {name} " in line]
+        assert f"{test.first:.4f}" in line
+        assert f"{test.second:.4f}" in line
