@@ -36,7 +36,7 @@ class ModelConfig:
     heads: int = option(8, "query heads", low=1)
     kv_heads: int = option(2, "key/value heads; divides heads", low=1)
     inner_size: int = option(256, "width inside the feed-forward layers", low=1)
-    norm: Literal["pre", "post"] = option("pre", "layer norm before or after each sub-layer")
+    norm: Literal["pre", "post"] = option("post", "layer norm before or after each sub-layer")
     dropout: float = option(
         0.2, "dropout after embeddings, attention and feed-forward", low=0, high=0.95
     )
@@ -69,7 +69,7 @@ class TrainingConfig:
         0.2, "BERT4Rec: share of events that are masked", low=0.01, high=0.99
     )
     epochs: int = option(100, "most epochs to train", low=1)
-    tokens_per_batch: int = option(16_384, "events in a batch, all users together", low=1)
+    tokens_per_batch: int = option(4_096, "events in a batch, all users together", low=1)
     learning_rate: float = option(1e-3, "peak learning rate of AdamW", low=0)
     weight_decay: float = option(0.01, "decoupled weight decay on matrices", low=0)
     warmup_steps: int = option(100, "steps over which the learning rate rises", low=0)

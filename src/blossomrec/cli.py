@@ -1,0 +1,83 @@
+"""The command line: a table from verb to function; each verb is imported when it is used."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, CycloptsError
+
+from blossomrec.errors import BlossomRecError
+
+VERBS = {
+    "prepare": "Read a table of events, check it, write the memory-mapped log.",
+    "train": "Train a model on a prepared log; --resume auto continues after a stop.",
+    "evaluate": "Measure a run, or a simple baseline, on the held-out events of a log.",
+    "compare": "Compare two evaluations of the same cases with a paired test.",
+    "recommend": "Recommend items for users of the log or for any list of items.",
+    "report": "Write one self-contained HTML page about several runs.",
+    "demo": "The whole path on simulated events or on your own file.",
+    "reproduce": "Measure the models side by side on prepared logs, into a results file.",
+}
+
+
+def build_app(defaults: dict[str, Any] | None = None) -> App:
+    """The application; ``defaults`` are option values from a configuration file."""
+    from blossomrec import __version__
+
+    app = App(
+        name="blossomrec",
+        version=__version__,
+        help="Sequential recommendation over whole histories with Blossom sparse attention.",
+        # Training saves a checkpoint and says so when it is stopped; main turns that into a code.
+        suppress_keyboard_interrupt=False,
+    )
+    for verb, help in VERBS.items():
+        app.command(f"blossomrec.commands:{verb}", name=verb, help=help)
+    if defaults:
+        from cyclopts.config import Dict
+
+        # Validated before, with messages of our own; a verb takes the sections it knows.
+        app.config = (Dict(defaults, allow_unknown=True),)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit code: 0, 2 for bad input, 130 or 143 when stopped."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app = build_app(_file_options(arguments))
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return 0
+    except CycloptsError as error:
+        return _complain(str(error))
+    except BlossomRecError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt as stop:
+        _complain(str(stop) or "stopped")
+        return 128 + getattr(stop, "signum", signal.SIGINT)
+    except BrokenPipeError:
+        # The reader of our output has seen enough.
+        sys.stderr.close()
+        return 0
+
+
+def _file_options(arguments: list[str]) -> dict[str, Any]:
+    """Options of the file named by --config, checked."""
+    from blossomrec.config import from_dict, read_file
+
+    for place, argument in enumerate(arguments):
+        name, _, path = argument.partition("=")
+        if name == "--config" and (path or place + 1 < len(arguments)):
+            values = read_file(Path(path or arguments[place + 1]))
+            from_dict(values)
+            return values
+    return {}
+
+
+def _complain(message: str) -> int:
+    print(f"blossomrec: {message}", file=sys.stderr)
+    return 2

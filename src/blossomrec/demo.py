@@ -1,0 +1,87 @@
+"""The whole path in one sitting: events, training, comparison, report, recommendations."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from blossomrec.config import ModelConfig, RunConfig, TrainingConfig
+from blossomrec.data.log import EventLog
+from blossomrec.data.simulate import SimulationConfig, simulate
+from blossomrec.data.summary import summary_table
+from blossomrec.evaluation.storage import save_evaluation
+from blossomrec.evaluation.tables import comparison_of_models
+from blossomrec.experiments.measure import BASELINES, evaluate_baseline, evaluate_run
+from blossomrec.experiments.run_report import evaluation_path, write_run_report
+from blossomrec.recommender import BlossomRec
+
+# Small enough for two processor cores.
+MODEL = ModelConfig(hidden_size=64, heads=4, kv_heads=2, inner_size=128)
+TRAINING = TrainingConfig(tokens_per_batch=4_096, warmup_steps=50, patience=3)
+MODELS = {"SASRec": "full", "BlossomRec": "blossom"}
+
+
+def run_demo(
+    folder: Path,
+    *,
+    events: Path | None = None,
+    user: str = "user_id",
+    item: str = "item_id",
+    timestamp: str = "timestamp",
+    epochs: int = 12,
+    seed: int = 0,
+    console: Console | None = None,
+) -> None:
+    """Prepare a log, train SASRec and BlossomRec, compare them with simple models, write a report.
+
+    Training goes on where it was stopped if the demo is started again.
+
+    Args:
+        folder: gets ``log/``, a folder for each model, and ``report.html``.
+        events: a table of events; None simulates some.
+        user, item, timestamp: columns of that table.
+        epochs: most epochs for each model.
+    """
+    console = console or Console()
+    folder = Path(folder)
+    console.rule("Events")
+    if events is None:
+        log = EventLog.prepare(simulate(SimulationConfig(seed=seed)), folder / "log")
+    else:
+        log = EventLog.prepare(events, folder / "log", user=user, item=item, timestamp=timestamp)
+    console.print(summary_table(log.summary))
+
+    training = dataclasses.replace(TRAINING, epochs=epochs, seed=seed)
+    for name, attention in MODELS.items():
+        console.rule(f"Training {name}")
+        config = RunConfig(dataclasses.replace(MODEL, attention=attention), training)
+        BlossomRec(config).fit(log, folder / name, resume="auto")
+
+    console.rule("Comparison on the held-out last event of every user")
+    measured = {name: evaluate_run(folder / name, log) for name in MODELS}
+    measured |= {name: evaluate_baseline(name, log) for name in BASELINES}
+    for name, evaluation in measured.items():
+        save_evaluation(evaluation, evaluation_path(folder / name))
+    console.print(comparison_of_models(measured))
+
+    console.rule("Recommendations")
+    _show_recommendations(console, folder / "BlossomRec", log)
+    report = folder / "report.html"
+    title = "Simulated events" if events is None else events.name
+    write_run_report({name: folder / name for name in measured}, report, title=title)
+    console.print(f"Report with plots: [bold]{report}[/bold]")
+    console.print(f"More: blossomrec recommend {folder / 'BlossomRec'} --user ID --k 10")
+
+
+def _show_recommendations(console: Console, run: Path, log: EventLog) -> None:
+    """The longest history of the log: its last items, and what comes next."""
+    recommender = BlossomRec.from_pretrained(run, log)
+    row = int((log.offsets[1:] - log.offsets[:-1]).argmax())
+    user: Any = log.user_vocabulary.ids([row])[0]
+    recent = log.item_vocabulary.ids(log.history(row)[-5:]).to_list()
+    frame = recommender.recommend([user], k=5)
+    console.print(f"User {user}, {len(log.history(row))} events, the last items: {recent}")
+    console.print("Next: " + ", ".join(map(str, frame["item_id"].to_list())))

@@ -1,0 +1,1 @@
+"""Measuring models: single runs, baselines, and the tables and figures of the paper."""

@@ -1,0 +1,146 @@
+"""Accuracy of SASRec and BlossomRec on public logs, leave-one-out, full and sampled ranking.
+
+The options of a data set are the same for both models but for the attention itself: SASRec has as
+many key/value heads as query heads, as it was published, and BlossomRec two, as it was published.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig
+from blossomrec.errors import BlossomRecError, ConfigError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a data set is trained with, chosen by validation NDCG@10."""
+
+    max_len: int
+    dropout: float
+    tokens_per_batch: int
+    epochs: int = 100
+
+
+DATASETS = {
+    "ml-1m": Preset(max_len=200, dropout=0.2, tokens_per_batch=8_192),
+    "amazon-beauty": Preset(max_len=50, dropout=0.5, tokens_per_batch=4_096),
+    "amazon-video-games": Preset(max_len=50, dropout=0.5, tokens_per_batch=4_096),
+    "gowalla": Preset(max_len=50, dropout=0.2, tokens_per_batch=8_192),
+    "ml-100k": Preset(max_len=200, dropout=0.5, tokens_per_batch=2_048),
+}
+MODELS = {
+    "SASRec": {"attention": "full", "kv_heads": 8},
+    "BlossomRec": {"attention": "blossom", "kv_heads": 2},
+}
+
+
+def configure(dataset: str, model: str, *, seed: int = 0, epochs: int | None = None) -> RunConfig:
+    """The configuration of a model on a data set; ConfigError where either is unknown."""
+    for name, known in ((dataset, DATASETS), (model, MODELS)):
+        if name not in known:
+            raise ConfigError(f"{name!r} is not known: choose from {', '.join(known)}")
+    preset = DATASETS[dataset]
+    return RunConfig(
+        ModelConfig(max_len=preset.max_len, dropout=preset.dropout, **MODELS[model]),
+        TrainingConfig(
+            tokens_per_batch=preset.tokens_per_batch, epochs=epochs or preset.epochs, seed=seed
+        ),
+        EvaluationConfig(),
+    )
+
+
+def measure_all(
+    logs: Path,
+    runs: Path,
+    out: Path,
+    *,
+    datasets: Iterable[str] = tuple(DATASETS),
+    models: Iterable[str] = tuple(MODELS),
+    seed: int = 0,
+    epochs: int | None = None,
+    jobs: int = 1,
+) -> None:
+    """Train and evaluate every model on every data set, ``jobs`` at a time on one device.
+
+    Args:
+        logs: folder of prepared logs, one for each data set, by its name.
+        runs: gets the run folders; training that was stopped goes on.
+        out: JSONL file that gets one line for each model, data set and ranking.
+
+    Raises:
+        BlossomRecError: some did not finish, after all others have; the message names them.
+    """
+    # Long ones first, so that none is left alone at the end.
+    cases = [(dataset, model) for dataset in datasets for model in reversed(list(models))]
+    for dataset, model in cases:
+        configure(dataset, model)
+    failed = []
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
+        waiting = {
+            pool.submit(measure, *case, logs, runs, out, seed, epochs, jobs): case for case in cases
+        }
+        for done in as_completed(waiting):
+            name = " ".join(waiting[done])
+            try:
+                print(f"{name}: {done.result()}", flush=True)
+            except Exception as error:
+                failed.append(f"{name}: {error}")
+                print(failed[-1], flush=True)
+    if failed:
+        raise BlossomRecError(f"{len(failed)} of {len(cases)} failed: {'; '.join(failed)}")
+
+
+def measure(
+    dataset: str,
+    name: str,
+    logs: Path,
+    runs: Path,
+    out: Path,
+    seed: int,
+    epochs: int | None,
+    jobs: int,
+) -> str:
+    """Train and evaluate one model on one data set, append its lines, say its headline."""
+    import torch
+
+    from blossomrec.data.log import EventLog
+    from blossomrec.data.split import make_split
+    from blossomrec.evaluation.results import append_result, result_line
+    from blossomrec.experiments.measure import evaluate_run
+    from blossomrec.models import build_model
+    from blossomrec.training import train
+
+    if jobs > 1:
+        torch.set_num_threads(1)
+    config = configure(dataset, name, seed=seed, epochs=epochs)
+    log = EventLog.open(logs / dataset)
+    run = runs / f"{dataset}-{name}-{seed}"
+    torch.manual_seed(seed)
+    model = build_model(config.model, log.num_items)
+    split = make_split(log, config.evaluation)
+    result = train(model, log, split, config, run, progress=False)
+    headline = [f"{result.epochs} epochs, {result.seconds_per_epoch:.2f} s each"]
+    for ranking in ("full", "uni100"):
+        evaluation = evaluate_run(run, log, ranking=ranking)
+        line = result_line(
+            evaluation,
+            dataset=dataset,
+            model=name,
+            attention=config.model.attention,
+            seed=seed,
+            max_len=config.model.max_len,
+            seconds_per_epoch=round(result.seconds_per_epoch, 3),
+            epochs=result.epochs,
+            peak_mib=round(result.peak_mib, 1),
+            device=next(model.parameters()).device,
+        )
+        append_result(out, line)
+        shown = (f"{key} {value:.4f}" for key, value in evaluation.metrics.items())
+        headline += [one for one in shown if "ndcg@10" in one or "hr@10" in one]
+    return ", ".join(headline)

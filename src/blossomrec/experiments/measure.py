@@ -1,0 +1,95 @@
+"""Measure a trained run or a simple baseline on the held-out events of a log."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from blossomrec.config import EvaluationConfig, check
+from blossomrec.data.log import EventLog
+from blossomrec.data.split import make_split
+from blossomrec.errors import ConfigError, RunError
+from blossomrec.evaluation import Evaluation, evaluate, resolve_filter_seen
+from blossomrec.models.baselines import ItemTransitions, Popularity, RecentPopularity
+from blossomrec.models.scorer import Scorer
+from blossomrec.training.run import load_model, read_run_config
+
+BASELINES: dict[str, Any] = {
+    "popularity": Popularity,
+    "recent-popularity": RecentPopularity,
+    "transitions": ItemTransitions,
+}
+HeldOut = Literal["test", "valid"]
+
+
+def evaluate_run(
+    run: str | Path,
+    log: EventLog | str | Path | None = None,
+    *,
+    on: HeldOut = "test",
+    device: str = "auto",
+    **options: Any,
+) -> Evaluation:
+    """Evaluate the best weights of a run folder.
+
+    Args:
+        log: the prepared log; None is the one the run was trained on.
+        on: which held-out events of the split that the run was trained with.
+        options: fields of :class:`EvaluationConfig` that override the run's own; None is no change.
+
+    Raises:
+        RunError: the run is incomplete, its log is gone, or the log has another vocabulary.
+    """
+    info = read_run_config(run)
+    if log is None and not (info.data / "log.json").is_file():
+        raise RunError(f"{info.data}, the log {run} was trained on, is not there: give the log")
+    events = log if isinstance(log, EventLog) else EventLog.open(log or info.data)
+    if events.item_vocabulary.fingerprint != info.fingerprint:
+        raise RunError(f"{run} belongs to another vocabulary than {events.folder}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(run, device)
+    return _evaluate(model, events, override(info.config.evaluation, options), on, device)
+
+
+def evaluate_baseline(
+    name: str, log: EventLog, *, on: HeldOut = "test", **options: Any
+) -> Evaluation:
+    """Fit popularity, recent-popularity or transitions on the training events, and evaluate it.
+
+    What the validation events tell is for the test known to all models alike through the
+    histories; the counts are of training events only.
+    """
+    if name not in BASELINES:
+        raise ConfigError(f"no baseline {name!r}: choose one of {', '.join(BASELINES)}")
+    config = override(EvaluationConfig(), options)
+    split = make_split(log, config)
+    return _evaluate(BASELINES[name].fit(log, split.train_end), log, config, on, "cpu")
+
+
+def override(config: EvaluationConfig, options: dict[str, Any]) -> EvaluationConfig:
+    """``config`` with the options that are not None, checked."""
+    given = {name: value for name, value in options.items() if value is not None}
+    config = dataclasses.replace(config, **given)
+    check(config)
+    return config
+
+
+def _evaluate(
+    scorer: Scorer, log: EventLog, config: EvaluationConfig, on: HeldOut, device: str
+) -> Evaluation:
+    split = make_split(log, config)
+    return evaluate(
+        scorer,
+        log,
+        getattr(split, on),
+        ks=config.ks,
+        ranking=config.ranking,
+        filter_seen=resolve_filter_seen(config, log),
+        seed=config.seed,
+        device=device,
+        split=config.split,
+    )

@@ -1,0 +1,85 @@
+"""The report of several runs: from run folders to the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from blossomrec.config import to_dict
+from blossomrec.data.log import EventLog
+from blossomrec.data.split import make_split
+from blossomrec.errors import RunError
+from blossomrec.evaluation.report import ModelReport, ReportData, write_report
+from blossomrec.evaluation.storage import load_evaluation
+from blossomrec.models.inspection import attention_profile
+from blossomrec.training.run import load_model, read_run_config
+
+# Where an evaluation of a run or a baseline lies inside its folder.
+EVALUATION = "evaluations/{on}-{ranking}.json"
+
+
+def evaluation_path(folder: str | Path, on: str = "test", ranking: str = "full") -> Path:
+    """Where a run folder, or one of a baseline, keeps an evaluation."""
+    return Path(folder) / EVALUATION.format(on=on, ranking=ranking)
+
+
+def write_run_report(
+    runs: Mapping[str, Path] | Sequence[Path], out: str | Path, *, title: str
+) -> None:
+    """Write a self-contained page about evaluated runs.
+
+    Args:
+        runs: run folders and folders of baselines' evaluations by display name, or a list of them,
+            which are shown by the name of the folder. The first is what the others are tested
+            against; all were measured on one log.
+        out: the page.
+
+    Raises:
+        RunError: a folder holds no full ranking of the test cases, or none is a run.
+        DataError: the evaluations are of different cases.
+    """
+    named = dict(runs) if isinstance(runs, Mapping) else {Path(run).name: run for run in runs}
+    trained = [Path(run) for run in named.values() if (Path(run) / "config.json").is_file()]
+    if not trained:
+        raise RunError(f"none of {', '.join(map(str, named.values()))} is a trained run")
+    info = read_run_config(trained[0])
+    log = EventLog.open(info.data)
+    models = [model_report(name, Path(run), log) for name, run in named.items()]
+    data = ReportData(
+        title=title,
+        dataset=log.folder.name,
+        models=models,
+        baseline=models[0].name,
+        summary=log.summary,
+        config={Path(run).name: to_dict(read_run_config(run).config) for run in trained},
+    )
+    write_report(out, data)
+
+
+def model_report(name: str, run: Path, log: EventLog) -> ModelReport:
+    """What a report shows of one run, or of a baseline, which has only its evaluation."""
+    evaluation = load_evaluation(evaluation_path(run))
+    path = evaluation_path(run, ranking="uni100")
+    sampled = load_evaluation(path) if path.is_file() else None
+    if not (run / "config.json").is_file():
+        return ModelReport(name, evaluation, sampled)
+    config = read_run_config(run).config
+    model = load_model(run)
+    profile = attention_profile(model, log, make_split(log, config.evaluation).test)
+    lines = (run / "log.jsonl").read_text().splitlines()
+    shown = []
+    if profile is not None:
+        for number, selected in enumerate(profile.selected, 1):
+            for layer, blocks in enumerate(selected, 1):
+                title = f"history {number}, {blocks.shape[0]:,} events, layer {layer}"
+                shown.append((title, blocks))
+    return ModelReport(
+        name,
+        evaluation,
+        sampled,
+        log_lines=[json.loads(line) for line in lines],
+        gates=None if profile is None else profile.gates,
+        selections=shown,
+        block_size=config.model.block_size,
+    )

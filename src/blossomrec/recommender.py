@@ -1,0 +1,356 @@
+"""BlossomRec: from a log of events to recommendations, in a few calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+
+from blossomrec.config import (
+    EvaluationConfig,
+    ModelConfig,
+    RunConfig,
+    TrainingConfig,
+    check,
+)
+from blossomrec.data.batches import pack
+from blossomrec.data.log import EventLog
+from blossomrec.data.split import make_split
+from blossomrec.data.vocabulary import Vocabulary
+from blossomrec.errors import ConfigError, DataError, RunError
+from blossomrec.evaluation.top_k import top_k
+from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.training.run import load_model, read_run_config, save_model, write_run_config
+
+if TYPE_CHECKING:
+    from blossomrec.training.loop import TrainingResult
+
+# Users scored together: enough to keep the device busy, few enough to bound memory.
+USERS_AT_ONCE = 1_024
+
+
+class BlossomRec:
+    """A sequential recommender: fit it on a log of events, ask it for next items.
+
+    Args:
+        config: everything that decides the outcome; defaults where it is None.
+        options: single options by name, such as ``max_len=500`` or ``epochs=20``, that override
+            the configuration; see :mod:`blossomrec.config` for all of them.
+
+    Attributes:
+        config: the resolved configuration.
+        model: the trained model, None before ``fit``.
+        items: vocabulary of the catalogue, None before ``fit``.
+        log: the events whose users can be asked for, None when there are none.
+        training: what the training came to, None without one.
+
+    Raises:
+        ConfigError: an option is unknown or out of bounds.
+    """
+
+    def __init__(self, config: RunConfig | None = None, **options: Any):
+        self.config = with_options(config or RunConfig(), options)
+        self.model: SequenceModel | None = None
+        self.items: Vocabulary | None = None
+        self.log: EventLog | None = None
+        self.training: TrainingResult | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def fit(
+        self,
+        log: EventLog | Any,
+        run: str | Path | None = None,
+        *,
+        resume: Literal["auto", "never"] = "auto",
+        progress: bool = True,
+    ) -> BlossomRec:
+        """Train on the events of ``log`` that the split leaves for training.
+
+        Args:
+            log: a prepared log, or anything :meth:`EventLog.prepare` reads: a path or a frame with
+                the columns ``user_id``, ``item_id`` and ``timestamp``.
+            run: folder of the run, with checkpoints; a temporary one that lives as long as this
+                object where it is None.
+            resume: "auto" continues a run that was stopped, "never" refuses a used folder.
+            progress: show how training goes.
+
+        Returns:
+            self.
+        """
+        from blossomrec.training import train
+
+        log = log if isinstance(log, EventLog) else EventLog.prepare(log)
+        if run is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="blossomrec-")
+            run = Path(self._temporary.name) / "run"
+        split = make_split(log, self.config.evaluation)
+        torch.manual_seed(self.config.training.seed)
+        model = build_model(self.config.model, log.num_items)
+        self.training = train(
+            model, log, split, self.config, Path(run), resume=resume, progress=progress
+        )
+        self.log, self.items = log, log.item_vocabulary
+        self.model = load_model(run, _device(self.config.training.device))
+        return self
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, log: EventLog | str | Path | None = None, *, device: str = "auto"
+    ) -> BlossomRec:
+        """A recommender from a run folder or from what ``save_pretrained`` wrote.
+
+        Args:
+            folder: holds ``config.json``, ``model.safetensors`` and ``vocabulary/``.
+            log: prepared log with the histories of the users to ask for; None is the log the model
+                was trained on, if it is still there.
+            device: "auto", "cpu" or "cuda".
+
+        Raises:
+            RunError: a file is missing or damaged, or the log has another vocabulary.
+        """
+        info = read_run_config(folder)
+        self = cls(info.config)
+        self.model = load_model(folder, _device(device))
+        self.items = Vocabulary.open(Path(folder) / "vocabulary")
+        if self.items.fingerprint != info.fingerprint:
+            raise RunError(f"{folder}: vocabulary/ does not belong to config.json")
+        if log is not None:
+            self.log = log if isinstance(log, EventLog) else EventLog.open(log)
+        elif (info.data / "log.json").is_file():
+            self.log = EventLog.open(info.data)
+        if self.log is not None and self.log.item_vocabulary.fingerprint != info.fingerprint:
+            raise RunError(
+                f"{folder} belongs to another vocabulary than {self.log.folder}: "
+                "prepare the log as it was when the model was trained, or train again"
+            )
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json``, ``model.safetensors`` and ``vocabulary/``, without the events."""
+        model, _ = self._ready()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_run_config(folder, self.config, self._histories())
+        save_model(folder, model)
+
+    def recommend(
+        self,
+        users: Iterable[Any] | None = None,
+        k: int = 10,
+        *,
+        filter_viewed: bool = True,
+        items: Iterable[Any] | None = None,
+    ) -> pl.DataFrame:
+        """The ``k`` best next items for users of the log, from their whole history.
+
+        Args:
+            users: external ids; None is every user.
+            filter_viewed: leave out what is in the user's history.
+            items: external ids to choose from; None is the whole catalogue.
+
+        Returns:
+            Columns user_id, item_id, score, rank (from 1); fewer than ``k`` rows for a user where
+            fewer items are left.
+
+        Raises:
+            DataError: a user or an item is unknown; the message names it.
+        """
+        log = self._histories()
+        if users is None:
+            rows = np.arange(log.num_users)
+        else:
+            users = list(users)
+            rows = known_rows(log.user_vocabulary, users, "user")
+        parts = [
+            self._rank([log.history(row) for row in part], k, filter_viewed, items)
+            for part in _parts(rows)
+        ]
+        places, item_rows, scores, ranks = (
+            np.concatenate(column) for column in zip(*parts, strict=True)
+        )
+        starts = np.repeat(np.arange(len(parts)) * USERS_AT_ONCE, [len(part[0]) for part in parts])
+        ids = log.user_vocabulary.ids(rows[places + starts])
+        return self._frame({"user_id": ids}, item_rows, scores, ranks)
+
+    def recommend_history(
+        self,
+        history: Sequence[Any],
+        k: int = 10,
+        *,
+        filter_viewed: bool = True,
+        items: Iterable[Any] | None = None,
+        unknown: Literal["skip", "refuse"] = "skip",
+    ) -> pl.DataFrame:
+        """The ``k`` best next items after any list of item ids, oldest first.
+
+        Args:
+            unknown: what to do with items the model does not know: "skip" them with a warning, or
+                "refuse" the history.
+
+        Returns:
+            Columns item_id, score, rank (from 1).
+
+        Raises:
+            DataError: an unknown item where they are refused, or no known item at all.
+        """
+        _, vocabulary = self._ready()
+        if unknown not in ("skip", "refuse"):
+            raise ConfigError(f"unknown is {unknown!r}: choose skip or refuse")
+        history = list(history)
+        rows = vocabulary.rows(history) if history else np.empty(0, dtype=np.int64)
+        strangers = [item for item, row in zip(history, rows, strict=True) if row < 0]
+        if strangers and unknown == "refuse":
+            known_rows(vocabulary, history, "item")
+        if strangers:
+            warnings.warn(
+                f"{len(strangers)} of {len(history)} items of the history are unknown and skipped: "
+                f"{_shown(strangers)}",
+                stacklevel=2,
+            )
+        known = rows[rows >= 0]
+        if not len(known):
+            raise DataError(f"the history {_shown(history)} has no item that the model knows")
+        _, item_rows, scores, ranks = self._rank([known], k, filter_viewed, items)
+        return self._frame({}, item_rows, scores, ranks)
+
+    def similar_items(self, items: Iterable[Any], k: int = 10) -> pl.DataFrame:
+        """The ``k`` items whose embeddings are closest, by cosine, to each given one.
+
+        Returns:
+            Columns item_id, similar_id, score (cosine), rank (from 1).
+
+        Raises:
+            DataError: an item is unknown.
+        """
+        model, vocabulary = self._ready()
+        _check_k(k)
+        items = list(items)
+        rows = torch.from_numpy(known_rows(vocabulary, items, "item"))
+        with torch.no_grad():
+            table = torch.nn.functional.normalize(model.output_weight().float(), dim=-1)
+            count = min(k, len(table) - 1)
+            found = []
+            for part in rows.to(table.device).split(USERS_AT_ONCE):
+                cosine = table[part] @ table.T
+                cosine[torch.arange(len(part)), part] = -torch.inf
+                found.append(cosine.topk(count, dim=-1))
+        scores = torch.cat([part.values for part in found]).cpu().numpy()
+        similar = torch.cat([part.indices for part in found]).cpu().numpy()
+        return pl.DataFrame(
+            {
+                "item_id": vocabulary.ids(rows.repeat_interleave(count).numpy()),
+                "similar_id": vocabulary.ids(similar.ravel()),
+                "score": scores.ravel(),
+                "rank": np.tile(np.arange(1, count + 1), len(rows)),
+            }
+        )
+
+    def _rank(
+        self,
+        histories: list[np.ndarray],
+        k: int,
+        filter_viewed: bool,
+        items: Iterable[Any] | None,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Number of the history, item row, score and rank of everything recommended."""
+        model, vocabulary = self._ready()
+        _check_k(k)
+        candidates = None
+        if items is not None:
+            candidates = known_rows(vocabulary, list(items), "item")
+        batch = pack([history[-self.config.model.max_len :] for history in histories])
+        rows, scores = top_k(
+            model,
+            batch,
+            k,
+            seen=histories if filter_viewed else None,
+            items=candidates,
+            device=model.item_embeddings.weight.device,
+        )
+        found = rows >= 0
+        places, ranks = np.nonzero(found)
+        return places, rows[found], scores[found], ranks + 1
+
+    def _frame(
+        self, columns: dict[str, Any], rows: np.ndarray, scores: np.ndarray, ranks: np.ndarray
+    ) -> pl.DataFrame:
+        _, vocabulary = self._ready()
+        return pl.DataFrame(
+            {**columns, "item_id": vocabulary.ids(rows), "score": scores, "rank": ranks}
+        )
+
+    def _ready(self) -> tuple[SequenceModel, Vocabulary]:
+        if self.model is None or self.items is None:
+            raise RunError("this recommender has not been fitted: call fit or from_pretrained")
+        return self.model, self.items
+
+    def _histories(self) -> EventLog:
+        self._ready()
+        if self.log is None:
+            raise RunError(
+                "the log this model was trained on is not there: give one, or use recommend_history"
+            )
+        return self.log
+
+
+def with_options(config: RunConfig, options: dict[str, Any]) -> RunConfig:
+    """``config`` with single options, named without their section, overridden and checked."""
+    sections = {"model": ModelConfig, "training": TrainingConfig, "evaluation": EvaluationConfig}
+    changed: dict[str, dict[str, Any]] = {name: {} for name in sections}
+    for name, value in options.items():
+        homes = [
+            section
+            for section, kind in sections.items()
+            if name in {entry.name for entry in dataclasses.fields(kind)}
+        ]
+        if not homes:
+            raise ConfigError(f"unknown option {name}")
+        # The one name in two sections, seed, means the training's.
+        changed["training" if "training" in homes else homes[0]][name] = value
+    config = dataclasses.replace(
+        config,
+        **{
+            name: dataclasses.replace(getattr(config, name), **values)
+            for name, values in changed.items()
+        },
+    )
+    check(config)
+    return config
+
+
+def known_rows(vocabulary: Vocabulary, ids: Sequence[Any], what: str) -> np.ndarray:
+    """Rows of ids that must all be known; DataError names those that are not."""
+    if not len(ids):
+        raise DataError(f"no {what} is given")
+    rows = vocabulary.rows(ids)
+    strangers = [one for one, row in zip(ids, rows, strict=True) if row < 0]
+    if strangers:
+        raise DataError(f"unknown {what} {_shown(strangers)}")
+    return rows
+
+
+def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), USERS_AT_ONCE):
+        yield rows[start : start + USERS_AT_ONCE]
+
+
+def _shown(ids: Sequence[Any], most: int = 5) -> str:
+    shown = ", ".join(repr(one) for one in ids[:most])
+    return shown + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ConfigError(f"k is {k}: it must be at least 1")
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
