@@ -257,8 +257,15 @@ def demo(
     """
     from blossomrec.demo import run_demo
 
-    columns = {"user": user, "item": item, "timestamp": timestamp}
-    run_demo(folder, events=events, epochs=epochs, seed=seed, **columns)
+    run_demo(
+        folder,
+        events=events,
+        user=user,
+        item=item,
+        timestamp=timestamp,
+        epochs=epochs,
+        seed=seed,
+    )
 
 
 def reproduce(
