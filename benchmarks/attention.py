@@ -135,7 +135,7 @@ def parity(impl: str, device: str, dtype: torch.dtype) -> float:
     out, selected = blossom_attention(q, k, v, keys, gates, cu_seqlens, impl=impl)
     exact = [x.detach().double() for x in (q, k, v, keys, gates)]
     expected, _ = blossom_attention(*exact, cu_seqlens, selected=selected, impl="reference")
-    return float((out.double() - expected).norm() / expected.norm())
+    return float((out.detach().double() - expected).norm() / expected.norm())
 
 
 def _synchronize(device: str) -> None:

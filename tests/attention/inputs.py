@@ -24,6 +24,11 @@ class Inputs:
     def differentiable(self):
         return tuple(x.requires_grad_() for x in (self.q, self.k, self.v, self.gates))
 
+    def to(self, device=None, dtype=None):
+        """Copies elsewhere; the type is that of all but ``cu_seqlens``."""
+        *floating, cu_seqlens = (x.detach().to(device) for x in self.all())
+        return Inputs(*(x.to(dtype) for x in floating), cu_seqlens)
+
     def history(self, number, block_size=16):
         """The inputs of one history alone."""
         bounds = self.cu_seqlens.tolist()

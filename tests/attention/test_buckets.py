@@ -27,4 +27,4 @@ def test_a_history_is_padded_to_less_than_twice_its_length_or_the_first_edge():
     for (count, longest), members in zip(buckets.shapes, buckets.lengths, strict=True):
         assert len(members) == count
         assert longest == members.max()
-        assert longest < max(2 * members.min(), FIRST_EDGE + 1)
+        assert longest < max(2 * members.min(), FIRST_EDGE["cpu"] + 1)

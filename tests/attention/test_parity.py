@@ -35,9 +35,7 @@ def test_outputs_and_gradients(impl, dtype, causal, sinks):
     form = dict(causal=causal, sinks=sinks)
     _, selected = blossom_attention(*inputs.all(), impl="reference", **form)
     # In low precision the exact values are those of the same rounded inputs in float64.
-    exact = random_inputs(RAGGED, dtype=dtype)
-    for name in ("q", "k", "v", "block_keys", "gates"):
-        setattr(exact, name, getattr(exact, name).double())
+    exact = inputs.to(dtype=torch.float64)
     expected, _ = outputs_and_gradients(exact, "reference", selected=selected, **form)
     values, _ = outputs_and_gradients(inputs, impl, selected=selected, **form)
     for name, value, other in zip(("out", "q", "k", "v", "gates"), values, expected, strict=True):
@@ -143,3 +141,21 @@ def test_an_empty_batch(impl):
     out, selected = blossom_attention(*inputs.all(), impl=impl)
     assert out.shape == (0, 4, 8)
     assert selected.shape == (0, 2, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("limit", [0, 100, 1_000_000], ids=["sparse", "mixed", "dense"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_on_a_gpu(dtype, causal, limit, monkeypatch):
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setitem(eager.DENSE_LENGTH, "cuda", limit)
+    inputs = random_inputs([*RAGGED, 3_000], heads=8, size=16).to("cuda", dtype)
+    form = dict(causal=causal, sinks=2)
+    _, selected = blossom_attention(*inputs.all(), impl="torch", **form)
+    exact = inputs.to(dtype=torch.float64)
+    expected, _ = outputs_and_gradients(exact, "reference", selected=selected, **form)
+    values, _ = outputs_and_gradients(inputs, "torch", selected=selected, **form)
+    for name, value, other in zip(("out", "q", "k", "v", "gates"), values, expected, strict=True):
+        assert relative_error(value, other) < TOLERANCE[dtype], name

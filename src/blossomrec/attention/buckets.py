@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blossomrec.attention.memo import per_batch
 from blossomrec.attention.packing import histories, positions
 
-# Lengths up to the first edge share a group, then each edge doubles: few groups, so few kernels.
-FIRST_EDGE = 16
+# Lengths up to the first edge share a group, then each edge doubles. Few groups mean few kernels,
+# which is what a GPU waits for; many mean little padding, which is what a CPU works through.
+FIRST_EDGE = {"cpu": 16, "cuda": 64}
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,10 @@ class Buckets:
     shapes: list[tuple[int, int]]
     lengths: list[Tensor]
 
-    @classmethod
-    def of(cls, cu_seqlens: Tensor, total: int, max_length: int) -> Buckets:
-        edges = [FIRST_EDGE]
+    @staticmethod
+    @per_batch
+    def of(cu_seqlens: Tensor, total: int, max_length: int) -> Buckets:
+        edges = [FIRST_EDGE[cu_seqlens.device.type]]
         while edges[-1] < max_length:
             edges.append(2 * edges[-1])
         history_lengths = cu_seqlens.long().diff()
@@ -46,7 +49,7 @@ class Buckets:
         lengths = history_lengths[by_bucket].split([count for count, _ in shapes])
         # A history without events takes no slot.
         filled = [number for number, (count, length) in enumerate(shapes) if count * length]
-        return cls(slot, [shapes[each] for each in filled], [lengths[each] for each in filled])
+        return Buckets(slot, [shapes[each] for each in filled], [lengths[each] for each in filled])
 
     def pad(self, x: Tensor) -> list[Tensor]:
         """Packed [T, ...] to one zero-padded [n, L, ...] for each group."""

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blossomrec.attention.memo import per_batch
 
+
+@per_batch
 def histories(cu_seqlens: Tensor, total: int) -> Tensor:
     """Number of the history that each of ``total`` packed rows belongs to, int64 [T]."""
     rows = torch.arange(total, device=cu_seqlens.device)
     return torch.searchsorted(cu_seqlens[1:].long(), rows, right=True)
 
 
+@per_batch
 def positions(cu_seqlens: Tensor, total: int) -> Tensor:
     """Position of each packed row inside its history, 0 for the oldest event, int64 [T]."""
     rows = torch.arange(total, device=cu_seqlens.device)
@@ -53,13 +57,14 @@ class Packing:
     first_padded: Tensor
     padded_blocks: int
 
-    @classmethod
-    def of(cls, cu_seqlens: Tensor, total: int, block_size: int) -> Packing:
+    @staticmethod
+    @per_batch
+    def of(cu_seqlens: Tensor, total: int, block_size: int) -> Packing:
         history = histories(cu_seqlens, total)
         starts, lengths = cu_seqlens.long()[:-1], cu_seqlens.long().diff()
         complete = lengths // block_size
         touched = (lengths + block_size - 1) // block_size
-        return cls(
+        return Packing(
             block_size=block_size,
             history=history,
             position=torch.arange(total, device=cu_seqlens.device) - starts[history],

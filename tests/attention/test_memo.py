@@ -1,0 +1,64 @@
+"""What is kept for a batch is kept for that batch only."""
+
+import gc
+import weakref
+
+import torch
+
+from blossomrec.attention.memo import per_batch
+
+
+def counted():
+    calls = []
+
+    @per_batch
+    def length(cu_seqlens, extra):
+        calls.append(extra)
+        return int(cu_seqlens[-1]) + extra
+
+    return length, calls
+
+
+def test_computed_once_for_a_tensor_and_arguments():
+    length, calls = counted()
+    cu_seqlens = torch.tensor([0, 3, 5])
+    assert [length(cu_seqlens, 1), length(cu_seqlens, 1), length(cu_seqlens, 2)] == [6, 6, 7]
+    assert calls == [1, 2]
+    assert length(torch.tensor([0, 3, 5]), 1) == 6
+    assert calls == [1, 2, 1]
+
+
+def test_a_tensor_written_to_is_computed_anew():
+    length, _ = counted()
+    cu_seqlens = torch.tensor([0, 3, 5])
+    assert length(cu_seqlens, 0) == 5
+    cu_seqlens[-1] = 9
+    assert length(cu_seqlens, 0) == 9
+
+
+def test_inference_leaves_nothing_that_a_backward_pass_could_not_use():
+    @per_batch
+    def halves(cu_seqlens):
+        return cu_seqlens / 2
+
+    cu_seqlens = torch.tensor([0.0, 3.0])
+    with torch.inference_mode():
+        assert halves(cu_seqlens).is_inference()
+        assert halves(torch.tensor([0.0, 3.0])).is_inference()
+    assert not halves(cu_seqlens).is_inference()
+
+
+def test_nothing_outlives_its_batch():
+    made = []
+
+    @per_batch
+    def remember(cu_seqlens):
+        made.append(cu_seqlens + 1)
+        return made.pop()
+
+    cu_seqlens = torch.tensor([0, 3])
+    kept = weakref.ref(remember(cu_seqlens))
+    assert kept() is not None
+    del cu_seqlens
+    gc.collect()
+    assert kept() is None
