@@ -15,7 +15,7 @@ RAGGED = [*AWKWARD, 0, 2, 160]
 def outputs_and_gradients(inputs, impl, **options):
     leaves = inputs.differentiable()
     out, selected = blossom_attention(*inputs.all(), impl=impl, **options)
-    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     return [out.detach(), *torch.autograd.grad(out, leaves, direction)], selected
 
 
