@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(READY)
 	$(BIN)/blossomrec demo runs/demo
@@ -24,6 +24,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[plots,track,pandas,dev]"
 	touch $@
+
+# The tables of the documentation, from the lines in results/.
+docs: $(READY)
+	$(BIN)/python benchmarks/measured.py
 
 clean:
 	rm -rf $(VENV) runs build dist
