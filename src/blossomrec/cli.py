@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
-from blossomrec.errors import BlossomRecError
+from blossomrec.errors import BlossomRecError, ConfigError
 
 VERBS = {
     "prepare": "Read a table of events, check it, write the memory-mapped log.",
@@ -34,6 +35,8 @@ def build_app(defaults: dict[str, Any] | None = None) -> App:
         help="Sequential recommendation over whole histories with Blossom sparse attention.",
         # Training saves a checkpoint and says so when it is stopped; main turns that into a code.
         suppress_keyboard_interrupt=False,
+        # A list is left out, never emptied by a flag.
+        default_parameter=Parameter(negative_iterable=()),
     )
     for verb, help in VERBS.items():
         app.command(f"blossomrec.commands:{verb}", name=verb, help=help)
@@ -41,7 +44,7 @@ def build_app(defaults: dict[str, Any] | None = None) -> App:
         from cyclopts.config import Dict
 
         # Validated before, with messages of our own; a verb takes the sections it knows.
-        app.config = (Dict(defaults, allow_unknown=True),)
+        app.config = (Dict(defaults, allow_unknown=True, use_commands_as_keys=False),)
     return app
 
 
@@ -49,20 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for bad input, 130 or 143 when stopped."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app = build_app(_file_options(arguments))
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            app = build_app(_file_options(arguments))
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return 0
-    except CycloptsError as error:
-        return _complain(str(error))
-    except BlossomRecError as error:
-        return _complain(str(error))
-    except KeyboardInterrupt as stop:
-        _complain(str(stop) or "stopped")
-        return 128 + getattr(stop, "signum", signal.SIGINT)
     except BrokenPipeError:
         # The reader of our output has seen enough.
         sys.stderr.close()
         return 0
+    except (CycloptsError, BlossomRecError, OSError) as error:
+        return _complain(str(error))
+    except KeyboardInterrupt as stop:
+        _complain(str(stop) or "stopped")
+        return 128 + getattr(stop, "signum", signal.SIGINT)
 
 
 def _file_options(arguments: list[str]) -> dict[str, Any]:
@@ -70,14 +73,24 @@ def _file_options(arguments: list[str]) -> dict[str, Any]:
     from blossomrec.config import from_dict, read_file
 
     for place, argument in enumerate(arguments):
-        name, _, path = argument.partition("=")
-        if name == "--config" and (path or place + 1 < len(arguments)):
-            values = read_file(Path(path or arguments[place + 1]))
-            from_dict(values)
+        name, _, given = argument.partition("=")
+        if name == "--config" and (given or place + 1 < len(arguments)):
+            path = Path(given or arguments[place + 1])
+            values = read_file(path)
+            try:
+                from_dict(values)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from error
             return values
     return {}
 
 
 def _complain(message: str) -> int:
-    print(f"blossomrec: {message}", file=sys.stderr)
+    # One line, whatever wrote the message.
+    print("blossomrec:", *map(str.strip, message.splitlines()), file=sys.stderr)
     return 2
+
+
+def _warn(message: Warning | str, *place: Any, **others: Any) -> None:
+    """Show a warning like an error, without the line of code that gave it."""
+    print(f"blossomrec: warning: {message}", file=sys.stderr)

@@ -44,16 +44,26 @@ def prepare(
 
     Parameters
     ----------
-    source: .parquet, .csv, .tsv or RecBole's .inter file.
-    folder: where the prepared log goes; a prepared log that is there is replaced.
-    user: column of the user ids.
-    item: column of the item ids.
-    timestamp: column of the times, numbers or datetimes.
-    weight: column of the events' weights, if there is one.
-    min_user_events: drop users with fewer events, again and again together with the items.
-    min_item_events: drop items with fewer events.
-    merge_repeats: keep the first of neighbouring events with the same item.
-    drop_duplicates: keep the first of events with the same user, item and time.
+    source
+        .parquet, .csv, .tsv or RecBole's .inter file
+    folder
+        where the prepared log goes; a prepared log that is there is replaced
+    user
+        column of the user ids
+    item
+        column of the item ids
+    timestamp
+        column of the times, numbers or datetimes
+    weight
+        column of the events' weights, if there is one
+    min_user_events
+        drop users with fewer events, again and again together with the items
+    min_item_events
+        drop items with fewer events
+    merge_repeats
+        keep the first of neighbouring events with the same item
+    drop_duplicates
+        keep the first of events with the same user, item and time
     """
     from blossomrec.data.log import EventLog
     from blossomrec.data.summary import summary_table
@@ -88,10 +98,14 @@ def train(
 
     Parameters
     ----------
-    log: folder that ``prepare`` wrote.
-    run: folder of the run: configuration, weights, vocabulary, logs, checkpoints.
-    resume: auto continues a run that was stopped; never refuses a folder that was used.
-    quiet: show nothing but errors.
+    log
+        folder that ``prepare`` wrote
+    run
+        folder of the run: configuration, weights, vocabulary, logs, checkpoints
+    resume
+        auto continues a run that was stopped; never refuses a folder that was used
+    quiet
+        show nothing but errors
     """
     from blossomrec.data.log import EventLog
     from blossomrec.recommender import BlossomRec
@@ -120,7 +134,7 @@ def evaluate(
     on: Literal["test", "valid"] = "test",
     ranking: Literal["full", "uni100"] | None = None,
     filter_seen: Literal["auto", "yes", "no"] | None = None,
-    split: Literal["leave-one-out", "global-time"] = "leave-one-out",
+    split: Literal["leave-one-out", "global-time"] | None = None,
     ks: tuple[int, ...] | None = None,
     out: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -129,14 +143,24 @@ def evaluate(
 
     Parameters
     ----------
-    model: a run folder, or popularity, recent-popularity or transitions.
-    log: prepared log; a run knows the one it was trained on.
-    on: which held-out events.
-    ranking: full ranks among all items, uni100 among 100 sampled ones and is labelled so.
-    filter_seen: leave items of the history out of the ranking.
-    split: of a baseline; a run keeps the split it was trained with.
-    ks: cut-offs of the metrics.
-    out: folder whose subfolder evaluations gets it; a run's own folder without it.
+    model
+        a run folder, or popularity, recent-popularity or transitions
+    log
+        prepared log; a run knows the one it was trained on
+    on
+        which held-out events
+    ranking
+        full ranks among all items, uni100 among 100 sampled ones and is labelled so
+    filter_seen
+        leave items of the history out of the ranking
+    split
+        how a baseline's events are held out; a run keeps the split it was trained with
+    ks
+        cut-offs of the metrics
+    out
+        folder whose subfolder evaluations gets it; a run's own folder without it
+    device
+        where to compute
     """
     from blossomrec.data.log import EventLog
     from blossomrec.evaluation.storage import save_evaluation
@@ -149,6 +173,8 @@ def evaluate(
         if log is None:
             raise ConfigError(f"--log is needed to evaluate {model}")
         measured = evaluate_baseline(model, EventLog.open(log), on=on, split=split, **options)
+    elif split is not None:
+        raise ConfigError(f"--split {split} is for baselines: {model} keeps the split of its run")
     else:
         measured = evaluate_run(model, log, on=on, device=device, **options)
         out = out or Path(model)
@@ -159,14 +185,24 @@ def evaluate(
 
 
 def compare(
-    first: Path, second: Path, *, on: Literal["test", "valid"] = "test", ranking: str = "full"
+    first: Path,
+    second: Path,
+    *,
+    on: Literal["test", "valid"] = "test",
+    ranking: Literal["full", "uni100"] = "full",
 ) -> None:
     """Compare two evaluations of the same cases with a paired test.
 
     Parameters
     ----------
-    first: a run folder, an evaluation's folder, or its .json file.
-    second: what it is compared with.
+    first
+        a run folder, an evaluation's folder, or its .json file
+    second
+        what it is compared with
+    on
+        which held-out events
+    ranking
+        which of the evaluations, where they are looked for in a folder
     """
     from blossomrec.evaluation import compare as paired
     from blossomrec.evaluation.storage import load_evaluation
@@ -194,12 +230,20 @@ def recommend(
 
     Parameters
     ----------
-    run: run folder, or what save_pretrained wrote.
-    k: how many items for each user.
-    log: prepared log with the users' histories; a run knows the one it was trained on.
-    filter_viewed: leave out what is in the history.
-    unknown: what to do with items of the history that the model does not know.
-    json: print JSON instead of a table.
+    run
+        run folder, or what save_pretrained wrote
+    k
+        how many items for each user
+    log
+        prepared log with the users' histories; a run knows the one it was trained on
+    filter_viewed
+        leave out what is in the history; --no-filter-viewed does not
+    unknown
+        what to do with items of the history that the model does not know
+    json
+        print JSON instead of a table
+    device
+        where to compute
     """
     from blossomrec.recommender import BlossomRec
 
@@ -227,7 +271,12 @@ def report(
 
     Parameters
     ----------
-    runs: run folders and folders of baselines' evaluations, the baseline of the tests first.
+    runs
+        run folders and folders of baselines' evaluations; the others are tested against the first
+    out
+        the page
+    title
+        its heading
     """
     from blossomrec.experiments.run_report import write_run_report
 
@@ -249,11 +298,18 @@ def demo(
 
     Parameters
     ----------
-    folder: where log, runs and report go.
-    user: column of the user ids in your own table.
-    item: column of the item ids.
-    timestamp: column of the times.
-    epochs: most epochs for each model.
+    folder
+        where log, runs and report go; training that was stopped goes on
+    user
+        column of the user ids in your own table
+    item
+        column of the item ids
+    timestamp
+        column of the times
+    epochs
+        most epochs for each model
+    seed
+        of the simulated events and of the training
     """
     from blossomrec.demo import run_demo
 
@@ -283,13 +339,22 @@ def reproduce(
 
     Parameters
     ----------
-    logs: folder with a prepared log for each data set, such as ml-1m or amazon-beauty.
-    out: JSONL file that gets a line for each model, data set and ranking.
-    runs: where the run folders go; training that was stopped goes on.
-    datasets: names of data sets, all that are known without it.
-    models: SASRec, BlossomRec.
-    epochs: most epochs, if other than a data set's own.
-    jobs: how many train at the same time on the device.
+    logs
+        folder with a prepared log for each data set, such as ml-1m or amazon-beauty
+    out
+        JSONL file that gets a line for each model, data set and ranking
+    runs
+        where the run folders go; training that was stopped goes on
+    datasets
+        names of data sets, all that are known without it
+    models
+        SASRec, BlossomRec; both without it
+    seed
+        of the training
+    epochs
+        most epochs, if other than a data set's own
+    jobs
+        how many train at the same time on the device
     """
     from blossomrec.experiments import accuracy
 
@@ -321,7 +386,8 @@ def _find_evaluation(path: Path, on: str, ranking: str) -> Path:
         return path
     found = evaluation_path(path, on, ranking)
     if not found.is_file():
-        raise RunError(f"{path} holds no {found.name}: run  blossomrec evaluate {path}")
+        options = f"--on {on} --ranking {ranking}"
+        raise RunError(f"{path} holds no {found.name}: run  blossomrec evaluate {path} {options}")
     return found
 
 
@@ -337,10 +403,14 @@ def _console() -> Any:
 
 def _print_frame(frame: Any) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for name in frame.columns:
-        table.add_column(name, justify="right" if name in ("score", "rank") else "left")
+        justify = "right" if name in ("score", "rank") else "left"
+        table.add_column(name, justify=justify, overflow="fold")
     for row in frame.iter_rows():
-        table.add_row(*(f"{one:.4f}" if isinstance(one, float) else str(one) for one in row))
+        cells = (f"{one:.4f}" if isinstance(one, float) else str(one) for one in row)
+        # Square brackets in ids are no markup.
+        table.add_row(*map(Text, cells))
     _console().print(table)

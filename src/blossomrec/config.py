@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from blossomrec.errors import ConfigError
+
+# The largest that every generator of random numbers takes.
+LARGEST_SEED = 2**63 - 1
 
 
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -78,7 +83,7 @@ class TrainingConfig:
     validate_every: int = option(1, "epochs between validations", low=1)
     validation_users: int = option(10_000, "users in a validation, a fixed sample", low=1)
     patience: int = option(10, "validations without a better NDCG@10 before training stops", low=1)
-    seed: int = option(0, "seed of everything random", low=0)
+    seed: int = option(0, "seed of everything random", low=0, high=LARGEST_SEED)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")
     precision: Literal["auto", "32-true", "bf16-mixed"] = option(
         "auto", "auto is bf16-mixed on a GPU and 32-true elsewhere"
@@ -111,8 +116,10 @@ class EvaluationConfig:
     filter_seen: Literal["auto", "yes", "no"] = option(
         "auto", "leave items already seen out of the ranking; auto: when the log has no repeats"
     )
-    ks: tuple[int, ...] = option((5, 10, 20), "cut-offs of the metrics")
-    seed: int = option(0, "seed of sampled candidates and of the bootstrap", low=0)
+    ks: tuple[int, ...] = option((5, 10, 20), "cut-offs of the metrics", low=1)
+    seed: int = option(
+        0, "seed of sampled candidates and of the bootstrap", low=0, high=LARGEST_SEED
+    )
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,14 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+# What a field of a type takes, and what to call it.
+_NEEDED: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a finite number"),
+}
+
+
 def check(config: Any, where: str = "") -> None:
     """Raise ConfigError, naming option and value, where a type is wrong or a bound is broken."""
     hints = get_type_hints(type(config))
@@ -132,25 +147,34 @@ def check(config: Any, where: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check(value, f"{name}.")
             continue
-        choices = get_args(hints[entry.name]) if _is_literal(hints[entry.name]) else ()
-        if choices and value not in choices:
-            raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(map(str, choices))}")
-        if hints[entry.name] in (int, float) and (
-            isinstance(value, bool) or not isinstance(value, (int, hints[entry.name]))
-        ):
-            raise ConfigError(f"{name} is {value!r}: a {hints[entry.name].__name__} is needed")
+        _check_value(name, value, hints[entry.name])
         low, high = entry.metadata.get("low"), entry.metadata.get("high")
-        if low is not None and not value >= low:
-            raise ConfigError(f"{name} is {value}: it must be at least {low}")
-        if high is not None and not value <= high:
-            raise ConfigError(f"{name} is {value}: it must be at most {high}")
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            if low is not None and not number >= low:
+                raise ConfigError(f"{name} is {value}: it must be at least {low}")
+            if high is not None and not number <= high:
+                raise ConfigError(f"{name} is {value}: it must be at most {high}")
     if isinstance(config, ModelConfig):
         _check_model(config, where)
 
 
-def _is_literal(hint: Any) -> bool:
-    return getattr(hint, "__origin__", None) is Literal
-
+def _check_value(name: str, value: Any, hint: Any) -> None:
+    """Raise ConfigError unless the value is of the type, or among the choices, of its field."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            choices = ", ".join(map(str, get_args(hint)))
+            raise ConfigError(f"{name} is {value!r}: choose one of {choices}")
+    elif get_origin(hint) is tuple:
+        if not isinstance(value, (tuple, list)) or not value:
+            raise ConfigError(f"{name} is {value!r}: a list of numbers is needed")
+        for number in value:
+            _check_value(name, number, get_args(hint)[0])
+    elif hint in _NEEDED:
+        kinds, needed = _NEEDED[hint]
+        # A bool counts as an int in Python, not in an option.
+        wrong = hint is not bool and isinstance(value, bool)
+        if wrong or not isinstance(value, kinds) or not abs(value) < math.inf:
+            raise ConfigError(f"{name} is {value!r}: {needed} is needed")
 
 def _check_model(model: ModelConfig, where: str) -> None:
     if model.hidden_size % model.heads:
@@ -206,24 +230,30 @@ def read_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}")
-    text = path.read_text()
     try:
-        if path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            values = yaml.safe_load(text) or {}
-        elif path.suffix == ".toml":
-            import tomllib
-
-            values = tomllib.loads(text)
-        elif path.suffix == ".json":
-            values = json.loads(text)
-        else:
-            raise ConfigError(f"{path}: a configuration file ends in .yaml, .yml, .toml or .json")
-    except ConfigError:
-        raise
+        values = _parse(path.read_text(encoding="utf-8"), path.suffix)
     except Exception as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}: a table of options is needed")
     return values
+
+
+def _parse(text: str, suffix: str) -> Any:
+    if suffix in (".yaml", ".yml"):
+        import yaml
+
+        class Loader(yaml.SafeLoader):
+            """YAML in which 1e-3 is a number, as it is in version 1.2 and in every other format."""
+
+        number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+        Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+        values = yaml.load(text, Loader)  # noqa: S506 (a safe loader)
+        return {} if values is None else values
+    if suffix == ".toml":
+        import tomllib
+
+        return tomllib.loads(text)
+    if suffix == ".json":
+        return json.loads(text)
+    raise ConfigError("a configuration file ends in .yaml, .yml, .toml or .json")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from blossomrec.config import ModelConfig, RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
@@ -47,6 +48,11 @@ def run_demo(
     """
     console = console or Console()
     folder = Path(folder)
+    training = dataclasses.replace(TRAINING, epochs=epochs, seed=seed)
+    recommenders = {
+        name: BlossomRec(RunConfig(dataclasses.replace(MODEL, attention=attention), training))
+        for name, attention in MODELS.items()
+    }
     console.rule("Events")
     if events is None:
         log = EventLog.prepare(simulate(SimulationConfig(seed=seed)), folder / "log")
@@ -54,11 +60,9 @@ def run_demo(
         log = EventLog.prepare(events, folder / "log", user=user, item=item, timestamp=timestamp)
     console.print(summary_table(log.summary))
 
-    training = dataclasses.replace(TRAINING, epochs=epochs, seed=seed)
-    for name, attention in MODELS.items():
+    for name, recommender in recommenders.items():
         console.rule(f"Training {name}")
-        config = RunConfig(dataclasses.replace(MODEL, attention=attention), training)
-        BlossomRec(config).fit(log, folder / name, resume="auto")
+        recommender.fit(log, folder / name, resume="auto")
 
     console.rule("Comparison on the held-out last event of every user")
     measured = {name: evaluate_run(folder / name, log) for name in MODELS}
@@ -72,8 +76,9 @@ def run_demo(
     report = folder / "report.html"
     title = "Simulated events" if events is None else events.name
     write_run_report({name: folder / name for name in measured}, report, title=title)
-    console.print(f"Report with plots: [bold]{report}[/bold]")
-    console.print(f"More: blossomrec recommend {folder / 'BlossomRec'} --user ID --k 10")
+    console.print(f"Report with plots: [bold]{escape(str(report))}[/bold]")
+    more = f"More: blossomrec recommend {folder / 'BlossomRec'} --user ID --k 10"
+    console.print(more, markup=False)
 
 
 def _show_recommendations(console: Console, run: Path, log: EventLog) -> None:
@@ -83,5 +88,9 @@ def _show_recommendations(console: Console, run: Path, log: EventLog) -> None:
     user: Any = log.user_vocabulary.ids([row])[0]
     recent = log.item_vocabulary.ids(log.history(row)[-5:]).to_list()
     frame = recommender.recommend([user], k=5)
-    console.print(f"User {user}, {len(log.history(row))} events, the last items: {recent}")
-    console.print("Next: " + ", ".join(map(str, frame["item_id"].to_list())))
+    # Square brackets in ids are no markup.
+    for line in (
+        f"User {user}, {len(log.history(row))} events, the last items: {recent}",
+        "Next: " + ", ".join(map(str, frame["item_id"].to_list())),
+    ):
+        console.print(line, markup=False)

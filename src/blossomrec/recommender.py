@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,9 +23,11 @@ from blossomrec.config import (
 )
 from blossomrec.data.batches import pack
 from blossomrec.data.log import EventLog
+from blossomrec.data.ragged import fill
 from blossomrec.data.split import make_split
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import ConfigError, DataError, RunError
+from blossomrec.evaluation import scoring
 from blossomrec.evaluation.top_k import top_k
 from blossomrec.models.sequence import SequenceModel, build_model
 from blossomrec.training.run import load_model, read_run_config, save_model, write_run_config
@@ -32,8 +35,9 @@ from blossomrec.training.run import load_model, read_run_config, save_model, wri
 if TYPE_CHECKING:
     from blossomrec.training.loop import TrainingResult
 
-# Users scored together: enough to keep the device busy, few enough to bound memory.
+# Users and events encoded together: enough to keep the device busy, few enough to bound memory.
 USERS_AT_ONCE = 1_024
+EVENTS_AT_ONCE = 65_536
 
 
 class BlossomRec:
@@ -97,7 +101,7 @@ class BlossomRec:
             model, log, split, self.config, Path(run), resume=resume, progress=progress
         )
         self.log, self.items = log, log.item_vocabulary
-        self.model = load_model(run, _device(self.config.training.device))
+        self.model = load_model(run, resolve_device(self.config.training.device))
         return self
 
     @classmethod
@@ -114,10 +118,11 @@ class BlossomRec:
 
         Raises:
             RunError: a file is missing or damaged, or the log has another vocabulary.
+            ConfigError: the device is not there.
         """
         info = read_run_config(folder)
         self = cls(info.config)
-        self.model = load_model(folder, _device(device))
+        self.model = load_model(folder, resolve_device(device))
         self.items = Vocabulary.open(Path(folder) / "vocabulary")
         if self.items.fingerprint != info.fingerprint:
             raise RunError(f"{folder}: vocabulary/ does not belong to config.json")
@@ -165,18 +170,16 @@ class BlossomRec:
         if users is None:
             rows = np.arange(log.num_users)
         else:
-            users = list(users)
-            rows = known_rows(log.user_vocabulary, users, "user")
-        parts = [
-            self._rank([log.history(row) for row in part], k, filter_viewed, items)
-            for part in _parts(rows)
-        ]
-        places, item_rows, scores, ranks = (
-            np.concatenate(column) for column in zip(*parts, strict=True)
-        )
-        starts = np.repeat(np.arange(len(parts)) * USERS_AT_ONCE, [len(part[0]) for part in parts])
-        ids = log.user_vocabulary.ids(rows[places + starts])
-        return self._frame({"user_id": ids}, item_rows, scores, ranks)
+            rows = known_rows(log.user_vocabulary, list(users), "user")
+        candidates = self._candidates(items)
+        lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], self.config.model.max_len)
+        found = []
+        for start, stop in pairwise(_cuts(lengths)):
+            histories = [log.history(row) for row in rows[start:stop]]
+            places, *columns = self._rank(histories, k, filter_viewed, candidates)
+            found.append((rows[start:stop][places], *columns))
+        user_rows, *columns = (np.concatenate(column) for column in zip(*found, strict=True))
+        return self._frame({"user_id": log.user_vocabulary.ids(user_rows)}, *columns)
 
     def recommend_history(
         self,
@@ -215,9 +218,10 @@ class BlossomRec:
             )
         known = rows[rows >= 0]
         if not len(known):
-            raise DataError(f"the history {_shown(history)} has no item that the model knows")
-        _, item_rows, scores, ranks = self._rank([known], k, filter_viewed, items)
-        return self._frame({}, item_rows, scores, ranks)
+            what = f"the history {_shown(history)}" if history else "an empty history"
+            raise DataError(f"{what} has no item that the model knows")
+        _, *columns = self._rank([known], k, filter_viewed, self._candidates(items))
+        return self._frame({}, *columns)
 
     def similar_items(self, items: Iterable[Any], k: int = 10) -> pl.DataFrame:
         """The ``k`` items whose embeddings are closest, by cosine, to each given one.
@@ -236,7 +240,7 @@ class BlossomRec:
             table = torch.nn.functional.normalize(model.output_weight().float(), dim=-1)
             count = min(k, len(table) - 1)
             found = []
-            for part in rows.to(table.device).split(USERS_AT_ONCE):
+            for part in rows.to(table.device).split(max(1, scoring.SCORE_ELEMENTS // len(table))):
                 cosine = table[part] @ table.T
                 cosine[torch.arange(len(part)), part] = -torch.inf
                 found.append(cosine.topk(count, dim=-1))
@@ -256,19 +260,16 @@ class BlossomRec:
         histories: list[np.ndarray],
         k: int,
         filter_viewed: bool,
-        items: Iterable[Any] | None,
+        candidates: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Number of the history, item row, score and rank of everything recommended."""
         model, vocabulary = self._ready()
         _check_k(k)
-        candidates = None
-        if items is not None:
-            candidates = known_rows(vocabulary, list(items), "item")
         batch = pack([history[-self.config.model.max_len :] for history in histories])
         rows, scores = top_k(
             model,
             batch,
-            k,
+            min(k, vocabulary.size),
             seen=histories if filter_viewed else None,
             items=candidates,
             device=model.item_embeddings.weight.device,
@@ -276,6 +277,11 @@ class BlossomRec:
         found = rows >= 0
         places, ranks = np.nonzero(found)
         return places, rows[found], scores[found], ranks + 1
+
+    def _candidates(self, items: Iterable[Any] | None) -> np.ndarray | None:
+        """Rows of the only items to choose from, None for the whole catalogue."""
+        _, vocabulary = self._ready()
+        return None if items is None else known_rows(vocabulary, list(items), "item")
 
     def _frame(
         self, columns: dict[str, Any], rows: np.ndarray, scores: np.ndarray, ranks: np.ndarray
@@ -335,22 +341,28 @@ def known_rows(vocabulary: Vocabulary, ids: Sequence[Any], what: str) -> np.ndar
     return rows
 
 
-def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), USERS_AT_ONCE):
-        yield rows[start : start + USERS_AT_ONCE]
+def resolve_device(name: str) -> str:
+    """The device that "auto", "cpu" or "cuda" stands for here; ConfigError without that device."""
+    there = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}: choose one of auto, cpu, cuda")
+    if name == "cuda" and not there:
+        raise ConfigError("device is 'cuda': torch finds no CUDA device here")
+    return ("cuda" if there else "cpu") if name == "auto" else name
+
+
+def _cuts(lengths: np.ndarray) -> list[int]:
+    """Where users with histories of these lengths are cut in parts to be encoded together."""
+    # Nobody counts less than a share of the events, which bounds the number of users as well.
+    return fill(np.maximum(lengths, EVENTS_AT_ONCE // USERS_AT_ONCE), EVENTS_AT_ONCE).tolist()
 
 
 def _shown(ids: Sequence[Any], most: int = 5) -> str:
-    shown = ", ".join(repr(one) for one in ids[:most])
+    plain = (one.item() if isinstance(one, np.generic) else one for one in ids[:most])
+    shown = ", ".join(map(repr, plain))
     return shown + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
 def _check_k(k: int) -> None:
     if k < 1:
         raise ConfigError(f"k is {k}: it must be at least 1")
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig
+from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig, check
 from blossomrec.errors import BlossomRecError, ConfigError
 
 
@@ -40,18 +40,22 @@ MODELS = {
 
 
 def configure(dataset: str, model: str, *, seed: int = 0, epochs: int | None = None) -> RunConfig:
-    """The configuration of a model on a data set; ConfigError where either is unknown."""
+    """The configuration of a model on a data set; ConfigError where either or epochs is wrong."""
     for name, known in ((dataset, DATASETS), (model, MODELS)):
         if name not in known:
             raise ConfigError(f"{name!r} is not known: choose from {', '.join(known)}")
     preset = DATASETS[dataset]
-    return RunConfig(
+    config = RunConfig(
         ModelConfig(max_len=preset.max_len, dropout=preset.dropout, **MODELS[model]),
         TrainingConfig(
-            tokens_per_batch=preset.tokens_per_batch, epochs=epochs or preset.epochs, seed=seed
+            tokens_per_batch=preset.tokens_per_batch,
+            epochs=preset.epochs if epochs is None else epochs,
+            seed=seed,
         ),
         EvaluationConfig(),
     )
+    check(config)
+    return config
 
 
 def measure_all(
@@ -73,12 +77,16 @@ def measure_all(
         out: JSONL file that gets one line for each model, data set and ranking.
 
     Raises:
+        ConfigError: a data set, a model or a number is wrong; nothing is begun.
         BlossomRecError: some did not finish, after all others have; the message names them.
     """
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}: it must be at least 1")
     # Long ones first, so that none is left alone at the end.
-    cases = [(dataset, model) for dataset in datasets for model in reversed(list(models))]
+    models = list(models)[::-1]
+    cases = [(dataset, model) for dataset in datasets for model in models]
     for dataset, model in cases:
-        configure(dataset, model)
+        configure(dataset, model, seed=seed, epochs=epochs)
     failed = []
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:

@@ -6,8 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from blossomrec.config import EvaluationConfig, check
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
@@ -15,6 +13,7 @@ from blossomrec.errors import ConfigError, RunError
 from blossomrec.evaluation import Evaluation, evaluate, resolve_filter_seen
 from blossomrec.models.baselines import ItemTransitions, Popularity, RecentPopularity
 from blossomrec.models.scorer import Scorer
+from blossomrec.recommender import resolve_device
 from blossomrec.training.run import load_model, read_run_config
 
 BASELINES: dict[str, Any] = {
@@ -42,6 +41,7 @@ def evaluate_run(
 
     Raises:
         RunError: the run is incomplete, its log is gone, or the log has another vocabulary.
+        ConfigError: an option is unknown or out of bounds, or the device is not there.
     """
     info = read_run_config(run)
     if log is None and not (info.data / "log.json").is_file():
@@ -49,10 +49,9 @@ def evaluate_run(
     events = log if isinstance(log, EventLog) else EventLog.open(log or info.data)
     if events.item_vocabulary.fingerprint != info.fingerprint:
         raise RunError(f"{run} belongs to another vocabulary than {events.folder}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(run, device)
-    return _evaluate(model, events, override(info.config.evaluation, options), on, device)
+    config = override(info.config.evaluation, options)
+    device = resolve_device(device)
+    return _evaluate(load_model(run, device), events, config, on, device)
 
 
 def evaluate_baseline(
@@ -71,7 +70,11 @@ def evaluate_baseline(
 
 
 def override(config: EvaluationConfig, options: dict[str, Any]) -> EvaluationConfig:
-    """``config`` with the options that are not None, checked."""
+    """``config`` with the options that are not None, checked; ConfigError names a wrong one."""
+    known = {entry.name for entry in dataclasses.fields(EvaluationConfig)}
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"unknown option {name}: known are {', '.join(sorted(known))}")
     given = {name: value for name, value in options.items() if value is not None}
     config = dataclasses.replace(config, **given)
     check(config)

@@ -36,23 +36,24 @@ def write_run_report(
         out: the page.
 
     Raises:
-        RunError: a folder holds no full ranking of the test cases, or none is a run.
-        DataError: the evaluations are of different cases.
+        RunError: a folder holds no full ranking of the test cases, none is a run, or they belong
+            to different vocabularies.
+        DataError: the evaluations are of different cases, or two have the same name.
     """
-    named = dict(runs) if isinstance(runs, Mapping) else {Path(run).name: run for run in runs}
-    trained = [Path(run) for run in named.values() if (Path(run) / "config.json").is_file()]
+    pairs = runs.items() if isinstance(runs, Mapping) else [(Path(run).name, run) for run in runs]
+    named = [(name, Path(run)) for name, run in pairs]
+    trained = {name: run for name, run in named if (run / "config.json").is_file()}
     if not trained:
-        raise RunError(f"none of {', '.join(map(str, named.values()))} is a trained run")
-    info = read_run_config(trained[0])
-    log = EventLog.open(info.data)
-    models = [model_report(name, Path(run), log) for name, run in named.items()]
+        raise RunError(f"none of {', '.join(str(run) for _, run in named)} is a trained run")
+    log = EventLog.open(read_run_config(next(iter(trained.values()))).data)
+    models = [model_report(name, run, log) for name, run in named]
     data = ReportData(
         title=title,
         dataset=log.folder.name,
         models=models,
         baseline=models[0].name,
         summary=log.summary,
-        config={Path(run).name: to_dict(read_run_config(run).config) for run in trained},
+        config={name: to_dict(read_run_config(run).config) for name, run in trained.items()},
     )
     write_report(out, data)
 
@@ -64,10 +65,14 @@ def model_report(name: str, run: Path, log: EventLog) -> ModelReport:
     sampled = load_evaluation(path) if path.is_file() else None
     if not (run / "config.json").is_file():
         return ModelReport(name, evaluation, sampled)
-    config = read_run_config(run).config
-    model = load_model(run)
-    profile = attention_profile(model, log, make_split(log, config.evaluation).test)
-    lines = (run / "log.jsonl").read_text().splitlines()
+    info = read_run_config(run)
+    if info.fingerprint != log.item_vocabulary.fingerprint:
+        raise RunError(f"{run} belongs to another vocabulary than {log.folder}")
+    config = info.config
+    profile = attention_profile(load_model(run), log, make_split(log, config.evaluation).test)
+    # What save_pretrained wrote has no log.
+    history = run / "log.jsonl"
+    lines = history.read_text().splitlines() if history.is_file() else []
     shown = []
     if profile is not None:
         for number, selected in enumerate(profile.selected, 1):
