@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -19,7 +20,7 @@ VERBS = {
     "evaluate": "Measure a run, or a simple baseline, on the held-out events of a log.",
     "compare": "Compare two evaluations of the same cases with a paired test.",
     "recommend": "Recommend items for users of the log or for any list of items.",
-    "report": "Write one self-contained HTML page about several runs.",
+    "report": "Write one self-contained HTML page about several evaluated runs.",
     "demo": "The whole path on simulated events or on your own file.",
     "reproduce": "Measure the models side by side on prepared logs, into a results file.",
 }
@@ -56,10 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _warn
             app = build_app(_file_options(arguments))
             app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
         return 0
     except BrokenPipeError:
-        # The reader of our output has seen enough.
-        sys.stderr.close()
+        # The reader of our output has seen enough; what is left of it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (CycloptsError, BlossomRecError, OSError) as error:
         return _complain(str(error))

@@ -42,28 +42,17 @@ def prepare(
 ) -> None:
     """Read a table of events, check it, write the memory-mapped log.
 
-    Parameters
-    ----------
-    source
-        .parquet, .csv, .tsv or RecBole's .inter file
-    folder
-        where the prepared log goes; a prepared log that is there is replaced
-    user
-        column of the user ids
-    item
-        column of the item ids
-    timestamp
-        column of the times, numbers or datetimes
-    weight
-        column of the events' weights, if there is one
-    min_user_events
-        drop users with fewer events, again and again together with the items
-    min_item_events
-        drop items with fewer events
-    merge_repeats
-        keep the first of neighbouring events with the same item
-    drop_duplicates
-        keep the first of events with the same user, item and time
+    Args:
+        source: .parquet, .csv, .tsv or RecBole's .inter file
+        folder: where the prepared log goes; a prepared log that is there is replaced
+        user: column of the user ids
+        item: column of the item ids
+        timestamp: column of the times, numbers or datetimes
+        weight: column of the events' weights, if there is one
+        min_user_events: drop users with fewer events, again and again together with the items
+        min_item_events: drop items with fewer events
+        merge_repeats: keep the first of neighbouring events with the same item
+        drop_duplicates: keep the first of events with the same user, item and time
     """
     from blossomrec.data.log import EventLog
     from blossomrec.data.summary import summary_table
@@ -96,16 +85,11 @@ def train(
 ) -> None:
     """Train a model on a prepared log; --resume auto continues after a stop.
 
-    Parameters
-    ----------
-    log
-        folder that ``prepare`` wrote
-    run
-        folder of the run: configuration, weights, vocabulary, logs, checkpoints
-    resume
-        auto continues a run that was stopped; never refuses a folder that was used
-    quiet
-        show nothing but errors
+    Args:
+        log: folder that ``prepare`` wrote
+        run: folder of the run: configuration, weights, vocabulary, logs, checkpoints
+        resume: auto continues a run that was stopped; never refuses a folder that was used
+        quiet: show nothing but errors
     """
     from blossomrec.data.log import EventLog
     from blossomrec.recommender import BlossomRec
@@ -141,26 +125,16 @@ def evaluate(
 ) -> None:
     """Measure a run, or a simple baseline, on the held-out events of a log.
 
-    Parameters
-    ----------
-    model
-        a run folder, or popularity, recent-popularity or transitions
-    log
-        prepared log; a run knows the one it was trained on
-    on
-        which held-out events
-    ranking
-        full ranks among all items, uni100 among 100 sampled ones and is labelled so
-    filter_seen
-        leave items of the history out of the ranking
-    split
-        how a baseline's events are held out; a run keeps the split it was trained with
-    ks
-        cut-offs of the metrics
-    out
-        folder whose subfolder evaluations gets it; a run's own folder without it
-    device
-        where to compute
+    Args:
+        model: a run folder, or popularity, recent-popularity or transitions
+        log: prepared log; a run knows the one it was trained on
+        on: which held-out events
+        ranking: full ranks among all items, uni100 among 100 sampled ones and is labelled so
+        filter_seen: leave items of the history out of the ranking
+        split: how a baseline's events are held out; a run keeps the split it was trained with
+        ks: cut-offs of the metrics
+        out: folder whose subfolder evaluations gets it; a run's own folder without it
+        device: where to compute
     """
     from blossomrec.data.log import EventLog
     from blossomrec.evaluation.storage import save_evaluation
@@ -193,16 +167,11 @@ def compare(
 ) -> None:
     """Compare two evaluations of the same cases with a paired test.
 
-    Parameters
-    ----------
-    first
-        a run folder, an evaluation's folder, or its .json file
-    second
-        what it is compared with
-    on
-        which held-out events
-    ranking
-        which of the evaluations, where they are looked for in a folder
+    Args:
+        first: a run folder, an evaluation's folder, or its .json file
+        second: what it is compared with
+        on: which held-out events
+        ranking: which of the evaluations, where they are looked for in a folder
     """
     from blossomrec.evaluation import compare as paired
     from blossomrec.evaluation.storage import load_evaluation
@@ -228,22 +197,14 @@ def recommend(
 ) -> None:
     """Recommend items for users of the log or for any list of items.
 
-    Parameters
-    ----------
-    run
-        run folder, or what save_pretrained wrote
-    k
-        how many items for each user
-    log
-        prepared log with the users' histories; a run knows the one it was trained on
-    filter_viewed
-        leave out what is in the history; --no-filter-viewed does not
-    unknown
-        what to do with items of the history that the model does not know
-    json
-        print JSON instead of a table
-    device
-        where to compute
+    Args:
+        run: run folder, or what save_pretrained wrote
+        k: how many items for each user
+        log: prepared log with the users' histories; a run knows the one it was trained on
+        filter_viewed: leave out what is in the history; --no-filter-viewed does not
+        unknown: what to do with items of the history that the model does not know
+        json: print JSON instead of a table
+        device: where to compute
     """
     from blossomrec.recommender import BlossomRec
 
@@ -269,14 +230,10 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about several evaluated runs.
 
-    Parameters
-    ----------
-    runs
-        run folders and folders of baselines' evaluations; the others are tested against the first
-    out
-        the page
-    title
-        its heading
+    Args:
+        runs: folders of runs and of baselines' evaluations; all are tested against the first
+        out: the page
+        title: its heading
     """
     from blossomrec.experiments.run_report import write_run_report
 
@@ -296,20 +253,13 @@ def demo(
 ) -> None:
     """The whole path on simulated events or on your own file.
 
-    Parameters
-    ----------
-    folder
-        where log, runs and report go; training that was stopped goes on
-    user
-        column of the user ids in your own table
-    item
-        column of the item ids
-    timestamp
-        column of the times
-    epochs
-        most epochs for each model
-    seed
-        of the simulated events and of the training
+    Args:
+        folder: where log, runs and report go; training that was stopped goes on
+        user: column of the user ids in your own table
+        item: column of the item ids
+        timestamp: column of the times
+        epochs: most epochs for each model
+        seed: of the simulated events and of the training
     """
     from blossomrec.demo import run_demo
 
@@ -337,24 +287,15 @@ def reproduce(
 ) -> None:
     """Measure the models side by side on prepared logs, into a results file.
 
-    Parameters
-    ----------
-    logs
-        folder with a prepared log for each data set, such as ml-1m or amazon-beauty
-    out
-        JSONL file that gets a line for each model, data set and ranking
-    runs
-        where the run folders go; training that was stopped goes on
-    datasets
-        names of data sets, all that are known without it
-    models
-        SASRec, BlossomRec; both without it
-    seed
-        of the training
-    epochs
-        most epochs, if other than a data set's own
-    jobs
-        how many train at the same time on the device
+    Args:
+        logs: folder with a prepared log for each data set, such as ml-1m or amazon-beauty
+        out: JSONL file that gets a line for each model, data set and ranking
+        runs: where the run folders go; training that was stopped goes on
+        datasets: names of data sets, all that are known without it
+        models: SASRec, BlossomRec; both without it
+        seed: of the training
+        epochs: most epochs, if other than a data set's own
+        jobs: how many train at the same time on the device
     """
     from blossomrec.experiments import accuracy
 

@@ -167,14 +167,15 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
     elif get_origin(hint) is tuple:
         if not isinstance(value, (tuple, list)) or not value:
             raise ConfigError(f"{name} is {value!r}: a list of numbers is needed")
-        for number in value:
-            _check_value(name, number, get_args(hint)[0])
+        for place, number in enumerate(value):
+            _check_value(f"{name}[{place}]", number, get_args(hint)[0])
     elif hint in _NEEDED:
         kinds, needed = _NEEDED[hint]
         # A bool counts as an int in Python, not in an option.
         wrong = hint is not bool and isinstance(value, bool)
         if wrong or not isinstance(value, kinds) or not abs(value) < math.inf:
             raise ConfigError(f"{name} is {value!r}: {needed} is needed")
+
 
 def _check_model(model: ModelConfig, where: str) -> None:
     if model.hidden_size % model.heads:
@@ -248,7 +249,7 @@ def _parse(text: str, suffix: str) -> Any:
 
         number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
         Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-        values = yaml.load(text, Loader)  # noqa: S506 (a safe loader)
+        values = yaml.load(text, Loader)
         return {} if values is None else values
     if suffix == ".toml":
         import tomllib

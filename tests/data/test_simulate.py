@@ -168,7 +168,7 @@ class TestLongMemory:
         ({"events_per_user": 401.0}, "to the most events of a user, 400"),
         ({"interests": 200}, "interests is 200 and tastes 8: their product must be at most"),
         ({"noise": 0.6, "fashion_share": 0.6}, "exceed 1 together"),
-        ({"items": 1.5}, "items is 1.5: a int is needed"),
+        ({"items": 1.5}, "items is 1.5: a whole number is needed"),
     ],
 )
 def test_refused(changes, message):

@@ -78,7 +78,9 @@ def model_report(name: str, run: Path, log: EventLog) -> ModelReport:
         for number, selected in enumerate(profile.selected, 1):
             for layer, blocks in enumerate(selected, 1):
                 title = f"history {number}, {blocks.shape[0]:,} events, layer {layer}"
-                shown.append((title, blocks))
+                # Of a history within one block there is nothing to show.
+                if (blocks >= 0).any():
+                    shown.append((title, blocks))
     return ModelReport(
         name,
         evaluation,

@@ -1,0 +1,201 @@
+import json
+from concurrent.futures import Future
+
+import pytest
+import torch
+
+from blossomrec.config import check
+from blossomrec.data.log import EventLog
+from blossomrec.errors import BlossomRecError, ConfigError
+from blossomrec.experiments import accuracy
+from blossomrec.experiments.measure import evaluate_run
+from blossomrec.training import trainer
+from blossomrec.training.run import read_run_config
+
+FIELDS = (
+    "dataset model attention seed max_len protocol ranking filter_seen metrics "
+    "seconds_per_epoch epochs peak_mib hardware versions commit"
+)
+TINY = {
+    "one": accuracy.Preset(max_len=12, dropout=0.1, tokens_per_batch=512, epochs=1),
+    "two": accuracy.Preset(max_len=30, dropout=0.3, tokens_per_batch=512, epochs=2),
+}
+
+
+class PoolInThisProcess:
+    """Stands in for the pool of processes, which would not know the tiny data sets."""
+
+    def __init__(self, jobs, **options):
+        self.jobs = jobs
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        """There is nothing to wait for."""
+
+    def submit(self, work, *arguments):
+        future = Future()
+        try:
+            future.set_result(work(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(accuracy, "DATASETS", TINY)
+    monkeypatch.setattr(accuracy, "ProcessPoolExecutor", PoolInThisProcess)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def logs(tiny_events, repeat_log, tmp_path_factory):
+    """Prepared logs by the names of the tiny data sets; the second one has repeats."""
+    folder = tmp_path_factory.mktemp("logs")
+    EventLog.prepare(tiny_events, folder / "one")
+    (folder / "two").symlink_to(repeat_log.folder)
+    return folder
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("dataset", accuracy.DATASETS)
+@pytest.mark.parametrize("model", accuracy.MODELS)
+def test_every_configuration_is_sound(dataset, model):
+    config = accuracy.configure(dataset, model, seed=3)
+    check(config)
+    preset = accuracy.DATASETS[dataset]
+    assert config.model.max_len == preset.max_len
+    assert config.model.dropout == preset.dropout
+    assert config.model.attention == {"SASRec": "full", "BlossomRec": "blossom"}[model]
+    assert config.training.seed == 3
+    assert config.training.epochs == preset.epochs
+    assert config.training.tokens_per_batch == preset.tokens_per_batch
+    assert config.evaluation.split == "leave-one-out"
+    assert accuracy.configure(dataset, model, epochs=2).training.epochs == 2
+
+
+def test_the_models_differ_in_their_attention_alone():
+    for dataset in accuracy.DATASETS:
+        first, second = (accuracy.configure(dataset, name) for name in accuracy.MODELS)
+        assert first.training == second.training
+        assert first.evaluation == second.evaluation
+        options = [vars(config.model) for config in (first, second)]
+        names = [name for name in options[0] if options[0][name] != options[1][name]]
+        assert names == ["attention", "kv_heads"]
+
+
+@pytest.mark.parametrize(
+    "arguments, options, words",
+    [
+        (("netflix", "SASRec"), {}, ["'netflix'", "ml-1m", "gowalla"]),
+        (("ml-1m", "GRU"), {}, ["'GRU'", "SASRec, BlossomRec"]),
+        (("ml-1m", "SASRec"), {"epochs": 0}, ["training.epochs is 0"]),
+        (("ml-1m", "SASRec"), {"seed": -1}, ["training.seed is -1"]),
+    ],
+)
+def test_what_is_not_known_is_named(arguments, options, words):
+    with pytest.raises(ConfigError) as error:
+        accuracy.configure(*arguments, **options)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_all_models_on_all_logs_give_a_line_for_each_ranking(tiny, logs, tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "results" / "accuracy.jsonl"
+    accuracy.measure_all(logs, runs, out, datasets=iter(TINY), models=iter(accuracy.MODELS), seed=5)
+    lines = read(out)
+    assert all(" ".join(line) == FIELDS for line in lines)
+    found = {(line["dataset"], line["model"], line["ranking"]): line for line in lines}
+    models = {"SASRec": "full", "BlossomRec": "blossom"}
+    assert set(found) == {
+        (dataset, model, ranking)
+        for dataset in TINY
+        for model in models
+        for ranking in ("full", "uni100")
+    }
+    assert len(lines) == 8
+    for (dataset, model, ranking), line in found.items():
+        preset = TINY[dataset]
+        assert (line["max_len"], line["epochs"]) == (preset.max_len, preset.epochs)
+        assert line["seed"] == 5
+        assert line["attention"] == models[model]
+        assert line["protocol"] == "leave-one-out"
+        # Items that users meet again are not left out.
+        assert line["filter_seen"] == (dataset == "one")
+        assert line["seconds_per_epoch"] > 0 and line["peak_mib"] > 0
+        prefix = "" if ranking == "full" else "uni100_"
+        assert {f"{prefix}ndcg@10", f"{prefix}hr@10"} <= set(line["metrics"])
+        run = runs / f"{dataset}-{model}-5"
+        measured = evaluate_run(run, logs / dataset, ranking=ranking).metrics
+        assert line["metrics"] == pytest.approx(measured, abs=1e-6)
+        assert read_run_config(run).config == accuracy.configure(dataset, model, seed=5)
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 4
+    assert any(
+        line.startswith("one SASRec: 1 epochs, ") and "uni100_ndcg@10 0." in line for line in shown
+    )
+
+
+def test_training_that_is_done_is_not_done_again(tiny, logs, tmp_path, monkeypatch):
+    arguments = ("one", "BlossomRec", logs, tmp_path / "runs", tmp_path / "out.jsonl", 0, 1, 1)
+    headline = accuracy.measure(*arguments)
+    assert headline.startswith("1 epochs, ")
+    monkeypatch.setattr(trainer, "device_steps", lambda *_: pytest.fail("trained again"))
+    assert accuracy.measure(*arguments) == headline
+    lines = read(tmp_path / "out.jsonl")
+    assert len(lines) == 4
+    assert [line["metrics"] for line in lines[:2]] == [line["metrics"] for line in lines[2:]]
+
+
+def test_jobs_beside_each_other_take_one_thread_each(tiny, logs, tmp_path):
+    torch.set_num_threads(2)
+    accuracy.measure("one", "SASRec", logs, tmp_path / "runs", tmp_path / "out.jsonl", 0, None, 2)
+    assert torch.get_num_threads() == 1
+
+
+def test_one_that_fails_does_not_keep_the_others_from_finishing(tiny, logs, tmp_path, capsys):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "one").symlink_to(logs / "one")
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(BlossomRecError) as error:
+        accuracy.measure_all(
+            tmp_path / "logs", tmp_path / "runs", out, datasets=("two", "one"), models=("SASRec",)
+        )
+    assert str(error.value).startswith("1 of 2 failed: two SASRec: ")
+    assert str(tmp_path / "logs" / "two") in str(error.value)
+    assert [line["dataset"] for line in read(out)] == ["one", "one"]
+    shown = sorted(capsys.readouterr().out.splitlines())
+    assert shown[0].startswith("one SASRec: 1 epochs")
+    assert shown[1].startswith("two SASRec: ")
+
+
+def test_failures_come_back_from_real_processes(tmp_path):
+    with pytest.raises(BlossomRecError) as error:
+        accuracy.measure_all(
+            tmp_path, tmp_path, tmp_path / "out", datasets=["ml-100k"], models=["SASRec"]
+        )
+    assert str(error.value).startswith("1 of 1 failed: ml-100k SASRec: ")
+    assert f"{tmp_path / 'ml-100k'} is not a prepared log" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"jobs": 0}, "jobs is 0: it must be at least 1"),
+        ({"epochs": 0}, "training.epochs is 0"),
+        ({"datasets": ["one", "three"]}, "'three' is not known"),
+        ({"models": ["GRU"]}, "'GRU' is not known"),
+    ],
+)
+def test_nothing_is_begun_where_something_is_wrong(tiny, logs, tmp_path, options, words):
+    options = {"datasets": list(TINY)} | options
+    with pytest.raises(ConfigError, match=words):
+        accuracy.measure_all(logs, tmp_path / "runs", tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []

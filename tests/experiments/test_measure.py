@@ -1,0 +1,160 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from blossomrec.config import EvaluationConfig
+from blossomrec.data.split import make_split
+from blossomrec.errors import ConfigError, DataError, RunError
+from blossomrec.evaluation import evaluate
+from blossomrec.experiments.measure import (
+    BASELINES,
+    evaluate_baseline,
+    evaluate_run,
+    override,
+)
+from blossomrec.recommender import BlossomRec
+from small_options import SMALL
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_log, tmp_path_factory):
+    """A run on the tiny log that filters nothing and knows cut-offs of its own."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    options = SMALL | {"filter_seen": "no", "ks": (2, 10), "split": "global-time"}
+    recommender = BlossomRec(**options).fit(tiny_log, run, progress=False)
+    return recommender, run
+
+
+def test_a_run_is_measured_as_it_was_trained(trained, tiny_log):
+    recommender, run = trained
+    measured = evaluate_run(run)
+    cases = make_split(tiny_log, recommender.config.evaluation).test
+    own = evaluate(recommender.model, tiny_log, cases, ks=(2, 10), filter_seen=False)
+    assert np.array_equal(measured.ranks, own.ranks)
+    assert measured.metrics == own.metrics
+    protocol = measured.protocol
+    assert (protocol.split, protocol.ranking, protocol.filter_seen) == (
+        "global-time",
+        "full",
+        False,
+    )
+    assert protocol.num_cases == len(cases)
+
+
+def test_options_override_those_of_the_run(trained, tiny_log):
+    recommender, run = trained
+    measured = evaluate_run(
+        run, tiny_log, on="valid", ranking="uni100", filter_seen="yes", ks=(1,), seed=3
+    )
+    assert measured.protocol.ranking == "uni100"
+    assert measured.protocol.filter_seen is True
+    assert (measured.protocol.ks, measured.protocol.seed) == ((1,), 3)
+    valid = make_split(tiny_log, recommender.config.evaluation).valid
+    assert np.array_equal(measured.users, valid.users)
+    assert set(measured.metrics) == {f"uni100_{kind}@1" for kind in ("hr", "recall", "ndcg", "mrr")}
+    # None is no change.
+    assert evaluate_run(run, ranking=None, ks=None).metrics == evaluate_run(run).metrics
+
+
+def test_the_log_may_be_a_folder(trained, tiny_log):
+    _, run = trained
+    ranks = evaluate_run(run).ranks
+    for log in (tiny_log, tiny_log.folder, str(tiny_log.folder)):
+        assert np.array_equal(evaluate_run(run, log).ranks, ranks)
+
+
+def test_another_vocabulary_is_refused(trained, repeat_log):
+    _, run = trained
+    with pytest.raises(RunError, match="another vocabulary") as error:
+        evaluate_run(run, repeat_log)
+    assert str(run) in str(error.value) and str(repeat_log.folder) in str(error.value)
+
+
+def test_a_log_that_is_gone_is_named(trained, tmp_path):
+    recommender, _ = trained
+    recommender.save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "config.json"
+    values = json.loads(path.read_text()) | {"data": str(tmp_path / "gone")}
+    path.write_text(json.dumps(values))
+    with pytest.raises(RunError, match="is not there: give the log") as error:
+        evaluate_run(tmp_path / "saved")
+    assert str(tmp_path / "gone") in str(error.value)
+    with pytest.raises(DataError, match="gone is not a prepared log"):
+        evaluate_run(tmp_path / "saved", tmp_path / "gone")
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path, trained):
+    with pytest.raises(RunError, match=r"config\.json is missing") as error:
+        evaluate_run(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_device_that_is_not_there_is_named(trained, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device is 'cuda': torch finds no CUDA device here"):
+        evaluate_run(trained[1], device="cuda")
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_learn_from_training_events_alone(tiny_log, name):
+    split = make_split(tiny_log, EvaluationConfig())
+    own = BASELINES[name].fit(tiny_log, split.train_end)
+    for on in ("test", "valid"):
+        measured = evaluate_baseline(name, tiny_log, on=on)
+        expected = evaluate(own, tiny_log, getattr(split, on), filter_seen=True)
+        assert np.array_equal(measured.ranks, expected.ranks)
+        assert measured.protocol.split == "leave-one-out"
+        assert measured.protocol.filter_seen is True
+
+
+def test_transitions_know_the_ring(tiny_log):
+    """Histories walk along a ring of items: the next one is what followed before."""
+    ring, popular = (evaluate_baseline(name, tiny_log) for name in ("transitions", "popularity"))
+    assert ring.metrics["ndcg@10"] > 0.9
+    assert popular.metrics["ndcg@10"] < 0.5
+
+
+def test_baselines_take_options(tiny_log, repeat_log):
+    measured = evaluate_baseline("popularity", tiny_log, split="global-time", ranking="uni100")
+    assert measured.protocol.split == "global-time"
+    assert measured.protocol.ranking == "uni100"
+    assert evaluate_baseline("popularity", repeat_log).protocol.filter_seen is False
+
+
+def test_an_unknown_baseline_is_named(tiny_log):
+    with pytest.raises(ConfigError) as error:
+        evaluate_baseline("magic", tiny_log)
+    assert str(error.value) == (
+        "no baseline 'magic': choose one of popularity, recent-popularity, transitions"
+    )
+
+
+def test_override_leaves_out_what_is_none():
+    config = EvaluationConfig(ks=(3,), filter_seen="yes")
+    assert override(config, {"ks": None, "ranking": None}) == config
+    changed = override(config, {"ks": (7,), "ranking": "uni100", "seed": None})
+    assert changed == EvaluationConfig(ks=(7,), filter_seen="yes", ranking="uni100")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"ranking": "some"}, ["ranking is 'some'", "full, uni100"]),
+        ({"filter_seen": True}, ["filter_seen is True", "auto, yes, no"]),
+        ({"ks": (0,)}, ["ks is (0,)", "at least 1"]),
+        ({"seed": -1}, ["seed is -1", "at least 0"]),
+        ({"max_len": 5}, ["unknown option max_len", "ranking"]),
+        ({"max_len": None}, ["unknown option max_len", "ranking"]),
+    ],
+)
+def test_wrong_options_are_named(tiny_log, trained, options, words):
+    for measure in (
+        lambda: override(EvaluationConfig(), options),
+        lambda: evaluate_run(trained[1], **options),
+        lambda: evaluate_baseline("popularity", tiny_log, **options),
+    ):
+        with pytest.raises(ConfigError) as error:
+            measure()
+        assert all(word in str(error.value) for word in words)

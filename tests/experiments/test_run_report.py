@@ -1,0 +1,136 @@
+import json
+import re
+
+import pytest
+
+from blossomrec.errors import DataError, RunError
+from blossomrec.evaluation.storage import save_evaluation
+from blossomrec.experiments.measure import evaluate_baseline, evaluate_run
+from blossomrec.experiments.run_report import evaluation_path, model_report, write_run_report
+from blossomrec.recommender import BlossomRec
+from small_options import SMALL
+
+pytest.importorskip("matplotlib", reason="a report draws its plots with matplotlib")
+
+
+@pytest.fixture(scope="module")
+def place(tiny_log, tmp_path_factory):
+    """Run folders of two models and the folder of a baseline, all evaluated. Read only."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, options in {"dense": {"attention": "full"}, "sparse": {"epochs": 2}}.items():
+        BlossomRec(**SMALL | options).fit(tiny_log, folder / name, progress=False)
+        for ranking in ("full", "uni100"):
+            measured = evaluate_run(folder / name, ranking=ranking)
+            save_evaluation(measured, evaluation_path(folder / name, ranking=ranking))
+    measured = evaluate_baseline("popularity", tiny_log)
+    save_evaluation(measured, evaluation_path(folder / "popular"))
+    return folder
+
+
+def write(runs, tmp_path):
+    write_run_report(runs, tmp_path / "report.html", title="A title")
+    return (tmp_path / "report.html").read_text()
+
+
+def test_the_page_shows_every_model_by_its_folder(place, tmp_path):
+    page = write([place / name for name in ("popular", "dense", "sparse")], tmp_path)
+    for name in ("popular", "dense", "sparse"):
+        assert re.search(rf"<th[^>]*>{name}\b", page)
+    assert "Differences from popular" in page
+    for section in ("Results", "Sampled ranking", "Learning curves", "Gates", "Attended blocks"):
+        assert f">{section}</h2>" in page
+    assert "history 1, 20 events, layer 1" in page
+    assert "A title" in page
+    for name in ("dense", "sparse"):
+        assert f"<h3>{name}</h3>" in page
+
+
+def test_names_may_be_given(place, tmp_path):
+    runs = {"SASRec <full>": place / "dense", "Most popular": str(place / "popular")}
+    page = write(runs, tmp_path)
+    assert "SASRec &lt;full&gt;" in page and "Most popular" in page
+    assert "Differences from SASRec &lt;full&gt;" in page
+    assert "<h3>SASRec &lt;full&gt;</h3>" in page
+    assert ">Gates</h2>" not in page
+
+
+def test_a_report_knows_what_a_run_wrote(place, tiny_log):
+    report = model_report("sparse", place / "sparse", tiny_log)
+    assert [line["epoch"] for line in report.log_lines] == [1, 2]
+    assert report.gates.shape == (1, 2, 2)
+    assert report.block_size == 4
+    assert [title for title, _ in report.selections] == [
+        f"history {number}, 20 events, layer 1" for number in (1, 2, 3)
+    ]
+    assert all(blocks.shape == (20, 1, 1) for _, blocks in report.selections)
+    assert report.sampled.protocol.ranking == "uni100"
+    dense = model_report("dense", place / "dense", tiny_log)
+    assert dense.gates is None and dense.selections == []
+    popular = model_report("popular", place / "popular", tiny_log)
+    assert popular.sampled is None and list(popular.log_lines) == []
+
+
+def test_what_was_saved_without_its_log_can_be_shown(place, tmp_path):
+    BlossomRec.from_pretrained(place / "sparse").save_pretrained(tmp_path / "saved")
+    save_evaluation(evaluate_run(tmp_path / "saved"), evaluation_path(tmp_path / "saved"))
+    page = write([tmp_path / "saved", place / "popular"], tmp_path)
+    assert ">Gates</h2>" in page
+    assert ">Learning curves</h2>" not in page
+
+
+def test_histories_within_one_block_have_no_map(repeat_log, tmp_path):
+    BlossomRec(**SMALL | {"block_size": 64, "compress_window": 64}).fit(
+        repeat_log, tmp_path / "run", progress=False
+    )
+    save_evaluation(evaluate_run(tmp_path / "run"), evaluation_path(tmp_path / "run"))
+    page = write([tmp_path / "run"], tmp_path)
+    assert ">Gates</h2>" in page
+    assert ">Attended blocks</h2>" not in page
+
+
+def test_a_folder_without_an_evaluation_is_named(place, tiny_log, tmp_path):
+    BlossomRec.from_pretrained(place / "dense").save_pretrained(tmp_path / "new")
+    with pytest.raises(RunError, match="no evaluation in") as error:
+        write([place / "sparse", tmp_path / "new"], tmp_path)
+    assert str(evaluation_path(tmp_path / "new")) in str(error.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_baselines_alone_make_no_report(place, tmp_path):
+    with pytest.raises(RunError, match=r"none of .*popular is a trained run"):
+        write([place / "popular"], tmp_path)
+
+
+def test_two_of_the_same_name_are_refused(place, tmp_path):
+    folder = tmp_path / "other" / "sparse"
+    BlossomRec.from_pretrained(place / "dense").save_pretrained(folder)
+    save_evaluation(evaluate_run(folder), evaluation_path(folder))
+    with pytest.raises(DataError, match="names of models in a report must differ"):
+        write([place / "sparse", folder], tmp_path)
+    page = write({"first": place / "sparse", "second": folder}, tmp_path)
+    assert "<h3>first</h3>" in page and "<h3>second</h3>" in page
+
+
+def test_runs_of_different_vocabularies_are_refused(place, repeat_log, tmp_path):
+    BlossomRec(**SMALL).fit(repeat_log, tmp_path / "other", progress=False)
+    save_evaluation(evaluate_run(tmp_path / "other"), evaluation_path(tmp_path / "other"))
+    for runs in ([place / "sparse", tmp_path / "other"], [tmp_path / "other", place / "sparse"]):
+        with pytest.raises(RunError, match="another vocabulary") as error:
+            write(runs, tmp_path)
+        assert str(runs[1]) in str(error.value)
+
+
+def test_different_cases_are_refused(place, tiny_log, tmp_path):
+    measured = evaluate_baseline("popularity", tiny_log, split="global-time")
+    save_evaluation(measured, evaluation_path(tmp_path / "later"))
+    with pytest.raises(DataError, match="cannot be compared"):
+        write([place / "dense", tmp_path / "later"], tmp_path)
+
+
+def test_a_log_that_is_gone_is_named(place, tmp_path):
+    BlossomRec.from_pretrained(place / "dense").save_pretrained(tmp_path / "moved")
+    path = tmp_path / "moved" / "config.json"
+    values = json.loads(path.read_text()) | {"data": str(tmp_path / "gone")}
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError, match="gone is not a prepared log"):
+        write([tmp_path / "moved"], tmp_path)

@@ -1,0 +1,340 @@
+import functools
+import inspect
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+import blossomrec
+from blossomrec import commands
+from blossomrec.cli import VERBS, build_app, main
+from blossomrec.config import RunConfig, from_dict
+from blossomrec.data.log import EventLog
+from blossomrec.evaluation.storage import load_evaluation
+from blossomrec.recommender import BlossomRec, with_options
+from blossomrec.training import trainer
+from command_line import prepare_and_train, python, succeed
+from small_options import MODEL, SMALL, TRAINING, small_flags
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_wide_terminal(monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("COLUMNS", "1000")
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def cli(capsys):
+    return functools.partial(succeed, capsys)
+
+
+@pytest.fixture(scope="module")
+def place(tiny_events, tmp_path_factory):
+    """A folder with events, their prepared log, and a run that was trained on it. Read only."""
+    return prepare_and_train(tiny_events, tmp_path_factory.mktemp("place"))
+
+
+def test_from_a_file_to_a_report(cli, tiny_events, tmp_path):
+    pytest.importorskip("matplotlib", reason="the report draws its plots with matplotlib")
+    tiny_events.rename({"user_id": "who", "item_id": "what", "timestamp": "when"}).write_csv(
+        tmp_path / "events.csv"
+    )
+    log, first, second = (tmp_path / name for name in ("log", "first", "second"))
+    columns = ["--user", "who", "--item", "what", "--timestamp", "when"]
+    shown = cli("prepare", tmp_path / "events.csv", log, *columns)
+    for words in ("users .* 60 ", "items .* 80 ", "events .* 1,830 ", "longest history .* 60 "):
+        assert re.search(words, shown)
+
+    shown = cli("train", log, first, *small_flags(epochs=2))
+    resolved = json.loads(shown[: shown.index("best epoch")])
+    assert from_dict(resolved) == with_options(RunConfig(), SMALL | {"epochs": 2})
+    assert re.search(r"best epoch [12] of 2, .*ndcg@10 0\.\d{4}.* \(validation\)", shown)
+    assert f"blossomrec evaluate {first}" in shown
+    assert cli("train", log, second, "--quiet", *small_flags(), "--model.attention", "full") == ""
+
+    for run in (first, second):
+        shown = cli("evaluate", run)
+        assert "full ranking" in shown and "ndcg@10" in shown and "uni100" not in shown
+        shown = cli("evaluate", run, "--ranking", "uni100")
+        assert "uni100_ndcg@10" in shown and "sampled ranking (uni100)" in shown
+    popular = tmp_path / "popularity"
+    shown = cli("evaluate", "popularity", "--log", log, "--out", popular)
+    assert "popularity: leave-one-out, full ranking" in shown
+
+    metrics = json.loads((first / "metrics.json").read_text())
+    assert set(metrics) == {"test-full", "test-uni100"}
+    for ranking in ("full", "uni100"):
+        evaluation = load_evaluation(first / f"evaluations/test-{ranking}.json")
+        assert evaluation.metrics == metrics[f"test-{ranking}"]
+        assert evaluation.protocol.ranking == ranking
+        assert evaluation.protocol.filter_seen is True
+
+    shown = cli("compare", first, popular)
+    assert f"{first} (first) and {popular} (second), 58 users" in shown
+    assert "ndcg@10" in shown and "Cohen's d" in shown
+    assert "uni100_hr@10" in cli("compare", first, second, "--ranking", "uni100")
+    own = first / "evaluations/test-full.json"
+    assert "ndcg@10" in cli("compare", own, second)
+
+    out = tmp_path / "pages" / "report.html"
+    shown = cli("report", popular, first, second, "--out", out, "--title", "All <three>")
+    assert shown == f"wrote {out}\n"
+    page = out.read_text()
+    for words in ("All &lt;three&gt;", "popularity", "first", "second", "Sampled ranking", "Gates"):
+        assert words in page
+
+
+def test_the_whole_path_in_processes_of_its_own(place, tmp_path):
+    log, run = tmp_path / "log", tmp_path / "run"
+    done = python("prepare", place / "events.parquet", log)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1,830" in done.stdout
+    done = python("train", log, run, "--quiet", *small_flags())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = python("recommend", run, "--user", "1001", "--k", "3", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [row["rank"] for row in json.loads(done.stdout)] == [1, 2, 3]
+    done = python("recommend", run, "--user", "5")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "blossomrec: unknown user '5'\n"
+
+
+def test_recommendations_for_users(cli, place):
+    recommender = BlossomRec.from_pretrained(place / "run")
+    users = ["1004", "1001"]
+    wanted = recommender.recommend(users, 4)
+    asked = ["recommend", place / "run", "--user", "1004", "--user", "1001", "--k", 4]
+    assert pl.DataFrame(json.loads(cli(*asked, "--json")), wanted.schema).equals(wanted)
+    lines = [line for line in cli(*asked).splitlines() if re.search(r"\d\.\d{4}", line)]
+    assert len(lines) == 8
+    for line, row in zip(lines, wanted.iter_rows(), strict=True):
+        user, item, score, rank = re.split(r"\s*│\s*", line.strip("│ "))
+        assert (int(user), int(item), int(rank)) == (row[0], row[1], row[3])
+        assert float(score) == pytest.approx(row[2], abs=1e-4)
+
+
+def test_recommendations_after_a_history(cli, place, capsys):
+    recommender = BlossomRec.from_pretrained(place / "run")
+    history = [50_003, 50_010, 50_017]
+    asked = ["recommend", place / "run", "--history", "50003, 50010,50017", "--json"]
+    wanted = recommender.recommend_history(history)
+    assert pl.DataFrame(json.loads(cli(*asked)), wanted.schema).equals(wanted)
+    viewed = json.loads(cli(*asked, "--no-filter-viewed", "--k", "80"))
+    assert {row["item_id"] for row in viewed} >= set(history) and len(viewed) == 80
+    chosen = json.loads(cli(*asked, "--items", "50003,50024,50031"))
+    assert {row["item_id"] for row in chosen} == {50_024, 50_031}
+
+    known = json.loads(cli(*asked))
+    asked[3] += ",7"
+    assert main([str(one) for one in asked]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == known
+    assert shown.err == (
+        "blossomrec: warning: 1 of 4 items of the history are unknown and skipped: '7'\n"
+    )
+
+
+def test_square_brackets_in_ids_are_no_markup(cli, tmp_path):
+    rng = np.random.default_rng(0)
+    ids = [f"[/{number}][red]" for number in range(40)]
+    events = pl.DataFrame(
+        {
+            "user_id": [f"[bold]{user}" for user in range(30) for _ in range(8)],
+            "item_id": [ids[item] for _ in range(30) for item in rng.permutation(40)[:8]],
+            "timestamp": list(range(240)),
+        }
+    )
+    BlossomRec(**SMALL).fit(events, tmp_path / "run", progress=False).save_pretrained(
+        tmp_path / "saved"
+    )
+    log = EventLog.prepare(events, tmp_path / "log")
+    shown = cli("recommend", tmp_path / "saved", "--user", "[bold]3", "--log", log.folder)
+    assert shown.count("[bold]3") == 10
+    assert len(set(re.findall(r"\[/\d+\]\[red\]", shown))) == 10
+
+
+@pytest.mark.parametrize("name", ["options.yaml", "options.toml", "options.json"])
+def test_a_flag_beats_the_file_beats_the_default(cli, tiny_log, tmp_path, monkeypatch, name):
+    seen = []
+
+    def fit(self, *arguments, **options):
+        seen.append(self.config)
+        return self
+
+    monkeypatch.setattr(BlossomRec, "fit", fit)
+    text = {
+        "options.yaml": (
+            "model: {max_len: 50, norm: pre, dropout: 0.5}\n"
+            "training: {learning_rate: 1e-2, tensorboard: true, epochs: 7}\n"
+            "evaluation: {ks: [1, 3], filter_seen: 'no'}\n"
+        ),
+        "options.toml": (
+            "model = {max_len = 50, norm = 'pre', dropout = 0.5}\n"
+            "training = {learning_rate = 1e-2, tensorboard = true, epochs = 7}\n"
+            "evaluation = {ks = [1, 3], filter_seen = 'no'}\n"
+        ),
+        "options.json": (
+            '{"model": {"max_len": 50, "norm": "pre", "dropout": 0.5}, '
+            '"training": {"learning_rate": 1e-2, "tensorboard": true, "epochs": 7}, '
+            '"evaluation": {"ks": [1, 3], "filter_seen": "no"}}'
+        ),
+    }
+    file = tmp_path / name
+    file.write_text(text[name])
+    start = ["train", tiny_log.folder, tmp_path / "run", "--quiet"]
+    own = {"norm": "pre", "dropout": 0.5, "learning_rate": 1e-2, "tensorboard": True}
+    own |= {"ks": (1, 3), "filter_seen": "no"}
+    cli(*start, "--config", file)
+    cli(*start, f"--config={file}", "--model.max-len", 9, "--training.epochs", 1)
+    cli(*start, "--evaluation.ks", 20, "--training.no-tensorboard", "--config", file)
+    cli(*start)
+    assert seen == [
+        with_options(RunConfig(), own | {"max_len": 50, "epochs": 7}),
+        with_options(RunConfig(), own | {"max_len": 9, "epochs": 1}),
+        with_options(
+            RunConfig(), own | {"max_len": 50, "epochs": 7, "ks": (20,), "tensorboard": False}
+        ),
+        RunConfig(),
+    ]
+
+
+def test_a_saved_configuration_trains_the_same_again(cli, place, tmp_path):
+    saved = json.loads((place / "run" / "config.json").read_text())["config"]
+    (tmp_path / "again.json").write_text(json.dumps(saved))
+    cli("train", place / "log", tmp_path / "run", "--quiet", "--config", tmp_path / "again.json")
+    weights = [folder / "model.safetensors" for folder in (place / "run", tmp_path / "run")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_evaluation_takes_other_cut_offs_and_validation_events(cli, place, tmp_path):
+    shown = cli("evaluate", place / "run", "--out", tmp_path, "--on", "valid", "--ks", 1, "--ks", 3)
+    assert "ndcg@3" in shown and "ndcg@10" not in shown
+    evaluation = load_evaluation(tmp_path / "evaluations/valid-full.json")
+    assert evaluation.protocol.ks == (1, 3)
+    shown = cli("evaluate", place / "run", "--out", tmp_path, "--filter-seen", "no")
+    assert "those in the user's history included" in shown
+    for name in ("recent-popularity", "transitions"):
+        shown = cli("evaluate", name, "--log", place / "log", "--split", "global-time")
+        assert f"{name}: global-time" in shown
+
+
+def test_a_stopped_training_saves_and_goes_on(cli, place, tmp_path):
+    run, log = tmp_path / "run", place / "log"
+    flags = small_flags(epochs=100_000, patience=100_000)
+    command = [sys.executable, "-m", "blossomrec", "train", log, run, "--quiet", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    lines = run / "log.jsonl"
+    try:
+        deadline = time.monotonic() + 60
+        while not (lines.is_file() and lines.read_bytes().count(b"\n") >= 2):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, shown = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 143
+    assert shown == "blossomrec: training stopped by SIGTERM, checkpoint saved\n"
+    last = max(run.glob("checkpoints/step-*")) / "state.json"
+    epoch = json.loads(last.read_text())["content"]["state"]["training"]["epoch"]
+    flags = small_flags(epochs=epoch + 1, patience=100_000)
+    cli("train", log, run, "--quiet", "--resume", "auto", *flags)
+    epochs = [json.loads(line)["epoch"] for line in lines.read_text().splitlines()]
+    assert epochs == list(range(1, epoch + 2))
+    assert "ndcg@10" in cli("evaluate", run)
+
+
+def test_ctrl_c_has_its_own_exit_code(place, tmp_path, monkeypatch, capsys):
+    original = trainer.device_steps
+
+    def stopping(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        yield from original(*arguments)
+
+    monkeypatch.setattr(trainer, "device_steps", stopping)
+    arguments = ["train", place / "log", tmp_path / "run", "--quiet", *small_flags()]
+    capsys.readouterr()
+    assert main([str(one) for one in arguments]) == 130
+    assert capsys.readouterr().err == ("blossomrec: training stopped by SIGINT, checkpoint saved\n")
+    monkeypatch.setattr(BlossomRec, "fit", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    assert main([str(one) for one in arguments]) == 130
+    assert capsys.readouterr().err == "blossomrec: stopped\n"
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy():
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = python("--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert all(verb in done.stdout for verb in VERBS)
+    assert min(spent) < 0.5
+    code = (
+        "import sys; from blossomrec.cli import main; main(['--help']); "
+        "print('imported', *sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(done.stdout[done.stdout.index("\nimported") :].split())
+    assert "cyclopts" in imported
+    assert not imported & {"torch", "polars", "numpy", "scipy", "lightning_fabric", "matplotlib"}
+
+
+def test_the_table_of_verbs_is_what_the_commands_say():
+    for verb, help in VERBS.items():
+        assert inspect.getdoc(getattr(commands, verb)).splitlines()[0].startswith(help.rstrip("."))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_of_every_verb_is_explained(cli, verb):
+    shown = " ".join(cli(verb, "--help").replace("│", " ").split())
+    names = list(inspect.signature(getattr(commands, verb)).parameters)
+    arguments = build_app()[verb].assemble_argument_collection(parse_docstring=True)
+    explained = {one.names[0] for one in arguments if one.parameter.help}
+    for one in arguments:
+        if not one.show:
+            continue
+        assert one.names[0] in explained, f"{verb} {one.names[0]} has no help"
+        assert one.names[0] in shown
+        # The plain words, as far as the terminal shows them.
+        assert one.parameter.help.split("`")[0].strip()[:30] in shown
+    flags = {name.lstrip("-").split(".")[0].replace("-", "_") for name in explained}
+    assert set(names) <= flags
+    assert "--empty-" not in shown
+
+
+def test_every_option_of_the_configuration_is_a_flag_of_train(cli):
+    shown = cli("train", "--help")
+    for section, options in (("model", MODEL), ("training", TRAINING)):
+        for name in options:
+            assert f"--{section}.{name.replace('_', '-')}" in shown
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_who_has_seen_enough_is_no_error(place, monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    arguments = ["recommend", place / "run", "--user", "1001", "--json"]
+    command = [sys.executable, "-m", "blossomrec", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    shown = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=60), shown) == (0, "")
+
+
+def test_the_version_is_printed(cli):
+    assert cli("--version").strip() == blossomrec.__version__

@@ -1,0 +1,287 @@
+import functools
+import json
+import re
+
+import pytest
+import torch
+
+from blossomrec.data.log import EventLog
+from blossomrec.recommender import BlossomRec
+from blossomrec.training import trainer
+from command_line import content, prepare_and_train, refuse, succeed
+from small_options import small_flags
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_wide_terminal(monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("COLUMNS", "1000")
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def cli(capsys):
+    return functools.partial(succeed, capsys)
+
+
+@pytest.fixture
+def refused(capsys):
+    return functools.partial(refuse, capsys)
+
+
+@pytest.fixture(scope="module")
+def place(tiny_events, tmp_path_factory):
+    """A folder with events, their prepared log, and a run that was trained on it. Read only."""
+    return prepare_and_train(tiny_events, tmp_path_factory.mktemp("place"))
+
+
+def write(tmp_path, text):
+    path = tmp_path / "events.csv"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        pytest.param(
+            "user_id,itme_id,timestamp\n1,2,3\n", ["'item_id'", "'itme_id'?"], id="missing column"
+        ),
+        pytest.param(
+            "user_id,item_id,timestamp\n1,2,3\n2,,4\n",
+            ["column 'item_id', row 2: None", "missing"],
+            id="null id",
+        ),
+        pytest.param(
+            "user_id,item_id,timestamp\nu,2,3\n,3,4\n",
+            ["column 'user_id', row 2: None", "missing"],
+            id="null user",
+        ),
+        pytest.param(
+            "user_id,item_id,timestamp\n1,2,2024-01-31\n2,3,soon\n",
+            ["column 'timestamp', row 2: 'soon'", "ISO 8601"],
+            id="unparsable time",
+        ),
+        pytest.param(
+            "user_id,item_id,timestamp\n1,2,1700000000\n2,3,2024-01-31\n",
+            ["column 'timestamp', row 2: '2024-01-31'", "row 1 has a number"],
+            id="mixed times",
+        ),
+        pytest.param("", ["is empty"], id="empty file"),
+        pytest.param("user_id,item_id,timestamp\n", ["no events"], id="no rows"),
+        pytest.param(
+            "user_id,item_id,timestamp\n7,1,1\n7,2,2\n7,3,3\n",
+            ["single user, 7", "at least 2"],
+            id="single user",
+        ),
+    ],
+)
+def test_bad_events_are_refused_and_nothing_is_written(refused, tmp_path, text, words):
+    path = write(tmp_path, text)
+    refused("prepare", path, tmp_path / "log", words=[path, *words])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_truncated_parquet_file_is_refused(refused, place, tmp_path):
+    path = tmp_path / "events.parquet"
+    whole = (place / "events.parquet").read_bytes()
+    for size in (len(whole) // 2, len(whole) - 3, 5):
+        path.write_bytes(whole[:size])
+        refused("prepare", path, tmp_path / "log", words=[path, "truncated"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_preparation_leaves_the_log_that_was_there(refused, place, tmp_path):
+    log = EventLog.prepare(place / "events.parquet", tmp_path / "log")
+    before = content(log.folder)
+    path = write(tmp_path, "user_id,item_id,timestamp\n1,2,x\n")
+    refused("prepare", path, log.folder, words=["'x'"])
+    refused("prepare", place / "events.parquet", tmp_path, words=[tmp_path, "new folder"])
+    options = ["--min-user-events", 0]
+    refused("prepare", place / "events.parquet", log.folder, *options, words=["min_user_events"])
+    assert content(log.folder) == before
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--model.max-len", "1"], ["model.max_len is 1", "at least 2"]),
+        (["--model.max-len", "long"], ["--model.max-len", '"long"']),
+        (["--model.kv-heads", "3"], ["model.kv_heads is 3", "heads, 8"]),
+        (["--model.backbone", "lstm"], ["--model.backbone", '"lstm"', "gru4rec"]),
+        (["--training.learning-rate", "nan"], ["training.learning_rate is nan"]),
+        (["--evaluation.ks", "0"], ["evaluation.ks is (0,)", "at least 1"]),
+        (["--training.bogus", "1"], ["--training.bogus"]),
+        (["--resume", "perhaps"], ["--resume", '"perhaps"']),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(
+    refused, place, tmp_path, options, words
+):
+    shown, _ = refused("train", place / "log", tmp_path / "run", *options, words=words)
+    assert shown == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("modle: {max_len: 3}", ["unknown option modle"]),
+        ("model: {max_lne: 3}", ["unknown option model.max_lne"]),
+        ("training: {epochs: many}", ["training.epochs is 'many'"]),
+        ("model: {max_len: 1}", ["model.max_len is 1"]),
+        ("model: [1, 2", ["cannot be read"]),
+    ],
+)
+def test_a_wrong_configuration_file_is_named(refused, place, tmp_path, text, words):
+    path = tmp_path / "options.yaml"
+    path.write_text(text)
+    arguments = ["train", place / "log", tmp_path / "run", "--config"]
+    refused(*arguments, path, words=[path, *words])
+    refused(*arguments, tmp_path / "none.yaml", words=[tmp_path / "none.yaml"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_loss_that_is_not_finite_stops_training(refused, cli, place, tmp_path):
+    log, run = place / "log", tmp_path / "run"
+    wild = small_flags(learning_rate=1e30, clip_norm=0, warmup_steps=0)
+    words = ["epoch 1, step", "learning rate 1e+30", "training stopped", "no checkpoint was saved"]
+    _, shown = refused("train", log, run, "--quiet", *wild, words=words)
+    assert re.search(r"(loss|gradient norm|\S+\.weight|\S+\.bias) is (nan|inf|not finite)", shown)
+    assert not (run / "model.safetensors").exists()
+    assert not list(run.glob("checkpoints/step-*"))
+    refused("evaluate", run, words=[run / "model.safetensors", "no trained weights yet"])
+    # With another learning rate the folder is as good as new.
+    cli("train", log, run, "--quiet", *small_flags())
+    assert "ndcg@10" in cli("evaluate", run)
+
+
+def test_the_last_good_checkpoint_stays_when_a_loss_is_not_finite(
+    refused, place, tmp_path, monkeypatch
+):
+    original = trainer.device_steps
+
+    def poisoned(*arguments):
+        for number, step in enumerate(original(*arguments)):
+            if epochs[0] == 3 and number == 2:
+                with torch.no_grad():
+                    models[0].item_embeddings.weight.fill_(torch.nan)
+            yield step
+        epochs[0] += 1
+
+    build, models, epochs = trainer.Trainer.__init__, [], [1]
+
+    def remember(self, parts, *arguments):
+        models.append(parts.model)
+        build(self, parts, *arguments)
+
+    monkeypatch.setattr(trainer.Trainer, "__init__", remember)
+    monkeypatch.setattr(trainer, "device_steps", poisoned)
+    run = tmp_path / "run"
+    flags = small_flags(epochs=5)
+    _, shown = refused("train", place / "log", run, "--quiet", *flags, words=["nan", "epoch 3"])
+    kept = max(run.glob("checkpoints/step-*"))
+    assert f"the last good checkpoint is {kept}" in shown
+    state = json.loads((kept / "state.json").read_text())["content"]["state"]["training"]
+    assert state["epoch"] == 2
+    best = BlossomRec.from_pretrained(run).model
+    assert all(value.isfinite().all() for value in best.state_dict().values())
+
+
+def test_a_run_of_another_vocabulary_is_refused(refused, place, repeat_log):
+    run, other = place / "run", repeat_log.folder
+    before = content(run)
+    words = ["another vocabulary", run, other]
+    refused("train", other, run, *small_flags(epochs=3), "--resume", "auto", words=words)
+    refused("evaluate", run, "--log", other, words=words)
+    refused("recommend", run, "--user", "1001", "--log", other, words=words)
+    assert content(run) == before
+
+
+def test_a_used_folder_is_refused_unless_training_is_to_go_on(refused, cli, place):
+    run = place / "run"
+    before = content(run / "checkpoints")
+    flags = ["--quiet", *small_flags(epochs=3)]
+    words = [run, "already holds checkpoints", "resume"]
+    refused("train", place / "log", run, *flags, words=words)
+    others = [*flags, "--resume", "auto", "--model.dropout", "0.4"]
+    refused("train", place / "log", run, *others, words=["model.dropout is 0.4", "with 0.2", run])
+    cli("train", place / "log", run, *flags, "--resume", "auto")
+    assert content(run / "checkpoints") == before
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ([], ["give either --user or --history"]),
+        (["--user", "1001", "--history", "50003"], ["give either --user or --history"]),
+        (["--user", "17"], ["unknown user '17'"]),
+        (["--history", "50003,8", "--unknown", "refuse"], ["unknown item '8'"]),
+        (["--history", ","], ["an empty history"]),
+        (["--history", "50003", "--items", "50010,9"], ["unknown item '9'"]),
+        (["--history", "50003", "--k", "0"], ["k is 0"]),
+        (["--history", "50003", "--k", "few"], ["--k", '"few"']),
+        (["--user"], ["--user requires an argument"]),
+    ],
+)
+def test_wrong_questions_for_recommendations(refused, place, options, words):
+    refused("recommend", place / "run", *options, words=words)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["frobnicate"], ['"frobnicate"', "prepare, train, evaluate"]),
+        (["train"], ['"train"', "--log requires an argument"]),
+        (["prepare", "events.csv"], ['"prepare"', "--folder requires an argument"]),
+        (["recommend"], ['"recommend"', "--run requires an argument"]),
+        (["train", "a", "b", "c"], ["'c'"]),
+        (["evaluate", "a", "--frob"], ["--frob"]),
+        (["prepare", "none.csv", "log"], ["none.csv does not exist"]),
+        (["train", "none", "run"], ["none is not a prepared log"]),
+        (["evaluate", "none"], ["none/config.json is missing"]),
+        (["evaluate", "popularity"], ["--log is needed to evaluate popularity"]),
+        (["evaluate", "none", "--split", "global-time"], ["--split global-time", "baselines"]),
+        (["recommend", "none", "--history", "1"], ["none/config.json is missing"]),
+        (["compare", "none", "none.json"], ["none holds no test-full.json", "evaluate none"]),
+        (["compare", "a.json", "b.json"], ["no evaluation in a.json"]),
+        (["compare", "a", "b", "--ranking", "some"], ["--ranking", '"some"']),
+        (["report", "none"], ["none of none is a trained run"]),
+        (["reproduce", "logs", "--datasets", "netflix"], ["'netflix'", "ml-1m"]),
+        (["reproduce", "logs", "--models", "GRU"], ["'GRU'", "SASRec, BlossomRec"]),
+        (["reproduce", "logs", "--jobs", "0"], ["jobs is 0"]),
+        (["reproduce", "logs", "--epochs", "0"], ["training.epochs is 0"]),
+        (["demo", "folder", "--epochs", "0"], ["training.epochs is 0"]),
+        (["demo", "folder", "--events", "none.csv"], ["none.csv does not exist"]),
+    ],
+)
+def test_everything_else_that_is_wrong_is_said_in_a_line(
+    refused, tmp_path, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    refused(*arguments, words=words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_device_is_named(refused, place, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ["device is 'cuda'", "no CUDA device"]
+    refused("evaluate", place / "run", "--device", "cuda", words=words)
+    refused("recommend", place / "run", "--history", "50003", "--device", "cuda", words=words)
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(refused, place, tmp_path):
+    (tmp_path / "run").write_text("notes")
+    arguments = ["train", place / "log", tmp_path / "run", "--quiet", *small_flags()]
+    refused(*arguments, words=[tmp_path / "run"])
+    assert (tmp_path / "run").read_text() == "notes"
+
+
+def test_evaluations_of_different_cases_are_not_compared(refused, cli, place, tmp_path):
+    for split in ("leave-one-out", "global-time"):
+        out = tmp_path / split
+        cli("evaluate", "popularity", "--log", place / "log", "--split", split, "--out", out)
+    words = ["cannot be compared", "first", "second"]
+    refused("compare", tmp_path / "leave-one-out", tmp_path / "global-time", words=words)

@@ -1,0 +1,152 @@
+import io
+import json
+
+import polars as pl
+import pytest
+import torch
+from rich.console import Console
+
+from blossomrec import demo
+from blossomrec.config import ModelConfig
+from blossomrec.data.simulate import SimulationConfig, simulate
+from blossomrec.errors import BlossomRecError, ConfigError, DataError, RunError
+from blossomrec.training import trainer
+
+pytest.importorskip("matplotlib", reason="the demo's report draws its plots with matplotlib")
+
+MODELS = ["SASRec", "BlossomRec", "popularity", "recent-popularity", "transitions"]
+TINY = SimulationConfig(
+    users=50, items=80, events_per_user=15.0, interests=4, interests_per_user=2, tastes=2
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch):
+    small = ModelConfig(
+        max_len=20,
+        hidden_size=16,
+        heads=2,
+        kv_heads=1,
+        layers=1,
+        inner_size=16,
+        block_size=4,
+        compress_window=8,
+        top_n=1,
+        window=2,
+    )
+    monkeypatch.setattr(demo, "MODEL", small)
+
+
+def run(folder, **options):
+    """Run the demo for an epoch; gives what it printed."""
+    shown = io.StringIO()
+    console = Console(file=shown, width=200)
+    demo.run_demo(folder, console=console, **{"epochs": 1} | options)
+    return shown.getvalue()
+
+
+def renamed(events):
+    """The events with ids and columns as others have them."""
+    return events.select(
+        pl.format("[/{}]", "user_id").alias("who"),
+        pl.format("[b]{}", "item_id").alias("what"),
+        pl.col("timestamp").alias("when"),
+    )
+
+
+COLUMNS = {"user": "who", "item": "what", "timestamp": "when"}
+
+
+def test_the_demo_on_a_file_writes_everything_and_goes_on(tmp_path, monkeypatch):
+    file, folder = tmp_path / "mine.csv", tmp_path / "new" / "demo"
+    renamed(simulate(TINY)).write_csv(file)
+    shown = run(folder, events=file, **COLUMNS)
+    for name in MODELS:
+        assert name in shown
+        assert (folder / name / "evaluations/test-full.json").is_file()
+    assert f"Report with plots: {folder / 'report.html'}" in shown
+    assert shown.count("[b]") >= 10 and "User [/" in shown
+    page = (folder / "report.html").read_text()
+    assert "<h1>mine.csv</h1>" in page
+    assert all(name in page for name in MODELS)
+    assert ">Gates</h2>" in page and ">Learning curves</h2>" in page
+    config = json.loads((folder / "BlossomRec/config.json").read_text())["config"]
+    assert config["model"]["attention"] == "blossom"
+    config = json.loads((folder / "SASRec/config.json").read_text())["config"]
+    assert config["model"]["attention"] == "full"
+
+    (folder / "report.html").unlink()
+    monkeypatch.setattr(trainer, "device_steps", lambda *_: pytest.fail("trained again"))
+    again = run(folder, events=file, **COLUMNS)
+    assert again == shown
+    assert (folder / "report.html").read_text() == page
+
+
+def test_the_demo_simulates_events_of_its_own(tmp_path, monkeypatch):
+    asked = []
+
+    def tiny(config):
+        asked.append(config)
+        return simulate(TINY)
+
+    monkeypatch.setattr(demo, "simulate", tiny)
+    shown = run(tmp_path, seed=4)
+    assert asked == [SimulationConfig(seed=4)]
+    assert "<h1>Simulated events</h1>" in (tmp_path / "report.html").read_text()
+    assert shown.index("Training SASRec") < shown.index("Training BlossomRec")
+    config = json.loads((tmp_path / "BlossomRec/config.json").read_text())["config"]
+    assert (config["training"]["seed"], config["training"]["epochs"]) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        pytest.param([(1, 1), (1, 2), (1, 3)], "single user", id="one user"),
+        pytest.param([(1, 1), (2, 1), (1, 1)], "single item", id="one item"),
+        pytest.param([(1, 1), (1, 2), (2, 2)], "no user has 3 events", id="short histories"),
+        pytest.param(
+            [(1, 1), (1, 2), (1, 3), (2, 2)], "at least 2 training events", id="nothing to learn"
+        ),
+    ],
+)
+def test_a_file_too_small_for_the_demo_is_refused(tmp_path, rows, words):
+    users, items = zip(*rows, strict=True)
+    events = pl.DataFrame({"user_id": users, "item_id": items, "timestamp": range(len(rows))})
+    events.write_csv(tmp_path / "events.csv")
+    with pytest.raises(DataError, match=words):
+        run(tmp_path / "demo", events=tmp_path / "events.csv")
+    assert not (tmp_path / "demo" / "report.html").exists()
+
+
+def test_the_smallest_file_that_can_be_learned_from_is_enough(tmp_path):
+    rows = [(user, item) for user in (1, 2) for item in range(4)]
+    users, items = zip(*rows, strict=True)
+    events = pl.DataFrame({"user_id": users, "item_id": items, "timestamp": range(len(rows))})
+    events.write_csv(tmp_path / "events.csv")
+    run(tmp_path / "demo", events=tmp_path / "events.csv")
+    assert "BlossomRec" in (tmp_path / "demo" / "report.html").read_text()
+
+
+def test_other_events_need_another_folder(tmp_path):
+    for name, seed in (("first", 0), ("second", 1)):
+        events = simulate(SimulationConfig(**vars(TINY) | {"seed": seed}))
+        events.write_parquet(tmp_path / f"{name}.parquet")
+    run(tmp_path / "demo", events=tmp_path / "first.parquet")
+    with pytest.raises(RunError, match="another vocabulary"):
+        run(tmp_path / "demo", events=tmp_path / "second.parquet")
+
+
+def test_wrong_input_is_named_before_anything_is_written(tmp_path):
+    with pytest.raises(ConfigError, match=r"training\.epochs is 0"):
+        run(tmp_path / "demo", epochs=0)
+    with pytest.raises(BlossomRecError, match=r"none\.csv does not exist"):
+        run(tmp_path / "demo", events=tmp_path / "none.csv")
+    assert list(tmp_path.iterdir()) == []
