@@ -2,5 +2,6 @@
 
 from blossomrec.attention.api import blossom_attention
 from blossomrec.attention.module import AttentionOutput, BlossomAttention
+from blossomrec.attention.state import AttentionState
 
-__all__ = ["AttentionOutput", "BlossomAttention", "blossom_attention"]
+__all__ = ["AttentionOutput", "AttentionState", "BlossomAttention", "blossom_attention"]

@@ -34,11 +34,15 @@ class MeanCompression(nn.Module):
 
     def __init__(self, *, block_size: int):
         super().__init__()
-        self.block_size = block_size
+        self.block_size = self.window = block_size
 
     def forward(self, k: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T, G, d] and int32 [B+1] to [N, G, d]."""
-        return block_windows(k, cu_seqlens, self.block_size, self.block_size).mean(2)
+        return self.pool(block_windows(k, cu_seqlens, self.block_size, self.window))
+
+    def pool(self, windows: Tensor) -> Tensor:
+        """[N, G, window, d] to [N, G, d]."""
+        return windows.mean(2)
 
 
 class MLPCompression(nn.Module):
@@ -58,5 +62,9 @@ class MLPCompression(nn.Module):
 
     def forward(self, k: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T, G, d] and int32 [B+1] to [N, G, d]."""
-        windows = block_windows(k, cu_seqlens, self.block_size, self.window) + self.places
-        return self.outer(self.inner(windows.flatten(2)).relu())
+        return self.pool(block_windows(k, cu_seqlens, self.block_size, self.window))
+
+    def pool(self, windows: Tensor) -> Tensor:
+        """[N, G, window, d] to [N, G, d]."""
+        placed = windows + self.places
+        return self.outer(self.inner(placed.flatten(2)).relu())

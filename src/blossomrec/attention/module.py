@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 
 from blossomrec.attention.api import blossom_attention
 from blossomrec.attention.compress import MeanCompression, MLPCompression
+from blossomrec.attention.incremental import attend_new
 from blossomrec.attention.packing import positions
 from blossomrec.attention.rotary import rotate
 from blossomrec.attention.selector import selector_loss
+from blossomrec.attention.state import AttentionState, extend_states, new_positions
 
 # The gate starts short-term: sigmoid(-2) = 0.12 long, sigmoid(2) = 0.88 short.
 GATE_START = (-2.0, 2.0)
@@ -148,3 +151,73 @@ class BlossomAttention(nn.Module):
                 causal=self.causal,
             )
         return AttentionOutput(self.output(out.flatten(1)), loss, selected, gates)
+
+    def start(self) -> AttentionState:
+        """The state of a user without events.
+
+        Raises:
+            ValueError: the attention is bidirectional, so that a new event changes all old ones.
+        """
+        if not self.causal:
+            raise ValueError("causal is False: only causal attention can be extended")
+        return AttentionState.empty(
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            block_size=self.block_size,
+            reach=self.compress.window,
+            like=self.key.weight.detach(),
+        )
+
+    def extend(self, x: Tensor, state: AttentionState) -> tuple[AttentionOutput, AttentionState]:
+        """Attend from the next events of one user; see :meth:`extend_batch`.
+
+        Args:
+            x: [t, D], the events that follow those of ``state``.
+            state: made by :meth:`start`, or by an earlier call; it stays as it is.
+
+        Returns:
+            The output of the new events, as :meth:`forward` over the whole history gives it, and
+            the state after them.
+        """
+        output, (extended,) = self.extend_batch(x, [len(x)], [state])
+        return output, extended
+
+    @torch.no_grad()
+    def extend_batch(
+        self, x: Tensor, counts: Sequence[int], states: Sequence[AttentionState]
+    ) -> tuple[AttentionOutput, list[AttentionState]]:
+        """Attend from the next events of several users; no gradient flows.
+
+        The cost of an event does not grow with the history, but for one score a complete block.
+
+        Args:
+            x: [t, D], user after user.
+            counts: new events of each user, t in all.
+            states: of each user, each its own.
+
+        Returns:
+            The output of the new events and the states after them; selected blocks are numbered
+            from the start of the whole history.
+
+        Raises:
+            ValueError: ``counts`` do not fit, or a state is that of another attention.
+        """
+        place = new_positions(x, counts, states, self.start())
+        # For a few events the number of operations is what counts: both are turned at once.
+        heads = torch.cat((self.query(x), self.key(x)), -1).unflatten(-1, (-1, self.head_dim))
+        q, k = rotate(heads, place).split((self.num_heads, self.num_kv_heads), dim=1)
+        v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        gates = self.gate(x).unflatten(-1, (self.num_heads, 2)).sigmoid()
+        states = extend_states(k, v, counts, states, self.compress.pool)
+        with torch.autocast(x.device.type, enabled=False):
+            out, selected = attend_new(
+                q,
+                gates,
+                states,
+                counts,
+                top_n=self.top_n,
+                window=self.window,
+                sinks=self.sinks,
+            )
+        hidden = self.output(out.flatten(1))
+        return AttentionOutput(hidden, None, selected, gates), states

@@ -4,11 +4,13 @@ from blossomrec.models.baselines import ItemTransitions, Popularity, RecentPopul
 from blossomrec.models.full import FullAttention
 from blossomrec.models.scorer import Scorer
 from blossomrec.models.sequence import Encoded, SequenceModel, build_model
+from blossomrec.models.state import ModelState
 
 __all__ = [
     "Encoded",
     "FullAttention",
     "ItemTransitions",
+    "ModelState",
     "Popularity",
     "RecentPopularity",
     "Scorer",

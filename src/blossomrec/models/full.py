@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -10,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blossomrec.attention import AttentionOutput
+from blossomrec.attention import AttentionOutput, AttentionState
 from blossomrec.attention.buckets import Buckets
 from blossomrec.attention.packing import positions
 from blossomrec.attention.rotary import rotate
+from blossomrec.attention.state import extend_states, new_positions
+
+# New events attended together: bounds the mask, a row of the history for each.
+TILE_ROWS = 64
 
 
 class FullAttention(nn.Module):
@@ -72,6 +77,61 @@ class FullAttention(nn.Module):
         attend = packed_attention if _has_packed_kernel(q) else bucketed_attention
         out = attend(q, k, v, cu_seqlens, max_length, self.causal)
         return AttentionOutput(self.output(out.flatten(1)))
+
+    def start(self) -> AttentionState:
+        """The state of a user without events: no blocks, so that any event can leave.
+
+        Raises:
+            ValueError: the attention is bidirectional, so that a new event changes all old ones.
+        """
+        if not self.causal:
+            raise ValueError("causal is False: only causal attention can be extended")
+        return AttentionState.empty(
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            block_size=1,
+            reach=0,
+            like=self.key.weight.detach(),
+        )
+
+    @torch.no_grad()
+    def extend_batch(
+        self, x: Tensor, counts: Sequence[int], states: Sequence[AttentionState]
+    ) -> tuple[AttentionOutput, list[AttentionState]]:
+        """Attend from the next events of several users, as ``BlossomAttention.extend_batch``.
+
+        The cost of an event grows with the history.
+        """
+        place = new_positions(x, counts, states, self.start())
+        q = rotate(self.query(x).unflatten(-1, (self.num_heads, -1)), place)
+        k = rotate(self.key(x).unflatten(-1, (self.num_kv_heads, -1)), place)
+        v = self.value(x).unflatten(-1, (self.num_kv_heads, -1))
+        states = extend_states(k, v, counts, states, None)
+        attended = [
+            _attend_all(queries, state)
+            for queries, state in zip(q.split(list(counts)), states, strict=True)
+        ]
+        out = torch.cat([q[:0], *attended])
+        return AttentionOutput(self.output(out.flatten(1))), states
+
+
+def _attend_all(q: Tensor, state: AttentionState) -> Tensor:
+    """The last t events [t, H, d] over all events held."""
+    if not len(q):
+        return q
+    heads, size = q.shape[1:]
+    k, v = (x.transpose(0, 1).to(q) for x in (state.keys, state.values))  # [G, L, d]
+    event = torch.arange(state.held, device=q.device)
+    outputs = []
+    for rows, last in zip(q.split(TILE_ROWS), event[-len(q) :].split(TILE_ROWS), strict=True):
+        # The heads of a group stand as queries under each other: its keys are then read once.
+        folded = rows.view(len(rows), len(k), -1, size).transpose(0, 1).flatten(1, 2)
+        mask = None
+        if len(q) > 1:
+            mask = (event <= last[:, None]).repeat_interleave(heads // len(k), dim=0)
+        out = F.scaled_dot_product_attention(folded[None], k[None], v[None], mask)[0]
+        outputs.append(out.unflatten(1, (len(rows), -1)).transpose(0, 1).flatten(1, 2))
+    return torch.cat(outputs)
 
 
 def _has_packed_kernel(q: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from blossomrec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from blossomrec.data.batches import Batch
+    from blossomrec.models.state import ModelState
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,50 @@ class SequenceModel(nn.Module):
             keep_layers: also return what each layer's attention gave.
         """
         raise NotImplementedError
+
+    def start(self) -> ModelState:
+        """The state of a user without events, to be given to :meth:`extend`.
+
+        Raises:
+            ConfigError: the backbone keeps no state.
+        """
+        raise ConfigError(f"backbone {self.config.backbone} keeps no state: only sasrec does")
+
+    def extend(self, items: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """Encode the next events of one user without running the earlier ones again.
+
+        The hidden states are those of :meth:`encode` over the whole history. Offline, a history is
+        cut to its last ``max_len`` events before it is encoded, so the two agree as long as it is
+        no longer than that; a state goes on seeing what it holds.
+
+        Args:
+            items: int64 [t], item rows of the events after those of ``state``.
+            state: made by :meth:`start` or an earlier call; it stays as it is, and may be extended
+                again with other events (which copies it).
+
+        Returns:
+            Hidden states [t, D] of the new events, the last one being what the next item is scored
+            from, and the state after them.
+
+        Raises:
+            ConfigError: the backbone keeps no state.
+            RuntimeError: the model is in training mode.
+            ValueError: the state is that of another architecture.
+        """
+        hidden, (extended,) = self.extend_batch(items, [len(items)], [state])
+        return hidden, extended
+
+    def extend_batch(
+        self, items: Tensor, counts: Sequence[int], states: Sequence[ModelState]
+    ) -> tuple[Tensor, list[ModelState]]:
+        """Encode the next events of several users; see :meth:`extend`.
+
+        Args:
+            items: int64 [t], user after user.
+            counts: new events of each user, t in all.
+            states: of each user.
+        """
+        raise ConfigError(f"backbone {self.config.backbone} keeps no state: only sasrec does")
 
     def embed(self, items: Tensor) -> Tensor:
         """Input of the first layer, [T, D]."""

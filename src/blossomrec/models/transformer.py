@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from blossomrec.attention import AttentionOutput, BlossomAttention
+from blossomrec.attention import AttentionOutput, AttentionState, BlossomAttention
 from blossomrec.config import ModelConfig
 from blossomrec.models.full import FullAttention
 from blossomrec.models.sequence import Encoded, SequenceModel
 
 
-def build_attention(config: ModelConfig, *, causal: bool) -> nn.Module:
+def build_attention(config: ModelConfig, *, causal: bool) -> BlossomAttention | FullAttention:
     """The attention of one layer, as ``config.attention`` names it; it initialises itself."""
     if config.attention == "full":
         return FullAttention(
@@ -57,16 +60,34 @@ class TransformerLayer(nn.Module):
     ) -> tuple[Tensor, AttentionOutput]:
         """[T, D] to [T, D], with what the attention gave."""
         attended = self.attention(
-            self.attention_norm(x) if self.pre_norm else x,
+            self._attention_input(x),
             cu_seqlens,
             max_length=max_length,
             need_selector_loss=need_selector_loss,
         )
-        x = x + self.dropout(attended.hidden)
+        return self._after_attention(x, attended.hidden), attended
+
+    def start(self) -> AttentionState:
+        """The state of a user without events."""
+        return self.attention.start()
+
+    def extend_batch(
+        self, x: Tensor, counts: Sequence[int], states: Sequence[AttentionState]
+    ) -> tuple[Tensor, list[AttentionState]]:
+        """Next events of several users [t, D] to [t, D], with the states after them."""
+        given = self._attention_input(x)
+        attended, states = self.attention.extend_batch(given, counts, states)
+        return self._after_attention(x, attended.hidden), states
+
+    def _attention_input(self, x: Tensor) -> Tensor:
+        return self.attention_norm(x) if self.pre_norm else x
+
+    def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.dropout(attended)
         if self.pre_norm:
-            return x + self._feed_forward(self.feed_forward_norm(x)), attended
+            return x + self._feed_forward(self.feed_forward_norm(x))
         x = self.attention_norm(x)
-        return self.feed_forward_norm(x + self._feed_forward(x)), attended
+        return self.feed_forward_norm(x + self._feed_forward(x))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.outer(self.activation(self.inner(x))))
@@ -107,3 +128,7 @@ class TransformerModel(SequenceModel):
                 kept.append(attended)
         loss = torch.stack(losses).mean() if losses else None
         return Encoded(self.final_norm(x), loss, tuple(kept))
+
+    def stack(self) -> list[TransformerLayer]:
+        """The layers, first to last."""
+        return [cast(TransformerLayer, layer) for layer in self.layers]

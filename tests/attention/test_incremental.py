@@ -1,0 +1,202 @@
+"""New events over kept states give what the whole history gives, at a cost that does not grow."""
+
+import pytest
+import torch
+from extending import in_parts, make_attention, make_events, whole
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from blossomrec.attention import incremental
+from whole_history import Recorder, relative_error
+
+PARTS = [1, 15, 16, 17, 31, 32, 33, 79, 80, 81, 333, 1000]
+FEW = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def check_against_definition(attention, x, parts, keeps=(), tolerance=1e-5):
+    with pytest.MonkeyPatch.context() as patch:
+        recorder = Recorder(patch)
+        hidden, state, first = in_parts(attention, x, parts, keeps)
+        recorder.replay(patch, first)
+        assert relative_error(hidden, whole(attention, x).hidden) < tolerance
+    return state, first
+
+
+@pytest.mark.parametrize("sinks", [0, 3])
+@pytest.mark.parametrize("compress", ["mlp", "mean"])
+@pytest.mark.parametrize(
+    "parts",
+    [[each] for each in PARTS] + [PARTS, PARTS[::-1], [1] * 333, [333, *[1] * 20, 80]],
+    ids=lambda parts: "+".join(map(str, parts[:12])),
+)
+def test_equal_to_the_whole_history(parts, compress, sinks):
+    attention = make_attention(compress=compress, sinks=sinks)
+    x = make_events(sum(parts))
+    check_against_definition(attention, x, parts)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_equal_to_forward(impl):
+    attention = make_attention(impl=impl, sinks=2)
+    x = make_events(700)
+    output, _ = attention.extend(x[:400], attention.start())
+    output, _ = attention.extend(x[400:], attention.extend(x[:400], attention.start())[1])
+    expected = whole(attention, x)
+    # Blocks of equal importance within rounding may be exchanged.
+    same = (output.selected == expected.selected[400:]).flatten(1).all(-1)
+    assert same.float().mean() > 0.99
+    assert relative_error(output.hidden[same], expected.hidden[400:][same]) < 1e-5
+    torch.testing.assert_close(output.gates, expected.gates[400:])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_heads": 2, "num_kv_heads": 2},
+        {"num_heads": 8, "num_kv_heads": 2},
+        {"num_heads": 1, "num_kv_heads": 1},
+        {"compress_window": 16},
+        {"compress_window": 7},
+        {"block_size": 4, "compress_window": 19, "top_n": 2, "window": 1},
+        {"block_size": 64, "top_n": 1, "compress_window": 96, "sinks": 100},
+    ],
+    ids=str,
+)
+def test_other_layouts(options):
+    attention, x = make_attention(**options), make_events(400)
+    check_against_definition(attention, x, [1, 70, 1, 1, 200, 127], [None, 40])
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.bfloat16, 2e-2)])
+def test_other_types(dtype, tolerance):
+    attention, x = make_attention().to(dtype), make_events(200).to(dtype)
+    state, _ = check_against_definition(attention, x, [150, 1, 49], tolerance=tolerance)
+    assert state.keys.dtype == dtype
+
+
+@FEW
+@given(
+    parts=st.lists(st.integers(1, 60), min_size=1, max_size=10),
+    keeps=st.lists(st.none() | st.integers(0, 200), max_size=10),
+    compress=st.sampled_from(["mlp", "mean"]),
+    block_size=st.sampled_from([4, 8, 16]),
+    reach=st.sampled_from([4, 16, 32]),
+    sinks=st.sampled_from([0, 3]),
+    seed=st.integers(0, 1000),
+)
+def test_random_splits_and_trims(parts, keeps, compress, block_size, reach, sinks, seed):
+    attention = make_attention(
+        compress=compress, block_size=block_size, compress_window=reach, sinks=sinks, top_n=2
+    )
+    state, first = check_against_definition(attention, make_events(sum(parts), seed), parts, keeps)
+    assert state.length == sum(parts)
+    assert (first % block_size == 0).all()
+
+
+@pytest.mark.parametrize("tile", [1, 7, 128])
+def test_many_users_at_once(tile, monkeypatch):
+    monkeypatch.setitem(incremental.TILE_ROWS, "cpu", tile)
+    attention = make_attention(sinks=3)
+    lengths, counts = [0, 333, 15, 80, 200], [20, 1, 1, 0, 33]
+    states = [
+        in_parts(attention, make_events(n, n), [n] if n else [])[1] if n else attention.start()
+        for n in lengths
+    ]
+    states[4] = states[4].trim(50)
+    x = make_events(sum(counts), 99)
+    output, extended = attention.extend_batch(x, counts, states)
+    rows = x.split(counts)
+    alone = [attention.extend(new, state) for new, state in zip(rows, states, strict=True)]
+    assert relative_error(output.hidden, torch.cat([one.hidden for one, _ in alone])) < 1e-6
+    assert torch.equal(output.selected, torch.cat([one.selected for one, _ in alone]))
+    for state, (_, other) in zip(extended, alone, strict=True):
+        assert (state.length, state.first) == (other.length, other.first)
+        torch.testing.assert_close(state.keys, other.keys)
+        torch.testing.assert_close(state.block_keys, other.block_keys)
+
+
+def test_no_users_and_no_events():
+    attention = make_attention()
+    output, states = attention.extend_batch(make_events(0), [], [])
+    assert output.hidden.shape == (0, 32)
+    assert states == []
+    output, state = attention.extend(make_events(0), attention.start())
+    assert output.selected.shape == (0, 2, 4)
+    assert state.length == 0
+
+
+def test_equal_scores_choose_the_lower_block():
+    attention, x = make_attention(compress="mean"), make_events(180)
+    with torch.no_grad():
+        attention.key.weight.zero_()
+    output, state = attention.extend(x[:160], attention.start())
+    one, _ = attention.extend(x[160:161], state)
+    for selected in (output.selected[-1], one.selected[0]):
+        assert (selected == torch.arange(4)).all()
+
+
+def test_everything_may_leave_where_no_window_is_open():
+    attention = make_attention(compress="mean")
+    check_against_definition(attention, make_events(200), [96, 1, 31, 72], [0, 0])
+
+
+class Touched(TorchDispatchMode):
+    """Counts elements of what operations give, views aside."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        known = {
+            leaf.untyped_storage().data_ptr()
+            for leaf in tree_leaves((arguments, options))
+            if isinstance(leaf, torch.Tensor)
+        }
+        for leaf in tree_leaves(result):
+            is_tensor = isinstance(leaf, torch.Tensor)
+            if is_tensor and leaf.untyped_storage().data_ptr() not in known:
+                self.elements += leaf.numel()
+        return result
+
+
+def touched(length, new=16):
+    """Elements touched for an event, one in 16 of which completes a block; buffers have room."""
+    attention = make_attention(sinks=2)
+    _, state = attention.extend(make_events(length), attention.start())
+    _, state = attention.extend(make_events(16), state)
+    x = make_events(new)
+    with Touched() as seen:
+        for row in x.split(1):
+            _, state = attention.extend(row, state)
+    return seen.elements / new
+
+
+def test_the_cost_of_an_event_grows_only_by_the_block_scores():
+    short, long = touched(4_096), touched(65_536)
+    scores = 2 * (65_536 - 4_096) // 16
+    # Four more distances: their places, keys, values and scores of 2 groups with 2 heads each.
+    distances = 4 * 2 * (2 * 8 + 2 * 8 * 2 + 20)
+    assert long - short <= scores + 2 * distances
+    assert short < 40_000
+
+
+def test_a_block_key_is_made_once():
+    attention, made = make_attention(), []
+    pool = attention.compress.pool
+    attention.compress.pool = lambda windows: made.append(len(windows)) or pool(windows)
+    in_parts(attention, make_events(200), [33, *[1] * 67, 100], [None, 40])
+    assert sum(made) == 200 // 16
+    assert made == [2, 1, 1, 1, 1, 6]
+
+
+def test_inference_mode_and_gradients_do_not_mix():
+    attention, x = make_attention(), make_events(60)
+    with torch.inference_mode():
+        _, state = attention.extend(x[:50], attention.start())
+        _, state = attention.extend(x[50:51], state)
+    output, state = attention.extend(x[51:], state)
+    assert not output.hidden.requires_grad
+    assert not state.keys.requires_grad
+    assert state.length == 60

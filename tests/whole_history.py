@@ -1,0 +1,67 @@
+"""What new events over kept states are held to: the reference over the whole history at once."""
+
+import math
+
+import torch
+
+from blossomrec.attention import AttentionOutput, BlossomAttention, module, reference
+
+
+def relative_error(value, exact):
+    return float((value.double() - exact.double()).norm() / exact.double().norm())
+
+
+class Recorder:
+    """Remembers what the attention layers selected while states were extended, one user."""
+
+    def __init__(self, monkeypatch):
+        self.selected = {}
+        original = BlossomAttention.extend_batch
+
+        def recorded(attention, x, counts, states):
+            given: tuple[AttentionOutput, list] = original(attention, x, counts, states)
+            self.selected.setdefault(attention, []).append(given[0].selected)
+            return given
+
+        monkeypatch.setattr(BlossomAttention, "extend_batch", recorded)
+
+    def replay(self, monkeypatch, first):
+        """Make ``forward`` attend as defined, where event t sees only positions from ``first[t]``.
+
+        Each layer uses the blocks that it selected while extending, once they are found to be the
+        best ones, so that a tie within rounding does not make two histories of one.
+        """
+        selections = iter([torch.cat(each) for each in self.selected.values()])
+
+        def attend(q, k, v, block_keys, gates, cu_seqlens, *, block_size, window, sinks, **others):
+            selected = next(selections)
+            assert_best(q, block_keys, selected, first, block_size, others["top_n"])
+            seen = torch.arange(len(q)) >= first[:, None]
+            far = reference.long_term_mask(selected, block_size, causal=True) & seen
+            near = reference.short_term_mask(len(q), window, sinks, True, q.device) & seen
+            long, short = (reference.attend(q, k, v, mask) for mask in (far, near[None]))
+            return (gates[..., :1] * long + gates[..., 1:] * short).to(q.dtype), selected
+
+        monkeypatch.setattr(module, "blossom_attention", attend)
+
+
+def assert_best(q, block_keys, selected, first, block_size, top_n):
+    """``selected`` are the most important blocks of those that have not left, within rounding."""
+    length, groups, _ = selected.shape
+    mean_q = q.double().view(length, groups, -1, q.shape[-1]).mean(2) / math.sqrt(q.shape[-1])
+    scores = torch.einsum("tgd,jgd->tgj", mean_q, block_keys.double())
+    number, own = torch.arange(len(block_keys)), torch.arange(length)[:, None] // block_size
+    eligible = ((number < own) & (number >= first[:, None] // block_size))[:, None]
+    eligible = eligible.expand_as(scores)
+    taken = torch.zeros(length, groups, len(block_keys) + 1, dtype=torch.bool)
+    taken.scatter_(-1, torch.where(selected < 0, len(block_keys), selected).long(), True)
+    taken = taken[..., :-1]
+    assert not (taken & ~eligible).any()
+    assert (taken.sum(-1) == eligible.sum(-1).clamp(max=top_n)).all()
+    assert ((selected >= 0).sum(-1) == taken.sum(-1)).all()
+    rising = torch.where(selected < 0, len(block_keys), selected).diff()
+    assert (rising >= 0).all()
+    worst = scores.masked_fill(~taken, math.inf).amin(-1) if len(block_keys) else None
+    if worst is not None:
+        left = scores.masked_fill(taken | ~eligible, -math.inf).amax(-1)
+        assert (worst >= left - 1e-5 * scores.abs().max()).all()
