@@ -16,7 +16,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # constraints.txt keeps torch to one version, so that every environment is the same.
 $(READY): pyproject.toml constraints.txt
