@@ -85,6 +85,22 @@ def attention(gpu: bool) -> str:
     return table(header, rows)
 
 
+def incremental() -> str:
+    """Time of one more event, and what is kept of a user, over the length of the history."""
+    names = {"torch": "Blossom, {}", "dense-cache": "dense, kept", "recompute": "recomputed, {}"}
+    rows = [
+        [
+            f"{line['length']:,}",
+            names[line["impl"]].format(line["compress"]),
+            f"{line['forward_ms']:.2f}",
+            "" if line["impl"] == "recompute" else f"{line['peak_mib']:.1f}",
+        ]
+        for line in read("speed.jsonl")
+        if line["bench"] == "incremental"
+    ]
+    return table(["events before", "attention", "one more event, ms", "kept, MiB"], rows)
+
+
 def preparing() -> str:
     """Time and memory of reading and writing a log."""
     rows = [
@@ -128,6 +144,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training": training,
     "attention-gpu": lambda: attention(gpu=True),
     "attention-cpu": lambda: attention(gpu=False),
+    "incremental": incremental,
     "prepare": preparing,
     "ranking": ranking,
     "hardware": hardware,

@@ -316,7 +316,10 @@ def _write_metrics(run: Path, on: str, measured: Evaluation) -> None:
     from blossomrec.training.files import write_json
 
     path = run / "metrics.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        known = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}; remove it and evaluate again") from error
     write_json(path, known | {f"{on}-{measured.protocol.ranking}": measured.metrics})
 
 

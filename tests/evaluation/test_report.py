@@ -10,7 +10,7 @@ from ranking_oracle import DotScorer
 from blossomrec.config import EvaluationConfig, RunConfig, to_dict
 from blossomrec.data.split import make_split
 from blossomrec.errors import DataError, MissingExtraError
-from blossomrec.evaluation import evaluate
+from blossomrec.evaluation import evaluate, plots
 from blossomrec.evaluation.report import ModelReport, ReportData, render_report, write_report
 
 SECTIONS = {
@@ -234,3 +234,8 @@ def test_wrong_input_is_named(data):
         ReportData("A title", "tiny", [ModelReport("x", second.sampled)], "x")
     with pytest.raises(DataError, match="a full ranking is given as the sampled one"):
         ReportData("A title", "tiny", [ModelReport("x", first.evaluation, first.evaluation)], "x")
+
+
+def test_a_selection_without_blocks_leaves_an_empty_figure():
+    nothing = np.full((10, 2, 4), -1)
+    assert "<svg" in plots.distances([nothing], 16, "nothing selected")

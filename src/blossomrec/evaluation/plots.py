@@ -131,7 +131,9 @@ def distances(selections: Sequence[np.ndarray], block_size: int, alt: str) -> st
     used = int(np.flatnonzero(chosen + chance).max(initial=1)) + 1
     width = -(-used // 30)
     edges = np.arange(1, used + width, width)
-    chosen, chance = (np.add.reduceat(np.pad(v, (0, width)), edges) for v in (chosen, chance))
+    chosen, chance = (
+        np.add.reduceat(np.pad(v, (0, used + width)), edges) for v in (chosen, chance)
+    )
     figure, axes = _axes(2.7)
     middles = edges + (width - 1) / 2
     axes.bar(middles, chosen, width=width * 0.82, color=SERIES[0], linewidth=0)
