@@ -140,3 +140,24 @@ def test_autocast_leaves_scores_and_selection_in_float32():
     assert given.hidden.dtype == torch.bfloat16
     assert given.selector_loss.dtype == torch.float32
     assert relative_error(given.hidden.detach(), exact.hidden.detach()) < 2e-2
+
+
+def test_gradients_do_not_depend_on_the_order_of_threads():
+    # Deterministic algorithms would hide an operation whose sums depend on it.
+    torch.use_deterministic_algorithms(False)
+    attention, x = layer(), torch.randn(4_096, 32)
+    cu_seqlens = torch.tensor([0, 256, 512, 768, 1_024, 2_048, 4_096], dtype=torch.int32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        first = None
+        for _ in range(8):
+            attention.zero_grad()
+            torch.manual_seed(1)
+            given = attention(x, cu_seqlens, need_selector_loss=True)
+            (given.hidden.square().sum() + given.selector_loss).backward()
+            gradients = [parameter.grad.clone() for parameter in attention.parameters()]
+            first = first or gradients
+            assert all(torch.equal(a, b) for a, b in zip(gradients, first, strict=True))
+    finally:
+        torch.set_num_threads(threads)

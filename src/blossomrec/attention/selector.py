@@ -13,6 +13,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from blossomrec.attention.packing import Packing
 
@@ -105,6 +106,7 @@ def _importance(q: Tensor, block_keys: Tensor, first: Tensor, blocks: Tensor) ->
     groups, size = block_keys.shape[1:]
     heads = torch.arange(groups, device=q.device)[:, None]
     places = (first[:, None, None] + blocks).clamp(max=len(block_keys) - 1)
-    keys = block_keys[places, heads].float()
+    # Unlike that of indexing, the gradient of an embedding is summed in a fixed order.
+    keys = embedding(places * groups + heads, block_keys.flatten(0, 1)).float()
     mean_q = q.float().unflatten(1, (groups, -1)).mean(2)
     return (keys @ mean_q[..., None]).squeeze(-1) / math.sqrt(size)
