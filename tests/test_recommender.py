@@ -8,20 +8,16 @@ import torch
 
 from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
+from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, RunError
-from blossomrec.recommender import BlossomRec, resolve_device, with_options
+from blossomrec.recommender import BlossomRec, with_options
 from blossomrec.training import TrainingInterrupted, trainer
 from small_options import SMALL
 
 COLUMNS = ["user_id", "item_id", "score", "rank"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.ragged import fill
 from blossomrec.data.split import make_split
 from blossomrec.data.vocabulary import Vocabulary
+from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.evaluation import scoring
 from blossomrec.evaluation.top_k import top_k
@@ -339,16 +340,6 @@ def known_rows(vocabulary: Vocabulary, ids: Sequence[Any], what: str) -> np.ndar
     if strangers:
         raise DataError(f"unknown {what} {_shown(strangers)}")
     return rows
-
-
-def resolve_device(name: str) -> str:
-    """The device that "auto", "cpu" or "cuda" stands for here; ConfigError without that device."""
-    there = torch.cuda.is_available()
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device is {name!r}: choose one of auto, cpu, cuda")
-    if name == "cuda" and not there:
-        raise ConfigError("device is 'cuda': torch finds no CUDA device here")
-    return ("cuda" if there else "cpu") if name == "auto" else name
 
 
 def _cuts(lengths: np.ndarray) -> list[int]:

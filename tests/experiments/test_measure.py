@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -158,3 +160,11 @@ def test_wrong_options_are_named(tiny_log, trained, options, words):
         with pytest.raises(ConfigError) as error:
             measure()
         assert all(word in str(error.value) for word in words)
+
+
+def test_measuring_needs_no_polars():
+    program = (
+        "import sys; sys.modules['polars'] = None; "
+        "import blossomrec.experiments.accuracy, blossomrec.experiments.measure"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from blossomrec.config import EvaluationConfig, check
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
+from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.evaluation import Evaluation, evaluate, resolve_filter_seen
 from blossomrec.models.baselines import ItemTransitions, Popularity, RecentPopularity
 from blossomrec.models.scorer import Scorer
-from blossomrec.recommender import resolve_device
 from blossomrec.training.run import load_model, read_run_config
 
 BASELINES: dict[str, Any] = {

@@ -9,7 +9,7 @@ import sys
 import torch
 
 from blossomrec.config import TrainingConfig
-from blossomrec.errors import ConfigError
+from blossomrec.device import resolve_device
 
 try:
     from lightning_fabric import Fabric
@@ -24,11 +24,7 @@ def open_fabric(config: TrainingConfig) -> Fabric:
     Raises:
         ConfigError: ``device`` is cuda and there is none.
     """
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("training.device is 'cuda': torch finds no CUDA device here")
+    device = resolve_device(config.device, "training.device")
     for name in ("lightning_fabric", "lightning.fabric"):
         # It would announce its precision, and tips, where silence was asked for.
         logging.getLogger(name).setLevel(logging.WARNING)
