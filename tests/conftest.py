@@ -1,10 +1,13 @@
-"""Small event logs that the tests of several rooms share."""
+"""Small event logs and surroundings that the tests of several rooms share."""
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from blossomrec.data.log import EventLog
 
@@ -50,3 +53,26 @@ def repeat_log(tmp_path_factory) -> EventLog:
     lengths = np.concatenate([[2, 50], rng.integers(2, 51, 38)])
     events = _events([rng.integers(0, 25, n) for n in lengths])
     return EventLog.prepare(events, tmp_path_factory.mktemp("repeats") / "log")
+
+
+@pytest.fixture
+def one_thread():
+    """No more cores than other tests, which run beside this one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def wide_terminal(monkeypatch):
+    """Tables and messages are not broken into lines."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs the command line, which must succeed."""
+    from command_line import succeed
+
+    return functools.partial(succeed, capsys)

@@ -1,4 +1,3 @@
-import functools
 import inspect
 import json
 import os
@@ -12,7 +11,6 @@ import time
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
 import blossomrec
 from blossomrec import commands
@@ -22,22 +20,10 @@ from blossomrec.data.log import EventLog
 from blossomrec.evaluation.storage import load_evaluation
 from blossomrec.recommender import BlossomRec, with_options
 from blossomrec.training import trainer
-from command_line import prepare_and_train, python, succeed
+from command_line import prepare_and_train, python
 from small_options import MODEL, SMALL, TRAINING, small_flags
 
-
-@pytest.fixture(autouse=True)
-def one_thread_and_wide_terminal(monkeypatch):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setenv("COLUMNS", "1000")
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def cli(capsys):
-    return functools.partial(succeed, capsys)
+pytestmark = pytest.mark.usefixtures("one_thread", "wide_terminal")
 
 
 @pytest.fixture(scope="module")

@@ -8,22 +8,10 @@ import torch
 from blossomrec.data.log import EventLog
 from blossomrec.recommender import BlossomRec
 from blossomrec.training import trainer
-from command_line import content, prepare_and_train, refuse, succeed
+from command_line import content, prepare_and_train, refuse
 from small_options import small_flags
 
-
-@pytest.fixture(autouse=True)
-def one_thread_and_wide_terminal(monkeypatch):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setenv("COLUMNS", "1000")
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def cli(capsys):
-    return functools.partial(succeed, capsys)
+pytestmark = pytest.mark.usefixtures("one_thread", "wide_terminal")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ import json
 
 import polars as pl
 import pytest
-import torch
 from rich.console import Console
 
 from blossomrec import demo
@@ -20,12 +19,7 @@ TINY = SimulationConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

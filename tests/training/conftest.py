@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.split import Split, make_split
@@ -13,12 +12,8 @@ from blossomrec.training import trainer
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def every_training_on_one_thread(one_thread):
     """Sums in the same order everywhere, and no more cores than other tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
