@@ -40,6 +40,12 @@ class ModelConfig:
     layers: int = option(2, "number of layers", low=1)
     heads: int = option(8, "query heads", low=1)
     kv_heads: int = option(2, "key/value heads; divides heads", low=1)
+    rotary_share: float = option(
+        0.5,
+        "share of each head's dimensions that the position turns; the rest compare contents alone",
+        low=0,
+        high=1,
+    )
     inner_size: int = option(256, "width inside the feed-forward layers", low=1)
     norm: Literal["pre", "post"] = option("post", "layer norm before or after each sub-layer")
     dropout: float = option(
@@ -51,10 +57,13 @@ class ModelConfig:
     sinks: int = option(0, "Blossom: events at the edge of the history that everyone sees", low=0)
     compress: Literal["mlp", "mean"] = option("mlp", "Blossom: how a block of keys becomes one key")
     compress_window: int = option(32, "Blossom: keys that one block key is made of", low=1)
+    paths: Literal["both", "long", "short"] = option(
+        "both", "Blossom: both gated paths, or one alone to see what it gives"
+    )
     selector_weight: float = option(
         1.0, "Blossom: weight of the loss that teaches the selector, 0 leaves it untaught", low=0
     )
-    attention_impl: Literal["auto", "reference", "torch"] = option(
+    attention_impl: Literal["auto", "reference", "torch", "triton"] = option(
         "auto", "implementation of Blossom attention"
     )
 

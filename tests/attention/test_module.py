@@ -8,7 +8,7 @@ from inputs import random_inputs, relative_error
 
 from blossomrec.attention import BlossomAttention, blossom_attention
 from blossomrec.attention.packing import Packing
-from blossomrec.attention.selector import attention_mass, selector_loss
+from blossomrec.attention.selector import LESSONS, Lessons, attention_mass, selector_loss
 
 CU_SEQLENS = torch.tensor([0, 200, 201, 333], dtype=torch.int32)
 
@@ -23,22 +23,76 @@ def layer(**options):
 def test_gradient_reaches_every_parameter(compress, causal):
     attention = layer(compress=compress, causal=causal)
     given = attention(torch.randn(333, 32), CU_SEQLENS, need_selector_loss=True)
-    loss = given.hidden.square().sum()
-    if given.selector_loss is not None:
-        loss = loss + given.selector_loss
-    loss.backward()
-    assert (given.selector_loss is None) == (compress == "mean")
+    (given.hidden.square().sum() + given.selector_loss).backward()
     for name, parameter in attention.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.norm() > 1e-6, name
 
 
-def test_the_selector_loss_teaches_the_compression_only():
+def test_the_selector_loss_teaches_what_the_importance_is_made_of():
     attention = layer()
     given = attention(torch.randn(333, 32), CU_SEQLENS, need_selector_loss=True)
     given.selector_loss.backward()
-    reached = {name for name, p in attention.named_parameters() if p.grad is not None}
-    assert reached == {name for name, _ in attention.named_parameters() if "compress" in name}
+    reached = {name.split(".")[0] for name, p in attention.named_parameters() if p.grad is not None}
+    assert reached == {"compress", "query", "key"}
+
+
+def test_the_target_of_the_selector_loss_is_fixed():
+    """Keys feel the loss through their block keys alone, and no key outside a block does."""
+    q, k = torch.randn(100, 4, 8, requires_grad=True), torch.randn(100, 2, 8, requires_grad=True)
+    block_keys = torch.randn(6, 2, 8, requires_grad=True)
+    cu_seqlens = torch.tensor([0, 100], dtype=torch.int32)
+    selector_loss(q, k, block_keys, cu_seqlens, block_size=16, causal=True).backward()
+    assert k.grad is None
+    assert q.grad.norm() > 0 and block_keys.grad.norm() > 0
+
+
+def test_equal_importance_and_attention_have_no_divergence():
+    """Keys alike within a block: importance and the log of the mass differ by a constant."""
+    torch.manual_seed(0)
+    block_keys = torch.randn(10, 2, 8)
+    k = block_keys.repeat_interleave(16, 0)
+    q = torch.randn(160, 2, 8).repeat_interleave(2, 1)
+    cu_seqlens = torch.tensor([0, 96, 160], dtype=torch.int32)
+    for causal in (True, False):
+        form = {"block_size": 16, "causal": causal}
+        assert selector_loss(q, k, block_keys, cu_seqlens, **form).abs() < 1e-5
+        assert selector_loss(q, k, block_keys.flip(0), cu_seqlens, **form) > 0.1
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_lessons_reach_exactly_the_eligible_blocks(causal):
+    lengths = torch.tensor([5, 200, 47, 48, 49, 16, 900, 33, 31])
+    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    total = int(cu_seqlens[-1])
+    packing, lessons = Packing.of(cu_seqlens, total, 16), Lessons.of(cu_seqlens, total, 16, causal)
+    assert lessons.count == LESSONS
+    drawn = set()
+    for _ in range(30):
+        rows = lessons.draw()
+        assert (rows.diff() > 0).all()
+        drawn |= set(rows.tolist())
+        for places, first, last in lessons.tiles():
+            mine = rows[places]
+            ends = packing.block if causal else packing.num_blocks
+            assert (packing.first_block[mine] >= first).all()
+            assert (packing.first_block[mine] + ends[mine] <= last).all()
+    others = packing.block if causal else packing.num_blocks - 1
+    assert drawn == set((others >= 2).nonzero().flatten().tolist())
+
+
+def test_one_path_alone_has_no_gate_and_nothing_dead():
+    x = torch.randn(333, 32)
+    for paths, weights in (("long", [1.0, 0.0]), ("short", [0.0, 1.0])):
+        attention = layer(paths=paths)
+        given = attention(x, CU_SEQLENS, need_selector_loss=True)
+        assert given.gates.unique(dim=0).tolist() == [[weights] * 4]
+        loss = given.hidden.square().sum()
+        loss = loss if given.selector_loss is None else loss + given.selector_loss
+        loss.backward()
+        assert (given.selector_loss is None) == (paths == "short")
+        for name, parameter in attention.named_parameters():
+            assert parameter.grad is not None and parameter.grad.norm() > 1e-6, name
 
 
 def test_the_gate_starts_short_term():
@@ -55,26 +109,18 @@ def test_short_histories_give_a_loss_of_zero():
 
 
 def test_attention_mass_is_the_share_of_the_softmax():
-    inputs = random_inputs([100, 60], dtype=torch.float64)
-    packing = Packing.of(inputs.cu_seqlens, 160, 16)
-    rows = torch.tensor([95, 159])
-    blocks = torch.tensor([[[0, 3, 5]] * 2, [[1, 2, 0]] * 2])
-    valid = torch.tensor([[[True, True, True]] * 2, [[True, True, False]] * 2])
-    mass = attention_mass(inputs.q, inputs.k, packing, rows, blocks, valid)
-    for case, (row, start) in enumerate(((95, 0), (159, 100))):
+    inputs = random_inputs([96], dtype=torch.float64)
+    rows = torch.tensor([80, 95])
+    eligible = torch.tensor([[True, True, False, True, True, False], [True] * 6])[:, None]
+    blocks = inputs.k.unflatten(0, (6, 16)).transpose(1, 2)
+    mass = attention_mass(inputs.q[rows].unflatten(1, (2, 2)), blocks, eligible)
+    for case, row in enumerate(rows.tolist()):
         for group in range(2):
             shares = []
             for head in (2 * group, 2 * group + 1):
-                weights = [
-                    (inputs.q[row, head] @ inputs.k[start + b * 16 : start + b * 16 + 16, group].T)
-                    .div(math.sqrt(8))
-                    .exp()
-                    .sum()
-                    if valid[case, group, place]
-                    else torch.zeros(())
-                    for place, b in enumerate(blocks[case, group].tolist())
-                ]
-                shares.append(torch.stack([w.double() for w in weights]) / sum(weights))
+                weights = (inputs.q[row, head] @ inputs.k[:, group].T / math.sqrt(8)).exp()
+                by_block = weights.view(6, 16).sum(-1) * eligible[case, 0]
+                shares.append(by_block / by_block.sum())
             torch.testing.assert_close(
                 mass[case, group].double(), (shares[0] + shares[1]) / 2, atol=1e-5, rtol=1e-4
             )
@@ -101,7 +147,7 @@ def test_the_selector_learns_to_find_the_block_that_attention_wants(causal):
         _, selected = blossom_attention(
             q, k, k, block_keys.detach(), torch.ones(len(q), 4, 2), cu_seqlens, causal=causal
         )
-        loss = selector_loss(q, k, block_keys, selected, cu_seqlens, block_size=16, causal=causal)
+        loss = selector_loss(q, k, block_keys, cu_seqlens, block_size=16, causal=causal)
         last = selected[torch.arange(count) * length + length - 1]
         found = (last == planted[:, None, None]).any(-1).float().mean()
         return loss, float(found)
@@ -129,6 +175,8 @@ def test_wrong_arguments_are_named():
         BlossomAttention(hidden_size=30, num_heads=4, num_kv_heads=2)
     with pytest.raises(ValueError, match="compress is 'max'"):
         layer(compress="max")
+    with pytest.raises(ValueError, match="paths is 'none'"):
+        layer(paths="none")
 
 
 def test_autocast_leaves_scores_and_selection_in_float32():

@@ -90,3 +90,14 @@ def test_rotary_scores_depend_on_the_distance_only():
     torch.testing.assert_close(score(5, 2), score(1005, 1002))
     assert abs(score(5, 2) - score(5, 3)) > 1e-3
     torch.testing.assert_close(rotate(q, torch.tensor([0])), q)
+
+
+def test_rotary_leaves_the_other_share_as_it_is():
+    torch.manual_seed(0)
+    x, place = torch.randn(7, 2, 16), torch.arange(7) * 1_000
+    half = rotate(x, place, 0.5)
+    assert torch.equal(half[..., 8:], x[..., 8:])
+    torch.testing.assert_close(half[..., :8], rotate(x[..., :8], place))
+    assert torch.equal(rotate(x, place, 0.0), x)
+    # A share is rounded to whole pairs.
+    assert torch.equal(rotate(x, place, 0.3)[..., 4:], x[..., 4:])

@@ -18,6 +18,8 @@ from blossomrec.attention.state import AttentionState, extend_states, new_positi
 
 # The gate starts short-term: sigmoid(-2) = 0.12 long, sigmoid(2) = 0.88 short.
 GATE_START = (-2.0, 2.0)
+# Weights of the two paths where one is left out.
+FIXED_GATES = {"both": None, "long": (1.0, 0.0), "short": (0.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,12 @@ class BlossomAttention(nn.Module):
             :func:`blossomrec.attention.blossom_attention`.
         compress: "mlp" (learned) or "mean" (no parameters).
         compress_window: keys that one block key is made of by "mlp".
+        rotary_share: share of each head's dimensions that rotary embedding turns; the rest compare
+            contents, whatever the distance.
+        paths: "both", or one alone: "long" or "short", with weight 1 and no gate.
 
     Raises:
-        ValueError: sizes do not fit each other, or ``compress`` is unknown.
+        ValueError: sizes do not fit each other, or ``compress`` or ``paths`` is unknown.
     """
 
     def __init__(
@@ -66,6 +71,8 @@ class BlossomAttention(nn.Module):
         causal: bool = True,
         compress: str = "mlp",
         compress_window: int = 32,
+        rotary_share: float = 0.5,
+        paths: str = "both",
         impl: str = "auto",
     ):
         super().__init__()
@@ -79,11 +86,13 @@ class BlossomAttention(nn.Module):
         self.block_size, self.top_n = block_size, top_n
         self.window, self.sinks = window, sinks
         self.causal, self.impl = causal, impl
+        self.rotary_share, self.paths = rotary_share, paths
         self.query = nn.Linear(hidden_size, num_heads * self.head_dim, bias=False)
         self.key = nn.Linear(hidden_size, num_kv_heads * self.head_dim, bias=False)
         self.value = nn.Linear(hidden_size, num_kv_heads * self.head_dim, bias=False)
-        self.gate = nn.Linear(hidden_size, num_heads * 2)
         self.output = nn.Linear(num_heads * self.head_dim, hidden_size, bias=False)
+        if paths == "short":
+            compress = "mean"  # nothing is selected, so nothing is to be learned
         if compress == "mlp":
             self.compress = MLPCompression(
                 head_dim=self.head_dim, block_size=block_size, window=compress_window
@@ -92,11 +101,15 @@ class BlossomAttention(nn.Module):
             self.compress = MeanCompression(block_size=block_size)
         else:
             raise ValueError(f"compress is {compress!r}: choose mlp or mean")
-        self.learns_to_select = any(True for _ in self.compress.parameters())
+        if paths not in FIXED_GATES:
+            raise ValueError(f"paths is {paths!r}: choose one of {', '.join(FIXED_GATES)}")
+        self.gate = nn.Linear(hidden_size, num_heads * 2) if paths == "both" else None
         self.reset_gate()
 
     def reset_gate(self) -> None:
         """Start with the short-term path open and the long-term one nearly closed."""
+        if self.gate is None:
+            return
         nn.init.zeros_(self.gate.weight)
         with torch.no_grad():
             self.gate.bias.copy_(torch.tensor(GATE_START).repeat(self.num_heads))
@@ -118,14 +131,32 @@ class BlossomAttention(nn.Module):
                 is called alike.
             need_selector_loss: also compute the loss that teaches the selector.
         """
-        place = positions(cu_seqlens, len(x))
-        q = rotate(self.query(x).unflatten(-1, (self.num_heads, self.head_dim)), place)
-        k = rotate(self.key(x).unflatten(-1, (self.num_kv_heads, self.head_dim)), place)
+        q, k = self.queries_and_keys(x, cu_seqlens)
         v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        gates = self.gate(x).unflatten(-1, (self.num_heads, 2)).sigmoid()
-        # The recommendation loss cannot reach the selector, the selector's must not reach the keys.
-        block_keys = self.compress(k.detach(), cu_seqlens)
-        out, selected = blossom_attention(
+        gates = self._gates(x)
+        block_keys = self.compress(k, cu_seqlens)
+        out, selected = self._attend(q, k, v, block_keys, gates, cu_seqlens)
+        loss = None
+        if need_selector_loss and self.paths != "short":
+            loss = self._teach(q, k, block_keys, cu_seqlens)
+        return AttentionOutput(self.output(out.flatten(1)), loss, selected, gates)
+
+    def queries_and_keys(self, x: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated queries [T, H, d] and keys [T, G, d] of the input x, [T, D]."""
+        place = positions(cu_seqlens, len(x))
+        return self._rotate(self.query(x), place), self._rotate(self.key(x), place)
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        block_keys: Tensor,
+        gates: Tensor,
+        cu_seqlens: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Output [T, H, d] and selected blocks, int32 [T, G, n]."""
+        return blossom_attention(
             q,
             k,
             v,
@@ -139,18 +170,24 @@ class BlossomAttention(nn.Module):
             causal=self.causal,
             impl=self.impl,
         )
-        loss = None
-        if need_selector_loss and self.learns_to_select:
-            loss = selector_loss(
-                q,
-                k,
-                block_keys,
-                selected,
-                cu_seqlens,
-                block_size=self.block_size,
-                causal=self.causal,
-            )
-        return AttentionOutput(self.output(out.flatten(1)), loss, selected, gates)
+
+    def _teach(
+        self, q: Tensor, k: Tensor, block_keys: Tensor, cu_seqlens: Tensor
+    ) -> Tensor | None:
+        """The loss that teaches the selector."""
+        form = {"block_size": self.block_size, "causal": self.causal}
+        return selector_loss(q, k, block_keys, cu_seqlens, **form)
+
+    def _rotate(self, x: Tensor, place: Tensor) -> Tensor:
+        """Projections [T, heads * d] as rotated heads [T, heads, d]."""
+        return rotate(x.unflatten(-1, (-1, self.head_dim)), place, self.rotary_share)
+
+    def _gates(self, x: Tensor) -> Tensor:
+        """Weights of the long-term and the short-term path, [T, H, 2]."""
+        if self.gate is None:
+            fixed = torch.tensor(FIXED_GATES[self.paths], dtype=x.dtype, device=x.device)
+            return fixed.expand(len(x), self.num_heads, 2)
+        return self.gate(x).unflatten(-1, (self.num_heads, 2)).sigmoid()
 
     def start(self) -> AttentionState:
         """The state of a user without events.
@@ -204,10 +241,10 @@ class BlossomAttention(nn.Module):
         """
         place = new_positions(x, counts, states, self.start())
         # For a few events the number of operations is what counts: both are turned at once.
-        heads = torch.cat((self.query(x), self.key(x)), -1).unflatten(-1, (-1, self.head_dim))
-        q, k = rotate(heads, place).split((self.num_heads, self.num_kv_heads), dim=1)
+        heads = self._rotate(torch.cat((self.query(x), self.key(x)), -1), place)
+        q, k = heads.split((self.num_heads, self.num_kv_heads), dim=1)
         v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        gates = self.gate(x).unflatten(-1, (self.num_heads, 2)).sigmoid()
+        gates = self._gates(x)
         states = extend_states(k, v, counts, states, self.compress.pool)
         with torch.autocast(x.device.type, enabled=False):
             out, selected = attend_new(

@@ -6,22 +6,28 @@ import torch
 from torch import Tensor
 
 
-def rotate(x: Tensor, positions: Tensor, theta: float = 10_000.0) -> Tensor:
-    """Turn each pair of dimensions (i, i + d/2) by an angle that grows with the position.
+def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = 10_000.0) -> Tensor:
+    """Turn pairs of dimensions by angles that grow with the position.
+
+    The first ``share`` of the d dimensions, rounded to an even number m, are turned in pairs
+    (i, i + m/2). The others stay as they are: they compare contents at any distance, while a turned
+    pair loses what it has in common with a partner that is more than about theta ** (2i / m) away.
 
     Args:
         x: [T, heads, d], d even.
         positions: [T], absolute position of each row in its history.
-        theta: base of the frequencies; pair i turns by ``positions * theta ** (-2i / d)``.
+        share: of the dimensions that are turned, 0 to 1.
+        theta: base of the frequencies; pair i turns by ``positions * theta ** (-2i / m)``.
 
     Returns:
         [T, heads, d] in the type of ``x``; the angles are computed in float32 or better.
     """
-    half = x.shape[-1] // 2
+    half = round(x.shape[-1] * share / 2)
     exact = torch.promote_types(x.dtype, torch.float32)
-    exponents = torch.arange(half, device=x.device, dtype=exact) / half
-    angles = positions.to(exact)[:, None] * theta**-exponents  # [T, d/2]
+    exponents = torch.arange(half, device=x.device, dtype=exact) / max(half, 1)
+    angles = positions.to(exact)[:, None] * theta**-exponents  # [T, m/2]
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
-    first, second = x.to(exact).split(half, dim=-1)
+    first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    first, second = first.to(exact), second.to(exact)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.to(x.dtype)
+    return torch.cat((turned.to(x.dtype), rest), dim=-1)

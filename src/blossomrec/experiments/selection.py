@@ -8,6 +8,7 @@ selected; for the others any selector is right.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from blossomrec.attention.packing import Packing
+from blossomrec.attention.pattern import is_visible
 
 # Attention scores held at a time.
 _TILE_ELEMENTS = 1 << 23
@@ -28,11 +30,13 @@ class Mass:
         covered: share of the selected blocks.
         best: share of the n eligible blocks with the largest shares, which no selection exceeds.
         own: share of the event's own block, which is attended without being selected.
+        random: share that n eligible blocks drawn at random cover on average.
     """
 
     covered: Tensor
     best: Tensor
     own: Tensor
+    random: Tensor
 
 
 def planted_hits(selected: Tensor, rows: Tensor, planted: Tensor) -> Tensor:
@@ -81,7 +85,49 @@ def attention_coverage(
         rows: int64 [C], packed rows of the events that are measured.
     """
     packing = Packing.of(cu_seqlens, len(q), block_size)
-    parts = torch.empty(3, len(rows), k.shape[1], device=q.device)
+    parts = torch.empty(4, len(rows), k.shape[1], device=q.device)
+    for places, shares in _attention(q, k, packing, cu_seqlens, rows, causal):
+        mass = pad(shares, (0, -shares.shape[-1] % block_size))
+        mass = mass.unflatten(-1, (-1, block_size)).sum(-1)
+        chosen = rows[places]
+        parts[:, places] = _shares(mass, selected[chosen], packing, chosen, causal)
+    return Mass(*parts)
+
+
+def pattern_coverage(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens: Tensor,
+    rows: Tensor,
+    *,
+    window: int,
+    sinks: int,
+    causal: bool,
+) -> Tensor:
+    """How much of the attention to everything falls on what the short-term path sees.
+
+    Arguments as of :func:`attention_coverage`, ``window`` and ``sinks`` as of the attention.
+
+    Returns:
+        float32 [C, G], mean over the heads of a group.
+    """
+    packing = Packing.of(cu_seqlens, len(q), 1)
+    covered = torch.empty(len(rows), k.shape[1], device=q.device)
+    for places, shares in _attention(q, k, packing, cu_seqlens, rows, causal):
+        chosen = rows[places]
+        key = torch.arange(shares.shape[-1], device=q.device)
+        distance = (packing.position[chosen, None] - key).abs()
+        edge = sinks if causal else packing.length[chosen, None] - sinks
+        visible = is_visible(distance, window) | ((key < edge) if causal else (key >= edge))
+        covered[places] = shares.masked_fill(~visible[:, None], 0.0).sum(-1)
+    return covered
+
+
+def _attention(
+    q: Tensor, k: Tensor, packing: Packing, cu_seqlens: Tensor, rows: Tensor, causal: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tile by tile: places in ``rows``, all of one history of L events, and the attention of
+    these events to each of its first L' <= L ones, float32 [C, G, L']."""
     order = rows.argsort()
     for history in packing.history[rows].unique().tolist():
         first, last = cu_seqlens[history : history + 2].tolist()
@@ -91,33 +137,31 @@ def attention_coverage(
             chosen = rows[places]
             # Under causality, nothing behind the tile's last event is seen.
             seen = k[first : int(chosen[-1]) + 1] if causal else k[first:last]
-            mass = _mass_by_block(q[chosen], seen, packing.position[chosen], block_size, causal)
-            parts[:, places] = _shares(mass, selected[chosen], packing, chosen, causal)
-    return Mass(*parts)
+            yield places, _softmax(q[chosen], seen, packing.position[chosen], causal)
 
 
-def _mass_by_block(q: Tensor, k: Tensor, position: Tensor, size: int, causal: bool) -> Tensor:
-    """Attention of q [C, H, d] to one history's k [L, G, d], by block: float32 [C, G, blocks]."""
+def _softmax(q: Tensor, k: Tensor, position: Tensor, causal: bool) -> Tensor:
+    """Attention of q [C, H, d] to one history's k [L, G, d], float32 [C, G, L]."""
     grouped = q.float().unflatten(1, (k.shape[1], -1))
     scores = torch.einsum("cgrd,lgd->cgrl", grouped, k.float()) / math.sqrt(q.shape[-1])
     if causal:
         later = torch.arange(len(k), device=k.device) > position[:, None]
         scores = scores.masked_fill(later[:, None, None], -math.inf)
-    shares = scores.softmax(-1).mean(2)
-    shares = pad(shares, (0, -len(k) % size))
-    return shares.unflatten(-1, (-1, size)).sum(-1)
+    return scores.softmax(-1).mean(2)
 
 
 def _shares(mass: Tensor, selected: Tensor, packing: Packing, rows: Tensor, causal: bool) -> Tensor:
-    """Covered, best and own share, [3, C, G], from mass [C, G, blocks] and selected [C, G, n]."""
+    """The parts of Mass, [4, C, G], from mass [C, G, blocks] and selected [C, G, n]."""
     own = packing.block[rows, None]
     number = torch.arange(mass.shape[-1], device=mass.device)
     eligible = (number < own) if causal else (number < packing.num_blocks[rows, None])
-    able = mass.masked_fill(~(eligible & (number != own))[:, None], 0.0)
+    eligible = eligible & (number != own)
+    able = mass.masked_fill(~eligible[:, None], 0.0)
     covered = mass.gather(-1, selected.clamp(min=0).long()).masked_fill(selected < 0, 0.0).sum(-1)
     best = able.topk(min(selected.shape[-1], mass.shape[-1])).values.sum(-1)
     inside = mass.gather(-1, own[:, None].expand_as(covered[..., None]))[..., 0]
-    return torch.stack((covered, best, inside))
+    drawn = (selected.shape[-1] / eligible.sum(-1).clamp(min=1)).clamp(max=1)
+    return torch.stack((covered, best, inside, able.sum(-1) * drawn[:, None]))
 
 
 @dataclass(frozen=True)
@@ -139,6 +183,28 @@ def hubness(selected: Tensor, cu_seqlens: Tensor, *, block_size: int, causal: bo
 
     NaN where no event has anything to choose.
     """
+    shares, entropies = [], []
+    for events, counts in choices_by_block(
+        selected, cu_seqlens, block_size=block_size, causal=causal
+    ):
+        shares.append(counts.amax(-1) / events)
+        entropies.append(evenness(counts))
+    if not shares:
+        return Hubness(*torch.full((2, selected.shape[1]), math.nan, device=selected.device))
+    return Hubness(torch.stack(shares).mean(0), torch.stack(entropies).mean(0))
+
+
+def evenness(counts: Tensor) -> Tensor:
+    """Entropy of the shares of the last dimension over its largest possible value."""
+    part = counts / counts.sum(-1, keepdim=True)
+    return -part.xlogy(part).sum(-1) / math.log(counts.shape[-1])
+
+
+def choices_by_block(
+    selected: Tensor, cu_seqlens: Tensor, *, block_size: int, causal: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """For each history with choosing events, in order: their number, and how many of them select
+    each of its complete blocks, float32 [G, blocks], from ``selected``, int32 [T, G, n]."""
     total, groups, top_n = selected.shape
     packing = Packing.of(cu_seqlens, total, block_size)
     rows = choosing_rows(cu_seqlens, total, block_size=block_size, top_n=top_n, causal=causal)
@@ -147,17 +213,10 @@ def hubness(selected: Tensor, cu_seqlens: Tensor, *, block_size: int, causal: bo
     heads = torch.arange(groups, device=selected.device)[:, None].expand_as(blocks)
     choices = torch.zeros(groups, total // block_size, device=selected.device)
     choices.index_put_((heads, blocks), (chosen >= 0).float(), accumulate=True)
-    shares, entropies = [], []
     for history in packing.history[rows].unique().tolist():
         mine = rows[packing.history[rows] == history]
         first, blocks_there = int(packing.first_block[mine[0]]), int(packing.num_blocks[mine[0]])
-        counts = choices[:, first : first + blocks_there]
-        shares.append(counts.amax(-1) / len(mine))
-        part = counts / counts.sum(-1, keepdim=True)
-        entropies.append(-part.xlogy(part).sum(-1) / math.log(blocks_there))
-    if not shares:
-        return Hubness(*torch.full((2, groups), math.nan, device=selected.device))
-    return Hubness(torch.stack(shares).mean(0), torch.stack(entropies).mean(0))
+        yield len(mine), choices[:, first : first + blocks_there]
 
 
 def gate_balance(gates: Tensor) -> Tensor:

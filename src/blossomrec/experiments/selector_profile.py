@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput, BlossomAttention
-from blossomrec.attention.packing import Packing, positions
-from blossomrec.attention.rotary import rotate
+from blossomrec.attention.packing import Packing
 from blossomrec.data.batches import Batch
 from blossomrec.experiments.selection import (
     attention_coverage,
@@ -62,7 +61,7 @@ class SelectionMeasures:
 
 
 @dataclass(frozen=True)
-class _Attended:
+class Attended:
     """A layer's rotated queries [T, H, d] and keys [T, G, d], and what its attention gave."""
 
     layer: BlossomAttention
@@ -72,14 +71,14 @@ class _Attended:
 
 
 @contextlib.contextmanager
-def _recorded(model: SequenceModel) -> Iterator[list[_Attended]]:
+def recorded(model: SequenceModel) -> Iterator[list[Attended]]:
     """The model in evaluation mode; what goes through each of its Blossom attentions, in order."""
     training = model.training
-    found: list[_Attended] = []
+    found: list[Attended] = []
 
     def keep(layer: nn.Module, args: tuple[Tensor, ...], output: AttentionOutput) -> None:
         assert isinstance(layer, BlossomAttention)
-        found.append(_Attended(layer, *queries_and_keys(layer, *args), output))
+        found.append(Attended(layer, *layer.queries_and_keys(*args), output))
 
     layers = [each for each in model.modules() if isinstance(each, BlossomAttention)]
     handles = [layer.register_forward_hook(keep) for layer in layers]
@@ -90,16 +89,6 @@ def _recorded(model: SequenceModel) -> Iterator[list[_Attended]]:
         model.train(training)
         for handle in handles:
             handle.remove()
-
-
-def queries_and_keys(
-    layer: BlossomAttention, x: Tensor, cu_seqlens: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Rotated queries [T, H, d] and keys [T, G, d] of a layer whose input is x [T, D]."""
-    place = positions(cu_seqlens, len(x))
-    q = layer.query(x).unflatten(-1, (layer.num_heads, layer.head_dim))
-    k = layer.key(x).unflatten(-1, (layer.num_kv_heads, layer.head_dim))
-    return rotate(q, place), rotate(k, place)
 
 
 @torch.no_grad()
@@ -130,7 +119,7 @@ def measure_selection(
     """
     if planted is not None and rows is None:
         raise ValueError("planted is given without rows, the events it belongs to")
-    with _recorded(model) as found:
+    with recorded(model) as found:
         model.encode(batch.items, batch.cu_seqlens, batch.max_length)
     if not found:
         raise ValueError("the model has no Blossom attention, so nothing selects")
@@ -176,7 +165,7 @@ def _measured_rows(
 
 
 def _measure_layer(
-    attended: _Attended, cu_seqlens: Tensor, rows: Tensor, planted: Tensor | None
+    attended: Attended, cu_seqlens: Tensor, rows: Tensor, planted: Tensor | None
 ) -> LayerSelection:
     layer, selected = attended.layer, _selected(attended)
     form = {"block_size": layer.block_size, "causal": layer.causal}
@@ -200,7 +189,7 @@ def _measure_layer(
     )
 
 
-def _selected(attended: _Attended) -> Tensor:
+def _selected(attended: Attended) -> Tensor:
     assert attended.output.selected is not None
     return attended.output.selected
 

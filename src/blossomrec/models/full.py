@@ -31,13 +31,22 @@ class FullAttention(nn.Module):
         hidden_size: D, a multiple of ``num_heads``.
         num_heads: H query heads.
         num_kv_heads: G key/value heads, dividing H.
+        rotary_share: share of each head's dimensions that rotary embedding turns.
         causal: whether an event sees only itself and what came before.
 
     Raises:
         ValueError: the sizes do not fit each other.
     """
 
-    def __init__(self, *, hidden_size: int, num_heads: int, num_kv_heads: int, causal: bool = True):
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        rotary_share: float = 0.5,
+        causal: bool = True,
+    ):
         super().__init__()
         if hidden_size % num_heads or num_heads % num_kv_heads or hidden_size // num_heads % 2:
             raise ValueError(
@@ -45,7 +54,7 @@ class FullAttention(nn.Module):
                 "each must be a multiple of the next, with an even hidden_size / num_heads"
             )
         self.num_heads, self.num_kv_heads, self.causal = num_heads, num_kv_heads, causal
-        self.head_dim = hidden_size // num_heads
+        self.head_dim, self.rotary_share = hidden_size // num_heads, rotary_share
         self.query = nn.Linear(hidden_size, num_heads * self.head_dim, bias=False)
         self.key = nn.Linear(hidden_size, num_kv_heads * self.head_dim, bias=False)
         self.value = nn.Linear(hidden_size, num_kv_heads * self.head_dim, bias=False)
@@ -71,12 +80,15 @@ class FullAttention(nn.Module):
             Its ``hidden`` is [T, D]; the rest is None.
         """
         place = positions(cu_seqlens, len(x))
-        q = rotate(self.query(x).unflatten(-1, (self.num_heads, self.head_dim)), place)
-        k = rotate(self.key(x).unflatten(-1, (self.num_kv_heads, self.head_dim)), place)
+        q, k = self._rotate(self.query(x), place), self._rotate(self.key(x), place)
         v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         attend = packed_attention if _has_packed_kernel(q) else bucketed_attention
         out = attend(q, k, v, cu_seqlens, max_length, self.causal)
         return AttentionOutput(self.output(out.flatten(1)))
+
+    def _rotate(self, x: Tensor, place: Tensor) -> Tensor:
+        """Projections [T, heads * d] as rotated heads [T, heads, d]."""
+        return rotate(x.unflatten(-1, (-1, self.head_dim)), place, self.rotary_share)
 
     def start(self) -> AttentionState:
         """The state of a user without events: no blocks, so that any event can leave.
@@ -103,8 +115,7 @@ class FullAttention(nn.Module):
         The cost of an event grows with the history.
         """
         place = new_positions(x, counts, states, self.start())
-        q = rotate(self.query(x).unflatten(-1, (self.num_heads, -1)), place)
-        k = rotate(self.key(x).unflatten(-1, (self.num_kv_heads, -1)), place)
+        q, k = self._rotate(self.query(x), place), self._rotate(self.key(x), place)
         v = self.value(x).unflatten(-1, (self.num_kv_heads, -1))
         states = extend_states(k, v, counts, states, None)
         attended = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,29 @@ def build_attention(config: ModelConfig, *, causal: bool) -> BlossomAttention | 
             hidden_size=config.hidden_size,
             num_heads=config.heads,
             num_kv_heads=config.kv_heads,
+            rotary_share=config.rotary_share,
             causal=causal,
         )
-    return BlossomAttention(
-        hidden_size=config.hidden_size,
-        num_heads=config.heads,
-        num_kv_heads=config.kv_heads,
-        block_size=config.block_size,
-        top_n=config.top_n,
-        window=config.window,
-        sinks=config.sinks,
-        causal=causal,
-        compress=config.compress,
-        compress_window=config.compress_window,
-        impl=config.attention_impl,
-    )
+    return BlossomAttention(**blossom_options(config, causal=causal))
+
+
+def blossom_options(config: ModelConfig, *, causal: bool) -> dict[str, Any]:
+    """What :class:`BlossomAttention` is made with."""
+    return {
+        "hidden_size": config.hidden_size,
+        "num_heads": config.heads,
+        "num_kv_heads": config.kv_heads,
+        "block_size": config.block_size,
+        "top_n": config.top_n,
+        "window": config.window,
+        "sinks": config.sinks,
+        "causal": causal,
+        "compress": config.compress,
+        "compress_window": config.compress_window,
+        "rotary_share": config.rotary_share,
+        "paths": config.paths,
+        "impl": config.attention_impl,
+    }
 
 
 class TransformerLayer(nn.Module):

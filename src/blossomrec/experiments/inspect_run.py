@@ -1,0 +1,231 @@
+"""What the selector of a trained run selects, measured over the test histories of a log."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from blossomrec.attention import BlossomAttention
+from blossomrec.config import LARGEST_SEED, ModelConfig
+from blossomrec.data.batches import HistoryBatches
+from blossomrec.data.log import EventLog
+from blossomrec.data.split import Cases, make_split
+from blossomrec.device import resolve_device
+from blossomrec.errors import ConfigError, DataError, RunError
+from blossomrec.experiments.choice import (
+    SelectionForm,
+    UniformChoice,
+    first_choosing,
+    sample_choosing,
+    uniform_choice,
+)
+from blossomrec.experiments.selection_totals import LayerChoices, LayerTotals, Ratio, mass_ratio
+from blossomrec.experiments.selector_profile import recorded
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.training.run import RunInfo, load_model, read_run_config
+
+# Events of a batch; only a history that is longer by itself goes over it.
+TOKENS_PER_BATCH = 16_384
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where the selector has a choice: events with more than ``top_n`` blocks to choose from.
+
+    Attributes:
+        histories, choosing_histories: test histories, and those with at least one such event.
+        events, choosing_events: events of all test histories, and such events among them.
+        sampled_histories, sampled_events: what was drawn of the two, for all measures.
+        measured_events: drawn from the latter, for the shares of attention.
+    """
+
+    histories: int
+    choosing_histories: int
+    events: int
+    choosing_events: int
+    sampled_histories: int
+    sampled_events: int
+    measured_events: int
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What a run selects.
+
+    Attributes:
+        run, dataset: name of the run's folder and of the log's.
+        max_len: events of each history that were looked at, the last ones.
+        seed: of everything drawn.
+        model: the architecture.
+        causal: whether blocks after an event's own cannot be selected.
+        choice: where there was something to choose.
+        uniform: what a uniform choice would do on the sampled histories.
+        ratio: covered over best attention, layers and heads together.
+        layers: in order.
+    """
+
+    run: str
+    dataset: str
+    max_len: int
+    seed: int
+    model: ModelConfig
+    causal: bool
+    choice: Choice
+    uniform: UniformChoice
+    ratio: Ratio
+    layers: tuple[LayerChoices, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON-ready form."""
+        return _plain(asdict(self))
+
+
+def inspect_run(
+    run: str | Path,
+    log: str | Path | None = None,
+    *,
+    users: int = 500,
+    events: int = 20_000,
+    max_len: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Inspection:
+    """Measure the selectors of a run on histories before the test events of its split.
+
+    Args:
+        run: a run folder with Blossom attention.
+        log: prepared log; None is the one the run was trained on.
+        users: most histories that are looked at, a fixed sample of those with a choice.
+        events: most events whose attention is measured, a fixed sample of those with a choice.
+        max_len: events of each history, the last ones; None is the run's own.
+        seed: of both samples and of the intervals.
+        device: auto, cpu or cuda.
+
+    Raises:
+        RunError: the run is incomplete or has no Blossom attention, its log is gone, or the log
+            has another vocabulary.
+        DataError: no history of the log is long enough for a choice.
+        ConfigError: an option is out of bounds, or the device is not there.
+    """
+    for name, value, low in (("users", users, 1), ("events", events, 1), ("seed", seed, 0)):
+        if not low <= value <= LARGEST_SEED:
+            raise ConfigError(f"{name} is {value}: it must be from {low} to {LARGEST_SEED}")
+    info = read_run_config(run)
+    opened = _open_log(run, info, log)
+    model = load_model(run, resolve_device(device))
+    form = _form(run, model)
+    max_len = info.config.model.max_len if max_len is None else max_len
+    if max_len < 2:
+        raise ConfigError(f"max_len is {max_len}: it must be at least 2")
+    cases = make_split(opened, info.config.evaluation).test
+    lengths = np.minimum(cases.history_end, max_len)
+    choosing = lengths - first_choosing(lengths, form)
+    sampled = _with_choice(opened, cases, choosing, lengths, form).sample(users, seed)
+    own = np.minimum(sampled.history_end, max_len)
+    totals, measured = _measure(model, opened, sampled, max_len, form, events, seed)
+    return Inspection(
+        run=Path(run).resolve().name,
+        dataset=opened.folder.name,
+        max_len=max_len,
+        seed=seed,
+        model=info.config.model,
+        causal=form.causal,
+        choice=Choice(
+            histories=len(cases),
+            choosing_histories=int((choosing > 0).sum()),
+            events=int(lengths.sum()),
+            choosing_events=int(choosing.sum()),
+            sampled_histories=len(sampled),
+            sampled_events=int((own - first_choosing(own, form)).sum()),
+            measured_events=int(measured.sum()),
+        ),
+        uniform=uniform_choice(own, form),
+        ratio=mass_ratio(np.sum([each.mass.sum(-1) for each in totals], 0), measured, seed),
+        layers=tuple(each.choices(measured, seed) for each in totals),
+    )
+
+
+def _open_log(run: str | Path, info: RunInfo, log: str | Path | None) -> EventLog:
+    if log is None and not (info.data / "log.json").is_file():
+        raise RunError(f"{info.data}, the log {run} was trained on, is not there: give the log")
+    events = EventLog.open(log or info.data)
+    if events.item_vocabulary.fingerprint != info.fingerprint:
+        raise RunError(f"{run} belongs to another vocabulary than {events.folder}")
+    return events
+
+
+def _form(run: str | Path, model: SequenceModel) -> SelectionForm:
+    """What the model's layers, all alike, may select."""
+    for layer in model.modules():
+        if isinstance(layer, BlossomAttention):
+            return SelectionForm(layer.block_size, layer.top_n, layer.causal)
+    config = model.config
+    kind = "recurrent" if config.backbone == "gru4rec" else f"{config.attention} attention"
+    raise RunError(
+        f"{run} has no Blossom attention, so nothing is selected there: its backbone is "
+        f"{config.backbone}, {kind}"
+    )
+
+
+def _with_choice(
+    log: EventLog, cases: Cases, choosing: np.ndarray, lengths: np.ndarray, form: SelectionForm
+) -> Cases:
+    kept = choosing > 0
+    if kept.any():
+        return Cases(cases.users[kept], cases.history_end[kept], cases.target_end[kept])
+    raise DataError(
+        f"{log.folder}: the longest history looked at has {lengths.max()} events, too short for a "
+        f"choice among blocks: with {form.top_n} selected blocks of {form.block_size} events all "
+        f"of them are attended in histories up to {(form.top_n + 1) * form.block_size} events"
+    )
+
+
+def _measure(
+    model: SequenceModel,
+    log: EventLog,
+    cases: Cases,
+    max_len: int,
+    form: SelectionForm,
+    events: int,
+    seed: int,
+) -> tuple[list[LayerTotals], np.ndarray]:
+    """Totals of each layer over all cases, and how many events of each were measured."""
+    lengths = np.minimum(cases.history_end, max_len)
+    history, position = sample_choosing(lengths, form, events, seed)
+    batches = HistoryBatches(
+        log,
+        cases.users,
+        cases.history_end,
+        max_len=max_len,
+        tokens_per_batch=TOKENS_PER_BATCH,
+    )
+    totals: list[LayerTotals] = []
+    device = model.item_embeddings.weight.device
+    for part, batch in batches:
+        batch = batch.to(device)
+        with torch.no_grad(), recorded(model) as found:
+            model.encode(batch.items, batch.cu_seqlens, batch.max_length)
+        here = slice(*np.searchsorted(history, (part.start, part.stop)))
+        within = torch.from_numpy(history[here] - part.start).to(device)
+        rows = batch.cu_seqlens.long()[within] + torch.from_numpy(position[here]).to(device)
+        totals = totals or [
+            LayerTotals(each.layer, histories=len(cases), longest=int(lengths.max()))
+            for each in found
+        ]
+        with torch.no_grad():
+            for total, each in zip(totals, found, strict=True):
+                total.add(each, batch.cu_seqlens, rows, history[here])
+    return totals, np.bincount(history, minlength=len(cases))
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, at any depth."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value.tolist() if isinstance(value, np.ndarray) else value
