@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Kernels are interpreted; Triton reads this when it is first imported, by whomever.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from blossomrec.data.log import EventLog
 

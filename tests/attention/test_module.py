@@ -11,6 +11,7 @@ from blossomrec.attention.packing import Packing
 from blossomrec.attention.selector import LESSONS, Lessons, attention_mass, selector_loss
 
 CU_SEQLENS = torch.tensor([0, 200, 201, 333], dtype=torch.int32)
+ALL = torch.arange(333)
 
 
 def layer(**options):
@@ -22,7 +23,7 @@ def layer(**options):
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
 def test_gradient_reaches_every_parameter(compress, causal):
     attention = layer(compress=compress, causal=causal)
-    given = attention(torch.randn(333, 32), CU_SEQLENS, need_selector_loss=True)
+    given = attention(torch.randn(333, 32), CU_SEQLENS, lessons=ALL)
     (given.hidden.square().sum() + given.selector_loss).backward()
     for name, parameter in attention.named_parameters():
         assert parameter.grad is not None, name
@@ -31,7 +32,7 @@ def test_gradient_reaches_every_parameter(compress, causal):
 
 def test_the_selector_loss_teaches_what_the_importance_is_made_of():
     attention = layer()
-    given = attention(torch.randn(333, 32), CU_SEQLENS, need_selector_loss=True)
+    given = attention(torch.randn(333, 32), CU_SEQLENS, lessons=ALL)
     given.selector_loss.backward()
     reached = {name.split(".")[0] for name, p in attention.named_parameters() if p.grad is not None}
     assert reached == {"compress", "query", "key"}
@@ -42,7 +43,7 @@ def test_the_target_of_the_selector_loss_is_fixed():
     q, k = torch.randn(100, 4, 8, requires_grad=True), torch.randn(100, 2, 8, requires_grad=True)
     block_keys = torch.randn(6, 2, 8, requires_grad=True)
     cu_seqlens = torch.tensor([0, 100], dtype=torch.int32)
-    selector_loss(q, k, block_keys, cu_seqlens, block_size=16, causal=True).backward()
+    selector_loss(q, k, block_keys, cu_seqlens, ALL[:100], block_size=16, causal=True).backward()
     assert k.grad is None
     assert q.grad.norm() > 0 and block_keys.grad.norm() > 0
 
@@ -56,8 +57,8 @@ def test_equal_importance_and_attention_have_no_divergence():
     cu_seqlens = torch.tensor([0, 96, 160], dtype=torch.int32)
     for causal in (True, False):
         form = {"block_size": 16, "causal": causal}
-        assert selector_loss(q, k, block_keys, cu_seqlens, **form).abs() < 1e-5
-        assert selector_loss(q, k, block_keys.flip(0), cu_seqlens, **form) > 0.1
+        assert selector_loss(q, k, block_keys, cu_seqlens, ALL[:160], **form).abs() < 1e-5
+        assert selector_loss(q, k, block_keys.flip(0), cu_seqlens, ALL[:160], **form) > 0.1
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
@@ -65,10 +66,12 @@ def test_lessons_reach_exactly_the_eligible_blocks(causal):
     lengths = torch.tensor([5, 200, 47, 48, 49, 16, 900, 33, 31])
     cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     total = int(cu_seqlens[-1])
-    packing, lessons = Packing.of(cu_seqlens, total, 16), Lessons.of(cu_seqlens, total, 16, causal)
+    given = torch.arange(0, total, 2)
+    packing = Packing.of(cu_seqlens, total, 16)
+    lessons = Lessons.of(cu_seqlens, total, given, 16, causal)
     assert lessons.count == LESSONS
     drawn = set()
-    for _ in range(30):
+    for _ in range(20):
         rows = lessons.draw()
         assert (rows.diff() > 0).all()
         drawn |= set(rows.tolist())
@@ -78,14 +81,14 @@ def test_lessons_reach_exactly_the_eligible_blocks(causal):
             assert (packing.first_block[mine] >= first).all()
             assert (packing.first_block[mine] + ends[mine] <= last).all()
     others = packing.block if causal else packing.num_blocks - 1
-    assert drawn == set((others >= 2).nonzero().flatten().tolist())
+    assert drawn == set(given[others[given] >= 2].tolist())
 
 
 def test_one_path_alone_has_no_gate_and_nothing_dead():
     x = torch.randn(333, 32)
     for paths, weights in (("long", [1.0, 0.0]), ("short", [0.0, 1.0])):
         attention = layer(paths=paths)
-        given = attention(x, CU_SEQLENS, need_selector_loss=True)
+        given = attention(x, CU_SEQLENS, lessons=ALL)
         assert given.gates.unique(dim=0).tolist() == [[weights] * 4]
         loss = given.hidden.square().sum()
         loss = loss if given.selector_loss is None else loss + given.selector_loss
@@ -103,7 +106,7 @@ def test_the_gate_starts_short_term():
 
 def test_short_histories_give_a_loss_of_zero():
     cu_seqlens = torch.arange(0, 31, 3, dtype=torch.int32)
-    given = layer()(torch.randn(30, 32), cu_seqlens, need_selector_loss=True)
+    given = layer()(torch.randn(30, 32), cu_seqlens, lessons=ALL[:30])
     given.selector_loss.backward()
     assert given.selector_loss == 0
 
@@ -112,7 +115,7 @@ def test_attention_mass_is_the_share_of_the_softmax():
     inputs = random_inputs([96], dtype=torch.float64)
     rows = torch.tensor([80, 95])
     eligible = torch.tensor([[True, True, False, True, True, False], [True] * 6])[:, None]
-    blocks = inputs.k.unflatten(0, (6, 16)).transpose(1, 2)
+    blocks = inputs.k.unflatten(0, (6, 16))
     mass = attention_mass(inputs.q[rows].unflatten(1, (2, 2)), blocks, eligible)
     for case, row in enumerate(rows.tolist()):
         for group in range(2):
@@ -147,7 +150,9 @@ def test_the_selector_learns_to_find_the_block_that_attention_wants(causal):
         _, selected = blossom_attention(
             q, k, k, block_keys.detach(), torch.ones(len(q), 4, 2), cu_seqlens, causal=causal
         )
-        loss = selector_loss(q, k, block_keys, cu_seqlens, block_size=16, causal=causal)
+        loss = selector_loss(
+            q, k, block_keys, cu_seqlens, torch.arange(len(q)), block_size=16, causal=causal
+        )
         last = selected[torch.arange(count) * length + length - 1]
         found = (last == planted[:, None, None]).any(-1).float().mean()
         return loss, float(found)
@@ -181,9 +186,9 @@ def test_wrong_arguments_are_named():
 
 def test_autocast_leaves_scores_and_selection_in_float32():
     attention, x = layer(), torch.randn(333, 32)
-    exact = attention(x, CU_SEQLENS, need_selector_loss=True)
+    exact = attention(x, CU_SEQLENS, lessons=ALL)
     with torch.autocast("cpu", torch.bfloat16):
-        given = attention(x, CU_SEQLENS, need_selector_loss=True)
+        given = attention(x, CU_SEQLENS, lessons=ALL)
     (given.hidden.float().sum() + given.selector_loss).backward()
     assert given.hidden.dtype == torch.bfloat16
     assert given.selector_loss.dtype == torch.float32
@@ -202,7 +207,7 @@ def test_gradients_do_not_depend_on_the_order_of_threads():
         for _ in range(8):
             attention.zero_grad()
             torch.manual_seed(1)
-            given = attention(x, cu_seqlens, need_selector_loss=True)
+            given = attention(x, cu_seqlens, lessons=torch.arange(4_096))
             (given.hidden.square().sum() + given.selector_loss).backward()
             gradients = [parameter.grad.clone() for parameter in attention.parameters()]
             first = first or gradients

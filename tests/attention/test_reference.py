@@ -1,14 +1,12 @@
 """The reference against loops over single events, in float64."""
 
 import brute_force
-import numpy as np
 import pytest
 import torch
 from inputs import AWKWARD, random_inputs, relative_error
 from torch.nn.functional import scaled_dot_product_attention
 
 from blossomrec.attention import blossom_attention
-from blossomrec.attention.compress import MeanCompression, MLPCompression, block_windows
 from blossomrec.attention.rotary import rotate
 
 FORMS = [
@@ -52,31 +50,6 @@ def test_long_term_path_is_dense_while_every_block_is_selected(impl):
     dense = dense[0].transpose(0, 1)
     assert relative_error(out[:80], dense[:80]) < 1e-12
     assert relative_error(out[80:], dense[80:]) > 1e-3
-
-
-def test_windows_of_block_keys_end_with_their_block():
-    inputs = random_inputs([47, 3, 16, 80], dtype=torch.float64)
-    windows = block_windows(inputs.k, inputs.cu_seqlens, 16, 32)
-    expected = [
-        brute_force.block_key_windows(inputs.history(number).k.numpy(), 16, 32)
-        for number in range(4)
-    ]
-    assert np.array_equal(windows.numpy(), np.concatenate(expected))
-
-
-def test_mean_compression_averages_the_block():
-    inputs = random_inputs([40, 16])
-    keys = MeanCompression(block_size=16)(inputs.k, inputs.cu_seqlens)
-    starts = (0, 16, 40)
-    expected = torch.stack([inputs.k[start : start + 16].mean(0) for start in starts])
-    torch.testing.assert_close(keys, expected)
-
-
-def test_mlp_compression_has_a_key_for_every_complete_block():
-    inputs = random_inputs([47, 3, 16, 80])
-    compress = MLPCompression(head_dim=8, block_size=16, window=32)
-    assert compress(inputs.k, inputs.cu_seqlens).shape == (2 + 0 + 1 + 5, 2, 8)
-    assert compress(inputs.k[:3], torch.tensor([0, 3], dtype=torch.int32)).shape == (0, 2, 8)
 
 
 def test_rotary_scores_depend_on_the_distance_only():

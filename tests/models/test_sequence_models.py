@@ -80,7 +80,9 @@ def test_gradient_reaches_every_parameter(options):
     items = batch.items.clone()
     if options["backbone"] == "bert4rec":
         items[::5] = NUM_ITEMS
-    encoded = model.encode(items, batch.cu_seqlens, batch.max_length, need_selector_loss=True)
+    encoded = model.encode(
+        items, batch.cu_seqlens, batch.max_length, lessons=torch.arange(len(items))
+    )
     logits = encoded.hidden @ model.output_weight().T
     loss = torch.nn.functional.cross_entropy(logits, batch.items.roll(-1))
     if options.get("attention") == "blossom":
@@ -208,7 +210,7 @@ def test_layers_are_kept_when_asked_for(attention):
     batch = pack(random_histories(30, 4))
     assert encode(model, batch).layers == ()
     assert encode(model, batch).selector_loss is None
-    encoded = encode(model, batch, need_selector_loss=True, keep_layers=True)
+    encoded = encode(model, batch, lessons=torch.arange(len(batch.items)), keep_layers=True)
     assert [each.hidden.shape for each in encoded.layers] == [(34, 16)] * 3
     if attention == "blossom":
         assert encoded.layers[0].gates.shape == (34, 4, 2)

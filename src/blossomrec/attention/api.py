@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
 from blossomrec.attention import eager, reference
 
+
+def _triton_attention(*tensors: Tensor, **form) -> tuple[Tensor, Tensor]:
+    # Imported when called: the kernels need a package that not every machine has.
+    from blossomrec.attention import triton
+
+    return triton.blossom_attention(*tensors, **form)
+
+
 IMPLEMENTATIONS = {
     "reference": reference.blossom_attention,
     "torch": eager.blossom_attention,
+    "triton": _triton_attention,
 }
 
 
@@ -39,7 +50,8 @@ def blossom_attention(
     Args:
         q: [T, H, d] queries of packed histories, rotary embedding already applied.
         k, v: [T, G, d] keys and values; G divides H, and H / G query heads share a key/value head.
-        block_keys: [N, G, d] keys of all complete blocks, history after history.
+        block_keys: [N or more, G, d] keys of all N complete blocks, history after history; further
+            rows are not used.
         gates: [T, H, 2] weights of the long-term and the short-term path.
         cu_seqlens: int32 [B+1], rising from 0 to T: where each history starts.
         block_size: events in a block.
@@ -49,7 +61,8 @@ def blossom_attention(
         causal: an event sees no later event; otherwise both directions are seen.
         selected: int32 [T, G, top_n], distinct eligible block numbers inside the history, -1 for
             none: use these instead of selecting.
-        impl: "auto", "reference" or "torch". An explicit choice never falls back.
+        impl: "auto", "reference", "torch" or "triton". An explicit choice never falls back; "auto"
+            is "triton" on a GPU where the kernels take these sizes, else "torch".
 
     Returns:
         The output [T, H, d] in the type of ``q``, and the selected blocks, int32 [T, G, top_n],
@@ -68,7 +81,7 @@ def blossom_attention(
         if value < low:
             raise ValueError(f"{name} is {value}: it must be at least {low}")
     if impl == "auto":
-        impl = "torch"
+        impl = "triton" if _kernels_take(q, k, block_size) else "torch"
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl is {impl!r}: choose one of auto, {', '.join(IMPLEMENTATIONS)}")
     # Types are chosen inside: scores and selection are float32 whatever the layers around use.
@@ -87,6 +100,14 @@ def blossom_attention(
             causal=causal,
             selected=selected,
         )
+
+
+def _kernels_take(q: Tensor, k: Tensor, block_size: int) -> bool:
+    if not q.is_cuda or find_spec("triton") is None:
+        return False
+    from blossomrec.attention.triton.launch import unsupported
+
+    return not unsupported(q, k, block_size)
 
 
 def _check(q, k, v, block_keys, gates, cu_seqlens, selected, top_n) -> None:

@@ -1,32 +1,23 @@
-"""From the keys of a block to one block key."""
+"""From the keys of a block to one block key.
+
+The number of complete blocks is not known before a look at the lengths, for which a GPU would have
+to be waited for: the results have J = T // block_size rows, as many blocks as T events can hold,
+and those in excess are not to be used.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, pad
 
-from blossomrec.attention.packing import complete_blocks
+from blossomrec.attention.packing import block_rows
 
 
-def block_windows(k: Tensor, cu_seqlens: Tensor, block_size: int, window: int) -> Tensor:
-    """The ``window`` keys that end where each complete block ends, zero before the history's start.
-
-    Args:
-        k: [T, G, d] packed keys.
-        cu_seqlens: int32 [B+1].
-
-    Returns:
-        [N, G, window, d] for the N complete blocks, history after history.
-    """
-    counts = complete_blocks(cu_seqlens, block_size)
-    history = torch.repeat_interleave(counts)
-    number = torch.arange(len(history), device=k.device) - (counts.cumsum(0) - counts)[history]
-    start = cu_seqlens.long()[history, None]
-    end = start + (number[:, None] + 1) * block_size
-    rows = end + torch.arange(-window, 0, device=k.device)
-    inside = rows >= start
-    taken = k[rows.clamp(min=0)] * inside[..., None, None]
-    return taken.transpose(1, 2)
+def keys_of_blocks(k: Tensor, cu_seqlens: Tensor, block_size: int) -> Tensor:
+    """Packed keys [T, G, d] by complete block, [J, block_size, G, d]; zero where no block is."""
+    rows, _, used = block_rows(cu_seqlens, len(k), block_size)
+    return k.index_select(0, rows.flatten()).unflatten(0, rows.shape) * used[:, None, None, None]
 
 
 class MeanCompression(nn.Module):
@@ -37,8 +28,8 @@ class MeanCompression(nn.Module):
         self.block_size = self.window = block_size
 
     def forward(self, k: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """[T, G, d] and int32 [B+1] to [N, G, d]."""
-        return self.pool(block_windows(k, cu_seqlens, self.block_size, self.window))
+        """[T, G, d] and int32 [B+1] to [J, G, d]."""
+        return keys_of_blocks(k, cu_seqlens, self.block_size).mean(1)
 
     def pool(self, windows: Tensor) -> Tensor:
         """[N, G, window, d] to [N, G, d]."""
@@ -48,11 +39,15 @@ class MeanCompression(nn.Module):
 class MLPCompression(nn.Module):
     """Block key = two-layer perceptron over a window of keys, with a learned vector per place.
 
-    BlossomRec (arXiv 2512.13368): window * d -> window * d -> d with ReLU, shared by the heads.
+    BlossomRec (arXiv 2512.13368): window * d -> window * d -> d with ReLU, shared by the heads. The
+    window is a whole number of blocks and ends where the block ends; keys before the start of the
+    history count as zero.
     """
 
     def __init__(self, *, head_dim: int, block_size: int, window: int):
         super().__init__()
+        if window % block_size:
+            raise ValueError(f"window is {window}: it must be a multiple of {block_size}")
         self.block_size, self.window = block_size, window
         self.places = nn.Parameter(torch.empty(window, head_dim))
         self.inner = nn.Linear(window * head_dim, window * head_dim)
@@ -61,8 +56,25 @@ class MLPCompression(nn.Module):
         nn.init.normal_(self.places, std=0.02)
 
     def forward(self, k: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """[T, G, d] and int32 [B+1] to [N, G, d]."""
-        return self.pool(block_windows(k, cu_seqlens, self.block_size, self.window))
+        """[T, G, d] and int32 [B+1] to [J, G, d].
+
+        The first layer is a sum over the blocks of a window, so windows need not be copied out:
+        each block passes once through each part of the weights, and the results are added shifted.
+        """
+        _, number, _ = block_rows(cu_seqlens, len(k), self.block_size)
+        # [J, G, block_size * d]
+        blocks = keys_of_blocks(k, cu_seqlens, self.block_size).transpose(1, 2).flatten(2)
+        # The vectors of the places are the same for every block: they join the bias.
+        hidden = self.inner(self.places.flatten())
+        parts = self.inner.weight.split(blocks.shape[-1], dim=1)
+        for back, weight in enumerate(reversed(parts)):
+            part = linear(blocks, weight)
+            if back:
+                # The block ``back`` before, where the history has one.
+                shifted = pad(part, (0, 0, 0, 0, back, 0))[: len(part)]
+                part = shifted * (number >= back)[:, None, None]
+            hidden = hidden + part
+        return self.outer(hidden.relu())
 
     def pool(self, windows: Tensor) -> Tensor:
         """[N, G, window, d] to [N, G, d]."""

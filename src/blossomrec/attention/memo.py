@@ -17,13 +17,14 @@ def per_batch(function: Callable[..., Result]) -> Callable[..., Result]:
     """Keep the results of ``function(cu_seqlens, *others)`` as long as ``cu_seqlens`` lives.
 
     A tensor written to since is computed anew, and so is one first met in inference mode: what is
-    made there cannot take part in a backward pass.
+    made there cannot take part in a backward pass. A CUDA graph that is being captured computes all
+    anew as well: when replayed, it must read the lengths again.
     """
     known = WeakTensorKeyDictionary()
 
     @functools.wraps(function)
     def remembered(cu_seqlens: Tensor, *others: object) -> Result:
-        if cu_seqlens.is_inference():
+        if cu_seqlens.is_inference() or _capturing(cu_seqlens):
             return function(cu_seqlens, *others)
         results: dict[tuple[object, ...], Result] | None = known.get(cu_seqlens)
         if results is None:
@@ -34,3 +35,7 @@ def per_batch(function: Callable[..., Result]) -> Callable[..., Result]:
         return results[key]
 
     return remembered
+
+
+def _capturing(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

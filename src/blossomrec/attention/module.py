@@ -120,7 +120,7 @@ class BlossomAttention(nn.Module):
         cu_seqlens: Tensor,
         *,
         max_length: int | None = None,
-        need_selector_loss: bool = False,
+        lessons: Tensor | None = None,
     ) -> AttentionOutput:
         """Attend within each packed history.
 
@@ -129,7 +129,8 @@ class BlossomAttention(nn.Module):
             cu_seqlens: int32 [B+1].
             max_length: longest history, in events; not needed here, taken so that every attention
                 is called alike.
-            need_selector_loss: also compute the loss that teaches the selector.
+            lessons: int64 [C], rising: packed rows of the events from which the loss that teaches
+                the selector may draw its lessons. None: it is not computed.
         """
         q, k = self.queries_and_keys(x, cu_seqlens)
         v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
@@ -137,8 +138,8 @@ class BlossomAttention(nn.Module):
         block_keys = self.compress(k, cu_seqlens)
         out, selected = self._attend(q, k, v, block_keys, gates, cu_seqlens)
         loss = None
-        if need_selector_loss and self.paths != "short":
-            loss = self._teach(q, k, block_keys, cu_seqlens)
+        if lessons is not None and self.paths != "short":
+            loss = self._teach(q, k, block_keys, cu_seqlens, lessons)
         return AttentionOutput(self.output(out.flatten(1)), loss, selected, gates)
 
     def queries_and_keys(self, x: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,11 +173,11 @@ class BlossomAttention(nn.Module):
         )
 
     def _teach(
-        self, q: Tensor, k: Tensor, block_keys: Tensor, cu_seqlens: Tensor
+        self, q: Tensor, k: Tensor, block_keys: Tensor, cu_seqlens: Tensor, lessons: Tensor
     ) -> Tensor | None:
         """The loss that teaches the selector."""
         form = {"block_size": self.block_size, "causal": self.causal}
-        return selector_loss(q, k, block_keys, cu_seqlens, **form)
+        return selector_loss(q, k, block_keys, cu_seqlens, lessons, **form)
 
     def _rotate(self, x: Tensor, place: Tensor) -> Tensor:
         """Projections [T, heads * d] as rotated heads [T, heads, d]."""

@@ -29,6 +29,27 @@ def complete_blocks(cu_seqlens: Tensor, block_size: int) -> Tensor:
     return cu_seqlens.long().diff() // block_size
 
 
+@per_batch
+def block_rows(cu_seqlens: Tensor, total: int, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the complete blocks are, in the order of block keys.
+
+    There is room for the T // block_size blocks that ``total`` rows can hold, so that the size
+    needs no look at the lengths.
+
+    Returns:
+        Packed rows of each block, int64 [J, block_size]; its number inside its history, int64 [J];
+        whether there is such a block, bool [J], with rows that exist where there is none.
+    """
+    ends = complete_blocks(cu_seqlens, block_size).cumsum(0)
+    place = torch.arange(total // block_size, device=cu_seqlens.device)
+    history = torch.searchsorted(ends, place, right=True)
+    used = history < len(ends)
+    history = torch.where(used, history, 0)
+    number = place - torch.nn.functional.pad(ends, (1, 0))[history]
+    start = torch.where(used, cu_seqlens.long()[history] + number * block_size, 0)
+    return start[:, None] + torch.arange(block_size, device=start.device), number, used
+
+
 @dataclass(frozen=True)
 class Packing:
     """The geometry of a packed batch of T rows, B histories and N complete blocks.

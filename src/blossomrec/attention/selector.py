@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blossomrec.attention.compress import block_windows
+from blossomrec.attention.compress import keys_of_blocks
 from blossomrec.attention.memo import per_batch
 from blossomrec.attention.packing import Packing
 
@@ -33,6 +33,7 @@ def selector_loss(
     k: Tensor,
     block_keys: Tensor,
     cu_seqlens: Tensor,
+    rows: Tensor,
     *,
     block_size: int,
     causal: bool,
@@ -42,24 +43,26 @@ def selector_loss(
     Args:
         q: [T, H, d], rotary applied.
         k: [T, G, d], rotary applied; only the target is made of it.
-        block_keys: [N, G, d] keys of all complete blocks; their gradient is the way to the keys.
+        block_keys: [N or more, G, d] keys of all complete blocks; their gradient is the way to the
+            keys.
         cu_seqlens: int32 [B+1].
+        rows: int64 [C], rising: packed rows of the events from which lessons may be drawn.
 
     Returns:
-        Scalar, in nats, mean over the sampled events and key/value heads; zero, still connected to
+        Scalar, in nats, mean over the drawn events and key/value heads; zero, still connected to
         ``block_keys``, where no event has two blocks to choose from.
     """
-    lessons = Lessons.of(cu_seqlens, len(q), block_size, causal)
+    lessons = Lessons.of(cu_seqlens, len(q), rows, block_size, causal)
     if not lessons.count:
         return block_keys.sum() * 0.0
     packing = Packing.of(cu_seqlens, len(q), block_size)
-    rows = lessons.draw()
+    drawn = lessons.draw()
     total = q.new_zeros((), dtype=torch.float32)
     with torch.autocast(q.device.type, enabled=False):
-        blocks = block_windows(k.detach(), cu_seqlens, block_size, block_size)
-        queries = q.index_select(0, rows).unflatten(1, (k.shape[1], -1)).float()
+        blocks = keys_of_blocks(k.detach(), cu_seqlens, block_size)
+        queries = q.index_select(0, drawn).unflatten(1, (k.shape[1], -1)).float()
         for places, first, last in lessons.tiles():
-            eligible = _eligible(packing, rows[places], first, last, causal)[:, None]
+            eligible = _eligible(packing, drawn[places], first, last, causal)[:, None]
             mass = attention_mass(queries[places].detach(), blocks[first:last], eligible)
             mean_q = queries[places].mean(2) / math.sqrt(q.shape[-1])
             importance = torch.einsum("cgd,jgd->cgj", mean_q, block_keys[first:last].float())
@@ -75,13 +78,13 @@ def attention_mass(q: Tensor, blocks: Tensor, eligible: Tensor) -> Tensor:
 
     Args:
         q: [C, G, R, d] queries.
-        blocks: [J, G, S, d] keys of complete blocks.
+        blocks: [J, S, G, d] keys of complete blocks.
         eligible: bool [C, 1 or G, J], at least one in each row.
 
     Returns:
         [C, G, J] float32, summing to one over the eligible blocks.
     """
-    scores = torch.einsum("cgrd,jgsd->cgrjs", q.float(), blocks.float()) / math.sqrt(q.shape[-1])
+    scores = torch.einsum("cgrd,jsgd->cgrjs", q.float(), blocks.float()) / math.sqrt(q.shape[-1])
     by_block = scores.logsumexp(-1).masked_fill(~eligible[:, :, None], -math.inf)
     return by_block.softmax(-1).mean(2)
 
@@ -99,9 +102,9 @@ def _eligible(packing: Packing, rows: Tensor, first: int, last: int, causal: boo
 class Lessons:
     """Which events of a batch may be drawn as lessons.
 
-    Those with at least two eligible blocks, cut into ``count`` strips of about equal size; from
-    each strip one event is drawn. So it is known before drawing which block keys a run of lessons
-    can reach.
+    Those of the given rows with at least two eligible blocks, cut into ``count`` strips of about
+    equal size; from each strip one event is drawn. So it is known before drawing which block keys a
+    run of lessons can reach.
 
     Attributes:
         able: int64 [A], packed rows of these events.
@@ -115,9 +118,10 @@ class Lessons:
 
     @staticmethod
     @per_batch
-    def of(cu_seqlens: Tensor, total: int, block_size: int, causal: bool) -> Lessons:
+    def of(cu_seqlens: Tensor, total: int, rows: Tensor, block_size: int, causal: bool) -> Lessons:
         packing = Packing.of(cu_seqlens, total, block_size)
-        able = torch.nonzero((packing.block if causal else packing.num_blocks - 1) >= 2).flatten()
+        others = packing.block if causal else packing.num_blocks - 1
+        able = rows[others[rows] >= 2]
         count = min(LESSONS, len(able))
         edges = torch.arange(count + 1, device=able.device) * len(able) // max(count, 1)
         starts = able[edges[:-1:TILE_LESSONS]]

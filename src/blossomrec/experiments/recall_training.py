@@ -45,9 +45,9 @@ class RecallTraining:
     tokens_per_batch: int = option(16_384, "events in a batch", low=64)
     learning_rate: float = option(2e-3, "peak learning rate of AdamW", low=0)
     warmup_steps: int = option(50, "steps over which the learning rate rises", low=1)
-    first_steps: int = option(1_500, "most steps at 64 events", low=1)
-    stage_steps: int = option(400, "most steps at each further length but the last", low=1)
-    last_steps: int = option(4_000, "steps at the last length; the rate falls in the last half")
+    first_steps: int = option(3_000, "most steps at 64 events", low=1)
+    stage_steps: int = option(1_500, "most steps at each further length but the last", low=1)
+    last_steps: int = option(3_000, "steps at the last length; the rate falls in the last half")
     selector_weight: float = option(1.0, "weight of the loss that teaches the selector", low=0)
     seconds: float = option(1e9, "most seconds, a stop before the end", low=0)
     seed: int = option(0, "seed of everything random", low=0)
@@ -115,10 +115,10 @@ def train_recall(
     optimizer = torch.optim.AdamW(
         [each for each in model.parameters() if each.requires_grad], lr=training.learning_rate
     )
-    began, length, step, since, accuracy = time.monotonic(), SHORTEST, 0, 0, 0.0
+    began, length, step, since = time.monotonic(), SHORTEST, 0, 0
     running = torch.zeros((), device=device)
     model.train()
-    while since < _most_steps(training, length) and time.monotonic() - began < training.seconds:
+    while time.monotonic() - began < training.seconds:
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * _rate(training, length, step, since)
         seed = training.seed * 10_000_000 + step
@@ -130,13 +130,13 @@ def train_recall(
         optimizer.step()
         running += _NEWEST * (right - running)
         step, since = step + 1, since + 1
+        spent = since >= _most_steps(training, length)
+        if spent and length == training.length:
+            break
         # Seldom, as a GPU has to be waited for.
-        if step % 20:
-            continue
-        accuracy = float(running)
-        done = (since >= 60 and accuracy > MASTERED) or since >= _most_steps(training, length)
-        if length < training.length and done:
-            report(f"{length} events: accuracy {accuracy:.2f} after {step} steps")
+        mastered = since >= 60 and since % 20 == 0 and float(running) > MASTERED
+        if length < training.length and (spent or mastered):
+            report(f"{length} events: accuracy {float(running):.2f} after {step} steps")
             length, since = 2 * length, 0
             running.zero_()
     return measure_recall(model, training, length, device), step
@@ -161,17 +161,16 @@ def _losses(
 ) -> tuple[Tensor, Tensor]:
     """What is minimised, and the share of right answers."""
     batch = task.batch()
-    rows = torch.from_numpy(task.rows)
-    targets = batch.targets[rows].to(device)
-    batch = batch.to(device)
+    targets = batch.targets[task.rows].to(device)
+    batch, rows = batch.to(device), torch.from_numpy(task.rows).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         encoded = model.encode(
             batch.items,
             batch.cu_seqlens,
             batch.max_length,
-            need_selector_loss=selector_weight > 0,
+            lessons=rows if selector_weight > 0 else None,
         )
-    logits = encoded.hidden[rows.to(device)].float() @ model.output_weight().T
+    logits = encoded.hidden[rows].float() @ model.output_weight().T
     loss = nn.functional.cross_entropy(logits, targets)
     right = (logits.detach().argmax(-1) == targets).float().mean()
     if encoded.selector_loss is not None:

@@ -27,10 +27,10 @@ from blossomrec.models.transformer import TransformerLayer, blossom_options
 class DetachedLesson(BlossomAttention):
     """The selector's loss teaches the compression alone; queries and keys do not feel it."""
 
-    def _teach(self, q, k, block_keys, cu_seqlens) -> Tensor | None:
+    def _teach(self, q, k, block_keys, cu_seqlens, lessons) -> Tensor | None:
         form = {"block_size": self.block_size, "causal": self.causal}
         block_keys = self.compress(k.detach(), cu_seqlens)
-        return selector_loss(q.detach(), k, block_keys, cu_seqlens, **form)
+        return selector_loss(q.detach(), k, block_keys, cu_seqlens, lessons, **form)
 
 
 class StraightThrough(BlossomAttention):
@@ -57,7 +57,7 @@ class StraightThrough(BlossomAttention):
         long = torch.einsum("bgrls,bsgd->blgrd", weights, values).reshape(q.shape)
         return out + (gates[..., :1] * (long - long.detach())).to(out.dtype), selected
 
-    def _teach(self, q, k, block_keys, cu_seqlens) -> Tensor | None:
+    def _teach(self, q, k, block_keys, cu_seqlens, lessons) -> Tensor | None:
         return None
 
 
@@ -81,8 +81,9 @@ class CompressedBranch(BlossomAttention):
         out, selected = super()._attend(q, k, v, block_keys, gates, cu_seqlens)
         count, groups = len(cu_seqlens) - 1, k.shape[1]
         heads = q.float().view(count, -1, groups, q.shape[1] // groups, q.shape[-1])
-        keys = block_keys.float().view(count, -1, *k.shape[1:])
-        values = self.compress_values(v, cu_seqlens).float().view_as(keys)
+        keys = _by_history(block_keys, count, heads.shape[1] // self.block_size)
+        values = self.compress_values(v, cu_seqlens)
+        values = _by_history(values, count, keys.shape[1])
         scores = torch.einsum("blgrd,bjgd->bgrlj", heads, keys) / math.sqrt(q.shape[-1])
         earlier = _earlier_blocks(heads.shape[1], keys.shape[1], self.block_size, q.device)
         weights = scores.masked_fill(~earlier, -math.inf).softmax(-1).nan_to_num(0.0)
@@ -90,7 +91,7 @@ class CompressedBranch(BlossomAttention):
         gate = self.branch_gate(self._x).sigmoid()[..., None]
         return out + (gate * branch).to(out.dtype), selected
 
-    def _teach(self, q, k, block_keys, cu_seqlens) -> Tensor | None:
+    def _teach(self, q, k, block_keys, cu_seqlens, lessons) -> Tensor | None:
         return None
 
 
@@ -100,11 +101,16 @@ def _earlier_blocks(length: int, blocks: int, block_size: int, device: torch.dev
     return torch.arange(blocks, device=device) < own[:, None]
 
 
+def _by_history(block_keys: Tensor, count: int, blocks: int) -> Tensor:
+    """Rows of the complete blocks, [J, G, d], as float32 [B, blocks, G, d]."""
+    return block_keys[: count * blocks].float().unflatten(0, (count, blocks))
+
+
 def _importance(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, block_size: int) -> Tensor:
     """Importance of each block for each event, -inf where not eligible, float32 [B, G, L, J]."""
     count, groups = len(cu_seqlens) - 1, block_keys.shape[1]
     mean_q = q.float().view(count, -1, groups, q.shape[1] // groups, q.shape[-1]).mean(3)
-    keys = block_keys.float().view(count, -1, *block_keys.shape[1:])
+    keys = _by_history(block_keys, count, mean_q.shape[1] // block_size)
     scores = torch.einsum("blgd,bjgd->bglj", mean_q, keys) / math.sqrt(q.shape[-1])
     earlier = _earlier_blocks(mean_q.shape[1], keys.shape[1], block_size, q.device)
     return scores.masked_fill(~earlier, -math.inf)

@@ -66,7 +66,7 @@ class FullAttention(nn.Module):
         cu_seqlens: Tensor,
         *,
         max_length: int,
-        need_selector_loss: bool = False,
+        lessons: Tensor | None = None,
     ) -> AttentionOutput:
         """Attend within each history.
 
@@ -74,7 +74,7 @@ class FullAttention(nn.Module):
             x: [T, D], the events of all histories one after another.
             cu_seqlens: int32 [B+1], where each history starts.
             max_length: length of the longest history.
-            need_selector_loss: accepted as by Blossom attention; there is no selector here.
+            lessons: accepted as by Blossom attention; there is no selector here.
 
         Returns:
             Its ``hidden`` is [T, D]; the rest is None.

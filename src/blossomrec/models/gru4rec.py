@@ -36,7 +36,7 @@ class GRU4Rec(SequenceModel):
         cu_seqlens: Tensor,
         max_length: int,
         *,
-        need_selector_loss: bool = False,
+        lessons: Tensor | None = None,
         keep_layers: bool = False,
     ) -> Encoded:
         # Rectangles rather than PyTorch's packed sequences, whose backward pass on a CPU touches

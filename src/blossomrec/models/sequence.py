@@ -68,7 +68,7 @@ class SequenceModel(nn.Module):
         cu_seqlens: Tensor,
         max_length: int,
         *,
-        need_selector_loss: bool = False,
+        lessons: Tensor | None = None,
         keep_layers: bool = False,
     ) -> Encoded:
         """Run the model over packed histories.
@@ -77,7 +77,8 @@ class SequenceModel(nn.Module):
             items: int64 [T], item rows, the events of all histories one after another.
             cu_seqlens: int32 [B+1], where each history starts.
             max_length: length of the longest history.
-            need_selector_loss: also compute the loss that teaches the attention's selector.
+            lessons: int64 [C], rising: packed rows from which the loss that teaches the attention's
+                selector may draw its lessons. None: it is not computed.
             keep_layers: also return what each layer's attention gave.
         """
         raise NotImplementedError

@@ -64,14 +64,14 @@ class TransformerLayer(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(
-        self, x: Tensor, cu_seqlens: Tensor, max_length: int, need_selector_loss: bool
+        self, x: Tensor, cu_seqlens: Tensor, max_length: int, lessons: Tensor | None
     ) -> tuple[Tensor, AttentionOutput]:
         """[T, D] to [T, D], with what the attention gave."""
         attended = self.attention(
             self._attention_input(x),
             cu_seqlens,
             max_length=max_length,
-            need_selector_loss=need_selector_loss,
+            lessons=lessons,
         )
         return self._after_attention(x, attended.hidden), attended
 
@@ -123,13 +123,13 @@ class TransformerModel(SequenceModel):
         cu_seqlens: Tensor,
         max_length: int,
         *,
-        need_selector_loss: bool = False,
+        lessons: Tensor | None = None,
         keep_layers: bool = False,
     ) -> Encoded:
         x = self.embed(items)
         losses, kept = [], []
         for layer in self.layers:
-            x, attended = layer(x, cu_seqlens, max_length, need_selector_loss)
+            x, attended = layer(x, cu_seqlens, max_length, lessons)
             if attended.selector_loss is not None:
                 losses.append(attended.selector_loss)
             if keep_layers:

@@ -43,7 +43,12 @@ class Objective(nn.Module):
     ) -> Losses:
         """Losses of a packed batch; ``positions`` are the events with a target, None for all."""
         taught = self.selector_weight > 0
-        encoded = self.model.encode(items, cu_seqlens, max_length, need_selector_loss=taught)
+        # Where nothing is predicted from, it does not matter what is selected.
+        predicting = (
+            torch.arange(len(items), device=items.device) if positions is None else positions
+        )
+        lessons = predicting if taught else None
+        encoded = self.model.encode(items, cu_seqlens, max_length, lessons=lessons)
         hidden = encoded.hidden
         if positions is not None:
             hidden, targets = hidden.index_select(0, positions), targets.index_select(0, positions)

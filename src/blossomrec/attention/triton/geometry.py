@@ -1,0 +1,138 @@
+"""What the kernels must know of a packed batch and of the pattern, made without a look at lengths.
+
+Sizes of all tensors here follow from the number of rows and of histories alone, so nothing waits
+for the device and a captured CUDA graph stays valid for other lengths of the same total.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blossomrec.attention.memo import per_batch
+
+
+@per_batch
+def tile_table(cu_seqlens: Tensor, total: int, tile: int, block_size: int) -> Tensor:
+    """The tiles of ``tile`` rows that the histories are cut into, int32 [tiles, 5].
+
+    Fields: first packed row and length of the history, number of the tile inside it, number of the
+    history, row of its first block key. There is room for as many tiles as ``total`` rows can need;
+    the tiles in excess belong to a history without events.
+    """
+    lengths = cu_seqlens.diff()
+    ends = ((lengths + tile - 1) // tile).cumsum(0)
+    blocks = (lengths // block_size).cumsum(0)
+    number = torch.arange(total // tile + len(lengths), device=cu_seqlens.device)
+    history = torch.searchsorted(ends, number, right=True)
+    used = history < len(lengths)
+    history = torch.where(used, history, 0)
+    first = torch.cat((ends.new_zeros(1), ends))[history]
+    fields = (
+        cu_seqlens[history],
+        torch.where(used, lengths[history], 0),
+        number - first,
+        history,
+        torch.cat((blocks.new_zeros(1), blocks))[history],
+    )
+    return torch.stack([field.to(torch.int32) for field in fields], dim=1)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The two paths as constants of the kernels.
+
+    Attributes:
+        near: neighbouring blocks, on one side, that hold every visible distance up to
+            ``near * block_size``.
+        first_far, far: exponent of the first power of two beyond, and how many of them the longest
+            possible history has.
+        sink_blocks: blocks that can hold sinks.
+    """
+
+    block_size: int
+    window: int
+    sinks: int
+    causal: bool
+    near: int
+    first_far: int
+    far: int
+    sink_blocks: int
+
+    @staticmethod
+    def of(block_size: int, window: int, sinks: int, causal: bool, total: int) -> Pattern:
+        near = max(1, -(-(window - 1) // block_size))
+        first_far = (near * block_size).bit_length()
+        # The last sinks of a history need not begin where a block does.
+        sink_blocks = -(-sinks // block_size) + (sinks > 0 and not causal)
+        return Pattern(
+            block_size=block_size,
+            window=window,
+            sinks=sinks,
+            causal=causal,
+            near=near,
+            first_far=first_far,
+            far=max(0, (total - 1).bit_length() - first_far),
+            sink_blocks=sink_blocks,
+        )
+
+    def query_constants(self, keys: int) -> dict[str, int | bool]:
+        """Constants of the kernels of the queries, which take ``keys`` far keys at a step."""
+        sides = 1 if self.causal else 2
+        return {
+            "KEYS": keys,
+            "S": self.block_size,
+            "WINDOW": self.window,
+            "SINKS": self.sinks,
+            "CAUSAL": self.causal,
+            "NEAR": self.near,
+            "NEAR_STEPS": sides * self.near + 1 + self.sink_blocks,
+            "FIRST_FAR": self.first_far,
+            "FAR_STEPS": -(-self.far // keys),
+        }
+
+    def key_constants(self) -> dict[str, int | bool]:
+        """Constants of the kernel of the keys."""
+        return {
+            "S": self.block_size,
+            "WINDOW": self.window,
+            "CAUSAL": self.causal,
+            "NEAR": self.near,
+            "FIRST_FAR": self.first_far,
+            "SINK_BLOCKS": self.sink_blocks,
+        }
+
+
+@dataclass(frozen=True)
+class InverseLists:
+    """Which queries selected each block: the selection seen from the side of the keys.
+
+    There is a list for each tile of one block and each key/value head, numbered ``tile * G +
+    group``. Its first ``chunk`` entries are the work of the block's own program; the rest, if any,
+    is cut into chunks that have a program each, for some blocks are chosen by nearly everyone.
+
+    Attributes:
+        order: int64 [T * G * n], places in the flattened selection, list after list, each rising.
+        starts: int32 [lists + 1], where in ``order`` each list starts and the last one ends.
+        chunk_starts: int32 [lists + 1], likewise for the chunks beyond the first.
+        owners: int32 [chunks], the list of each such chunk, ``lists`` where there is none.
+    """
+
+    order: Tensor
+    starts: Tensor
+    chunk_starts: Tensor
+    owners: Tensor
+
+    @staticmethod
+    def of(lists: Tensor, count: int, chunk: int) -> InverseLists:
+        """``lists``: int32 [T, G, n], the list of each choice, ``count`` where there is none."""
+        numbers, order = lists.flatten().sort(stable=True)
+        bounds = torch.arange(count + 1, device=lists.device, dtype=torch.int32)
+        starts = torch.searchsorted(numbers, bounds, out_int32=True)
+        beyond = ((starts.diff() - 1) // chunk).clamp(min=0)
+        chunk_starts = torch.nn.functional.pad(beyond.cumsum(0, dtype=torch.int32), (1, 0))
+        places = torch.arange(len(numbers) // chunk, device=lists.device, dtype=torch.int32)
+        owners = torch.searchsorted(chunk_starts[1:], places, right=True, out_int32=True)
+        return InverseLists(order, starts, chunk_starts, owners)

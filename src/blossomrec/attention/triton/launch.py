@@ -1,0 +1,84 @@
+"""How the kernels are cut and launched for each head size, as measured on an H200."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+HEAD_SIZES = (16, 32, 64, 128)
+HEADS_PER_GROUP = (1, 2, 4, 8, 16)
+BLOCK_SIZES = (16, 32)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Warps of a program, stages of its loops, and the most registers a thread may take."""
+
+    warps: int
+    stages: int
+    registers: int | None = None
+
+    def options(self) -> dict[str, int | None]:
+        return {
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "maxnreg": self.registers,
+        }
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the kernels are cut and launched.
+
+    Attributes:
+        keys: keys of one event that a step of the kernels of the queries takes.
+        chunk: queries of an inverse list that one program takes.
+        tile: queries and block keys of a tile of scores.
+        scores: input precision of the scores: "ieee", or "tf32x3", three products of tensor cores
+            that lose no more than float32 does.
+        forward, backward_queries, backward_keys, selection: of each kernel.
+    """
+
+    keys: int
+    chunk: int
+    tile: tuple[int, int]
+    scores: str
+    forward: Shape
+    backward_queries: Shape
+    backward_keys: Shape
+    selection: Shape
+
+
+def launch_for(size: int, per_group: int, dtype: torch.dtype) -> Launch:
+    """The configuration for head size ``size`` and ``per_group`` query heads a key/value head."""
+    stages = 1 if size > 32 or dtype == torch.float32 else 2
+    return Launch(
+        # A group of 16 rows has columns for the keys of its 16 / R events: each brings few where
+        # they are many, or registers spill.
+        keys=min(16, 2 * per_group),
+        chunk=256,
+        tile=(64, 64),
+        scores="tf32x3",
+        # A group of rows is the work of one warp.
+        forward=Shape(per_group, 2),
+        backward_queries=Shape(per_group, stages),
+        backward_keys=Shape(per_group, stages),
+        selection=Shape(4, 2),
+    )
+
+
+def unsupported(q: Tensor, k: Tensor, block_size: int) -> str:
+    """What the kernels do not take, as a sentence; empty where all is well."""
+    size, per_group = q.shape[-1], q.shape[1] // k.shape[1]
+    for name, value, choices in (
+        ("the head size", size, HEAD_SIZES),
+        ("the number of query heads a key/value head", per_group, HEADS_PER_GROUP),
+        ("block_size", block_size, BLOCK_SIZES),
+        ("the type", q.dtype, DTYPES),
+    ):
+        if value not in choices:
+            return f"{name} is {value}, the kernels take {', '.join(map(str, choices))}"
+    return ""

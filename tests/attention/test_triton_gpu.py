@@ -1,0 +1,115 @@
+"""The Triton kernels where they are at home: bfloat16, long histories, graphs, compilation."""
+
+import pytest
+import torch
+from inputs import AWKWARD, random_inputs, relative_error
+
+from blossomrec.attention import blossom_attention
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
+RAGGED = [*AWKWARD, 0, 2, 3_000]
+FORM = dict(impl="triton", causal=True)
+
+
+def outputs_and_gradients(inputs, **form):
+    leaves = inputs.differentiable()
+    out, _ = blossom_attention(*inputs.all(), **form)
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    return [out.detach(), *torch.autograd.grad(out, leaves, direction)]
+
+
+def on_gpu(lengths, dtype=torch.bfloat16, **sizes):
+    return random_inputs(lengths, **sizes).to("cuda", dtype)
+
+
+@pytest.mark.parametrize("heads, groups, size", [(8, 2, 16), (4, 2, 64), (2, 2, 32), (8, 1, 16)])
+@pytest.mark.parametrize("causal, sinks", [(True, 0), (True, 20), (False, 3)])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_parity(dtype, causal, sinks, heads, groups, size):
+    inputs = on_gpu(RAGGED, dtype, heads=heads, groups=groups, size=size)
+    form = dict(causal=causal, sinks=sinks)
+    exact = inputs.to(dtype=torch.float64)
+    _, selected = blossom_attention(*exact.all(), impl="reference", **form)
+    expected = outputs_and_gradients(exact, impl="reference", selected=selected, **form)
+    values = outputs_and_gradients(inputs, impl="triton", selected=selected, **form)
+    for name, value, other in zip(("out", "q", "k", "v", "gates"), values, expected, strict=True):
+        assert relative_error(value, other) < TOLERANCE[dtype], name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_long_history_beside_thousands_of_short_ones(dtype):
+    inputs = on_gpu([3] * 2_000 + [65_536, 17] + [3] * 1_000, dtype, heads=8, size=16)
+    exact = inputs.to(dtype=torch.float32)
+    _, selected = blossom_attention(*exact.all(), impl="torch")
+    expected = outputs_and_gradients(exact, impl="torch", selected=selected)
+    values = outputs_and_gradients(inputs, selected=selected, **FORM)
+    for value, other in zip(values, expected, strict=True):
+        assert relative_error(value, other) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_the_choice_is_the_best_by_score_margin(dtype, size):
+    length = 4_000
+    inputs = on_gpu([length], dtype, size=size)
+    _, selected = blossom_attention(*inputs.all(), **FORM)
+    mean_q = inputs.q.double().view(length, 2, 2, size).mean(2)
+    scores = torch.einsum("tgd,jgd->tgj", mean_q, inputs.block_keys.double()) / size**0.5
+    own = torch.arange(length, device="cuda")[:, None] // 16
+    later = torch.arange(length // 16, device="cuda") >= own
+    scores = scores.masked_fill(later[:, None], -torch.inf)[80:]
+    chosen = selected[80:].long()
+    kept = scores.gather(-1, chosen).min(-1).values
+    left = scores.scatter(-1, chosen, -torch.inf).max(-1).values
+    assert (kept >= left - 1e-5).all()
+
+
+def test_the_same_bits_twice():
+    inputs = on_gpu([5_000, 3, 700], heads=8, size=16)
+    hub = torch.full((len(inputs.q), 2, 4), -1, dtype=torch.int32, device="cuda")
+    hub[32:5_000, :, 0] = 1
+    for selected in (None, hub):
+        first, second = (
+            outputs_and_gradients(inputs, selected=selected, sinks=4, **FORM) for _ in range(2)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_graph_is_replayed_for_other_lengths():
+    inputs = on_gpu([4_000, 96], heads=8, size=16)
+    inputs.block_keys = torch.randn(256, 2, 16, device="cuda", dtype=torch.bfloat16)
+    leaves = inputs.differentiable()
+
+    def step():
+        out, selected = blossom_attention(*inputs.all(), **FORM)
+        return [out, selected, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for lengths in ([4_000, 96], [1, 4_095], [2_048, 2_048]):
+        inputs.cu_seqlens.copy_(torch.tensor([0, *lengths]).cumsum(0))
+        graph.replay()
+        replayed = [x.clone() for x in captured]
+        assert all(torch.equal(a, b) for a, b in zip(step(), replayed, strict=True))
+
+
+def test_compiled_as_one_graph():
+    inputs = on_gpu([100, 333, 3], heads=8, size=16)
+    leaves = inputs.differentiable()
+
+    def loss():
+        out, _ = blossom_attention(*inputs.all(), **FORM)
+        return out.float().sin().sum()
+
+    expected = torch.autograd.grad(loss(), leaves)
+    values = torch.autograd.grad(torch.compile(loss, fullgraph=True)(), leaves)
+    assert all(relative_error(a, b) < 1e-2 for a, b in zip(values, expected, strict=True))

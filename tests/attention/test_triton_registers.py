@@ -1,0 +1,122 @@
+"""The kernels compiled for an H100 or H200 without one: registers must not spill to memory.
+
+A process of its own compiles, as the other tests have the kernels interpreted.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ARGUMENTS = {
+    "*fp32": ("normalisers", "shifts", "sums", "chunk_sums", "sink_sums"),
+    "*i32": ("selected", "table", "lists", "starts", "chunk_starts", "owners"),
+    "*i64": ("order",),
+    "fp32": ("scale",),
+    "*bf16": ("q", "k", "v", "gates", "out", "grad", "grad_q", "grad_k", "grad_v", "grad_gates"),
+}
+TYPES = {name: kind for kind, names in ARGUMENTS.items() for name in names}
+TYPES["block_keys"] = "*bf16"
+# Bytes of a thread: an address or two kept aside. A tile that does not fit takes thousands.
+SPILL_LIMIT = 32
+# (heads, key/value heads, head size)
+LAYOUTS = [(8, 2, 16), (4, 2, 64)]
+
+
+def arguments(kernel, constants):
+    """Signature, and which arguments are known to be multiples of 16, as when launched."""
+    signature, attributes = {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        signature[name] = "constexpr" if name in constants else TYPES.get(name, "i32")
+        is_stride = name.endswith(("_event", "_head", "_stride"))
+        if signature[name].startswith("*") or is_stride:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    return signature, attributes
+
+
+def compile_kernel(kernel, constants, shape, folder):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
+    from triton.compiler import ASTSource
+
+    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+    signature, attributes = arguments(kernel, constants)
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    options = {name: value for name, value in shape.options().items() if value is not None}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    name = kernel.fn.__name__
+    assembly = Path(folder, f"{name}.ptx")
+    assembly.write_text(compiled.asm["ptx"])
+    command = [
+        get_ptxas(90).path,
+        "-v",
+        "--gpu-name=sm_90a",
+        assembly,
+        "-o",
+        assembly.with_suffix(".cubin"),
+    ]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = re.search(r"Used (\d+) registers", report)
+    spills = re.search(r"(\d+) bytes spill stores", report)
+    return name, {"registers": int(registers[1]), "spilled_bytes": int(spills[1])}
+
+
+def compile_all(heads, groups, size, folder):
+    import torch
+    import triton
+
+    from blossomrec.attention.triton import (
+        backward_keys,
+        backward_queries,
+        forward,
+        partial_sums,
+        selection,
+    )
+    from blossomrec.attention.triton.geometry import Pattern
+    from blossomrec.attention.triton.launch import launch_for
+
+    launch = launch_for(size, heads // groups, torch.bfloat16)
+    plain, sinks = (Pattern.of(16, 8, sinks, True, 131_072) for sinks in (0, 4))
+    constants = {
+        **{"G": groups, "R": heads // groups, "D": size, "N": 4, "PRECISION": "tf32"},
+        **plain.query_constants(launch.keys),
+        **plain.key_constants(),
+        "CHUNK": launch.chunk,
+    }
+    with_sinks = constants | {"SINKS": 4, "SINK_BLOCKS": sinks.sink_blocks}
+    scores = {
+        **{"PLACES": triton.next_power_of_2(4), "PRECISION": launch.scores},
+        **dict(zip(("QUERIES", "BLOCKS"), launch.tile, strict=True)),
+    }
+    kernels = [
+        (forward.forward_kernel, constants, launch.forward),
+        (backward_queries.backward_queries_kernel, constants, launch.backward_queries),
+        (backward_keys.backward_keys_kernel, constants, launch.backward_keys),
+        (partial_sums.list_sums_kernel, constants, launch.backward_keys),
+        (partial_sums.sink_sums_kernel, with_sinks, launch.backward_keys),
+        (selection.selection_kernel, constants | scores, launch.selection),
+    ]
+    return dict(compile_kernel(*kernel, folder) for kernel in kernels)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_no_register_spills(layout, tmp_path):
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, __file__, *map(str, layout), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) == 6
+    assert {name: use for name, use in found.items() if use["spilled_bytes"] > SPILL_LIMIT} == {}
+
+
+if __name__ == "__main__":
+    *sizes, folder = sys.argv[1:]
+    print(json.dumps(compile_all(*map(int, sizes), folder)))

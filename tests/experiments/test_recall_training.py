@@ -1,0 +1,107 @@
+"""Candidates for the selector: each runs, learns what it should, and does so again."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from blossomrec.attention import BlossomAttention
+from blossomrec.config import ModelConfig
+from blossomrec.errors import ConfigError
+from blossomrec.experiments.recall_training import (
+    RecallTraining,
+    as_numbers,
+    measure_recall,
+    train_recall,
+)
+from blossomrec.experiments.selector_candidates import CANDIDATES, build_candidate
+from blossomrec.models.transformer import TransformerLayer
+
+CPU = torch.device("cpu")
+MODEL = ModelConfig(hidden_size=32, heads=4, kv_heads=2, inner_size=32, norm="pre", dropout=0.0)
+TINY = RecallTraining(
+    length=128,
+    items=64,
+    cue_items=16,
+    tokens_per_batch=512,
+    first_steps=3,
+    stage_steps=3,
+    last_steps=3,
+)
+
+
+def candidate(name: str, **options):
+    torch.manual_seed(0)
+    return build_candidate(name, dataclasses.replace(MODEL, **options), 64)
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_every_candidate_trains_and_is_measured(name):
+    model = candidate(name)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    measures, steps = train_recall(model, TINY, device=CPU)
+    assert (measures.length, steps) == (128, 6)
+    assert 0 <= measures.accuracy <= 1
+    assert (measures.recall_any is None) == (name == "full")
+    assert as_numbers(measures)["accuracy"] == pytest.approx(measures.accuracy, abs=1e-4)
+    for key, parameter in model.named_parameters():
+        still = name == "mlp-frozen" and ".compress." in key
+        assert torch.equal(parameter, before[key]) == still, key
+
+
+def test_training_is_repeatable():
+    first, second = (train_recall(candidate("mlp"), TINY, device=CPU)[0] for _ in range(2))
+    assert first == second
+
+
+def test_training_stops_when_its_time_is_up():
+    measures, steps = train_recall(
+        candidate("mlp"), dataclasses.replace(TINY, seconds=0.0), device=CPU
+    )
+    assert (measures.length, steps) == (64, 0)
+
+
+def test_the_control_form_has_nothing_far_away():
+    measures = measure_recall(candidate("mlp"), dataclasses.replace(TINY, control=True), 128, CPU)
+    assert measures.recall_any is None or measures.recall_any > 0.5
+
+
+def attention_of(model) -> BlossomAttention:
+    return next(each.attention for each in model.modules() if isinstance(each, TransformerLayer))
+
+
+def test_straight_through_changes_gradients_only():
+    shipped, gated = attention_of(candidate("mlp")), attention_of(candidate("mlp-gated"))
+    gated.load_state_dict(shipped.state_dict())
+    cu_seqlens = torch.arange(0, 401, 200, dtype=torch.int32)
+    x = torch.randn(400, 32)
+    expected, given = (each(x, cu_seqlens, lessons=torch.arange(400)) for each in (shipped, gated))
+    torch.testing.assert_close(given.hidden, expected.hidden)
+    assert given.selector_loss is None
+    given.hidden.square().sum().backward()
+    assert all(each.grad.norm() > 0 for each in gated.compress.parameters())
+
+
+def test_the_compressed_branch_sees_earlier_blocks_only():
+    branch = attention_of(candidate("mlp-branch"))
+    cu_seqlens = torch.tensor([0, 200], dtype=torch.int32)
+    x = torch.randn(200, 32)
+    before = branch(x, cu_seqlens).hidden
+    x[150:] += 1.0
+    after = branch(x, cu_seqlens).hidden
+    torch.testing.assert_close(after[:150], before[:150])
+    assert (after[150:] - before[150:]).abs().min() > 0
+
+
+def test_a_detached_lesson_leaves_queries_and_keys():
+    detached = attention_of(candidate("mlp-detached"))
+    cu_seqlens = torch.tensor([0, 200], dtype=torch.int32)
+    given = detached(torch.randn(200, 32), cu_seqlens, lessons=torch.arange(200))
+    given.selector_loss.backward()
+    reached = {name.split(".")[0] for name, p in detached.named_parameters() if p.grad is not None}
+    assert reached == {"compress"}
+
+
+def test_an_unknown_candidate_is_named():
+    with pytest.raises(ConfigError, match="candidate 'max' is not known: choose from full"):
+        candidate("max")
