@@ -61,7 +61,7 @@ def recall_line(number: int, name: str, model: dict[str, Any], training: RecallT
     def report(line: str) -> None:
         print(f"{name} {model} seed {training.seed}: {line}", flush=True)
 
-    measures, steps = train_recall(built, training, device=device, report=report)
+    measures, steps, finished = train_recall(built, training, device=device, report=report)
     layer = max_recall_layer(measures)
     return {
         "task": "recall-control" if training.control else "recall",
@@ -77,7 +77,7 @@ def recall_line(number: int, name: str, model: dict[str, Any], training: RecallT
         **shares(measures, layer),
         "metrics": as_numbers(measures),
         "steps": steps,
-        "finished": measures.length == training.length,
+        "finished": finished,
         "seconds": round(time.monotonic() - began, 1),
         **provenance(device),
     }
@@ -109,7 +109,7 @@ def log_line(
 
     config = RunConfig(
         ModelConfig(max_len=MAX_LEN, kv_heads=2, attention=attention, **model),
-        TrainingConfig(tokens_per_batch=16_384, **training),
+        TrainingConfig(tokens_per_batch=8_192, **training),
     )
     log = EventLog.open(logs / dataset)
     run = runs / f"{dataset}-{attention}-{config.training.seed}"
@@ -119,7 +119,7 @@ def log_line(
     result = train(built, log, make_split(log, config.evaluation), config, run, progress=False)
     seconds = time.monotonic() - began
     evaluation = evaluate_run(run, log)
-    save_evaluation(evaluation, runs / f"{run.name}.npz")
+    save_evaluation(evaluation, runs / f"{run.name}.json")
     names = ("hr@10", "ndcg@10", "mrr@10")
     metrics = {name: round(evaluation.metrics[name], 6) for name in names}
     metrics["ndcg@10_interval"] = [round(each, 6) for each in evaluation.intervals["ndcg@10"]]
@@ -166,7 +166,7 @@ def difference_line(dataset: str, seed: int, runs: Path) -> dict:
     from blossomrec.evaluation.storage import load_evaluation
 
     blossom, full = (
-        load_evaluation(runs / f"{dataset}-{name}-{seed}.npz") for name in ("blossom", "full")
+        load_evaluation(runs / f"{dataset}-{name}-{seed}.json") for name in ("blossom", "full")
     )
     tests = compare(blossom, full)
     metrics = {

@@ -39,8 +39,8 @@ def candidate(name: str, **options):
 def test_every_candidate_trains_and_is_measured(name):
     model = candidate(name)
     before = {key: value.clone() for key, value in model.named_parameters()}
-    measures, steps = train_recall(model, TINY, device=CPU)
-    assert (measures.length, steps) == (128, 6)
+    measures, steps, finished = train_recall(model, TINY, device=CPU)
+    assert (measures.length, steps, finished) == (128, 6, True)
     assert 0 <= measures.accuracy <= 1
     assert (measures.recall_any is None) == (name == "full")
     assert as_numbers(measures)["accuracy"] == pytest.approx(measures.accuracy, abs=1e-4)
@@ -55,10 +55,10 @@ def test_training_is_repeatable():
 
 
 def test_training_stops_when_its_time_is_up():
-    measures, steps = train_recall(
+    measures, steps, finished = train_recall(
         candidate("mlp"), dataclasses.replace(TINY, seconds=0.0), device=CPU
     )
-    assert (measures.length, steps) == (64, 0)
+    assert (measures.length, steps, finished) == (64, 0, False)
 
 
 def test_the_control_form_has_nothing_far_away():

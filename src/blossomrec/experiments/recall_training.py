@@ -84,7 +84,7 @@ class RecallMeasures:
     """What a model does on unseen histories of one length.
 
     Attributes:
-        length: of these histories.
+        length: of these histories, the longest that training has come to.
         accuracy: share of the queries whose answer gets the highest score of the catalogue.
         recall_any: share of the queries whose planted block some head of some layer selects.
         recall: of each layer, share of the planted blocks that are selected, mean over heads.
@@ -104,8 +104,8 @@ def train_recall(
     *,
     device: torch.device,
     report: Callable[[str], None] = lambda line: None,
-) -> tuple[RecallMeasures, int]:
-    """Train a model in place; its measures at the length it has come to, and the steps it took.
+) -> tuple[RecallMeasures, int, bool]:
+    """Train a model in place; its measures, the steps it took, whether time sufficed for all.
 
     Args:
         model: on ``device``, in whatever precision autocast gives there: bfloat16 on a GPU.
@@ -117,8 +117,9 @@ def train_recall(
     )
     began, length, step, since = time.monotonic(), SHORTEST, 0, 0
     running = torch.zeros((), device=device)
+    finished = False
     model.train()
-    while time.monotonic() - began < training.seconds:
+    while not finished and time.monotonic() - began < training.seconds:
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * _rate(training, length, step, since)
         seed = training.seed * 10_000_000 + step
@@ -131,15 +132,14 @@ def train_recall(
         running += _NEWEST * (right - running)
         step, since = step + 1, since + 1
         spent = since >= _most_steps(training, length)
-        if spent and length == training.length:
-            break
+        finished = spent and length == training.length
         # Seldom, as a GPU has to be waited for.
         mastered = since >= 60 and since % 20 == 0 and float(running) > MASTERED
         if length < training.length and (spent or mastered):
             report(f"{length} events: accuracy {float(running):.2f} after {step} steps")
             length, since = 2 * length, 0
             running.zero_()
-    return measure_recall(model, training, length, device), step
+    return measure_recall(model, training, length, device), step, finished
 
 
 def _most_steps(training: RecallTraining, length: int) -> int:
