@@ -2,12 +2,13 @@
 
     python benchmarks/selector.py recall --out results/selector.jsonl --candidates mlp full short
     python benchmarks/selector.py logs /data/logs --out results/selector.jsonl --datasets ml-1m
+    python benchmarks/selector.py cost --out results/selector.jsonl
 
 ``recall`` trains each candidate of ``experiments/selector_candidates.py`` with each seed on the
 task of ``data/recall.py``. ``logs`` trains SASRec with dense and with Blossom attention, alike in
 all else, with histories of up to 1,024 events, compares the two, and measures what the selected
 blocks cover of the attention of users with a choice. Several trainings share a device, and devices
-are taken in turn.
+are taken in turn. ``cost`` times a training step and an encoding of each candidate in turn.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
+import statistics
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -178,6 +180,58 @@ def difference_line(dataset: str, seed: int, runs: Path) -> dict:
     return {"task": dataset, "candidate": "mlp - full", "seed": seed, "metrics": metrics}
 
 
+def cost_lines(names: list[str], rounds: int = 7) -> list[dict]:
+    """Median time of a training step and of encoding, the candidates taking turns."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    length, tokens = (4_096, 131_072) if device.type == "cuda" else (1_024, 8_192)
+    items = torch.randint(0, 10_000, (tokens,), device=device)
+    cu_seqlens = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
+    config = ModelConfig(max_len=length)
+    models = {name: build_candidate(name, config, 10_000).to(device) for name in names}
+
+    def encode(name: str, training: bool) -> float:
+        lessons = torch.arange(tokens, device=device) if training else None
+        if not CANDIDATES[name].taught:
+            lessons = None
+        began = time.perf_counter()
+        with (
+            torch.set_grad_enabled(training),
+            torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
+        ):
+            given = models[name].train(training).encode(items, cu_seqlens, length, lessons=lessons)
+        if training:
+            loss = given.hidden.float().square().mean()
+            (loss if given.selector_loss is None else loss + given.selector_loss).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - began)
+
+    times: dict[tuple[str, bool], list[float]] = {}
+    for turn in range(rounds + 2):
+        for name in names:
+            for training in (True, False):
+                taken = encode(name, training)
+                if turn >= 2:
+                    times.setdefault((name, training), []).append(taken)
+    return [
+        {
+            "task": "cost",
+            "candidate": name,
+            "seed": 0,
+            "n": config.top_n,
+            "block_size": config.block_size,
+            "layers": config.layers,
+            "length": length,
+            "metrics": {
+                "training_ms": round(statistics.median(times[name, True]), 2),
+                "encoding_ms": round(statistics.median(times[name, False]), 2),
+            },
+            **provenance(device),
+        }
+        for name in names
+    ]
+
+
 def run_all(jobs: list[tuple[Any, tuple]], out: Path, together: int) -> None:
     """Run all jobs, ``together`` at a time, and append their lines."""
     spawn = multiprocessing.get_context("spawn")
@@ -196,7 +250,7 @@ def run_all(jobs: list[tuple[Any, tuple]], out: Path, together: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bench", choices=("recall", "logs"))
+    parser.add_argument("bench", choices=("recall", "logs", "cost"))
     parser.add_argument("logs", type=Path, nargs="?", help="folder of prepared logs")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/selector"))
@@ -211,6 +265,11 @@ def main() -> None:
     )
     given = parser.parse_args()
     variants = [(model, seed) for seed in given.seeds for model in given.model]
+    if given.bench == "cost":
+        for line in cost_lines(given.candidates):
+            append_result(given.out, line)
+            print(line["candidate"], line["metrics"])
+        return
     if given.bench == "recall":
         jobs = [
             (recall_line, (name, model, RecallTraining(**given.training, seed=seed)))
