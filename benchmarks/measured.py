@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving")),
+)
 SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Line = dict[str, Any]
 
@@ -70,19 +73,155 @@ def training() -> str:
 
 def attention(gpu: bool) -> str:
     """Time and memory of the operation, and of dense attention, over the length."""
+    peers = {"dense": "dense", "cudnn": "dense, cuDNN", "flash": "dense, FlashAttention"}
+    digits = 2 if gpu else 1
     rows = [
         [
             f"{line['length']:,}",
-            f"Blossom, {line['compress']}" if line["impl"] != "dense" else "dense",
-            f"{line['forward_ms']:.1f}",
-            f"{line['forward_backward_ms']:.1f}",
+            f"{line['heads']}, {line['kv_heads']}, {line['head_dim']}",
+            peers.get(line["impl"], f"Blossom, {line['compress']}"),
+            f"{line['forward_ms']:.{digits}f}",
+            f"{line['forward_backward_ms']:.{digits}f}",
             f"{line['peak_mib']:.0f}",
         ]
-        for line in read("speed.jsonl")
+        for line in sorted(read("speed.jsonl"), key=lambda line: line["length"])
         if line["bench"] == "attention" and ("NVIDIA" in line["hardware"]) == gpu
     ]
-    header = ["length", "attention", "forward, ms", "forward and backward, ms", "peak MiB"]
-    return table(header, rows)
+    header = ["length", "H, G, d", "attention", "forward, ms", "forward and backward, ms"]
+    return table([*header, "peak MiB"], rows)
+
+
+def speed_up(layout: tuple[int, int, int]) -> str:
+    """Forward and backward of dense attention by cuDNN over that of Blossom, same heads."""
+    found: dict[int, dict[str, float]] = {}
+    for line in read("speed.jsonl"):
+        same = (line.get("heads"), line.get("kv_heads"), line.get("head_dim")) == layout
+        if line["bench"] == "attention" and same and "NVIDIA" in line["hardware"]:
+            name = line["compress"] if line["impl"] == "triton" else line["impl"]
+            found.setdefault(line["length"], {})[name] = line["forward_backward_ms"]
+    rows = [
+        [f"{length:,}", *(f"{each['cudnn'] / each[name]:.1f}" for name in ("mean", "mlp"))]
+        for length, each in sorted(found.items())
+    ]
+    return table(["length", "mean pooling", "perceptron"], rows)
+
+
+def recall(task: str) -> str:
+    """Recall and accuracy of each candidate on associative recall, seed by seed."""
+    groups: dict[tuple, list[Line]] = {}
+    for line in read("selector.jsonl"):
+        if line["task"] == task and "options" in line:
+            key = (line["length"], line["candidate"], _variant(line["options"]))
+            groups.setdefault(key, []).append(line)
+    rows = []
+    for (length, name, variant), lines in sorted(groups.items()):
+        lines = sorted(lines, key=lambda line: line["seed"])
+
+        def each(values: Iterable[float | None]) -> str:
+            return " ".join("" if value is None else f"{value:.2f}" for value in values)
+
+        rows.append(
+            [
+                f"{name}{variant}",
+                f"{length:,}: {lines[0]['distance']}",
+                each(line["metrics"]["accuracy"] for line in lines),
+                each(line["recall_at_n"] for line in lines),
+                each(line["metrics"].get("recall_any_head") for line in lines),
+                each(line["mass_covered"] for line in lines),
+                each(line["mass_best"] for line in lines),
+                " ".join(f"{line['steps']:,}" for line in lines),
+            ]
+        )
+    header = ["candidate", "length: distances", "accuracy", "recall@n", "by any head"]
+    return table([*header, "mass covered", "by the best", "steps"], rows)
+
+
+def _variant(options: dict[str, Any]) -> str:
+    """What of a model's options differs from the others of its size."""
+    sizes = ("hidden_size", "heads", "inner_size")
+    shown = [f"{name} {value}" for name, value in options.items() if name not in sizes]
+    return f", {', '.join(shown)}" if shown else ""
+
+
+def coverage() -> str:
+    """What selected blocks cover of the attention in trained models, beside accuracy."""
+    lines = read("selector.jsonl")
+    rows = []
+    for line in lines:
+        if "ratio" not in line["metrics"]:
+            continue
+        metrics = line["metrics"]
+        pair = next(
+            each["metrics"]
+            for each in lines
+            if each["candidate"] == "mlp - full"
+            and (each["task"], each["seed"]) == (line["task"], line["seed"])
+        )
+        value, low, high = metrics["ratio"]
+        difference, least, most = pair["ndcg@10"]
+        rows.append(
+            [
+                line["task"],
+                str(line["seed"]),
+                f"{line['mass_covered']:.3f}",
+                f"{line['mass_best']:.3f}",
+                f"{metrics['random']:.3f}",
+                f"{value:.3f} ({low:.3f} to {high:.3f})",
+                f"{metrics['ndcg@10']:.4f}",
+                f"{difference:+.4f} ({least:+.4f} to {most:+.4f})",
+            ]
+        )
+    header = ["data", "seed", "covered", "best 4", "random 4", "covered / best", "NDCG@10"]
+    return table([*header, "less dense"], rows)
+
+
+def teaching_cost() -> str:
+    """Time of a training step and of encoding."""
+    rows = [
+        [
+            line["candidate"],
+            "GPU" if "NVIDIA" in line["hardware"] else "CPU",
+            f"{line['length']:,}",
+            f"{line['metrics']['training_ms']:.1f}",
+            f"{line['metrics']['encoding_ms']:.1f}",
+        ]
+        for line in read("selector.jsonl")
+        if line["task"] == "cost"
+    ]
+    return table(["candidate", "device", "length", "training step, ms", "encoding, ms"], rows)
+
+
+def serving() -> str:
+    """Throughput and latency of a server."""
+    rows = [
+        [
+            line["scenario"],
+            f"{line['history']:,}",
+            f"{line['users']:,}",
+            f"{line['requests']:,}",
+            str(line["errors"]),
+            f"{line['throughput']:,.0f}",
+            *(f"{line[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
+        ]
+        for line in read("serving.jsonl")
+        if "throughput" in line and line["scenario"] != "rank"
+    ]
+    header = ["scenario", "events each", "users", "requests", "errors", "a second"]
+    return table([*header, "p50, ms", "p95, ms", "p99, ms"], rows)
+
+
+def approximate() -> str:
+    """Time and recall of looking for the best items in some of the lists."""
+    rows = [
+        [
+            f"{line['probes']}" if line["probes"] else "all items",
+            f"{line['recall']:.3f}",
+            *(f"{line[name]:.2f}" for name in ("p50_ms", "p99_ms")),
+        ]
+        for line in read("serving.jsonl")
+        if line["scenario"] == "rank"
+    ]
+    return table(["lists", "recall@10", "p50, ms", "p99, ms"], rows)
 
 
 def incremental() -> str:
@@ -130,8 +269,8 @@ def ranking() -> str:
 def hardware() -> str:
     """Machines and versions that the lines were measured on."""
     seen: dict[str, None] = {}
-    for name in ("accuracy.jsonl", "speed.jsonl", "data.jsonl"):
-        for line in read(name):
+    for name in ("accuracy", "speed", "data", "selector", "serving"):
+        for line in read(f"{name}.jsonl"):
             versions = line["versions"]
             python, torch = versions["python"], versions["torch"]
             seen[f"- {line['hardware']}: Python {python}, torch {torch}\n"] = None
@@ -147,6 +286,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "incremental": incremental,
     "prepare": preparing,
     "ranking": ranking,
+    "speed-up": lambda: speed_up((8, 2, 16)),
+    "recall": lambda: recall("recall"),
+    "recall-control": lambda: recall("recall-control"),
+    "coverage": coverage,
+    "teaching-cost": teaching_cost,
+    "serving": serving,
+    "ranking-approximate": approximate,
     "hardware": hardware,
 }
 

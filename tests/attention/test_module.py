@@ -6,9 +6,9 @@ import pytest
 import torch
 from inputs import random_inputs, relative_error
 
-from blossomrec.attention import BlossomAttention, blossom_attention
+from blossomrec.attention import BlossomAttention, blossom_attention, selector
 from blossomrec.attention.packing import Packing
-from blossomrec.attention.selector import LESSONS, Lessons, attention_mass, selector_loss
+from blossomrec.attention.selector import selector_loss
 
 CU_SEQLENS = torch.tensor([0, 200, 201, 333], dtype=torch.int32)
 ALL = torch.arange(333)
@@ -43,7 +43,8 @@ def test_the_target_of_the_selector_loss_is_fixed():
     q, k = torch.randn(100, 4, 8, requires_grad=True), torch.randn(100, 2, 8, requires_grad=True)
     block_keys = torch.randn(6, 2, 8, requires_grad=True)
     cu_seqlens = torch.tensor([0, 100], dtype=torch.int32)
-    selector_loss(q, k, block_keys, cu_seqlens, ALL[:100], block_size=16, causal=True).backward()
+    form = {"max_length": 100, "block_size": 16, "causal": True}
+    selector_loss(q, k, block_keys, cu_seqlens, ALL[:100], **form).backward()
     assert k.grad is None
     assert q.grad.norm() > 0 and block_keys.grad.norm() > 0
 
@@ -56,32 +57,74 @@ def test_equal_importance_and_attention_have_no_divergence():
     q = torch.randn(160, 2, 8).repeat_interleave(2, 1)
     cu_seqlens = torch.tensor([0, 96, 160], dtype=torch.int32)
     for causal in (True, False):
-        form = {"block_size": 16, "causal": causal}
+        form = {"max_length": 96, "block_size": 16, "causal": causal}
         assert selector_loss(q, k, block_keys, cu_seqlens, ALL[:160], **form).abs() < 1e-5
         assert selector_loss(q, k, block_keys.flip(0), cu_seqlens, ALL[:160], **form) > 0.1
 
 
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_lessons_reach_exactly_the_eligible_blocks(causal):
-    lengths = torch.tensor([5, 200, 47, 48, 49, 16, 900, 33, 31])
+def test_lessons_are_drawn_evenly_from_the_given_rows():
+    torch.manual_seed(0)
+    lengths = torch.tensor([5, 200, 47, 48, 49, 16, 300, 33, 31])
     cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     total = int(cu_seqlens[-1])
     given = torch.arange(0, total, 2)
     packing = Packing.of(cu_seqlens, total, 16)
-    lessons = Lessons.of(cu_seqlens, total, given, 16, causal)
-    assert lessons.count == LESSONS
-    drawn = set()
-    for _ in range(20):
-        rows = lessons.draw()
-        assert (rows.diff() > 0).all()
-        drawn |= set(rows.tolist())
-        for places, first, last in lessons.tiles():
-            mine = rows[places]
-            ends = packing.block if causal else packing.num_blocks
-            assert (packing.first_block[mine] >= first).all()
-            assert (packing.first_block[mine] + ends[mine] <= last).all()
-    others = packing.block if causal else packing.num_blocks - 1
-    assert drawn == set(given[others[given] >= 2].tolist())
+    times = torch.zeros(total)
+    for _ in range(200):
+        lessons = selector._draw(cu_seqlens, packing, given, 300, 4)
+        assert selector.LESSONS - 64 < lessons.numel() <= selector.LESSONS
+        assert (packing.history[lessons] == packing.history[lessons[:, :1]]).all()
+        times += torch.bincount(lessons.flatten(), minlength=total)
+    assert (times[1::2] == 0).all()
+    expected = 200 * lessons.numel() / len(given)
+    # Events of a history are drawn together, so counts spread more than alone.
+    by_history = torch.zeros(9).index_add(0, packing.history[given], times[given])
+    rows = torch.bincount(packing.history[given])
+    torch.testing.assert_close(by_history / rows, torch.full((9,), expected), rtol=0.35, atol=0)
+
+
+def test_very_long_histories_have_fewer_lessons():
+    cu_seqlens = torch.tensor([0, 300_000], dtype=torch.int32)
+    packing = Packing.of(cu_seqlens, 300_000, 16)
+    rows = torch.arange(300_000)
+    assert selector._draw(cu_seqlens, packing, rows, 300_000, 8).numel() == 64
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_the_selector_loss_written_out(causal, monkeypatch):
+    """Every event a lesson, against a loop over events, heads and blocks."""
+    inputs = random_inputs([70, 20, 40], dtype=torch.float64)
+    block_keys = torch.randn(len(inputs.k) // 16, 2, 8, dtype=torch.float64)
+    events = torch.arange(130)
+    by_history = torch.cat(
+        (
+            events[:70].repeat(2)[:70],
+            torch.arange(70, 90).repeat(4)[:70],
+            torch.arange(90, 130).repeat(2)[:70],
+        )
+    ).view(3, 70)
+    monkeypatch.setattr(selector, "_draw", lambda *_: by_history)
+    form = {"max_length": 70, "block_size": 16, "causal": causal}
+    given = (inputs.q, inputs.k, block_keys, inputs.cu_seqlens, events)
+    value = selector.selector_loss(*given, **form)
+    divergences = []
+    for row in by_history.flatten().tolist():
+        start, length, first = ((0, 70, 0), (70, 20, 4), (90, 40, 5))[(row >= 70) + (row >= 90)]
+        own = (row - start) // 16
+        blocks = [j for j in range(length // 16) if (j < own if causal else j != own)]
+        if len(blocks) < 2:
+            continue
+        for group in range(2):
+            heads = inputs.q[row, 2 * group : 2 * group + 2].float()
+            keys = torch.stack(
+                [inputs.k[start + 16 * j : start + 16 * j + 16, group].float() for j in blocks]
+            )
+            weights = torch.einsum("rd,jsd->rjs", heads, keys).div(math.sqrt(8)).exp().sum(-1)
+            mass = (weights / weights.sum(-1, keepdim=True)).mean(0)
+            found = block_keys[[first + j for j in blocks], group].float()
+            share = (found @ heads.mean(0) / math.sqrt(8)).softmax(0)
+            divergences.append((mass * (mass / share).log()).sum())
+    torch.testing.assert_close(value, torch.stack(divergences).mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_one_path_alone_has_no_gate_and_nothing_dead():
@@ -111,24 +154,6 @@ def test_short_histories_give_a_loss_of_zero():
     assert given.selector_loss == 0
 
 
-def test_attention_mass_is_the_share_of_the_softmax():
-    inputs = random_inputs([96], dtype=torch.float64)
-    rows = torch.tensor([80, 95])
-    eligible = torch.tensor([[True, True, False, True, True, False], [True] * 6])[:, None]
-    blocks = inputs.k.unflatten(0, (6, 16))
-    mass = attention_mass(inputs.q[rows].unflatten(1, (2, 2)), blocks, eligible)
-    for case, row in enumerate(rows.tolist()):
-        for group in range(2):
-            shares = []
-            for head in (2 * group, 2 * group + 1):
-                weights = (inputs.q[row, head] @ inputs.k[:, group].T / math.sqrt(8)).exp()
-                by_block = weights.view(6, 16).sum(-1) * eligible[case, 0]
-                shares.append(by_block / by_block.sum())
-            torch.testing.assert_close(
-                mass[case, group].double(), (shares[0] + shares[1]) / 2, atol=1e-5, rtol=1e-4
-            )
-
-
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_the_selector_learns_to_find_the_block_that_attention_wants(causal):
     """One block of each history holds keys that match the queries; which one is random."""
@@ -151,7 +176,14 @@ def test_the_selector_learns_to_find_the_block_that_attention_wants(causal):
             q, k, k, block_keys.detach(), torch.ones(len(q), 4, 2), cu_seqlens, causal=causal
         )
         loss = selector_loss(
-            q, k, block_keys, cu_seqlens, torch.arange(len(q)), block_size=16, causal=causal
+            q,
+            k,
+            block_keys,
+            cu_seqlens,
+            torch.arange(len(q)),
+            max_length=320,
+            block_size=16,
+            causal=causal,
         )
         last = selected[torch.arange(count) * length + length - 1]
         found = (last == planted[:, None, None]).any(-1).float().mean()

@@ -33,9 +33,18 @@ def test_configuration_comes_back(run, tiny_log):
     assert data == tiny_log.folder.resolve()
 
 
+def test_a_run_of_the_first_format_turns_all_dimensions(run):
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    assert read_run_config(run).config.model.rotary_share == 0.5
+    del values["config"]["model"]["rotary_share"]
+    path.write_text(json.dumps(values | {"format": 1}))
+    assert read_run_config(run).config.model.rotary_share == 1.0
+
+
 def test_configuration_is_complete_json(run, tiny_log):
     values = json.loads((run / "config.json").read_text())
-    assert values["format"] == 1
+    assert values["format"] == 2
     assert values["blossomrec"] == blossomrec.__version__
     assert values["config"] == to_dict(small_config(hidden_size=12))
 
@@ -115,7 +124,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 3}, "format 3"),
         ({"config": {"model": {"hidden_size": 7}}}, "hidden_size is 7"),
         ({"config": {"model": {"colour": 1}}}, r"unknown option model\.colour"),
         ({"num_items": None}, "config.json is not the configuration"),

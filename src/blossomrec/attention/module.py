@@ -127,8 +127,7 @@ class BlossomAttention(nn.Module):
         Args:
             x: [T, D] packed events.
             cu_seqlens: int32 [B+1].
-            max_length: longest history, in events; not needed here, taken so that every attention
-                is called alike.
+            max_length: longest history, in events; looked up where it is not given and needed.
             lessons: int64 [C], rising: packed rows of the events from which the loss that teaches
                 the selector may draw its lessons. None: it is not computed.
         """
@@ -139,7 +138,9 @@ class BlossomAttention(nn.Module):
         out, selected = self._attend(q, k, v, block_keys, gates, cu_seqlens)
         loss = None
         if lessons is not None and self.paths != "short":
-            loss = self._teach(q, k, block_keys, cu_seqlens, lessons)
+            if max_length is None:
+                max_length = int(cu_seqlens.diff().max())
+            loss = self._teach(q, k, block_keys, cu_seqlens, lessons, max_length)
         return AttentionOutput(self.output(out.flatten(1)), loss, selected, gates)
 
     def queries_and_keys(self, x: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,11 +174,25 @@ class BlossomAttention(nn.Module):
         )
 
     def _teach(
-        self, q: Tensor, k: Tensor, block_keys: Tensor, cu_seqlens: Tensor, lessons: Tensor
+        self,
+        q: Tensor,
+        k: Tensor,
+        block_keys: Tensor,
+        cu_seqlens: Tensor,
+        lessons: Tensor,
+        max_length: int,
     ) -> Tensor | None:
         """The loss that teaches the selector."""
-        form = {"block_size": self.block_size, "causal": self.causal}
-        return selector_loss(q, k, block_keys, cu_seqlens, lessons, **form)
+        return selector_loss(
+            q,
+            k,
+            block_keys,
+            cu_seqlens,
+            lessons,
+            max_length=max_length,
+            block_size=self.block_size,
+            causal=self.causal,
+        )
 
     def _rotate(self, x: Tensor, place: Tensor) -> Tensor:
         """Projections [T, heads * d] as rotated heads [T, heads, d]."""

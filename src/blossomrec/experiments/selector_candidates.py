@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from blossomrec.attention import BlossomAttention
 from blossomrec.attention.compress import MLPCompression
 from blossomrec.attention.reference import long_term_mask
-from blossomrec.attention.selector import selector_loss
 from blossomrec.config import ModelConfig
 from blossomrec.errors import ConfigError
 from blossomrec.models.sequence import SequenceModel, build_model
@@ -27,10 +26,9 @@ from blossomrec.models.transformer import TransformerLayer, blossom_options
 class DetachedLesson(BlossomAttention):
     """The selector's loss teaches the compression alone; queries and keys do not feel it."""
 
-    def _teach(self, q, k, block_keys, cu_seqlens, lessons) -> Tensor | None:
-        form = {"block_size": self.block_size, "causal": self.causal}
+    def _teach(self, q, k, block_keys, cu_seqlens, *others) -> Tensor | None:
         block_keys = self.compress(k.detach(), cu_seqlens)
-        return selector_loss(q.detach(), k, block_keys, cu_seqlens, lessons, **form)
+        return super()._teach(q.detach(), k, block_keys, cu_seqlens, *others)
 
 
 class StraightThrough(BlossomAttention):
@@ -57,7 +55,7 @@ class StraightThrough(BlossomAttention):
         long = torch.einsum("bgrls,bsgd->blgrd", weights, values).reshape(q.shape)
         return out + (gates[..., :1] * (long - long.detach())).to(out.dtype), selected
 
-    def _teach(self, q, k, block_keys, cu_seqlens, lessons) -> Tensor | None:
+    def _teach(self, *others) -> Tensor | None:
         return None
 
 
@@ -91,7 +89,7 @@ class CompressedBranch(BlossomAttention):
         gate = self.branch_gate(self._x).sigmoid()[..., None]
         return out + (gate * branch).to(out.dtype), selected
 
-    def _teach(self, q, k, block_keys, cu_seqlens, lessons) -> Tensor | None:
+    def _teach(self, *others) -> Tensor | None:
         return None
 
 

@@ -23,7 +23,7 @@ from blossomrec.errors import DataError, RunError
 from blossomrec.models.sequence import SequenceModel, build_model
 from blossomrec.training.files import new_folder, replacing, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 class RunInfo(NamedTuple):
@@ -82,9 +82,14 @@ def read_run_config(run: str | Path) -> RunInfo:
         values = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if not isinstance(values, dict) or values.get("format") not in (1, FORMAT):
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise RunError(f"{path} has format {found!r}: this version reads format {FORMAT}")
+    if values["format"] == 1 and isinstance(values.get("config"), dict):
+        # Written before there was a choice: all dimensions were turned.
+        model = values["config"].get("model")
+        if isinstance(model, dict):
+            model.setdefault("rotary_share", 1.0)
     return _run_info(path, values)
 
 
