@@ -282,13 +282,13 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
 
 def test_the_table_of_verbs_is_what_the_commands_say():
     for verb, help in VERBS.items():
-        assert inspect.getdoc(getattr(commands, verb)).splitlines()[0].startswith(help.rstrip("."))
+        assert inspect.getdoc(getattr(commands, verb.replace("-", "_"))).splitlines()[0].startswith(help.rstrip("."))
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_every_verb_is_explained(cli, verb):
     shown = " ".join(cli(verb, "--help").replace("│", " ").split())
-    names = list(inspect.signature(getattr(commands, verb)).parameters)
+    names = list(inspect.signature(getattr(commands, verb.replace("-", "_"))).parameters)
     arguments = build_app()[verb].assemble_argument_collection(parse_docstring=True)
     explained = {one.names[0] for one in arguments if one.parameter.help}
     for one in arguments:

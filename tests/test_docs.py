@@ -26,5 +26,5 @@ def test_links_lead_to_files(page):
 def test_every_verb_stands_in_the_readme():
     from blossomrec.cli import VERBS
 
-    named = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    named = set(re.findall(r"^\| `([\w-]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert named == set(VERBS)

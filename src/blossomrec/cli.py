@@ -20,8 +20,12 @@ VERBS = {
     "evaluate": "Measure a run, or a simple baseline, on the held-out events of a log.",
     "compare": "Compare two evaluations of the same cases with a paired test.",
     "recommend": "Recommend items for users of the log or for any list of items.",
+    "inspect": "Show what the selector of a run selects, as tables and as an HTML page.",
+    "serve": "Answer requests over HTTP: append events, recommend, forget users.",
+    "import-events": "Load histories into the store of events of a server.",
     "report": "Write one self-contained HTML page about several evaluated runs.",
     "demo": "The whole path on simulated events or on your own file.",
+    "bench": "Time and memory over the length of histories, beside peers.",
     "reproduce": "Measure the models side by side on prepared logs, into a results file.",
 }
 
@@ -40,7 +44,8 @@ def build_app(defaults: dict[str, Any] | None = None) -> App:
         default_parameter=Parameter(negative_iterable=()),
     )
     for verb, help in VERBS.items():
-        app.command(f"blossomrec.commands:{verb}", name=verb, help=help)
+        function = verb.replace("-", "_")
+        app.command(f"blossomrec.commands:{function}", name=verb, help=help)
     if defaults:
         from cyclopts.config import Dict
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
@@ -22,9 +22,13 @@ from blossomrec.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from blossomrec.evaluation import Evaluation
 
+Value = TypeVar("Value")
 ConfigFile = Annotated[
     Path | None, Parameter(help="YAML, TOML or JSON file with model, training, evaluation options")
 ]
+
+# One flag, several values behind it.
+Several = Annotated[list[Value], Parameter(consume_multiple=True)]
 
 
 def prepare(
@@ -222,6 +226,116 @@ def recommend(
         _print_frame(frame)
 
 
+def inspect(
+    run: Path,
+    *,
+    log: Path | None = None,
+    users: int = 500,
+    max_len: int | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Show what the selector of a run selects, as tables and as an HTML page.
+
+    Args:
+        run: folder of a run with Blossom attention
+        log: prepared log; a run knows the one it was trained on
+        users: how many of the histories that are long enough for a choice, a fixed sample
+        max_len: events of each history, the last ones; as many as in training without it
+        seed: of the sample
+        out: the page, inspect.html in the run's folder without it; a .json goes beside it
+        device: where to compute
+    """
+    from blossomrec.experiments.inspect_page import inspect_and_write
+
+    options: dict[str, Any] = {"users": users, "max_len": max_len, "seed": seed, "device": device}
+    inspect_and_write(run, log, out, _console(), **options)
+
+
+def serve(
+    run: Path,
+    *,
+    store: Path = Path("events.sqlite"),
+    titles: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_len: int = 0,
+    step: int = 1,
+    cache_mib: int = 1_024,
+    probes: int = 0,
+    batch: int = 32,
+    wait_ms: float = 0.5,
+    queue: int = 256,
+    timeout: float = 10.0,
+    drain: float = 30.0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int | None = None,
+) -> None:
+    """Answer requests over HTTP: append events, recommend, forget users.
+
+    Args:
+        run: run folder; SIGHUP reads it again without dropping a request
+        store: SQLite file with the events, made where it is missing
+        titles: CSV file with the columns item_id and title, shown by the page
+        host: address; any but loopback needs a secret in the variable BLOSSOMREC_TOKEN
+        port: 0 takes any that is free
+        max_len: events of a history that the model sees; 0 is the number it was trained with
+        step: events by which a history longer than that is cut at a time
+        cache_mib: memory for encoded histories, in MiB
+        probes: lists of items looked into by faiss, for a million items; 0 ranks all items
+        batch: most requests that are computed together
+        wait_ms: longest wait for more requests to compute together
+        queue: requests that may wait; more are turned away
+        timeout: seconds until a request is given up
+        drain: seconds that requests under way have when the server is stopped
+        device: where to compute
+        threads: of PyTorch for one operation; half of the processor without it
+    """
+    from blossomrec.serving.command import serve as start
+    from blossomrec.serving.options import ServingConfig
+
+    config = ServingConfig(
+        max_len=max_len,
+        step=step,
+        cache_mib=cache_mib,
+        probes=probes,
+        batch=batch,
+        wait_ms=wait_ms,
+        queue=queue,
+        timeout=timeout,
+    )
+    options: dict[str, Any] = {"host": host, "port": port, "device": device, "threads": threads}
+    start(run, store, config, **options, drain=drain, titles=titles)
+
+
+def import_events(
+    source: Path,
+    *,
+    store: Path = Path("events.sqlite"),
+    user: str = "user_id",
+    item: str = "item_id",
+    timestamp: str = "timestamp",
+) -> None:
+    """Load histories into the store of events of a server.
+
+    Args:
+        source: folder that ``prepare`` wrote, or a .parquet, .csv, .tsv or .inter file
+        store: SQLite file with the events, made where it is missing; a server may be using it
+        user: column of the user ids, in a file
+        item: column of the item ids
+        timestamp: column of the times
+    """
+    from blossomrec.serving.bulk import import_events as load
+    from blossomrec.serving.sqlite_store import SQLiteStore
+
+    imported = load(source, SQLiteStore(store), user=user, item=item, timestamp=timestamp)
+    print(
+        f"{imported.users:,} users with {imported.events:,} events are new in {store}, "
+        f"{imported.kept:,} users were there and stay as they are"
+    )
+
+
 def report(
     runs: list[Path],
     *,
@@ -309,6 +423,46 @@ def reproduce(
         epochs=epochs,
         jobs=jobs,
     )
+
+
+def bench(
+    what: Literal["attention", "encoder", "training", "incremental"],
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    lengths: Several[int] | None = None,
+    tokens: int | None = None,
+    impls: Several[str] | None = None,
+    lengths_of: Path | None = None,
+    log: Path | None = None,
+    steps: int | None = None,
+    users: Several[int] | None = None,
+    out: Path | None = None,
+    plot: Path | None = None,
+) -> None:
+    """Time and memory over the length of histories, beside peers; exit code 1 on a red parity.
+
+    Args:
+        what: the operation alone, two layers of it, an epoch of training, or one more event
+        device: where to measure
+        dtype: bfloat16 on a GPU and float32 elsewhere without it; incremental float32
+        lengths: events of a history, such as 1024 4096; for training the most the model sees
+        tokens: most events of all histories together
+        impls: implementations and peers to measure, such as triton flash; all without it
+        lengths_of: attention: prepared log from whose lengths ragged batches are also drawn
+        log: training: prepared log whose batches are trained on
+        steps: training: batches to time; an epoch without it
+        users: incremental: users who get an event at the same time, such as 1 256
+        out: JSONL file to which a line for each measurement is appended
+        plot: SVG file that gets time and memory over length
+    """
+    from blossomrec.bench.command import run_bench
+
+    options = {"lengths": lengths, "tokens": tokens, "steps": steps, "out": out, "plot": plot}
+    log = log or lengths_of
+    chosen = {"impls": impls or (), "users": users or (1,), "log": log, "dtype": dtype}
+    if not run_bench(what, device=device, **chosen, **options):
+        raise SystemExit(1)
 
 
 def _write_metrics(run: Path, on: str, measured: Evaluation) -> None:

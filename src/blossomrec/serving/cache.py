@@ -1,0 +1,53 @@
+"""Encoded histories within a budget of bytes; who was asked for longest ago leaves first."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from blossomrec.serving.history import UserHistory
+
+
+class HistoryCache:
+    """Histories by user. One thread uses it.
+
+    Args:
+        budget: most bytes; a history that alone needs more is not kept.
+
+    Attributes:
+        nbytes: bytes of all histories.
+        evictions: how many had to leave.
+    """
+
+    def __init__(self, budget: int):
+        self.budget, self.nbytes, self.evictions = budget, 0, 0
+        self._kept: OrderedDict[str, tuple[UserHistory, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, user: str) -> UserHistory | None:
+        """The history of a user, which is now the last to leave."""
+        if user not in self._kept:
+            return None
+        self._kept.move_to_end(user)
+        return self._kept[user][0]
+
+    def put(self, user: str, history: UserHistory) -> None:
+        """Keep a history, new or grown; others leave to make room."""
+        self.drop(user)
+        size = history.nbytes
+        self._kept[user] = history, size
+        self.nbytes += size
+        while self.nbytes > self.budget:
+            self.drop(next(iter(self._kept)))
+            self.evictions += 1
+
+    def drop(self, user: str) -> None:
+        """Forget a user."""
+        _, size = self._kept.pop(user, (None, 0))
+        self.nbytes -= size
+
+    def clear(self) -> None:
+        """Forget everybody."""
+        self._kept.clear()
+        self.nbytes = 0

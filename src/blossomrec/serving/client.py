@@ -1,0 +1,199 @@
+"""A client of the server, made of the standard library alone."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+from urllib.parse import quote, urlsplit
+
+from blossomrec.errors import BlossomRecError, ConfigError
+
+ItemId = int | str
+# The server closes a connection that was idle; the request then goes over a new one.
+BROKEN = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+
+
+class ServerError(BlossomRecError):
+    """The server refused a request, or could not be reached.
+
+    Attributes:
+        status: of HTTP; 0 where there was no answer.
+        code: for programs, such as "unknown_item".
+        field, value: what in the request is wrong; None for nothing in particular.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, field: str | None = None, value: Any = None
+    ):
+        super().__init__(message)
+        self.status, self.code, self.field, self.value = status, code, field, value
+
+
+class Client:
+    """Talks to one server over one connection that is kept; one thread uses it.
+
+    A request that is turned away because the server is busy is sent again, after the time the
+    server asks for. Events are sent again only where each has a key: without, a lost answer would
+    leave open whether they are stored.
+
+    Args:
+        url: such as ``http://127.0.0.1:8000``.
+        token: that the server asks for.
+        timeout: seconds for one answer.
+        retries: how often a request is sent again.
+
+    Raises:
+        ConfigError: the URL is none.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        token: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 3,
+    ):
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"url is {url!r}: http://HOST:PORT or https://HOST is needed")
+        kind = http.client.HTTPConnection if parts.scheme == "http" else http.client.HTTPSConnection
+        self._connection = kind(parts.hostname, parts.port, timeout=timeout)
+        self._base, self._retries, self._wait = parts.path.rstrip("/"), retries, 1.0
+        self._headers = {"Content-Type": "application/json"}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def append(self, user: ItemId, events: Iterable[ItemId | Mapping[str, Any]]) -> dict[str, Any]:
+        """Append events, oldest first: item ids, or mappings with item, timestamp and key."""
+        listed = [dict(one) if isinstance(one, Mapping) else {"item": one} for one in events]
+        safe = all(event.get("key") is not None for event in listed)
+        return self._ask("POST", f"{_path(user)}/events", {"events": listed}, again=safe)
+
+    def recommend(self, user: ItemId, k: int = 10, **options: Any) -> list[dict[str, Any]]:
+        """The best next items of a user: item, score, rank.
+
+        Args:
+            options: filter_viewed, exclude, items.
+        """
+        return self._ask("POST", "/v1/recommend", {"user_id": user, "k": k} | options)["items"]
+
+    def recommend_history(
+        self, history: Sequence[ItemId], k: int = 10, **options: Any
+    ) -> list[dict[str, Any]]:
+        """The best next items after any list of items."""
+        body = {"history": list(history), "k": k} | options
+        return self._ask("POST", "/v1/recommend", body)["items"]
+
+    def similar(self, items: Sequence[ItemId], k: int = 10) -> list[dict[str, Any]]:
+        """For each item: item, and similar with item, score and rank."""
+        return self._ask("POST", "/v1/similar", {"items": list(items), "k": k})["items"]
+
+    def explain(self, user: ItemId, item: ItemId, k: int = 10) -> dict[str, Any]:
+        """Why an item has its score for a user: what each past event brings to it."""
+        return self._ask("POST", "/v1/explain", {"user_id": user, "item_id": item, "k": k})
+
+    def explain_history(
+        self, history: Sequence[ItemId], item: ItemId, k: int = 10
+    ) -> dict[str, Any]:
+        """Why an item has its score after any list of items."""
+        body = {"history": list(history), "item_id": item, "k": k}
+        return self._ask("POST", "/v1/explain", body)
+
+    def user(self, user: ItemId, last: int = 20) -> dict[str, Any]:
+        """Length and last events of a user."""
+        return self._ask("GET", f"{_path(user)}?last={last}")
+
+    def delete(self, user: ItemId) -> int:
+        """Delete a user; gives the number of events, 0 for one who is not there."""
+        try:
+            return self._ask("DELETE", _path(user))["events"]
+        except ServerError as error:
+            if error.code != "unknown_user":
+                raise
+            return 0
+
+    def switch(self, off: Sequence[ItemId] = (), on: Sequence[ItemId] = ()) -> list[ItemId]:
+        """Switch items off or on again; gives all that are off."""
+        return self._ask("POST", "/v1/items", {"off": list(off), "on": list(on)})["off"]
+
+    def ready(self) -> dict[str, Any]:
+        """Which model answers."""
+        return self._ask("GET", "/readyz")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _ask(self, method: str, path: str, body: Any = None, *, again: bool = True) -> Any:
+        for left in reversed(range(self._retries + 1)):
+            try:
+                return self._once(method, path, body, again=again)
+            except ServerError as error:
+                # A busy server has done nothing; one that timed out may have.
+                repeat = error.code in ("overloaded", "stopping") or (again and error.status == 503)
+                if not repeat or not left:
+                    raise
+                time.sleep(self._wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _once(self, method: str, path: str, body: Any, *, again: bool) -> Any:
+        content = None if body is None else json.dumps(body)
+        kept = self._connection.sock is not None
+        try:
+            try:
+                answer = self._send(method, path, content)
+            except BROKEN:
+                self._connection.close()
+                if not (kept and again):
+                    raise
+                answer = self._send(method, path, content)
+            status, text = answer.status, answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise ServerError(0, "no_answer", f"no answer from the server: {error!r}") from error
+        self._wait = _seconds(answer.getheader("Retry-After"))
+        return _content(status, text)
+
+    def _send(self, method: str, path: str, content: str | None) -> http.client.HTTPResponse:
+        if self._connection.sock is None:
+            self._connection.connect()
+            opened = cast(socket.socket, self._connection.sock)
+            # Head and body are two packets: the second must not wait for the first's receipt.
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection.request(method, self._base + path, content, self._headers)
+        return self._connection.getresponse()
+
+
+def _path(user: ItemId) -> str:
+    return f"/v1/users/{quote(str(user), safe='')}"
+
+
+def _seconds(text: str | None) -> float:
+    return float(text) if text is not None and text.isdecimal() else 1.0
+
+
+def _content(status: int, text: bytes) -> Any:
+    try:
+        content = json.loads(text)
+        if status < 300:
+            return content
+        error = content["error"]
+        raise ServerError(
+            status, error["code"], error["message"], error.get("field"), error.get("value")
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ServerError):
+            raise
+        shown = text[:80].decode(errors="replace")
+        raise ServerError(status, "http", f"HTTP status {status}: {shown}") from error

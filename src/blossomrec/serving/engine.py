@@ -1,0 +1,301 @@
+"""The thread of the model: requests of many users, computed together."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from blossomrec.serving import outcome
+from blossomrec.serving.history import UserHistory
+from blossomrec.serving.mailbox import Mailbox
+from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.options import ServingConfig
+from blossomrec.serving.ranking import Best, Choice
+from blossomrec.serving.refusals import Refusal, of_store, unknown_user
+from blossomrec.serving.release import Release
+from blossomrec.serving.store import EventStore
+
+# Events of one user that are read before others have their turn.
+READ_AT_ONCE = 4_096
+
+logger = logging.getLogger("blossomrec.serving")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be recommended.
+
+    Attributes:
+        user: whose stored history; None for one that is given.
+        rows: the given history, int64 item rows.
+        choice: which items; the history's own are added where they are to be left out.
+        filter_viewed: leave out the items of the history.
+    """
+
+    user: str | None
+    rows: np.ndarray
+    choice: Choice
+    filter_viewed: bool = True
+
+
+@dataclass(eq=False)
+class _Job:
+    """A question on its way: first its history is read, then encoded, then ranked for.
+
+    With ``rows_only`` the history's rows are the answer, as soon as they are read.
+    """
+
+    release: Release
+    question: Question
+    future: Future[Any] = field(default_factory=Future)
+    history: UserHistory | None = None
+    read: bool = False
+    rows_only: bool = False
+
+
+@dataclass(eq=False)
+class _Call:
+    """Anything else that the thread of the model has to do."""
+
+    function: Callable[[], Any]
+    future: Future[Any] = field(default_factory=Future)
+
+
+class Engine:
+    """Answers questions with one model thread.
+
+    Each round takes what has arrived, brings the histories concerned a bounded number of events
+    nearer to the present, and answers those that are there. A long history so takes several rounds
+    and does not hold up the others.
+
+    Args:
+        reader: a store that this thread alone uses, and closes.
+        threads: of PyTorch, for one operation; None leaves its own number.
+    """
+
+    def __init__(
+        self,
+        reader: EventStore,
+        release: Release,
+        config: ServingConfig,
+        metrics: Metrics,
+        *,
+        threads: int | None = None,
+    ):
+        self._reader, self._release, self._metrics = reader, release, metrics
+        self._config, self._threads = config, threads
+        self._arrived: Mailbox[_Job | _Call] = Mailbox("model", config.queue)
+        self._waiting: list[_Job] = []
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    def recommend(self, release: Release, question: Question) -> Future[Best]:
+        """The best items, as rows of the release's catalogue.
+
+        Raises:
+            Refusal: 503, too many wait. The future's: 404 unknown user, 422 nothing known of it.
+        """
+        job = _Job(release, question)
+        if question.user is None:
+            job.history, job.read = UserHistory(), True
+            job.history.add(question.rows, len(question.rows))
+        self._put(job)
+        return job.future
+
+    def history(self, release: Release, user: str) -> Future[np.ndarray]:
+        """A user's events as rows of the release's catalogue, int32, oldest first.
+
+        Raises:
+            Refusal: as :meth:`recommend`.
+        """
+        nothing = Question(user, np.empty(0, np.int64), Choice(0))
+        job = _Job(release, nothing, rows_only=True)
+        self._put(job)
+        return job.future
+
+    def call(self, function: Callable[[], Any], *, always: bool = False) -> Future[Any]:
+        """What ``function`` gives, run between two rounds; ``always`` even if too many wait."""
+        call = _Call(function)
+        self._put(call, always=always)
+        return call.future
+
+    def use(self, release: Release, off: np.ndarray) -> Future[None]:
+        """From now on keep the histories of this release; others' are forgotten.
+
+        Args:
+            off: rows of the items that are switched off.
+        """
+
+        def change() -> None:
+            if release is not self._release:
+                self._release.cache.clear()
+            self._release = release
+            release.ranking.switch_off(off)
+
+        return self.call(change, always=True)
+
+    def forget(self, user: str) -> Future[None]:
+        """Remove what is in memory of a user who has been deleted from the store."""
+
+        def remove() -> None:
+            for release in {self._release, *(job.release for job in self._waiting)}:
+                release.cache.drop(user)
+            for job in self._waiting:
+                if job.question.user == user:
+                    job.history, job.read = None, False
+
+        return self.call(remove, always=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Answer what waits, then stop."""
+        self._arrived.close()
+        self._thread.join()
+
+    def _put(self, entry: _Job | _Call, *, always: bool = False) -> None:
+        self._arrived.put(entry, always=always)
+        self._metrics.queue.labels("model").set(len(self._arrived))
+
+    def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        wait = self._config.wait_ms / 1e3
+        with torch.inference_mode():
+            while True:
+                idle = not self._waiting
+                arrived = self._arrived.take(
+                    self._config.batch, wait=wait if idle else 0.0, block=idle
+                )
+                if idle and not arrived:
+                    break
+                self._round(arrived)
+        self._reader.close()
+
+    def _round(self, arrived: Sequence[_Job | _Call]) -> None:
+        start = time.perf_counter()
+        for entry in arrived:
+            if isinstance(entry, _Job):
+                self._waiting.append(entry)
+            else:
+                _attempt(
+                    [entry.future], lambda call=entry: outcome.succeed(call.future, call.function())
+                )
+        self._waiting = [job for job in self._waiting if not job.future.cancelled()]
+        if not self._waiting:
+            return
+        self._metrics.batch.observe(len(self._waiting))
+        by_release = {job.release: None for job in self._waiting}
+        for release in by_release:
+            jobs = [job for job in self._waiting if job.release is release]
+            _attempt([job.future for job in jobs], lambda r=release, j=jobs: self._advance(r, j))
+        self._waiting = [job for job in self._waiting if not job.future.done()]
+        self._metrics.batch_seconds.observe(time.perf_counter() - start)
+        self._metrics.cache_bytes.set(self._release.cache.nbytes)
+        self._metrics.cache_users.set(len(self._release.cache))
+
+    def _advance(self, release: Release, jobs: list[_Job]) -> None:
+        """Bring jobs of one release nearer to their answers, and give the answers that are there.
+
+        Jobs are in order of arrival. A history that is on its way is not read on for those who ask
+        for the same user meanwhile: they wait for it, so that it arrives.
+        """
+        self._read(release, jobs)
+        read = [job for job in jobs if job.read and not job.future.done()]
+        asked = [job.history for job in read if job.history and not job.rows_only]
+        histories = list({id(history): history for history in asked}.values())
+        behind = [history for history in histories if release.encoder.missing(history)]
+        if behind:
+            self._metrics.encoded.inc(release.encoder.advance(behind))
+        self._keep(release, jobs)
+        _answer(release, read)
+
+    def _read(self, release: Release, jobs: list[_Job]) -> None:
+        """Read the next events of the users whose histories are not yet up to date."""
+        on_the_way = {job.question.user for job in jobs if job.read}
+        opened: dict[str, tuple[UserHistory, bool]] = {}
+        for job in jobs:
+            user = job.question.user
+            if user is None or job.read or user in on_the_way:
+                continue
+            if user not in opened:
+                try:
+                    opened[user] = self._read_on(release, user, job.history)
+                except Exception as error:
+                    outcome.fail(job.future, of_store(error))
+                    continue
+            job.history, job.read = opened[user]
+            if job.read and not len(job.history.rows):
+                outcome.fail(job.future, _nothing_known(user))
+
+    def _read_on(
+        self, release: Release, user: str, history: UserHistory | None
+    ) -> tuple[UserHistory, bool]:
+        """A user's history with more of its events, and whether it is complete."""
+        if history is None:
+            history = release.cache.get(user) or UserHistory()
+            counter = self._metrics.misses if history.query is None else self._metrics.hits
+            counter.inc()
+        tail = self._reader.tail(user, history.number, history.read, READ_AT_ONCE)
+        if tail is None:
+            raise unknown_user(user)
+        if tail.number != history.number or tail.start != history.read:
+            history = UserHistory(tail.number)
+        if tail.start == history.read:
+            history.add(release.catalogue.known(tail.items), len(tail.items))
+        return history, history.read == tail.length
+
+    def _keep(self, release: Release, jobs: list[_Job]) -> None:
+        before = release.cache.evictions
+        for user, history in {job.question.user: job.history for job in jobs}.items():
+            if user is not None and history is not None:
+                release.cache.put(user, history)
+        self._metrics.evictions.inc(release.cache.evictions - before)
+
+
+def _answer(release: Release, jobs: list[_Job]) -> None:
+    """Answer the jobs whose histories are encoded to their ends."""
+    ready, queries, choices = [], [], []
+    for job in jobs:
+        history, choice = job.history, job.question.choice
+        if job.rows_only and history is not None:
+            outcome.succeed(job.future, history.rows.copy())
+            continue
+        if history is None or history.query is None or release.encoder.missing(history):
+            continue
+        left_out = [*choice.left_out, *([history.seen] if job.question.filter_viewed else [])]
+        ready.append(job)
+        queries.append(history.query)
+        choices.append(Choice(choice.k, left_out, choice.among))
+    if ready:
+        best = release.ranking.best(torch.cat(queries), choices)
+        for job, result in zip(ready, best, strict=True):
+            outcome.succeed(job.future, result)
+
+
+def _attempt(futures: Sequence[Future[Any]], work: Callable[[], None]) -> None:
+    """Do work; where it fails, its error goes to whoever waits for it."""
+    try:
+        work()
+    except Exception as error:
+        if not isinstance(error, Refusal):
+            logger.exception("a computation failed")
+        for future in itertools.filterfalse(Future.done, futures):
+            outcome.fail(future, error)
+
+
+def _nothing_known(user: str) -> Refusal:
+    message = f"the model knows no item of the history of {user!r}"
+    return Refusal(422, "no_known_item", message, field="user_id", value=user)

@@ -1,0 +1,299 @@
+"""Which past events led to a score: what flows through the attention, back to every event.
+
+With the attention weights, the gates, the scales of the layer norms and the openings of the GELUs
+held at the values they have, a score is a sum: one share for each event of the history and a rest
+that comes from biases. The share of an event is what its embedding brings to the score over all
+ways through the layers (the rules of AttnLRP, Achtibat et al., ICML 2024, and of the exact
+decompositions before it). What an event changes by turning attention to others is not in it.
+
+The cost is one pass of the model over the history, and for the way back a bounded number of events
+for each event reached: those of its blocks and of its recent events.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from blossomrec.attention import AttentionOutput, BlossomAttention, pattern
+from blossomrec.errors import ConfigError
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.models.transformer import TransformerLayer, TransformerModel
+
+# Events whose attention is looked at together: bounds what is gathered at a time.
+TILE_ROWS = 128
+
+
+@dataclass(frozen=True)
+class PathShares:
+    """What one path of one layer does for a score.
+
+    Attributes:
+        weights: float32 [T], attention of the last event, mean over the heads; sums to one.
+        contributions: float32 [T], what passes from each event over this path to all events.
+    """
+
+    weights: np.ndarray
+    contributions: np.ndarray
+
+
+@dataclass(frozen=True)
+class LayerShares:
+    """What one layer does for a score.
+
+    Attributes:
+        gates: float32 [H, 2], weights of the long-term and the short-term path at the last event.
+        selected: blocks that the last event selects, rising, its own left out; for each, how many
+            of the ``kv_heads`` do.
+        kv_heads: key/value heads, each of which selects for itself.
+        long, short: the two paths.
+    """
+
+    gates: np.ndarray
+    selected: dict[int, int]
+    kv_heads: int
+    long: PathShares
+    short: PathShares
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an item has its score.
+
+    Attributes:
+        score: of the item.
+        contributions: float32 [T], share of each event in the score.
+        rest: of the score, from biases.
+        block_size: events in a block.
+        layers: first to last.
+    """
+
+    score: float
+    contributions: np.ndarray
+    rest: float
+    block_size: int
+    layers: tuple[LayerShares, ...]
+
+
+def check_explainable(model: SequenceModel) -> TransformerModel:
+    """The model, if :func:`explain` can explain it.
+
+    Raises:
+        ConfigError: it is not a causal Transformer with Blossom attention.
+    """
+    config = model.config
+    if config.backbone != "sasrec" or config.attention != "blossom":
+        raise ConfigError(
+            f"backbone {config.backbone} with attention {config.attention} cannot be explained: "
+            "only sasrec with blossom can"
+        )
+    assert isinstance(model, TransformerModel)
+    return model
+
+
+@torch.no_grad()
+def explain(model: SequenceModel, rows: np.ndarray, item: int) -> Explanation:
+    """Shares of the events of a history in the score that an item has after it.
+
+    Args:
+        model: in evaluation mode, SASRec with Blossom attention.
+        rows: int [T], item rows of the history as the model sees it, oldest first, at least one.
+        item: row of the item.
+
+    Raises:
+        ConfigError: the model is another one.
+    """
+    transformer = check_explainable(model)
+    device = model.item_embeddings.weight.device
+    items = torch.from_numpy(rows.astype(np.int64)).to(device)
+    cu_seqlens = torch.tensor([0, len(items)], dtype=torch.int32, device=device)
+    inputs, outputs = [transformer.embed(items)], []
+    for layer in transformer.stack():
+        x, attended = layer(inputs[-1], cu_seqlens, len(items), None)
+        inputs.append(x)
+        outputs.append(attended)
+    embedding = model.item_embeddings.weight[item]
+    score = float(transformer.final_norm(inputs[-1][-1]) @ embedding)
+    flow = _Flow(torch.tensor([len(items) - 1], device=device), embedding[None])
+    if isinstance(transformer.final_norm, nn.LayerNorm):
+        flow = flow.back_through_norm(transformer.final_norm, inputs[-1])
+    layers = []
+    for layer, x, attended in reversed(
+        list(zip(transformer.stack(), inputs[:-1], outputs, strict=True))
+    ):
+        flow, shares = _back_through_layer(layer, x, attended, cu_seqlens, flow)
+        layers.insert(0, shares)
+    contributions = torch.zeros(len(items), device=device)
+    contributions[flow.rows] = (flow.gradient * inputs[0][flow.rows]).sum(-1).float()
+    rest = score - float(contributions.double().sum())
+    block_size = model.config.block_size
+    return Explanation(score, contributions.cpu().numpy(), rest, block_size, tuple(layers))
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """Derivative of the score, as a sum, by the states of some events: rows [r], rising, [r, D]."""
+
+    rows: Tensor
+    gradient: Tensor
+
+    def back_through_norm(self, norm: nn.LayerNorm, x: Tensor) -> _Flow:
+        """By the input x, [T, D], of a layer norm by whose output it is now."""
+        return _Flow(self.rows, _backward(lambda x: _norm(norm, x), self.gradient, x[self.rows])[0])
+
+
+def _back_through_layer(
+    layer: TransformerLayer, x: Tensor, attended: AttentionOutput, cu_seqlens: Tensor, flow: _Flow
+) -> tuple[_Flow, LayerShares]:
+    """From the output of a layer to its input x, [T, D]."""
+    attention = layer.attention
+    assert isinstance(attention, BlossomAttention)
+    by_input, by_attended = _backward(
+        lambda x, a: _after_attention(layer, x, a),
+        flow.gradient,
+        x[flow.rows],
+        attended.hidden[flow.rows],
+    )
+    given = layer.attention_norm(x) if layer.pre_norm else x
+    back = _AttentionBack(attention, given, attended, cu_seqlens)
+    for start in range(0, len(flow.rows), TILE_ROWS):
+        tile = slice(start, start + TILE_ROWS)
+        back.add(flow.rows[tile], by_attended[tile])
+    through = _Flow(*back.flow())
+    if layer.pre_norm:
+        through = through.back_through_norm(layer.attention_norm, x)
+    total = torch.zeros_like(x)
+    total[flow.rows] = by_input
+    # An event sees itself, so that the rows reached hold those that they were reached from.
+    total[through.rows] += through.gradient
+    return _Flow(through.rows, total[through.rows]), back.shares()
+
+
+class _AttentionBack:
+    """The way back through one attention, tile by tile of the events that it starts from.
+
+    Args:
+        x: [T, D], input of the attention.
+        attended: what the attention gave for it.
+    """
+
+    def __init__(
+        self,
+        attention: BlossomAttention,
+        x: Tensor,
+        attended: AttentionOutput,
+        cu_seqlens: Tensor,
+    ):
+        assert attended.selected is not None and attended.gates is not None
+        self._attention, self._selected, self._gates = attention, attended.selected, attended.gates
+        self._q, self._k = attention.queries_and_keys(x, cu_seqlens)
+        self._v = attention.value(x).unflatten(-1, (attention.num_kv_heads, -1))
+        self._by_value = torch.zeros_like(self._v)
+        self._reached = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self._weights, self._passed = (x.new_zeros(2, len(x)) for _ in range(2))
+
+    def add(self, rows: Tensor, gradient: Tensor) -> None:
+        """Go back from the attention's output at ``rows``, [C], with derivatives [C, D]."""
+        groups = self._attention.num_kv_heads
+        # The output matrix, then a head's dimensions as [C, G, R, d].
+        by_out = (gradient @ self._attention.output.weight).unflatten(-1, (groups, -1, self._size))
+        gates = self._gates[rows].unflatten(1, (groups, -1))
+        for path, (places, seen) in enumerate((self._far(rows), self._near(rows))):
+            self._add_path(path, rows, by_out * gates[..., path, None], places, seen)
+
+    def _add_path(
+        self, path: int, rows: Tensor, by_out: Tensor, places: Tensor, seen: Tensor
+    ) -> None:
+        """places, seen: [C, G, M], the events that are looked at, and whether each is there."""
+        groups = torch.arange(places.shape[1], device=rows.device)[:, None]
+        k, v = self._k[places, groups], self._v[places, groups]  # [C, G, M, d]
+        q = self._q[rows].unflatten(1, (len(groups), -1))
+        scores = (q @ k.mT) / math.sqrt(self._size)
+        weights = scores.masked_fill(~seen[:, :, None], -math.inf).softmax(-1)  # [C, G, R, M]
+        by_value = weights.mT @ by_out
+        self._by_value.index_put_((places, groups), by_value, accumulate=True)
+        self._passed[path].index_put_((places,), (by_value * v).sum(-1), accumulate=True)
+        self._reached[places[seen]] = True
+        if int(rows[-1]) == len(self._q) - 1:
+            mean = weights[-1].mean(1) / len(groups)
+            self._weights[path].index_put_((places[-1],), mean, accumulate=True)
+
+    def _far(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Events of the own block and of the selected ones."""
+        size = self._attention.block_size
+        own = (rows // size)[:, None, None].expand(-1, self._attention.num_kv_heads, 1)
+        blocks = torch.cat((own, self._selected[rows].long()), dim=-1)
+        places = (blocks[..., None] * size + torch.arange(size, device=rows.device)).flatten(2)
+        return _seen(places, rows)
+
+    def _near(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Events at the distances of the pattern, and the sinks that are not among them."""
+        window, sinks = self._attention.window, self._attention.sinks
+        distances = torch.tensor(pattern.distances(window, len(self._q)), device=rows.device)
+        sink = torch.arange(sinks, device=rows.device)
+        again = pattern.is_visible((rows[:, None] - sink).clamp(min=0), window)
+        sinks_once = torch.where(again, -1, sink)
+        places = torch.cat((rows[:, None] - distances, sinks_once), dim=-1)
+        return _seen(places[:, None].expand(-1, self._attention.num_kv_heads, -1), rows)
+
+    def flow(self) -> tuple[Tensor, Tensor]:
+        """Rows reached, and the derivative by the input of the attention there."""
+        rows = self._reached.nonzero().flatten()
+        return rows, self._by_value[rows].flatten(1) @ self._attention.value.weight
+
+    def shares(self) -> LayerShares:
+        blocks, counts = self._selected[-1].unique(return_counts=True)
+        numbered = zip(blocks.tolist(), counts.tolist(), strict=True)
+        weights, passed = (each.float().cpu().numpy() for each in (self._weights, self._passed))
+        return LayerShares(
+            gates=self._gates[-1].float().cpu().numpy(),
+            selected={block: count for block, count in numbered if block >= 0},
+            kv_heads=self._attention.num_kv_heads,
+            long=PathShares(weights[0], passed[0]),
+            short=PathShares(weights[1], passed[1]),
+        )
+
+    @property
+    def _size(self) -> int:
+        return self._attention.head_dim
+
+
+def _seen(places: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Places that exist and are not later than ``rows``; the row itself stands for the others."""
+    last = rows[:, None, None]
+    seen = (places >= 0) & (places <= last)
+    return torch.where(seen, places, last), seen
+
+
+def _backward(function, gradient: Tensor, *inputs: Tensor) -> Sequence[Tensor]:
+    """Derivatives by the inputs, given those by the output of a function."""
+    with torch.enable_grad():
+        leaves = [each.detach().requires_grad_() for each in inputs]
+        return torch.autograd.grad(function(*leaves), leaves, gradient)
+
+
+def _after_attention(layer: TransformerLayer, x: Tensor, attended: Tensor) -> Tensor:
+    """What a layer does with the output of its attention, with scales and openings held."""
+    x = x + attended
+    if layer.pre_norm:
+        return x + _feed_forward(layer, _norm(layer.feed_forward_norm, x))
+    x = _norm(layer.attention_norm, x)
+    return _norm(layer.feed_forward_norm, x + _feed_forward(layer, x))
+
+
+def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    scale = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    return centred / scale.detach() * norm.weight + norm.bias
+
+
+def _feed_forward(layer: TransformerLayer, x: Tensor) -> Tensor:
+    inner = layer.inner(x)
+    # GELU is its input times the share that it lets through.
+    opening = torch.special.ndtr(inner.detach())
+    return layer.outer(inner * opening)

@@ -1,0 +1,224 @@
+// The page: whose history, what is recommended after it, why, and what comes of one more event.
+import { byId, element, milliseconds, number } from "./elements.js";
+import { Refused, ask, useToken } from "./server.js";
+import { drawTimeline, listenToTimeline, showEvent } from "./timeline.js";
+import { drawNoWhy, drawWhy } from "./why.js";
+
+const K = 10;
+const MOST_TITLES = 1000;
+
+// Whose history: {user_id} or {history}; what was recommended, and which item is explained.
+let subject = null;
+let items = [];
+let chosen = null;
+// Answers to questions before the last one are not shown.
+let turn = 0;
+const titles = new Map();
+let titled = false;
+
+const named = (item) => {
+  const title = titles.get(String(item));
+  return title ? title : String(item);
+};
+
+async function show(next, { added = null } = {}) {
+  const mine = ++turn;
+  const before = subject !== null && added !== null ? items : [];
+  say("Asking ...");
+  try {
+    const start = performance.now();
+    if (added !== null && next.user_id !== undefined) {
+      const path = `v1/users/${encodeURIComponent(next.user_id)}/events`;
+      await ask(path, { events: [{ item: added }] });
+    }
+    const answer = await ask("v1/recommend", { ...next, k: K });
+    const took = performance.now() - start;
+    await learnTitles(answer.items.map((one) => one.item));
+    if (mine !== turn) return;
+    [subject, items] = [next, answer.items];
+    chosen = items.some((one) => one.item === chosen) ? chosen : (items[0]?.item ?? null);
+    drawItems(before);
+    byId("results").hidden = false;
+    const did = added === null ? "" : `${named(added)} was added. `;
+    say(`${did}${items.length} recommendations in ${milliseconds(took)}.`);
+    await why(mine);
+  } catch (error) {
+    if (mine === turn) fail(error, next);
+  }
+}
+
+// The explanation of the chosen item, and with it the history.
+async function why(mine) {
+  if (chosen === null) {
+    drawNoWhy("Nothing is left to recommend.");
+    return;
+  }
+  try {
+    const explanation = await ask("v1/explain", { ...subject, item_id: chosen, k: K });
+    await learnTitles(explanation.items);
+    if (mine !== turn) return;
+    const { start, length, contributions, layers } = explanation;
+    const blockSize = explanation.block_size;
+    drawTimeline(
+      { items: explanation.items, start, length, blockSize, contributions, layers },
+      named,
+    );
+    drawWhy(explanation, named, showEvent);
+  } catch (error) {
+    if (mine !== turn) return;
+    if (!(error instanceof Refused) || error.code !== "not_explainable") throw error;
+    await withoutWhy(error.message, mine);
+  }
+}
+
+// For a model that cannot be explained: the history alone.
+async function withoutWhy(words, mine) {
+  let history = { items: subject.history, length: subject.history?.length };
+  if (subject.user_id !== undefined) {
+    const user = await ask(`v1/users/${encodeURIComponent(subject.user_id)}?last=1000`);
+    history = { items: user.events.map((event) => event.item), length: user.length };
+  }
+  await learnTitles(history.items);
+  if (mine !== turn) return;
+  const start = history.length - history.items.length;
+  drawTimeline({ ...history, start, blockSize: 16, contributions: null, layers: [] }, named);
+  drawNoWhy(words);
+}
+
+async function learnTitles(ids) {
+  if (!titled) return;
+  const missing = [...new Set(ids.map(String))].filter((id) => !titles.has(id));
+  for (let start = 0; start < missing.length; start += MOST_TITLES) {
+    const asked = missing.slice(start, start + MOST_TITLES);
+    const answer = await ask("v1/titles", { items: asked });
+    asked.forEach((id, index) => titles.set(id, answer.titles[index]));
+  }
+}
+
+function drawItems(before) {
+  const ranks = new Map(before.map((one) => [one.item, one.rank]));
+  const lines = items.map(({ item, score, rank }) => {
+    const moved = before.length ? movement(ranks.get(item), rank) : "";
+    const name = element("span", {}, named(item));
+    if (titles.get(String(item))) name.append(element("span", { class: "id" }, ` ${item}`));
+    if (moved) name.append(element("span", { class: "moved" }, ` ${moved}`));
+    const choose = element(
+      "button",
+      { class: "choose", type: "button", "aria-pressed": String(item === chosen) },
+      element("span", { class: "rank" }, String(rank)),
+      name,
+      element("span", { class: "score" }, score.toFixed(2)),
+    );
+    choose.addEventListener("click", () => explain(item));
+    const more = element(
+      "button",
+      { class: "more", type: "button", "aria-label": `Add ${named(item)} to the history` },
+      "+",
+    );
+    more.addEventListener("click", () => add(item));
+    return element("li", { class: moved ? "fresh" : "" }, choose, more);
+  });
+  byId("items").replaceChildren(...lines);
+  const options = items.map(({ item }) => element("option", { value: item }, named(item)));
+  byId("known").replaceChildren(...options);
+}
+
+function movement(before, rank) {
+  if (before === undefined) return "new";
+  if (before === rank) return "";
+  return before > rank ? `up ${before - rank}` : `down ${rank - before}`;
+}
+
+async function explain(item) {
+  const mine = ++turn;
+  chosen = item;
+  const pressed = items.findIndex((one) => one.item === item);
+  [...document.querySelectorAll(".choose")].forEach((button, index) =>
+    button.setAttribute("aria-pressed", String(index === pressed)),
+  );
+  const start = performance.now();
+  try {
+    await why(mine);
+    if (mine === turn) say(`${named(item)} explained in ${milliseconds(performance.now() - start)}.`);
+  } catch (error) {
+    if (mine === turn) fail(error, subject);
+  }
+}
+
+function add(item) {
+  const history = subject.history;
+  return show(history ? { history: [...history, item] } : subject, { added: item });
+}
+
+function say(text) {
+  byId("error").hidden = true;
+  byId("status").textContent = text;
+}
+
+function fail(error, next) {
+  byId("status").textContent = "";
+  const words = error instanceof Refused ? error.message : `Something went wrong: ${error.message}`;
+  const box = byId("error");
+  box.textContent = words;
+  box.hidden = false;
+  if (error.status === 401) {
+    byId("access").hidden = false;
+    byId("token").focus();
+  }
+  if (error.code === "unknown_user") {
+    // Someone new can begin here: with the first event.
+    [subject, items, chosen] = [next, [], null];
+    byId("items").replaceChildren();
+    byId("timeline").replaceChildren();
+    byId("detail").textContent = "";
+    byId("timeline-note").textContent = "No events yet: add the first one.";
+    drawNoWhy("There is nothing to explain yet.");
+    byId("results").hidden = false;
+  }
+}
+
+function pasted(text) {
+  const separator = /[,;\n]/.test(text) ? /[,;\n]+/ : /\s+/;
+  return text.split(separator).map((one) => one.trim()).filter((one) => one !== "");
+}
+
+function listen() {
+  const on = (id, act) =>
+    byId(id).addEventListener("submit", (event) => {
+      event.preventDefault();
+      act();
+    });
+  on("by-user", () => show({ user_id: byId("user").value.trim() }));
+  on("by-history", () => show({ history: pasted(byId("history").value) }));
+  on("add", async () => {
+    const item = byId("event").value.trim();
+    byId("event").value = "";
+    await add(item);
+  });
+  on("access", () => {
+    useToken(byId("token").value);
+    say("The token is used from now on.");
+    if (byId("user").value.trim()) show({ user_id: byId("user").value.trim() });
+  });
+  listenToTimeline();
+}
+
+async function greet() {
+  try {
+    const { model, items: count, max_len: longest, titles: known } = await ask("readyz");
+    titled = known;
+    byId("model").textContent =
+      `blossomrec, model ${model}: ${number(count)} items, ` +
+      `sees the last ${number(longest)} events of a history`;
+    const user = new URLSearchParams(location.search).get("user");
+    if (user) {
+      byId("user").value = user;
+      await show({ user_id: user });
+    }
+  } catch (error) {
+    fail(error, null);
+  }
+}
+
+listen();
+greet();

@@ -1,0 +1,83 @@
+"""One version of a model as it is served, with everything that belongs to its weights alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from blossomrec.data.vocabulary import Vocabulary
+from blossomrec.device import resolve_device
+from blossomrec.errors import RunError
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.serving.approximate import ApproximateRanking
+from blossomrec.serving.cache import HistoryCache
+from blossomrec.serving.catalogue import Catalogue
+from blossomrec.serving.encoder import Encoder, build_encoder
+from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.options import ServingConfig
+from blossomrec.serving.ranking import Ranking
+from blossomrec.training.files import digest
+from blossomrec.training.run import load_model, read_run_config
+
+
+@dataclass(frozen=True, eq=False)
+class Release:
+    """A loaded run. Encoded histories live and die with it: no others' weights ever meet them.
+
+    Attributes:
+        run: the folder it was read from.
+        version: the first digits of the weights' SHA-256.
+        model: in evaluation mode; the engine's thread alone uses it.
+        max_len: events of a history that the model sees.
+        step: see :func:`blossomrec.serving.history.window_start`.
+        keeps_state: whether a history is extended, or encoded anew when it has grown.
+    """
+
+    run: Path
+    version: str
+    model: SequenceModel
+    catalogue: Catalogue
+    encoder: Encoder
+    ranking: Ranking
+    cache: HistoryCache
+    max_len: int
+    step: int
+    keeps_state: bool
+
+
+def load_release(
+    run: str | Path, config: ServingConfig, metrics: Metrics, *, device: str = "auto"
+) -> Release:
+    """Read a run folder.
+
+    Raises:
+        RunError: a file is missing or damaged, or a weight is not finite.
+        ConfigError: an option is out of bounds, or the device is not there.
+    """
+    run = Path(run)
+    info = read_run_config(run)
+    config = config.checked(info.config.model.max_len)
+    model = load_model(run, resolve_device(device))
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise RunError(f"{run / 'model.safetensors'} is damaged: {name} is not finite")
+    vocabulary = Vocabulary.open(run / "vocabulary")
+    if vocabulary.fingerprint != info.fingerprint:
+        raise RunError(f"{run}: vocabulary/ does not belong to config.json")
+    ranking = Ranking(model)
+    if config.probes:
+        ranking = ApproximateRanking(model, config.probes, metrics)
+    max_len = config.max_len or info.config.model.max_len
+    encoder, keeps_state = build_encoder(model, max_len, config.step)
+    return Release(
+        run=run,
+        version=digest(run / "model.safetensors")[:12],
+        model=model,
+        catalogue=Catalogue.of(vocabulary),
+        encoder=encoder,
+        ranking=ranking,
+        cache=HistoryCache(config.cache_mib << 20),
+        max_len=max_len,
+        step=config.step,
+        keeps_state=keeps_state,
+    )

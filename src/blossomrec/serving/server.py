@@ -1,0 +1,174 @@
+"""The process that serves: address, signals, start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from blossomrec.errors import BlossomRecError, ConfigError
+from blossomrec.serving.application import build_app
+from blossomrec.serving.options import ServingConfig
+from blossomrec.serving.service import Service
+from blossomrec.serving.sqlite_store import SQLiteStore
+from blossomrec.serving.titles import read_titles
+
+TOKEN = "BLOSSOMREC_TOKEN"
+SHORTEST_TOKEN = 16
+# Connections that the system accepts before this process does.
+BACKLOG = 2_048
+MEMORY_SECONDS = 30
+
+logger = logging.getLogger("blossomrec.serving")
+
+
+def run_server(
+    run: Path,
+    store: Path,
+    config: ServingConfig,
+    *,
+    host: str,
+    port: int,
+    device: str,
+    threads: int | None,
+    drain: float,
+    titles: Path | None = None,
+) -> None:
+    """Serve until a signal ends it; SIGHUP loads the run folder again.
+
+    Args:
+        drain: seconds that requests under way have at the end.
+        titles: table of item titles, for the page; see :func:`read_titles`.
+
+    Raises:
+        ConfigError: the address is not loopback and there is no token, or it cannot be had.
+        RunError, DataError: the run, the store or the table of titles cannot be used.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    token = read_token(host)
+    named = None if titles is None else read_titles(titles)
+    with bind(host, port) as listening:
+        service = Service(
+            run, lambda: SQLiteStore(store), config, device=device, threads=threads or _threads()
+        )
+        try:
+            server = _Server(_settings(build_app(service, token, named), drain), service)
+            address, bound = listening.getsockname()[:2]
+            shown = f"[{address}]" if ":" in address else address
+            # At once, for whoever waits for it at the other end of a pipe.
+            print(
+                f"serving {run} at http://{shown}:{bound}/ (a page to try it; requests at /docs), "
+                f"events in {store}",
+                flush=True,
+            )
+            server.run(sockets=[listening])
+        finally:
+            service.close()
+
+
+def _settings(app: FastAPI, drain: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=max(1, round(drain)),
+        # Longer than proxies keep theirs, so that it is they who close.
+        timeout_keep_alive=75,
+        callback_notify=_give_memory_back,
+        timeout_notify=MEMORY_SECONDS,
+    )
+
+
+def read_token(host: str) -> str | None:
+    """The token in the environment variable BLOSSOMREC_TOKEN.
+
+    Raises:
+        ConfigError: there is none and ``host`` is not loopback, or it is short.
+    """
+    token = os.environ.get(TOKEN)
+    if token is not None and len(token) < SHORTEST_TOKEN:
+        raise ConfigError(
+            f"{TOKEN} has {len(token)} characters: at least {SHORTEST_TOKEN} are needed"
+        )
+    if token is None and not _is_loopback(host):
+        raise ConfigError(
+            f"host is {host!r}, which others can reach: set {TOKEN} to a secret that requests must "
+            "bear, or serve on 127.0.0.1"
+        )
+    return token
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes any that is free."""
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"port is {port}: it must be from 0 to {2**16 - 1}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"host {host!r}, port {port} cannot be served on: {error}") from error
+    return listening
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _threads() -> int:
+    """Half of the processor for the model; HTTP and the store have the other."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+async def _give_memory_back() -> None:
+    """Have the C library return what has been freed: histories come and go in many sizes.
+
+    Without, the gaps between them stay with the process; only glibc offers this.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        await asyncio.to_thread(ctypes.CDLL(None).malloc_trim, 0)
+
+
+class _Server(uvicorn.Server):
+    """Ends in good order on SIGINT and SIGTERM, takes a new model on SIGHUP."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self._service = service
+        self._reload: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        yield
+
+    def _hang_up(self) -> None:
+        if self._reload is None or self._reload.done():
+            self._reload = asyncio.get_running_loop().create_task(self._take_new_model())
+
+    async def _take_new_model(self) -> None:
+        try:
+            await self._service.reload()
+        except (BlossomRecError, OSError) as error:
+            logger.error("the model stays as it is: %s", error)

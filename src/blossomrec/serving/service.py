@@ -1,0 +1,218 @@
+"""Everything a server can do, without HTTP: events, recommendations, model versions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from blossomrec.serving.committer import Committer
+from blossomrec.serving.engine import Engine, Question
+from blossomrec.serving.explainer import Explainer, check_model
+from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.options import ServingConfig
+from blossomrec.serving.ranking import Best, Choice
+from blossomrec.serving.refusals import unavailable, unknown_item, unknown_user
+from blossomrec.serving.release import Release, load_release
+from blossomrec.serving.store import Appended, Event, EventStore, ItemId, Profile
+
+T = TypeVar("T")
+LARGEST_STORED = 2**63 - 1
+
+logger = logging.getLogger("blossomrec.serving")
+
+
+class Service:
+    """A model and a store of events, answering the requests of many users.
+
+    Coroutines raise ``Refusal`` for what cannot be answered.
+
+    Args:
+        run: folder of the model.
+        open_store: gives a new object for the same store; called twice.
+        config: limits, waiting times, memory.
+        device: "auto", "cpu" or "cuda".
+        threads: of PyTorch, for one operation of the model; None leaves its own number.
+
+    Raises:
+        RunError: the run folder is incomplete.
+        DataError: the store cannot be used.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        open_store: Callable[[], EventStore],
+        config: ServingConfig | None = None,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+    ):
+        self.config, self._run, self._device = config or ServingConfig(), run, device
+        self.metrics = Metrics()
+        self.release = load_release(run, self.config, self.metrics, device=device)
+        store, reader = open_store(), open_store()
+        with store.transaction():
+            self._off = store.switch([], [])
+        self._committer = Committer(store, self.config.queue, self.metrics)
+        self._engine = Engine(reader, self.release, self.config, self.metrics, threads=threads)
+        self._engine.use(self.release, self.release.catalogue.known(self._off))
+        self._explainer = Explainer(threads)
+        self.metrics.model.labels(self.release.version).set(1)
+
+    async def append(self, user: str, events: Sequence[Event]) -> Appended:
+        """Make events durable; they are seen by every request that follows."""
+        events = [
+            event._replace(item=self._stored(f"events[{index}].item", event.item))
+            for index, event in enumerate(events)
+        ]
+        now = int(time.time())
+        appended: Appended = await self._changed(lambda store: store.append(user, events, now))
+        self.metrics.stored.inc(appended.stored)
+        return appended
+
+    async def recommend(
+        self,
+        *,
+        user: str | None = None,
+        history: Sequence[ItemId] | None = None,
+        k: int = 10,
+        filter_viewed: bool = True,
+        exclude: Sequence[ItemId] = (),
+        items: Sequence[ItemId] | None = None,
+    ) -> tuple[Release, list[tuple[ItemId, float]]]:
+        """Items and scores, best first, for a user or for a history that is given.
+
+        Items to exclude may be unknown to the model, those to choose from may not.
+        """
+        release = self.release
+        rows = np.empty(0, np.int64)
+        if history is not None:
+            rows = release.catalogue.rows(history, "history")
+        among = None if items is None else np.unique(release.catalogue.rows(items, "items"))
+        choice = Choice(k, [release.catalogue.known(exclude)], among)
+        question = Question(user, rows, choice, filter_viewed)
+        best = await self._waited(self._engine.recommend(release, question))
+        return release, _named(release, best)
+
+    async def similar(
+        self, items: Sequence[ItemId], k: int = 10
+    ) -> tuple[Release, list[list[tuple[ItemId, float]]]]:
+        """For each item the closest others, with their cosine, best first."""
+        release = self.release
+        rows = release.catalogue.rows(items, "items")
+        found = await self._waited(self._engine.call(lambda: release.ranking.similar(rows, k)))
+        return release, [_named(release, best) for best in found]
+
+    async def explain(
+        self,
+        item: ItemId,
+        *,
+        user: str | None = None,
+        history: Sequence[ItemId] | None = None,
+        k: int = 10,
+    ) -> dict[str, Any]:
+        """Why an item has its score for a user, or for a history that is given."""
+        release = self.release
+        check_model(release)
+        row = release.catalogue.row(item)
+        if row < 0:
+            raise unknown_item("item_id", item)
+        if user is not None:
+            rows = await self._waited(self._engine.history(release, user))
+        else:
+            rows = release.catalogue.rows(history or (), "history")
+        return await self._waited(self._explainer.explain(release, rows, row, k))
+
+    async def profile(self, user: str, last: int) -> Profile:
+        """Length and last events of a user."""
+        profile: Profile | None = await self._changed(lambda store: store.profile(user, last))
+        if profile is None:
+            raise unknown_user(user)
+        events = [event._replace(item=self._shown(event.item)) for event in profile.last]
+        return Profile(profile.length, events)
+
+    async def delete(self, user: str) -> int:
+        """Delete a user, from memory and from the disk; gives the number of events."""
+        deleted: int = await self._changed(lambda store: store.delete(user), erase=True)
+        await self._waited(self._engine.forget(user))
+        if not deleted:
+            raise unknown_user(user)
+        return deleted
+
+    async def switch(self, off: Sequence[ItemId], on: Sequence[ItemId]) -> list[ItemId]:
+        """Switch items off (they are not recommended) or on again; gives all that are off."""
+        off, on = (
+            [self._stored(f"{name}[{index}]", item) for index, item in enumerate(items)]
+            for name, items in (("off", off), ("on", on))
+        )
+        self._off = await self._changed(lambda store: store.switch(off, on))
+        release = self.release
+        await self._waited(self._engine.use(release, release.catalogue.known(self._off)))
+        return [self._shown(item) for item in self._off]
+
+    async def reload(self) -> Release:
+        """Serve what the run folder holds now; requests under way end with the model before.
+
+        Raises:
+            RunError: the folder is incomplete; the model that was there stays.
+        """
+        # In another thread: requests are answered while the model is read.
+        release = await asyncio.to_thread(
+            load_release, self._run, self.config, self.metrics, device=self._device
+        )
+        # Nothing comes in between, so that the engine uses it before it has a question for it.
+        self.release = release
+        used = self._engine.use(release, release.catalogue.known(self._off))
+        self.metrics.model.clear()
+        self.metrics.model.labels(release.version).set(1)
+        await asyncio.wrap_future(used)
+        logger.info("serving version %s of %s", release.version, release.run)
+        return release
+
+    def check_alive(self) -> None:
+        """Raise Refusal, 503, unless the model and the store can be asked."""
+        if not (self._committer.alive and self._engine.alive):
+            raise unavailable("stopped", "the server has stopped working: start it again")
+
+    def close(self) -> None:
+        """Finish what has been accepted, then give back threads and files."""
+        self._committer.close()
+        self._engine.close()
+        self._explainer.close()
+
+    def _stored(self, field: str, item: ItemId) -> ItemId:
+        """An item's id as the catalogue writes it, in a form that every store takes."""
+        catalogue = self.release.catalogue
+        row = catalogue.row(item)
+        if row < 0:
+            raise unknown_item(field, item)
+        known = catalogue.id(row)
+        return known if isinstance(known, str) or known <= LARGEST_STORED else str(known)
+
+    def _shown(self, item: ItemId) -> ItemId:
+        catalogue = self.release.catalogue
+        row = catalogue.row(item)
+        return item if row < 0 else catalogue.id(row)
+
+    async def _changed(self, operation: Callable[[EventStore], Any], *, erase: bool = False) -> Any:
+        return await self._waited(self._committer.submit(operation, erase=erase))
+
+    async def _waited(self, future: Future[T]) -> T:
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.config.timeout)
+        except TimeoutError as error:
+            message = f"no answer within {self.config.timeout:g} s; it may still be carried out"
+            raise unavailable("timeout", message) from error
+
+
+def _named(release: Release, best: Best) -> list[tuple[ItemId, float]]:
+    rows, scores = best
+    pairs = zip(rows.tolist(), scores.tolist(), strict=True)
+    return [(release.catalogue.id(row), score) for row, score in pairs]

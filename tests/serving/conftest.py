@@ -1,0 +1,33 @@
+"""A tiny run, and a server over it inside the test."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+if find_spec("fastapi") is None:
+    # Without the extra there is nothing here to test, on a machine that runs the tests of others.
+    collect_ignore_glob = ["test_*.py"]
+else:
+    from serving_runs import Server, write_run
+
+
+@pytest.fixture(scope="session")
+def run(tiny_log, tmp_path_factory):
+    """A run of a causal model with Blossom attention that sees 20 events. Read only."""
+    return write_run(tmp_path_factory.mktemp("serving") / "run", tiny_log)
+
+
+@pytest.fixture(scope="session")
+def item_ids(tiny_log):
+    """External ids of the catalogue, in order of row."""
+    return tiny_log.item_vocabulary.ids(np.arange(tiny_log.num_items)).to_list()
+
+
+@pytest.fixture
+def server(run, tmp_path, one_thread):
+    """A server over an empty store, and a client of it."""
+    with Server(run, tmp_path / "events.sqlite") as running:
+        yield running

@@ -1,0 +1,127 @@
+"""Runs without training, and servers over them, inside the test or in processes of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi.testclient import TestClient
+
+from blossomrec.config import ModelConfig, RunConfig
+from blossomrec.data.log import EventLog
+from blossomrec.models import build_model
+from blossomrec.serving.application import build_app
+from blossomrec.serving.options import ServingConfig
+from blossomrec.serving.service import Service
+from blossomrec.serving.sqlite_store import SQLiteStore
+from blossomrec.training.run import save_model, write_run_config
+from small_options import MODEL
+
+BASE = "http://127.0.0.1:8000"
+
+
+def write_run(folder: Path, log: EventLog, *, seed: int = 0, **options: Any) -> Path:
+    """A run folder with random weights, large enough for the attention to matter."""
+    config = RunConfig(model=ModelConfig(**MODEL | options))
+    torch.manual_seed(seed)
+    model = build_model(config.model, log.num_items).eval()
+    with torch.no_grad():
+        model.item_embeddings.weight.mul_(10)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_run_config(folder, config, log)
+    save_model(folder, model)
+    return folder
+
+
+class Server:
+    """A service and a client of its application in this process.
+
+    Args:
+        options: of the server, besides ``token``.
+    """
+
+    def __init__(self, run: Path, store: Path, *, token: str | None = None, **options: Any):
+        self.run, self.store_path = run, store
+        config = dataclasses.replace(ServingConfig(), **options)
+        self.service = Service(run, lambda: SQLiteStore(store), config, device="cpu", threads=1)
+        self.app = build_app(self.service, token)
+        self.client = TestClient(self.app, BASE, raise_server_exceptions=False)
+
+    def __enter__(self) -> Server:
+        # One event loop for all requests.
+        self.client.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.client.__exit__(*error)
+        self.service.close()
+
+    def post(self, path: str, body: Any, **options: Any) -> Any:
+        """The answer to a body that must be taken."""
+        answer = self.client.post(path, json=body, **options)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def append(self, user: Any, events: list[Any]) -> dict[str, Any]:
+        """Append items, or events as mappings."""
+        listed = [one if isinstance(one, dict) else {"item": one} for one in events]
+        return self.post(f"/v1/users/{user}/events", {"events": listed})
+
+    def recommend(self, **body: Any) -> list[dict[str, Any]]:
+        return self.post("/v1/recommend", body)["items"]
+
+    def reload(self) -> Any:
+        """Take the model that the run folder holds now."""
+        assert self.client.portal is not None
+        return self.client.portal.call(self.service.reload)
+
+    def refused(self, answer: Any, status: int, code: str) -> dict[str, Any]:
+        """The error in an answer that must be a refusal."""
+        assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        assert error["code"] == code, error
+        return error
+
+
+class Process:
+    """``blossomrec serve`` in a process of its own, on a free port."""
+
+    def __init__(self, run: Path, store: Path, *flags: Any, **environment: str):
+        command = [sys.executable, "-m", "blossomrec", "serve", str(run), "--store", str(store)]
+        command += ["--port", "0", "--device", "cpu", "--threads", "1", *map(str, flags)]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"http://\S+:\d+", line)
+        if found is None:
+            raise AssertionError(line + self.process.communicate(timeout=30)[1])
+        self.url = found[0]
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> tuple[int, str]:
+        """Exit code and what went to standard error."""
+        _, shown = self.process.communicate(timeout=60)
+        return self.process.returncode, shown
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.process.poll() is None:
+            self.signal(signal.SIGKILL)
+            self.wait()

@@ -1,0 +1,86 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from blossomrec.errors import DataError
+from blossomrec.serving import bulk
+from blossomrec.serving.bulk import Imported, import_events
+from blossomrec.serving.sqlite_store import SQLiteStore
+from blossomrec.serving.store import Event
+from command_line import refuse
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = SQLiteStore(tmp_path / "events.sqlite")
+    yield store
+    store.close()
+
+
+def test_a_table_and_the_log_prepared_from_it_are_the_same(store, tiny_events, tiny_log, tmp_path):
+    other = SQLiteStore(tmp_path / "other.sqlite")
+    shuffled = tiny_events.sample(fraction=1, shuffle=True, seed=1)
+    assert import_events(shuffled, store) == Imported(60, 1_830, 0)
+    assert import_events(tiny_log.folder, other) == Imported(60, 1_830, 0)
+    for row in range(60):
+        user = str(tiny_log.user_vocabulary.ids([row])[0])
+        profile = store.profile(user, 1_000)
+        assert profile == other.profile(user, 1_000)
+        history = tiny_log.item_vocabulary.ids(tiny_log.history(row)).to_list()
+        assert [event.item for event in profile.last] == history
+        times = tiny_log.timestamps[tiny_log.offsets[row] : tiny_log.offsets[row + 1]]
+        assert [event.timestamp for event in profile.last] == times.tolist()
+    other.close()
+
+
+@pytest.mark.parametrize("together", [1, 50, 20_000])
+def test_an_import_can_be_run_again(store, tiny_log, monkeypatch, together):
+    monkeypatch.setattr(bulk, "TOGETHER", together)
+    with store.transaction():
+        store.append("1004", [Event(50_003, 1)], 0)
+    original, seen = store.append, []
+
+    def failing(user, events, now):
+        seen.append(user)
+        if len(seen) == 30:
+            raise KeyboardInterrupt
+        return original(user, events, now)
+
+    monkeypatch.setattr(store, "append", failing)
+    with pytest.raises(KeyboardInterrupt):
+        import_events(tiny_log.folder, store)
+    monkeypatch.setattr(store, "append", original)
+    imported = import_events(tiny_log.folder, store)
+    assert imported.users + imported.kept == 60
+    assert imported.kept == {1: 30, 50: imported.kept, 20_000: 1}[together]
+    assert store.profile("1004", 5).length == 1
+    assert import_events(tiny_log.folder, store) == Imported(0, 0, 60)
+    lengths = np.diff(np.asarray(tiny_log.offsets))
+    stored = [store.profile(str(1001 + 3 * row), 0).length for row in range(60)]
+    assert sum(stored) == lengths.sum() - lengths[1] + 1
+
+
+def test_columns_times_and_large_numbers(store, tmp_path):
+    table = pl.DataFrame(
+        {
+            "who": ["b", "a", "a"],
+            "what": pl.Series([2**64 - 1, 5, 6], dtype=pl.UInt64),
+            "when": ["2024-01-31T18:45:00", "2024-01-31", "2023-01-31"],
+        }
+    )
+    table.write_csv(tmp_path / "events.csv")
+    columns = {"user": "who", "item": "what", "timestamp": "when"}
+    assert import_events(tmp_path / "events.csv", store, **columns) == Imported(2, 3, 0)
+    assert [event.item for event in store.profile("a", 5).last] == ["6", "5"]
+    (event,) = store.profile("b", 5).last
+    assert event == Event(str(2**64 - 1), 1_706_726_700_000_000)
+
+
+def test_a_wrong_table_stores_nothing(store, capsys, tmp_path):
+    (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\n1,2,3\n1,,4\n")
+    with pytest.raises(DataError, match="column 'item_id', row 2"):
+        import_events(tmp_path / "events.csv", store)
+    assert store.profile("1", 1) is None
+    path = tmp_path / "new.sqlite"
+    source = tmp_path / "none.csv"
+    refuse(capsys, "import-events", source, "--store", path, words=["none.csv does not exist"])

@@ -1,0 +1,110 @@
+"""What is kept in memory of users, and who has to leave."""
+
+import numpy as np
+import pytest
+
+from blossomrec.errors import ConfigError
+from blossomrec.serving.cache import HistoryCache
+from blossomrec.serving.catalogue import Catalogue
+from blossomrec.serving.history import OVERHEAD, UserHistory, window_start
+from blossomrec.serving.options import ServingConfig
+from blossomrec.serving.refusals import Refusal, plain, shown
+
+
+def test_a_history_grows_and_knows_its_items():
+    rng, history, rows = np.random.default_rng(0), UserHistory(), []
+    for _ in range(200):
+        new = rng.integers(0, 40, rng.integers(0, 5))
+        history.add(new, len(new) + 1)
+        rows += new.tolist()
+        assert history.rows.tolist() == rows
+        assert history.seen.tolist() == sorted(set(rows))
+    assert history.read == len(rows) + 200
+    assert history.nbytes < OVERHEAD + 1.5 * 4 * len(rows) + 8 * 40 + 64
+
+
+@pytest.mark.parametrize("max_len, step", [(10, 1), (10, 3), (10, 10), (2, 2)])
+def test_a_window_is_never_empty_and_never_too_long(max_len, step):
+    starts = [window_start(length, max_len, step) for length in range(1, 60)]
+    for length, start in enumerate(starts, 1):
+        assert max(0, length - max_len) <= start <= max(0, length - max_len + step - 1)
+        assert start < length
+        assert start % step == 0
+    moves = np.diff(starts)
+    assert set(moves) <= {0, step}
+
+
+def test_a_moved_window_drops_what_was_encoded():
+    history = UserHistory()
+    history.add(np.arange(12), 12)
+    assert history.missing(10, 5) == 7 and history.start == 5
+    history.encoded, history.query = 12, object()
+    assert history.missing(10, 5) == 0
+    history.add(np.arange(3), 3)
+    assert history.missing(10, 5) == 3 and history.query is not None
+    history.add(np.arange(1), 1)
+    assert history.missing(10, 5) == 6
+    assert history.start == history.encoded == 10 and history.query is None
+
+
+def test_who_was_asked_for_longest_ago_leaves_first():
+    def history(events):
+        one = UserHistory()
+        one.add(np.zeros(events, np.int64), events)
+        return one
+
+    size = history(100).nbytes
+    cache = HistoryCache(3 * size)
+    for user in "abc":
+        cache.put(user, history(100))
+    assert cache.get("a") is not None
+    cache.put("d", history(100))
+    assert [user for user in "abcd" if cache.get(user)] == ["a", "c", "d"]
+    assert (cache.nbytes, cache.evictions, len(cache)) == (3 * size, 1, 3)
+    grown = cache.get("a")
+    grown.add(np.zeros(100, np.int64), 100)
+    cache.put("a", grown)
+    assert len(cache) == 2 and cache.nbytes <= 3 * size
+    cache.put("e", history(10_000))
+    assert (len(cache), cache.nbytes, cache.get("e")) == (0, 0, None)
+    cache.put("f", history(1))
+    cache.drop("f")
+    cache.drop("nobody")
+    assert cache.nbytes == 0
+
+
+def test_ids_of_numbers_and_text():
+    numbers = Catalogue([12, -3, 2**64 - 1])
+    assert [numbers.row(one) for one in (12, "12", "-3", str(2**64 - 1))] == [0, 0, 1, 2]
+    for stranger in ("012", "12.0", "+12", " 12", "", "-", "１２", "x", 13, "9" * 5_000):
+        assert numbers.row(stranger) == -1
+    texts = Catalogue(["12", "milk", "012"])
+    assert [texts.row(one) for one in ("milk", 12, "012", "x", -12)] == [1, 0, 2, -1, -1]
+    assert texts.known(["x", "milk", 12]).tolist() == [1, 0]
+    assert texts.rows(["milk", 12], "items").tolist() == [1, 0]
+    with pytest.raises(Refusal, match=r"items\[1\] is 'x'") as refused:
+        texts.rows(["milk", "x", "y"], "items")
+    assert refused.value.body()["error"]["field"] == "items[1]"
+
+
+def test_any_value_can_be_shown():
+    for value in (None, True, 3, 2.5, "x", "é\ud800", [1] * 10_000, {"a": float("nan")}, "x" * 99):
+        assert len(shown(value)) <= 83
+    assert [plain(value) for value in (None, True, 3, 2.5, "x")] == [None, True, 3, 2.5, "x"]
+    assert plain(float("nan")) == "nan" and plain(2**70) == str(2**70)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"step": 21}, "step is 21: it must be at most max_len, 20"),
+        ({"step": 6, "max_len": 5}, "step is 6: it must be at most max_len, 5"),
+        ({"batch": 0}, "batch is 0"),
+        ({"wait_ms": float("nan")}, "wait_ms is nan"),
+        ({"timeout": 0.0}, "timeout is 0.0"),
+        ({"cache_mib": -1}, "cache_mib is -1"),
+    ],
+)
+def test_options_are_checked(options, words):
+    with pytest.raises(ConfigError, match=words):
+        ServingConfig(**options).checked(20)

@@ -1,0 +1,220 @@
+"""Servers in processes of their own: start, signals, kill -9, the client."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from serving_runs import Process, write_run
+
+from blossomrec.serving import Client, ServerError
+from blossomrec.serving.sqlite_store import SQLiteStore
+from command_line import refuse
+
+# More of them, for a longer proof than every run of the tests needs.
+KILLS = int(os.environ.get("BLOSSOMREC_KILLS", "2"))
+SENDERS = 4
+
+
+class Load(threading.Thread):
+    """Appends events with keys, and asks, until the server is gone."""
+
+    def __init__(self, url, number, item_ids, round_):
+        super().__init__()
+        self.client = Client(url, retries=0)
+        self.random = random.Random(f"{number} {round_}")
+        self.prefix, self.item_ids = f"{round_}-{number}", item_ids
+        self.users = [f"user {number} {place}" for place in range(3)]
+        self.sent, self.acknowledged, self.error = [], [], None
+
+    def run(self):
+        try:
+            while True:
+                self.step(self.random.choice(self.users))
+        except ServerError as error:
+            self.error = error
+
+    def step(self, user):
+        keys = [
+            f"{self.prefix}-{len(self.sent) + place}" for place in range(self.random.randint(1, 3))
+        ]
+        self.sent += [(user, key) for key in keys]
+        events = [{"item": self.random.choice(self.item_ids), "key": key} for key in keys]
+        self.client.append(user, events)
+        self.acknowledged += [(user, key) for key in keys]
+        if self.random.random() < 0.5:
+            self.client.recommend(user, 3)
+
+
+def stored_keys(path):
+    """(user, key) of every stored event, after a look at the order of positions."""
+    store = SQLiteStore(path)
+    rows = store._database.execute(
+        "SELECT id, position, key, length FROM events JOIN users ON user = number"
+        " ORDER BY id, position"
+    ).fetchall()
+    assert store._database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    users = {}
+    for user, position, key, length in rows:
+        keys = users.setdefault(user, ([], length))[0]
+        assert position == len(keys)
+        keys.append(key)
+    assert all(len(keys) == length for keys, length in users.values())
+    store.close()
+    return [(user, key) for user, (keys, _) in users.items() for key in keys]
+
+
+def test_no_acknowledged_event_is_lost_by_kill_9(run, item_ids, tmp_path):
+    path, acknowledged, sent = tmp_path / "events.sqlite", [], []
+    moments = random.Random(5)
+    for round_ in range(KILLS):
+        with Process(run, path) as server:
+            loads = [Load(server.url, number, item_ids, round_) for number in range(SENDERS)]
+            for load in loads:
+                load.start()
+            until(loads[0].acknowledged.__len__)
+            time.sleep(moments.uniform(0, 0.5))
+            server.signal(signal.SIGKILL)
+            for load in loads:
+                load.join(30)
+        for load in loads:
+            assert load.error is not None and load.error.status == 0, load.error
+            acknowledged += load.acknowledged
+            sent += load.sent
+        stored = stored_keys(path)
+        assert len(stored) == len(set(stored))
+        assert set(acknowledged) <= set(stored) <= set(sent)
+    # What is sent again, because no answer came, is stored once.
+    with Process(run, path) as server, Client(server.url) as client:
+        user, key = acknowledged[-1]
+        before = client.user(user)["length"]
+        with pytest.raises(ServerError) as refused:
+            client.append(user, [{"item": item_ids[0], "key": key}] * 2)
+        assert refused.value.code == "key_reused"
+        assert client.user(user)["length"] == before
+        assert len(client.recommend(user, 4, filter_viewed=False)) == 4
+
+
+def test_signals_under_load(tiny_log, item_ids, tmp_path):
+    """SIGHUP takes a new model, SIGTERM ends: no request fails that has been accepted."""
+    run, path = write_run(tmp_path / "run", tiny_log), tmp_path / "events.sqlite"
+    with Process(run, path) as server:
+        loads = [Load(server.url, number, item_ids, "x") for number in range(SENDERS)]
+        for load in loads:
+            load.start()
+        with Client(server.url) as client:
+            versions = [client.ready()["model"]]
+            write_run(run, tiny_log, seed=1)
+            server.signal(signal.SIGHUP)
+            until(lambda: client.ready()["model"] != versions[0])
+            versions.append(client.ready()["model"])
+            (run / "model.safetensors").write_bytes(b"junk")
+            server.signal(signal.SIGHUP)
+            time.sleep(0.2)
+            assert client.ready()["model"] == versions[1]
+        assert all(load.is_alive() for load in loads)
+        server.signal(signal.SIGTERM)
+        code, shown = server.wait()
+        for load in loads:
+            load.join(30)
+    assert code == 0
+    assert "the model stays as it is" in shown and "damaged" in shown
+    assert f"serving version {versions[1]}" in shown
+    assert "Traceback" not in shown
+    acknowledged = [pair for load in loads for pair in load.acknowledged]
+    stored = stored_keys(path)
+    # A client that found the door closed sent nothing: all that came in was answered.
+    assert set(acknowledged) <= set(stored)
+    assert len(stored) - len(acknowledged) <= 3 * SENDERS
+    assert not Path(f"{path}-wal").exists()
+
+
+def until(reached):
+    end = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_client(run, item_ids, tmp_path):
+    token = "a secret with many characters"
+    with Process(run, tmp_path / "e.sqlite", "--step", "5", BLOSSOMREC_TOKEN=token) as server:
+        with Client(server.url, token=token) as client:
+            assert client.ready()["max_len"] == 20
+            assert client.append("a/b%2F", item_ids[:3])["stored"] == 3
+            events = [{"item": item_ids[3], "key": "k"}, {"item": item_ids[4]}]
+            assert client.append("a/b%2F", events)["length"] == 5
+            assert client.append("a/b%2F", events[:1])["repeated"] == 1
+            user = client.user("a/b%2F", last=2)
+            assert (user["user_id"], user["length"], len(user["events"])) == ("a/b%2F", 5, 2)
+            found = client.recommend("a/b%2F", 4)
+            assert found == client.recommend_history(item_ids[:5], 4)
+            assert [one["rank"] for one in found] == [1, 2, 3, 4]
+            off = found[0]["item"]
+            assert client.switch([off]) == [off]
+            assert off not in [one["item"] for one in client.recommend("a/b%2F", 80)]
+            assert client.switch(on=[off]) == []
+            assert len(client.similar(item_ids[:2], 3)[1]["similar"]) == 3
+            assert client.delete("a/b%2F") == 5
+            assert client.delete("a/b%2F") == 0
+            with pytest.raises(ServerError, match="no events of user") as refused:
+                client.user("a/b%2F")
+            error = refused.value
+            assert (error.status, error.code, error.value) == (404, "unknown_user", "a/b%2F")
+        with pytest.raises(ServerError, match="Authorization") as refused:
+            Client(server.url).user("a")
+        assert refused.value.status == 401
+    with pytest.raises(ServerError, match="no answer"):
+        Client(server.url, timeout=2).ready()
+
+
+@pytest.mark.parametrize(
+    "flags, environment, words",
+    [
+        (["--host", "0.0.0.0"], {}, ["host is '0.0.0.0'", "BLOSSOMREC_TOKEN"]),
+        (["--host", "0.0.0.0"], {"BLOSSOMREC_TOKEN": "short"}, ["5 characters"]),
+        (["--step", "21"], {}, ["step is 21", "max_len, 20"]),
+        (["--store", "none/e.sqlite"], {}, ["none/e.sqlite"]),
+        (["--port", "70000"], {}, ["port is 70000"]),
+        (["--port", "{used}"], {}, ["port {used}", "in use"]),
+        (["--host", "no.such.host.invalid"], {"BLOSSOMREC_TOKEN": "x" * 16}, ["no.such.host"]),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_a_line(
+    run, tmp_path, capsys, monkeypatch, flags, environment, words
+):
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        used = str(taken.getsockname()[1])
+        flags, words = ([one.replace("{used}", used) for one in part] for part in (flags, words))
+        refuse(capsys, "serve", run, *flags, words=words)
+
+
+def test_a_missing_extra_is_named(run, tmp_path):
+    code = (
+        "import sys; sys.modules['uvicorn'] = None\n"
+        "from blossomrec.cli import main\n"
+        f"sys.exit(main(['serve', {str(run)!r}, '--store', {str(tmp_path / 'e.sqlite')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "'uvicorn'" in done.stderr and "pip install 'blossomrec[serve]'" in done.stderr
+
+
+def test_the_client_alone_needs_nothing_else():
+    code = (
+        "import sys; from blossomrec.serving import Client; Client()\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"torch", "polars", "numpy", "fastapi", "pydantic"}
