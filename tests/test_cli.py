@@ -282,7 +282,11 @@ def test_help_answers_at_once_and_imports_nothing_heavy():
 
 def test_the_table_of_verbs_is_what_the_commands_say():
     for verb, help in VERBS.items():
-        assert inspect.getdoc(getattr(commands, verb.replace("-", "_"))).splitlines()[0].startswith(help.rstrip("."))
+        assert (
+            inspect.getdoc(getattr(commands, verb.replace("-", "_")))
+            .splitlines()[0]
+            .startswith(help.rstrip("."))
+        )
 
 
 @pytest.mark.parametrize("verb", VERBS)

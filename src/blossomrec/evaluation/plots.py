@@ -1,25 +1,25 @@
-"""Figures of a report as inline SVG that takes its colours and fonts from the page."""
+"""The figures of a report."""
 
 from __future__ import annotations
 
-import html
-import io
-import re
-import zlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from blossomrec.errors import MissingExtraError
 from blossomrec.evaluation.attended import attended_share, distance_shares
+from blossomrec.evaluation.drawing import (
+    INK,
+    MUTED,
+    RULE,
+    SERIES,
+    draw_estimate,
+    finish,
+    line_style,
+    new_axes,
+    to_svg,
+)
 from blossomrec.evaluation.slices import Slice
 
-# matplotlib knows no CSS variables: these odd colours are put in their place afterwards.
-INK, MUTED, RULE = "#0a0b01", "#0a0b02", "#0a0b03"
-SERIES = tuple(f"#0a0c{number:02x}" for number in range(1, 7))
-MARKERS = "osD^vP"
-WIDTH = 4.7  # inches; narrow enough that the text can be read on a phone
 Curve = tuple[int, str, Sequence[float], Sequence[float]]  # number of the colour, name, x, y
 Estimate = tuple[str, float, float, float]  # name, value, low, high
 
@@ -32,22 +32,22 @@ def forest(
     zero: bool = False,
 ) -> str:
     """One value and its interval for every model, one below the other; ``zero`` draws a line."""
-    figure, axes = _axes(0.9 + 0.32 * len(estimates))
+    figure, axes = new_axes(0.9 + 0.32 * len(estimates))
     for row, (_, value, low, high) in enumerate(estimates):
-        _estimate(axes, row, value, low, high, row)
+        draw_estimate(axes, row, value, low, high, row)
     if zero:
         axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks(range(len(estimates)), [name for name, *_ in estimates])
     axes.set_ylim(len(estimates) - 0.4, -0.6)
-    _finish(axes, label, grid="x")
-    return _svg(figure, alt)
+    finish(axes, label, grid="x")
+    return to_svg(figure, alt)
 
 
 def curves(lines: Sequence[Curve], label: str, alt: str, *, mark_best: bool = False) -> str:
     """Values by epoch; ``mark_best`` marks the largest value of each line."""
-    figure, axes = _axes(2.7)
+    figure, axes = new_axes(2.7)
     for number, _, epochs, values in lines:
-        style = _style(number)
+        style = line_style(number)
         axes.plot(epochs, values, color=style["color"], linewidth=1.6)
         # A line of a single point would not be seen.
         if mark_best or len(values) == 1:
@@ -55,30 +55,30 @@ def curves(lines: Sequence[Curve], label: str, alt: str, *, mark_best: bool = Fa
             axes.plot(epochs[place], values[place], linestyle="none", markersize=6, **style)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel(label, color=INK)
-    _finish(axes, "epoch", grid="y")
-    return _svg(figure, alt)
+    finish(axes, "epoch", grid="y")
+    return to_svg(figure, alt)
 
 
 def by_length(models: Sequence[Sequence[Slice]], metric: str, label: str, alt: str) -> str:
     """One metric with intervals, a row for each bin of history length, the models beside it."""
     bins = {part.low: part for slices in models for part in slices}
     order = {low: row for row, low in enumerate(sorted(bins))}
-    figure, axes = _axes(0.8 + len(order) * (0.24 + 0.13 * len(models)))
+    figure, axes = new_axes(0.8 + len(order) * (0.24 + 0.13 * len(models)))
     spread = 0.62 / max(1, len(models))
     for number, slices in enumerate(models):
         shift = (number - (len(models) - 1) / 2) * spread
         for part in slices:
             low, high = part.intervals[metric]
             row = order[part.low] + shift
-            _estimate(axes, row, part.metrics[metric], low, high, number)
+            draw_estimate(axes, row, part.metrics[metric], low, high, number)
     for row in range(1, len(order)):
         axes.axhline(row - 0.5, color=RULE, linewidth=0.6)
     names = [f"{bins[low].label}\n{bins[low].cases:,} users" for low in sorted(bins)]
     axes.set_yticks(range(len(order)), names)
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_ylabel("events before the target", color=INK)
-    _finish(axes, label, grid="x")
-    return _svg(figure, alt)
+    finish(axes, label, grid="x")
+    return to_svg(figure, alt)
 
 
 def gates(values: np.ndarray, alt: str) -> str:
@@ -89,26 +89,26 @@ def gates(values: np.ndarray, alt: str) -> str:
     """
     layers, heads, _ = values.shape
     rows = [layer * (heads + 0.8) + head for layer in range(layers) for head in range(heads)]
-    figure, axes = _axes(0.8 + 0.2 * rows[-1] + 0.2)
+    figure, axes = new_axes(0.8 + 0.2 * rows[-1] + 0.2)
     long, short = values.reshape(-1, 2).T
     axes.hlines(rows, np.minimum(long, short), np.maximum(long, short), color=RULE, linewidth=2)
     for number, path in enumerate((long, short)):
-        axes.plot(path, rows, linestyle="none", markersize=5.5, **_style(number))
+        axes.plot(path, rows, linestyle="none", markersize=5.5, **line_style(number))
     names = [
         f"layer {layer + 1}, head {head + 1}" for layer in range(layers) for head in range(heads)
     ]
     axes.set_yticks(rows, names)
     axes.set_ylim(rows[-1] + 0.8, -0.8)
     axes.set_xlim(-0.03, 1.03)
-    _finish(axes, "mean gate", grid="x")
-    return _svg(figure, alt)
+    finish(axes, "mean gate", grid="x")
+    return to_svg(figure, alt)
 
 
 def attended(selected: np.ndarray, block_size: int, alt: str) -> str:
     """Heat map of the blocks selected from every position of one history."""
     share, tall, wide = attended_share(selected, block_size)
     length, height = len(selected), len(share) * tall * block_size
-    figure, axes = _axes(3.2)
+    figure, axes = new_axes(3.2)
     # One hue whose opacity is the share: it reads on a light and on a dark page.
     picture = np.zeros((*share.shape, 4))
     picture[..., :3] = np.array([0x35, 0x7E, 0xC7]) / 255
@@ -121,8 +121,8 @@ def attended(selected: np.ndarray, block_size: int, alt: str) -> str:
     axes.set_xlim(0, length)
     axes.set_ylim(0, height)
     axes.set_ylabel("position of the selected block", color=INK)
-    _finish(axes, "position in the history from which it was selected", grid="")
-    return _svg(figure, alt)
+    finish(axes, "position in the history from which it was selected", grid="")
+    return to_svg(figure, alt)
 
 
 def distances(selections: Sequence[np.ndarray], block_size: int, alt: str) -> str:
@@ -134,78 +134,11 @@ def distances(selections: Sequence[np.ndarray], block_size: int, alt: str) -> st
     chosen, chance = (
         np.add.reduceat(np.pad(v, (0, used + width)), edges) for v in (chosen, chance)
     )
-    figure, axes = _axes(2.7)
+    figure, axes = new_axes(2.7)
     middles = edges + (width - 1) / 2
     axes.bar(middles, chosen, width=width * 0.82, color=SERIES[0], linewidth=0)
     axes.step(middles, chance, where="mid", color=SERIES[1], linewidth=1.6)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("share of selections", color=INK)
-    _finish(axes, f"distance in blocks of {block_size} events", grid="y")
-    return _svg(figure, alt)
-
-
-def _style(number: int) -> dict[str, Any]:
-    return {
-        "color": SERIES[number % len(SERIES)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "markeredgewidth": 0,
-    }
-
-
-def _estimate(axes: Any, row: float, value: float, low: float, high: float, number: int) -> None:
-    style = _style(number)
-    axes.plot([low, high], [row, row], color=style["color"], linewidth=1.8, alpha=0.55)
-    axes.plot([value], [row], linestyle="none", markersize=5.5, **style)
-
-
-def _axes(height: float) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots") from error
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.add_subplot()
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
-    return figure, axes
-
-
-def _finish(axes: Any, label: str, *, grid: str) -> None:
-    axes.set_xlabel(label, color=INK)
-    axes.tick_params(colors=MUTED, labelcolor=INK, length=0, pad=5)
-    if grid:
-        axes.grid(axis=grid, color=RULE, linewidth=0.6)
-        axes.set_axisbelow(True)
-
-
-def _svg(figure: Any, alt: str) -> str:
-    """SVG without outside names or fixed size, described by ``alt``."""
-    import matplotlib
-
-    figure.patch.set_visible(False)
-    for axes in figure.axes:
-        axes.patch.set_visible(False)
-    text = io.StringIO()
-    # Text stays text; without a salt the names inside would differ at every run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt, "font.size": 10}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    body = text.getvalue()
-    body = body[body.index("<svg") :]
-    name = f"figure-{zlib.crc32(body.encode()):08x}"
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    box = re.search(r'viewBox="([^"]*)"', body)
-    opening = f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{html.escape(alt)}">'
-    body = re.sub(r"<svg[^>]*>", lambda _: opening, body, count=1, flags=re.DOTALL)
-    body = body.replace("xlink:href", "href")
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'href="#|url\(#', lambda found: f"{found[0]}{name}-", body)
-    return _themed(body)
-
-
-def _themed(body: str) -> str:
-    for colour, variable in ((INK, "ink"), (MUTED, "muted"), (RULE, "rule")):
-        body = body.replace(colour, f"var(--{variable})")
-    for number, colour in enumerate(SERIES):
-        body = body.replace(colour, f"var(--series-{number + 1})")
-    return body
+    finish(axes, f"distance in blocks of {block_size} events", grid="y")
+    return to_svg(figure, alt)

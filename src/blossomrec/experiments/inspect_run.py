@@ -23,10 +23,11 @@ from blossomrec.experiments.choice import (
     sample_choosing,
     uniform_choice,
 )
+from blossomrec.experiments.measure import open_log
 from blossomrec.experiments.selection_totals import LayerChoices, LayerTotals, Ratio, mass_ratio
 from blossomrec.experiments.selector_profile import recorded
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.training.run import RunInfo, load_model, read_run_config
+from blossomrec.training.run import load_model, read_run_config
 
 # Events of a batch; only a history that is longer by itself goes over it.
 TOKENS_PER_BATCH = 16_384
@@ -115,7 +116,7 @@ def inspect_run(
         if not low <= value <= LARGEST_SEED:
             raise ConfigError(f"{name} is {value}: it must be from {low} to {LARGEST_SEED}")
     info = read_run_config(run)
-    opened = _open_log(run, info, log)
+    opened = open_log(run, info, log)
     model = load_model(run, resolve_device(device))
     form = _form(run, model)
     max_len = info.config.model.max_len if max_len is None else max_len
@@ -147,15 +148,6 @@ def inspect_run(
         ratio=mass_ratio(np.sum([each.mass.sum(-1) for each in totals], 0), measured, seed),
         layers=tuple(each.choices(measured, seed) for each in totals),
     )
-
-
-def _open_log(run: str | Path, info: RunInfo, log: str | Path | None) -> EventLog:
-    if log is None and not (info.data / "log.json").is_file():
-        raise RunError(f"{info.data}, the log {run} was trained on, is not there: give the log")
-    events = EventLog.open(log or info.data)
-    if events.item_vocabulary.fingerprint != info.fingerprint:
-        raise RunError(f"{run} belongs to another vocabulary than {events.folder}")
-    return events
 
 
 def _form(run: str | Path, model: SequenceModel) -> SelectionForm:

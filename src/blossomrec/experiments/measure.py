@@ -14,7 +14,7 @@ from blossomrec.errors import ConfigError, RunError
 from blossomrec.evaluation import Evaluation, evaluate, resolve_filter_seen
 from blossomrec.models.baselines import ItemTransitions, Popularity, RecentPopularity
 from blossomrec.models.scorer import Scorer
-from blossomrec.training.run import load_model, read_run_config
+from blossomrec.training.run import RunInfo, load_model, read_run_config
 
 BASELINES: dict[str, Any] = {
     "popularity": Popularity,
@@ -44,14 +44,24 @@ def evaluate_run(
         ConfigError: an option is unknown or out of bounds, or the device is not there.
     """
     info = read_run_config(run)
+    events = open_log(run, info, log)
+    config = override(info.config.evaluation, options)
+    device = resolve_device(device)
+    return _evaluate(load_model(run, device), events, config, on, device)
+
+
+def open_log(run: str | Path, info: RunInfo, log: EventLog | str | Path | None) -> EventLog:
+    """The log of a run: what is given or, for None, the one it was trained on.
+
+    Raises:
+        RunError: it is gone, or has another vocabulary.
+    """
     if log is None and not (info.data / "log.json").is_file():
         raise RunError(f"{info.data}, the log {run} was trained on, is not there: give the log")
     events = log if isinstance(log, EventLog) else EventLog.open(log or info.data)
     if events.item_vocabulary.fingerprint != info.fingerprint:
         raise RunError(f"{run} belongs to another vocabulary than {events.folder}")
-    config = override(info.config.evaluation, options)
-    device = resolve_device(device)
-    return _evaluate(load_model(run, device), events, config, on, device)
+    return events
 
 
 def evaluate_baseline(

@@ -1,0 +1,90 @@
+"""Inline SVG that takes its colours and fonts from the page around it."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import zlib
+from typing import Any
+
+from blossomrec.errors import MissingExtraError
+
+# matplotlib knows no CSS variables: these odd colours are put in their place afterwards.
+INK, MUTED, RULE = "#0a0b01", "#0a0b02", "#0a0b03"
+SERIES = tuple(f"#0a0c{number:02x}" for number in range(1, 7))
+MARKERS = "osD^vP"
+WIDTH = 4.7  # inches; narrow enough that the text can be read on a phone
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Colour and marker of the ``number``-th model."""
+    return {
+        "color": SERIES[number % len(SERIES)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markeredgewidth": 0,
+    }
+
+
+def draw_estimate(
+    axes: Any, row: float, value: float, low: float, high: float, number: int
+) -> None:
+    """A value with its interval."""
+    style = line_style(number)
+    axes.plot([low, high], [row, row], color=style["color"], linewidth=1.8, alpha=0.55)
+    axes.plot([value], [row], linestyle="none", markersize=5.5, **style)
+
+
+def new_axes(height: float) -> tuple[Any, Any]:
+    """A figure of ``height`` inches and its axes; MissingExtraError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plots") from error
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    return figure, axes
+
+
+def finish(axes: Any, label: str, *, grid: str) -> None:
+    """Label below; a grid along ``grid``, "x", "y" or none."""
+    axes.set_xlabel(label, color=INK)
+    axes.tick_params(colors=MUTED, labelcolor=INK, length=0, pad=5)
+    if grid:
+        axes.grid(axis=grid, color=RULE, linewidth=0.6)
+        axes.set_axisbelow(True)
+
+
+def to_svg(figure: Any, alt: str) -> str:
+    """SVG without outside names or fixed size, described by ``alt``."""
+    import matplotlib
+
+    figure.patch.set_visible(False)
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+    text = io.StringIO()
+    # Text stays text; without a salt the names inside would differ at every run.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt, "font.size": 10}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    body = text.getvalue()
+    body = body[body.index("<svg") :]
+    name = f"figure-{zlib.crc32(body.encode()):08x}"
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    box = re.search(r'viewBox="([^"]*)"', body)
+    opening = f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{html.escape(alt)}">'
+    body = re.sub(r"<svg[^>]*>", lambda _: opening, body, count=1, flags=re.DOTALL)
+    body = body.replace("xlink:href", "href")
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'href="#|url\(#', lambda found: f"{found[0]}{name}-", body)
+    return _themed(body)
+
+
+def _themed(body: str) -> str:
+    for colour, variable in ((INK, "ink"), (MUTED, "muted"), (RULE, "rule")):
+        body = body.replace(colour, f"var(--{variable})")
+    for number, colour in enumerate(SERIES):
+        body = body.replace(colour, f"var(--series-{number + 1})")
+    return body
