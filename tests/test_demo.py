@@ -84,6 +84,26 @@ def test_the_demo_on_a_file_writes_everything_and_goes_on(tmp_path, monkeypatch)
     assert (folder / "report.html").read_text() == page
 
 
+def test_the_last_lines_are_commands_that_work(tmp_path, monkeypatch):
+    pytest.importorskip("fastapi", reason="the demo's last command serves")
+    from blossomrec.cli import main
+    from blossomrec.serving import server
+
+    renamed(simulate(TINY)).write_csv(tmp_path / "mine.csv")
+    shown = run(tmp_path / "demo", events=tmp_path / "mine.csv", **COLUMNS)
+    load, serve = (
+        line.split("blossomrec ", 1)[1].split("    then")[0].split()
+        for line in shown.splitlines()
+        if "events.sqlite" in line
+    )
+    assert main(load) == 0
+    served = []
+    monkeypatch.setattr(server, "run_server", lambda *given, **options: served.append(given))
+    assert main(serve) == 0
+    (given,) = served
+    assert given[:2] == (tmp_path / "demo/BlossomRec", tmp_path / "demo/events.sqlite")
+
+
 def test_the_demo_simulates_events_of_its_own(tmp_path, monkeypatch):
     asked = []
 

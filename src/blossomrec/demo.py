@@ -77,8 +77,13 @@ def run_demo(
     title = "Simulated events" if events is None else events.name
     write_run_report({name: folder / name for name in measured}, report, title=title)
     console.print(f"Report with plots: [bold]{escape(str(report))}[/bold]")
-    more = f"More: blossomrec recommend {folder / 'BlossomRec'} --user ID --k 10"
-    console.print(more, markup=False)
+    run, store = folder / "BlossomRec", folder / "events.sqlite"
+    for line in (
+        f"More: blossomrec recommend {run} --user ID --k 10",
+        f"Live: blossomrec import-events {folder / 'log'} --store {store}",
+        f"      blossomrec serve {run} --store {store}    then open http://127.0.0.1:8000",
+    ):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _show_recommendations(console: Console, run: Path, log: EventLog) -> None:
