@@ -73,19 +73,28 @@ def training() -> str:
 
 def attention(gpu: bool) -> str:
     """Time and memory of the operation, and of dense attention, over the length."""
-    peers = {"dense": "dense", "cudnn": "dense, cuDNN", "flash": "dense, FlashAttention"}
+    shown = {
+        "dense": "dense",
+        "cudnn": "dense, cuDNN",
+        "flash": "dense, FlashAttention",
+        "torch": "Blossom, {}",
+        "triton": "Blossom, {}",
+    }
     digits = 2 if gpu else 1
     rows = [
         [
             f"{line['length']:,}",
             f"{line['heads']}, {line['kv_heads']}, {line['head_dim']}",
-            peers.get(line["impl"], f"Blossom, {line['compress']}"),
+            shown[line["impl"]].format(line["compress"]),
             f"{line['forward_ms']:.{digits}f}",
             f"{line['forward_backward_ms']:.{digits}f}",
             f"{line['peak_mib']:.0f}",
         ]
         for line in sorted(read("speed.jsonl"), key=lambda line: line["length"])
-        if line["bench"] == "attention" and ("NVIDIA" in line["hardware"]) == gpu
+        if line["bench"] == "attention"
+        and line["length"]
+        and line["impl"] in shown
+        and ("NVIDIA" in line["hardware"]) == gpu
     ]
     header = ["length", "H, G, d", "attention", "forward, ms", "forward and backward, ms"]
     return table([*header, "peak MiB"], rows)
@@ -235,7 +244,7 @@ def incremental() -> str:
             "" if line["impl"] == "recompute" else f"{line['peak_mib']:.1f}",
         ]
         for line in read("speed.jsonl")
-        if line["bench"] == "incremental"
+        if line["bench"] == "incremental" and line.get("users", 1) == 1
     ]
     return table(["events before", "attention", "one more event, ms", "kept, MiB"], rows)
 

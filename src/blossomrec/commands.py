@@ -458,10 +458,9 @@ def bench(
     """
     from blossomrec.bench.command import run_bench
 
-    options = {"lengths": lengths, "tokens": tokens, "steps": steps, "out": out, "plot": plot}
-    log = log or lengths_of
-    chosen = {"impls": impls or (), "users": users or (1,), "log": log, "dtype": dtype}
-    if not run_bench(what, device=device, **chosen, **options):
+    logs = {"lengths_of": lengths_of, "log": log, "out": out, "plot": plot}
+    sizes = {"lengths": lengths, "tokens": tokens, "steps": steps, "users": users}
+    if not run_bench(what, device=device, dtype=dtype, impls=impls or (), **logs, **sizes):
         raise SystemExit(1)
 
 

@@ -1,0 +1,1 @@
+"""Speed and memory over the length of histories, beside peers measured in the same run."""
