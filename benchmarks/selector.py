@@ -63,7 +63,8 @@ def recall_line(number: int, name: str, model: dict[str, Any], training: RecallT
     def report(line: str) -> None:
         print(f"{name} {model} seed {training.seed}: {line}", flush=True)
 
-    measures, steps, finished = train_recall(built, training, device=device, report=report)
+    trained = train_recall(built, training, device=device, report=report)
+    measures = trained.measures
     layer = max_recall_layer(measures)
     return {
         "task": "recall-control" if training.control else "recall",
@@ -78,8 +79,12 @@ def recall_line(number: int, name: str, model: dict[str, Any], training: RecallT
         "recall_at_n": None if layer is None else round(measures.recall[layer], 4),
         **shares(measures, layer),
         "metrics": as_numbers(measures),
-        "steps": steps,
-        "finished": finished,
+        "steps": trained.steps,
+        "finished": trained.finished,
+        "gradient_norms": {
+            str(length): {part: float(f"{norm:.3g}") for part, norm in norms.items()}
+            for length, norms in trained.gradient_norms.items()
+        },
         "seconds": round(time.monotonic() - began, 1),
         **provenance(device),
     }

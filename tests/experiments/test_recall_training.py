@@ -39,8 +39,12 @@ def candidate(name: str, **options):
 def test_every_candidate_trains_and_is_measured(name):
     model = candidate(name)
     before = {key: value.clone() for key, value in model.named_parameters()}
-    measures, steps, finished = train_recall(model, TINY, device=CPU)
-    assert (measures.length, steps, finished) == (128, 6, True)
+    trained = train_recall(model, TINY, device=CPU)
+    measures = trained.measures
+    assert (measures.length, trained.steps, trained.finished) == (128, 6, True)
+    assert list(trained.gradient_norms) == [64, 128]
+    for part, norm in trained.gradient_norms[128].items():
+        assert (norm == 0) == (name == "mlp-frozen" and part == "attention.compress"), part
     assert 0 <= measures.accuracy <= 1
     assert (measures.recall_any is None) == (name == "full")
     assert as_numbers(measures)["accuracy"] == pytest.approx(measures.accuracy, abs=1e-4)
@@ -50,15 +54,13 @@ def test_every_candidate_trains_and_is_measured(name):
 
 
 def test_training_is_repeatable():
-    first, second = (train_recall(candidate("mlp"), TINY, device=CPU)[0] for _ in range(2))
+    first, second = (train_recall(candidate("mlp"), TINY, device=CPU) for _ in range(2))
     assert first == second
 
 
 def test_training_stops_when_its_time_is_up():
-    measures, steps, finished = train_recall(
-        candidate("mlp"), dataclasses.replace(TINY, seconds=0.0), device=CPU
-    )
-    assert (measures.length, steps, finished) == (64, 0, False)
+    trained = train_recall(candidate("mlp"), dataclasses.replace(TINY, seconds=0.0), device=CPU)
+    assert (trained.measures.length, trained.steps, trained.finished) == (64, 0, False)
 
 
 def test_the_control_form_has_nothing_far_away():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,14 +100,31 @@ class RecallMeasures:
     selection: SelectionMeasures | None
 
 
+@dataclass(frozen=True)
+class RecallTrained:
+    """What came of a training.
+
+    Attributes:
+        measures: at the longest length that was come to.
+        steps: taken in all.
+        finished: whether time sufficed for all steps.
+        gradient_norms: by length, at the last step there, of each part of the model.
+    """
+
+    measures: RecallMeasures
+    steps: int
+    finished: bool
+    gradient_norms: dict[int, dict[str, float]]
+
+
 def train_recall(
     model: SequenceModel,
     training: RecallTraining,
     *,
     device: torch.device,
     report: Callable[[str], None] = lambda line: None,
-) -> tuple[RecallMeasures, int, bool]:
-    """Train a model in place; its measures, the steps it took, whether time sufficed for all.
+) -> RecallTrained:
+    """Train a model in place and measure it.
 
     Args:
         model: on ``device``, in whatever precision autocast gives there: bfloat16 on a GPU.
@@ -117,7 +136,7 @@ def train_recall(
     )
     began, length, step, since = time.monotonic(), SHORTEST, 0, 0
     running = torch.zeros((), device=device)
-    finished = False
+    finished, norms = False, {}
     model.train()
     while not finished and time.monotonic() - began < training.seconds:
         for group in optimizer.param_groups:
@@ -127,19 +146,36 @@ def train_recall(
         loss, right = _losses(model, task, training.selector_weight, device)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        running += _NEWEST * (right - running)
         step, since = step + 1, since + 1
+        running += _NEWEST * (right - running)
         spent = since >= _most_steps(training, length)
         finished = spent and length == training.length
         # Seldom, as a GPU has to be waited for.
         mastered = since >= 60 and since % 20 == 0 and float(running) > MASTERED
+        if spent or mastered:
+            norms[length] = gradient_norms(model)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
         if length < training.length and (spent or mastered):
             report(f"{length} events: accuracy {float(running):.2f} after {step} steps")
             length, since = 2 * length, 0
             running.zero_()
-    return measure_recall(model, training, length, device), step, finished
+    measures = measure_recall(model, training, length, device)
+    return RecallTrained(measures, step, finished, norms)
+
+
+def gradient_norms(model: SequenceModel) -> dict[str, float]:
+    """Norm of the gradients of each part: "attention.compress", "attention.query", "inner", ...
+
+    The layers together; 0 for a part without gradient.
+    """
+    squares: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        part = re.sub(r"^layers\.\d+\.", "", name)
+        part = ".".join(part.split(".")[: 2 if part.startswith("attention.") else 1])
+        norm = 0.0 if parameter.grad is None else float(parameter.grad.norm())
+        squares[part] = squares.get(part, 0.0) + norm**2
+    return {part: math.sqrt(square) for part, square in squares.items()}
 
 
 def _most_steps(training: RecallTraining, length: int) -> int:
