@@ -219,6 +219,22 @@ def serving() -> str:
     return table([*header, "p50, ms", "p95, ms", "p99, ms"], rows)
 
 
+def explaining() -> str:
+    """Change of the best recommendation's score, by which five events are removed."""
+    names = {
+        "explained": "the five that raise the score most",
+        "last": "the last five",
+        "attended": "the five with the most attention in the last layer",
+        "random_recent": "five of the last twenty",
+        "random": "five at random",
+    }
+    lines = [line for line in read("serving.jsonl") if line["scenario"] == "explain"]
+    rows = [
+        [text, *(f"{line['change'][name]:.2f}" for line in lines)] for name, text in names.items()
+    ]
+    return table(["removed", *(line["dataset"] for line in lines)], rows)
+
+
 def approximate() -> str:
     """Time and recall of looking for the best items in some of the lists."""
     rows = [
@@ -301,6 +317,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "coverage": coverage,
     "teaching-cost": teaching_cost,
     "serving": serving,
+    "explain": explaining,
     "ranking-approximate": approximate,
     "hardware": hardware,
 }

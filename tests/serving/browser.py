@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 20.0
+PATIENCE = 10.0
 FLAGS = (
     "--headless=new",
     # Tests run as root in containers, where its sandbox does not start.
@@ -110,9 +110,7 @@ class Browser:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of a DevTools command."""
         self._number += 1
-        self._socket.send(
-            json.dumps({"id": self._number, "method": method, "params": parameters})
-        )
+        self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
         while True:
             message = json.loads(self._socket.receive())
             if message.get("id") == self._number:
@@ -141,7 +139,9 @@ class Browser:
         """Wait for an expression to be true; gives its value."""
         end = time.monotonic() + seconds
         while not (value := self.evaluate(script)):
-            assert time.monotonic() < end, f"never: {script}\n{self.evaluate('document.body.innerText')}"
+            assert time.monotonic() < end, (
+                f"never: {script}\n{self.evaluate('document.body.innerText')}"
+            )
             time.sleep(0.02)
         return value
 
@@ -171,7 +171,9 @@ class Browser:
         codes |= {"ArrowDown": 40, "End": 35, "Home": 36, " ": 32}
         text = {"Enter": "\r", " ": " "}.get(name)
         given = {"key": name, "code": name, "windowsVirtualKeyCode": codes[name]}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **given, **({"text": text} if text else {}))
+        self.call(
+            "Input.dispatchKeyEvent", type="keyDown", **given, **({"text": text} if text else {})
+        )
         self.call("Input.dispatchKeyEvent", type="keyUp", **given)
 
     def type(self, text: str) -> None:
@@ -204,9 +206,8 @@ class Browser:
 
     def texts(self, selector: str) -> list[str]:
         """Text of every element that fits."""
-        return self.evaluate(
-            f"[...document.querySelectorAll({json.dumps(selector)})].map(one => one.innerText)"
-        )
+        found = f"[...document.querySelectorAll({json.dumps(selector)})]"
+        return self.evaluate(f"{found}.map(one => one.innerText.trim())")
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         """A PNG of what is seen, or of the whole page."""

@@ -57,7 +57,7 @@ def build_app(
     _add_recommendations(app, service)
     _add_explanations(app, service)
     _add_titles(app, service, titles)
-    _add_operation(app, service, titled=bool(titles))
+    _add_operation(app, service)
     add_page(app)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -153,7 +153,7 @@ def _add_explanations(app: FastAPI, service: Service) -> None:
         k: Annotated[int, Query(ge=1, description="how many events to name")] = 10,
     ) -> schemas.Explained:
         """Why an item has its score for a user: what each past event brings to it."""
-        return await answer(schemas.ExplainIn(user_id=user_id, item_id=item_id, k=k))
+        return await answer(schemas.ExplainIn(user_id=user_id, history=None, item_id=item_id, k=k))
 
     @app.post("/v1/explain", responses=responses, tags=["explanations"])
     async def explain(body: schemas.ExplainIn) -> schemas.Explained:
@@ -166,10 +166,11 @@ def _add_titles(app: FastAPI, service: Service, titles: Mapping[str, str]) -> No
     async def titles_of_items(body: schemas.TitlesIn) -> schemas.Titles:
         """Names of items for people, where the server was given them."""
         _check_size("items", body.items, service.config.max_items)
-        return _sent({"titles": [titles.get(str(item)) for item in body.items]})
+        found = [titles.get(str(item)) for item in body.items]
+        return _sent({"known": bool(titles), "titles": found})
 
 
-def _add_operation(app: FastAPI, service: Service, *, titled: bool) -> None:
+def _add_operation(app: FastAPI, service: Service) -> None:
     @app.get("/v1/items", tags=["operation"])
     async def items_off() -> schemas.Off:
         """Items that are switched off."""
@@ -193,8 +194,7 @@ def _add_operation(app: FastAPI, service: Service, *, titled: bool) -> None:
         service.check_alive()
         release = service.release
         answer = {"model": release.version, "items": len(release.catalogue)}
-        answer |= {"max_len": release.max_len, "titles": titled}
-        return _sent({"ready": True, **answer})
+        return _sent({"ready": True, **answer, "max_len": release.max_len})
 
     @app.get("/metrics", tags=["operation"], response_class=Response)
     async def metrics() -> Response:

@@ -232,7 +232,7 @@ class Explained(BaseModel):
     length: int = Field(description="events of the history that the model knows")
     start: int = Field(description="position of the first event that the model sees")
     block_size: int = Field(description="events in a block; the first starts at ``start``")
-    events: list[Share] = Field(description="those that raise the score most, first the one that does most")
+    events: list[Share] = Field(description="that raise the score most, the largest first")
     items: list[ItemId] = Field(description="of all events that the model sees, oldest first")
     contributions: list[float] = Field(description="of the same events")
     layers: list[LayerOut] = Field(description="first to last")
@@ -260,6 +260,7 @@ class TitlesIn(_Strict):
 class Titles(BaseModel):
     """A title for each item that was asked for, null where none is known."""
 
+    known: bool = Field(description="whether the server was given any titles")
     titles: list[str | None]
 
 
@@ -270,7 +271,6 @@ class Ready(BaseModel):
     model: str
     items: int
     max_len: int
-    titles: bool = Field(description="whether titles of items are known")
 
 
 class ErrorDetail(BaseModel):

@@ -14,7 +14,7 @@ let chosen = null;
 // Answers to questions before the last one are not shown.
 let turn = 0;
 const titles = new Map();
-let titled = false;
+let titled = true;
 
 const named = (item) => {
   const title = titles.get(String(item));
@@ -33,7 +33,8 @@ async function show(next, { added = null } = {}) {
     }
     const answer = await ask("v1/recommend", { ...next, k: K });
     const took = performance.now() - start;
-    await learnTitles(answer.items.map((one) => one.item));
+    const shown = answer.items.map((one) => one.item);
+    await learnTitles(added === null ? shown : [...shown, added]);
     if (mine !== turn) return;
     [subject, items] = [next, answer.items];
     chosen = items.some((one) => one.item === chosen) ? chosen : (items[0]?.item ?? null);
@@ -50,7 +51,7 @@ async function show(next, { added = null } = {}) {
 // The explanation of the chosen item, and with it the history.
 async function why(mine) {
   if (chosen === null) {
-    drawNoWhy("Nothing is left to recommend.");
+    await withoutWhy("Nothing is left to recommend.", mine);
     return;
   }
   try {
@@ -71,7 +72,7 @@ async function why(mine) {
   }
 }
 
-// For a model that cannot be explained: the history alone.
+// For a model that cannot be explained, or where nothing is left: the history alone.
 async function withoutWhy(words, mine) {
   let history = { items: subject.history, length: subject.history?.length };
   if (subject.user_id !== undefined) {
@@ -86,11 +87,11 @@ async function withoutWhy(words, mine) {
 }
 
 async function learnTitles(ids) {
-  if (!titled) return;
   const missing = [...new Set(ids.map(String))].filter((id) => !titles.has(id));
-  for (let start = 0; start < missing.length; start += MOST_TITLES) {
+  for (let start = 0; titled && start < missing.length; start += MOST_TITLES) {
     const asked = missing.slice(start, start + MOST_TITLES);
     const answer = await ask("v1/titles", { items: asked });
+    titled = answer.known;
     asked.forEach((id, index) => titles.set(id, answer.titles[index]));
   }
 }
@@ -205,8 +206,7 @@ function listen() {
 
 async function greet() {
   try {
-    const { model, items: count, max_len: longest, titles: known } = await ask("readyz");
-    titled = known;
+    const { model, items: count, max_len: longest } = await ask("readyz");
     byId("model").textContent =
       `blossomrec, model ${model}: ${number(count)} items, ` +
       `sees the last ${number(longest)} events of a history`;

@@ -1,0 +1,200 @@
+"""Shares of events in a score: against a dense reference, and where the cause is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from blossomrec.attention import pattern
+from blossomrec.config import ModelConfig
+from blossomrec.data.batches import pack
+from blossomrec.errors import ConfigError
+from blossomrec.models import build_model
+from blossomrec.serving import explain as explaining
+from blossomrec.serving.explain import explain
+from small_options import MODEL
+
+ITEMS = 30
+MODELS = {
+    "plain": {},
+    "two layers": {"layers": 2, "heads": 4, "kv_heads": 2},
+    "pre-norm": {"layers": 2, "norm": "pre", "kv_heads": 2},
+    "three layers, sinks": {"layers": 3, "sinks": 3, "top_n": 2, "compress": "mean"},
+    "long": {"layers": 2, "paths": "long"},
+    "short": {"layers": 2, "paths": "short", "sinks": 1},
+}
+
+
+def model_of(seed=0, **options):
+    """A model whose weights are large enough for everything in it to matter."""
+    torch.manual_seed(seed)
+    config = {**MODEL, "max_len": 200, "hidden_size": 16, **options}
+    model = build_model(ModelConfig(**config), ITEMS).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.add_(0.3 * torch.randn_like(weight) if "embeddings" not in name else 0.0)
+        model.item_embeddings.weight.mul_(20)
+    return model
+
+
+def visible(layer, selected, length):
+    """Which events each event sees over the long path, [G, T, T], and over the short one."""
+    attention = layer.attention
+    event = torch.arange(length)
+    distance = event[:, None] - event
+    own = event[:, None] // attention.block_size == event // attention.block_size
+    chosen = (selected[..., None] == event // attention.block_size).any(2).transpose(0, 1)
+    long = (own | chosen) & (distance >= 0)
+    near = pattern.is_visible(distance.clamp(min=0), attention.window) | (event < attention.sinks)
+    return long, (near & (distance >= 0)).expand_as(long)
+
+
+def reference(model, rows, item):
+    """The same shares by automatic differentiation of a dense model with everything held."""
+    items, length = torch.from_numpy(rows), len(rows)
+    cu_seqlens = torch.tensor([0, length], dtype=torch.int32)
+    leaf = x = model.embed(items).detach().requires_grad_()
+    through = []
+    for layer in model.stack():
+        attention = layer.attention
+        given = held_norm(layer.attention_norm, x) if layer.pre_norm else x
+        attended = attention(given.detach(), cu_seqlens)
+        q, k = attention.queries_and_keys(given.detach(), cu_seqlens)
+        v = attention.value(given).unflatten(-1, (attention.num_kv_heads, -1))
+        repeat = attention.num_heads // attention.num_kv_heads
+        k, v = (each.repeat_interleave(repeat, 1).transpose(0, 1) for each in (k, v))
+        scores = q.transpose(0, 1) @ k.mT / math.sqrt(attention.head_dim)
+        out = 0
+        masks = visible(layer, attended.selected, length)
+        for path, seen in enumerate(masks):
+            mask = seen.repeat_interleave(repeat, 0)
+            weights = scores.masked_fill(~mask, -math.inf).softmax(-1).detach()
+            amount = torch.ones(length, requires_grad=True)
+            through.append((amount, weights[:, -1].mean(0)))
+            gate = attended.gates[..., path].detach().T[..., None]
+            out = out + gate * (weights @ (v * amount[:, None]))
+        x = held_layer(layer, x, attention.output(out.transpose(0, 1).flatten(1)))
+    if isinstance(model.final_norm, nn.LayerNorm):
+        x = held_norm(model.final_norm, x)
+    score = x[-1] @ model.item_embeddings.weight[item].detach()
+    amounts = [amount for amount, _ in through]
+    gradient, *passed = torch.autograd.grad(score, [leaf, *amounts])
+    weights = [each for _, each in through]
+    return score.item(), (gradient * leaf).sum(-1).detach(), passed, weights
+
+
+def held_norm(norm, x):
+    scale = x.var(-1, correction=0, keepdim=True).add(norm.eps).sqrt().detach()
+    return (x - x.mean(-1, keepdim=True)) / scale * norm.weight + norm.bias
+
+
+def held_layer(layer, x, attended):
+    def feed_forward(x):
+        inner = layer.inner(x)
+        return layer.outer(inner * (nn.functional.gelu(inner) / inner).detach())
+
+    x = x + attended
+    if layer.pre_norm:
+        return x + feed_forward(held_norm(layer.feed_forward_norm, x))
+    x = held_norm(layer.attention_norm, x)
+    return held_norm(layer.feed_forward_norm, x + feed_forward(x))
+
+
+@pytest.mark.parametrize("length", [1, 4, 63, 111])
+@pytest.mark.parametrize("name", MODELS)
+def test_shares_are_those_of_the_dense_reference(name, length, one_thread, monkeypatch):
+    monkeypatch.setattr(explaining, "TILE_ROWS", 7)
+    model = model_of(**MODELS[name])
+    rows = np.random.default_rng(length).integers(0, ITEMS, length)
+    found = explain(model, rows, 3)
+    score, shares, passed, weights = reference(model, rows, 3)
+    query = model.queries(pack([rows]))
+    assert found.score == pytest.approx(model.scores(query, 3, 4).item(), abs=1e-3)
+    assert found.score == pytest.approx(score, abs=1e-3)
+    assert found.contributions == pytest.approx(shares.numpy(), abs=1e-3)
+    assert found.score == pytest.approx(found.contributions.sum() + found.rest, abs=1e-3)
+    assert np.abs(found.contributions).max() > 0.01
+    paths = [path for layer in found.layers for path in (layer.long, layer.short)]
+    for path, wanted, attention in zip(paths, passed, weights, strict=True):
+        assert path.contributions == pytest.approx(wanted.numpy(), abs=1e-3)
+        assert path.weights == pytest.approx(attention.numpy(), abs=1e-5)
+
+
+def test_selected_blocks_and_gates_are_those_of_the_model(one_thread):
+    model = model_of(layers=2, heads=4, kv_heads=2, top_n=2)
+    rows = np.random.default_rng(5).integers(0, ITEMS, 90)
+    batch = pack([rows])
+    encoded = model.encode(batch.items, batch.cu_seqlens, 90, keep_layers=True)
+    for found, layer in zip(explain(model, rows, 0).layers, encoded.layers, strict=True):
+        assert found.gates == pytest.approx(layer.gates[-1].detach().numpy(), abs=1e-5)
+        listed = [block for block, heads in found.selected.items() for _ in range(heads)]
+        assert listed == sorted(layer.selected[-1].flatten().tolist())
+        assert found.kv_heads == 2
+
+
+@pytest.mark.parametrize("options", [{"attention": "full"}, {"backbone": "gru4rec"}])
+def test_other_models_are_refused(options):
+    with pytest.raises(ConfigError, match="cannot be explained"):
+        explain(model_of(**options), np.array([1, 2]), 0)
+
+
+NOISE, CAUSES = 12, 3
+
+
+def caused(rng, count, length=24):
+    """Histories of noise with one cause somewhere, its place, and the item that it leads to."""
+    histories = rng.integers(0, NOISE, (count, length))
+    place, kind = rng.integers(0, length, count), rng.integers(0, CAUSES, count)
+    histories[np.arange(count), place] = NOISE + kind
+    return histories, place, NOISE + CAUSES + kind
+
+
+@pytest.fixture(scope="module")
+def taught():
+    """A model that has learned that a cause, wherever it stands, decides what comes next."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = {**MODEL, "layers": 2, "hidden_size": 32, "top_n": 5, "window": 4, "dropout": 0.0}
+    model = build_model(ModelConfig(**config | {"max_len": 24}), NOISE + 2 * CAUSES)
+    optimiser = torch.optim.AdamW(model.parameters(), 5e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        histories, _, targets = caused(rng, 64)
+        batch = pack(list(histories))
+        hidden = model.encode(batch.items, batch.cu_seqlens, 24).hidden[23::24]
+        loss = nn.functional.cross_entropy(
+            hidden @ model.output_weight().T, torch.from_numpy(targets)
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    torch.set_num_threads(threads)
+    assert loss.item() < 0.1
+    return model.eval()
+
+
+def test_a_known_cause_comes_first(taught, one_thread):
+    histories, places, targets = caused(np.random.default_rng(1), 60)
+    explanations = [
+        explain(taught, rows, int(item)) for rows, item in zip(histories, targets, strict=True)
+    ]
+    first = np.array([one.contributions.argmax() for one in explanations])
+    assert (first == places).mean() >= 0.95
+
+
+def test_removing_what_counts_most_changes_the_score_more(taught, one_thread):
+    rng = np.random.default_rng(2)
+    histories, _, targets = caused(rng, 40)
+    most, others = [], []
+    for rows, item in zip(histories, targets, strict=True):
+        found = explain(taught, rows, int(item))
+        order = np.argsort(-found.contributions)
+        chosen = [order[:5], rng.choice(len(rows), 5, replace=False)]
+        queries = taught.queries(pack([np.delete(rows, places) for places in chosen]))
+        changes = np.abs(taught.scores(queries, item, item + 1)[:, 0].numpy() - found.score)
+        most.append(changes[0])
+        others.append(changes[1])
+    assert np.mean(most) > 2.5 * np.mean(others)

@@ -1,0 +1,268 @@
+"""The page in a real browser: what it shows, what it says, who can use it."""
+
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from browser import Browser, find_chromium
+from page_images import LARGEST, SHOWN, take
+from serving_runs import Process, write_run
+
+from blossomrec.serving import Client
+
+TOKEN = "a-secret-of-the-tests"
+HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
+STATUS = "document.querySelector('#status').innerText"
+CHECKS = Path(__file__).with_name("page_checks.js").read_text()
+needs_browser = pytest.mark.skipif(find_chromium() is None, reason="there is no chromium")
+
+
+@pytest.fixture(scope="module")
+def page_run(tiny_log, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    options = {"layers": 2, "heads": 4, "kv_heads": 2, "max_len": 2_400, "top_n": 2}
+    return write_run(folder / "run", tiny_log, **options)
+
+
+@pytest.fixture(scope="module")
+def url(page_run, item_ids):
+    """A server with titles, one of them hostile, and users; one has 2,000 events."""
+    folder = page_run.parent
+    rows = "".join(f'{item},"Title {number}"\n' for number, item in enumerate(item_ids[1:], 1))
+    hostile = HOSTILE.replace('"', '""')
+    table = folder / "titles.csv"
+    table.write_text(f'item_id,title\n{item_ids[0]},"{hostile}"\n{rows}')
+    with Process(page_run, folder / "events.sqlite", "--titles", table) as process:
+        with Client(process.url) as client:
+            client.append("anna", item_ids[:30])
+            client.append(HOSTILE, item_ids[:3])
+            for _ in range(25):
+                client.append("long", item_ids[:60] + item_ids[:20])
+        yield process.url
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with Browser(find_chromium()) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium):
+    """The browser, in the size of a desktop; it must have had nothing to complain about."""
+    chromium.size(1280, 900)
+    chromium.prefer(prefers_color_scheme="light", prefers_reduced_motion="no-preference")
+    chromium.complaints.clear()
+    yield chromium
+    # What has been said meanwhile arrives with an answer.
+    chromium.evaluate("0")
+    assert chromium.complaints == []
+
+
+def test_everything_comes_from_the_server_under_a_strict_policy(server):
+    answer = server.client.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "frame-ancestors 'none'" in policy
+    page = files("blossomrec.serving").joinpath("page")
+    for file in page.iterdir():
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"https?:|innerHTML|insertAdjacent|eval\(", text), file.name
+        path = "/" if file.name == "index.html" else f"/{file.name}"
+        answer = server.client.get(path)
+        assert answer.status_code == 200 and answer.text == text
+        assert answer.headers["content-type"].endswith("charset=utf-8")
+    html = page.joinpath("index.html").read_text()
+    assert not re.search(r"<style|<script>|\sstyle=|\son\w+=", html)
+    for name in re.findall(r'(?:src|href)="([\w.]+)"', html):
+        assert server.client.get(f"/{name}").status_code == 200
+    assert "/page.js" not in server.client.get("/openapi.json").json()["paths"]
+
+
+@needs_browser
+def test_a_user_the_reasons_and_one_more_event(browser, url, item_ids):
+    browser.open(url + "/")
+    browser.until("document.querySelector('#model').innerText.includes('80 items')")
+    browser.fill("#user", "anna")
+    browser.key("Enter")
+    browser.until(SHOWN)
+    with Client(url) as client:
+        best = client.recommend("anna")
+        explanation = client.explain("anna", best[0]["item"])
+    titles = [f"Title {item_ids.index(one['item'])}" for one in best]
+    shown = browser.texts("#items .choose > span:nth-child(2)")
+    assert [text.rsplit(" ", 1)[0] for text in shown] == titles
+    assert re.fullmatch(r"10 recommendations in [\d.]+ ms\.", browser.evaluate(STATUS))
+    assert browser.texts("#why-heading") == [f"Why {titles[0]}"]
+    # The timeline: an event for each, lit where the explanation says so.
+    assert browser.evaluate("document.querySelectorAll('#timeline [role=option]').length") == 30
+    lit = "[...document.querySelectorAll('.block')].map(one => one.classList.contains('lit'))"
+    selected = {
+        block["events"][0]["position"] // 4
+        for layer in explanation["layers"]
+        for block in layer["long"]["blocks"]
+        if not block["own"]
+    }
+    assert {place for place, on in enumerate(browser.evaluate(lit)) if on} == selected
+    assert browser.texts("#reasons .shares li")[0].startswith(
+        f"Title {item_ids.index(explanation['events'][0]['item'])}"
+    )
+    browser.click("#items li:nth-child(4) .choose")
+    browser.until(f"document.querySelector('#why-heading').innerText === 'Why {titles[3]}'")
+    assert (
+        browser.evaluate(
+            "[...document.querySelectorAll('.choose')].map(one => one.ariaPressed).indexOf('true')"
+        )
+        == 3
+    )
+    browser.fill("#event", str(item_ids[60]))
+    browser.key("Enter")
+    browser.until(f"{STATUS}.startsWith('Title 60 was added. 10 recommendations in')")
+    browser.until("document.querySelectorAll('#timeline [role=option]').length === 31")
+    assert browser.evaluate("document.querySelectorAll('.moved').length") > 0
+    with Client(url) as client:
+        user = client.user("anna", 1)
+        assert (user["length"], user["events"][0]["item"]) == (31, item_ids[60])
+        best = [str(one["item"]) for one in client.recommend("anna")]
+    assert browser.texts("#items .id") == best
+
+
+@needs_browser
+def test_a_pasted_history_grows_without_being_stored(browser, url, item_ids):
+    browser.open(url + "/")
+    browser.click("#paste summary")
+    browser.fill("#history", f" {item_ids[3]},{item_ids[4]}\n{item_ids[5]} ")
+    browser.click("#by-history button")
+    browser.until(SHOWN)
+    browser.click("#items li:nth-child(2) .more")
+    browser.until("document.querySelectorAll('#timeline [role=option]').length === 4")
+    with Client(url) as client:
+        second = client.recommend_history(item_ids[3:6])[1]["item"]
+        wanted = client.recommend_history([*item_ids[3:6], second])
+    assert browser.texts("#items .id") == [str(one["item"]) for one in wanted]
+
+
+@needs_browser
+def test_what_a_server_sends_is_text(browser, url):
+    browser.open(url + "/")
+    browser.fill("#user", HOSTILE)
+    browser.key("Enter")
+    browser.until(SHOWN)
+    browser.evaluate("document.querySelector('#timeline [data-place=\"0\"]').click()")
+    assert HOSTILE in browser.texts("#detail")[0]
+    browser.fill("#user", "<b>nobody</b>")
+    browser.key("Enter")
+    browser.until("document.querySelector('#error').innerText.includes('<b>nobody</b>')")
+    assert browser.evaluate("document.querySelectorAll('img, b, body script').length") == 0
+    assert browser.evaluate("document.title").startswith("Recommendations")
+    # The answer that is no success is in the console, too.
+    assert [one for one in browser.complaints if "404" not in one] == []
+    browser.complaints.clear()
+
+
+@needs_browser
+def test_someone_new_begins_with_the_first_event(browser, url, item_ids):
+    browser.open(url + "/?user=nova")
+    browser.until(
+        "document.querySelector('#error').innerText.includes(\"No events of user 'nova'\")"
+    )
+    browser.fill("#event", "none")
+    browser.key("Enter")
+    browser.until("document.querySelector('#error').innerText.includes('does not know this item')")
+    browser.complaints.clear()
+    browser.fill("#event", str(item_ids[2]))
+    browser.key("Enter")
+    browser.until(SHOWN)
+    assert browser.evaluate("document.querySelector('#error').hidden") is True
+
+
+@needs_browser
+def test_a_token_is_asked_for(browser, page_run, tmp_path, item_ids):
+    path = tmp_path / "events.sqlite"
+    with Process(page_run, path, BLOSSOMREC_TOKEN=TOKEN) as process:
+        with Client(process.url, token=TOKEN) as client:
+            client.append("anna", item_ids[:5])
+        browser.open(f"{process.url}/?user=anna")
+        browser.until("document.activeElement.id === 'token'")
+        assert "asks for a token" in browser.texts("#error")[0]
+        browser.complaints.clear()
+        browser.type(TOKEN)
+        browser.key("Enter")
+        browser.until(SHOWN)
+        assert browser.evaluate(STATUS).startswith("10 recommendations")
+    # The server is gone: what is then said is in words, too.
+    browser.click("#items li:nth-child(2) .choose")
+    browser.until("document.querySelector('#error').innerText.includes('does not answer')")
+    browser.complaints.clear()
+
+
+@needs_browser
+def test_a_model_without_reasons_still_shows_the_history(browser, tiny_log, tmp_path, item_ids):
+    run = write_run(tmp_path / "run", tiny_log, attention="full")
+    with Process(run, tmp_path / "events.sqlite") as process:
+        with Client(process.url) as client:
+            client.append("anna", item_ids[:30])
+        browser.open(f"{process.url}/?user=anna")
+        browser.until("document.querySelectorAll('#timeline [role=option]').length === 30")
+        assert "cannot be explained" in browser.texts("#reasons")[0]
+    browser.complaints.clear()
+
+
+@needs_browser
+def test_all_of_it_with_the_keyboard(browser, url):
+    browser.open(url + "/?user=long")
+    browser.until(SHOWN)
+    browser.evaluate("document.querySelector('#timeline [tabindex=\"0\"]').focus()")
+    place = "document.activeElement.dataset.place"
+    for name, wanted in [
+        ("Home", "0"),
+        ("ArrowLeft", "0"),
+        ("ArrowDown", "4"),
+        ("ArrowRight", "5"),
+        ("ArrowUp", "1"),
+        ("End", "1999"),
+    ]:
+        browser.key(name)
+        assert browser.evaluate(place) == wanted
+    label = browser.evaluate("document.activeElement.ariaLabel")
+    assert label.startswith("Event 2,000, Title 19: ") and label == browser.texts("#detail")[0]
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert browser.evaluate(outline) == "solid"
+    # One stop for the whole history: the next ones are the field, its button and the list.
+    stops = []
+    for _ in range(4):
+        browser.key("Tab")
+        stops.append(
+            browser.evaluate("document.activeElement.id || document.activeElement.className")
+        )
+    assert stops[0] == "event" and stops[2:] == ["choose", "more"]
+    before = browser.evaluate("document.querySelector('#why-heading').innerText")
+    browser.key("Tab")
+    browser.key("Enter")
+    browser.until(f"document.querySelector('#why-heading').innerText !== {json.dumps(before)}")
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_labels_contrast_and_sizes(browser, url, scheme, width):
+    browser.size(width, 844, phone=width < 500)
+    browser.prefer(prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
+    browser.open(url + "/?user=long")
+    browser.until(SHOWN)
+    browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    browser.evaluate("document.querySelector('#access').hidden = false")
+    assert browser.evaluate(CHECKS) == []
+    browser.click("#items li:nth-child(1) .choose")
+    assert browser.evaluate(CHECKS) == []
+    fresh = "document.body.classList.add('fresh'), getComputedStyle(document.body).animationName"
+    assert browser.evaluate(fresh) == "none"
+
+
+@needs_browser
+def test_pictures_are_small(browser, url, tmp_path):
+    size = take(browser, url + "/?user=long", tmp_path / "page.png", width=390, phone=True)
+    assert 5_000 < size < LARGEST
