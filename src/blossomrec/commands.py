@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
@@ -13,14 +13,12 @@ from blossomrec.config import (
     EvaluationConfig,
     ModelConfig,
     RunConfig,
+    ServingConfig,
     TrainingConfig,
     check,
     to_dict,
 )
-from blossomrec.errors import ConfigError, RunError
-
-if TYPE_CHECKING:
-    from blossomrec.evaluation import Evaluation
+from blossomrec.errors import ConfigError
 
 Value = TypeVar("Value")
 ConfigFile = Annotated[
@@ -145,6 +143,7 @@ def evaluate(
     from blossomrec.evaluation.tables import evaluation_table
     from blossomrec.experiments.measure import BASELINES, evaluate_baseline, evaluate_run
     from blossomrec.experiments.run_report import evaluation_path
+    from blossomrec.training.run import write_metrics
 
     options: dict[str, Any] = {"ranking": ranking, "filter_seen": filter_seen, "ks": ks}
     if model in BASELINES:
@@ -156,7 +155,7 @@ def evaluate(
     else:
         measured = evaluate_run(model, log, on=on, device=device, **options)
         out = out or Path(model)
-        _write_metrics(Path(model), on, measured)
+        write_metrics(model, f"{on}-{measured.protocol.ranking}", measured.metrics)
     if out is not None:
         save_evaluation(measured, evaluation_path(out, on, measured.protocol.ranking))
     _console().print(evaluation_table(model, measured))
@@ -180,8 +179,9 @@ def compare(
     from blossomrec.evaluation import compare as paired
     from blossomrec.evaluation.storage import load_evaluation
     from blossomrec.evaluation.tables import comparison_table
+    from blossomrec.experiments.run_report import find_evaluation
 
-    paths = [_find_evaluation(path, on, ranking) for path in (first, second)]
+    paths = [find_evaluation(path, on, ranking) for path in (first, second)]
     tests = paired(*(load_evaluation(path) for path in paths))
     _console().print(comparison_table(str(first), str(second), tests))
 
@@ -210,6 +210,7 @@ def recommend(
         json: print JSON instead of a table
         device: where to compute
     """
+    from blossomrec.evaluation.tables import frame_table
     from blossomrec.recommender import BlossomRec
 
     if (user is None) == (history is None):
@@ -223,7 +224,7 @@ def recommend(
     if json:
         print(frame.write_json())
     else:
-        _print_frame(frame)
+        _console().print(frame_table(frame))
 
 
 def inspect(
@@ -260,14 +261,7 @@ def serve(
     titles: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
-    max_len: int = 0,
-    step: int = 1,
-    cache_mib: int = 1_024,
-    probes: int = 0,
-    batch: int = 32,
-    wait_ms: float = 0.5,
-    queue: int = 256,
-    timeout: float = 10.0,
+    options: Annotated[ServingConfig, Parameter(name="*")] = ServingConfig(),  # noqa: B008
     drain: float = 30.0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
@@ -280,33 +274,14 @@ def serve(
         titles: CSV file with the columns item_id and title, shown by the page
         host: address; any but loopback needs a secret in the variable BLOSSOMREC_TOKEN
         port: 0 takes any that is free
-        max_len: events of a history that the model sees; 0 is the number it was trained with
-        step: events by which a history longer than that is cut at a time
-        cache_mib: memory for encoded histories, in MiB
-        probes: lists of items looked into by faiss, for a million items; 0 ranks all items
-        batch: most requests that are computed together
-        wait_ms: longest wait for more requests to compute together
-        queue: requests that may wait; more are turned away
-        timeout: seconds until a request is given up
         drain: seconds that requests under way have when the server is stopped
         device: where to compute
         threads: of PyTorch for one operation; half of the processor without it
     """
     from blossomrec.serving.command import serve as start
-    from blossomrec.serving.options import ServingConfig
 
-    config = ServingConfig(
-        max_len=max_len,
-        step=step,
-        cache_mib=cache_mib,
-        probes=probes,
-        batch=batch,
-        wait_ms=wait_ms,
-        queue=queue,
-        timeout=timeout,
-    )
-    options: dict[str, Any] = {"host": host, "port": port, "device": device, "threads": threads}
-    start(run, store, config, **options, drain=drain, titles=titles)
+    where: dict[str, Any] = {"host": host, "port": port, "device": device, "threads": threads}
+    start(run, store, options, **where, drain=drain, titles=titles)
 
 
 def import_events(
@@ -464,30 +439,6 @@ def bench(
         raise SystemExit(1)
 
 
-def _write_metrics(run: Path, on: str, measured: Evaluation) -> None:
-    """Keep ``metrics.json``, the run's headline numbers, up to date."""
-    from blossomrec.training.files import write_json
-
-    path = run / "metrics.json"
-    try:
-        known = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}; remove it and evaluate again") from error
-    write_json(path, known | {f"{on}-{measured.protocol.ranking}": measured.metrics})
-
-
-def _find_evaluation(path: Path, on: str, ranking: str) -> Path:
-    from blossomrec.experiments.run_report import evaluation_path
-
-    if path.suffix == ".json":
-        return path
-    found = evaluation_path(path, on, ranking)
-    if not found.is_file():
-        options = f"--on {on} --ranking {ranking}"
-        raise RunError(f"{path} holds no {found.name}: run  blossomrec evaluate {path} {options}")
-    return found
-
-
 def _list(text: str | None) -> list[str] | None:
     return None if text is None else [one.strip() for one in text.split(",") if one.strip()]
 
@@ -496,18 +447,3 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console(file=sys.stdout)
-
-
-def _print_frame(frame: Any) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for name in frame.columns:
-        justify = "right" if name in ("score", "rank") else "left"
-        table.add_column(name, justify=justify, overflow="fold")
-    for row in frame.iter_rows():
-        cells = (f"{one:.4f}" if isinstance(one, float) else str(one) for one in row)
-        # Square brackets in ids are no markup.
-        table.add_row(*map(Text, cells))
-    _console().print(table)

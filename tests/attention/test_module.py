@@ -87,7 +87,9 @@ def test_very_long_histories_have_fewer_lessons():
     cu_seqlens = torch.tensor([0, 300_000], dtype=torch.int32)
     packing = Packing.of(cu_seqlens, 300_000, 16)
     rows = torch.arange(300_000)
-    assert selector._draw(cu_seqlens, packing, rows, 300_000, 8).numel() == 64
+    lessons = selector._draw(cu_seqlens, packing, rows, 300_000, 8).numel()
+    assert lessons > 1
+    assert lessons * 8 * 300_000 <= selector.MOST_SCORES
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])

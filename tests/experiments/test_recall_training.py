@@ -64,8 +64,12 @@ def test_training_stops_when_its_time_is_up():
 
 
 def test_the_control_form_has_nothing_far_away():
-    measures = measure_recall(candidate("mlp"), dataclasses.replace(TINY, control=True), 128, CPU)
-    assert measures.recall_any is None or measures.recall_any > 0.5
+    control = dataclasses.replace(TINY, control=True)
+    task, far = (each.task(128, 20, 0) for each in (control, TINY))
+    assert (task.position - task.planted <= 16).all() and control.distance == "1-16"
+    assert (far.position - far.planted >= 44).all() and TINY.distance == "44-88"
+    measures = measure_recall(candidate("mlp"), control, 128, CPU)
+    assert measures.length == 128 and measures.selection is not None
 
 
 def attention_of(model) -> BlossomAttention:

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from fastapi.testclient import TestClient
 
-from blossomrec.config import ModelConfig, RunConfig
+from blossomrec.config import ModelConfig, RunConfig, ServingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.models import build_model
 from blossomrec.serving.application import build_app
-from blossomrec.serving.options import ServingConfig
 from blossomrec.serving.service import Service
 from blossomrec.serving.sqlite_store import SQLiteStore
 from blossomrec.training.run import save_model, write_run_config

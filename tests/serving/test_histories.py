@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from blossomrec.config import ServingConfig
 from blossomrec.errors import ConfigError
 from blossomrec.serving.cache import HistoryCache
 from blossomrec.serving.catalogue import Catalogue
 from blossomrec.serving.history import OVERHEAD, UserHistory, window_start
-from blossomrec.serving.options import ServingConfig
 from blossomrec.serving.refusals import Refusal, plain, shown
 
 

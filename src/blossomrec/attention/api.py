@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -103,11 +104,16 @@ def blossom_attention(
 
 
 def _kernels_take(q: Tensor, k: Tensor, block_size: int) -> bool:
-    if not q.is_cuda or find_spec("triton") is None:
+    if not q.is_cuda or not _has_triton():
         return False
     from blossomrec.attention.triton.launch import unsupported
 
     return not unsupported(q, k, block_size)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def _check(q, k, v, block_keys, gates, cu_seqlens, selected, top_n) -> None:

@@ -102,9 +102,10 @@ def _draw(
     A history is drawn as often as it has rows, then its events are, all alike: every row is as
     likely as every other. Nothing waits for the device.
     """
-    together = min(64, max(8, max_length // 32))
-    runs = min(LESSONS // together, MOST_SCORES // (together * heads * max_length))
-    drawn = torch.rand(max(runs, 1), together + 1, device=rows.device, dtype=torch.float64)
+    most = max(1, MOST_SCORES // (heads * max_length))
+    together = min(64, max(8, max_length // 32), most)
+    runs = min(LESSONS, most) // together
+    drawn = torch.rand(runs, together + 1, device=rows.device, dtype=torch.float64)
     first = rows[(drawn[:, 0] * len(rows)).long()]
     # Where the rows of that history begin and end among all rows.
     history = packing.history[first]

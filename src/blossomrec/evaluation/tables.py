@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Group
 from rich.table import Table
@@ -65,6 +66,19 @@ def comparison_of_models(evaluations: Mapping[str, Evaluation]) -> Group:
             "" if coverage is None else f"{coverage:.1%}",
         )
     return Group(_title(f"{protocol.num_cases:,} users; {protocol.candidates}"), table)
+
+
+def frame_table(frame: Any) -> Table:
+    """A frame of recommendations."""
+    shown = Table()
+    for name in frame.columns:
+        justify = "right" if name in ("score", "rank") else "left"
+        shown.add_column(name, justify=justify, overflow="fold")
+    for row in frame.iter_rows():
+        cells = (f"{one:.4f}" if isinstance(one, float) else str(one) for one in row)
+        # Square brackets in ids are no markup.
+        shown.add_row(*map(Text, cells))
+    return shown
 
 
 def _slices_table(evaluation: Evaluation) -> Table:

@@ -24,6 +24,17 @@ def evaluation_path(folder: str | Path, on: str = "test", ranking: str = "full")
     return Path(folder) / EVALUATION.format(on=on, ranking=ranking)
 
 
+def find_evaluation(path: Path, on: str, ranking: str) -> Path:
+    """An evaluation by its own file or by the folder that keeps it; RunError where it is not."""
+    if path.suffix == ".json":
+        return path
+    found = evaluation_path(path, on, ranking)
+    if not found.is_file():
+        options = f"--on {on} --ranking {ranking}"
+        raise RunError(f"{path} holds no {found.name}: run  blossomrec evaluate {path} {options}")
+    return found
+
+
 def write_run_report(
     runs: Mapping[str, Path] | Sequence[Path], out: str | Path, *, title: str
 ) -> None:

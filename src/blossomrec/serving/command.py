@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from blossomrec.config import ServingConfig
 from blossomrec.errors import MissingExtraError
-from blossomrec.serving.options import ServingConfig
 
 EXTRA = {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"}
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from blossomrec.config import ServingConfig
 from blossomrec.serving import outcome
 from blossomrec.serving.history import UserHistory
 from blossomrec.serving.mailbox import Mailbox
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.options import ServingConfig
 from blossomrec.serving.ranking import Best, Choice
 from blossomrec.serving.refusals import Refusal, of_store, unknown_user
 from blossomrec.serving.release import Release

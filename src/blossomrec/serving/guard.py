@@ -9,8 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from blossomrec.config import ServingConfig
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.options import ServingConfig
 from blossomrec.serving.refusals import Refusal, plain, shown, unavailable
 
 Scope = MutableMapping[str, Any]

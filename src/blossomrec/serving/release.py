@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from blossomrec.config import ServingConfig
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.device import resolve_device
 from blossomrec.errors import RunError
@@ -14,7 +15,6 @@ from blossomrec.serving.cache import HistoryCache
 from blossomrec.serving.catalogue import Catalogue
 from blossomrec.serving.encoder import Encoder, build_encoder
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.options import ServingConfig
 from blossomrec.serving.ranking import Ranking
 from blossomrec.training.files import digest
 from blossomrec.training.run import load_model, read_run_config
@@ -27,7 +27,7 @@ class Release:
     Attributes:
         run: the folder it was read from.
         version: the first digits of the weights' SHA-256.
-        model: in evaluation mode; the engine's thread alone uses it.
+        model: in evaluation mode; the threads of the engine and of explanations use it.
         max_len: events of a history that the model sees.
         step: see :func:`blossomrec.serving.history.window_start`.
         keeps_state: whether a history is extended, or encoded anew when it has grown.

@@ -16,9 +16,9 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from blossomrec.config import ServingConfig
 from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.serving.application import build_app
-from blossomrec.serving.options import ServingConfig
 from blossomrec.serving.service import Service
 from blossomrec.serving.sqlite_store import SQLiteStore
 from blossomrec.serving.titles import read_titles

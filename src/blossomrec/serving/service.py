@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from blossomrec.config import ServingConfig
 from blossomrec.serving.committer import Committer
 from blossomrec.serving.engine import Engine, Question
 from blossomrec.serving.explainer import Explainer, check_model
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.options import ServingConfig
 from blossomrec.serving.ranking import Best, Choice
 from blossomrec.serving.refusals import unavailable, unknown_item, unknown_user
 from blossomrec.serving.release import Release, load_release

@@ -93,6 +93,16 @@ def read_run_config(run: str | Path) -> RunInfo:
     return _run_info(path, values)
 
 
+def write_metrics(run: str | Path, name: str, metrics: dict[str, float]) -> None:
+    """Put numbers under a name into ``metrics.json``; RunError where it is damaged."""
+    path = Path(run) / "metrics.json"
+    try:
+        known = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}; remove it and evaluate again") from error
+    write_json(path, known | {name: metrics})
+
+
 def save_model(run: str | Path, model: SequenceModel) -> None:
     """Write the weights of ``model`` as ``model.safetensors``, replacing those that were there."""
     write_weights(Path(run) / "model.safetensors", model.state_dict())
