@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 from blossomrec.attention.packing import block_rows
 from blossomrec.attention.pattern import distances
-from blossomrec.attention.triton.geometry import (
+from blossomrec.attention.geometry import (
     InverseLists,
     Pattern,
     tile_table,

@@ -77,7 +77,7 @@ def compile_all(heads, groups, size, folder):
         partial_sums,
         selection,
     )
-    from blossomrec.attention.triton.geometry import Pattern
+    from blossomrec.attention.geometry import Pattern
     from blossomrec.attention.triton.launch import launch_for
 
     launch = launch_for(size, heads // groups, torch.bfloat16)

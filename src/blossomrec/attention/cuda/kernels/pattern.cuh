@@ -1,0 +1,46 @@
+// The short-term path: which distances it reaches over.
+
+constexpr INLINE bool visible(int distance) {
+    const int size = distance < 0 ? (CAUSAL ? -1 : -distance) : distance;
+    return size >= 0 && (size < WINDOW || (size & (size - 1)) == 0);
+}
+
+#if CAUSAL
+constexpr INLINE unsigned long long visible_distances() {
+    unsigned long long bits = 0;
+    for (int distance = 0; distance < 64; ++distance)
+        if (visible(distance)) bits |= 1ull << distance;
+    return bits;
+}
+#endif
+
+// The pattern between near keys and the queries of a tile, as one lane of C sees it: rows g and
+// g + 8 of a block of keys, columns 2c and 2c + 1 of a unit.
+struct NearPattern {
+    int distance[2];            // from row g of the tile to the columns of its first unit
+#if CAUSAL
+    unsigned long long bits[2]; // bit t: whether the distance t - 8 more than that is visible
+
+    INLINE NearPattern(int g, int c) {
+        for (int i = 0; i < 2; ++i) {
+            distance[i] = (2 * c + i) / R - g;
+            bits[i] = visible_distances() << (8 - distance[i]);
+        }
+    }
+    // Row g + 8 * half of the block that is `back` before the tile, seen `first` events later.
+    INLINE bool sees(int i, int first, int back, int half) const {
+        return bits[i] >> first >> (16 * back - 8 * half + 8) & 1;
+    }
+#else
+    INLINE NearPattern(int g, int c) {
+        for (int i = 0; i < 2; ++i) distance[i] = (2 * c + i) / R - g;
+    }
+    INLINE bool sees(int i, int first, int back, int half) const {
+        return visible(distance[i] + first + 16 * back - 8 * half);
+    }
+#endif
+    // The long-term path inside the own block.
+    INLINE bool sees_own(int i, int first, int half) const {
+        return !CAUSAL || distance[i] + first >= 8 * half;
+    }
+};

@@ -1,0 +1,141 @@
+// Selection: one warp is one block of queries and one group. Scores stream by and are not kept.
+//
+// Importance is wanted in float32. A float32 is the sum of three bf16: queries come in three parts,
+// block keys in PARTS of them, and of the products those are left out that float32 would not hold.
+
+INLINE void split(float x, float y, u32 (&parts)[3]) {
+    for (int p = 0; p < 3; ++p) {
+        parts[p] = pair(x, y);
+        x -= low(parts[p]), y -= high(parts[p]);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32) split_keys(
+    const float *__restrict__ keys, u16 *__restrict__ parts, int count
+) {
+    const int place = blockIdx.x * 32 + threadIdx.x;
+    if (place >= count) return;
+    u32 all[3];
+    split(keys[place], 0.0f, all);
+    for (int p = 0; p < 3; ++p) parts[p * count + place] = (u16)all[p];
+}
+
+// The N best of what has passed by, best first; of equal scores the earlier one stays ahead.
+struct Best {
+    float scores[N];
+    int blocks[N];
+
+    INLINE Best() {
+        for (int j = 0; j < N; ++j) scores[j] = -INFINITE, blocks[j] = -1;
+    }
+    INLINE void add(float score, int block) {
+        for (int j = 0; j < N; ++j)
+            if (score > scores[j]) {
+                const float other_score = scores[j];
+                const int other_block = blocks[j];
+                scores[j] = score, blocks[j] = block;
+                score = other_score, block = other_block;
+            }
+    }
+    INLINE void drop_first() {
+        for (int j = 0; j + 1 < N; ++j) scores[j] = scores[j + 1], blocks[j] = blocks[j + 1];
+        scores[N - 1] = -INFINITE, blocks[N - 1] = -1;
+    }
+};
+
+// The best of the four lanes that share a row; all of them get the result, no block as -1.
+INLINE void merge(Best best, int (&chosen)[N]) {
+    for (int j = 0; j < N; ++j) {
+        float score = best.scores[0];
+        u32 block = best.blocks[0];   // none is above all
+        for (int mask = 1; mask < 4; mask *= 2) {
+            const float other_score = across(score, mask);
+            const u32 other = across((int)block, mask);
+            if (other_score > score || (other_score == score && other < block))
+                score = other_score, block = other;
+        }
+        if ((u32)best.blocks[0] == block) best.drop_first();
+        chosen[j] = block;
+    }
+    for (int i = 0; i < N; ++i)
+        for (int j = 0; j + 1 < N; ++j)
+            if ((u32)chosen[j] > (u32)chosen[j + 1]) {
+                const int other = chosen[j];
+                chosen[j] = chosen[j + 1], chosen[j + 1] = other;
+            }
+}
+
+extern "C" __global__ void __launch_bounds__(32) select_blocks(
+    const u16 *__restrict__ q, const u16 *__restrict__ keys, const int *__restrict__ table,
+    int *__restrict__ selected, int tiles, int rows, int q_event, int q_head
+) {
+    const int lane = threadIdx.x, g = lane / 4, c = lane % 4;
+    // The last blocks of a history have the most to look at: they go first.
+    const int group = blockIdx.x % G;
+    const Tile at(table, tiles - 1 - blockIdx.x / G);
+    if (at.empty()) return;
+    const int complete = at.length / SIZE;
+    const int reach = CAUSAL ? min(at.block, complete) : complete;
+
+    uint4 queries[3][STEPS];
+    for (int s = 0; s < STEPS; ++s) {
+        u32 first[2][3], second[2][3];
+        for (int half = 0; half < 2; ++half) {
+            const int event = at.first() + g + 8 * half;
+            const u16 *row = q + (at.start + event) * q_event + 16 * s + 4 * c;
+            float mean[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+            for (int head = group * R; head < group * R + R; ++head) {
+                const uint2 x = four(row + head * q_head, event < at.length);
+                mean[0] += query_low(x.x), mean[1] += query_high(x.x);
+                mean[2] += query_low(x.y), mean[3] += query_high(x.y);
+            }
+            split(mean[0] * (1.0f / R), mean[1] * (1.0f / R), first[half]);
+            split(mean[2] * (1.0f / R), mean[3] * (1.0f / R), second[half]);
+        }
+        for (int p = 0; p < 3; ++p)
+            queries[p][s] = make_uint4(first[0][p], first[1][p], second[0][p], second[1][p]);
+    }
+
+    const int plane = rows * G * D;
+    keys += ((at.first_block_key + g) * G + group) * D + 4 * c;
+    Best best[2];
+    float bound[2] = {-INFINITE, -INFINITE};
+#pragma unroll 2
+    for (int first = 0; first < reach; first += 8) {
+        float scores[4];
+        clear(scores);
+        for (int s = 0; s < STEPS; ++s) {
+            uint2 parts[PARTS];
+            for (int p = 0; p < PARTS; ++p)
+                parts[p] = four(
+                    keys + p * plane + first * G * D + 16 * s, first + g < reach);
+            // The smallest products first.
+            for (int order = 2; order >= 0; --order)
+                for (int p = 0; p < PARTS && p <= order; ++p)
+                    product(scores, queries[order - p][s], parts[p].x, parts[p].y);
+        }
+        for (int i = 0; i < 4; ++i) {
+            const int block = first + 2 * c + i % 2;
+            if (block >= reach || (!CAUSAL && block == at.block)) scores[i] = -INFINITE;
+        }
+        if (scores[0] > bound[0] || scores[1] > bound[0] || scores[2] > bound[1]
+            || scores[3] > bound[1]) {
+            for (int i = 0; i < 4; ++i) best[i / 2].add(scores[i], first + 2 * c + i % 2);
+            for (int half = 0; half < 2; ++half)
+                bound[half] = fmaxf(bound[half], best[half].scores[N - 1]);
+        }
+        // What is below the N-th best of any lane of a row is not among the N best of the row.
+        if (first % 128 == 120)
+            for (int half = 0; half < 2; ++half)
+                for (int mask = 1; mask < 4; mask *= 2)
+                    bound[half] = fmaxf(bound[half], across(bound[half], mask));
+    }
+    for (int half = 0; half < 2; ++half) {
+        int chosen[N];
+        merge(best[half], chosen);
+        const int event = at.first() + g + 8 * half;
+        if (c == 0 && event < at.length)
+            for (int j = 0; j < N; ++j)
+                selected[((at.start + event) * G + group) * N + j] = chosen[j];
+    }
+}

@@ -1,0 +1,156 @@
+// Numbers of inverse lists, see backward_keys.cu: the shorter, the faster they are sorted.
+#if SHORT_LISTS
+typedef short List;
+#else
+typedef int List;
+#endif
+
+// A unit: a few events as queries, the columns of all products with what they see.
+
+struct Unit {
+    int lane, g, c;
+    int event;       // of column g, where a factor B has it
+    int head;        // of column g, inside the group
+    bool inside;
+    int events[2];   // of the columns 2c and 2c + 1, where C has them
+    int heads[2];
+
+    INLINE Unit(int lane, int first, int length) : lane(lane), g(lane / 4), c(lane % 4) {
+        event = first + g / R, head = g % R, inside = event < length;
+        for (int i = 0; i < 2; ++i) {
+            events[i] = first + (2 * c + i) / R;
+            heads[i] = (2 * c + i) % R;
+        }
+    }
+    // Whether column g is of the e-th event.
+    INLINE bool owns(int e) const { return g / R == e; }
+};
+
+// Queries, or the gradient of the output, as a factor B.
+INLINE void load_columns(uint2 (&b)[STEPS], const u16 *row, const Unit &unit) {
+    for (int s = 0; s < STEPS; ++s) b[s] = four(row + 16 * s + 4 * unit.c, unit.inside);
+}
+
+// Adds the product of keys and columns.
+INLINE void multiply(float (&scores)[4], const uint4 (&keys)[STEPS], const uint2 (&b)[STEPS]) {
+    for (int s = 0; s < STEPS; ++s) product(scores, keys[s], b[s].x, b[s].y);
+}
+
+INLINE void multiply_own(
+    float (&scores)[4], const uint4 (&keys)[STEPS], const uint2 (&b)[STEPS], bool owned
+) {
+    for (int s = 0; s < STEPS; ++s) {
+        const uint2 columns = zero_unless(owned, b[s]);
+        product(scores, keys[s], columns.x, columns.y);
+    }
+}
+
+// Positions of the far keys in the rows g and g + 8 of a step: those of the first events come
+// first, POWERS of them each. Steps beyond the powers on one side are those of the other side.
+struct FarKeys {
+    int key[2];
+    bool held[2];
+    int event[2];   // which event of the unit sees the row
+
+    INLINE FarKeys(int step, int g, int first, int length) {
+        const int sign = step < FAR_STEPS ? -1 : 1;
+        for (int i = 0; i < 2; ++i) {
+            const int row = g + 8 * i;
+            event[i] = row / POWERS;
+            const int exponent = FIRST_FAR + step % FAR_STEPS * POWERS + row % POWERS;
+            const int query = first + event[i];
+            key[i] = exponent < 31 ? query + sign * (1 << exponent) : -1;
+            held[i] = exponent < 31 && key[i] >= 0 && key[i] < length && query < length;
+        }
+    }
+};
+
+INLINE void load_far(
+    uint4 (&rows)[STEPS], const u16 *x, const FarKeys &far, int stride, int c
+) {
+    for (int s = 0; s < STEPS; ++s)
+        rows[s] = rows_as_a(
+            four(row_at(x, far.key[0], stride) + 16 * s + 4 * c, far.held[0]),
+            four(row_at(x, far.key[1], stride) + 16 * s + 4 * c, far.held[1]));
+}
+
+#if CAUSAL
+#define NEAR_STEPS (NEAR + 1)
+#define FAR_TOTAL FAR_STEPS
+#else
+#define NEAR_STEPS (2 * NEAR + 1)
+#define FAR_TOTAL (2 * FAR_STEPS)
+#endif
+// The step of the near blocks that is the own one: the blocks before it come first.
+#define OWN NEAR
+
+// Whether any event of a tile has a far key in this step.
+INLINE bool far_step_needed(int step, int first, int length) {
+    const int exponent = FIRST_FAR + step % FAR_STEPS * POWERS;
+    if (exponent >= 31) return false;
+    const int reach = step < FAR_STEPS ? first + SIZE - 1 : length - 1 - first;
+    return (1 << exponent) <= reach;
+}
+
+// Which blocks the unit's events chose, of each N; the same in all lanes. -1 for none.
+INLINE void load_choices(
+    int (&chosen)[EVENTS * N], const int *selected, const Tile &at, int group, int first
+) {
+    for (int e = 0; e < EVENTS; ++e) {
+        const int *place = selected + ((at.start + first + e) * G + group) * N;
+        for (int j = 0; j < N; ++j) chosen[e * N + j] = first + e < at.length ? place[j] : -1;
+    }
+}
+
+// Whether the j-th choice of the event of column 2c + i is one.
+INLINE bool has_choice(const int (&chosen)[EVENTS * N], int j, int c, int i) {
+    bool has = false;
+    for (int e = 0; e < EVENTS; ++e)
+        if ((2 * c + i) / R == e) has = chosen[e * N + j] >= 0;
+    return has;
+}
+
+// Where a block of the history stands, whose first block is at `home`.
+INLINE const uint4 *block_at(const uint4 *home, int block) {
+    return row_at(home, max(block, 0), BLOCK_STRIDE);
+}
+
+// The near block of a step; the own one where there is none.
+INLINE int near_block(const Tile &at, int step) {
+    const int block = at.block + step - OWN;
+    return block >= 0 && block * SIZE < at.length ? block : at.block;
+}
+
+// Scores with a near block, those left that the short-term path sees. Of the own block,
+// ``own`` gets those that the long-term path sees. ``first``: of the unit inside the tile.
+INLINE void hide_unseen(
+    float (&scores)[4], float (&own)[4], const NearPattern &pattern, const Tile &at, int first,
+    int step, int g
+) {
+    const int block = at.block + step - OWN;
+    for (int i = 0; i < 4; ++i) {
+        // Where nothing is seen ahead, no event sees a key behind the end.
+        const bool there = block >= 0 && (CAUSAL || block * SIZE + g + i / 2 * 8 < at.length);
+        if (step == OWN)
+            own[i] = there && pattern.sees_own(i % 2, first, i / 2) ? scores[i] : -INFINITE;
+        if (!there || !pattern.sees(i % 2, first, OWN - step, i / 2)) scores[i] = -INFINITE;
+    }
+}
+
+// Places in [T, H] of the columns 2c and 2c + 1; those of an event that is there.
+INLINE void places_of(int (&place)[2], const Unit &unit, const Tile &at, int group) {
+    for (int i = 0; i < 2; ++i)
+        place[i] = (at.start + min(unit.events[i], at.length - 1)) * HEADS + group * R
+            + unit.heads[i];
+}
+
+// Place of an event and head in [T, H].
+INLINE int place_of(const Tile &at, int event, int group, int head) {
+    return (at.start + event) * HEADS + group * R + head;
+}
+
+// Writes a result C whose rows are the numbers of a head, 16 at a time.
+INLINE void store_columns(u16 *row, const float (&c)[4], const Unit &unit, int s) {
+    const uint2 numbers = as_rows(c);
+    if (unit.inside) *reinterpret_cast<uint2 *>(row + 16 * s + 4 * unit.c) = numbers;
+}

@@ -1,0 +1,63 @@
+"""The CUDA kernels on a CPU: the same sources, compiled for lanes that are coroutines (lanes.h)."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from blossomrec.attention.cuda import compiler
+
+COMPILER = shutil.which("g++") or shutil.which("c++")
+LANES = Path(__file__).with_name("lanes.h")
+CALLS = """
+#include <utility>
+template <typename... A, size_t... I>
+static void invoke(void (*kernel)(A...), void **given, std::index_sequence<I...>) {
+    kernel(*reinterpret_cast<A *>(given[I])...);
+}
+template <typename... A>
+static void invoke(void (*kernel)(A...), void **given) {
+    invoke(kernel, given, std::index_sequence_for<A...>());
+}
+"""
+CALL = """
+extern "C" void run_{name}(void **given, int warps) {{
+    launch([](void **each) {{ invoke({name}, each); }}, given, warps);
+}}
+"""
+
+
+class Emulator:
+    """Its :meth:`kernel` takes the place of the compiler's; programs are kept in ``folder``."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.library = cache(self._library)
+
+    def kernel(self, program, name, constants):
+        run = getattr(self.library(program, tuple(sorted(constants.items()))), f"run_{name}")
+
+        def launch(warps, *arguments):
+            values = [compiler.as_argument(each) for each in arguments]
+            run((ctypes.c_void_p * len(values))(*map(ctypes.addressof, values)), warps)
+
+        return launch
+
+    def _library(self, program, constants):
+        source = compiler.source(program)
+        kernels = re.findall(r'extern "C" __global__ .*?\b(\w+)\(\n', source)
+        calls = "".join(CALL.format(name=name) for name in kernels)
+        flags = [f"-D{key}={value}" for key, value in constants]
+        text = f'#include "{LANES}"\n{source}\n{CALLS}{calls}'
+        digest = hashlib.sha256("".join((text, LANES.read_text(), *flags)).encode()).hexdigest()
+        library = self.folder / f"{program}-{digest[:16]}.so"
+        if not library.exists():
+            library.with_suffix(".cpp").write_text(text)
+            command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *flags]
+            subprocess.run([*command, "-o", library, library.with_suffix(".cpp")], check=True)
+        return ctypes.CDLL(str(library))

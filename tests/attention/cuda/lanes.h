@@ -1,0 +1,171 @@
+// Runs a CUDA kernel of independent warps on a CPU: the 32 lanes of a warp are coroutines that meet
+// at every operation of the whole warp. Slow, exact in what it checks: indices, masks, sums.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ucontext.h>
+#include <vector>
+
+#define EMULATED 1
+#define INLINE inline
+#define __device__
+#define __global__
+#define __restrict__
+#define __launch_bounds__(...)
+
+struct uint2 { unsigned x, y; };
+struct uint4 { unsigned x, y, z, w; };
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int max(int a, int b) { return a > b ? a : b; }
+static inline float __int_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
+static inline unsigned __float_as_int(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
+
+struct Index { int x; };
+static thread_local Index blockIdx, threadIdx;
+
+namespace lanes {
+struct Given { unsigned words[6]; float numbers[4]; };
+static thread_local Given given[2][32];
+static thread_local int turn[32], arrived[2];
+static thread_local ucontext_t contexts[32], scheduler;
+static thread_local bool done[32];
+static thread_local int current;
+
+// Waits until every lane has given something, and returns all that was given.
+static const Given *meet(const Given &mine) {
+    const int lane = current, side = turn[lane] ^= 1;
+    given[side][lane] = mine;
+    arrived[side]++;
+    const int needed = 32;
+    while (arrived[side] % needed != 0) swapcontext(&contexts[lane], &scheduler);
+    return given[side];
+}
+}
+
+static inline float number_of_f16(unsigned short x) {
+    const int sign = x >> 15, exponent = x >> 10 & 31, fraction = x & 1023;
+    float y = exponent == 0 ? std::ldexp((float)fraction, -24)
+        : exponent == 31 ? (fraction ? NAN : INFINITY)
+        : std::ldexp((float)(fraction + 1024), exponent - 25);
+    return sign ? -y : y;
+}
+
+static inline float number_of(unsigned short x) {
+    return BF16 ? __int_as_float((unsigned)x << 16) : number_of_f16(x);
+}
+
+static inline unsigned short rounded(float x) {
+#if BF16
+    unsigned bits = __float_as_int(x);
+    if (x != x) return 0x7fff;
+    return (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+#else
+    const unsigned short sign = std::signbit(x) ? 0x8000 : 0;
+    const float size = std::fabs(x);
+    if (size != size) return 0x7fff;
+    if (size >= 65520.0f) return sign | 0x7c00;
+    if (size < 6.103515625e-05f) return sign | (unsigned short)std::nearbyint(std::ldexp(size, 24));
+    int exponent;
+    const float fraction = std::frexp(size, &exponent);   // in [0.5, 1)
+    const int whole = (int)std::nearbyint(std::ldexp(fraction, 11));
+    return sign | (unsigned short)(((exponent + 14) << 10) + whole - 1024);
+#endif
+}
+
+static inline unsigned pair(float low, float high) {
+    return rounded(low) | (unsigned)rounded(high) << 16;
+}
+static inline float quotient(float x, float y) { return x / y; }
+static inline float exp_2(float x) { return std::exp2(x); }
+static inline float log_2(float x) { return std::log2(x); }
+
+static inline float from_lane(float x, int lane) {
+    return lanes::meet({{}, {x}})[lane & 31].numbers[0];
+}
+static inline int from_lane(int x, int lane) {
+    return (int)lanes::meet({{(unsigned)x}, {}})[lane & 31].words[0];
+}
+static inline float across(float x, int mask) { return from_lane(x, lanes::current ^ mask); }
+static inline int across(int x, int mask) { return from_lane(x, lanes::current ^ mask); }
+static inline bool any_lane(bool x) {
+    const lanes::Given *all = lanes::meet({{x}, {}});
+    bool any = false;
+    for (int i = 0; i < 32; ++i) any |= all[i].words[0] != 0;
+    return any;
+}
+
+static inline float half_of(unsigned word, int which) {
+    return number_of((unsigned short)(which ? word >> 16 : word & 0xffff));
+}
+
+static inline unsigned turned(unsigned x) {
+    const int lane = lanes::current, g = lane / 4, c = lane % 4;
+    const lanes::Given *all = lanes::meet({{x}, {}});
+    unsigned parts[2];
+    for (int i = 0; i < 2; ++i) {
+        const unsigned word = all[(2 * c + i) * 4 + g / 2].words[0];
+        parts[i] = g % 2 ? word >> 16 : word & 0xffff;
+    }
+    return parts[0] | parts[1] << 16;
+}
+
+static inline void product(float (&c)[4], const uint4 &a, unsigned b0, unsigned b1) {
+    const lanes::Given *all = lanes::meet({{a.x, a.y, a.z, a.w, b0, b1}, {}});
+    const int lane = lanes::current, g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+        const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+        double sum = c[i];
+        for (int k = 0; k < 16; ++k) {
+            const lanes::Given &left = all[row % 8 * 4 + k % 8 / 2];
+            const lanes::Given &right = all[column * 4 + k % 8 / 2];
+            sum += (double)half_of(left.words[(k / 8) * 2 + row / 8], k % 2)
+                * half_of(right.words[4 + k / 8], k % 2);
+        }
+        c[i] = (float)sum;
+    }
+}
+
+typedef void (*Body)(void **);
+static thread_local Body body;
+static thread_local void **arguments;
+
+static void run_lane() {
+    body(arguments);
+    lanes::done[lanes::current] = true;
+    swapcontext(&lanes::contexts[lanes::current], &lanes::scheduler);
+}
+
+// Runs the warps of a grid one after another; a thread block is a warp.
+static void launch(Body kernel, void **given, int warps) {
+    static thread_local std::vector<std::vector<char>> stacks(32, std::vector<char>(1 << 17));
+    body = kernel, arguments = given;
+    for (int warp = 0; warp < warps; ++warp) {
+        memset(lanes::turn, 0, sizeof lanes::turn);
+        lanes::arrived[0] = lanes::arrived[1] = 0;
+        for (int i = 0; i < 32; ++i) {
+            lanes::done[i] = false;
+            getcontext(&lanes::contexts[i]);
+            lanes::contexts[i].uc_stack.ss_sp = stacks[i].data();
+            lanes::contexts[i].uc_stack.ss_size = stacks[i].size();
+            lanes::contexts[i].uc_link = nullptr;
+            makecontext(&lanes::contexts[i], run_lane, 0);
+        }
+        for (int left = 32; left;) {
+            left = 0;
+            for (int i = 0; i < 32; ++i) {
+                if (lanes::done[i]) continue;
+                ++left;
+                lanes::current = i, blockIdx.x = warp, threadIdx.x = i;
+                swapcontext(&lanes::scheduler, &lanes::contexts[i]);
+            }
+        }
+    }
+}
