@@ -22,6 +22,8 @@ MOST_CHOICES = 32
 MOST_NEAR = 2
 # Entries of an inverse list that one warp takes.
 CHUNK = 128
+# Entries of which one warp finds the beginnings of lists, as in backward_keys.cu.
+STARTS_OF_A_WARP = 256
 # Lists whose numbers fit 16 bits.
 SHORT_LISTS = 1 << 15
 # Warps of a multiprocessor at a time, by head size: what their registers leave room for.

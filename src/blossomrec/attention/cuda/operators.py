@@ -11,14 +11,20 @@ from blossomrec.attention.cuda.launch import (
     BLOCK_SIZE,
     CHUNK,
     SHORT_LISTS,
+    STARTS_OF_A_WARP,
     Attention,
     attention_kernels,
     selection_kernels,
 )
 from blossomrec.attention.geometry import tile_table
+from blossomrec.attention.operator import operator
 
 
-@torch.library.custom_op("blossomrec::cuda_select_blocks", mutates_args=())
+def _empty_select_blocks(q, block_keys, cu_seqlens, top_n, causal):
+    return q.new_empty(len(q), block_keys.shape[1], top_n, dtype=torch.int32)
+
+
+@operator(_empty_select_blocks)
 def select_blocks(
     q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, top_n: int, causal: bool
 ) -> Tensor:
@@ -46,12 +52,11 @@ def select_blocks(
     return selected
 
 
-@select_blocks.register_fake
-def _(q, block_keys, cu_seqlens, top_n, causal):
-    return q.new_empty(len(q), block_keys.shape[1], top_n, dtype=torch.int32)
+def _empty_attend(q, k, v, gates, selected, cu_seqlens, window, causal):
+    return q.new_empty(q.shape), q.new_empty(2, *q.shape[:2], dtype=torch.float32)
 
 
-@torch.library.custom_op("blossomrec::cuda_attend", mutates_args=())
+@operator(_empty_attend)
 def attend(
     q: Tensor,
     k: Tensor,
@@ -87,12 +92,11 @@ def attend(
     return out, normalisers
 
 
-@attend.register_fake
-def _(q, k, v, gates, selected, cu_seqlens, window, causal):
-    return q.new_empty(q.shape), q.new_empty(2, *q.shape[:2], dtype=torch.float32)
+def _empty_attend_backward(grad, q, k, v, gates, *others):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v, gates))
 
 
-@torch.library.custom_op("blossomrec::cuda_attend_backward", mutates_args=())
+@operator(_empty_attend_backward)
 def attend_backward(
     grad: Tensor,
     q: Tensor,
@@ -101,6 +105,7 @@ def attend_backward(
     gates: Tensor,
     selected: Tensor,
     cu_seqlens: Tensor,
+    out: Tensor,
     normalisers: Tensor,
     window: int,
     causal: bool,
@@ -125,6 +130,7 @@ def attend_backward(
         packed,
         selected,
         table,
+        out,
         normalisers,
         grad,
         grad_q,
@@ -142,7 +148,7 @@ def attend_backward(
     chunks = -(-entries // CHUNK)
     starts = q.new_empty(tiles + 1, dtype=torch.int32)
     sums = q.new_empty(chunks, 2, BLOCK_SIZE, size, dtype=torch.float32)
-    kernels.list_starts(entries // 32 + 1, ordered, starts, entries, tiles)
+    kernels.list_starts(entries // STARTS_OF_A_WARP + 1, ordered, starts, entries, tiles)
     given = (q, gates, packed)
     kept = (normalisers, shifts, grad)
     sizes = (scale, *_strides(q))
@@ -153,14 +159,9 @@ def attend_backward(
     return grad_q, grad_k, grad_v, grad_gates
 
 
-@attend_backward.register_fake
-def _(grad, q, k, v, gates, *others):
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, gates))
-
-
 def _save(ctx, inputs, output) -> None:
     *tensors, window, causal = inputs
-    ctx.save_for_backward(*tensors, output[1])
+    ctx.save_for_backward(*tensors, *output)
     ctx.form = (window, causal)
     ctx.set_materialize_grads(False)
 
@@ -172,7 +173,7 @@ def _differentiate(ctx, grad, _):
     return *gradients, *(None,) * 4
 
 
-attend.register_autograd(_differentiate, setup_context=_save)
+torch.library.register_autograd("blossomrec::cuda_attend", _differentiate, setup_context=_save)
 
 
 def _packed(kernels: Attention, k: Tensor, v: Tensor, table: Tensor, *, transposed: bool) -> Tensor:

@@ -10,16 +10,21 @@ import torch
 import triton
 from torch import Tensor
 
+from blossomrec.attention.geometry import InverseLists, Pattern, tile_table
+from blossomrec.attention.operator import operator
 from blossomrec.attention.triton.backward_keys import backward_keys_kernel
 from blossomrec.attention.triton.backward_queries import backward_queries_kernel
 from blossomrec.attention.triton.forward import forward_kernel
-from blossomrec.attention.geometry import InverseLists, Pattern, tile_table
 from blossomrec.attention.triton.launch import launch_for
 from blossomrec.attention.triton.partial_sums import SPAN, list_sums_kernel, sink_sums_kernel
 from blossomrec.attention.triton.selection import selection_kernel
 
 
-@torch.library.custom_op("blossomrec::select_blocks", mutates_args=())
+def _empty_select_blocks(q, block_keys, cu_seqlens, block_size, top_n, causal):
+    return q.new_empty(len(q), block_keys.shape[1], top_n, dtype=torch.int32)
+
+
+@operator(_empty_select_blocks)
 def select_blocks(
     q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, block_size: int, top_n: int, causal: bool
 ) -> Tensor:
@@ -52,12 +57,11 @@ def select_blocks(
     return selected
 
 
-@select_blocks.register_fake
-def _(q, block_keys, cu_seqlens, block_size, top_n, causal):
-    return q.new_empty(len(q), block_keys.shape[1], top_n, dtype=torch.int32)
+def _empty_attend(q, k, v, gates, selected, cu_seqlens, block_size, window, sinks, causal):
+    return q.new_empty(q.shape), q.new_empty(2, *q.shape[:2], dtype=torch.float32)
 
 
-@torch.library.custom_op("blossomrec::attend", mutates_args=())
+@operator(_empty_attend)
 def attend(
     q: Tensor,
     k: Tensor,
@@ -98,12 +102,11 @@ def attend(
     return out, normalisers
 
 
-@attend.register_fake
-def _(q, k, v, gates, selected, cu_seqlens, block_size, window, sinks, causal):
-    return q.new_empty(q.shape), q.new_empty(2, *q.shape[:2], dtype=torch.float32)
+def _empty_attend_backward(grad, q, k, v, gates, *others):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v, gates))
 
 
-@torch.library.custom_op("blossomrec::attend_backward", mutates_args=())
+@operator(_empty_attend_backward)
 def attend_backward(
     grad: Tensor,
     q: Tensor,
@@ -213,11 +216,6 @@ def attend_backward(
     return grad_q, grad_k, grad_v, grad_gates
 
 
-@attend_backward.register_fake
-def _(grad, q, k, v, gates, *others):
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, gates))
-
-
 def _save(ctx, inputs, output) -> None:
     *tensors, block_size, window, sinks, causal = inputs
     ctx.save_for_backward(*tensors, *output)
@@ -232,7 +230,7 @@ def _differentiate(ctx, grad, _):
     return *gradients, *(None,) * 6
 
 
-attend.register_autograd(_differentiate, setup_context=_save)
+torch.library.register_autograd("blossomrec::triton_attend", _differentiate, setup_context=_save)
 
 
 def _sizes(q: Tensor, k: Tensor, selected: Tensor) -> dict[str, int]:

@@ -37,11 +37,11 @@ struct Path {
         load_two(shift, from.shifts + SHORT * from.plane, place);
         for (int n = 0; n < 2; ++n) gate[n] = SHORT ? high(both[n]) : low(both[n]);
     }
-    // Weight times gate and gradient of a score, of a query that is seen.
+    // Adds weight times gate and the gradient of a score, of a query that is seen.
     INLINE void weigh(float &weight, float &steep, float score, float slope, int n, bool seen) const {
-        const float share = seen ? exp_2(score - normaliser[n]) : 0.0f;
-        weight += share * gate[n];
-        steep += share * (gate[n] * slope - shift[n]);
+        const float share = gate[n] * exp_2(seen ? score - normaliser[n] : -INFINITE);
+        weight += share;
+        steep += share * (slope - shift[n]);
     }
 };
 
@@ -107,13 +107,16 @@ struct Sums {
 // a list has beyond its first CHUNK entries is cut into chunks that have a warp and a sum each: the
 // one that begins at place p has number p / CHUNK. No two have the same, as those of one list are
 // CHUNK apart, and those of two lists more than that.
+#define STARTS_OF_A_WARP 256
+
 extern "C" __global__ void __launch_bounds__(32) list_starts(
     const List *__restrict__ sorted, int *__restrict__ starts, int entries, int lists
 ) {
-    const int at = blockIdx.x * 32 + threadIdx.x;
-    if (at > entries) return;
-    const int last = at < entries ? sorted[at] : lists;
-    for (int list = at ? sorted[at - 1] + 1 : 0; list <= last; ++list) starts[list] = at;
+    const int first = blockIdx.x * STARTS_OF_A_WARP + threadIdx.x;
+    for (int at = first; at < first + STARTS_OF_A_WARP && at <= entries; at += 32) {
+        const int last = at < entries ? sorted[at] : lists;
+        for (int list = at ? sorted[at - 1] + 1 : 0; list <= last; ++list) starts[list] = at;
+    }
 }
 
 INLINE int event_of(const int *order, int place) { return order[2 * place] / (G * N); }

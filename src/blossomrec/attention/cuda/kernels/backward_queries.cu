@@ -1,9 +1,11 @@
 // Backward of the queries and gates: one warp is one block of queries and one group of heads.
 //
-// Of a softmax with weights w over values v the gradient of a score is w * (slope - shift), with
-// slope = grad . v and shift = sum(w * slope), which is also the gradient of the path's gate.
+// Of a softmax with weights w over values v the gradient of a score is gate * w * (slope - shift),
+// with slope = grad . v and shift = sum(w * slope), which is also the gradient of the path's gate.
+// That of the short-term path is found first. What its share leaves of grad . out is that of the
+// long-term path, whose keys and values need to be fetched once then.
 
-// Scores and slopes to weights, given the normaliser of each column; adds up w * slope.
+// Scores to weights, given the normaliser of each column; adds up weight * slope.
 INLINE void weigh_again(
     float (&scores)[4], const float (&slopes)[4], const float (&normaliser)[2], float (&shift)[2],
     float scale
@@ -14,14 +16,34 @@ INLINE void weigh_again(
     }
 }
 
+// Gradients of scores in the place of weights: `lost` is gate * shift.
+INLINE void steepen(
+    float (&weights)[4], const float (&slopes)[4], const float (&gate)[2], const float (&lost)[2]
+) {
+    for (int i = 0; i < 4; ++i) weights[i] *= gate[i % 2] * slopes[i] - lost[i % 2];
+}
+
 INLINE void add_keys(float (&sum)[STEPS][4], const uint4 (&keys)[STEPS], uint2 slopes) {
     for (int s = 0; s < STEPS; ++s) product(sum[s], turned(keys[s]), slopes.x, slopes.y);
+}
+
+// Sum of products of the numbers of two rows, of the columns 2c and 2c + 1.
+INLINE void row_products(
+    float (&sums)[2], const uint2 (&x)[STEPS], const uint2 (&y)[STEPS], int c
+) {
+    float sum = 0.0f;
+    for (int s = 0; s < STEPS; ++s)
+        sum += low(x[s].x) * low(y[s].x) + high(x[s].x) * high(y[s].x)
+            + low(x[s].y) * low(y[s].y) + high(x[s].y) * high(y[s].y);
+    sum += across(sum, 1);
+    sum += across(sum, 2);
+    for (int i = 0; i < 2; ++i) sums[i] = from_lane(sum, 4 * (2 * c + i));
 }
 
 extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
     const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
-    const int *__restrict__ selected, const int *__restrict__ table,
+    const int *__restrict__ selected, const int *__restrict__ table, const u16 *__restrict__ out,
     const float *__restrict__ normalisers, const u16 *__restrict__ grad, u16 *__restrict__ grad_q,
     u32 *__restrict__ grad_gates, float *__restrict__ shifts, List *__restrict__ lists, int tiles,
     int events, float scale, int q_event, int q_head, int k_event, int k_head, int v_event,
@@ -43,11 +65,12 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
         const Unit unit(lane, first, at.length);
         int chosen[EVENTS * N];
         load_choices(chosen, selected, at, group, first);
-        uint2 queries[STEPS], grads[STEPS];
+        uint2 queries[STEPS], grads[STEPS], outs[STEPS];
         load_columns(queries, row_at(q, at.start + unit.event, q_event)
             + (group * R + unit.head) * q_head, unit);
         const int row = (at.start + unit.event) * HEADS + group * R + unit.head;
         load_columns(grads, row_at(grad, row, D), unit);
+        load_columns(outs, row_at(out, row, D), unit);
         float gate[2][2], normaliser[2][2], shift[2][2];   // [long or short][column]
         int places[2];
         u32 both[2];
@@ -61,22 +84,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
             }
         }
 
-        float far_long[N][4], far_slopes[N][4], own_long[4];
-        for (int j = 0; j < N; ++j) {
-            clear(far_long[j]), clear(far_slopes[j]);
-            for (int e = 0; e < EVENTS; ++e) {
-                const uint4 *place = block_at(home, chosen[e * N + j]);
-                uint4 keys[STEPS], values[STEPS];
-                load_matrix(keys, place), load_matrix(values, place + STEPS * 32);
-                multiply_own(far_long[j], keys, queries, unit.owns(e));
-                multiply_own(far_slopes[j], values, grads, unit.owns(e));
-            }
-            for (int i = 0; i < 2; ++i)
-                if (!has_choice(chosen, j, unit.c, i))
-                    far_long[j][i] = far_long[j][i + 2] = -INFINITE;
-            weigh_again(far_long[j], far_slopes[j], normaliser[0], shift[0], scale);
-        }
-        float near[NEAR_STEPS][4], near_slopes[NEAR_STEPS][4];
+        float near[NEAR_STEPS][4], near_slopes[NEAR_STEPS][4], own_long[4];
         for (int step = 0; step < NEAR_STEPS; ++step) {
             clear(near[step]), clear(near_slopes[step]);
             const uint4 *place = block_at(home, near_block(at, step));
@@ -85,8 +93,6 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
             multiply(near[step], keys, queries);
             multiply(near_slopes[step], values, grads);
             hide_unseen(near[step], own_long, pattern, at, u * EVENTS, step, unit.g);
-            if (step == OWN)
-                weigh_again(own_long, near_slopes[step], normaliser[0], shift[0], scale);
             weigh_again(near[step], near_slopes[step], normaliser[1], shift[1], scale);
         }
         float far[FAR_TOTAL][4], slopes[FAR_TOTAL][4];
@@ -108,55 +114,67 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
             }
             weigh_again(far[step], slopes[step], normaliser[1], shift[1], scale);
         }
+        float lost[2][2];   // gate * shift, [long or short][column]
+        row_products(lost[0], outs, grads, unit.c);
+        for (int i = 0; i < 2; ++i) {
+            shift[1][i] = sum_of_rows(shift[1][i]);
+            lost[1][i] = gate[1][i] * shift[1][i];
+            lost[0][i] -= lost[1][i];
+        }
 
-        for (int path = 0; path < 2; ++path)
-            for (int i = 0; i < 2; ++i) shift[path][i] = sum_of_rows(shift[path][i]);
-        if (unit.g == 0)
-            for (int i = 0; i < 2; ++i) {
-                if (unit.events[i] >= at.length) continue;
-                grad_gates[places[i]] = pair(shift[0][i], shift[1][i]);
-                for (int path = 0; path < 2; ++path)
-                    shifts[path * plane + places[i]] = gate[path][i] * shift[path][i];
-            }
         float sum[STEPS][4];
         for (int s = 0; s < STEPS; ++s) clear(sum[s]);
-        for (int j = 0; j < N; ++j) {
-            float steep[4];
-            for (int i = 0; i < 4; ++i)
-                steep[i] = far_long[j][i] * gate[0][i % 2] * (far_slopes[j][i] - shift[0][i % 2]);
-            const uint2 rows = as_rows(steep);
-            for (int e = 0; e < EVENTS; ++e) {
-                uint4 keys[STEPS];
-                load_matrix(keys, block_at(home, chosen[e * N + j]));
-                add_keys(sum, keys, zero_unless(unit.owns(e), rows));
-            }
-        }
         for (int step = 0; step < NEAR_STEPS; ++step) {
             uint4 keys[STEPS];
             load_matrix(keys, block_at(home, near_block(at, step)));
-            float steep[4];
-            for (int i = 0; i < 4; ++i) {
-                const float slope = near_slopes[step][i];
-                steep[i] = near[step][i] * gate[1][i % 2] * (slope - shift[1][i % 2]);
-                if (step == OWN)
-                    steep[i] += own_long[i] * gate[0][i % 2] * (slope - shift[0][i % 2]);
+            steepen(near[step], near_slopes[step], gate[1], lost[1]);
+            if (step == OWN) {
+                weigh_again(own_long, near_slopes[step], normaliser[0], shift[0], scale);
+                steepen(own_long, near_slopes[step], gate[0], lost[0]);
+                for (int i = 0; i < 4; ++i) near[step][i] += own_long[i];
             }
-            add_keys(sum, keys, as_rows(steep));
+            add_keys(sum, keys, as_rows(near[step]));
         }
         for (int step = 0; step < FAR_TOTAL; ++step) {
             if (!far_step_needed(step, at.first(), at.length)) continue;
             const FarKeys keys(step, unit.g, first, at.length);
             uint4 rows[STEPS];
             load_far(rows, k, keys, k_event, unit.c);
-            float steep[4];
-            for (int i = 0; i < 4; ++i)
-                steep[i] = far[step][i] * gate[1][i % 2] * (slopes[step][i] - shift[1][i % 2]);
-            add_keys(sum, rows, as_rows(steep));
+            steepen(far[step], slopes[step], gate[1], lost[1]);
+            add_keys(sum, rows, as_rows(far[step]));
         }
+        for (int j = 0; j < N; ++j) {
+            float scores[4], score_slopes[4];
+            clear(scores), clear(score_slopes);
+            uint4 keys[EVENTS][STEPS];
+            for (int e = 0; e < EVENTS; ++e) {
+                const uint4 *place = block_at(home, chosen[e * N + j]);
+                uint4 values[STEPS];
+                load_matrix(keys[e], place), load_matrix(values, place + STEPS * 32);
+                multiply_own(scores, keys[e], queries, unit.owns(e));
+                multiply_own(score_slopes, values, grads, unit.owns(e));
+            }
+            for (int i = 0; i < 2; ++i)
+                if (!has_choice(chosen, j, unit.c, i)) scores[i] = scores[i + 2] = -INFINITE;
+            weigh_again(scores, score_slopes, normaliser[0], shift[0], scale);
+            steepen(scores, score_slopes, gate[0], lost[0]);
+            const uint2 rows = as_rows(scores);
+            for (int e = 0; e < EVENTS; ++e)
+                add_keys(sum, keys[e], zero_unless(unit.owns(e), rows));
+        }
+        // Summed up over the keys, this shift is free of the rounding of the output.
+        for (int i = 0; i < 2; ++i) shift[0][i] = sum_of_rows(shift[0][i]);
         for (int s = 0; s < STEPS; ++s) {
             for (int i = 0; i < 4; ++i) sum[s][i] *= scale * LN_2;
             store_columns(row_at(grad_q, row, D), sum[s], unit, s);
         }
+        if (unit.g == 0)
+            for (int i = 0; i < 2; ++i) {
+                if (unit.events[i] >= at.length) continue;
+                grad_gates[places[i]] = pair(shift[0][i], shift[1][i]);
+                for (int path = 0; path < 2; ++path)
+                    shifts[path * plane + places[i]] = shift[path][i];
+            }
         // The inverse list that each choice belongs to, for the kernel of the keys.
         if (lane < EVENTS * N && first + lane / N < at.length) {
             const int place = ((at.start + first + lane / N) * G + group) * N + lane % N;
