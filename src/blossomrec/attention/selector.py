@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from blossomrec import kernels
 from blossomrec.attention.packing import Packing
 
 # Events of a batch that are lessons. Each looks at its whole history once, so their number must not
@@ -65,10 +66,8 @@ def selector_loss(
     eligible = eligible | ~counted[..., None]
     with torch.autocast(q.device.type, enabled=False):
         queries = _rows_of(q, lessons).unflatten(2, (groups, -1))  # [runs, c, G, R, d]
-        event = packing.start[history] + torch.arange(blocks * block_size, device=q.device)
-        keys = k.detach()[event.clamp(max=len(k) - 1)].float()
-        keys = keys.unflatten(1, (blocks, block_size))
-        mass = attention_mass(queries.detach(), keys, eligible[:, :, None])
+        sums = _block_sums(q.detach(), k.detach(), lessons, packing, blocks)
+        mass = attention_mass(sums, eligible[:, :, None])
         found = _rows_of(block_keys, packing.first_block[history] + number)
         importance = torch.einsum("xcgd,xjgd->xcgj", queries.mean(3), found) / math.sqrt(size)
         log_share = importance.masked_fill(~eligible[:, :, None], -math.inf).log_softmax(-1)
@@ -78,20 +77,31 @@ def selector_loss(
         return (divergence * counted).sum() / counted.sum().clamp(min=1)
 
 
-def attention_mass(q: Tensor, keys: Tensor, eligible: Tensor) -> Tensor:
+def attention_mass(sums: Tensor, eligible: Tensor) -> Tensor:
     """Share of attention that blocks get among each other, mean over a group's heads.
 
     Args:
-        q: [X, C, G, R, d] queries of X runs of events.
-        keys: [X, J, S, G, d] keys of the blocks of each run's history.
+        sums: [X, C, G, R, J], logarithm of each query's summed weights over a block's keys.
         eligible: bool [X, C, 1 or G, J], at least one in each row.
 
     Returns:
         [X, C, G, J] float32, summing to one over the eligible blocks.
     """
-    scores = torch.einsum("xcgrd,xjsgd->xcgrjs", q.float(), keys.float()) / math.sqrt(q.shape[-1])
-    by_block = scores.logsumexp(-1).masked_fill(~eligible[:, :, :, None], -math.inf)
-    return by_block.softmax(-1).mean(3)
+    return sums.masked_fill(~eligible[:, :, :, None], -math.inf).softmax(-1).mean(3)
+
+
+def _block_sums(q: Tensor, k: Tensor, lessons: Tensor, packing: Packing, blocks: int) -> Tensor:
+    """For ``lessons`` [X, C] and the first blocks of their histories, float32 [X, C, G, R, J]."""
+    starts = packing.start[lessons[:, 0]]
+    if kernels.usable(q):
+        from blossomrec.kernels.block_sums import block_sums
+
+        return block_sums(q, k, lessons, starts, blocks, packing.block_size)
+    event = starts[:, None] + torch.arange(blocks * packing.block_size, device=q.device)
+    keys = k[event.clamp(max=len(k) - 1)].float().unflatten(1, (blocks, packing.block_size))
+    queries = q[lessons].float().unflatten(2, (k.shape[1], -1))
+    scores = torch.einsum("xcgrd,xjsgd->xcgrjs", queries, keys) / math.sqrt(q.shape[-1])
+    return scores.logsumexp(-1)
 
 
 def _draw(
