@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 # Rows of queries and blocks of keys that make a tile of scores.
-QUERIES, BLOCKS = 32, 8
+QUERIES, BLOCKS = 64, 8
 
 
 @triton.jit(do_not_specialize=["events", "count", "blocks"])

@@ -74,9 +74,7 @@ def windows_backward_kernel(
     tl.store(target, total.to(grad_k.dtype.element_ty), mask=inside)
 
 
-def key_windows(
-    k: Tensor, starts: Tensor, numbers: Tensor, block_size: int, window: int
-) -> Tensor:
+def key_windows(k: Tensor, starts: Tensor, numbers: Tensor, block_size: int, window: int) -> Tensor:
     """The ``window`` keys that end with each complete block, for each key/value head.
 
     Args:
