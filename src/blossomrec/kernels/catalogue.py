@@ -16,6 +16,8 @@ from blossomrec.kernels import product, usable
 
 LARGEST_SIZE = 256
 ROWS, ITEMS, WARPS = 128, 128, 8
+# Tiles of items that a program goes through when it makes gradients of logits.
+SPAN = 4
 # Programs that fill a GPU: rows are few where a batch is small, so items are split as well.
 PROGRAMS = 264
 # The matrix library wants rows of a multiple of this.
@@ -70,7 +72,7 @@ def normaliser_kernel(
         tl.store(target_logits + row, logits, mask=row < rows)
 
 
-@triton.jit(do_not_specialize=["rows", "items", "start", "width"])
+@triton.jit(do_not_specialize=["rows", "items"])
 def excess_kernel(
     hidden,
     weight,
@@ -85,28 +87,31 @@ def excess_kernel(
     ROWS: tl.constexpr,
     ITEMS: tl.constexpr,
     D_BLOCK: tl.constexpr,
+    SPAN: tl.constexpr,
 ):
     """Gradient of the logits, probability less 1 at the target, [rows, width] from item ``start``.
 
-    Zero beyond the last item.
+    Zero beyond the last item. One program takes ``SPAN`` tiles of items.
     """
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    offset = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
-    item = start + offset
     column = tl.arange(0, D_BLOCK)
     held = (row < rows)[:, None] & (column < D)[None]
     factors = tl.load(hidden + row.to(tl.int64)[:, None] * D + column[None], mask=held, other=0.0)
-    known = (item < items)[:, None] & (column < D)[None]
-    vectors = tl.load(weight + item.to(tl.int64)[:, None] * D + column[None], mask=known, other=0.0)
-    logits = tl.dot(factors, tl.trans(vectors))
-    normaliser = tl.load(normalisers + row, mask=row < rows, other=0.0)
+    normaliser = tl.load(normalisers + row, mask=row < rows, other=0.0) * LOG2_E
     target = tl.load(targets + row, mask=row < rows, other=-1)
-    value = tl.exp2((logits - normaliser[:, None]) * LOG2_E)
-    value -= (item[None] == target[:, None]).to(tl.float32)
-    value = tl.where((item < items)[None], value, 0.0)
-    place = row.to(tl.int64)[:, None] * width + offset[None]
-    inside = (row < rows)[:, None] & (offset < width)[None]
-    tl.store(excess + place, value.to(excess.dtype.element_ty), mask=inside)
+    for step in range(SPAN):
+        offset = (tl.program_id(0) * SPAN + step) * ITEMS + tl.arange(0, ITEMS)
+        item = start + offset
+        known = (item < items)[:, None] & (column < D)[None]
+        place = item.to(tl.int64)[:, None] * D + column[None]
+        vectors = tl.load(weight + place, mask=known, other=0.0)
+        logits = tl.dot(factors, tl.trans(vectors)) * LOG2_E
+        value = tl.exp2(logits - normaliser[:, None])
+        value -= (item[None] == target[:, None]).to(tl.float32)
+        value = tl.where((item < items)[None], value, 0.0)
+        place = row.to(tl.int64)[:, None] * width + offset[None]
+        inside = (row < rows)[:, None] & (offset < width)[None]
+        tl.store(excess + place, value.to(excess.dtype.element_ty), mask=inside)
 
 
 def takes(hidden: Tensor, dtype: torch.dtype) -> bool:
@@ -149,7 +154,8 @@ def summed_cross_entropy(
         excess = buffer[: len(factors)]
         for start in range(0, items, width):
             columns = slice(start, start + width)
-            excess_kernel[(triton.cdiv(width, ITEMS), triton.cdiv(len(factors), ROWS))](
+            spans, heights = triton.cdiv(width, SPAN * ITEMS), triton.cdiv(len(factors), ROWS)
+            excess_kernel[(spans, heights)](
                 factors,
                 weight,
                 targets[part],
@@ -159,6 +165,7 @@ def summed_cross_entropy(
                 items,
                 start,
                 width,
+                SPAN=SPAN,
                 **_form(hidden),
             )
             gradients[0][part] += product(excess, padded[columns])
