@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from blossomrec import kernels
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.selector import selector_loss
-from blossomrec.kernels.block_sums import block_sums
+from blossomrec.kernels.lessons import block_sums
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = [0, 1, 15, 16, 17, 33, 80, 0, 2, 100, 48, 3]
@@ -96,4 +96,22 @@ def test_lessons_of_the_selector(monkeypatch, causal):
         return loss, *torch.autograd.grad(loss, [q, block_keys])
 
     for one, other in zip(*with_and_without_kernels(monkeypatch, results), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_history_of_too_many_blocks_for_one_program(monkeypatch):
+    from blossomrec.kernels import lessons
+
+    q, k = draw(100, 2, 16).requires_grad_(), draw(100, 1, 16, seed=1)
+    block_keys = draw(6, 1, 16, seed=2).requires_grad_()
+    rows = torch.arange(100, device=DEVICE)
+    form = {"max_length": 100, "block_size": 16, "causal": True}
+    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    found = []
+    for most in (lessons.MOST_BLOCKS, 5):
+        monkeypatch.setattr(lessons, "MOST_BLOCKS", most)
+        torch.manual_seed(0)
+        loss = selector_loss(q, k, block_keys, packed([100]), rows, **form)
+        found.append([loss, *torch.autograd.grad(loss, [q, block_keys])])
+    for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
