@@ -10,9 +10,11 @@ pytest.importorskip("triton")
 
 from blossomrec import kernels
 from blossomrec.attention import BlossomAttention
+from blossomrec.config import ModelConfig
 from blossomrec.kernels.dropout import constants
 from blossomrec.kernels.feed_forward import feed_forward_norm
 from blossomrec.kernels.norm import add_norm
+from blossomrec.models.transformer import TransformerLayer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3}
@@ -151,3 +153,43 @@ def test_projections(monkeypatch, heads, groups, size, share, paths):
     for value, other in zip(results(), expected, strict=True):
         assert value.shape == other.shape
         assert relative_error(value, other) < 1e-5
+
+
+@pytest.mark.parametrize("attention", ["blossom", "full"])
+def test_a_layer_is_the_same_with_kernels(monkeypatch, attention):
+    torch.manual_seed(0)
+    config = ModelConfig(
+        attention=attention, hidden_size=32, heads=4, kv_heads=2, inner_size=48, dropout=0.0
+    )
+    layer = shaken(TransformerLayer(config, causal=True))
+    cu_seqlens = torch.tensor([0, 40, 40, 97, 100], dtype=torch.int32, device=DEVICE)
+    x = draw(100, 32).requires_grad_()
+    lessons = torch.arange(100, device=DEVICE) if attention == "blossom" else None
+
+    def results():
+        torch.manual_seed(1)
+        out, attended = layer(x, cu_seqlens, 57, lessons)
+        total = (out * draw(100, 32, seed=4)).sum()
+        if lessons is not None:
+            total = total + attended.selector_loss
+        return out, *torch.autograd.grad(total, [x, *layer.parameters()])
+
+    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    values = results()
+    monkeypatch.setattr(kernels, "usable", lambda x: False)
+    for value, other in zip(values, results(), strict=True):
+        assert relative_error(value, other) < 1e-4
+
+
+def test_a_layer_under_autocast_keeps_rows_in_16_bits(monkeypatch):
+    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    config = ModelConfig(hidden_size=32, heads=4, kv_heads=2, inner_size=48, dropout=0.1)
+    layer = TransformerLayer(config, causal=True).to(DEVICE)
+    cu_seqlens = torch.tensor([0, 20], dtype=torch.int32, device=DEVICE)
+    x = draw(20, 32).requires_grad_()
+    with torch.autocast(DEVICE, torch.float16):
+        out, _ = layer(x, cu_seqlens, 20, None)
+    assert out.dtype == torch.float16
+    gradients = torch.autograd.grad(out.float().square().sum(), [x, *layer.inner.parameters()])
+    assert {each.dtype for each in gradients} == {torch.float32}
+    assert all(each.isfinite().all() for each in gradients)
