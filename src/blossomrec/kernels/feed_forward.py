@@ -1,8 +1,8 @@
 # type: ignore -- the bodies are Triton, which Python's types do not describe
 """The second half of a post-norm layer: norm(x + dropout(feed-forward(x))).
 
-Between the products stand two passes forward and two backward. Kept for the backward pass are the
-input, the hidden layer before its activation, and the output before dropout.
+Between the products stand two passes forward and two backward. The hidden layer, the widest thing
+in a layer, is not kept for the backward pass but made again from the input.
 """
 
 from __future__ import annotations
@@ -24,22 +24,26 @@ def _area(x):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def gelu_kernel(hidden, bias, out, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """out = gelu(hidden + bias), both [rows, size]."""
+def gelu_kernel(hidden, bias, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """In place: ``hidden``, [rows, size], becomes gelu(hidden + bias)."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (row < rows)[:, None] & (column < size)[None]
     place = row.to(tl.int64)[:, None] * size + column[None]
     value = tl.load(hidden + place, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(bias + column, mask=column < size, other=0.0).to(tl.float32)[None]
-    tl.store(out + place, (value * _area(value)).to(out.dtype.element_ty), mask=inside)
+    value *= _area(value)
+    tl.store(hidden + place, value.to(hidden.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def gelu_backward_kernel(
-    hidden, bias, grad, out, sums, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    hidden, bias, grad, sums, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """``grad`` becomes that of ``hidden``; ``out`` again; sums [programs, size] for the bias."""
+    """In place: ``grad`` becomes that of ``hidden``, and ``hidden`` its activation.
+
+    sums: [programs, size], for the gradient of the bias.
+    """
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     added = tl.load(bias + column, mask=column < size, other=0.0).to(tl.float32)
     of_bias = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -50,7 +54,7 @@ def gelu_backward_kernel(
         value = tl.load(hidden + place, mask=inside, other=0.0).to(tl.float32) + added[None]
         slope = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
         area = _area(value)
-        tl.store(out + place, (value * area).to(out.dtype.element_ty), mask=inside)
+        tl.store(hidden + place, (value * area).to(hidden.dtype.element_ty), mask=inside)
         density = tl.exp(-0.5 * value * value) * 0.3989422804014327
         slope *= area + value * density
         of_bias += slope
@@ -59,31 +63,27 @@ def gelu_backward_kernel(
 
 
 def bias_gelu(hidden: Tensor, bias: Tensor) -> Tensor:
-    """gelu(hidden + bias): [T, F] and [F] to [T, F], without a gradient."""
-    out = torch.empty_like(hidden)
+    """In place: ``hidden`` [T, F] becomes gelu(hidden + bias), and is returned."""
     rows, block = _tile(hidden)
     grid = (triton.cdiv(len(hidden), rows), triton.cdiv(hidden.shape[1], block))
     if len(hidden):
-        gelu_kernel[grid](hidden, bias, out, *hidden.shape, ROWS=rows, BLOCK=block)
-    return out
+        gelu_kernel[grid](hidden, bias, *hidden.shape, ROWS=rows, BLOCK=block)
+    return hidden
 
 
-def bias_gelu_backward(hidden: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn ``grad`` into that of ``hidden``, in place.
+def bias_gelu_backward(hidden: Tensor, bias: Tensor, grad: Tensor) -> Tensor:
+    """In place: ``grad`` becomes that of ``hidden``, and ``hidden`` becomes gelu(hidden + bias).
 
     Returns:
-        gelu(hidden + bias) once more, and the gradient of the bias, float32 [F].
+        The gradient of the bias, float32 [F].
     """
-    out = torch.empty_like(hidden)
     rows, block = _tile(hidden)
     programs = min(PROGRAMS, triton.cdiv(len(hidden), rows))
     sums = hidden.new_zeros(programs, hidden.shape[1], dtype=torch.float32)
     grid = (programs, triton.cdiv(hidden.shape[1], block))
     if len(hidden):
-        gelu_backward_kernel[grid](
-            hidden, bias, grad, out, sums, *hidden.shape, ROWS=rows, BLOCK=block
-        )
-    return out, sums.sum(0)
+        gelu_backward_kernel[grid](hidden, bias, grad, sums, *hidden.shape, ROWS=rows, BLOCK=block)
+    return sums.sum(0)
 
 
 def feed_forward_norm(
@@ -112,40 +112,32 @@ class _FeedForwardNorm(torch.autograd.Function):
         dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             inner, outer = inner.to(dtype), outer.to(dtype)
-            hidden = x.to(dtype) @ inner.T
-            branch = bias_gelu(hidden, inner_bias) @ outer.T
+            branch = bias_gelu(x.to(dtype) @ inner.T, inner_bias) @ outer.T
         seed = draw_seed(x.device) if p else x.new_empty(0)
-        ctx.save_for_backward(x, inner, inner_bias, outer, outer_bias, hidden, branch, seed)
+        ctx.save_for_backward(x, inner, inner_bias, outer, outer_bias, branch, seed)
         ctx.layer_norm, ctx.p = layer_norm, p
         return norm.forward(x, branch, outer_bias, layer_norm, p, seed, dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, inner, inner_bias, outer, outer_bias, hidden, branch, seed = ctx.saved_tensors
+        x, inner, inner_bias, outer, outer_bias, branch, seed = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             grad_x, grad_branch, sums = norm.backward(
                 grad, x, branch, outer_bias, ctx.layer_norm, ctx.p, seed
             )
-            grad_hidden = grad_branch @ outer
-            active, grad_inner_bias = bias_gelu_backward(hidden, inner_bias, grad_hidden)
-            grad_outer = product(grad_branch.T, active)
-            grad_inner = product(grad_hidden.T, x.to(inner.dtype))
+            given = x.to(inner.dtype)
+            hidden, grad_hidden = given @ inner.T, grad_branch @ outer
+            grad_inner_bias = bias_gelu_backward(hidden, inner_bias, grad_hidden)
+            grad_outer = product(grad_branch.T, hidden)
+            grad_inner = product(grad_hidden.T, given)
             if grad_x.dtype == inner.dtype:
                 grad_x.addmm_(grad_hidden, inner)
             else:
                 grad_x += grad_hidden @ inner
-        return (
-            grad_x,
-            grad_inner,
-            grad_inner_bias,
-            grad_outer,
-            sums[2],
-            sums[0],
-            sums[1],
-            None,
-            None,
-        )
+        of_norm, of_shift, of_bias = sums.unbind()
+        products = (grad_inner, grad_inner_bias, grad_outer, of_bias)
+        return grad_x, *products, of_norm, of_shift, None, None
 
 
 def _tile(hidden: Tensor) -> tuple[int, int]:
