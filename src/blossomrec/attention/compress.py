@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
+from blossomrec import kernels
+from blossomrec.attention.memo import per_batch
 from blossomrec.attention.packing import block_rows
 
 
@@ -18,6 +20,22 @@ def keys_of_blocks(k: Tensor, cu_seqlens: Tensor, block_size: int) -> Tensor:
     """Packed keys [T, G, d] by complete block, [J, block_size, G, d]; zero where no block is."""
     rows, _, used = block_rows(cu_seqlens, len(k), block_size)
     return k.index_select(0, rows.flatten()).unflatten(0, rows.shape) * used[:, None, None, None]
+
+
+def windows_of_blocks(k: Tensor, cu_seqlens: Tensor, block_size: int, window: int) -> Tensor:
+    """The ``window`` keys that end with each complete block, [J, G, window * d], on a GPU."""
+    from blossomrec.kernels.windows import key_windows
+
+    return key_windows(k, *_starts_and_numbers(cu_seqlens, len(k), block_size), block_size, window)
+
+
+@per_batch
+def _starts_and_numbers(cu_seqlens: Tensor, total: int, block_size: int) -> tuple[Tensor, Tensor]:
+    """Packed row of each block's first key and the block's number, as the kernel wants them."""
+    from blossomrec.kernels.windows import NO_BLOCK
+
+    rows, number, used = block_rows(cu_seqlens, total, block_size)
+    return rows[:, 0].contiguous(), torch.where(used, number, NO_BLOCK)
 
 
 class MeanCompression(nn.Module):
@@ -29,6 +47,9 @@ class MeanCompression(nn.Module):
 
     def forward(self, k: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T, G, d] and int32 [B+1] to [J, G, d]."""
+        if kernels.usable(k):
+            blocks = windows_of_blocks(k, cu_seqlens, self.block_size, self.block_size)
+            return blocks.unflatten(2, (self.block_size, -1)).mean(2)
         return keys_of_blocks(k, cu_seqlens, self.block_size).mean(1)
 
     def pool(self, windows: Tensor) -> Tensor:
@@ -56,16 +77,23 @@ class MLPCompression(nn.Module):
         nn.init.normal_(self.places, std=0.02)
 
     def forward(self, k: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """[T, G, d] and int32 [B+1] to [J, G, d].
+        """[T, G, d] and int32 [B+1] to [J, G, d]."""
+        # The vectors of the places are the same for every block: they join the bias.
+        hidden = self.inner(self.places.flatten())
+        if kernels.usable(k):
+            windows = windows_of_blocks(k, cu_seqlens, self.block_size, self.window)
+            return self.outer(linear(windows, self.inner.weight, hidden).relu())
+        return self.outer(self._shifted_sum(hidden, k, cu_seqlens).relu())
 
-        The first layer is a sum over the blocks of a window, so windows need not be copied out:
-        each block passes once through each part of the weights, and the results are added shifted.
+    def _shifted_sum(self, hidden: Tensor, k: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """``hidden`` and the products of each window's keys, [J, G, window * d].
+
+        A product is a sum over the blocks of a window, so windows need not be copied out: each
+        block passes once through each part of the weights, and the results are added shifted.
         """
         _, number, _ = block_rows(cu_seqlens, len(k), self.block_size)
         # [J, G, block_size * d]
         blocks = keys_of_blocks(k, cu_seqlens, self.block_size).transpose(1, 2).flatten(2)
-        # The vectors of the places are the same for every block: they join the bias.
-        hidden = self.inner(self.places.flatten())
         parts = self.inner.weight.split(blocks.shape[-1], dim=1)
         for back, weight in enumerate(reversed(parts)):
             part = linear(blocks, weight)
@@ -74,7 +102,7 @@ class MLPCompression(nn.Module):
                 shifted = pad(part, (0, 0, 0, 0, back, 0))[: len(part)]
                 part = shifted * (number >= back)[:, None, None]
             hidden = hidden + part
-        return self.outer(hidden.relu())
+        return hidden
 
     def pool(self, windows: Tensor) -> Tensor:
         """[N, G, window, d] to [N, G, d]."""

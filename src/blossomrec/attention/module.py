@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from blossomrec import kernels
 from blossomrec.attention.api import blossom_attention
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.incremental import attend_new
 from blossomrec.attention.packing import positions
-from blossomrec.attention.rotary import rotate
+from blossomrec.attention.rotary import rotate, turned_pairs, turns
 from blossomrec.attention.selector import selector_loss
 from blossomrec.attention.state import AttentionState, extend_states, new_positions
 
@@ -131,9 +132,7 @@ class BlossomAttention(nn.Module):
             lessons: int64 [C], rising: packed rows of the events from which the loss that teaches
                 the selector may draw its lessons. None: it is not computed.
         """
-        q, k = self.queries_and_keys(x, cu_seqlens)
-        v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        gates = self._gates(x)
+        q, k, v, gates = self.project(x, cu_seqlens)
         block_keys = self.compress(k, cu_seqlens)
         out, selected = self._attend(q, k, v, block_keys, gates, cu_seqlens)
         loss = None
@@ -143,10 +142,33 @@ class BlossomAttention(nn.Module):
             loss = self._teach(q, k, block_keys, cu_seqlens, lessons, max_length)
         return AttentionOutput(self.output(out.flatten(1)), loss, selected, gates)
 
+    def project(self, x: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rotated queries [T, H, d] and keys [T, G, d], values [T, G, d], gates [T, H, 2]."""
+        if kernels.usable(x):
+            return self._project_in_one_pass(x, cu_seqlens)
+        place = positions(cu_seqlens, len(x))
+        q, k = self._rotate(self.query(x), place), self._rotate(self.key(x), place)
+        v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        return q, k, v, self._gates(x)
+
     def queries_and_keys(self, x: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated queries [T, H, d] and keys [T, G, d] of the input x, [T, D]."""
-        place = positions(cu_seqlens, len(x))
-        return self._rotate(self.query(x), place), self._rotate(self.key(x), place)
+        return self.project(x, cu_seqlens)[:2]
+
+    def _project_in_one_pass(
+        self, x: Tensor, cu_seqlens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        from blossomrec.kernels.projection import Heads, project
+
+        pairs = turned_pairs(self.head_dim, self.rotary_share)
+        weights = (self.query.weight, self.key.weight, self.value.weight)
+        bias = None
+        if self.gate is not None:
+            weights, bias = (*weights, self.gate.weight), self.gate.bias
+        heads = Heads(self.num_heads, self.num_kv_heads, self.head_dim, pairs)
+        angles = turns(cu_seqlens, len(x), pairs)
+        q, k, v, gates = project(x, weights, bias, angles, heads)
+        return q, k, v, self._gates(q) if gates is None else gates
 
     def _attend(
         self,

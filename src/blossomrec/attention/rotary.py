@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blossomrec.attention.memo import per_batch
+from blossomrec.attention.packing import positions as positions_of
+
 
 def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = 10_000.0) -> Tensor:
     """Turn pairs of dimensions by angles that grow with the position.
@@ -22,12 +25,27 @@ def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = 10_0
     Returns:
         [T, heads, d] in the type of ``x``; the angles are computed in float32 or better.
     """
-    half = round(x.shape[-1] * share / 2)
+    half = turned_pairs(x.shape[-1], share)
     exact = torch.promote_types(x.dtype, torch.float32)
-    exponents = torch.arange(half, device=x.device, dtype=exact) / max(half, 1)
-    angles = positions.to(exact)[:, None] * theta**-exponents  # [T, m/2]
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    cos, sin = _turns(positions, half, theta, exact)[:, :, None].unbind(1)
     first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     first, second = first.to(exact), second.to(exact)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return torch.cat((turned.to(x.dtype), rest), dim=-1)
+
+
+def turned_pairs(size: int, share: float) -> int:
+    """Pairs of a head's dimensions that are turned, m/2."""
+    return round(size * share / 2)
+
+
+@per_batch
+def turns(cu_seqlens: Tensor, total: int, pairs: int, theta: float = 10_000.0) -> Tensor:
+    """Cosine and sine of the angles of every packed row, float32 [T, 2, m/2]."""
+    return _turns(positions_of(cu_seqlens, total), pairs, theta, torch.float32)
+
+
+def _turns(positions: Tensor, pairs: int, theta: float, dtype: torch.dtype) -> Tensor:
+    exponents = torch.arange(pairs, device=positions.device, dtype=dtype) / max(pairs, 1)
+    angles = positions.to(dtype)[:, None] * theta**-exponents
+    return torch.stack((angles.cos(), angles.sin()), dim=1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from blossomrec import kernels
 from blossomrec.attention.packing import Packing
 
 # Events of a batch that are lessons. Each looks at its whole history once, so their number must not
@@ -58,40 +59,66 @@ def selector_loss(
     packing = Packing.of(cu_seqlens, len(q), block_size)
     lessons = _draw(cu_seqlens, packing, rows, max_length, q.shape[1])  # [runs, c]
     # The events of a run share a history, and with it its blocks.
-    history = lessons[:, :1]
     number = torch.arange(blocks, device=q.device)
-    eligible = _eligible(packing, lessons, number, causal)  # [runs, c, blocks]
-    counted = eligible.sum(-1) >= 2
-    eligible = eligible | ~counted[..., None]
     with torch.autocast(q.device.type, enabled=False):
         queries = _rows_of(q, lessons).unflatten(2, (groups, -1))  # [runs, c, G, R, d]
-        event = packing.start[history] + torch.arange(blocks * block_size, device=q.device)
-        keys = k.detach()[event.clamp(max=len(k) - 1)].float()
-        keys = keys.unflatten(1, (blocks, block_size))
-        mass = attention_mass(queries.detach(), keys, eligible[:, :, None])
-        found = _rows_of(block_keys, packing.first_block[history] + number)
+        found = _rows_of(block_keys, packing.first_block[lessons[:, :1]] + number)
         importance = torch.einsum("xcgd,xjgd->xcgj", queries.mean(3), found) / math.sqrt(size)
-        log_share = importance.masked_fill(~eligible[:, :, None], -math.inf).log_softmax(-1)
-        # Blocks that are not eligible have no mass; their -inf must not meet it.
-        log_share = log_share.masked_fill(~eligible[:, :, None], 0.0)
-        divergence = (mass.xlogy(mass) - mass * log_share).sum(-1).mean(-1)
-        return (divergence * counted).sum() / counted.sum().clamp(min=1)
+        return _divergence(q.detach(), k.detach(), importance, lessons, packing, causal)
 
 
-def attention_mass(q: Tensor, keys: Tensor, eligible: Tensor) -> Tensor:
+def _divergence(
+    q: Tensor, k: Tensor, importance: Tensor, lessons: Tensor, packing: Packing, causal: bool
+) -> Tensor:
+    """Divergence for ``importance``, float32 [runs, c, G, J]."""
+    blocks = importance.shape[-1]
+    starts = packing.start[lessons[:, 0]]
+    if kernels.usable(q):
+        from blossomrec.kernels.lessons import MOST_BLOCKS, block_sums, divergence
+
+        sums = block_sums(q, k, lessons, starts, blocks, packing.block_size)
+        if blocks <= MOST_BLOCKS:
+            owns, numbers = packing.block[lessons], packing.num_blocks[lessons]
+            return divergence(importance, sums, owns, numbers, causal)
+    else:
+        sums = _block_sums(q, k, lessons, starts, blocks, packing.block_size)
+    number = torch.arange(blocks, device=q.device)
+    eligible = _eligible(packing, lessons, number, causal)  # [runs, c, J]
+    counted = eligible.sum(-1) >= 2
+    eligible = (eligible | ~counted[..., None])[:, :, None]
+    mass = attention_mass(sums, eligible)
+    log_share = importance.masked_fill(~eligible, -math.inf).log_softmax(-1)
+    # Blocks that are not eligible have no mass; their -inf must not meet it.
+    log_share = log_share.masked_fill(~eligible, 0.0)
+    by_lesson = (mass.xlogy(mass) - mass * log_share).sum(-1).mean(-1)
+    return (by_lesson * counted).sum() / counted.sum().clamp(min=1)
+
+
+def attention_mass(sums: Tensor, eligible: Tensor) -> Tensor:
     """Share of attention that blocks get among each other, mean over a group's heads.
 
     Args:
-        q: [X, C, G, R, d] queries of X runs of events.
-        keys: [X, J, S, G, d] keys of the blocks of each run's history.
+        sums: [X, C, G, R, J], logarithm of each query's summed weights over a block's keys.
         eligible: bool [X, C, 1 or G, J], at least one in each row.
 
     Returns:
         [X, C, G, J] float32, summing to one over the eligible blocks.
     """
-    scores = torch.einsum("xcgrd,xjsgd->xcgrjs", q.float(), keys.float()) / math.sqrt(q.shape[-1])
-    by_block = scores.logsumexp(-1).masked_fill(~eligible[:, :, :, None], -math.inf)
-    return by_block.softmax(-1).mean(3)
+    return sums.masked_fill(~eligible[:, :, :, None], -math.inf).softmax(-1).mean(3)
+
+
+def _block_sums(
+    q: Tensor, k: Tensor, lessons: Tensor, starts: Tensor, blocks: int, block_size: int
+) -> Tensor:
+    """Logarithm of the summed weights over each block's keys, float32 [X, C, G, R, J].
+
+    lessons: int64 [X, C], packed rows; starts: int64 [X], first row of each run's history.
+    """
+    event = starts[:, None] + torch.arange(blocks * block_size, device=q.device)
+    keys = k[event.clamp(max=len(k) - 1)].float().unflatten(1, (blocks, block_size))
+    queries = q[lessons].float().unflatten(2, (k.shape[1], -1))
+    scores = torch.einsum("xcgrd,xjsgd->xcgrjs", queries, keys) / math.sqrt(q.shape[-1])
+    return scores.logsumexp(-1)
 
 
 def _draw(

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from blossomrec import kernels
 from blossomrec.attention import AttentionOutput, AttentionState, BlossomAttention
 from blossomrec.config import ModelConfig
 from blossomrec.models.full import FullAttention
@@ -91,11 +92,21 @@ class TransformerLayer(nn.Module):
         return self.attention_norm(x) if self.pre_norm else x
 
     def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+        if kernels.usable(x) and not self.pre_norm:
+            return self._in_few_passes(x, attended)
         x = x + self.dropout(attended)
         if self.pre_norm:
             return x + self._feed_forward(self.feed_forward_norm(x))
         x = self.attention_norm(x)
         return self.feed_forward_norm(x + self._feed_forward(x))
+
+    def _in_few_passes(self, x: Tensor, attended: Tensor) -> Tensor:
+        from blossomrec.kernels.feed_forward import feed_forward_norm
+        from blossomrec.kernels.norm import add_norm
+
+        p = self.dropout.p if self.training else 0.0
+        x = add_norm(x, attended, self.attention_norm, p)
+        return feed_forward_norm(x, self.inner, self.outer, self.feed_forward_norm, p)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.outer(self.activation(self.inner(x))))

@@ -1,0 +1,128 @@
+# type: ignore -- the bodies are Triton, which Python's types do not describe
+"""Windows of packed keys that end where a complete block ends, copied side by side in one pass."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Before the start of any history.
+NO_BLOCK = -(1 << 40)
+
+
+@triton.jit
+def windows_kernel(
+    k,
+    starts,
+    numbers,
+    windows,
+    S: tl.constexpr,
+    WINDOW: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    PLACES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """One program copies one window; zero before the start of the history and where no block is."""
+    block = tl.program_id(0)
+    start, number = tl.load(starts + block), tl.load(numbers + block)
+    # Places count from the first key of the block: those before belong to earlier blocks.
+    window = tl.arange(0, PLACES)[:, None]
+    place = window - (WINDOW - S)
+    column = tl.arange(0, COLUMNS)[None]
+    inside = (window < WINDOW) & (column < G * D)
+    held = inside & (place >= -number * S)
+    key = tl.load(k + (start + place) * (G * D) + column, mask=held, other=0.0)
+    target = (block.to(tl.int64) * G + column // D) * (WINDOW * D) + window * D + column % D
+    tl.store(windows + target, key, mask=inside)
+
+
+@triton.jit(do_not_specialize=["blocks"])
+def windows_backward_kernel(
+    grad,
+    starts,
+    numbers,
+    grad_k,
+    blocks,
+    S: tl.constexpr,
+    WINDOW: tl.constexpr,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    PLACES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """One program adds up, for the keys of one block, what all windows over it bring."""
+    block = tl.program_id(0)
+    start, number = tl.load(starts + block), tl.load(numbers + block)
+    place = tl.arange(0, PLACES)[:, None]
+    column = tl.arange(0, COLUMNS)[None]
+    inside = (place < S) & (column < G * D)
+    if number < 0:
+        return
+    total = tl.zeros([PLACES, COLUMNS], tl.float32)
+    for ahead in tl.static_range(WINDOW // S):
+        # The blocks of a history follow each other; in the next one they start from 0 again.
+        other = tl.minimum(block + ahead, blocks - 1)
+        if tl.load(numbers + other) == number + ahead:
+            source = (other.to(tl.int64) * G + column // D) * (WINDOW * D)
+            source += (place + (WINDOW - S - ahead * S)) * D + column % D
+            total += tl.load(grad + source, mask=inside, other=0.0).to(tl.float32)
+    target = grad_k + (start + place) * (G * D) + column
+    tl.store(target, total.to(grad_k.dtype.element_ty), mask=inside)
+
+
+def key_windows(k: Tensor, starts: Tensor, numbers: Tensor, block_size: int, window: int) -> Tensor:
+    """The ``window`` keys that end with each complete block, for each key/value head.
+
+    Args:
+        k: [T, G, d].
+        starts: int64 [J], packed row of each block's first key.
+        numbers: int64 [J], number of each block in its history; ``NO_BLOCK`` where there is none.
+        block_size: keys in a block.
+        window: keys in a window, a multiple of ``block_size``.
+
+    Returns:
+        [J, G, window * d]; zero before the start of a history and where there is no block.
+    """
+    return _KeyWindows.apply(k.contiguous(), starts, numbers, block_size, window)
+
+
+class _KeyWindows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, k, starts, numbers, block_size, window):
+        ctx.save_for_backward(starts, numbers)
+        ctx.shape, ctx.form = k.shape, (block_size, window)
+        _, groups, size = k.shape
+        windows = k.new_empty(len(starts), groups, window * size)
+        if len(starts):
+            form = _form(ctx, window)
+            windows_kernel[(len(starts),)](k, starts, numbers, windows, **form)
+        return windows
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        starts, numbers = ctx.saved_tensors
+        grad_k = grad.new_zeros(ctx.shape)
+        if len(starts):
+            form = _form(ctx, ctx.form[0])
+            windows_backward_kernel[(len(starts),)](
+                grad.contiguous(), starts, numbers, grad_k, len(starts), **form
+            )
+        return grad_k, None, None, None, None
+
+
+def _form(ctx, places: int) -> dict[str, int]:
+    _, groups, size = ctx.shape
+    block_size, window = ctx.form
+    return {
+        "S": block_size,
+        "WINDOW": window,
+        "G": groups,
+        "D": size,
+        "PLACES": triton.next_power_of_2(places),
+        "COLUMNS": triton.next_power_of_2(groups * size),
+    }

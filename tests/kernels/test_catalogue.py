@@ -1,0 +1,71 @@
+"""Softmax over a catalogue by kernels, against its definition in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton")
+
+from blossomrec import kernels
+from blossomrec.kernels import catalogue
+from blossomrec.losses import cross_entropy
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def problem(rows, items, size, scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, size, generator=generator) for n in (rows, items))
+    targets = torch.randint(items, (rows,), generator=generator)
+    targets[0], targets[-1] = 0, items - 1
+    hidden, weight = (each.to(DEVICE).half() for each in (hidden * scale, weight))
+    return hidden, weight, targets.to(DEVICE)
+
+
+def relative_error(value, exact):
+    return float((value.double() - exact.double()).norm() / exact.double().norm())
+
+
+@pytest.mark.parametrize("most", [1, 1 << 14, 1 << 26], ids=["columns", "some", "one"])
+@pytest.mark.parametrize(
+    "rows, items, size", [(1, 1, 16), (37, 129, 8), (150, 101, 50), (530, 300, 64)]
+)
+def test_sum_and_gradients(rows, items, size, most):
+    hidden, weight, targets = problem(rows, items, size)
+    loss, gradients = catalogue.summed_cross_entropy(hidden, weight, targets, most, True)
+    exact = [each.double().requires_grad_() for each in (hidden, weight)]
+    expected = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="sum")
+    assert float(loss) == pytest.approx(float(expected.detach()), abs=1e-5 * rows)
+    for value, other in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
+        assert value.dtype == torch.float32
+        assert float((value - other).norm()) < 1e-3 * float(other.norm()) + 1e-5
+    assert catalogue.summed_cross_entropy(hidden, weight, targets, most, False)[1] == []
+
+
+def test_large_logits():
+    hidden, weight, targets = problem(40, 200, 16, scale=100.0)
+    loss, _ = catalogue.summed_cross_entropy(hidden, weight, targets, 1 << 20, False)
+    expected = F.cross_entropy(hidden.double() @ weight.double().T, targets, reduction="sum")
+    assert relative_error(loss, expected) < 1e-6
+
+
+def test_the_loss_takes_the_kernels_where_it_may(monkeypatch):
+    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    monkeypatch.setattr(catalogue, "usable", lambda x: True)
+    hidden, weight, targets = problem(37, 129, 8)
+    leaves = [each.float().requires_grad_() for each in (hidden, weight)]
+    found = []
+    kernel = catalogue.summed_cross_entropy
+    monkeypatch.setattr(catalogue, "summed_cross_entropy", lambda *a: found.append(a) or kernel(*a))
+    with torch.autocast(DEVICE, torch.float16):
+        loss = cross_entropy(*leaves, targets)
+    assert len(found) == 1
+    exact = F.cross_entropy(hidden.double() @ weight.double().T, targets)
+    assert relative_error(loss.detach(), exact) < 1e-5
+    gradients = torch.autograd.grad(3 * loss, leaves)
+    expected = torch.autograd.grad(3 * F.cross_entropy(leaves[0] @ leaves[1].T, targets), leaves)
+    for value, other in zip(gradients, expected, strict=True):
+        assert relative_error(value, other) < 1e-3
+    # Without autocast the sums are float32 products, which the kernels do not make.
+    cross_entropy(*leaves, targets)
+    assert len(found) == 1

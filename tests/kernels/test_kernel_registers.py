@@ -1,0 +1,107 @@
+"""The kernels compiled for an H100 or H200 without one: they take 16 bytes at a time, do not spill.
+
+A process of its own compiles, as the other tests have the kernels interpreted.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROWS_16 = ("x", "branch", "out", "grad", "grad_x", "grad_branch", "hidden", "joint", "q", "k", "v")
+ROWS_16 += ("gates", "grad_gates", "windows", "grad_k", "weight", "excess")
+TYPES = {
+    **dict.fromkeys(ROWS_16, "*bf16"),
+    **dict.fromkeys(("bias", "shift", "sums", "angles", "normalisers", "target_logits"), "*fp32"),
+    **dict.fromkeys(("importance", "losses", "slopes", "counted"), "*fp32"),
+    **dict.fromkeys(("seed", "starts", "numbers", "rows", "targets", "owns"), "*i64"),
+    **dict.fromkeys(("eps", "scale"), "fp32"),
+}
+# Kernels in which ``rows`` is a number, and sizes that are multiples of 16 where it matters.
+COUNTS = ("events", "count", "blocks", "items", "tiles")
+MULTIPLES = ("size", "start", "width", "q_event", "q_head", "k_event", "k_head")
+
+
+def compile_kernel(kernel, constants, folder, warps=4, stages=3):
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
+    from triton.compiler import ASTSource
+
+    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+    signature, attributes = {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        kind = "i32" if name == "rows" and "lessons" not in kernel.fn.__module__ else None
+        kind = kind or TYPES.get(name, "i32")
+        signature[name] = "constexpr" if name in constants else kind
+        if signature[name].startswith("*") or name in MULTIPLES:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": warps, "num_stages": stages}
+    compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    name = kernel.fn.__name__
+    assembly = Path(folder, f"{name}.ptx")
+    assembly.write_text(compiled.asm["ptx"])
+    command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", assembly, "-o", f"{assembly}.cubin"]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return name, {
+        "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", report)[1]),
+        "shared_bytes": compiled.metadata.shared,
+        "wide_accesses": len(re.findall(r"(?:ld|st)\.global\S*\.v4\.b32", compiled.asm["ptx"])),
+    }
+
+
+def compile_all(folder):
+    from blossomrec.kernels import catalogue, feed_forward, lessons, norm, projection, windows
+
+    norms = {"HAS_BIAS": True, "DROPPED": 13_107, "KEPT": 1.25, "ROWS": 8, "BLOCK": 128}
+    heads = projection._form(projection.Heads(8, 2, 16, 4), True)
+    window = {"S": 16, "WINDOW": 32, "G": 2, "D": 16, "PLACES": 32, "COLUMNS": 32}
+    sums = {"G": 2, "R": 4, "D": 16, "S": 16, "D_BLOCK": 16, "PRECISION": "tf32"}
+    sums |= {"QUERIES": lessons.QUERIES, "BLOCKS": lessons.BLOCKS}
+    items = {"D": 128, "D_BLOCK": 128, "SPAN": catalogue.SPAN}
+    items |= {"ROWS": catalogue.ROWS, "ITEMS": catalogue.ITEMS}
+    choice = {"G": 2, "R": 4, "CAUSAL": True, "PLACES": 4_096}
+    kernels = [
+        (norm.add_norm_kernel, norms),
+        (norm.add_norm_backward_kernel, norms),
+        (feed_forward.gelu_kernel, {"ROWS": 4, "BLOCK": 256}),
+        (feed_forward.gelu_backward_kernel, {"ROWS": 4, "BLOCK": 256}),
+        (projection.split_kernel, heads),
+        (projection.join_kernel, heads),
+        (windows.windows_kernel, window),
+        (windows.windows_backward_kernel, window | {"PLACES": 16}),
+        (lessons.block_sums_kernel, sums),
+    ]
+    wide = [
+        (catalogue.normaliser_kernel, items, catalogue.WARPS),
+        (catalogue.excess_kernel, items, catalogue.WARPS),
+        (lessons.divergence_kernel, choice, 16),
+    ]
+    found = [compile_kernel(kernel, constants, folder) for kernel, constants in kernels]
+    found += [compile_kernel(kernel, constants, folder, warps) for kernel, constants, warps in wide]
+    return dict(found)
+
+
+def test_no_register_spills(tmp_path):
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) == 12
+    assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
+    # What a program may take at most.
+    assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}
+    for name in ("add_norm_kernel", "add_norm_backward_kernel", "excess_kernel"):
+        assert found[name]["wide_accesses"] > 0, name
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_all(sys.argv[1])))
