@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput, AttentionState, BlossomAttention
+from blossomrec.attention.paged import PagedLayer, Step
 from blossomrec.config import ModelConfig
 from blossomrec.models.full import FullAttention
 from blossomrec.models.sequence import Encoded, SequenceModel
@@ -86,6 +87,17 @@ class TransformerLayer(nn.Module):
         given = self._attention_input(x)
         attended, states = self.attention.extend_batch(given, counts, states)
         return self._after_attention(x, attended.hidden), states
+
+    def extend_paged(self, x: Tensor, kept: PagedLayer, step: Step) -> Tensor:
+        """The next event of each of many users, [B, D] to [B, D]; ``kept`` is changed.
+
+        Raises:
+            ValueError: the attention is dense, which has no blocks to page by.
+        """
+        if not isinstance(self.attention, BlossomAttention):
+            raise ValueError("attention is full: only blossom keeps states in pages")
+        attended = self.attention.extend_paged(self._attention_input(x), kept, step)
+        return self._after_attention(x, attended.hidden)
 
     def _attention_input(self, x: Tensor) -> Tensor:
         return self.attention_norm(x) if self.pre_norm else x
