@@ -1,4 +1,5 @@
-# type: ignore -- calls of kernels, which Python's types do not describe
+# A kernel takes numbers where it declares constexpr.
+# pyright: reportArgumentType=false
 """One more event of many users, over pages of one block each: how the kernels are launched."""
 
 from __future__ import annotations

@@ -151,7 +151,14 @@ def take(top, total, mean, rows_q, tile_k, tile_v, seen, scale, PRECISION: tl.co
 
 
 @triton.jit
-def near_position(step, position, WINDOW, SINKS, FIRST_FAR, FAR):
+def near_position(
+    step,
+    position,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+    FIRST_FAR: tl.constexpr,
+    FAR: tl.constexpr,
+):
     """Positions of 16 keys of the short-term path, and whether there is such a key."""
     turn = step * 16 + tl.arange(0, 16)
     exponent = FIRST_FAR + turn - WINDOW
