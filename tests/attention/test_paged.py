@@ -115,13 +115,14 @@ def test_equal_to_the_whole_history(impl, compress):
     assert relative_error(hidden, expected.hidden[start:]) < 1e-5
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("compress, sinks", [("mlp", 0), ("mlp", 3), ("mean", 3)])
 def test_users_come_and_go(impl, compress, sinks, seed):
     """Pages pass from user to user, histories are trimmed, the pool grows meanwhile."""
     choose = random.Random(seed)
     both = Both(make(impl, compress=compress, sinks=sinks, top_n=2))
-    for _ in range(25):
+    # Kernels are interpreted here, and slow.
+    for _ in range(100 if impl == "torch" else 25):
         users = list(both.states)
         deed = choose.choice(["add", "drop", "trim", *["step"] * 5])
         if deed == "add" or not users:

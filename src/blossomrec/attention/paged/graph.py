@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from blossomrec.attention.paged.pages import NOBODY, Step
-from blossomrec.attention.paged.states import PagedStates
+from blossomrec.attention.paged.states import PagedStates, Users
 
 
 class StepGraph:
@@ -30,7 +30,7 @@ class StepGraph:
         self._generation = -1
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, users: Sequence[int] | Tensor) -> Tensor:
+    def __call__(self, x: Tensor, users: Users) -> Tensor:
         """Input [B, ...] of one more event of each of ``users``; gives the function's [B, ...].
 
         Raises:
@@ -48,15 +48,17 @@ class StepGraph:
         return self._out[: len(x)].clone()
 
     def _capture(self, x: Tensor) -> None:
-        table, device = self.states.table, x.device
-        self._x = _filled(x, self.users)
-        self._step = Step(
-            table=table,
-            rows=torch.full((4, self.users), NOBODY, dtype=torch.int32, device=device),
-            # Any event may complete its block, and any user may come to be the longest.
-            closing=torch.arange(self.users, dtype=torch.int32, device=device),
-            columns=torch.full((self.users,), table.shape[1]),
-        )
+        table = self.states.table
+        # Made in inference mode they could not be written to outside of it.
+        with torch.inference_mode(False):
+            self._x = _filled(x, self.users)
+            self._step = Step(
+                table=table,
+                rows=table.new_full((4, self.users), NOBODY),
+                # Any event may complete its block, and any user may come to be the longest.
+                closing=torch.arange(self.users, dtype=torch.int32, device=table.device),
+                columns=torch.full((self.users,), table.shape[1]),
+            )
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -16,14 +17,18 @@ from torch.nn.functional import pad
 from blossomrec.attention.paged.pages import NOBODY, OutOfPagesError, PagedLayer, Step, grown
 from blossomrec.attention.state import AttentionState, GrowingRows
 
+# Rows of users, on the host.
+Users = Sequence[int] | np.ndarray | Tensor
+
 
 class PagedStates:
     """Keys, values and block keys of many users in all layers of a model.
 
-    Unlike :class:`AttentionState` it is not a value: a step changes it in place. Users are known by
-    the row that :meth:`add` gives. Positions are absolute and trimming follows
-    :meth:`AttentionState.trim`. Room grows by half when it is used up, which copies the pages, one
-    layer after the other; ``pages``, ``users`` and ``blocks`` make room beforehand.
+    Unlike :class:`AttentionState` it is not a value: a step changes it in place, and one thread at
+    a time may use it. Users are known by the row that :meth:`add` gives. Positions are absolute and
+    trimming follows :meth:`AttentionState.trim`. Room grows by half when it is used up, which
+    copies the pages, one layer after the other; ``pages``, ``users`` and ``blocks`` make room
+    beforehand.
 
     Args:
         starts: of each layer, the state of a user without events, ``layer.start()``; they say the
@@ -69,9 +74,9 @@ class PagedStates:
                 for _ in starts
             )
             self.table = like.new_zeros(1, 1, dtype=torch.int32)
-        self._known = torch.zeros(1, 1, dtype=torch.int32)  # the table, on the host
-        self._length = torch.full((1,), -1)  # -1: nobody's row
-        self._first = torch.zeros(1, dtype=torch.int64)
+        self._known = np.zeros((1, 1), np.int32)  # the table, on the host
+        self._length = np.full(1, -1)  # -1: nobody's row
+        self._first = np.zeros(1, np.int64)
         self._free_pages: list[int] = []
         self._free_rows: list[int] = []
         self.reserve(pages=pages, users=users, blocks=blocks)
@@ -113,18 +118,18 @@ class PagedStates:
         self._length[user] = states[0].length
         self._first[user] = states[0].first // self.block_size
         self._set_row(user, pages)
-        pages = pages.to(self.table.device)
+        rows = self._on_device(pages)
         for layer, state in zip(self.layers, states, strict=True):
             events = pad(state.keys_values, (0, 0, 0, 0, 0, count * self.block_size - held))
             events = events.unflatten(0, (count, self.block_size)).transpose(1, 2)
-            layer.pages.index_copy_(0, pages.long(), events)
-            layer.block_keys.index_copy_(0, pages[: state.num_blocks].long(), state.block_keys)
+            layer.pages.index_copy_(0, rows, events)
+            layer.block_keys.index_copy_(0, rows[: state.num_blocks], state.block_keys)
         return user
 
     def read(self, user: int) -> tuple[AttentionState, ...]:
         """The user's states of all layers, as values of their own."""
         length, first = self.length(user), self.first(user)
-        pages = self._pages_of(user).to(self.table.device)
+        pages = self._on_device(self._pages_of(user))
         complete = pages[: (length - first) // self.block_size]
         states = []
         for layer, start in zip(self.layers, self.starts, strict=True):
@@ -146,7 +151,7 @@ class PagedStates:
     def drop(self, user: int) -> None:
         """Forget a user; the row and the pages may become another's."""
         self._checked([user])
-        self._free_pages += self._pages_of(user).tolist()
+        self._free_pages += self._pages_of(user)
         self._free_rows.append(user)
         self._length[user] = -1
 
@@ -158,9 +163,9 @@ class PagedStates:
         if gone <= 0:
             return
         pages = self._pages_of(user)
-        self._free_pages += pages[:gone].tolist()
+        self._free_pages += pages[:gone]
         self._first[user] = first + gone
-        self._set_row(user, pages[gone:].clone())
+        self._set_row(user, pages[gone:])
 
     def reserve(self, *, pages: int = 0, users: int = 0, blocks: int = 0) -> None:
         """Have room for so many pages and users in all, and for histories of so many blocks.
@@ -183,15 +188,15 @@ class PagedStates:
         for layer in self.layers:
             layer.grow(wanted[0])
         self.table = grown(self.table, wanted[1], wanted[2])
-        self._known = grown(self._known, wanted[1], wanted[2])
-        self._length = grown(self._length, wanted[1])
-        self._first = grown(self._first, wanted[1])
-        self._length[rows:] = -1
+        more = wanted[1] - rows
+        self._known = np.pad(self._known, ((0, more), (0, wanted[2] - width)))
+        self._length = np.pad(self._length, (0, more), constant_values=-1)
+        self._first = np.pad(self._first, (0, more))
         # The lowest are taken first.
         self._free_pages[:0] = range(wanted[0] - 1, held - 1, -1)
         self._free_rows[:0] = range(wanted[1] - 1, rows - 1, -1)
 
-    def step(self, users: Sequence[int] | Tensor, *, pad_to: int | None = None) -> Step:
+    def step(self, users: Users, *, pad_to: int | None = None) -> Step:
         """Make room for one more event of each of ``users`` and count it.
 
         Every layer is then to be brought up to it with ``extend_paged``, before the next step.
@@ -205,26 +210,28 @@ class PagedStates:
             OutOfPagesError: there is no room; nothing has changed.
         """
         user = self._checked(users)
-        missing = 0 if pad_to is None else pad_to - len(user)
-        if missing < 0:
+        size = len(user) if pad_to is None else pad_to
+        if len(user) > size:
             raise ValueError(f"{len(user)} users do not fit a step of {pad_to}")
         position, first = self._length[user], self._first[user]
-        columns = position // self.block_size - first
-        place = position % self.block_size
-        opening = place == 0
-        count = int(opening.sum())
-        if count:
-            self._make_room(pages=count, blocks=int(columns.max()) + 1)
-            self._known[user[opening], columns[opening]] = self._take(count)
-        self._length[user] += 1
-        rows = torch.stack((user, position, first, self._known[user, columns].long()))
-        rows = pad(rows, (0, missing), value=NOBODY)
-        closing = (place == self.block_size - 1).nonzero()[:, 0]
-        moved = self._moved(torch.cat((rows.flatten(), closing)).int())
-        size = rows.numel()
-        return Step(
-            self.table, moved[:size].view(rows.shape), moved[size:], pad(columns, (0, missing))
+        block, place = np.divmod(position, self.block_size)
+        columns = np.zeros(size, np.int64)
+        columns[: len(user)] = own = block - first
+        opening = np.flatnonzero(place == 0)
+        if len(opening):
+            self._make_room(pages=len(opening), blocks=int(own.max()) + 1)
+            self._known[user[opening], own[opening]] = self._take(len(opening))
+        self._length[user] = position + 1
+        closing = np.flatnonzero(place == self.block_size - 1)
+        # What fills up is nobody's: row, position, block and page 0.
+        packed = np.zeros(4 * size + len(closing), np.int32)
+        packed[: 4 * size].reshape(4, size)[:, : len(user)] = (
+            *(user, position, first),
+            self._known[user, own],
         )
+        packed[4 * size :] = closing
+        rows, closing = self._moved(torch.from_numpy(packed)).tensor_split([4 * size])
+        return Step(self.table, rows.view(4, size), closing, torch.from_numpy(columns))
 
     def _moved(self, numbers: Tensor) -> Tensor:
         """On the device, without a wait for it."""
@@ -251,30 +258,34 @@ class PagedStates:
         except OutOfPagesError:
             self.reserve(pages=least[0], users=least[1], blocks=least[2])
 
-    def _take(self, count: int) -> Tensor:
-        """Free pages, int32 [count]."""
+    def _take(self, count: int) -> list[int]:
+        """Free pages."""
         keep = len(self._free_pages) - count
-        pages = torch.tensor(self._free_pages[keep:][::-1], dtype=torch.int32)
+        pages = self._free_pages[keep:][::-1]
         del self._free_pages[keep:]
         return pages
 
-    def _pages_of(self, user: int) -> Tensor:
-        """Pages of the blocks held, oldest first, int32, a view of the host's table."""
+    def _pages_of(self, user: int) -> list[int]:
+        """Pages of the blocks held, oldest first."""
         held = int(self._length[user]) - int(self._first[user]) * self.block_size
-        return self._known[user, : -(-held // self.block_size)]
+        return self._known[user, : -(-held // self.block_size)].tolist()
 
-    def _set_row(self, user: int, pages: Tensor) -> None:
+    def _set_row(self, user: int, pages: Sequence[int]) -> None:
         self._known[user] = NOBODY
         self._known[user, : len(pages)] = pages
-        self.table[user].copy_(self._known[user])
+        self.table[user].copy_(torch.from_numpy(self._known[user]))
 
-    def _checked(self, users: Sequence[int] | Tensor) -> Tensor:
+    def _on_device(self, pages: Sequence[int]) -> Tensor:
+        return torch.tensor(pages, dtype=torch.int64, device=self.table.device)
+
+    def _checked(self, users: Users) -> np.ndarray:
         """The rows of users that are here, int64 [B]."""
-        user = torch.as_tensor(users, dtype=torch.int64)
-        here = (user >= 0) & (user < len(self._length))
-        here &= self._length[torch.where(here, user, NOBODY)] >= 0
+        user = np.asarray(users, np.int64)
+        # Nobody's row is not here either.
+        inside = np.where((user >= 0) & (user < len(self._length)), user, NOBODY)
+        here = self._length[inside] >= 0
         if not here.all():
-            raise ValueError(f"user {int(user[~here][0])} is not here")
+            raise ValueError(f"user {user[~here][0]} is not here")
         if len(set(user.tolist())) < len(user):
             raise ValueError(f"users {user.tolist()}: one is named twice")
         return user
