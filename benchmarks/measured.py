@@ -251,7 +251,12 @@ def approximate() -> str:
 
 def incremental() -> str:
     """Time of one more event, and what is kept of a user, over the length of the history."""
-    names = {"torch": "Blossom, {}", "dense-cache": "dense, kept", "recompute": "recomputed, {}"}
+    names = {
+        "torch": "Blossom, {}",
+        "paged": "Blossom, {}, in pages",
+        "dense-cache": "dense, kept",
+        "recompute": "recomputed, {}",
+    }
     rows = [
         [
             f"{line['length']:,}",

@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 
 ARGUMENTS = {
-    "*fp32": ("normalisers", "shifts", "sums", "chunk_sums", "sink_sums"),
-    "*i32": ("selected", "table", "lists", "starts", "chunk_starts", "owners"),
+    "*fp32": ("normalisers", "shifts", "sums", "chunk_sums", "sink_sums", "best"),
+    "*i32": (
+        *("selected", "table", "lists", "starts", "chunk_starts", "owners"),
+        *("rows", "candidates"),
+    ),
     "*i64": ("order",),
     "fp32": ("scale",),
     "*bf16": ("q", "k", "v", "gates", "out", "grad", "grad_q", "grad_k", "grad_v", "grad_gates"),
 }
 TYPES = {name: kind for kind, names in ARGUMENTS.items() for name in names}
-TYPES["block_keys"] = "*bf16"
+TYPES |= dict.fromkeys(("block_keys", "pages"), "*bf16")
 # Bytes of a thread: an address or two kept aside. A tile that does not fit takes thousands.
 SPILL_LIMIT = 32
 # (heads, key/value heads, head size)
@@ -74,11 +77,13 @@ def compile_all(heads, groups, size, folder):
         backward_keys,
         backward_queries,
         forward,
+        incremental,
+        incremental_kernels,
         partial_sums,
         selection,
     )
     from blossomrec.attention.geometry import Pattern
-    from blossomrec.attention.triton.launch import launch_for
+    from blossomrec.attention.triton.launch import Shape, launch_for
 
     launch = launch_for(size, heads // groups, torch.bfloat16)
     plain, sinks = (Pattern.of(16, 8, sinks, True, 131_072) for sinks in (0, 4))
@@ -93,6 +98,13 @@ def compile_all(heads, groups, size, folder):
         **{"PLACES": triton.next_power_of_2(4), "PRECISION": launch.scores},
         **dict(zip(("QUERIES", "BLOCKS"), launch.tile, strict=True)),
     }
+    # 256 users, one of whom has 65,536 events.
+    paged = {
+        **constants,
+        **incremental.pattern_constants(8, 4, 65_536),
+        **{"MEAN": True, "SINKS": 4, "SPAN": incremental.SPAN},
+        **{"SPANS": 16, "MERGED": 64, "PLACES": 8},
+    }
     kernels = [
         (forward.forward_kernel, constants, launch.forward),
         (backward_queries.backward_queries_kernel, constants, launch.backward_queries),
@@ -100,6 +112,9 @@ def compile_all(heads, groups, size, folder):
         (partial_sums.list_sums_kernel, constants, launch.backward_keys),
         (partial_sums.sink_sums_kernel, with_sinks, launch.backward_keys),
         (selection.selection_kernel, constants | scores, launch.selection),
+        (incremental_kernels.append_kernel, paged, Shape(1, 1)),
+        (incremental_kernels.span_kernel, paged, incremental.span_shape(size)),
+        (incremental_kernels.step_kernel, paged, incremental.step_shape(size, 16)),
     ]
     return dict(compile_kernel(*kernel, folder) for kernel in kernels)
 
@@ -113,7 +128,7 @@ def test_no_register_spills(layout, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 6
+    assert len(found) == 9
     assert {name: use for name, use in found.items() if use["spilled_bytes"] > SPILL_LIMIT} == {}
 
 

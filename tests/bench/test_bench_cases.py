@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from blossomrec.attention import PagedStates
 from blossomrec.bench import attention, encoder, incremental, training
 from blossomrec.bench.options import BenchOptions
 from blossomrec.errors import ConfigError
@@ -140,7 +141,7 @@ def test_what_training_needs(tiny_log):
 def test_one_more_event_for_one_user_and_for_many():
     given = options(lengths=(1_024,), users=(1, 3))
     cases = incremental.cases(given)
-    assert [case.users for case in cases] == [1] * 5 + [3] * 3
+    assert [case.users for case in cases] == [1] * 7 + [3] * 5
     assert not [check for check in incremental.checks(given) if check.red]
     lines = [incremental.measure(case, given) for case in cases]
     assert all(line["forward_ms"] > 0 for line in lines)
@@ -161,6 +162,30 @@ def test_the_state_grows_by_one_event_of_each_user_a_call():
         run()
     assert [state.length for state in states] == [80] * 3
     assert [state.num_blocks for state in states] == [5] * 3
+
+
+def test_pages_have_room_for_all_calls():
+    given = options(lengths=(64,), users=(3,), impls=("paged",))
+    case = incremental.cases(given)[0]
+    run, (pool,) = incremental.next_event(case, given)
+    generation = pool.generation
+    for _ in range(350):
+        run()
+    assert [pool.length(user) for user in (1, 2, 3)] == [64 + 350] * 3
+    assert pool.generation == generation
+
+
+def test_wrong_pages_are_red(monkeypatch):
+    trimmed = PagedStates.step
+
+    def wrong(self, users, **options):
+        for user in users:
+            self.trim(user, 200)
+        return trimmed(self, users, **options)
+
+    monkeypatch.setattr(PagedStates, "step", wrong)
+    red = {check.name for check in incremental.checks(options()) if check.red}
+    assert red == {"pages, mean", "pages, mlp"}
 
 
 def test_a_wrong_state_is_red(monkeypatch):

@@ -82,7 +82,7 @@ def blossom_attention(
         if value < low:
             raise ValueError(f"{name} is {value}: it must be at least {low}")
     if impl == "auto":
-        impl = "triton" if _kernels_take(q, k, block_size) else "torch"
+        impl = "triton" if kernels_take(q, k, block_size) else "torch"
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl is {impl!r}: choose one of auto, {', '.join(IMPLEMENTATIONS)}")
     # Types are chosen inside: scores and selection are float32 whatever the layers around use.
@@ -103,7 +103,8 @@ def blossom_attention(
         )
 
 
-def _kernels_take(q: Tensor, k: Tensor, block_size: int) -> bool:
+def kernels_take(q: Tensor, k: Tensor, block_size: int) -> bool:
+    """Whether "auto" is "triton" for queries [T, H, d] and keys [T, G, d]."""
     if not q.is_cuda or not _has_triton():
         return False
     from blossomrec.attention.triton.launch import unsupported

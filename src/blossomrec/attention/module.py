@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blossomrec import kernels
+from blossomrec.attention import paged
 from blossomrec.attention.api import blossom_attention
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.incremental import attend_new
@@ -223,8 +224,9 @@ class BlossomAttention(nn.Module):
     def _gates(self, x: Tensor) -> Tensor:
         """Weights of the long-term and the short-term path, [T, H, 2]."""
         if self.gate is None:
-            fixed = torch.tensor(FIXED_GATES[self.paths], dtype=x.dtype, device=x.device)
-            return fixed.expand(len(x), self.num_heads, 2)
+            # Filled on the device, so that a CUDA graph can be captured.
+            shares = [x.new_full((len(x), self.num_heads), w) for w in FIXED_GATES[self.paths]]
+            return torch.stack(shares, -1)
         return self.gate(x).unflatten(-1, (self.num_heads, 2)).sigmoid()
 
     def start(self) -> AttentionState:
@@ -296,3 +298,33 @@ class BlossomAttention(nn.Module):
             )
         hidden = self.output(out.flatten(1))
         return AttentionOutput(hidden, None, selected, gates), states
+
+    @torch.no_grad()
+    def extend_paged(self, x: Tensor, layer: paged.PagedLayer, step: paged.Step) -> AttentionOutput:
+        """Attend from the next event of each of many users, whose states are kept in pages.
+
+        No work of the host grows with the users, and nothing waits for the device where the
+        kernels are used.
+
+        Args:
+            x: [B, D], of the users of ``step``, in its order.
+            layer: this layer's pages, of the :class:`PagedStates` that made ``step``; changed.
+            step: where the events go.
+        """
+        heads = self._rotate(torch.cat((self.query(x), self.key(x)), -1), step.position)
+        q, k = heads.split((self.num_heads, self.num_kv_heads), dim=1)
+        v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        gates = self._gates(x)
+        paged.append(k, v, layer, step, self.compress, impl=self.impl)
+        with torch.autocast(x.device.type, enabled=False):
+            out, selected = paged.attend(
+                q,
+                gates,
+                layer,
+                step,
+                top_n=self.top_n,
+                window=self.window,
+                sinks=self.sinks,
+                impl=self.impl,
+            )
+        return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)

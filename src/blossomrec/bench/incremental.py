@@ -1,10 +1,10 @@
 """One more event of each user, over the length of the history that came before.
 
-One layer, projections included, three ways: Blossom attention over a kept state (``torch``),
-Blossom attention over the whole history again (``recompute``, for one user), and dense attention
-over kept keys and values (``dense-cache``). A call waits for its answer, as a request does.
-``peak_mib`` is what the users cost: the states that are kept, with the room in which they grow, or
-the memory of running the whole history once.
+One layer, projections included, four ways: Blossom attention over a kept state (``torch``), over
+states of all users in pages (``paged``, on a GPU as one CUDA graph), over the whole history again
+(``recompute``, for one user), and dense attention over kept keys and values (``dense-cache``). A
+call waits for its answer, as a request does. ``peak_mib`` is what the users cost: the states that
+are kept, with the room in which they grow, or the memory of running the whole history once.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blossomrec.attention import AttentionState, BlossomAttention
+from blossomrec.attention import AttentionState, BlossomAttention, PagedStates
+from blossomrec.attention.paged import Step, StepGraph
 from blossomrec.bench.lines import Line, result_line
 from blossomrec.bench.memory import peak_mib
 from blossomrec.bench.options import PUBLISHED, BenchOptions
 from blossomrec.bench.parity import Check, relative_error
-from blossomrec.bench.timing import milliseconds
+from blossomrec.bench.timing import MOST, milliseconds
 from blossomrec.models.full import FullAttention
 
 LENGTHS = {"cpu": (256, 4_096, 16_384, 65_536), "cuda": (256, 4_096, 16_384, 65_536)}
@@ -30,6 +31,8 @@ DTYPE = {"cpu": "float32", "cuda": "float32"}
 WAYS = (
     ("torch", "mean"),
     ("torch", "mlp"),
+    ("paged", "mean"),
+    ("paged", "mlp"),
     ("recompute", "mean"),
     ("recompute", "mlp"),
     ("dense-cache", "none"),
@@ -63,8 +66,12 @@ def checks(options: BenchOptions) -> Iterator[Check]:
     for compress in dict.fromkeys(case.compress for case in cases(options)):
         attention, width = layer(compress, options), PUBLISHED.hidden_size
         x = torch.randn(400, width, device=options.device, dtype=options.dtype)
-        error = relative_error(_extended(attention, x), _whole(attention, x))
+        whole = _whole(attention, x)
+        error = relative_error(_extended(attention, x), whole)
         yield Check(f"kept state, {compress}", error, TOLERANCE[options.dtype])
+        if isinstance(attention, BlossomAttention):
+            error = relative_error(_paged(attention, x), whole)
+            yield Check(f"pages, {compress}", error, TOLERANCE[options.dtype])
 
 
 def measure(case: Case, options: BenchOptions) -> Line:
@@ -72,7 +79,7 @@ def measure(case: Case, options: BenchOptions) -> Line:
     with torch.inference_mode():
         run, states = next_event(case, options)
         run()  # what is loaded once is not what a call takes, and the states get room to grow
-        memory = sum(state.nbytes for state in states) / 2**20
+        memory = sum(kept.nbytes for kept in states) / 2**20
         if not states:
             memory = peak_mib(run, options.device)
         forward_ms = milliseconds(run, options.device, waiting=True)
@@ -106,7 +113,9 @@ def layer(compress: str, options: BenchOptions) -> BlossomAttention | FullAttent
     return made.to(options.device, options.dtype).eval()
 
 
-def next_event(case: Case, options: BenchOptions) -> tuple[Callable[[], Any], list[AttentionState]]:
+def next_event(
+    case: Case, options: BenchOptions
+) -> tuple[Callable[[], Any], list[AttentionState] | list[PagedStates]]:
     """A function that attends from one more event of each user, and the states it keeps."""
     attention = layer(case.compress, options)
     like = {"device": options.device, "dtype": options.dtype}
@@ -114,6 +123,14 @@ def next_event(case: Case, options: BenchOptions) -> tuple[Callable[[], Any], li
         history = torch.randn(case.length + 1, PUBLISHED.hidden_size, **like)
         return lambda: _run(attention, history), []
     x = torch.randn(case.users, PUBLISHED.hidden_size, **like)
+    if isinstance(attention, BlossomAttention) and case.impl == "paged":
+        # Room for what is timed as well, so that nothing grows meanwhile.
+        blocks = (case.length + 2 * MOST) // attention.block_size
+        pages = case.users * blocks
+        pool = PagedStates([attention.start()], pages=pages, users=case.users, blocks=blocks)
+        users = [pool.add([kept_state(attention, case.length, each)]) for each in range(case.users)]
+        step = in_pages(attention, pool, case.users)
+        return lambda: step(x.normal_(), users), [pool]
     counts = [1] * case.users
     states = [kept_state(attention, case.length, user) for user in range(case.users)]
 
@@ -122,6 +139,15 @@ def next_event(case: Case, options: BenchOptions) -> tuple[Callable[[], Any], li
         states[:] = attention.extend_batch(x.normal_(), counts, states)[1]
 
     return extend, states
+
+
+def in_pages(attention: BlossomAttention, pool: PagedStates, users: int) -> StepGraph:
+    """One more event of each of ``users`` users of the pool."""
+
+    def attend(x: Tensor, step: Step) -> Tensor:
+        return attention.extend_paged(x, pool.layers[0], step).hidden
+
+    return StepGraph(attend, pool, users)
 
 
 def kept_state(
@@ -165,3 +191,12 @@ def _extended(attention: BlossomAttention | FullAttention, x: Tensor) -> Tensor:
         output, states = attention.extend_batch(torch.stack((event, event)), [1, 1], states)
         parts.append(output.hidden)
     return torch.stack(parts)
+
+
+def _paged(attention: BlossomAttention, x: Tensor) -> Tensor:
+    """The same, two users at a time, in pages."""
+    pool = PagedStates([attention.start()])
+    histories = (x[:-100], x[37:-100])
+    users = [pool.add([attention.extend(each, attention.start())[1]]) for each in histories]
+    step = in_pages(attention, pool, len(users))
+    return torch.stack([step(torch.stack((event, event)), users) for event in x[-100:]])

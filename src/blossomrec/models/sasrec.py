@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blossomrec.attention import PagedStates
+from blossomrec.attention.paged import Step
 from blossomrec.config import ModelConfig
 from blossomrec.models.state import ModelState
 from blossomrec.models.transformer import TransformerModel
@@ -32,8 +34,7 @@ class SASRec(TransformerModel):
     def extend_batch(
         self, items: Tensor, counts: Sequence[int], states: Sequence[ModelState]
     ) -> tuple[Tensor, list[ModelState]]:
-        if self.training:
-            raise RuntimeError("the model is in training mode: call eval() before extending states")
+        self._refuse_training()
         if any(len(state.layers) != len(self.layers) for state in states):
             found = [len(state.layers) for state in states]
             raise ValueError(f"the states have {found} layers: this model has {len(self.layers)}")
@@ -49,3 +50,34 @@ class SASRec(TransformerModel):
         ]
         layers = zip(*kept, strict=True)
         return hidden, [ModelState(*each) for each in zip(layers, lasts, strict=True)]
+
+    @torch.no_grad()
+    def extend_paged(self, items: Tensor, states: PagedStates, step: Step) -> Tensor:
+        """Encode the next event of each of many users, whose states are kept in pages.
+
+        Args:
+            items: int64 [B], of the users of ``step``, in its order.
+            states: made as ``PagedStates(model.start().layers)``; a user comes to it from a
+                ``ModelState`` as ``states.add(state.layers)``, and back by ``states.read(user)``.
+            step: ``states.step(users)``, not used before.
+
+        Returns:
+            Hidden states [B, D], what the next item of each user is scored from.
+
+        Raises:
+            RuntimeError: the model is in training mode.
+            ValueError: the states are those of another number of layers, or the attention is full.
+        """
+        self._refuse_training()
+        if len(states.layers) != len(self.layers):
+            raise ValueError(
+                f"the states have {len(states.layers)} layers: this model has {len(self.layers)}"
+            )
+        x = self.embed(items)
+        for layer, kept in zip(self.stack(), states.layers, strict=True):
+            x = layer.extend_paged(x, kept, step)
+        return self.final_norm(x)
+
+    def _refuse_training(self) -> None:
+        if self.training:
+            raise RuntimeError("the model is in training mode: call eval() before extending states")

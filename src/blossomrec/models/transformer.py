@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blossomrec import kernels
 from blossomrec.attention import AttentionOutput, AttentionState, BlossomAttention
+from blossomrec.attention.paged import PagedLayer, Step
 from blossomrec.config import ModelConfig
 from blossomrec.models.full import FullAttention
 from blossomrec.models.sequence import Encoded, SequenceModel
@@ -87,6 +88,17 @@ class TransformerLayer(nn.Module):
         given = self._attention_input(x)
         attended, states = self.attention.extend_batch(given, counts, states)
         return self._after_attention(x, attended.hidden), states
+
+    def extend_paged(self, x: Tensor, kept: PagedLayer, step: Step) -> Tensor:
+        """The next event of each of many users, [B, D] to [B, D]; ``kept`` is changed.
+
+        Raises:
+            ValueError: the attention is dense, which has no blocks to page by.
+        """
+        if not isinstance(self.attention, BlossomAttention):
+            raise ValueError("attention is full: only blossom keeps states in pages")
+        attended = self.attention.extend_paged(self._attention_input(x), kept, step)
+        return self._after_attention(x, attended.hidden)
 
     def _attention_input(self, x: Tensor) -> Tensor:
         return self.attention_norm(x) if self.pre_norm else x

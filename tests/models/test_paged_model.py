@@ -1,0 +1,59 @@
+"""A model's states of many users in pages: the hidden states are those of encoding histories."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from small_models import NUM_ITEMS, hidden_states, small_model
+
+from blossomrec.attention import PagedStates
+from blossomrec.attention.paged import StepGraph
+from blossomrec.models.state import ModelState
+from whole_history import relative_error
+
+
+@pytest.mark.parametrize("options", [{"norm": "pre", "layers": 3}, {"compress": "mean"}], ids=str)
+def test_equal_to_encoding_the_whole_history(options):
+    model, choose = small_model(**options), random.Random(0)
+    states = PagedStates(model.start().layers)
+    histories = {states.add(): [] for _ in range(5)}
+    last = {}
+    for _ in range(60):
+        users = choose.sample(sorted(histories), choose.randint(1, 5))
+        items = [choose.randrange(NUM_ITEMS) for _ in users]
+        hidden = model.extend_paged(torch.tensor(items), states, states.step(users))
+        for user, item, row in zip(users, items, hidden, strict=True):
+            histories[user].append(item)
+            last[user] = row
+    for user, history in histories.items():
+        expected = hidden_states(model, np.array(history))[-1]
+        assert relative_error(last[user], expected) < 1e-5
+
+
+def test_from_a_state_to_pages_and_back():
+    model = small_model()
+    items = torch.randint(0, NUM_ITEMS, (41,), generator=torch.Generator().manual_seed(0))
+    _, state = model.extend(items[:30], model.start())
+    states = PagedStates(model.start().layers)
+    user = states.add(state.layers)
+    run = StepGraph(lambda item, step: model.extend_paged(item, states, step), states, 2)
+    hidden = torch.cat([run(item, [user]) for item in items[30:40].split(1)])
+    expected, grown = model.extend(items[30:40], state)
+    assert relative_error(hidden, expected) < 1e-5
+    back = ModelState(states.read(user), hidden[-1])
+    assert back.length == grown.length
+    output, wanted = (model.extend(items[40:], each)[0] for each in (back, grown))
+    assert relative_error(output, wanted) < 1e-5
+
+
+def test_wrong_calls():
+    model = small_model()
+    states = PagedStates(model.start().layers[:1])
+    step = states.step([states.add()])
+    with pytest.raises(ValueError, match="1 layers: this model has 2"):
+        model.extend_paged(torch.tensor([0]), states, step)
+    with pytest.raises(RuntimeError, match="training mode"):
+        model.train().extend_paged(torch.tensor([0]), states, step)
+    with pytest.raises(ValueError, match="reach is 0: dense attention"):
+        PagedStates(small_model(attention="full").start().layers)
