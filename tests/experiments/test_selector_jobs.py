@@ -64,7 +64,7 @@ def test_no_job_of_the_study_stands_there_twice(jobs):
 
 
 def test_a_training_out_of_time_is_measured(jobs):
-    (line,) = tiny(jobs[0]).run(CPU, seconds=1.0)
+    (line,) = tiny(jobs[0]).run(CPU, seconds=20.0)
     assert (line["finished"], line["steps"], line["length"]) == (False, 0, 64)
 
 

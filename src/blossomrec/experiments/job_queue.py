@@ -60,7 +60,7 @@ def run_jobs(
                 workers[again] = number
                 again.start()
     for worker in workers:
-        worker.terminate()
+        worker.kill()  # a training would save its state first, and there is no time left
         worker.join()
     return [str(job) for job, finished in zip(jobs, done[:], strict=True) if not finished]
 

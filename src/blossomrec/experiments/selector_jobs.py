@@ -34,7 +34,7 @@ MAX_LEN = 1_024
 # Users of a log with this many events before the target are measured apart as well.
 LONG_HISTORY = 200
 # What remains of the time for measuring when the training on recall has to stop.
-_MEASURING_SECONDS = 15
+_MEASURING_SECONDS = 20
 # Candidates whose accuracy on a log is compared, the first less the second.
 PAIRS = (("mlp", "full"), ("mean", "full"), ("mean", "mlp"))
 
