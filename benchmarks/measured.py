@@ -9,33 +9,18 @@ A table stands between ``<!-- measured: NAME -->`` and ``<!-- end -->``.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-ROOT = Path(__file__).resolve().parent.parent
+import selector_tables
+from tables import ROOT, Line, read, table
+
 PAGES = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving")),
 )
 SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-Line = dict[str, Any]
-
-
-def read(name: str) -> list[Line]:
-    """The lines of a results file."""
-    text = (ROOT / "results" / name).read_text()
-    return [json.loads(line) for line in text.splitlines() if line]
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose first column is text and the others numbers."""
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    lines = [header, rule, *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def accuracy(ranking: str) -> str:
@@ -113,91 +98,6 @@ def speed_up(layout: tuple[int, int, int]) -> str:
         for length, each in sorted(found.items())
     ]
     return table(["length", "mean pooling", "perceptron"], rows)
-
-
-def recall(task: str) -> str:
-    """Recall and accuracy of each candidate on associative recall, seed by seed."""
-    groups: dict[tuple, list[Line]] = {}
-    for line in read("selector.jsonl"):
-        if line["task"] == task and "options" in line:
-            key = (line["length"], line["candidate"], _variant(line["options"]))
-            groups.setdefault(key, []).append(line)
-    rows = []
-    for (length, name, variant), lines in sorted(groups.items()):
-        lines = sorted(lines, key=lambda line: line["seed"])
-
-        def each(values: Iterable[float | None]) -> str:
-            return " ".join("" if value is None else f"{value:.2f}" for value in values)
-
-        rows.append(
-            [
-                f"{name}{variant}",
-                f"{length:,}: {lines[0]['distance']}",
-                each(line["metrics"]["accuracy"] for line in lines),
-                each(line["recall_at_n"] for line in lines),
-                each(line["metrics"].get("recall_any_head") for line in lines),
-                each(line["mass_covered"] for line in lines),
-                each(line["mass_best"] for line in lines),
-                " ".join(f"{line['steps']:,}" for line in lines),
-            ]
-        )
-    header = ["candidate", "length: distances", "accuracy", "recall@n", "by any head"]
-    return table([*header, "mass covered", "by the best", "steps"], rows)
-
-
-def _variant(options: dict[str, Any]) -> str:
-    """What of a model's options differs from the others of its size."""
-    sizes = ("hidden_size", "heads", "inner_size")
-    shown = [f"{name} {value}" for name, value in options.items() if name not in sizes]
-    return f", {', '.join(shown)}" if shown else ""
-
-
-def coverage() -> str:
-    """What selected blocks cover of the attention in trained models, beside accuracy."""
-    lines = read("selector.jsonl")
-    rows = []
-    for line in lines:
-        if "ratio" not in line["metrics"]:
-            continue
-        metrics = line["metrics"]
-        pair = next(
-            each["metrics"]
-            for each in lines
-            if each["candidate"] == "mlp - full"
-            and (each["task"], each["seed"]) == (line["task"], line["seed"])
-        )
-        value, low, high = metrics["ratio"]
-        difference, least, most = pair["ndcg@10"]
-        rows.append(
-            [
-                line["task"],
-                str(line["seed"]),
-                f"{line['mass_covered']:.3f}",
-                f"{line['mass_best']:.3f}",
-                f"{metrics['random']:.3f}",
-                f"{value:.3f} ({low:.3f} to {high:.3f})",
-                f"{metrics['ndcg@10']:.4f}",
-                f"{difference:+.4f} ({least:+.4f} to {most:+.4f})",
-            ]
-        )
-    header = ["data", "seed", "covered", "best 4", "random 4", "covered / best", "NDCG@10"]
-    return table([*header, "less dense"], rows)
-
-
-def teaching_cost() -> str:
-    """Time of a training step and of encoding."""
-    rows = [
-        [
-            line["candidate"],
-            "GPU" if "NVIDIA" in line["hardware"] else "CPU",
-            f"{line['length']:,}",
-            f"{line['metrics']['training_ms']:.1f}",
-            f"{line['metrics']['encoding_ms']:.1f}",
-        ]
-        for line in read("selector.jsonl")
-        if line["task"] == "cost"
-    ]
-    return table(["candidate", "device", "length", "training step, ms", "encoding, ms"], rows)
 
 
 def serving() -> str:
@@ -317,10 +217,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "prepare": preparing,
     "ranking": ranking,
     "speed-up": lambda: speed_up((8, 2, 16)),
-    "recall": lambda: recall("recall"),
-    "recall-control": lambda: recall("recall-control"),
-    "coverage": coverage,
-    "teaching-cost": teaching_cost,
+    "recall": lambda: selector_tables.recall("recall", "2866-5734"),
+    "recall-short": lambda: selector_tables.recall("recall", "178-358"),
+    "recall-control": lambda: selector_tables.recall("recall-control", "1-16"),
+    "recall-sizes": selector_tables.sizes,
+    "gradient-norms": selector_tables.gradients,
+    "coverage": lambda: selector_tables.coverage(long=False),
+    "coverage-long": lambda: selector_tables.coverage(long=True),
+    "pooling": selector_tables.pooling,
+    "teaching-cost": selector_tables.teaching_cost,
     "serving": serving,
     "explain": explaining,
     "ranking-approximate": approximate,

@@ -63,6 +63,29 @@ def test_training_stops_when_its_time_is_up():
     assert (trained.measures.length, trained.steps, trained.finished) == (64, 0, False)
 
 
+def test_the_rate_falls_with_the_steps_or_with_the_time(monkeypatch):
+    rates, clock = [], iter(range(1_000))
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    options = {"length": 64, "warmup_steps": 1, "learning_rate": 1.0, "last_steps": 8}
+    training = dataclasses.replace(TINY, **options)
+    by_steps = train_recall(candidate("mlp"), training, device=CPU)
+    assert rates == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    rates.clear()
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    training = dataclasses.replace(training, last_steps=1_000, seconds=15)
+    by_time = train_recall(candidate("mlp"), training, device=CPU)
+    # Each step looks at the clock twice.
+    assert rates == pytest.approx([1, 1, 1, 1, 12 / 15, 8 / 15, 4 / 15, 0.1])
+    assert (by_steps.finished, by_time.finished) == (True, False)
+    assert list(by_time.gradient_norms) == [64]
+
+
 def test_the_control_form_has_nothing_far_away():
     control = dataclasses.replace(TINY, control=True)
     task, far = (each.task(128, 20, 0) for each in (control, TINY))
@@ -86,6 +109,25 @@ def test_straight_through_changes_gradients_only():
     assert given.selector_loss is None
     given.hidden.square().sum().backward()
     assert all(each.grad.norm() > 0 for each in gated.compress.parameters())
+
+
+def test_without_the_own_block_selected_ones_remain():
+    shipped = attention_of(candidate("mlp", paths="long"))
+    without = attention_of(candidate("mlp-no-own", paths="long"))
+    without.load_state_dict(shipped.state_dict())
+    cu_seqlens = torch.arange(0, 401, 200, dtype=torch.int32)
+    x = torch.randn(400, 32)
+    expected, given = shipped(x, cu_seqlens), without(x, cu_seqlens)
+    assert torch.equal(given.selected, expected.selected)
+    first = torch.arange(400) % 200 < 16
+    assert (given.hidden[first] == 0).all() and (given.hidden[~first] != 0).any(1).all()
+    assert not torch.allclose(given.hidden[~first], expected.hidden[~first])
+    # Nothing in an event's own block but the event itself, whose query it is, changes it.
+    changed = x.clone()
+    changed[192:199] += 1.0
+    torch.testing.assert_close(without(changed, cu_seqlens).hidden[199], given.hidden[199])
+    given.hidden.square().sum().backward()
+    assert all(each.grad.isfinite().all() for each in without.parameters() if each.grad is not None)
 
 
 def test_the_compressed_branch_sees_earlier_blocks_only():

@@ -92,6 +92,7 @@ def inspect_run(
     users: int = 500,
     events: int = 20_000,
     max_len: int | None = None,
+    min_events: int = 1,
     seed: int = 0,
     device: str = "auto",
 ) -> Inspection:
@@ -103,6 +104,7 @@ def inspect_run(
         users: most histories that are looked at, a fixed sample of those with a choice.
         events: most events whose attention is measured, a fixed sample of those with a choice.
         max_len: events of each history, the last ones; None is the run's own.
+        min_events: shorter histories are not sampled.
         seed: of both samples and of the intervals.
         device: auto, cpu or cuda.
 
@@ -125,6 +127,7 @@ def inspect_run(
     cases = make_split(opened, info.config.evaluation).test
     lengths = np.minimum(cases.history_end, max_len)
     choosing = lengths - first_choosing(lengths, form)
+    choosing[cases.history_end < min_events] = 0
     sampled = _with_choice(opened, cases, choosing, lengths, form).sample(users, seed)
     own = np.minimum(sampled.history_end, max_len)
     totals, measured = _measure(model, opened, sampled, max_len, form, events, seed)

@@ -24,6 +24,8 @@ SHORTEST = 64
 MASTERED = 0.92
 # Weight of the newest step in the running accuracy.
 _NEWEST = 0.07
+# What a model is measured on, about.
+_QUERIES = 512
 # Tasks of evaluation begin behind all seeds of training.
 _EVALUATION_SEED = 1 << 40
 
@@ -51,7 +53,9 @@ class RecallTraining:
     stage_steps: int = option(1_500, "most steps at each further length but the last", low=1)
     last_steps: int = option(3_000, "steps at the last length; the rate falls in the last half")
     selector_weight: float = option(1.0, "weight of the loss that teaches the selector", low=0)
-    seconds: float = option(1e9, "most seconds, a stop before the end", low=0)
+    seconds: float = option(
+        1e9, "most seconds; where they will not do, the rate falls in the last half of them", low=0
+    )
     seed: int = option(0, "seed of everything random", low=0)
 
     def task(self, length: int, histories: int, seed: int) -> RecallTask:
@@ -134,13 +138,21 @@ def train_recall(
     optimizer = torch.optim.AdamW(
         [each for each in model.parameters() if each.requires_grad], lr=training.learning_rate
     )
-    began, length, step, since = time.monotonic(), SHORTEST, 0, 0
+    length, step, since = SHORTEST, 0, 0
+    began = stage_began = time.monotonic()
+    ends = began + training.seconds
     running = torch.zeros((), device=device)
     finished, norms = False, {}
+    late = training.seconds <= 0
     model.train()
-    while not finished and time.monotonic() - began < training.seconds:
+    while not (finished or late):
+        if length == training.length:
+            passed = (time.monotonic() - stage_began) / (ends - stage_began)
+            share = _last_rate(max(since / training.last_steps, passed))
+        else:
+            share = 1.0
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * _rate(training, length, step, since)
+            group["lr"] = training.learning_rate * min(share, (step + 1) / training.warmup_steps)
         seed = training.seed * 10_000_000 + step
         task = training.task(length, max(1, training.tokens_per_batch // length), seed)
         loss, right = _losses(model, task, training.selector_weight, device)
@@ -150,15 +162,16 @@ def train_recall(
         running += _NEWEST * (right - running)
         spent = since >= _most_steps(training, length)
         finished = spent and length == training.length
+        late = time.monotonic() >= ends
         # Seldom, as a GPU has to be waited for.
         mastered = since >= 60 and since % 20 == 0 and float(running) > MASTERED
-        if spent or mastered:
+        if spent or mastered or late:
             norms[length] = gradient_norms(model)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if length < training.length and (spent or mastered):
             report(f"{length} events: accuracy {float(running):.2f} after {step} steps")
-            length, since = 2 * length, 0
+            length, since, stage_began = 2 * length, 0, time.monotonic()
             running.zero_()
     measures = measure_recall(model, training, length, device)
     return RecallTrained(measures, step, finished, norms)
@@ -184,12 +197,9 @@ def _most_steps(training: RecallTraining, length: int) -> int:
     return training.first_steps if length == SHORTEST else training.stage_steps
 
 
-def _rate(training: RecallTraining, length: int, step: int, since: int) -> float:
-    """Share of the peak learning rate: rises at first, falls to a tenth in the last half."""
-    rising = (step + 1) / training.warmup_steps
-    if length < training.length:
-        return min(1.0, rising)
-    return min(1.0, rising, max(0.1, 2 * (1 - since / training.last_steps)))
+def _last_rate(passed: float) -> float:
+    """Share of the peak learning rate at the last length: falls to a tenth in the last half."""
+    return min(1.0, max(0.1, 2 * (1 - passed)))
 
 
 def _losses(
@@ -218,9 +228,9 @@ def _losses(
 def measure_recall(
     model: SequenceModel, training: RecallTraining, length: int, device: torch.device
 ) -> RecallMeasures:
-    """Accuracy and selection on about 512 queries of histories that no training step has seen."""
+    """Accuracy and selection on some queries of histories that no training step has seen."""
     model.eval()
-    histories = max(2, 512 // max(2, length // 256))
+    histories = max(2, _QUERIES // max(2, length // 256))
     together = max(1, 2 * training.tokens_per_batch // length)
     right, hits, selection = [], [], None
     for start in range(0, histories, together):

@@ -1,6 +1,6 @@
 """Ways to choose the blocks of a long history, to be compared on the recall task.
 
-The shipped attention and options of it, and three ways that were measured and not taken. Those are
+The shipped attention and options of it, and ways that were measured and not taken. Those are
 written to be short, not fast, and know only batches of equally long, causal histories.
 """
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from blossomrec.attention import BlossomAttention
 from blossomrec.attention.compress import MLPCompression
-from blossomrec.attention.reference import long_term_mask
 from blossomrec.config import ModelConfig
 from blossomrec.errors import ConfigError
 from blossomrec.models.sequence import SequenceModel, build_model
@@ -41,22 +40,29 @@ class StraightThrough(BlossomAttention):
     def _attend(self, q, k, v, block_keys, gates, cu_seqlens) -> tuple[Tensor, Tensor]:
         out, selected = super()._attend(q, k, v, block_keys, gates, cu_seqlens)
         importance = _importance(q, block_keys, cu_seqlens, self.block_size)  # [B, G, L, J]
-        log_share = importance.log_softmax(-1).nan_to_num(neginf=0.0)
-        bias = (log_share - log_share.detach()).repeat_interleave(self.block_size, -1)
-        count, length = len(cu_seqlens) - 1, len(q) // (len(cu_seqlens) - 1)
-        bias = nn.functional.pad(bias, (0, length - bias.shape[-1]))
-        seen = torch.stack(
-            [long_term_mask(each, self.block_size, True) for each in selected.split(length)]
-        )
-        heads = q.detach().float().view(count, length, k.shape[1], -1, q.shape[-1])
-        keys, values = (x.detach().float().view(count, length, *k.shape[1:]) for x in (k, v))
-        scores = torch.einsum("blgrd,bsgd->bgrls", heads, keys) / math.sqrt(q.shape[-1])
-        weights = (scores + bias[:, :, None]).masked_fill(~seen[:, :, None], -math.inf).softmax(-1)
-        long = torch.einsum("bgrls,bsgd->blgrd", weights, values).reshape(q.shape)
+        log_shares = importance.log_softmax(-1).transpose(1, 2).flatten(0, 1)  # [T, G, J]
+        log_share = log_shares.gather(-1, selected.clamp(min=0).long())
+        # Where nothing is selected, nothing is eligible, and the softmax over nothing is no number.
+        log_share = log_share.masked_fill(selected < 0, 0.0)
+        bias = log_share - log_share.detach()
+        q, k, v = (each.detach().float() for each in (q, k, v))
+        long = _long_term(q, k, v, selected, cu_seqlens, self.block_size, own=True, bias=bias)
         return out + (gates[..., :1] * (long - long.detach())).to(out.dtype), selected
 
     def _teach(self, *others) -> Tensor | None:
         return None
+
+
+class WithoutOwnBlock(BlossomAttention):
+    """The long-term path sees the selected blocks alone, not the event's own one."""
+
+    def _attend(self, q, k, v, block_keys, gates, cu_seqlens) -> tuple[Tensor, Tensor]:
+        long_gate, short_gate = gates.split(1, dim=-1)
+        only_short = torch.cat((torch.zeros_like(long_gate), short_gate), -1)
+        out, selected = super()._attend(q, k, v, block_keys, only_short, cu_seqlens)
+        q, k, v = (each.float() for each in (q, k, v))
+        long = _long_term(q, k, v, selected, cu_seqlens, self.block_size, own=False)
+        return out + (long_gate * long).to(out.dtype), selected
 
 
 class CompressedBranch(BlossomAttention):
@@ -93,6 +99,46 @@ class CompressedBranch(BlossomAttention):
         return None
 
 
+def _long_term(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selected: Tensor,
+    cu_seqlens: Tensor,
+    block_size: int,
+    *,
+    own: bool,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Attention to the selected blocks, and to the own one if ``own``: float32 [T, H, d].
+
+    ``bias``, [T, G, n], is added to the scores of all keys of a selected block. An event that sees
+    nothing gets zeros.
+    """
+    total, groups, size = k.shape
+    length = total // (len(cu_seqlens) - 1)
+    row = torch.arange(total, device=q.device)
+    mine = row[:, None, None] % length // block_size
+    blocks = torch.cat((selected, mine.expand(-1, groups, -1)), -1) if own else selected
+    inside = torch.arange(block_size, device=q.device)
+    first = (row // length * length)[:, None, None] + blocks.clamp(min=0) * block_size
+    event = first[..., None] + inside  # [T, G, blocks, S]
+    seen = (blocks >= 0)[..., None] & (event <= row[:, None, None, None])
+    head = torch.arange(groups, device=q.device)[:, None, None]
+    taken = event.clamp(max=total - 1) * groups + head
+    keys, values = (nn.functional.embedding(taken, each.flatten(0, 1)) for each in (k, v))
+    scores = torch.einsum("tgrd,tgjsd->tgrjs", q.unflatten(1, (groups, -1)), keys)
+    scores = scores / math.sqrt(size)
+    if bias is not None:
+        padded = nn.functional.pad(bias, (0, blocks.shape[-1] - bias.shape[-1]))
+        scores = scores + padded[:, :, None, :, None]
+    seen = seen.flatten(2)[:, :, None]
+    any_seen = seen.any(-1, keepdim=True)
+    scores = scores.flatten(3).masked_fill(~seen & any_seen, -math.inf)
+    weights = scores.softmax(-1) * any_seen
+    return torch.einsum("tgrm,tgmd->tgrd", weights, values.flatten(2, 3)).flatten(1, 2)
+
+
 def _earlier_blocks(length: int, blocks: int, block_size: int, device: torch.device) -> Tensor:
     """Which blocks lie before each event's own, bool [L, J]."""
     own = torch.arange(length, device=device) // block_size
@@ -122,13 +168,11 @@ class Candidate:
         options: of the model.
         taught: whether the selector's loss is part of what is minimised.
         attention: what replaces the shipped attention, if anything does.
-        longest: events of a history up to which it can be run.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     taught: bool = True
     attention: type[BlossomAttention] | None = None
-    longest: int = 1 << 20
 
 
 CANDIDATES = {
@@ -139,8 +183,9 @@ CANDIDATES = {
     "mlp-detached": Candidate(attention=DetachedLesson),
     "mlp-frozen": Candidate(taught=False),
     "mean-untaught": Candidate({"compress": "mean"}, taught=False),
-    "mlp-gated": Candidate(attention=StraightThrough, longest=1_024),
-    "mlp-branch": Candidate(attention=CompressedBranch, longest=8_192),
+    "mlp-gated": Candidate(attention=StraightThrough),
+    "mlp-branch": Candidate(attention=CompressedBranch),
+    "mlp-no-own": Candidate(attention=WithoutOwnBlock),
 }
 
 
