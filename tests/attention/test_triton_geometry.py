@@ -6,13 +6,13 @@ from inputs import AWKWARD
 
 pytest.importorskip("triton")
 
-from blossomrec.attention.packing import block_rows
-from blossomrec.attention.pattern import distances
 from blossomrec.attention.geometry import (
     InverseLists,
     Pattern,
     tile_table,
 )
+from blossomrec.attention.packing import block_rows
+from blossomrec.attention.pattern import distances
 
 LENGTHS = [0, *AWKWARD, 0, 2]
 

@@ -73,6 +73,7 @@ def compile_all(heads, groups, size, folder):
     import torch
     import triton
 
+    from blossomrec.attention.geometry import Pattern
     from blossomrec.attention.triton import (
         backward_keys,
         backward_queries,
@@ -82,7 +83,6 @@ def compile_all(heads, groups, size, folder):
         partial_sums,
         selection,
     )
-    from blossomrec.attention.geometry import Pattern
     from blossomrec.attention.triton.launch import Shape, launch_for
 
     launch = launch_for(size, heads // groups, torch.bfloat16)

@@ -18,10 +18,17 @@ def _triton_attention(*tensors: Tensor, **form) -> tuple[Tensor, Tensor]:
     return triton.blossom_attention(*tensors, **form)
 
 
+def _cuda_attention(*tensors: Tensor, **form) -> tuple[Tensor, Tensor]:
+    from blossomrec.attention import cuda
+
+    return cuda.blossom_attention(*tensors, **form)
+
+
 IMPLEMENTATIONS = {
     "reference": reference.blossom_attention,
     "torch": eager.blossom_attention,
     "triton": _triton_attention,
+    "cuda": _cuda_attention,
 }
 
 
@@ -62,8 +69,9 @@ def blossom_attention(
         causal: an event sees no later event; otherwise both directions are seen.
         selected: int32 [T, G, top_n], distinct eligible block numbers inside the history, -1 for
             none: use these instead of selecting.
-        impl: "auto", "reference", "torch" or "triton". An explicit choice never falls back; "auto"
-            is "triton" on a GPU where the kernels take these sizes, else "torch".
+        impl: "auto", "reference", "torch", "triton" or "cuda". An explicit choice never falls back;
+            "auto" is the fastest that takes these sizes and types: on an NVIDIA GPU "cuda" for 16
+            bits, "triton" for more, else "torch".
 
     Returns:
         The output [T, H, d] in the type of ``q``, and the selected blocks, int32 [T, G, top_n],
@@ -82,7 +90,8 @@ def blossom_attention(
         if value < low:
             raise ValueError(f"{name} is {value}: it must be at least {low}")
     if impl == "auto":
-        impl = "triton" if kernels_take(q, k, block_size) else "torch"
+        sizes = {"block_size": block_size, "top_n": top_n, "window": window, "sinks": sinks}
+        impl = _fastest(q, k, gates, sizes)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl is {impl!r}: choose one of auto, {', '.join(IMPLEMENTATIONS)}")
     # Types are chosen inside: scores and selection are float32 whatever the layers around use.
@@ -103,8 +112,17 @@ def blossom_attention(
         )
 
 
+def _fastest(q: Tensor, k: Tensor, gates: Tensor, sizes: dict[str, int]) -> str:
+    if q.is_cuda:
+        from blossomrec.attention.cuda import launch
+
+        if launch.available() and not launch.unsupported(q, k, gates, **sizes):
+            return "cuda"
+    return "triton" if kernels_take(q, k, sizes["block_size"]) else "torch"
+
+
 def kernels_take(q: Tensor, k: Tensor, block_size: int) -> bool:
-    """Whether "auto" is "triton" for queries [T, H, d] and keys [T, G, d]."""
+    """Whether the Triton kernels take queries [T, H, d] and keys [T, G, d] where they are."""
     if not q.is_cuda or not _has_triton():
         return False
     from blossomrec.attention.triton.launch import unsupported

@@ -137,6 +137,11 @@ def _check(code: int, what: str) -> None:
         raise CompilationError(f"{what}: {(text.value or b'error').decode()} ({code})")
 
 
+def libraries() -> None:
+    """Load what compiling and launching need; CompilationError where something is missing."""
+    _driver(), _nvrtc()
+
+
 @cache
 def _driver() -> ctypes.CDLL:
     try:

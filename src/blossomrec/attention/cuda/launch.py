@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,18 @@ RESIDENT = {
     32: {"FORWARD": 12, "QUERIES": 10, "KEYS": 10, "LISTS": 12},
     64: {"FORWARD": 8, "QUERIES": 8, "KEYS": 8, "LISTS": 8},
 }
+
+
+@cache
+def available() -> bool:
+    """Whether kernels can be compiled and loaded: it takes an Ampere GPU or newer, and NVRTC."""
+    if torch.version.cuda is None or torch.cuda.get_device_capability()[0] < 8:
+        return False
+    try:
+        compiler.libraries()
+    except compiler.CompilationError:
+        return False
+    return True
 
 
 def unsupported(
