@@ -12,7 +12,7 @@ from blossomrec.attention.api import IMPLEMENTATIONS
 from blossomrec.errors import ConfigError
 
 # Implementations of Blossom attention that are measured on a device.
-BLOSSOM = {"cpu": ("torch",), "cuda": ("triton",)}
+BLOSSOM = {"cpu": ("torch",), "cuda": ("cuda", "triton")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
