@@ -51,6 +51,8 @@ def kernel(program: str, name: str, constants: Mapping[str, int]) -> Callable[..
         if not warps:
             return
         device = arguments[0].device.index
+        if not arguments[0].is_cuda:
+            raise CompilationError(f"{name} needs an NVIDIA GPU, not {arguments[0].device}")
         if device not in functions:
             functions[device] = _function(_module(program, defines, device), name)
         values = [as_argument(each) for each in arguments]
