@@ -10,8 +10,8 @@ import torch
 from blossomrec.attention.cuda import compiler, launch
 
 NVCC = shutil.which("nvcc")
-# Bytes of a thread: an address or two kept aside. A tile that does not fit takes hundreds.
-SPILL_LIMIT = 32
+# Bytes of a thread: some addresses kept aside. A tile that does not fit takes hundreds.
+SPILL_LIMIT = 64
 LAYOUTS = [(8, 2, 16), (2, 2, 32), (4, 2, 64)]
 
 
