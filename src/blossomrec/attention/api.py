@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from blossomrec.attention import eager, reference
+from blossomrec.attention import eager, native, reference
 
 
 def _triton_attention(*tensors: Tensor, **form) -> tuple[Tensor, Tensor]:
@@ -21,6 +21,7 @@ def _triton_attention(*tensors: Tensor, **form) -> tuple[Tensor, Tensor]:
 IMPLEMENTATIONS = {
     "reference": reference.blossom_attention,
     "torch": eager.blossom_attention,
+    "native": native.blossom_attention,
     "triton": _triton_attention,
 }
 
@@ -62,8 +63,9 @@ def blossom_attention(
         causal: an event sees no later event; otherwise both directions are seen.
         selected: int32 [T, G, top_n], distinct eligible block numbers inside the history, -1 for
             none: use these instead of selecting.
-        impl: "auto", "reference", "torch" or "triton". An explicit choice never falls back; "auto"
-            is "triton" on a GPU where the kernels take these sizes, else "torch".
+        impl: "auto", "reference", "torch", "native" or "triton". An explicit choice never falls
+            back; "auto" is "triton" on a GPU where the kernels take these sizes, "native" on a CPU
+            for float32 where it can be compiled, else "torch".
 
     Returns:
         The output [T, H, d] in the type of ``q``, and the selected blocks, int32 [T, G, top_n],
@@ -82,7 +84,7 @@ def blossom_attention(
         if value < low:
             raise ValueError(f"{name} is {value}: it must be at least {low}")
     if impl == "auto":
-        impl = "triton" if _kernels_take(q, k, block_size) else "torch"
+        impl = _fastest(q, k, block_size)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl is {impl!r}: choose one of auto, {', '.join(IMPLEMENTATIONS)}")
     # Types are chosen inside: scores and selection are float32 whatever the layers around use.
@@ -103,12 +105,16 @@ def blossom_attention(
         )
 
 
-def _kernels_take(q: Tensor, k: Tensor, block_size: int) -> bool:
-    if not q.is_cuda or not _has_triton():
-        return False
-    from blossomrec.attention.triton.launch import unsupported
+def _fastest(q: Tensor, k: Tensor, block_size: int) -> str:
+    """The implementation that "auto" stands for."""
+    if not native.unsupported(q, k, block_size):
+        return "native"
+    if q.is_cuda and _has_triton():
+        from blossomrec.attention.triton.launch import unsupported
 
-    return not unsupported(q, k, block_size)
+        if not unsupported(q, k, block_size):
+            return "triton"
+    return "torch"
 
 
 @cache
