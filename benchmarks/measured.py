@@ -77,7 +77,8 @@ def attention(gpu: bool) -> str:
         "dense": "dense",
         "cudnn": "dense, cuDNN",
         "flash": "dense, FlashAttention",
-        "torch": "Blossom, {}",
+        "torch": "Blossom in PyTorch, {}",
+        "native": "Blossom, {}",
         "triton": "Blossom, {}",
     }
     digits = 2 if gpu else 1
@@ -251,7 +252,12 @@ def approximate() -> str:
 
 def incremental() -> str:
     """Time of one more event, and what is kept of a user, over the length of the history."""
-    names = {"torch": "Blossom, {}", "dense-cache": "dense, kept", "recompute": "recomputed, {}"}
+    names = {
+        "torch": "Blossom in PyTorch, {}",
+        "native": "Blossom, {}",
+        "dense-cache": "dense, kept",
+        "recompute": "recomputed, {}",
+    }
     rows = [
         [
             f"{line['length']:,}",

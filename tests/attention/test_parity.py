@@ -2,16 +2,12 @@
 
 import pytest
 import torch
+from implementations import NATIVE
 from inputs import AWKWARD, random_inputs, relative_error
 
 from blossomrec.attention import blossom_attention, eager
 from blossomrec.attention.eager import selection, sparse
-from blossomrec.attention.native.library import missing
 
-WITHOUT_NATIVE = missing(8, 2, 16)
-NATIVE = pytest.param(
-    "native", marks=pytest.mark.skipif(bool(WITHOUT_NATIVE), reason=WITHOUT_NATIVE)
-)
 IMPLEMENTATIONS = ["torch", NATIVE]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 RAGGED = [*AWKWARD, 0, 2, 160]

@@ -107,7 +107,7 @@ def blossom_attention(
 
 def _fastest(q: Tensor, k: Tensor, block_size: int) -> str:
     """The implementation that "auto" stands for."""
-    if not native.unsupported(q, k, block_size):
+    if native.wanted("auto", q, k, block_size):
         return "native"
     if q.is_cuda and _has_triton():
         from blossomrec.attention.triton.launch import unsupported

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+THETA = 10_000.0
 
-def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = 10_000.0) -> Tensor:
+
+def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = THETA) -> Tensor:
     """Turn pairs of dimensions by angles that grow with the position.
 
     The first ``share`` of the d dimensions, rounded to an even number m, are turned in pairs
@@ -22,12 +24,21 @@ def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = 10_0
     Returns:
         [T, heads, d] in the type of ``x``; the angles are computed in float32 or better.
     """
-    half = round(x.shape[-1] * share / 2)
+    half = turned_pairs(x.shape[-1], share)
     exact = torch.promote_types(x.dtype, torch.float32)
-    exponents = torch.arange(half, device=x.device, dtype=exact) / max(half, 1)
-    angles = positions.to(exact)[:, None] * theta**-exponents  # [T, m/2]
+    angles = positions.to(exact)[:, None] * frequencies(half, theta, exact, x.device)  # [T, m/2]
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     first, second = first.to(exact), second.to(exact)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return torch.cat((turned.to(x.dtype), rest), dim=-1)
+
+
+def turned_pairs(size: int, share: float) -> int:
+    """m / 2, the pairs of dimensions that are turned in a head of ``size``."""
+    return round(size * share / 2)
+
+
+def frequencies(pairs: int, theta: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Angle by which each pair turns from one position to the next, [pairs]."""
+    return theta ** -(torch.arange(pairs, device=device, dtype=dtype) / max(pairs, 1))

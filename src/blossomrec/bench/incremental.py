@@ -1,8 +1,9 @@
 """One more event of each user, over the length of the history that came before.
 
-One layer, projections included, three ways: Blossom attention over a kept state (``torch``),
-Blossom attention over the whole history again (``recompute``, for one user), and dense attention
-over kept keys and values (``dense-cache``). A call waits for its answer, as a request does.
+One layer, projections included: Blossom attention over a kept state (``torch``, and ``native`` on a
+CPU), Blossom attention over the whole history again (``recompute``, for one user), and dense
+attention over kept keys and values (``dense-cache``). A call waits for its answer, as a request
+does.
 ``peak_mib`` is what the users cost: the states that are kept, with the room in which they grow, or
 the memory of running the whole history once.
 """
@@ -30,6 +31,8 @@ DTYPE = {"cpu": "float32", "cuda": "float32"}
 WAYS = (
     ("torch", "mean"),
     ("torch", "mlp"),
+    ("native", "mean"),
+    ("native", "mlp"),
     ("recompute", "mean"),
     ("recompute", "mlp"),
     ("dense-cache", "none"),
@@ -54,17 +57,20 @@ def cases(options: BenchOptions) -> list[Case]:
         for length in options.lengths
         for users in options.users
         for impl, compress in WAYS
-        if options.wants(impl) and (users == 1 or impl != "recompute")
+        if options.wants(impl)
+        and (users == 1 or impl != "recompute")
+        and (impl != "native" or "native" in options.blossom)
     ]
 
 
 def checks(options: BenchOptions) -> Iterator[Check]:
     """Events after a kept state, one at a time for two users, beside the whole history."""
-    for compress in dict.fromkeys(case.compress for case in cases(options)):
-        attention, width = layer(compress, options), PUBLISHED.hidden_size
+    kinds = ((case.impl, case.compress) for case in cases(options))
+    for impl, compress in dict.fromkeys(kinds):
+        attention, width = layer(impl, compress, options), PUBLISHED.hidden_size
         x = torch.randn(400, width, device=options.device, dtype=options.dtype)
         error = relative_error(_extended(attention, x), _whole(attention, x))
-        yield Check(f"kept state, {compress}", error, TOLERANCE[options.dtype])
+        yield Check(f"kept state, {impl} {compress}", error, TOLERANCE[options.dtype])
 
 
 def measure(case: Case, options: BenchOptions) -> Line:
@@ -91,7 +97,7 @@ def measure(case: Case, options: BenchOptions) -> Line:
     )
 
 
-def layer(compress: str, options: BenchOptions) -> BlossomAttention | FullAttention:
+def layer(impl: str, compress: str, options: BenchOptions) -> BlossomAttention | FullAttention:
     """One attention layer with seeded weights; ``compress`` "none" is dense attention."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
@@ -102,13 +108,14 @@ def layer(compress: str, options: BenchOptions) -> BlossomAttention | FullAttent
     if compress == "none":
         made = FullAttention(**sizes)
     else:
-        made = BlossomAttention(compress=compress, **sizes)
+        impl = "auto" if impl == "recompute" else impl
+        made = BlossomAttention(compress=compress, impl=impl, **sizes)
     return made.to(options.device, options.dtype).eval()
 
 
 def next_event(case: Case, options: BenchOptions) -> tuple[Callable[[], Any], list[AttentionState]]:
     """A function that attends from one more event of each user, and the states it keeps."""
-    attention = layer(case.compress, options)
+    attention = layer(case.impl, case.compress, options)
     like = {"device": options.device, "dtype": options.dtype}
     if case.impl == "recompute":
         history = torch.randn(case.length + 1, PUBLISHED.hidden_size, **like)

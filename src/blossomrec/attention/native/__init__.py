@@ -5,6 +5,8 @@ Compiled on first use with the system's compiler, loaded without PyTorch's heade
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -32,18 +34,32 @@ def blossom_attention(
     Raises:
         ValueError: the tensors are not float32 on a CPU, or the operator cannot be compiled.
     """
-    if reason := unsupported(q, k, block_size):
-        raise ValueError(f"impl is 'native': {reason}; impl='torch' takes all")
+    wanted("native", q, k, block_size)
     if not len(q):
         return q * gates[..., :1], q.new_empty(0, k.shape[1], top_n, dtype=torch.int32)
     k, v, gates, block_keys = (x.to(q.dtype) for x in (k, v, gates, block_keys))
     cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
-    if selected is None:
+    chosen = selected
+    if chosen is None:
         form = (block_size, top_n, causal)
-        selected = select_blocks(q.detach(), block_keys.detach(), cu_seqlens, *form)
-    selected = selected.to(torch.int32)
-    out, _ = attend(q, k, v, gates, selected, cu_seqlens, block_size, window, sinks, causal)
-    return out, selected
+        chosen = select_blocks(q.detach(), block_keys.detach(), cu_seqlens, *form)
+    chosen = cast(Tensor, chosen).to(torch.int32)
+    out, _ = attend(q, k, v, gates, chosen, cu_seqlens, block_size, window, sinks, causal)
+    return out, chosen
+
+
+def wanted(impl: str, q: Tensor, k: Tensor, block_size: int) -> bool:
+    """Whether ``impl`` stands for the operator: by name, or "auto" where nothing stands in the way.
+
+    Raises:
+        ValueError: it does by name, and something stands in the way.
+    """
+    if impl not in ("auto", "native"):
+        return False
+    reason = unsupported(q, k, block_size)
+    if reason and impl == "native":
+        raise ValueError(f"impl is 'native': {reason}; impl='torch' takes all")
+    return not reason
 
 
 def unsupported(q: Tensor, k: Tensor, block_size: int) -> str:

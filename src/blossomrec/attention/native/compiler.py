@@ -22,6 +22,7 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = (
     "-std=c++17",
     "-O3",
+    "-fopenmp-simd",
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-exceptions",
@@ -34,7 +35,7 @@ FLAGS = (
 PATIENCE = 120
 
 
-class NotBuilt(RuntimeError):
+class NotBuiltError(RuntimeError):
     """The operator cannot be compiled or loaded here; the message says what is missing."""
 
 
@@ -42,7 +43,7 @@ def build(**constants: int) -> Path:
     """The library for these constants of the source, compiled if it is not there yet.
 
     Raises:
-        NotBuilt: there is no compiler, it failed, or the cache folder is not the user's own.
+        NotBuiltError: there is no compiler, it failed, or the cache folder is not the user's own.
     """
     folder = cache_folder()
     command = [*compiler(), *FLAGS, native_flag()]
@@ -58,17 +59,17 @@ def compiler() -> list[str]:
     """The command of the C++ compiler: ``$CXX``, or the first known one that is installed.
 
     Raises:
-        NotBuilt: there is none.
+        NotBuiltError: there is none.
     """
     chosen = shlex.split(os.environ.get("CXX", ""))
     if chosen:
         if shutil.which(chosen[0]) is None:
-            raise NotBuilt(f"the compiler CXX={chosen[0]} is not found")
+            raise NotBuiltError(f"the compiler CXX={chosen[0]} is not found")
         return chosen
     for name in COMPILERS:
         if shutil.which(name):
             return [name]
-    raise NotBuilt(f"no C++ compiler is found ({', '.join(COMPILERS)}); CXX may name one")
+    raise NotBuiltError(f"no C++ compiler is found ({', '.join(COMPILERS)}); CXX may name one")
 
 
 def native_flag() -> str:
@@ -102,14 +103,14 @@ def cache_folder() -> Path:
     """The folder of compiled libraries, made if need be: ``$XDG_CACHE_HOME/blossomrec/native``.
 
     Raises:
-        NotBuilt: it cannot be made, or others may write there: what lies in it will be run.
+        NotBuiltError: it cannot be made, or others may write there: what lies in it will be run.
     """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "blossomrec" / "native"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise NotBuilt(f"the cache folder {folder} cannot be made: {error}") from error
+        raise NotBuiltError(f"the cache folder {folder} cannot be made: {error}") from error
     _check_owner(folder)
     return folder
 
@@ -117,7 +118,7 @@ def cache_folder() -> Path:
 def _check_owner(path: Path) -> None:
     found = path.lstat()
     if stat.S_ISLNK(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise NotBuilt(
+        raise NotBuiltError(
             f"{path} is a link, belongs to another user or may be written by others "
             f"(owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}): it is not loaded"
         )
@@ -132,10 +133,10 @@ def _compile(command: list[str], library: Path) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         if done.returncode:
-            raise NotBuilt(f"{shlex.join(command)} failed: {done.stderr.strip()[-2000:]}")
+            raise NotBuiltError(f"{shlex.join(command)} failed: {done.stderr.strip()[-2000:]}")
         temporary.chmod(0o700)
         temporary.replace(library)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotBuilt(f"{shlex.join(command)} failed: {error}") from error
+        raise NotBuiltError(f"{shlex.join(command)} failed: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -7,45 +7,38 @@ import os
 from functools import cache
 
 import torch
-from torch import Tensor
 
-from blossomrec.attention.native.compiler import NotBuilt, build
+from blossomrec.attention.native.compiler import NotBuiltError, build
 
 # Set to 0, the operator is neither compiled nor used.
 SWITCH = "BLOSSOMREC_NATIVE"
 
-POINTERS = (
-    "q",
-    "k",
-    "v",
-    "block_keys",
-    "gates",
-    "cu_seqlens",
-    "selected",
-    "normalisers",
-    "out",
-    "grad",
-    "grad_q",
-    "grad_k",
-    "grad_v",
-    "grad_gates",
-)
-NUMBERS = ("rows", "histories", "groups", "top_n", "window", "sinks", "causal", "threads", "wrong")
+
+def _fields(pointers: str, numbers: str) -> list[tuple[str, type]]:
+    fields: list[tuple[str, type]] = [(name, ctypes.c_void_p) for name in pointers.split()]
+    return fields + [(name, ctypes.c_int64) for name in numbers.split()]
 
 
 class Problem(ctypes.Structure):
-    """``struct Problem`` of ``source/problem.h``, which says what the fields are."""
+    """``struct Problem`` of ``source/problem.h``, which says what the fields are.
 
-    _fields_ = [  # noqa: RUF012 (ctypes reads a list)
-        *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_int64) for name in NUMBERS),
-    ]
+    What pointers lead to is contiguous, on the CPU, and outlives the call.
+    """
 
-    @classmethod
-    def of(cls, tensors: dict[str, Tensor], **numbers: int) -> Problem:
-        """Tensors must be contiguous, on the CPU, and outlive the call."""
-        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-        return cls(**pointers, **numbers, threads=torch.get_num_threads())
+    _fields_ = _fields(
+        "q k v block_keys gates cu_seqlens selected normalisers out "
+        "grad grad_q grad_k grad_v grad_gates",
+        "rows histories groups top_n window sinks causal threads wrong",
+    )
+
+
+class Step(ctypes.Structure):
+    """``struct Step`` of ``source/step.h``, which says what the fields are."""
+
+    _fields_ = _fields(
+        "q k v gates frequencies users out selected",
+        "rows count groups pairs top_n window sinks threads",
+    )
 
 
 class Library:
@@ -56,9 +49,9 @@ class Library:
         try:
             self._functions = ctypes.CDLL(str(path))
         except OSError as error:
-            raise NotBuilt(f"{path} cannot be loaded: {error}") from error
+            raise NotBuiltError(f"{path} cannot be loaded: {error}") from error
 
-    def run(self, name: str, problem: Problem) -> None:
+    def run(self, name: str, problem: Problem | Step) -> None:
         """Call a function of the library; the interpreter's lock is free meanwhile.
 
         Raises:
@@ -81,11 +74,11 @@ def library(head_dim: int, per_group: int, block_size: int) -> Library:
     """The library for heads of a size, query heads a key/value head, and events in a block.
 
     Raises:
-        NotBuilt: it is switched off, or cannot be compiled or loaded.
+        NotBuiltError: it is switched off, or cannot be compiled or loaded.
     """
     found = _find(head_dim, per_group, block_size)
     if isinstance(found, str):
-        raise NotBuilt(found)
+        raise NotBuiltError(found)
     return found
 
 
@@ -104,5 +97,5 @@ def _find(head_dim: int, per_group: int, block_size: int) -> Library | str:
         return f"it is switched off by {SWITCH}=0"
     try:
         return Library(head_dim, per_group, block_size)
-    except NotBuilt as error:
+    except NotBuiltError as error:
         return str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blossomrec.attention.native.library import Library, Problem, library
+from blossomrec.attention.native.library import Problem, library
 
 
 @torch.library.custom_op("blossomrec::native_select_blocks", mutates_args=(), device_types="cpu")
@@ -22,7 +22,7 @@ def select_blocks(
         "selected": selected,
     }
     numbers = _sizes(q, cu_seqlens, groups) | {"top_n": top_n, "causal": causal}
-    _library(q, groups, block_size).run("blossom_select", Problem.of(tensors, **numbers))
+    _run("blossom_select", q, groups, block_size, tensors, numbers)
     return selected
 
 
@@ -49,7 +49,7 @@ def attend(
     tensors = _inputs(q, k, v, gates, selected, cu_seqlens)
     tensors |= {"out": out, "normalisers": normalisers}
     numbers = _form(q, k, selected, cu_seqlens, window, sinks, causal)
-    _library(q, k.shape[1], block_size).run("blossom_forward", Problem.of(tensors, **numbers))
+    _run("blossom_forward", q, k.shape[1], block_size, tensors, numbers)
     return out, normalisers
 
 
@@ -74,14 +74,13 @@ def attend_backward(
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and gates."""
-    gradients = tuple(x.new_empty(x.shape) for x in (q, k, v, gates))
+    grad_q, grad_k, grad_v, grad_gates = (x.new_empty(x.shape) for x in (q, k, v, gates))
     tensors = _inputs(q, k, v, gates, selected, cu_seqlens)
     tensors |= {"grad": grad.contiguous(), "normalisers": normalisers}
-    names = ("grad_q", "grad_k", "grad_v", "grad_gates")
-    tensors |= dict(zip(names, gradients, strict=True))
+    tensors |= {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gates": grad_gates}
     numbers = _form(q, k, selected, cu_seqlens, window, sinks, causal)
-    _library(q, k.shape[1], block_size).run("blossom_backward", Problem.of(tensors, **numbers))
-    return gradients
+    _run("blossom_backward", q, k.shape[1], block_size, tensors, numbers)
+    return grad_q, grad_k, grad_v, grad_gates
 
 
 @attend_backward.register_fake
@@ -106,8 +105,17 @@ def _differentiate(ctx, grad, _):
 attend.register_autograd(_differentiate, setup_context=_save)
 
 
-def _library(q: Tensor, groups: int, block_size: int) -> Library:
-    return library(q.shape[2], q.shape[1] // groups, block_size)
+def _run(
+    name: str,
+    q: Tensor,
+    groups: int,
+    block_size: int,
+    tensors: dict[str, Tensor],
+    numbers: dict[str, int],
+) -> None:
+    pointers = {field: tensor.data_ptr() for field, tensor in tensors.items()}
+    problem = Problem(**pointers, **numbers, threads=torch.get_num_threads())
+    library(q.shape[2], q.shape[1] // groups, block_size).run(name, problem)
 
 
 def _inputs(q, k, v, gates, selected, cu_seqlens) -> dict[str, Tensor]:

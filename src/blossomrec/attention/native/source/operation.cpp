@@ -5,6 +5,7 @@
 #include "backward_queries.h"
 #include "forward.h"
 #include "selection.h"
+#include "step.h"
 
 // Whether all selected blocks are complete, eligible ones of the event's history.
 static Status check_selection(Problem &problem, const Chunks &chunks) {
@@ -58,5 +59,33 @@ extern "C" int blossom_backward(Problem *problem) {
         KeyScratch(batch.pattern, nullptr).used,
         [&](const Batch &all, int64_t chunk, int64_t group, Vector *scratch) {
             backward_keys_tile(all, lists, chunk, group, scratch);
+        });
+}
+
+// Turns queries and keys of the new events, and puts keys and values where they are kept.
+extern "C" int blossom_append(Step *step) {
+    append(*step);
+    return FINE;
+}
+
+// Attention of the new events, whose block keys must be there.
+extern "C" int blossom_step(Step *step) {
+    // Where each row's user and event are; a thread is worth its start for a few events.
+    struct Place {
+        const User *user;
+        int64_t event;
+    };
+    const Buffer<Place> places(step->rows);
+    if (!places.data) return NO_MEMORY;
+    int64_t row = 0;
+    for (int64_t each = 0; each < step->count; each++)
+        for (int64_t event = 0; event < step->users[each].count; event++)
+            places.data[row++] = {step->users + each, event};
+    const int64_t most = (step->rows + 7) / 8;
+    return in_parallel(
+        step->rows, step->threads < most ? step->threads : most, step_room(*step),
+        [&](int64_t piece, Vector *scratch) {
+            const Place &place = places.data[piece];
+            step_event(*step, *place.user, place.event, piece, scratch);
         });
 }

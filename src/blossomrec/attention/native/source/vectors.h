@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -61,6 +62,32 @@ static inline bool any(Mask x) {
     int64_t joint = 0;
     for (int word = 0; word < LANES / 2; word++) joint |= words[word];
     return joint != 0;
+}
+
+// x with lanes whose numbers differ by the bit W exchanged.
+template <int W, int... LANE>
+static inline Vector exchange(Vector x, std::integer_sequence<int, LANE...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(x, x, (LANE ^ W)...);
+#else
+    return __builtin_shuffle(x, Mask{(LANE ^ W)...});
+#endif
+}
+
+// Lane i of the result is the total of x[i]: halves the vectors, LANES of them at first, by adding
+// neighbours. Overwrites x.
+template <int W = 1>
+static inline Vector totals(Vector *x) {
+    if constexpr (W == LANES) {
+        return x[0];
+    } else {
+        const Mask second = (lane_numbers() & W) != 0;
+        for (int i = 0; i < LANES / W; i += 2) {
+            const Vector kept = second ? x[i + 1] : x[i], moved = second ? x[i] : x[i + 1];
+            x[i / 2] = kept + exchange<W>(moved, std::make_integer_sequence<int, LANES>());
+        }
+        return totals<2 * W>(x);
+    }
 }
 
 // 2 ** x, relative error 2e-7; 0 below 2 ** -126. For x up to 127.
