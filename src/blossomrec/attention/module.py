@@ -203,7 +203,7 @@ class BlossomAttention(nn.Module):
         if self.gate is None:
             fixed = torch.tensor(FIXED_GATES[self.paths], dtype=x.dtype, device=x.device)
             return fixed.expand(len(x), self.num_heads, 2)
-        return self.gate(x).unflatten(-1, (self.num_heads, 2)).sigmoid()
+        return self.gate(x).view(len(x), self.num_heads, 2).sigmoid()
 
     def start(self) -> AttentionState:
         """The state of a user without events.

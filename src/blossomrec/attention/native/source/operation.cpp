@@ -83,7 +83,7 @@ extern "C" int blossom_step(Step *step) {
             places.data[row++] = {step->users + each, event};
     const int64_t most = (step->rows + 7) / 8;
     return in_parallel(
-        step->rows, step->threads < most ? step->threads : most, step_room(*step),
+        step->rows, step->threads < most ? step->threads : most, StepScratch(*step, nullptr).used,
         [&](int64_t piece, Vector *scratch) {
             const Place &place = places.data[piece];
             step_event(*step, *place.user, place.event, piece, scratch);

@@ -88,52 +88,88 @@ static inline void score_blocks(
     for (; first < count; first++) scores[first] = product(keys + first * stride, q);
 }
 
-// The most important of the blocks before `own`, rising; how many there are.
-static int64_t choose(
-    const Step &step, const User &user, const float *q, int64_t group, int64_t own, float *best,
+// Puts a block among the best of one group, of which the worst is less; among equals it comes last.
+static inline void insert(float score, int32_t block, int64_t count, float *best, int32_t *chosen) {
+    int64_t place = count - 1;
+    for (; place && score > best[place - 1]; place--)
+        best[place] = best[place - 1], chosen[place] = chosen[place - 1];
+    best[place] = score, chosen[place] = block;
+}
+
+// The most important of the blocks before `own` for each group, rising, -1 last.
+// q [G, R, d], best [G, n], chosen [G, n].
+static void choose(
+    const Step &step, const User &user, const float *q, int64_t own, float *mean, float *best,
     int32_t *chosen
 ) {
     const int64_t count = step.top_n, groups = step.groups;
-    if (own <= count) {
-        for (int64_t block = 0; block < own; block++) chosen[block] = block;
-        return own;
+    for (int64_t place = 0; place < groups * count; place++) {
+        best[place] = -INFINITY;
+        chosen[place] = own <= count && place % count < own ? place % count : -1;
     }
-    float mean[D] = {}, score[SCORED_AT_ONCE];
-    for (int r = 0; r < R; r++)
-        for (int d = 0; d < D; d++) mean[d] += q[r * D + d] / R;
-    for (int64_t place = 0; place < count; place++) best[place] = -INFINITY, chosen[place] = -1;
-    const float *keys = user.blocks + group * D;
+    if (own <= count) return;
+    for (int64_t group = 0; group < groups; group++)
+        for (int d = 0; d < D; d++) {
+            float sum = 0;
+            for (int r = 0; r < R; r++) sum += q[(group * R + r) * D + d];
+            mean[group * D + d] = sum / R;
+        }
+    // A few blocks for all groups, whose keys lie side by side, so that memory is read once.
     for (int64_t block = 0; block < own; block += SCORED_AT_ONCE) {
         const int some = own - block < SCORED_AT_ONCE ? own - block : SCORED_AT_ONCE;
-        score_blocks(keys + block * groups * D, groups * D, mean, some, score);
-        for (int i = 0; i < some; i++) {
-            // Most have none that is needed.
-            if (i % LANES == 0)
-                while (i + LANES <= some && !any(load(score + i) > best[count - 1])) i += LANES;
-            if (i == some) break;
-            if (!(score[i] > best[count - 1])) continue;
-            int64_t place = count - 1;
-            for (; place && score[i] > best[place - 1]; place--)
-                best[place] = best[place - 1], chosen[place] = chosen[place - 1];
-            best[place] = score[i], chosen[place] = block + i;
+        for (int64_t group = 0; group < groups; group++) {
+            const float *keys = user.blocks + (block * groups + group) * D;
+            float score[SCORED_AT_ONCE], *worst = best + group * count + count - 1;
+            score_blocks(keys, groups * D, mean + group * D, some, score);
+            for (int i = 0; i < some; i++) {
+                // Most have none that is needed.
+                if (i % LANES == 0)
+                    while (i + LANES <= some && !any(load(score + i) > *worst)) i += LANES;
+                if (i < some && score[i] > *worst)
+                    insert(score[i], block + i, count, best + group * count, chosen + group * count);
+            }
         }
     }
-    int64_t found = 0;
-    for (; found < count && chosen[found] >= 0; found++) {
-        const int32_t block = chosen[found];
-        int64_t to = found;
-        for (; to && chosen[to - 1] > block; to--) chosen[to] = chosen[to - 1];
-        chosen[to] = block;
+    for (int64_t group = 0; group < groups; group++) {
+        int32_t *of_group = chosen + group * count;
+        for (int64_t place = 1; place < count && of_group[place] >= 0; place++) {
+            const int32_t block = of_group[place];
+            int64_t to = place;
+            for (; to && of_group[to - 1] > block; to--) of_group[to] = of_group[to - 1];
+            of_group[to] = block;
+        }
     }
-    return found;
 }
 
 static inline int64_t most_far(const Step &step) { return (step.top_n + 1) * S; }
 static inline int64_t most_near(const Step &step) { return step.window + 64 + step.sinks; }
 
-static int64_t step_room(const Step &step) {
-    const int64_t keys = most_far(step) + most_near(step) + 2 * LANES;
-    return (keys * (R + 2) + 2 * step.top_n) / LANES + 4 + R;
+struct StepScratch {
+    int64_t *far, *near;  // rows of the keys
+    float *q, *mean;      // [G, R, d] and [G, d]
+    float *best;          // [G, n]
+    float *scores;        // [R, keys]
+    int64_t used;         // vectors
+
+    StepScratch(const Step &step, Vector *from) {
+        const int64_t keys = most_far(step) + most_near(step) + LANES;
+        Vector *next = from;
+        auto take = [&](int64_t numbers) {
+            return (next += numbers / LANES + 1) - (numbers / LANES + 1);
+        };
+        far = (int64_t *)take(2 * most_far(step));
+        near = (int64_t *)take(2 * most_near(step));
+        q = (float *)take(step.groups * R * D);
+        mean = (float *)take(step.groups * D);
+        best = (float *)take(step.groups * step.top_n);
+        scores = (float *)take(R * keys);
+        used = next - from;
+    }
+};
+
+// Asks for keys and values that are wanted soon: they are scattered over the whole history.
+static inline void fetch(const float *row) {
+    for (int line = 0; line < 2 * D; line += 16) __builtin_prefetch(row + line);
 }
 
 // Adds share * softmax(q . key) value over the keys, [R, d]. `rows` are those of the keys.
@@ -171,36 +207,48 @@ static void attend_keys(
 }
 
 static void step_event(const Step &step, const User &user, int64_t event, int64_t row, Vector *room) {
-    const int64_t groups = step.groups, at = user.held + event, own = at / S;
-    int64_t *far = (int64_t *)room, *near = far + most_far(step);
-    float *best = (float *)(near + most_near(step)), *scores = best + 2 * step.top_n;
+    const StepScratch scratch(step, room);
+    const int64_t heads = step.groups * R, at = user.held + event, own = at / S;
     const Turn turn(step, user.first + at);
-    float q[R * D];
+    for (int64_t head = 0; head < heads; head++)
+        turn(step.q + (row * heads + head) * D, scratch.q + head * D);
+    const int64_t width = 2 * D * step.groups;
     // Alike for all groups: the keys of the pattern, then the sinks that it does not lead to.
     int64_t near_count = 0;
-    for (int64_t back = 0; back < step.window && back <= at; back++) near[near_count++] = at - back;
+    for (int64_t back = 0; back < step.window && back <= at; back++)
+        scratch.near[near_count++] = at - back;
     for (int64_t back = 1; back <= at; back *= 2)
-        if (back >= step.window) near[near_count++] = at - back;
+        if (back >= step.window) scratch.near[near_count++] = at - back;
     for (int64_t sink = user.first; sink < step.sinks && sink - user.first <= at; sink++) {
         const int64_t back = at - (sink - user.first);
-        if (back >= step.window && (back & (back - 1))) near[near_count++] = at - back;
+        if (back >= step.window && (back & (back - 1))) scratch.near[near_count++] = at - back;
     }
-    for (int64_t group = 0; group < groups; group++) {
-        const int64_t place = (row * groups + group) * R;
-        const float *gates = step.gates + place * 2;
-        for (int r = 0; r < R; r++) turn(step.q + (place + r) * D, q + r * D);
-        const float *events = user.events + group * 2 * D;
-        int32_t *chosen = step.selected + (row * groups + group) * step.top_n;
-        const int64_t blocks = choose(step, user, q, group, own, best, chosen);
+    for (int64_t key = 0; key < near_count; key++)
+        for (int64_t group = 0; group < step.groups; group++)
+            fetch(user.events + scratch.near[key] * width + group * 2 * D);
+
+    int32_t *chosen = step.selected + row * step.groups * step.top_n;
+    choose(step, user, scratch.q, own, scratch.mean, scratch.best, chosen);
+    for (int64_t i = 0; i < step.groups * step.top_n; i++)
+        for (int64_t key = 0; key < S && chosen[i] >= 0; key++)
+            fetch(user.events + (chosen[i] * (int64_t)S + key) * width + i / step.top_n * 2 * D);
+
+    const float *gates = step.gates + row * heads * 2;
+    float *out = step.out + row * heads * D;
+    memset(out, 0, sizeof(float) * heads * D);
+    // The short-term path goes first: its keys were asked for first.
+    for (int64_t group = 0; group < step.groups; group++)
+        attend_keys(step, user.events + group * 2 * D, scratch.q + group * R * D, scratch.near,
+                    near_count, gates + group * R * 2 + 1, scratch.scores, out + group * R * D);
+    for (int64_t group = 0; group < step.groups; group++, chosen += step.top_n) {
         int64_t far_count = 0;
-        for (int64_t i = 0; i < blocks; i++)
-            for (int64_t key = 0; key < S; key++) far[far_count++] = (int64_t)chosen[i] * S + key;
-        for (int64_t key = own * S; key <= at; key++) far[far_count++] = key;
-        for (int64_t i = 0; i < blocks; i++) chosen[i] += user.first / S;
-        for (int64_t i = blocks; i < step.top_n; i++) chosen[i] = -1;
-        float *out = step.out + place * D;
-        memset(out, 0, sizeof(float) * R * D);
-        attend_keys(step, events, q, far, far_count, gates, scores, out);
-        attend_keys(step, events, q, near, near_count, gates + 1, scores, out);
+        for (int64_t i = 0; i < step.top_n && chosen[i] >= 0; i++) {
+            for (int64_t key = 0; key < S; key++)
+                scratch.far[far_count++] = (int64_t)chosen[i] * S + key;
+            chosen[i] += user.first / S;
+        }
+        for (int64_t key = own * S; key <= at; key++) scratch.far[far_count++] = key;
+        attend_keys(step, user.events + group * 2 * D, scratch.q + group * R * D, scratch.far,
+                    far_count, gates + group * R * 2, scratch.scores, out + group * R * D);
     }
 }
