@@ -45,6 +45,8 @@ def build(**constants: int) -> Path:
     Raises:
         NotBuiltError: there is no compiler, it failed, or the cache folder is not the user's own.
     """
+    if os.name != "posix":
+        raise NotBuiltError(f"the operator is for POSIX systems, this is {platform.system()}")
     folder = cache_folder()
     command = [*compiler(), *FLAGS, native_flag()]
     command += [f"-D{name}={value}" for name, value in constants.items()]
