@@ -69,23 +69,22 @@ static void append(const Step &step) {
 
 constexpr int SCORED_AT_ONCE = 64;
 
-// Products of a query with `count` block keys, at most SCORED_AT_ONCE, `stride` numbers apart.
-static inline void score_blocks(
-    const float *keys, int64_t stride, const float *q, int count, float *scores
-) {
-    int first = 0;
+// Products of a query with keys: row(i) is where the i-th is.
+template <class Row>
+static inline void score_rows(Row row, int64_t count, const float *q, float *scores) {
+    int64_t first = 0;
     if (D % LANES == 0)
         for (; first + LANES <= count; first += LANES) {
             Vector products[LANES];
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; i++) {
-                const float *key = keys + (first + i) * stride;
+                const float *key = row(first + i);
                 products[i] = load(key) * load(q);
                 for (int d = LANES; d < D; d += LANES) products[i] += load(key + d) * load(q + d);
             }
             store(scores + first, totals(products));
         }
-    for (; first < count; first++) scores[first] = product(keys + first * stride, q);
+    for (; first < count; first++) scores[first] = product(row(first), q);
 }
 
 // Puts a block among the best of one group, of which the worst is less; among equals it comes last.
@@ -120,7 +119,8 @@ static void choose(
         for (int64_t group = 0; group < groups; group++) {
             const float *keys = user.blocks + (block * groups + group) * D;
             float score[SCORED_AT_ONCE], *worst = best + group * count + count - 1;
-            score_blocks(keys, groups * D, mean + group * D, some, score);
+            score_rows([&](int64_t i) { return keys + i * groups * D; }, some, mean + group * D,
+                       score);
             for (int i = 0; i < some; i++) {
                 // Most have none that is needed.
                 if (i % LANES == 0)
@@ -179,14 +179,15 @@ static void attend_keys(
 ) {
     const int64_t width = 2 * D * step.groups, padded = (count + LANES - 1) / LANES * LANES;
     const float scale = 1.44269504f / sqrtf((float)D);
-    for (int64_t key = 0; key < count; key++)
-        for (int r = 0; r < R; r++)
-            scores[r * padded + key] = product(events + rows[key] * width, q + r * D) * scale;
     for (int r = 0; r < R; r++) {
         float *score = scores + r * padded;
+        score_rows([&](int64_t key) { return events + rows[key] * width; }, count, q + r * D, score);
         for (int64_t key = count; key < padded; key++) score[key] = HIDDEN;
-        Vector top = load(score), sum = {};
-        for (int64_t key = LANES; key < padded; key += LANES) top = larger(top, load(score + key));
+        Vector top = every(HIDDEN), sum = {};
+        for (int64_t key = 0; key < padded; key += LANES) {
+            store(score + key, load(score + key) * scale);
+            top = larger(top, load(score + key));
+        }
         const float highest = largest(top);
         for (int64_t key = 0; key < padded; key += LANES) {
             const Vector weight = exp2(load(score + key) - highest);
