@@ -13,14 +13,15 @@ struct InverseLists {
     const int64_t blocks, most;
 
     InverseLists(const Problem &problem, const Chunks &chunks)
-        : bounds(problem.groups * (chunks.blocks + 2)), rows(problem.groups * problem.rows * problem.top_n),
-          blocks(chunks.blocks), most(problem.rows * problem.top_n) {}
+        : bounds(problem.groups * (chunks.blocks + 2)),
+          rows(problem.groups * problem.rows * problem.top_n), blocks(chunks.blocks),
+          most(problem.rows * problem.top_n) {}
 
     Status fill(const Batch &batch) {
         if (!bounds.data || !rows.data) return NO_MEMORY;
         const Problem &problem = batch.problem;
         return in_parallel(problem.groups, problem.threads, 0, [&](int64_t group, Vector *) {
-            // Counted two places ahead, so that the bounds stand where they belong once rows are put.
+            // Counted two places ahead: the bounds stand where they belong once rows are put.
             int64_t *bound = bounds.data + group * (blocks + 2);
             memset(bound, 0, sizeof(int64_t) * (blocks + 2));
             each_choice(batch, group, [&](int64_t block, int64_t) { bound[block + 2]++; });
@@ -53,53 +54,41 @@ struct InverseLists {
 
 constexpr int QUERIES_AT_ONCE = 16;
 
-struct KeyScratch {
-    Vector *grad_k, *grad_v;   // [d], lanes are keys
-    Vector *weights, *slopes;  // [queries, R]: weight with the gate, derivative by the score
-    float *strips;
-    View *seen;
-    int64_t used;
-
-    KeyScratch(const Pattern &pattern, Vector *from) {
-        const int64_t queries = pattern.count + QUERIES_AT_ONCE;
-        Vector *next = from;
-        auto take = [&](int64_t vectors) { return (next += vectors) - vectors; };
-        grad_k = take(D);
-        grad_v = take(D);
-        weights = take(queries * R);
-        slopes = take(queries * R);
-        strips = (float *)take(pattern.strip_room(BACKWARD_ROWS));
-        seen = (View *)take(pattern.count * sizeof(View) / sizeof(Vector) + 1);
-        used = next - from;
-    }
-};
-
 // The keys of a chunk, and what queries add to their gradients.
 struct KeyTile {
     const Batch &batch;
     const Chunk &at;
     const int64_t chunk, group;
-    const float *k, *v;
-    const KeyScratch scratch;
+    const float *const k, *const v;
+
+    Arena arena;
+    Vector *const grad_k = arena.take<Vector>(D), *const grad_v = arena.take<Vector>(D);
+    // Weights with the gate, and gradients of the scores, [queries, R]: lanes are keys.
+    Vector *const weights = arena.take<Vector>((batch.pattern.count + QUERIES_AT_ONCE) * R);
+    Vector *const slopes = arena.take<Vector>((batch.pattern.count + QUERIES_AT_ONCE) * R);
+    float *const strips = arena.take<float>(batch.pattern.strip_room(BACKWARD_ROWS));
+    View *const near_queries = arena.take<View>(batch.pattern.count);
     // Queries that wait to be taken together.
     int waiting = 0;
     int64_t rows[QUERIES_AT_ONCE];
     int paths[QUERIES_AT_ONCE];
     Mask seen[QUERIES_AT_ONCE];
 
-    KeyTile(const Batch &batch, int64_t chunk, int64_t group, Vector *room)
+    KeyTile(const Batch &batch, int64_t chunk, int64_t group, Vector *scratch)
         : batch(batch), at(batch.chunks[chunk]), chunk(chunk), group(group),
-          k(batch.k.at(group, chunk)), v(batch.v.at(group, chunk)), scratch(batch.pattern, room) {
-        memset((void *)scratch.grad_k, 0, sizeof(Vector) * 2 * D);
+          k(batch.k.at(group, chunk)), v(batch.v.at(group, chunk)), arena{scratch} {}
+
+    void start() {
+        for (int d = 0; d < D; d++) grad_k[d] = grad_v[d] = Vector{};
     }
 
     // Queries at the distances of the pattern: a vector of them for the vector of keys.
     void near() {
-        const Shifts shifts{batch.queries, group, chunk, at, scratch.strips};
-        const int count = shifted_views(batch.pattern, shifts, -1, scratch.seen);
+        const Shifts shifts{batch.queries, group, chunk, at, strips};
+        const int count = shifted_views(batch.pattern, shifts, -1, near_queries);
         const float scale = batch.problem.scale();
         for (int each = 0; each < count; each++) {
-            const View &view = scratch.seen[each];
+            const View &view = near_queries[each];
             auto row = [&](int number) { return load(view.first + number * view.stride); };
             Vector score[R] = {}, slope[R] = {};
             for (int d = 0; d < D; d++) {
@@ -113,12 +102,12 @@ struct KeyTile {
             for (int r = 0; r < R; r++) {
                 const Vector weight =
                     exp2(score[r] * scale - row(NORMALISER + r)) * row(GATE + r);
-                scratch.weights[each * R + r] = weight;
-                scratch.slopes[each * R + r] = weight * (slope[r] - row(MEAN + r));
+                weights[each * R + r] = weight;
+                slopes[each * R + r] = weight * (slope[r] - row(MEAN + r));
             }
         }
         accumulate(count, [&](int each, int number) {
-            const View &view = scratch.seen[each];
+            const View &view = near_queries[each];
             return load(view.first + number * view.stride);
         });
     }
@@ -140,13 +129,14 @@ struct KeyTile {
             dot_keys(k, problem.q + first * D, score);
             dot_keys(v, problem.grad + first * D, slope);
             for (int r = 0; r < R; r++) {
-                const float normaliser = problem.normalisers[path * problem.rows * heads + first + r];
+                const int64_t place = path * problem.rows * heads + first + r;
                 const int64_t gate = (first + r) * 2 + path;
                 const Vector weight =
-                    exp2(score[r] * problem.scale() - normaliser) * problem.gates[gate];
-                scratch.weights[each * R + r] = seen[each] ? weight : Vector{};
-                scratch.slopes[each * R + r] =
-                    scratch.weights[each * R + r] * (slope[r] - problem.grad_gates[gate]);
+                    exp2(score[r] * problem.scale() - problem.normalisers[place]) *
+                    problem.gates[gate];
+                weights[each * R + r] = seen[each] ? weight : Vector{};
+                slopes[each * R + r] =
+                    weights[each * R + r] * (slope[r] - problem.grad_gates[gate]);
             }
         }
         const float *q[QUERIES_AT_ONCE], *grad[QUERIES_AT_ONCE];
@@ -162,7 +152,7 @@ struct KeyTile {
 
     void finish() const {
         const float root = 1 / sqrtf((float)D);
-        const float *keys = (const float *)scratch.grad_k, *values = (const float *)scratch.grad_v;
+        const float *keys = (const float *)grad_k, *values = (const float *)grad_v;
         for (int lane = 0; lane < at.events(); lane++) {
             const int64_t first = ((at.row + lane) * batch.problem.groups + group) * D;
             for (int d = 0; d < D; d++) {
@@ -183,27 +173,30 @@ struct KeyTile {
     template <int COUNT, class Row>
     void accumulate_part(int count, Row row, int d) {
         Vector sum_k[COUNT], sum_v[COUNT];
-        for (int i = 0; i < COUNT; i++) sum_k[i] = scratch.grad_k[d + i], sum_v[i] = scratch.grad_v[d + i];
+        for (int i = 0; i < COUNT; i++)
+            sum_k[i] = grad_k[d + i], sum_v[i] = grad_v[d + i];
         for (int each = 0; each < count; each++)
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
                 for (int i = 0; i < COUNT; i++) {
-                    sum_k[i] += scratch.slopes[each * R + r] * row(each, QUERY + r * D + d + i);
-                    sum_v[i] += scratch.weights[each * R + r] * row(each, GRAD + r * D + d + i);
+                    sum_k[i] += slopes[each * R + r] * row(each, QUERY + r * D + d + i);
+                    sum_v[i] += weights[each * R + r] * row(each, GRAD + r * D + d + i);
                 }
-        for (int i = 0; i < COUNT; i++) scratch.grad_k[d + i] = sum_k[i], scratch.grad_v[d + i] = sum_v[i];
+        for (int i = 0; i < COUNT; i++)
+            grad_k[d + i] = sum_k[i], grad_v[d + i] = sum_v[i];
     }
 };
 
 static void backward_keys_tile(
-    const Batch &batch, const InverseLists &lists, int64_t chunk, int64_t group, Vector *room
+    const Batch &batch, const InverseLists &lists, int64_t chunk, int64_t group, Vector *scratch
 ) {
-    KeyTile tile(batch, chunk, group, room);
+    KeyTile tile(batch, chunk, group, scratch);
     const Chunk &at = tile.at;
     const bool causal = batch.problem.causal;
     const Mask position = lane_numbers() + at.position, block = block_numbers(at.position);
     const int32_t last = at.position + at.events() - 1;
+    tile.start();
     tile.near();
 
     // The events of the keys' own blocks.

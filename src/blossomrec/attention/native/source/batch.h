@@ -19,7 +19,8 @@ struct Batch {
     Batch(const Problem &problem, const Chunks &chunks)
         : problem(problem), chunks(chunks), pattern(problem, chunks.longest),
           queries(chunks, problem.groups, problem.grad ? BACKWARD_ROWS : FORWARD_ROWS),
-          k(chunks, problem.groups, D), v(chunks, problem.groups, D), rows(chunks, problem.groups) {}
+          k(chunks, problem.groups, D), v(chunks, problem.groups, D),
+          rows(chunks, problem.groups) {}
 
     // Calls work(batch, chunk, group, scratch) for all of them.
     template <class Work>
@@ -44,7 +45,7 @@ struct Batch {
                 copy_columns(problem.grad, at, group, heads, R * D, columns + GRAD * LANES);
             copy_columns(problem.k, at, group, groups, D, k.at(group, chunk));
             copy_columns(problem.v, at, group, groups, D, v.at(group, chunk));
-            rows.copy(problem.grad ? problem.k : problem.v, at, chunk, group, groups);
+            rows.copy(problem.grad ? problem.k : problem.v, at, chunk, group, problem.groups);
         });
     }
 };

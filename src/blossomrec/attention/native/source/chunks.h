@@ -1,8 +1,8 @@
 // Packed histories cut into chunks of LANES events, and copies of the inputs in that layout.
 //
 // Every history starts a chunk of its own. In *columns* the events of a chunk are the lanes of a
-// vector, one vector for each number of a head: [G, chunks, heads * d, LANES]. In *rows* the numbers
-// of a head are the lanes: [G, chunks * LANES, ROW]. Where no event is there are zeros.
+// vector, one vector for each number of a head: [G, chunks, heads * d, LANES]. In *rows* the
+// numbers of a head are the lanes: [G, chunks * LANES, ROW]. Where no event is there are zeros.
 #pragma once
 
 #include "threads.h"
@@ -84,11 +84,13 @@ struct Rows {
         return data.data + (group * chunks + chunk) * LANES * ROW;
     }
 
-    void copy(const float *x, const Chunk &chunk, int64_t chunk_index, int64_t group, int64_t stride) {
-        float *rows = at(group, chunk_index);
+    // From x, [T, G, d].
+    void copy(const float *x, const Chunk &from, int64_t chunk, int64_t group, int64_t groups) {
+        float *rows = at(group, chunk);
         memset(rows, 0, sizeof(float) * LANES * ROW);
-        for (int lane = 0; lane < chunk.events(); lane++)
-            memcpy(rows + lane * ROW, x + (chunk.row + lane) * stride + group * D, sizeof(float) * D);
+        for (int lane = 0; lane < from.events(); lane++)
+            memcpy(rows + lane * ROW, x + ((from.row + lane) * groups + group) * D,
+                   sizeof(float) * D);
     }
 };
 

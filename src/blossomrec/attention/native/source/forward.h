@@ -3,116 +3,120 @@
 
 #include "selected.h"
 
-struct ForwardScratch {
-    Vector *near, *own;       // sums of values, [R, d], lanes are events
-    Vector *selected;         // the same, [LANES, R, ROW]
-    Vector *scores;           // [keys, R], lanes are events
-    Vector *chosen_scores;    // [chunks of the selected blocks, R], lanes are keys
-    float *key_strips, *value_strips;
-    View *keys_seen, *values_seen;
-    int64_t used;
+struct ForwardTile {
+    const Batch &batch;
+    const Problem &problem;
+    const int64_t chunk, group, heads;
+    const Chunk &at;
+    const float *const q;
+    const float scale;
 
-    ForwardScratch(const Problem &problem, const Pattern &pattern, Vector *from) {
-        const int64_t keys = pattern.most_views() + MOST_OWN;
-        const int64_t views_room = keys * sizeof(View) / sizeof(Vector) + 1;
-        Vector *next = from;
-        auto take = [&](int64_t vectors) { return (next += vectors) - vectors; };
-        near = take(R * D);
-        own = take(R * D);
-        selected = take(LANES * R * ROW_VECTORS);
-        scores = take(keys * R);
-        chosen_scores = take(most_selected(problem) * R);
-        key_strips = (float *)take(pattern.strip_room(D));
-        value_strips = (float *)take(pattern.strip_room(D));
-        keys_seen = (View *)take(views_room);
-        values_seen = (View *)take(views_room);
-        used = next - from;
-    }
-
-    static int64_t room(const Problem &problem, const Pattern &pattern) {
-        return ForwardScratch(problem, pattern, nullptr).used;
-    }
-};
-
-static void forward_tile(const Batch &batch, int64_t chunk, int64_t group, Vector *room) {
-    const Problem &problem = batch.problem;
-    const Chunk &at = batch.chunks[chunk];
-    const ForwardScratch scratch(problem, batch.pattern, room);
-    const float *q = batch.queries.at(group, chunk);
-    const float scale = problem.scale();
-    const int64_t heads = problem.heads(), groups = problem.groups;
-    memset((void *)scratch.near, 0, sizeof(Vector) * (2 * R * D + LANES * R * ROW_VECTORS));
-
-    // Of each path and head: the highest score and the sum of the weights relative to it.
+    Arena arena;
+    // Sums of values, by weights relative to the highest score: lanes are events, [R, d].
+    Vector *const near = arena.take<Vector>(R * D), *const own = arena.take<Vector>(R * D);
+    // The same of selected blocks, [LANES, R, ROW].
+    Vector *const selected = arena.take<Vector>(LANES * R * ROW_VECTORS);
+    // Scores: lanes are events, [keys, R]; lanes are keys, [chunks of selected blocks, R].
+    Vector *const scores = arena.take<Vector>(batch.pattern.most_views() * R);
+    Vector *const chosen_scores = arena.take<Vector>(most_selected(problem) * R);
+    float *const key_strips = arena.take<float>(batch.pattern.strip_room(D));
+    float *const value_strips = arena.take<float>(batch.pattern.strip_room(D));
+    View *const keys = arena.take<View>(batch.pattern.most_views());
+    View *const values = arena.take<View>(batch.pattern.most_views());
+    // Highest scores and sums of weights, lanes are events.
     Vector near_top[R], near_sum[R], own_top[R], own_sum[R];
-    auto attend = [&](const Views &keys, const Views &values, Vector *out, Vector *top, Vector *sum) {
-        score(q, keys, scale, scratch.scores);
-        soften(keys.count, scratch.scores, top, sum);
-        add(values, scratch.scores, out);
-    };
-    attend(near_views(batch.pattern, batch.k, problem.k, groups, group, chunk, at,
-                      scratch.key_strips, scratch.keys_seen),
-           near_views(batch.pattern, batch.v, problem.v, groups, group, chunk, at,
-                      scratch.value_strips, scratch.values_seen),
-           scratch.near, near_top, near_sum);
-    attend(own_views(problem.causal, problem.k, groups, group, at, scratch.keys_seen),
-           own_views(problem.causal, problem.v, groups, group, at, scratch.values_seen),
-           scratch.own, own_top, own_sum);
-
     float chosen_top[R][LANES], chosen_sum[R][LANES];
-    for (int lane = 0; lane < LANES; lane++)
-        for (int r = 0; r < R; r++) chosen_top[r][lane] = HIDDEN, chosen_sum[r][lane] = 0;
-    for (int lane = 0; lane < at.events(); lane++) {
+
+    ForwardTile(const Batch &batch, int64_t chunk, int64_t group, Vector *scratch)
+        : batch(batch), problem(batch.problem), chunk(chunk), group(group), heads(problem.heads()),
+          at(batch.chunks[chunk]), q(batch.queries.at(group, chunk)), scale(problem.scale()),
+          arena{scratch} {}
+
+    void attend_near() {
+        const int64_t groups = problem.groups;
+        attend(near_views(batch.pattern, {batch.k, group, chunk, at, key_strips}, problem.k, groups,
+                          keys),
+               near_views(batch.pattern, {batch.v, group, chunk, at, value_strips}, problem.v,
+                          groups, values),
+               near, near_top, near_sum);
+    }
+
+    void attend_own() {
+        const int64_t groups = problem.groups;
+        attend(own_views(problem.causal, problem.k, groups, group, at, keys),
+               own_views(problem.causal, problem.v, groups, group, at, values), own, own_top,
+               own_sum);
+    }
+
+    void attend_selected(int lane) {
         const int64_t row = at.row + lane;
         const float *query = problem.q + (row * heads + group * R) * D;
-        Vector *scores = scratch.chosen_scores, top[R], sum[R];
+        Vector *const out = selected + lane * R * ROW_VECTORS;
+        memset((void *)out, 0, sizeof(Vector) * R * ROW_VECTORS);
+        Vector top[R], sum[R] = {};
+        for (int r = 0; r < R; r++) top[r] = every(HIDDEN);
         const int count = each_selected(
             problem, at, chunk, row, group, [&](int slot, int64_t keys, Mask inside) {
-                Vector *score = scores + slot * R;
+                Vector *score = chosen_scores + slot * R;
                 dot_keys(batch.k.at(group, keys), query, score);
-                for (int r = 0; r < R; r++) score[r] = inside ? score[r] * scale : every(HIDDEN);
+                for (int r = 0; r < R; r++) {
+                    score[r] = inside ? score[r] * scale : every(HIDDEN);
+                    top[r] = larger(top[r], score[r]);
+                }
             });
-        if (!count) continue;
-        for (int r = 0; r < R; r++) top[r] = scores[r], sum[r] = Vector{};
-        for (int slot = 1; slot < count; slot++)
-            for (int r = 0; r < R; r++) top[r] = larger(top[r], scores[slot * R + r]);
         for (int r = 0; r < R; r++) chosen_top[r][lane] = largest(top[r]);
         for (int slot = 0; slot < count; slot++)
             for (int r = 0; r < R; r++)
-                sum[r] += scores[slot * R + r] = exp2(scores[slot * R + r] - chosen_top[r][lane]);
+                sum[r] += chosen_scores[slot * R + r] =
+                    exp2(chosen_scores[slot * R + r] - chosen_top[r][lane]);
         for (int r = 0; r < R; r++) chosen_sum[r][lane] = total(sum[r]);
         each_selected(problem, at, chunk, row, group, [&](int slot, int64_t keys, Mask) {
-            add_rows(batch.rows.at(group, keys), scores + slot * R,
-                     scratch.selected + lane * R * ROW_VECTORS);
+            add_rows(batch.rows.at(group, keys), chosen_scores + slot * R, out);
         });
     }
 
-    for (int r = 0; r < R; r++) {
+    // Joins the parts of the long-term softmax, and both paths by the gates.
+    void finish(int r) {
         const int64_t head = group * R + r;
         Vector gate[2] = {};
         for (int lane = 0; lane < at.events(); lane++)
             for (int path = 0; path < 2; path++)
                 gate[path][lane] = problem.gates[((at.row + lane) * heads + head) * 2 + path];
         const Vector other_top = load(chosen_top[r]), top = larger(own_top[r], other_top);
-        const Vector own = exp2(own_top[r] - top), other = exp2(other_top - top);
-        const Vector sum = own * own_sum[r] + other * load(chosen_sum[r]);
-        const Vector near_share = gate[1] / near_sum[r], own_share = own * gate[0] / sum;
+        const Vector own_part = exp2(own_top[r] - top), other_part = exp2(other_top - top);
+        const Vector sum = own_part * own_sum[r] + other_part * load(chosen_sum[r]);
+        const Vector near_share = gate[1] / near_sum[r], own_share = own_part * gate[0] / sum;
         float other_share[LANES], normaliser[2][LANES];
-        store(other_share, other * gate[0] / sum);
+        store(other_share, other_part * gate[0] / sum);
         store(normaliser[0], top + log2(sum));
         store(normaliser[1], near_top[r] + log2(near_sum[r]));
-        for (int d = 0; d < D; d++)
-            scratch.near[r * D + d] = scratch.near[r * D + d] * near_share +
-                                      scratch.own[r * D + d] * own_share;
-        const float *together = (const float *)(scratch.near + r * D);
+        Vector *const both = near + r * D;
+        for (int d = 0; d < D; d++) both[d] = both[d] * near_share + own[r * D + d] * own_share;
+        const float *together = (const float *)both;
         for (int lane = 0; lane < at.events(); lane++) {
             const int64_t place = (at.row + lane) * heads + head;
-            const float *selected = (const float *)(scratch.selected + (lane * R + r) * ROW_VECTORS);
+            const float *other = (const float *)(selected + (lane * R + r) * ROW_VECTORS);
             float *out = problem.out + place * D;
             for (int d = 0; d < D; d++)
-                out[d] = together[d * LANES + lane] + other_share[lane] * selected[d];
+                out[d] = together[d * LANES + lane] + other_share[lane] * other[d];
             for (int path = 0; path < 2; path++)
                 problem.normalisers[path * problem.rows * heads + place] = normaliser[path][lane];
         }
     }
+
+  private:
+    void attend(const Views &keys, const Views &values, Vector *out, Vector *top, Vector *sum) {
+        memset((void *)out, 0, sizeof(Vector) * R * D);
+        score(q, keys, scale, scores);
+        soften(keys.count, scores, top, sum);
+        add(values, scores, out);
+    }
+};
+
+static void forward_tile(const Batch &batch, int64_t chunk, int64_t group, Vector *scratch) {
+    ForwardTile tile(batch, chunk, group, scratch);
+    tile.attend_near();
+    tile.attend_own();
+    for (int lane = 0; lane < tile.at.events(); lane++) tile.attend_selected(lane);
+    for (int r = 0; r < R; r++) tile.finish(r);
 }

@@ -18,6 +18,8 @@ struct Views {
     int shifted, count;
 };
 
+constexpr int MOST_OWN = LANES + 2 * S;  // views of own blocks that a chunk can have
+
 // Distances of the short-term pattern, behind and, where that is seen, ahead (negative).
 struct Pattern {
     Buffer<int32_t> distances;
@@ -41,15 +43,14 @@ struct Pattern {
         return distance < window || (distance & (distance - 1)) == 0;
     }
 
-    // Vectors that the strips of a chunk take, for columns of so many rows.
-    int64_t strip_room(int64_t rows) const { return (2 * (window / LANES + 4)) * 2 * rows; }
-    int most_views() const { return count + sinks; }
+    // Numbers that the strips of a chunk take, for columns of so many rows.
+    int64_t strip_room(int64_t rows) const { return 2 * (window / LANES + 4) * rows * 2 * LANES; }
+    // Views that a chunk has at most, of either path.
+    int64_t most_views() const { return count + sinks > MOST_OWN ? count + sinks : MOST_OWN; }
 
   private:
     void add(int32_t distance) { distances.data[count++] = distance; }
 };
-
-constexpr int MOST_OWN = LANES + 2 * S;  // views of own blocks that a chunk can have
 
 // Views of positions at the pattern's distances from a chunk's own. Distances that are no multiple
 // of LANES are read from a *strip*, two neighbouring chunks side by side, [rows, 2 * LANES].
@@ -101,12 +102,11 @@ static int shifted_views(const Pattern &pattern, Shifts shifts, int sign, View *
     return count;
 }
 
-// Views of the short-term keys of a chunk in x, [T, G, d], and its columns.
+// Views of the short-term keys of a chunk in x, [T, G, d], and its columns, with room for strips.
 static Views near_views(
-    const Pattern &pattern, const Columns &columns, const float *x, int64_t groups,
-    int64_t group, int64_t chunk, const Chunk &at, float *room, View *view
+    const Pattern &pattern, const Shifts &shifts, const float *x, int64_t groups, View *view
 ) {
-    const Shifts shifts{columns, group, chunk, at, room};
+    const Chunk &at = shifts.at;
     Views views{view, shifted_views(pattern, shifts, 1, view), 0};
     views.count = views.shifted;
     for (int32_t sink = 0; sink < pattern.sinks; sink++) {
@@ -118,7 +118,8 @@ static Views near_views(
             seen[lane] = -(!pattern.visible(abs(distance)) && !(pattern.causal && distance < 0));
         }
         if (any(seen))
-            view[views.count++] = {x + ((at.start() + position) * groups + group) * D, 1, seen};
+            view[views.count++] = {
+                x + ((at.start() + position) * groups + shifts.group) * D, 1, seen};
     }
     return views;
 }

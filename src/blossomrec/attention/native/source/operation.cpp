@@ -42,7 +42,7 @@ extern "C" int blossom_forward(Problem *problem) {
     if (const Status wrong = check_selection(*problem, chunks)) return wrong;
     Batch batch(*problem, chunks);
     if (const Status failed = batch.fill()) return failed;
-    return batch.each(ForwardScratch::room(*problem, batch.pattern), forward_tile);
+    return batch.each(ForwardTile(batch, 0, 0, nullptr).arena.used, forward_tile);
 }
 
 extern "C" int blossom_backward(Problem *problem) {
@@ -51,12 +51,12 @@ extern "C" int blossom_backward(Problem *problem) {
     Batch batch(*problem, chunks);
     if (const Status failed = batch.fill()) return failed;
     // The gradients of the gates are the means that the gradients of the scores are taken from.
-    Status failed = batch.each(QueryScratch::room(*problem, batch.pattern), backward_queries_tile);
+    Status failed = batch.each(QueryTile(batch, 0, 0, nullptr).arena.used, backward_queries_tile);
     if (failed) return failed;
     InverseLists lists(*problem, chunks);
     if ((failed = lists.fill(batch))) return failed;
     return batch.each(
-        KeyScratch(batch.pattern, nullptr).used,
+        KeyTile(batch, 0, 0, nullptr).arena.used,
         [&](const Batch &all, int64_t chunk, int64_t group, Vector *scratch) {
             backward_keys_tile(all, lists, chunk, group, scratch);
         });
@@ -83,7 +83,8 @@ extern "C" int blossom_step(Step *step) {
             places.data[row++] = {step->users + each, event};
     const int64_t most = (step->rows + 7) / 8;
     return in_parallel(
-        step->rows, step->threads < most ? step->threads : most, StepScratch(*step, nullptr).used,
+        step->rows, step->threads < most ? step->threads : most,
+        StepScratch(*step, nullptr).arena.used,
         [&](int64_t piece, Vector *scratch) {
             const Place &place = places.data[piece];
             step_event(*step, *place.user, place.event, piece, scratch);

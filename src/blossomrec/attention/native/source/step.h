@@ -1,4 +1,4 @@
-// New events of users whose keys, values and block keys are kept: the causal form, without gradients.
+// New events of users whose keys, values and block keys are kept: causal, without gradients.
 #pragma once
 
 #include "threads.h"
@@ -126,7 +126,8 @@ static void choose(
                 if (i % LANES == 0)
                     while (i + LANES <= some && !any(load(score + i) > *worst)) i += LANES;
                 if (i < some && score[i] > *worst)
-                    insert(score[i], block + i, count, best + group * count, chosen + group * count);
+                    insert(score[i], block + i, count, best + group * count,
+                           chosen + group * count);
             }
         }
     }
@@ -145,25 +146,19 @@ static inline int64_t most_far(const Step &step) { return (step.top_n + 1) * S; 
 static inline int64_t most_near(const Step &step) { return step.window + 64 + step.sinks; }
 
 struct StepScratch {
+    Arena arena;
     int64_t *far, *near;  // rows of the keys
     float *q, *mean;      // [G, R, d] and [G, d]
     float *best;          // [G, n]
     float *scores;        // [R, keys]
-    int64_t used;         // vectors
 
-    StepScratch(const Step &step, Vector *from) {
-        const int64_t keys = most_far(step) + most_near(step) + LANES;
-        Vector *next = from;
-        auto take = [&](int64_t numbers) {
-            return (next += numbers / LANES + 1) - (numbers / LANES + 1);
-        };
-        far = (int64_t *)take(2 * most_far(step));
-        near = (int64_t *)take(2 * most_near(step));
-        q = (float *)take(step.groups * R * D);
-        mean = (float *)take(step.groups * D);
-        best = (float *)take(step.groups * step.top_n);
-        scores = (float *)take(R * keys);
-        used = next - from;
+    StepScratch(const Step &step, Vector *from) : arena{from} {
+        far = arena.take<int64_t>(most_far(step));
+        near = arena.take<int64_t>(most_near(step));
+        q = arena.take<float>(step.groups * R * D);
+        mean = arena.take<float>(step.groups * D);
+        best = arena.take<float>(step.groups * step.top_n);
+        scores = arena.take<float>(R * (most_far(step) + most_near(step) + LANES));
     }
 };
 
@@ -181,7 +176,8 @@ static void attend_keys(
     const float scale = 1.44269504f / sqrtf((float)D);
     for (int r = 0; r < R; r++) {
         float *score = scores + r * padded;
-        score_rows([&](int64_t key) { return events + rows[key] * width; }, count, q + r * D, score);
+        score_rows([&](int64_t key) { return events + rows[key] * width; }, count, q + r * D,
+                   score);
         for (int64_t key = count; key < padded; key++) score[key] = HIDDEN;
         Vector top = every(HIDDEN), sum = {};
         for (int64_t key = 0; key < padded; key += LANES) {
@@ -207,7 +203,9 @@ static void attend_keys(
     }
 }
 
-static void step_event(const Step &step, const User &user, int64_t event, int64_t row, Vector *room) {
+static void step_event(
+    const Step &step, const User &user, int64_t event, int64_t row, Vector *room
+) {
     const StepScratch scratch(step, room);
     const int64_t heads = step.groups * R, at = user.held + event, own = at / S;
     const Turn turn(step, user.first + at);

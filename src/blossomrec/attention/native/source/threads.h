@@ -20,6 +20,19 @@ struct Buffer {
     Buffer &operator=(const Buffer &) = delete;
 };
 
+// Scratch memory handed out piece by piece, in whole vectors; from null it only counts them.
+struct Arena {
+    Vector *from;
+    int64_t used = 0;  // vectors
+
+    template <class T>
+    T *take(int64_t count) {
+        const int64_t first = used;
+        used += (count * sizeof(T) + sizeof(Vector) - 1) / sizeof(Vector);
+        return from ? (T *)(from + first) : nullptr;
+    }
+};
+
 // Calls work(piece, scratch) for every piece below `count`; each thread has `room` vectors of
 // scratch. Which thread takes which piece is open: a piece must write nothing that another reads.
 template <class Work>
