@@ -20,7 +20,7 @@ struct InverseLists {
     Status fill(const Batch &batch) {
         if (!bounds.data || !rows.data) return NO_MEMORY;
         const Problem &problem = batch.problem;
-        return in_parallel(problem.groups, problem.threads, 0, [&](int64_t group, Vector *) {
+        return in_parallel(problem.groups, problem.threads, 1, 0, [&](int64_t group, Vector *) {
             // Counted two places ahead: the bounds stand where they belong once rows are put.
             int64_t *bound = bounds.data + group * (blocks + 2);
             memset(bound, 0, sizeof(int64_t) * (blocks + 2));

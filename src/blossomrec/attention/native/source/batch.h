@@ -24,10 +24,10 @@ struct Batch {
 
     // Calls work(batch, chunk, group, scratch) for all of them.
     template <class Work>
-    Status each(int64_t room, const Work &work) const {
+    Status each(int64_t few, int64_t room, const Work &work) const {
         const int64_t groups = problem.groups;
         return in_parallel(
-            chunks.count * groups, problem.threads, room, [&](int64_t piece, Vector *scratch) {
+            chunks.count * groups, problem.threads, few, room, [&](int64_t piece, Vector *scratch) {
                 work(*this, piece / groups, piece % groups, scratch);
             });
     }
@@ -36,7 +36,7 @@ struct Batch {
         if (!pattern.distances.data || !queries.data.data || !k.data.data || !v.data.data ||
             !rows.data.data)
             return NO_MEMORY;
-        return each(0, [this](const Batch &, int64_t chunk, int64_t group, Vector *) {
+        return each(64, 0, [this](const Batch &, int64_t chunk, int64_t group, Vector *) {
             const Chunk &at = chunks[chunk];
             const int64_t heads = problem.heads() * D, groups = problem.groups * D;
             float *columns = queries.at(group, chunk);

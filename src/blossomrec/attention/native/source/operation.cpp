@@ -7,6 +7,9 @@
 #include "selection.h"
 #include "step.h"
 
+// Work that a thread is worth its start for: about a tenth of a millisecond.
+constexpr int FEW_TILES = 4, FEW_EVENTS = 8;
+
 // Whether all selected blocks are complete, eligible ones of the event's history.
 static Status check_selection(Problem &problem, const Chunks &chunks) {
     for (int64_t index = 0; index < chunks.count; index++) {
@@ -30,7 +33,7 @@ extern "C" int blossom_select(Problem *given) {
     const Chunks chunks(problem);
     if (chunks.status) return chunks.status;
     return in_parallel(
-        chunks.count * problem.groups, problem.threads, selection_room(problem),
+        chunks.count * problem.groups, problem.threads, FEW_TILES, selection_room(problem),
         [&](int64_t piece, Vector *scratch) {
             select_tile(problem, chunks[piece / problem.groups], piece % problem.groups, scratch);
         });
@@ -42,7 +45,7 @@ extern "C" int blossom_forward(Problem *problem) {
     if (const Status wrong = check_selection(*problem, chunks)) return wrong;
     Batch batch(*problem, chunks);
     if (const Status failed = batch.fill()) return failed;
-    return batch.each(ForwardTile(batch, 0, 0, nullptr).arena.used, forward_tile);
+    return batch.each(FEW_TILES, ForwardTile(batch, 0, 0, nullptr).arena.used, forward_tile);
 }
 
 extern "C" int blossom_backward(Problem *problem) {
@@ -51,12 +54,13 @@ extern "C" int blossom_backward(Problem *problem) {
     Batch batch(*problem, chunks);
     if (const Status failed = batch.fill()) return failed;
     // The gradients of the gates are the means that the gradients of the scores are taken from.
-    Status failed = batch.each(QueryTile(batch, 0, 0, nullptr).arena.used, backward_queries_tile);
+    Status failed = batch.each(
+        FEW_TILES, QueryTile(batch, 0, 0, nullptr).arena.used, backward_queries_tile);
     if (failed) return failed;
     InverseLists lists(*problem, chunks);
     if ((failed = lists.fill(batch))) return failed;
     return batch.each(
-        KeyTile(batch, 0, 0, nullptr).arena.used,
+        FEW_TILES, KeyTile(batch, 0, 0, nullptr).arena.used,
         [&](const Batch &all, int64_t chunk, int64_t group, Vector *scratch) {
             backward_keys_tile(all, lists, chunk, group, scratch);
         });
@@ -70,7 +74,7 @@ extern "C" int blossom_append(Step *step) {
 
 // Attention of the new events, whose block keys must be there.
 extern "C" int blossom_step(Step *step) {
-    // Where each row's user and event are; a thread is worth its start for a few events.
+    // Where each row's user and event are.
     struct Place {
         const User *user;
         int64_t event;
@@ -81,10 +85,8 @@ extern "C" int blossom_step(Step *step) {
     for (int64_t each = 0; each < step->count; each++)
         for (int64_t event = 0; event < step->users[each].count; event++)
             places.data[row++] = {step->users + each, event};
-    const int64_t most = (step->rows + 7) / 8;
     return in_parallel(
-        step->rows, step->threads < most ? step->threads : most,
-        StepScratch(*step, nullptr).arena.used,
+        step->rows, step->threads, FEW_EVENTS, StepScratch(*step, nullptr).arena.used,
         [&](int64_t piece, Vector *scratch) {
             const Place &place = places.data[piece];
             step_event(*step, *place.user, place.event, piece, scratch);

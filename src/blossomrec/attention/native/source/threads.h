@@ -34,9 +34,12 @@ struct Arena {
 };
 
 // Calls work(piece, scratch) for every piece below `count`; each thread has `room` vectors of
-// scratch. Which thread takes which piece is open: a piece must write nothing that another reads.
+// scratch, and is worth its start for `few` pieces. Which thread takes which piece is open: a piece
+// must write nothing that another reads.
 template <class Work>
-static Status in_parallel(int64_t count, int64_t threads, int64_t room, const Work &work) {
+static Status in_parallel(
+    int64_t count, int64_t threads, int64_t few, int64_t room, const Work &work
+) {
     struct Shared {
         const Work &work;
         int64_t count, room;
@@ -56,7 +59,8 @@ static Status in_parallel(int64_t count, int64_t threads, int64_t room, const Wo
     } shared{work, count, room};
     constexpr int64_t MOST = 256;
     pthread_t others[MOST];
-    int64_t started = 0, wanted = threads < count ? threads : count;
+    const int64_t most = (count + few - 1) / few, wanted = threads < most ? threads : most;
+    int64_t started = 0;
     for (; started < wanted - 1 && started < MOST; started++)
         // Where no more threads can be had, those that there are do the work.
         if (pthread_create(&others[started], nullptr, Shared::run, &shared)) break;
