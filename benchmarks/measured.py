@@ -62,7 +62,8 @@ def attention(gpu: bool) -> str:
         "dense": "dense",
         "cudnn": "dense, cuDNN",
         "flash": "dense, FlashAttention",
-        "torch": "Blossom, {}",
+        "torch": "Blossom in PyTorch, {}",
+        "native": "Blossom, {}",
         "triton": "Blossom, {}",
     }
     digits = 2 if gpu else 1
@@ -152,7 +153,8 @@ def approximate() -> str:
 def incremental() -> str:
     """Time of one more event, and what is kept of a user, over the length of the history."""
     names = {
-        "torch": "Blossom, {}",
+        "torch": "Blossom in PyTorch, {}",
+        "native": "Blossom, {}",
         "paged": "Blossom, {}, in pages",
         "dense-cache": "dense, kept",
         "recompute": "recomputed, {}",

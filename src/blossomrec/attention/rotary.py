@@ -8,8 +8,10 @@ from torch import Tensor
 from blossomrec.attention.memo import per_batch
 from blossomrec.attention.packing import positions as positions_of
 
+THETA = 10_000.0
 
-def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = 10_000.0) -> Tensor:
+
+def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = THETA) -> Tensor:
     """Turn pairs of dimensions by angles that grow with the position.
 
     The first ``share`` of the d dimensions, rounded to an even number m, are turned in pairs
@@ -35,17 +37,21 @@ def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = 10_0
 
 
 def turned_pairs(size: int, share: float) -> int:
-    """Pairs of a head's dimensions that are turned, m/2."""
+    """m / 2, the pairs of dimensions that are turned in a head of ``size``."""
     return round(size * share / 2)
 
 
 @per_batch
-def turns(cu_seqlens: Tensor, total: int, pairs: int, theta: float = 10_000.0) -> Tensor:
+def turns(cu_seqlens: Tensor, total: int, pairs: int, theta: float = THETA) -> Tensor:
     """Cosine and sine of the angles of every packed row, float32 [T, 2, m/2]."""
     return _turns(positions_of(cu_seqlens, total), pairs, theta, torch.float32)
 
 
+def frequencies(pairs: int, theta: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Angle by which each pair turns from one position to the next, [pairs]."""
+    return theta ** -(torch.arange(pairs, device=device, dtype=dtype) / max(pairs, 1))
+
+
 def _turns(positions: Tensor, pairs: int, theta: float, dtype: torch.dtype) -> Tensor:
-    exponents = torch.arange(pairs, device=positions.device, dtype=dtype) / max(pairs, 1)
-    angles = positions.to(dtype)[:, None] * theta**-exponents
+    angles = positions.to(dtype)[:, None] * frequencies(pairs, theta, dtype, positions.device)
     return torch.stack((angles.cos(), angles.sin()), dim=1)

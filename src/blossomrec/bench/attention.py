@@ -22,7 +22,7 @@ from blossomrec.bench.histories import equal_lengths, real_lengths
 from blossomrec.bench.lines import Line, result_line
 from blossomrec.bench.memory import free_bytes, peak_mib
 from blossomrec.bench.operations import Operation
-from blossomrec.bench.options import BLOSSOM, FASTEST_DENSE, PUBLISHED, BenchOptions, Layout
+from blossomrec.bench.options import FASTEST_DENSE, PUBLISHED, BenchOptions, Layout
 from blossomrec.bench.parity import TOLERANCE, Check, largest_error
 from blossomrec.bench.timing import milliseconds
 
@@ -123,7 +123,7 @@ def operation(case: Case, lengths: tuple[int, ...], device: str, dtype: torch.dt
 
 
 def _blossom(options: BenchOptions) -> list[tuple[str, str]]:
-    return [(impl, way) for impl in BLOSSOM[options.device] for way in ("mean", "mlp")]
+    return [(impl, way) for impl in options.blossom for way in ("mean", "mlp")]
 
 
 def _dense(length: int, options: BenchOptions) -> list[tuple[str, str]]:
@@ -145,7 +145,7 @@ def _short_paths(length: int, options: BenchOptions) -> list[tuple[str, str]]:
     """Names of ways to the short-term path alone; FlexAttention has no backward on a CPU."""
     if options.device == "cpu" or length == RAGGED or length % TILE:
         return []
-    return [*((f"{impl}-short", "none") for impl in BLOSSOM["cuda"]), ("flex-short", "none")]
+    return [*((f"{impl}-short", "none") for impl in options.blossom), ("flex-short", "none")]
 
 
 def _lengths(case: Case, options: BenchOptions) -> tuple[int, ...]:
