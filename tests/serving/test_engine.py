@@ -10,11 +10,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from serving_runs import Server, write_run
+from places import metric
+from serving_runs import Server, close, write_run
 
 from blossomrec.errors import RunError
 from blossomrec.serving import encoder
 from blossomrec.serving.engine import Question
+from blossomrec.serving.histories import Histories
 from blossomrec.serving.mailbox import Mailbox
 from blossomrec.serving.ranking import Choice
 from blossomrec.serving.refusals import Refusal
@@ -348,11 +350,99 @@ def test_a_new_model_is_taken_without_a_request_lost(tiny_log, repeat_log, tmp_p
             assert close(answer["items"], wanted[answer["model"]][user])
 
 
-def close(items, others):
-    same = [one["item"] for one in items] == [one["item"] for one in others]
-    return same and np.allclose(
-        [a["score"] for a in items], [b["score"] for b in others], atol=1e-5
-    )
+def test_histories_are_encoded_again_for_a_new_model(
+    tiny_log, item_ids, tmp_path, one_thread, monkeypatch
+):
+    run = write_run(tmp_path / "run", tiny_log)
+    with Server(run, tmp_path / "events.sqlite", warm=3, max_len=2_000) as server:
+        for number, user in enumerate("abcde"):
+            server.append(user, [item_ids[(number + place) % 80] for place in range(900)])
+        for user in "abcdea":
+            server.recommend(user_id=user)
+        write_run(run, tiny_log, seed=1)
+        server.reload()
+        server.idle()
+        cache = server.service.release.cache
+        # The three who were asked for last, in this order; nobody has asked since.
+        assert cache.users() == ["a", "e", "d"]
+        assert metric(server.client.get("/metrics").text, "blossomrec_warming_users") == 0
+        calls = count_calls(monkeypatch, server.service.release.model)
+        warmed = {user: server.recommend(user_id=user, k=20) for user in "ade"}
+        assert calls == []
+        server.recommend(user_id="b")
+        assert sum(map(sum, calls)) == 900
+    with Server(run, tmp_path / "events.sqlite", max_len=2_000) as server:
+        for user, answer in warmed.items():
+            assert close(server.recommend(user_id=user, k=20), answer)
+
+
+def test_questions_come_before_what_has_no_hurry(tiny_log, item_ids, tmp_path, one_thread):
+    run = write_run(tmp_path / "run", tiny_log)
+    length, users = 6 * encoder.MANY_EVENTS, ["a", "b", "c", "d"]
+    with Server(run, tmp_path / "e.sqlite", max_len=length, max_events=length) as server:
+        for user in users:
+            server.append(user, [item_ids[place % 60] for place in range(length)])
+            server.recommend(user_id=user)
+        server.append("new", item_ids[:3])
+        server.reload()
+        cache, answered = server.service.release.cache, 0
+        while server.service._engine._background:
+            ask(server, "new").result(WAIT)
+            answered += 1
+        # An answer in between any two pieces of a history.
+        assert answered >= 4 and {*users, "new"} == set(cache.users())
+
+
+@pytest.mark.parametrize("pieces", range(6))
+def test_who_is_deleted_is_not_encoded_again(run, item_ids, tmp_path, one_thread, pieces):
+    length = 3 * encoder.MANY_EVENTS
+    with Server(run, tmp_path / "e.sqlite", max_len=length, max_events=length) as server:
+        for user in ("anna", "ben"):
+            server.append(user, [item_ids[place % 60] for place in range(length)])
+        service = server.service
+        work = Histories(SQLiteStore(server.store_path), service.metrics)
+        # Here the thread of the model is this one: nothing is asked of the other.
+        with torch.inference_mode():
+            steps = work.encode_again(service.release, ["ben", "anna"])
+            assert all(next(steps, True) is None for _ in range(pieces))
+            service._committer.submit(lambda store: store.delete("ben")).result(WAIT)
+            service._engine.forget("ben").result(WAIT)
+            assert list(steps) or pieces
+        assert service.release.cache.users() == ["anna"]
+
+
+def test_a_server_ends_before_all_is_encoded_again(tiny_log, item_ids, tmp_path, one_thread):
+    run = write_run(tmp_path / "run", tiny_log)
+    length = 20 * encoder.MANY_EVENTS
+    with Server(run, tmp_path / "e.sqlite", max_len=length, max_events=length) as server:
+        server.append("anna", [item_ids[place % 60] for place in range(length)])
+        server.recommend(user_id="anna")
+        server.reload()
+    assert len(server.service.release.cache) == 0
+
+
+def test_a_store_that_fails_ends_what_has_no_hurry_and_nothing_else(
+    server, item_ids, monkeypatch, caplog
+):
+    server.append("anna", item_ids[:3])
+    before = server.recommend(user_id="anna")
+    reader = server.service._engine._reader
+
+    def failing(*_):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(reader, "tail", failing)
+    server.reload()
+    server.idle()
+    assert "given up" in caplog.text
+    monkeypatch.undo()
+    assert server.recommend(user_id="anna") == before
+    monkeypatch.setattr(reader, "notices", failing)
+    # What is switched off is not known any more: nothing is recommended.
+    for body in ({"user_id": "anna"}, {"history": item_ids[:2]}):
+        server.refused(server.client.post("/v1/recommend", json=body), 503, "store_failed")
+    monkeypatch.undo()
+    assert server.recommend(user_id="anna") == before
 
 
 def test_a_model_with_other_items_skips_those_it_does_not_know(

@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
+from places import metric
 from serving_runs import Process, write_run
 
 from blossomrec.serving import Client, ServerError
@@ -20,6 +22,8 @@ from command_line import refuse
 # More of them, for a longer proof than every run of the tests needs.
 KILLS = int(os.environ.get("BLOSSOMREC_KILLS", "2"))
 SENDERS = 4
+REFUSED = 'blossomrec_reloads_total{outcome="refused"}'
+TAKEN = 'blossomrec_reloads_total{outcome="taken"}'
 
 
 class Load(threading.Thread):
@@ -114,9 +118,10 @@ def test_signals_under_load(tiny_log, item_ids, tmp_path):
             server.signal(signal.SIGHUP)
             until(lambda: client.ready()["model"] != versions[0])
             versions.append(client.ready()["model"])
+            assert metric(metrics(server.url), TAKEN) == 1
             (run / "model.safetensors").write_bytes(b"junk")
             server.signal(signal.SIGHUP)
-            time.sleep(0.2)
+            until(lambda: metric(metrics(server.url), REFUSED) == 1)
             assert client.ready()["model"] == versions[1]
         assert all(load.is_alive() for load in loads)
         server.signal(signal.SIGTERM)
@@ -135,6 +140,11 @@ def test_signals_under_load(tiny_log, item_ids, tmp_path):
     assert not Path(f"{path}-wal").exists()
 
 
+def metrics(url):
+    with urlopen(f"{url}/metrics", timeout=20) as answer:
+        return answer.read().decode()
+
+
 def until(reached):
     end = time.monotonic() + 20
     while not reached():
@@ -151,6 +161,7 @@ def test_the_client(run, item_ids, tmp_path):
             events = [{"item": item_ids[3], "key": "k"}, {"item": item_ids[4]}]
             assert client.append("a/b%2F", events)["length"] == 5
             assert client.append("a/b%2F", events[:1])["repeated"] == 1
+            assert list(client.users()) == [{"user_id": "a/b%2F", "length": 5}]
             user = client.user("a/b%2F", last=2)
             assert (user["user_id"], user["length"], len(user["events"])) == ("a/b%2F", 5, 2)
             found = client.recommend("a/b%2F", 4)

@@ -6,7 +6,7 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
@@ -107,6 +107,15 @@ class Client:
     def user(self, user: ItemId, last: int = 20) -> dict[str, Any]:
         """Length and last events of a user."""
         return self._ask("GET", f"{_path(user)}?last={last}")
+
+    def users(self) -> Iterator[dict[str, Any]]:
+        """All users, those who had an event last first: user_id, length."""
+        path = "/v1/users?most=100"
+        answer = self._ask("GET", path)
+        yield from answer["users"]
+        while answer["next"] is not None:
+            answer = self._ask("GET", f"{path}&before={answer['next']}")
+            yield from answer["users"]
 
     def delete(self, user: ItemId) -> int:
         """Delete a user; gives the number of events, 0 for one who is not there."""
