@@ -24,7 +24,13 @@ MOST_SHOWN = 1_000
 MOST_LISTED = 100
 LARGEST_CHANGE = 2**53 - 1
 # What any request may be answered with.
-COMMON = {401: "no or a wrong token", 408: "slow body", 413: "body too large", 503: "ask again"}
+COMMON = {
+    401: "no or a wrong token",
+    408: "slow body",
+    413: "body too large",
+    421: "without a token: not a name of this machine",
+    503: "ask again, after the seconds of Retry-After",
+}
 BAD = {400: "no JSON", 415: "not application/json", 422: "the message names field and value"}
 User = Annotated[
     schemas.UserId, Path(description="the user's id", min_length=1, max_length=schemas.LONGEST_ID)

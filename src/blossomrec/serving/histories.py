@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterable, Iterator
 
 from blossomrec.serving.history import UserHistory
@@ -64,18 +65,18 @@ class Histories:
 
         Stops after every bounded piece of work: the next one is done when it is asked for.
         """
-        for place, user in enumerate(users):
-            self._metrics.warming.set(len(users) - place)
-            if user in release.cache:
-                continue
-            try:
-                history = yield from self._encoded(release, user)
-            except Refusal:
-                # Deleted meanwhile.
-                continue
-            if not release.cache.put_behind(user, history):
-                break
-        self._metrics.warming.set(0)
+        try:
+            for place, user in enumerate(users):
+                self._metrics.warming.set(len(users) - place)
+                if user in release.cache:
+                    continue
+                # Who has been deleted meanwhile is refused.
+                with contextlib.suppress(Refusal):
+                    history = yield from self._encoded(release, user)
+                    if not release.cache.put_behind(user, history):
+                        return
+        finally:
+            self._metrics.warming.set(0)
 
     def _encoded(self, release: Release, user: str) -> Generator[None, None, UserHistory]:
         history = UserHistory()

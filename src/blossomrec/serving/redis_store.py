@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
@@ -105,6 +106,8 @@ class RedisStore:
             # A command whose answer was lost may have been carried out: it is not sent again.
             self._redis: Any = redis.Redis.from_url(
                 url,
+                # As redis-cli takes it: what stands in a command line, others can read.
+                password=os.environ.get("REDISCLI_AUTH"),
                 decode_responses=True,
                 socket_timeout=SECONDS,
                 socket_connect_timeout=SECONDS,

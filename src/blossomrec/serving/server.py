@@ -154,6 +154,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._reload: asyncio.Task[None] | None = None
+        self._asked = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -164,11 +165,16 @@ class _Server(uvicorn.Server):
         yield
 
     def _hang_up(self) -> None:
+        # Asked while a model is being read, it may be read too early: it is then read once more.
+        self._asked = True
         if self._reload is None or self._reload.done():
             self._reload = asyncio.get_running_loop().create_task(self._take_new_model())
 
     async def _take_new_model(self) -> None:
-        try:
-            await self._service.reload()
-        except (BlossomRecError, OSError) as error:
-            logger.error("the model stays as it is: %s", error)
+        while self._asked:
+            self._asked = False
+            try:
+                await self._service.reload()
+            except Exception as error:
+                known = isinstance(error, (BlossomRecError, OSError))
+                logger.error("the model stays as it is: %s", error, exc_info=not known)

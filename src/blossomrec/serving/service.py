@@ -137,8 +137,11 @@ class Service:
 
     async def delete(self, user: str) -> int:
         """Delete a user, from memory and from the disk; gives the number of events."""
-        deleted: int = await self._changed(lambda store: store.delete(user), erase=True)
-        await self._waited(self._engine.forget(user))
+        try:
+            deleted: int = await self._changed(lambda store: store.delete(user), erase=True)
+        finally:
+            # Also where traces are left in the files: the events themselves may be deleted.
+            await self._waited(self._engine.forget(user))
         if not deleted:
             raise unknown_user(user)
         return deleted
