@@ -10,7 +10,7 @@ half appends of one event and half questions for ten items, of a random user eac
 - ``memory``: what a kept history takes, by its length;
 - ``cold``: the first question for every user;
 - ``mixed``: as many as 16 connections take; ``mixed-100``: 100 a second at random moments;
-- ``swap``: these 100 a second in the first seconds after the model was read again;
+- ``swap``: these 100 a second while a new model is read, prepared and used;
 - ``recompute``: the same load on a server whose cache holds nothing, so that every question
   encodes the whole history;
 - ``pair``: one append and one question after it, one at a time, by length of the history;
@@ -192,12 +192,11 @@ async def kept_kib(port: int) -> dict[int, float]:
 async def swapped(
     port: int, process: subprocess.Popen[str], request: Request, seconds: float
 ) -> Outcome:
-    """Load from the moment on at which the model has been read again."""
-    taken = 'blossomrec_reloads_total{outcome="taken"}'
+    """Load before and after the model that is read again is used."""
     process.send_signal(signal.SIGHUP)
-    while not await metric(port, taken):
-        await asyncio.sleep(0.01)
-    return await at_a_rate(port, request, rate=100, seconds=seconds)
+    outcome = await at_a_rate(port, request, rate=100, seconds=2 * seconds)
+    assert await metric(port, 'blossomrec_reloads_total{outcome="taken"}') == 1
+    return outcome
 
 
 async def soak(port: int, request: Request, minutes: float) -> tuple[Outcome, list[float]]:
@@ -253,7 +252,8 @@ def measure_kept(given: Any, store: str, items: list[Any], report: Report) -> No
     """Everything on a server that keeps the histories."""
     users = [f"u{number}" for number in range(given.users)]
     size, request = (given.users, given.history), mixed(users, items, seed=0)
-    with serving(given.run, store, "--cache-mib", given.cache_mib) as (port, process):
+    flags = ("--cache-mib", given.cache_mib, "--warm-seconds", given.seconds)
+    with serving(given.run, store, *flags) as (port, process):
         for length, size_kib in asyncio.run(kept_kib(port)).items():
             report.append("memory", PAIR_USERS, length, {"kib_per_user": size_kib})
         report.add("cold", *size, None, asyncio.run(warm(port, users)))

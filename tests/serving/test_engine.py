@@ -15,6 +15,7 @@ from serving_runs import Server, close, write_run
 
 from blossomrec.errors import RunError
 from blossomrec.serving import encoder
+from blossomrec.serving.background import Background
 from blossomrec.serving.engine import Question
 from blossomrec.serving.histories import Histories
 from blossomrec.serving.mailbox import Mailbox
@@ -350,7 +351,7 @@ def test_a_new_model_is_taken_without_a_request_lost(tiny_log, repeat_log, tmp_p
             assert close(answer["items"], wanted[answer["model"]][user])
 
 
-def test_histories_are_encoded_again_for_a_new_model(
+def test_histories_are_encoded_before_a_new_model_is_used(
     tiny_log, item_ids, tmp_path, one_thread, monkeypatch
 ):
     run = write_run(tmp_path / "run", tiny_log)
@@ -360,11 +361,11 @@ def test_histories_are_encoded_again_for_a_new_model(
         for user in "abcdea":
             server.recommend(user_id=user)
         write_run(run, tiny_log, seed=1)
+        before = server.service.release
         server.reload()
-        server.idle()
         cache = server.service.release.cache
         # The three who were asked for last, in this order; nobody has asked since.
-        assert cache.users() == ["a", "e", "d"]
+        assert cache.users() == ["a", "e", "d"] and len(before.cache) == 0
         assert metric(server.client.get("/metrics").text, "blossomrec_warming_users") == 0
         calls = count_calls(monkeypatch, server.service.release.model)
         warmed = {user: server.recommend(user_id=user, k=20) for user in "ade"}
@@ -376,21 +377,63 @@ def test_histories_are_encoded_again_for_a_new_model(
             assert close(server.recommend(user_id=user, k=20), answer)
 
 
-def test_questions_come_before_what_has_no_hurry(tiny_log, item_ids, tmp_path, one_thread):
+@pytest.mark.parametrize("seconds", [0.0, 20.0])
+def test_until_it_is_ready_the_model_before_answers(
+    tiny_log, item_ids, tmp_path, one_thread, seconds
+):
     run = write_run(tmp_path / "run", tiny_log)
-    length, users = 6 * encoder.MANY_EVENTS, ["a", "b", "c", "d"]
-    with Server(run, tmp_path / "e.sqlite", max_len=length, max_events=length) as server:
+    length, users = 12 * encoder.MANY_EVENTS, ["a", "b", "c", "d"]
+    options = {"max_len": length, "max_events": length, "warm_seconds": seconds}
+    with Server(run, tmp_path / "e.sqlite", **options) as server:
         for user in users:
             server.append(user, [item_ids[place % 60] for place in range(length)])
             server.recommend(user_id=user)
         server.append("new", item_ids[:3])
-        server.reload()
-        cache, answered = server.service.release.cache, 0
-        while server.service._engine._background:
-            ask(server, "new").result(WAIT)
-            answered += 1
-        # An answer in between any two pieces of a history.
-        assert answered >= 4 and {*users, "new"} == set(cache.users())
+        old = server.service.release.version
+        write_run(run, tiny_log, seed=1)
+        answers = []
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            future = pool.submit(server.reload)
+            while not future.done():
+                # An answer in between any two pieces of a history.
+                answers.append(server.post("/v1/recommend", {"user_id": "new"})["model"])
+            new = future.result(WAIT).version
+        assert set(answers) <= {old, new} and answers.count(old) > 0
+        cache = server.service.release.cache
+        if seconds:
+            assert answers.count(old) > 10 and set(users) <= set(cache.users())
+            return
+        # What could not be had before is had afterwards.
+        assert not set(users) <= set(cache.users())
+        server.idle()
+        assert set(users) <= set(cache.users())
+
+
+def test_background_work_goes_on_while_there_is_always_something_else():
+    background, done = Background(), concurrent.futures.Future()
+    pieces = []
+
+    def work():
+        for number in range(3):
+            time.sleep(0.01)
+            pieces.append(number)
+            yield
+
+    background.add(work(), done)
+    assert background.due and len(background) == 1
+    background.step()
+    # Nine pauses of its length; then it is its turn.
+    assert not background.due and pieces == [0]
+    end = time.monotonic() + WAIT
+    while not done.done():
+        assert time.monotonic() < end
+        if background.due:
+            background.step()
+    assert pieces == [0, 1, 2] and not background
+    waiting = concurrent.futures.Future()
+    background.add(work(), waiting)
+    background.clear()
+    assert waiting.result(0) is None and not background
 
 
 @pytest.mark.parametrize("pieces", range(6))
@@ -414,10 +457,12 @@ def test_who_is_deleted_is_not_encoded_again(run, item_ids, tmp_path, one_thread
 def test_a_server_ends_before_all_is_encoded_again(tiny_log, item_ids, tmp_path, one_thread):
     run = write_run(tmp_path / "run", tiny_log)
     length = 20 * encoder.MANY_EVENTS
-    with Server(run, tmp_path / "e.sqlite", max_len=length, max_events=length) as server:
+    options = {"max_len": length, "max_events": length, "warm_seconds": 0.0}
+    with Server(run, tmp_path / "e.sqlite", **options) as server:
         server.append("anna", [item_ids[place % 60] for place in range(length)])
         server.recommend(user_id="anna")
         server.reload()
+        assert len(server.service.release.cache) == 0
     assert len(server.service.release.cache) == 0
 
 
@@ -433,7 +478,6 @@ def test_a_store_that_fails_ends_what_has_no_hurry_and_nothing_else(
 
     monkeypatch.setattr(reader, "tail", failing)
     server.reload()
-    server.idle()
     assert "given up" in caplog.text
     monkeypatch.undo()
     assert server.recommend(user_id="anna") == before

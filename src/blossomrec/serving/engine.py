@@ -6,8 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 from blossomrec.config import ServingConfig
 from blossomrec.serving import outcome
+from blossomrec.serving.background import Background
 from blossomrec.serving.histories import Histories
 from blossomrec.serving.history import UserHistory
 from blossomrec.serving.mailbox import Mailbox
@@ -57,7 +57,8 @@ class Engine:
         self._config, self._threads = config, threads
         self._histories = Histories(reader, metrics)
         self._notices, self._off = Notices(-1, -1), list[ItemId]()
-        self._background: deque[Iterator[None]] = deque()
+        self._background = Background()
+        self._coming: Release | None = None
         self._arrived: Mailbox[Job | Call] = Mailbox("model", config.queue)
         self._waiting: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -93,18 +94,29 @@ class Engine:
         self._put(call, always=always)
         return call.future
 
-    def use(self, release: Release) -> Future[None]:
-        """From now on keep the histories of this release; others' are forgotten.
+    def prepare(self, release: Release) -> Future[None]:
+        """Encode histories for a release to come: those of the users who were asked for last."""
+        done: Future[None] = Future()
 
-        Those of the users who were asked for last are encoded again in the background.
-        """
+        def begin() -> None:
+            users = self._release.cache.users()[: self._config.warm]
+            self._coming = release
+            self._background.clear()
+            self._background.add(self._histories.drop_deleted(self._release))
+            self._background.add(self._histories.encode_again(release, users), done)
+
+        self.call(begin, always=True)
+        return done
+
+    def use(self, release: Release) -> Future[None]:
+        """From now on keep the histories of this release; others' are forgotten."""
 
         def change() -> None:
-            users = self._release.cache.users()[: self._config.warm]
             self._release.cache.clear()
-            self._release = release
+            self._release, self._coming = release, None
             release.ranking.switch_off(release.catalogue.known(self._off))
-            self._background = deque([self._histories.encode_again(release, users)])
+            # Of users who were deleted while it was prepared.
+            self._background.add(self._histories.drop_deleted(release))
 
         return self.call(change, always=True)
 
@@ -112,7 +124,8 @@ class Engine:
         """Remove what is in memory of a user who has been deleted from the store."""
 
         def remove() -> None:
-            for release in {self._release, *(job.release for job in self._waiting)}:
+            kept = {self._release, self._coming, *(job.release for job in self._waiting)}
+            for release in filter(None, kept):
                 release.cache.drop(user)
             for job in self._waiting:
                 if job.question.user == user:
@@ -150,19 +163,9 @@ class Engine:
                     self._round(arrived)
                 elif self._arrived.closed:
                     break
-                else:
-                    self._work()
+                if self._background and (self._background.due or not (arrived or self._waiting)):
+                    self._background.step()
         self._reader.close()
-
-    def _work(self) -> None:
-        """The next piece of what nobody waits for."""
-        try:
-            next(self._background[0])
-        except StopIteration:
-            self._background.popleft()
-        except Exception:
-            logger.exception("work in the background was given up")
-            self._background.popleft()
 
     def _notice(self) -> None:
         """See what other processes have switched, and whom they have deleted."""
@@ -171,7 +174,7 @@ class Engine:
             self._off = self._reader.off()
             self._release.ranking.switch_off(self._release.catalogue.known(self._off))
         if found.deletions != before.deletions and len(self._background) < MOST_BACKGROUND:
-            self._background.append(self._histories.drop_deleted(self._release))
+            self._background.add(self._histories.drop_deleted(self._release))
         self._notices = found
 
     def _round(self, arrived: Sequence[Job | Call]) -> None:

@@ -13,6 +13,8 @@ from blossomrec.serving.store import EventStore
 
 # Events of one user that are read before others have their turn.
 READ_AT_ONCE = 4_096
+# Events encoded in one go for nobody in particular: a question waits no longer than for these.
+PIECE = 128
 # Users whose deletion by others is looked for in one go.
 USERS_AT_ONCE = 256
 
@@ -84,7 +86,7 @@ class Histories:
             # Read again at the very end, too: the user may be deleted, or have new events.
             history, complete = self.read_on(release, user, history)
             if release.encoder.missing(history):
-                self._metrics.encoded.inc(release.encoder.advance([history]))
+                self._metrics.encoded.inc(release.encoder.advance([history], PIECE))
             elif complete:
                 return history
             yield

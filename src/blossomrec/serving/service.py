@@ -165,6 +165,9 @@ class Service:
     async def reload(self) -> Release:
         """Serve what the run folder holds now; requests under way end with the model before.
 
+        It begins when the histories of the users who were asked for last are encoded for it, as
+        far as that can be had in the time for it; the rest of them follows.
+
         Raises:
             RunError: the folder is incomplete; the model that was there stays.
         """
@@ -176,6 +179,10 @@ class Service:
         except Exception:
             self.metrics.reloads.labels("refused").inc()
             raise
+        # Until then the model before answers, with the histories that it has encoded.
+        await asyncio.wait(
+            [asyncio.wrap_future(self._engine.prepare(release))], timeout=self.config.warm_seconds
+        )
         # Nothing comes in between, so that the engine uses it before it has a question for it.
         self.release = release
         used = self._engine.use(release)
