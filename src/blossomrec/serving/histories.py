@@ -14,7 +14,7 @@ from blossomrec.serving.store import EventStore
 # Events of one user that are read before others have their turn.
 READ_AT_ONCE = 4_096
 # Events encoded in one go for nobody in particular: a question waits no longer than for these.
-PIECE = 128
+PIECE = 256
 # Users whose deletion by others is looked for in one go.
 USERS_AT_ONCE = 256
 
