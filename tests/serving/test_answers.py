@@ -35,6 +35,7 @@ def assert_equal(answer, frame):
 
 MODELS = {
     "blossom": {},
+    "redis": {},
     "deep": {"layers": 3, "norm": "pre", "sinks": 2},
     "full": {"attention": "full"},
     "bert4rec": {"backbone": "bert4rec"},
@@ -44,15 +45,19 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_equal_to_offline_through_appends_evictions_and_restarts(
-    name, tiny_log, item_ids, tmp_path, one_thread
+    name, tiny_log, item_ids, tmp_path, one_thread, request
 ):
+    place = tmp_path / "events.sqlite"
+    if name == "redis":
+        place = request.getfixturevalue("redis_server")
+        place.ask("FLUSHDB")
     run = write_run(tmp_path / "run", tiny_log, **MODELS[name])
     recommender, rng = offline(run, tiny_log), np.random.default_rng(3)
     histories = {f"user {number}": [] for number in range(6)}
     # Room for about two users: others leave and come back.
     options = {"cache_mib": 0} if name == "deep" else {}
     for _ in range(4):
-        with Server(run, tmp_path / "events.sqlite", **options) as server:
+        with Server(run, place, **options) as server:
             server.service.release.cache.budget = min(
                 server.service.release.cache.budget, 7_000 if "rec" in name else 16_000
             )

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from places import DURABLE, Redis, missing
-from serving_runs import Process
+from serving_runs import Process, Server, close
 
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.serving import Client, ServerError
@@ -92,6 +92,17 @@ def test_a_missing_extra_is_named(run, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "redis", None)
     words = ["'redis'", "pip install 'blossomrec[redis]'"]
     refuse(capsys, "serve", run, "--store", "redis://127.0.0.1:1/0", words=words)
+
+
+def test_a_server_that_was_emptied_is_not_taken_for_the_one_before(redis_server, run, item_ids):
+    redis_server.ask("FLUSHDB")
+    with Server(run, redis_server) as server:
+        server.append("anna", item_ids[:10])
+        server.recommend(user_id="anna")
+        redis_server.ask("FLUSHDB")
+        server.append("anna", item_ids[20:35])
+        wanted = server.recommend(history=item_ids[20:35])
+        assert close(server.recommend(user_id="anna"), wanted)
 
 
 def test_snapshots_are_rid_of_the_deleted_too(start):

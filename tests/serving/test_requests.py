@@ -328,4 +328,7 @@ def test_what_is_ready(server, tiny_log):
     version = server.service.release.version
     assert ready == {"ready": True, "model": version, "items": tiny_log.num_items, "max_len": 20}
     assert server.client.get("/healthz").json() == {"alive": True}
+    # Some of those who watch ask for the status alone.
+    for path in ("/healthz", "/readyz"):
+        assert server.client.head(path).status_code == 200
     assert "/v1/recommend" in server.client.get("/openapi.json").json()["paths"]

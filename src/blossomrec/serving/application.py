@@ -204,11 +204,13 @@ def _add_operation(app: FastAPI, service: Service) -> None:
             _check_size(name, getattr(body, name), service.config.max_items)
         return _sent({"off": await service.switch(body.off, body.on)})
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> dict[str, bool]:
         """Whether the process is alive."""
         return _sent({"alive": True})
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["operation"])
     async def readyz() -> schemas.Ready:
         """Which model answers; 503 where none does."""

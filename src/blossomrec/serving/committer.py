@@ -46,6 +46,7 @@ class Committer:
     def __init__(self, store: EventStore, capacity: int, metrics: Metrics):
         self._store, self._metrics = store, metrics
         self._changes: Mailbox[_Change] = Mailbox("store", capacity)
+        metrics.queue.labels("store").set_function(self._changes.__len__)
         self._deleted: Mailbox[_Report] = Mailbox("eraser", capacity)
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._eraser = threading.Thread(target=self._erase, name="eraser", daemon=True)
@@ -60,7 +61,6 @@ class Committer:
         """
         change = _Change(operation, erase, Future())
         self._changes.put(change)
-        self._metrics.queue.labels("store").set(len(self._changes))
         return change.future
 
     @property

@@ -37,7 +37,7 @@ class Engine:
 
     Each round takes what has arrived, brings the histories concerned a bounded number of events
     nearer to the present, and answers those that are there. A long history so takes several rounds
-    and does not hold up the others. What nobody waits for is done in pieces when nothing else is.
+    and does not hold up the others. What nobody waits for is done in pieces in between.
 
     Args:
         reader: a store that this thread alone uses, and closes.
@@ -60,6 +60,7 @@ class Engine:
         self._background = Background()
         self._coming: Release | None = None
         self._arrived: Mailbox[Job | Call] = Mailbox("model", config.queue)
+        metrics.queue.labels("model").set_function(self._arrived.__len__)
         self._waiting: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -74,7 +75,7 @@ class Engine:
         if question.user is None:
             job.history, job.read = UserHistory(), True
             job.history.add(question.rows, len(question.rows))
-        self._put(job)
+        self._arrived.put(job)
         return job.future
 
     def history(self, release: Release, user: str) -> Future[np.ndarray]:
@@ -85,13 +86,13 @@ class Engine:
         """
         nothing = Question(user, np.empty(0, np.int64), Choice(0))
         job = Job(release, nothing, rows_only=True)
-        self._put(job)
+        self._arrived.put(job)
         return job.future
 
     def call(self, function: Callable[[], Any], *, always: bool = False) -> Future[Any]:
         """What ``function`` gives, run between two rounds; ``always`` even if too many wait."""
         call = Call(function)
-        self._put(call, always=always)
+        self._arrived.put(call, always=always)
         return call.future
 
     def prepare(self, release: Release) -> Future[None]:
@@ -143,10 +144,6 @@ class Engine:
         self._arrived.close()
         self._thread.join()
 
-    def _put(self, entry: Job | Call, *, always: bool = False) -> None:
-        self._arrived.put(entry, always=always)
-        self._metrics.queue.labels("model").set(len(self._arrived))
-
     def _run(self) -> None:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
@@ -165,6 +162,8 @@ class Engine:
                     break
                 if self._background and (self._background.due or not (arrived or self._waiting)):
                     self._background.step()
+                self._metrics.cache_bytes.set(self._release.cache.nbytes)
+                self._metrics.cache_users.set(len(self._release.cache))
         self._reader.close()
 
     def _notice(self) -> None:
@@ -201,8 +200,6 @@ class Engine:
             _attempt([job.future for job in jobs], lambda r=release, j=jobs: self._advance(r, j))
         self._waiting = [job for job in self._waiting if not job.future.done()]
         self._metrics.batch_seconds.observe(time.perf_counter() - start)
-        self._metrics.cache_bytes.set(self._release.cache.nbytes)
-        self._metrics.cache_users.set(len(self._release.cache))
 
     def _advance(self, release: Release, jobs: list[Job]) -> None:
         """Bring jobs of one release nearer to their answers, and give the answers that are there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
@@ -31,6 +32,7 @@ from blossomrec.serving.store import (
 FORMAT = 1
 PREFIX = "blossomrec:"
 SECONDS = 5.0
+NUMBER_BITS = 62
 # Arguments of one command inside a script, which Lua puts on its stack.
 TOGETHER = 1_000
 
@@ -91,7 +93,7 @@ class RedisStore:
 
     Keys, all with a prefix: ``user:ID`` (number, length, time of the last event), ``events:NUMBER``
     (a list), ``keys:NUMBER`` (events by the senders' keys), ``recent`` (users by last change),
-    ``off`` (items), ``notices``, ``counters``, ``format``.
+    ``changes`` (their number), ``off`` (items), ``notices``, ``format``.
 
     Raises:
         ConfigError: the URL is none.
@@ -143,7 +145,7 @@ class RedisStore:
         changed = [user for user, state in staged.users.items() if state.number]
         recent: list[list[str]] = []
         if changed:
-            end = self._redis.hincrby(_key("counters"), "change", len(changed))
+            end = self._redis.incrby(_key("changes"), len(changed))
             first = end - len(changed) + 1
             pairs = [str(one) for pair in enumerate(changed, first) for one in pair]
             recent = [["ZADD", _key("recent"), *part] for part in _parts(pairs)]
@@ -177,7 +179,8 @@ class RedisStore:
         new = new_events(events, state.last, stored.get, now)
         length = state.length + len(new)
         if new:
-            number = state.number or self._redis.hincrby(_key("counters"), "user", 1)
+            # At random, so that a number is not met again where the server was emptied meanwhile.
+            number = state.number or 1 + secrets.randbits(NUMBER_BITS)
             last = cast(Time, new[-1].timestamp)
             staged.users[user] = _User(number, length, last)
             self._stage(user, number, length, last, new)
