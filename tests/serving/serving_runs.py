@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,17 @@ from places import Place
 from blossomrec.config import ModelConfig, RunConfig, ServingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.models import build_model
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.application import build_app
+from blossomrec.serving.questions import Question
+from blossomrec.serving.ranking import Best, Choice
 from blossomrec.serving.service import Service
 from blossomrec.serving.stores import store_opener
 from blossomrec.training.run import save_model, write_run_config
 from small_options import MODEL
 
+# Seconds for what must happen, but may take its time on a busy machine.
+WAIT = 30
 BASE = "http://127.0.0.1:8000"
 
 
@@ -109,6 +115,24 @@ def close(items: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
     return same and np.allclose(
         [a["score"] for a in items], [b["score"] for b in others], atol=1e-5
     )
+
+
+def ask(server: Server, user: str, k: int = 5) -> Future[Best]:
+    """A question to the thread of the model, without HTTP."""
+    question = Question(user, np.empty(0, np.int64), Choice(k))
+    return server.service._engine.recommend(server.service.release, question)
+
+
+def count_calls(monkeypatch: Any, model: SequenceModel) -> list[list[int]]:
+    """How many users and events each extension of states had."""
+    calls, original = [], type(model).extend_batch
+
+    def counted(self, items, counts, states):
+        calls.append(list(counts))
+        return original(self, items, counts, states)
+
+    monkeypatch.setattr(type(model), "extend_batch", counted)
+    return calls
 
 
 class Process:

@@ -7,8 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -16,9 +15,9 @@ from redis.retry import Retry
 
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.serving.redis_files import check_durable, rewrite_files
+from blossomrec.serving.redis_transaction import NOBODY, Staged, User, key_of, parts
 from blossomrec.serving.store import (
     Appended,
-    Conflict,
     Event,
     ItemId,
     Member,
@@ -30,58 +29,8 @@ from blossomrec.serving.store import (
 )
 
 FORMAT = 1
-PREFIX = "blossomrec:"
 SECONDS = 5.0
 NUMBER_BITS = 62
-# Arguments of one command inside a script, which Lua puts on its stack.
-TOGETHER = 1_000
-
-# Carries out commands if the users are still those that were read: all or none of it, and nothing
-# of others comes in between.
-COMMIT = """
-local work = cjson.decode(ARGV[1])
-for _, read in ipairs(work.read) do
-  local found = redis.call('HMGET', read[1], 'number', 'length')
-  if (found[1] or '0') ~= read[2] or (found[2] or '0') ~= read[3] then return 0 end
-end
-for _, command in ipairs(work.commands) do redis.call(unpack(command)) end
-return 1
-"""
-
-
-class _User(NamedTuple):
-    """What is known of a user; number 0 for one without events."""
-
-    number: int
-    length: int
-    last: Time | None
-
-
-NOBODY = _User(0, 0, None)
-
-
-@dataclass
-class _Staged:
-    """What a transaction has read and what it is to do at its end.
-
-    Attributes:
-        read: users as they were found in the server.
-        users: users as they will be.
-        keyed: item and time of events with keys, by number of the user and key.
-        off: items that will be off, as JSON; None where none are switched.
-        commands: of Redis, in order.
-    """
-
-    read: dict[str, _User] = field(default_factory=dict)
-    users: dict[str, _User] = field(default_factory=dict)
-    keyed: dict[tuple[int, str], tuple[ItemId, Time]] = field(default_factory=dict)
-    off: frozenset[str] | None = None
-    commands: list[list[str]] = field(default_factory=list)
-
-    def copy(self) -> _Staged:
-        return replace(
-            self, users=dict(self.users), keyed=dict(self.keyed), commands=list(self.commands)
-        )
 
 
 class RedisStore:
@@ -120,8 +69,8 @@ class RedisStore:
         self._url, self._staged = url, None
         try:
             check_durable(self._redis, shown_url(url))
-            self._redis.set(_key("format"), FORMAT, nx=True)
-            found = self._redis.get(_key("format"))
+            self._redis.set(key_of("format"), FORMAT, nx=True)
+            found = self._redis.get(key_of("format"))
         except redis.RedisError as error:
             message = f"{shown_url(url)} cannot be used as a store of events: {error}"
             raise DataError(message) from error
@@ -132,30 +81,12 @@ class RedisStore:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        self._staged = _Staged()
+        self._staged = Staged()
         try:
             yield
-            self._commit(self._staged)
+            self._staged.commit(self._redis)
         finally:
             self._staged = None
-
-    def _commit(self, staged: _Staged) -> None:
-        if not staged.commands:
-            return
-        changed = [user for user, state in staged.users.items() if state.number]
-        recent: list[list[str]] = []
-        if changed:
-            end = self._redis.incrby(_key("changes"), len(changed))
-            first = end - len(changed) + 1
-            pairs = [str(one) for pair in enumerate(changed, first) for one in pair]
-            recent = [["ZADD", _key("recent"), *part] for part in _parts(pairs)]
-        read = [
-            [_key("user", user), str(state.number), str(state.length)]
-            for user, state in staged.read.items()
-        ]
-        work = {"read": read, "commands": staged.commands + recent}
-        if not self._redis.eval(COMMIT, 0, json.dumps(work)):
-            raise Conflict
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
@@ -167,7 +98,7 @@ class RedisStore:
             self._staged = before
             raise
 
-    def _open(self) -> _Staged:
+    def _open(self) -> Staged:
         assert self._staged is not None, "changes stand inside a transaction"
         return self._staged
 
@@ -182,12 +113,12 @@ class RedisStore:
             # At random, so that a number is not met again where the server was emptied meanwhile.
             number = state.number or 1 + secrets.randbits(NUMBER_BITS)
             last = cast(Time, new[-1].timestamp)
-            staged.users[user] = _User(number, length, last)
+            staged.users[user] = User(number, length, last)
             self._stage(user, number, length, last, new)
         return Appended(len(new), len(events) - len(new), length)
 
-    def _read(self, user: str) -> _User:
-        found = self._redis.hmget(_key("user", user), "number", "length", "last")
+    def _read(self, user: str) -> User:
+        found = self._redis.hmget(key_of("user", user), "number", "length", "last")
         state = _user(found)
         self._open().read.setdefault(user, state)
         return state
@@ -197,26 +128,26 @@ class RedisStore:
         if not keys or not number:
             return {}
         staged = self._open().keyed
-        found = zip(keys, self._redis.hmget(_key("keys", number), keys), strict=True)
+        found = zip(keys, self._redis.hmget(key_of("keys", number), keys), strict=True)
         stored = {key: tuple(json.loads(text)) for key, text in found if text is not None}
         return stored | {key: staged[number, key] for key in keys if (number, key) in staged}
 
     def _stage(self, user: str, number: int, length: int, last: Time, new: list[Event]) -> None:
         staged = self._open()
         texts = [json.dumps([event.item, event.timestamp, event.key]) for event in new]
-        staged.commands += [["RPUSH", _key("events", number), *part] for part in _parts(texts)]
+        staged.commands += [["RPUSH", key_of("events", number), *part] for part in parts(texts)]
         named = []
         for event in new:
             if event.key is not None:
                 value = (event.item, cast(Time, event.timestamp))
                 staged.keyed[number, event.key] = value
                 named += [event.key, json.dumps(value)]
-        staged.commands += [["HSET", _key("keys", number), *part] for part in _parts(named)]
+        staged.commands += [["HSET", key_of("keys", number), *part] for part in parts(named)]
         state = ["number", str(number), "length", str(length), "last", json.dumps(last)]
-        staged.commands.append(["HSET", _key("user", user), *state])
+        staged.commands.append(["HSET", key_of("user", user), *state])
 
     def tail(self, user: str, number: int, start: int, most: int) -> Tail | None:
-        found = _user(self._redis.hmget(_key("user", user), "number", "length", "last"))
+        found = _user(self._redis.hmget(key_of("user", user), "number", "length", "last"))
         if not found.number:
             return None
         if found.number != number or start > found.length:
@@ -228,11 +159,11 @@ class RedisStore:
         return Tail(found.number, start, found.length, items)
 
     def _events(self, number: int, first: int, end: int) -> list[Event]:
-        texts = self._redis.lrange(_key("events", number), first, end)
+        texts = self._redis.lrange(key_of("events", number), first, end)
         return [Event(*json.loads(text)) for text in texts]
 
     def profile(self, user: str, last: int) -> Profile | None:
-        found = _user(self._redis.hmget(_key("user", user), "number", "length", "last"))
+        found = _user(self._redis.hmget(key_of("user", user), "number", "length", "last"))
         if not found.number:
             return None
         first = max(0, found.length - last)
@@ -245,10 +176,10 @@ class RedisStore:
         if not state.number:
             return 0
         staged.users[user] = NOBODY
-        gone = [_key("user", user), _key("events", state.number), _key("keys", state.number)]
+        gone = [key_of("user", user), key_of("events", state.number), key_of("keys", state.number)]
         staged.commands.append(["DEL", *gone])
-        staged.commands.append(["ZREM", _key("recent"), user])
-        staged.commands.append(["HINCRBY", _key("notices"), "deletions", "1"])
+        staged.commands.append(["ZREM", key_of("recent"), user])
+        staged.commands.append(["HINCRBY", key_of("notices"), "deletions", "1"])
         return state.length
 
     def erase(self) -> None:
@@ -257,11 +188,11 @@ class RedisStore:
     def members(self, most: int, before: int | None = None) -> list[Member]:
         latest = "+inf" if before is None else f"({before}"
         found = self._redis.zrevrangebyscore(
-            _key("recent"), latest, "-inf", start=0, num=most, withscores=True
+            key_of("recent"), latest, "-inf", start=0, num=most, withscores=True
         )
         with self._redis.pipeline(transaction=False) as pipeline:
             for user, _ in found:
-                pipeline.hget(_key("user", user), "length")
+                pipeline.hget(key_of("user", user), "length")
             lengths = pipeline.execute()
         pairs = zip(found, lengths, strict=True)
         return [Member(user, int(length or 0), int(at)) for (user, at), length in pairs]
@@ -269,25 +200,25 @@ class RedisStore:
     def numbers(self, users: Sequence[str]) -> list[int]:
         with self._redis.pipeline(transaction=False) as pipeline:
             for user in users:
-                pipeline.hget(_key("user", user), "number")
+                pipeline.hget(key_of("user", user), "number")
             return [int(number or 0) for number in pipeline.execute()]
 
     def switch(self, off: Sequence[ItemId], on: Sequence[ItemId]) -> list[ItemId]:
         staged = self._open()
         added, removed = (list(map(json.dumps, items)) for items in (off, on))
-        staged.commands += [["SADD", _key("off"), *part] for part in _parts(added)]
-        staged.commands += [["SREM", _key("off"), *part] for part in _parts(removed)]
-        staged.commands.append(["HINCRBY", _key("notices"), "switches", "1"])
-        before = self._redis.smembers(_key("off")) if staged.off is None else staged.off
+        staged.commands += [["SADD", key_of("off"), *part] for part in parts(added)]
+        staged.commands += [["SREM", key_of("off"), *part] for part in parts(removed)]
+        staged.commands.append(["HINCRBY", key_of("notices"), "switches", "1"])
+        before = self._redis.smembers(key_of("off")) if staged.off is None else staged.off
         # Others may switch at the same time: what is off in the end, `off` tells.
         staged.off = frozenset({*before, *added} - {*removed})
         return _in_order(staged.off)
 
     def off(self) -> list[ItemId]:
-        return _in_order(self._redis.smembers(_key("off")))
+        return _in_order(self._redis.smembers(key_of("off")))
 
     def notices(self) -> Notices:
-        found = self._redis.hmget(_key("notices"), Notices._fields)
+        found = self._redis.hmget(key_of("notices"), Notices._fields)
         return Notices(*(int(count or 0) for count in found))
 
     def close(self) -> None:
@@ -300,19 +231,9 @@ def shown_url(url: str) -> str:
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
-def _key(*parts: str | int) -> str:
-    return PREFIX + ":".join(map(str, parts))
-
-
-def _user(found: list[Any]) -> _User:
+def _user(found: list[Any]) -> User:
     number, length, last = found
-    return _User(int(number), int(length), json.loads(last)) if number else NOBODY
-
-
-def _parts(arguments: list[str]) -> Iterator[list[str]]:
-    """Arguments in parts that a command takes; an even number each."""
-    for start in range(0, len(arguments), TOGETHER):
-        yield arguments[start : start + TOGETHER]
+    return User(int(number), int(length), json.loads(last)) if number else NOBODY
 
 
 def _in_order(texts: Any) -> list[ItemId]:
