@@ -270,6 +270,33 @@ def test_who_is_deleted_leaves_the_memory(server, item_ids):
     assert server.recommend(user_id="anna", filter_viewed=False) != before
 
 
+def test_traces_are_looked_for_until_they_are_gone(server, item_ids, monkeypatch):
+    store, calls = server.service._committer._store, []
+    original = store.erase
+
+    def erase():
+        calls.append(len(calls))
+        if calls[-1] == 1:
+            raise sqlite3.OperationalError("disk I/O error")
+        original()
+
+    monkeypatch.setattr(store, "erase", erase)
+    server.append("anna", item_ids[:3])
+    server.recommend(user_id="anna")
+
+    def delete(user, status, erased):
+        assert server.client.delete(f"/v1/users/{user}").status_code == status
+        assert len(calls) == erased
+
+    # The first time even for nobody: what was before this process is not known.
+    delete("nobody", 404, 1)
+    delete("nobody", 404, 1)
+    delete("anna", 503, 2)
+    assert "anna" not in server.service.release.cache
+    delete("anna", 404, 3)
+    delete("anna", 404, 3)
+
+
 def test_who_is_deleted_while_asked_for_is_unknown(run, item_ids, tmp_path, one_thread):
     length = 20 * encoder.MANY_EVENTS
     with Server(run, tmp_path / "e.sqlite", max_len=length, max_events=length) as server:

@@ -107,9 +107,15 @@ class Committer:
 
     def _erase(self) -> None:
         """Once for all deletions that wait: events are gone before their traces are looked for."""
+        # Somebody may have been deleted just before the process that did it was killed.
+        traces = True
         while reports := self._deleted.take(TOGETHER):
             try:
-                self._store.erase()
+                # It can take long: not for users who were not there.
+                if traces or any(report.result for report in reports):
+                    traces = True
+                    self._store.erase()
+                    traces = False
             except Exception as error:
                 refusal = of_store(error, self._store.failures)
                 reports = [report._replace(give=outcome.fail, result=refusal) for report in reports]
