@@ -210,10 +210,16 @@ def test_what_a_server_sends_is_text(browser, url):
 
 @needs_browser
 def test_someone_new_begins_with_the_first_event(browser, url, item_ids):
-    browser.open(url + "/?user=nova")
+    browser.open(url + "/?user=visitor%2019")
+    browser.until(SHOWN)
+    marked = "document.querySelectorAll('#users [aria-current]').length"
+    assert browser.evaluate(marked) == 1
+    browser.fill("#user", "nova")
+    browser.key("Enter")
     browser.until(
         "document.querySelector('#error').innerText.includes(\"No events of user 'nova'\")"
     )
+    assert browser.evaluate(marked) == 0
     browser.fill("#event", "none")
     browser.key("Enter")
     browser.until("document.querySelector('#error').innerText.includes('does not know this item')")
@@ -222,6 +228,7 @@ def test_someone_new_begins_with_the_first_event(browser, url, item_ids):
     browser.key("Enter")
     browser.until(SHOWN)
     assert browser.evaluate("document.querySelector('#error').hidden") is True
+    assert browser.texts("#users .name")[0] == "nova" and browser.evaluate(marked) == 1
 
 
 @needs_browser

@@ -173,6 +173,7 @@ function fail(error, next) {
   if (error.code === "unknown_user") {
     // Someone new can begin here: with the first event.
     [subject, items, chosen] = [next, [], null];
+    markUser(next.user_id);
     byId("items").replaceChildren();
     byId("timeline").replaceChildren();
     byId("detail").textContent = "";
