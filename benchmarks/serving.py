@@ -18,7 +18,7 @@ half appends of one event and half questions for ten items, of a random user eac
   a small cache; ``rss_mib`` is the memory of the server, minute by minute.
 
 With ``--store`` the events are in another place than an SQLite file. It must be empty, and is only
-emptied by whoever gave it; ``recompute`` is not measured again.
+emptied by whoever gave it; ``memory`` and ``recompute`` are not measured again.
 """
 
 from __future__ import annotations
@@ -254,7 +254,8 @@ def measure_kept(given: Any, store: str, items: list[Any], report: Report) -> No
     users = [f"u{number}" for number in range(given.users)]
     size, request = (given.users, given.history), mixed(users, items, seed=0)
     with serving(given.run, store, "--cache-mib", given.cache_mib) as (port, process):
-        for length, size_kib in asyncio.run(kept_kib(port)).items():
+        sizes = {} if given.store else asyncio.run(kept_kib(port))
+        for length, size_kib in sizes.items():
             report.append("memory", PAIR_USERS, length, {"kib_per_user": size_kib})
         report.add("cold", *size, None, asyncio.run(warm(port, users)))
         asyncio.run(as_fast_as_possible(port, request, connections=16, seconds=3))

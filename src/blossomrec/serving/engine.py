@@ -61,6 +61,8 @@ class Engine:
         self._coming: Release | None = None
         self._arrived: Mailbox[Job | Call] = Mailbox("model", config.queue)
         metrics.queue.labels("model").set_function(self._arrived.__len__)
+        metrics.cache_bytes.set_function(lambda: self._release.cache.nbytes)
+        metrics.cache_users.set_function(lambda: len(self._release.cache))
         self._waiting: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -162,8 +164,6 @@ class Engine:
                     break
                 if self._background and (self._background.due or not (arrived or self._waiting)):
                     self._background.step()
-                self._metrics.cache_bytes.set(self._release.cache.nbytes)
-                self._metrics.cache_users.set(len(self._release.cache))
         self._reader.close()
 
     def _notice(self) -> None:
