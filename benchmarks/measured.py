@@ -221,7 +221,8 @@ def serving() -> str:
 
 def capacity() -> str:
     """Users whose histories fit into memory, and time of a user's event and question, by length."""
-    pairs = {line["history"]: line for line in _last("throughput") if line["scenario"] == "pair"}
+    one = [line for line in _last("throughput") if line.get("store", "sqlite") == "sqlite"]
+    pairs = {line["history"]: line for line in one if line["scenario"] == "pair"}
     rows = [
         [
             f"{line['history']:,}",
@@ -230,13 +231,12 @@ def capacity() -> str:
             *(f"{pairs[line['history']][name]:.1f}" for name in ("p50_ms", "p99_ms")),
         ]
         for line in _last("kib_per_user")
-        if line["store"] == "sqlite"
     ]
     header = ["events each", "KiB a user", "users in a GiB"]
     return table([*header, "event and question, p50, ms", "p99, ms"], rows)
 
 
-def _last(field: str) -> list[dict[str, Any]]:
+def _last(field: str) -> list[Line]:
     """The last line about each load of a server that has a field; later ones replace earlier."""
     lines = {}
     for line in read("serving.jsonl"):
