@@ -103,9 +103,10 @@ def speed_up(layout: tuple[int, int, int]) -> str:
 
 def serving() -> str:
     """Throughput and latency of a server."""
+    names = {"sqlite": "", "redis": ", Redis"}
     rows = [
         [
-            line["scenario"],
+            line["scenario"] + names[line.get("store", "sqlite")],
             f"{line['history']:,}",
             f"{line['users']:,}",
             f"{line['requests']:,}",
@@ -113,11 +114,36 @@ def serving() -> str:
             f"{line['throughput']:,.0f}",
             *(f"{line[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
         ]
-        for line in read("serving.jsonl")
-        if "throughput" in line and line["scenario"] != "rank"
+        for line in _last("throughput")
     ]
     header = ["scenario", "events each", "users", "requests", "errors", "a second"]
     return table([*header, "p50, ms", "p95, ms", "p99, ms"], rows)
+
+
+def capacity() -> str:
+    """Users whose histories fit into memory, and time of a user's event and question, by length."""
+    one = [line for line in _last("throughput") if line.get("store", "sqlite") == "sqlite"]
+    pairs = {line["history"]: line for line in one if line["scenario"] == "pair"}
+    rows = [
+        [
+            f"{line['history']:,}",
+            f"{line['kib_per_user']:,.0f}",
+            f"{2**20 / line['kib_per_user']:,.0f}",
+            *(f"{pairs[line['history']][name]:.1f}" for name in ("p50_ms", "p99_ms")),
+        ]
+        for line in _last("kib_per_user")
+    ]
+    header = ["events each", "KiB a user", "users in a GiB"]
+    return table([*header, "event and question, p50, ms", "p99, ms"], rows)
+
+
+def _last(field: str) -> list[Line]:
+    """The last line about each load of a server that has a field; later ones replace earlier."""
+    lines = {}
+    for line in read("serving.jsonl"):
+        if field in line and line["scenario"] != "rank":
+            lines[line["scenario"], line["history"], line.get("store", "sqlite")] = line
+    return [lines[key] for key in sorted(lines, key=lambda key: (key[2] != "sqlite", key[:2]))]
 
 
 def explaining() -> str:
@@ -229,6 +255,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pooling": selector_tables.pooling,
     "teaching-cost": selector_tables.teaching_cost,
     "serving": serving,
+    "serving-capacity": capacity,
     "explain": explaining,
     "ranking-approximate": approximate,
     "hardware": hardware,
