@@ -12,8 +12,8 @@ from implementations import NATIVE_MISSING
 from inputs import AWKWARD, random_inputs, relative_error
 
 from blossomrec.attention import blossom_attention
+from blossomrec.attention.code_cache import NotBuiltError
 from blossomrec.attention.native import compiler, library, operators
-from blossomrec.attention.native.compiler import NotBuiltError
 
 needs_native = pytest.mark.skipif(bool(NATIVE_MISSING), reason=NATIVE_MISSING)
 NAMES = ("out", "q", "k", "v", "gates")

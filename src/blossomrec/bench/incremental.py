@@ -72,7 +72,7 @@ def checks(options: BenchOptions) -> Iterator[Check]:
     for impl, compress in dict.fromkeys(kinds):
         attention, width = layer(impl, compress, options), PUBLISHED.hidden_size
         x = torch.randn(400, width, device=options.device, dtype=options.dtype)
-        if impl == "paged":
+        if impl == "paged" and isinstance(attention, BlossomAttention):
             name, found = f"pages, {compress}", _paged(attention, x)
         else:
             name, found = f"kept state, {impl} {compress}", _extended(attention, x)

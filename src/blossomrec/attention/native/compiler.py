@@ -11,11 +11,11 @@ import os
 import platform
 import shlex
 import shutil
-import stat
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
+
+from blossomrec.attention.code_cache import NotBuiltError, cache_folder, check_owner, put
 
 SOURCE = Path(__file__).parent / "source"
 COMPILERS = ("c++", "g++", "clang++")
@@ -35,10 +35,6 @@ FLAGS = (
 PATIENCE = 120
 
 
-class NotBuiltError(RuntimeError):
-    """The operator cannot be compiled or loaded here; the message says what is missing."""
-
-
 def build(**constants: int) -> Path:
     """The library for these constants of the source, compiled if it is not there yet.
 
@@ -47,13 +43,13 @@ def build(**constants: int) -> Path:
     """
     if os.name != "posix":
         raise NotBuiltError(f"the operator is for POSIX systems, this is {platform.system()}")
-    folder = cache_folder()
+    folder = cache_folder("native")
     command = [*compiler(), *FLAGS, native_flag()]
     command += [f"-D{name}={value}" for name, value in constants.items()]
     library = folder / f"{fingerprint(command)}.so"
     if not library.exists():
         _compile(command, library)
-    _check_owner(library)
+    check_owner(library)
     return library
 
 
@@ -101,44 +97,17 @@ def processor() -> tuple[str, ...]:
     return described + tuple(first[name] for name in names if name in first)
 
 
-def cache_folder() -> Path:
-    """The folder of compiled libraries, made if need be: ``$XDG_CACHE_HOME/blossomrec/native``.
-
-    Raises:
-        NotBuiltError: it cannot be made, or others may write there: what lies in it will be run.
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "blossomrec" / "native"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotBuiltError(f"the cache folder {folder} cannot be made: {error}") from error
-    _check_owner(folder)
-    return folder
-
-
-def _check_owner(path: Path) -> None:
-    found = path.lstat()
-    if stat.S_ISLNK(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise NotBuiltError(
-            f"{path} is a link, belongs to another user or may be written by others "
-            f"(owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}): it is not loaded"
-        )
-
-
 def _compile(command: list[str], library: Path) -> None:
-    # Processes that compile the same at the same time each rename a whole file into place.
-    handle, name = tempfile.mkstemp(suffix=".so", dir=library.parent)
-    os.close(handle)
-    temporary = Path(name)
-    command = [*command, "-o", str(temporary), str(SOURCE / "operation.cpp")]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    def make(temporary: Path) -> None:
+        whole = [*command, "-o", str(temporary), str(SOURCE / "operation.cpp")]
+        try:
+            done = subprocess.run(whole, capture_output=True, text=True, timeout=PATIENCE)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NotBuiltError(f"{shlex.join(whole)} failed: {error}") from error
         if done.returncode:
-            raise NotBuiltError(f"{shlex.join(command)} failed: {done.stderr.strip()[-2000:]}")
-        temporary.chmod(0o700)
-        temporary.replace(library)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotBuiltError(f"{shlex.join(command)} failed: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+            raise NotBuiltError(f"{shlex.join(whole)} failed: {done.stderr.strip()[-2000:]}")
+
+    try:
+        put(library, make)
+    except OSError as error:
+        raise NotBuiltError(f"{library} cannot be written: {error}") from error

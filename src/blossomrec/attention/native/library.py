@@ -8,7 +8,8 @@ from functools import cache
 
 import torch
 
-from blossomrec.attention.native.compiler import NotBuiltError, build
+from blossomrec.attention.code_cache import NotBuiltError
+from blossomrec.attention.native.compiler import build
 
 # Set to 0, the operator is neither compiled nor used.
 SWITCH = "BLOSSOMREC_NATIVE"
