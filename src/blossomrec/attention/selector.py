@@ -45,7 +45,8 @@ def selector_loss(
         block_keys: [N or more, G, d] keys of all complete blocks; their gradient is the way to the
             keys.
         cu_seqlens: int32 [B+1].
-        rows: int64 [C], rising: packed rows of the events from which lessons may be drawn.
+        rows: int64 [C], rising: packed rows of the events from which lessons may be drawn; T, which
+            is no row, may fill up the end.
         max_length: longest history, in events, or more.
 
     Returns:
@@ -133,7 +134,8 @@ def _draw(
     together = min(64, max(8, max_length // 32), most)
     runs = min(LESSONS, most) // together
     drawn = torch.rand(runs, together + 1, device=rows.device, dtype=torch.float64)
-    first = rows[(drawn[:, 0] * len(rows)).long()]
+    count = (rows < len(packing.history)).sum()
+    first = rows[(drawn[:, 0] * count).long()]
     # Where the rows of that history begin and end among all rows.
     history = packing.history[first]
     low, high = torch.searchsorted(rows, cu_seqlens.long()[torch.stack((history, history + 1))])

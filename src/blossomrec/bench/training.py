@@ -72,7 +72,7 @@ class TimedTrainer(Trainer):
         self.events = 0
         ahead = self.parts.batches.epoch(epoch)
         with closing(cast(Generator, ahead)):
-            for step in islice(device_steps(ahead, self.device), steps):
+            for step in islice(device_steps(ahead, self.device, self.parts.shape), steps):
                 self.events += len(step.batch.items)
                 self._account(self._take(step))
         self._account(self.watch.flush())

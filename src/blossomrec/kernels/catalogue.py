@@ -67,7 +67,8 @@ def normaliser_kernel(
     tl.store(normalisers + place, (top + tl.log2(total)) * LOG_2, mask=row < rows)
     if tl.program_id(1) == 0:
         target = tl.load(targets + row, mask=row < rows, other=0)
-        vectors = tl.load(weight + target[:, None] * D + column[None], mask=held, other=0.0)
+        known = held & (target >= 0)[:, None]
+        vectors = tl.load(weight + target[:, None] * D + column[None], mask=known, other=0.0)
         logits = tl.sum(factors.to(tl.float32) * vectors.to(tl.float32), 1)
         tl.store(target_logits + row, logits, mask=row < rows)
 
@@ -127,7 +128,7 @@ def summed_cross_entropy(
     Args:
         hidden: [M, D], M at least 1, in 16 bits.
         weight: [I, D] in the same type.
-        targets: int64 [M].
+        targets: int64 [M], negative where the row is not to count.
         most: gradients of logits that are held at a time.
         differentiate: whether gradients are wanted.
 
@@ -137,7 +138,10 @@ def summed_cross_entropy(
     """
     hidden, weight = hidden.contiguous(), weight.contiguous()
     normalisers, target_logits = _normalisers(hidden, weight, targets)
-    loss = (normalisers - target_logits).sum()
+    # Where there is no target nothing is likely, and nothing is lost.
+    without = targets < 0
+    normalisers = normalisers.masked_fill_(without, torch.inf)
+    loss = (normalisers - target_logits).masked_fill_(without, 0.0).sum()
     if not differentiate:
         return loss, []
     rows, items = len(hidden), len(weight)
