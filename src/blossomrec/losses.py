@@ -65,8 +65,9 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         # The mean is taken here: dividing earlier would underflow in float16 factors.
+        factor = grad / ctx.rows
         scaled = [
-            (each * (grad / ctx.rows)).to(dtype)
+            (each * factor).to(dtype)
             for each, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *scaled, None, None, None, None

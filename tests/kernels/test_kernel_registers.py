@@ -18,7 +18,7 @@ TYPES = {
     **dict.fromkeys(ROWS_16, "*bf16"),
     **dict.fromkeys(("bias", "shift", "sums", "angles", "normalisers", "target_logits"), "*fp32"),
     **dict.fromkeys(("importance", "losses", "slopes", "counted"), "*fp32"),
-    **dict.fromkeys(("means", "grad_means", "result"), "*fp32"),
+    **dict.fromkeys(("means", "grad_means", "result", "partial"), "*fp32"),
     **dict.fromkeys(("block_keys", "grad_q", "grad_keys"), "*bf16"),
     **dict.fromkeys(("lessons", "firsts", "first_blocks"), "*i64"),
     **{"drawn": "*fp64", "cu_seqlens": "*i32"},
@@ -105,6 +105,7 @@ def compile_all(folder):
     ]
     wide = [
         (catalogue.normaliser_kernel, items, catalogue.WARPS),
+        (catalogue.loss_kernel, items, 4),
         (catalogue.excess_kernel, items, catalogue.WARPS),
         (lessons.divergence_kernel, choice, 16),
     ]
@@ -121,7 +122,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 18
+    assert len(found) == 19
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}
