@@ -54,6 +54,21 @@ def test_cross_entropy_is_exact_for_any_tiles(monkeypatch, tile_rows, chunk_elem
         assert relative_error(one, other) < 1e-12
 
 
+@pytest.mark.parametrize("chunk_elements", [300, 1 << 23])
+def test_rows_without_target_count_nothing(chunk_elements):
+    hidden, weight, targets = problem()
+    targets[[0, 5, 36]] = -1
+    loss = cross_entropy(hidden, weight, targets, chunk_elements=chunk_elements)
+    exact = F.cross_entropy(hidden @ weight.T, targets, ignore_index=-1)
+    ours = value_and_gradients(loss, hidden, weight)
+    assert (ours[1][[0, 5, 36]] == 0).all()
+    for one, other in zip(ours, value_and_gradients(exact, hidden, weight), strict=True):
+        assert relative_error(one, other) < 1e-12
+    targets[:] = -1
+    ours = value_and_gradients(cross_entropy(hidden, weight, targets), hidden, weight)
+    assert all((each == 0).all() for each in ours)
+
+
 @pytest.mark.parametrize("scale", [1, 100], ids=["usual", "large-logits"])
 def test_cross_entropy_in_float32(scale):
     hidden, weight, targets = problem(dtype=torch.float32)

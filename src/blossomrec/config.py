@@ -98,6 +98,10 @@ class TrainingConfig:
     precision: Literal["auto", "32-true", "bf16-mixed"] = option(
         "auto", "auto is bf16-mixed on a GPU and 32-true elsewhere"
     )
+    graph: Literal["auto", "on", "off"] = option(
+        "auto",
+        "replay steps as a CUDA graph, batches padded to one shape; auto: on a GPU where it can be",
+    )
     checkpoint_overhead: float = option(
         0.05,
         "share of time spent on checkpoints; they are as frequent as it allows",

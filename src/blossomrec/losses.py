@@ -1,7 +1,8 @@
 """Training losses over an item catalogue, none of which holds one logit per row and item.
 
 Each takes ``hidden`` [M, D] (one row per prediction), ``weight`` [I, D] (one row per item) and
-``targets`` [M] (item rows), and returns a scalar mean that is differentiable in the first two.
+``targets`` [M] (item rows), and returns a scalar mean that is differentiable in the first two. To
+``cross_entropy`` a negative target is none: its row counts nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def cross_entropy(
     Args:
         hidden: [M, D].
         weight: [I, D].
-        targets: int64 [M], each in 0 .. I-1.
+        targets: int64 [M], each in 0 .. I-1, or negative where the row is not to count.
         chunk_elements: largest number of logits held at once; about four times as many float32
             numbers is what the loss needs beside its gradients.
     """
@@ -51,7 +52,8 @@ def cross_entropy(
 class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, dtype, chunk_elements, differentiate):
-        ctx.rows, ctx.dtypes = max(len(hidden), 1), (hidden.dtype, weight.dtype)
+        # Never looked at: the answer would have to come from the device.
+        ctx.rows, ctx.dtypes = (targets >= 0).sum().clamp(min=1), (hidden.dtype, weight.dtype)
         summed = _by_kernels if _kernels_take(hidden, dtype) else _by_tiles
         with torch.autocast(hidden.device.type, enabled=False):
             factors, items = hidden.to(dtype), weight.to(dtype)
@@ -63,8 +65,9 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         # The mean is taken here: dividing earlier would underflow in float16 factors.
+        factor = grad / ctx.rows
         scaled = [
-            (each * (grad / ctx.rows)).to(dtype)
+            (each * factor).to(dtype)
             for each, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *scaled, None, None, None, None
@@ -123,6 +126,9 @@ def _add_rows(
         logits = kernels.product(factors, items[column].T)
         normaliser = torch.logaddexp(normaliser, logits.logsumexp(1))
         target_logits += _at_targets(logits, targets, column.start)
+    # Where there is no target nothing is likely, and nothing is lost.
+    counted = targets >= 0
+    normaliser = normaliser.masked_fill(~counted, torch.inf)
     for column in columns if gradients else ():
         # A single tile is still there; several are computed again rather than kept.
         if len(columns) > 1:
@@ -132,7 +138,7 @@ def _add_rows(
         excess = excess.to(factors.dtype)
         gradients[0][rows] += kernels.product(excess, items[column])
         gradients[1][column] += kernels.product(excess.T, factors)
-    return (normaliser - target_logits).sum()
+    return (normaliser - target_logits).masked_fill(~counted, 0.0).sum()
 
 
 def _at_targets(logits: Tensor, targets: Tensor, start: int) -> Tensor:

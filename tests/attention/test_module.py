@@ -71,7 +71,7 @@ def test_lessons_are_drawn_evenly_from_the_given_rows():
     packing = Packing.of(cu_seqlens, total, 16)
     times = torch.zeros(total)
     for _ in range(200):
-        lessons = selector._draw(cu_seqlens, packing, given, 300, 4)
+        lessons = selector._draw(cu_seqlens, packing, given, *selector._numbers(300, 4))
         assert selector.LESSONS - 64 < lessons.numel() <= selector.LESSONS
         assert (packing.history[lessons] == packing.history[lessons[:, :1]]).all()
         times += torch.bincount(lessons.flatten(), minlength=total)
@@ -87,7 +87,7 @@ def test_very_long_histories_have_fewer_lessons():
     cu_seqlens = torch.tensor([0, 300_000], dtype=torch.int32)
     packing = Packing.of(cu_seqlens, 300_000, 16)
     rows = torch.arange(300_000)
-    lessons = selector._draw(cu_seqlens, packing, rows, 300_000, 8).numel()
+    lessons = selector._draw(cu_seqlens, packing, rows, *selector._numbers(300_000, 8)).numel()
     assert lessons > 1
     assert lessons * 8 * 300_000 <= selector.MOST_SCORES
 

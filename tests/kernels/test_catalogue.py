@@ -42,6 +42,20 @@ def test_sum_and_gradients(rows, items, size, most):
     assert catalogue.summed_cross_entropy(hidden, weight, targets, most, False)[1] == []
 
 
+@pytest.mark.parametrize("most", [1 << 12, 1 << 26], ids=["some", "one"])
+def test_rows_without_target_count_nothing(most):
+    hidden, weight, targets = problem(37, 129, 8)
+    targets[[0, 5, 36]] = -1
+    loss, gradients = catalogue.summed_cross_entropy(hidden, weight, targets, most, True)
+    exact = [each.double().requires_grad_() for each in (hidden, weight)]
+    logits = exact[0] @ exact[1].T
+    expected = F.cross_entropy(logits, targets, reduction="sum", ignore_index=-1)
+    assert relative_error(loss, expected.detach()) < 1e-5
+    assert (gradients[0][[0, 5, 36]] == 0).all()
+    for value, other in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
+        assert relative_error(value, other) < 1e-3
+
+
 def test_large_logits():
     hidden, weight, targets = problem(40, 200, 16, scale=100.0)
     loss, _ = catalogue.summed_cross_entropy(hidden, weight, targets, 1 << 20, False)

@@ -18,6 +18,10 @@ TYPES = {
     **dict.fromkeys(ROWS_16, "*bf16"),
     **dict.fromkeys(("bias", "shift", "sums", "angles", "normalisers", "target_logits"), "*fp32"),
     **dict.fromkeys(("importance", "losses", "slopes", "counted"), "*fp32"),
+    **dict.fromkeys(("means", "grad_means", "result", "partial"), "*fp32"),
+    **dict.fromkeys(("block_keys", "grad_q", "grad_keys"), "*bf16"),
+    **dict.fromkeys(("lessons", "firsts", "first_blocks"), "*i64"),
+    **{"drawn": "*fp64", "cu_seqlens": "*i32"},
     **dict.fromkeys(("seed", "starts", "numbers", "rows", "targets", "owns"), "*i64"),
     **dict.fromkeys(("eps", "scale"), "fp32"),
 }
@@ -35,7 +39,8 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
-        kind = "i32" if name == "rows" and "lessons" not in kernel.fn.__module__ else None
+        counts = kernel.fn.__module__.split(".")[-1] not in ("lessons", "importance")
+        kind = "i32" if name == "rows" and counts else None
         kind = kind or TYPES.get(name, "i32")
         signature[name] = "constexpr" if name in constants else kind
         if signature[name].startswith("*") or name in MULTIPLES:
@@ -56,7 +61,15 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
 
 
 def compile_all(folder):
-    from blossomrec.kernels import catalogue, feed_forward, lessons, norm, projection, windows
+    from blossomrec.kernels import (
+        catalogue,
+        feed_forward,
+        importance,
+        lessons,
+        norm,
+        projection,
+        windows,
+    )
 
     norms = {"HAS_BIAS": True, "DROPPED": 13_107, "KEPT": 1.25, "ROWS": 8, "BLOCK": 128}
     heads = projection._form(projection.Heads(8, 2, 16, 4), True)
@@ -66,7 +79,20 @@ def compile_all(folder):
     items = {"D": 128, "D_BLOCK": 128, "SPAN": catalogue.SPAN}
     items |= {"ROWS": catalogue.ROWS, "ITEMS": catalogue.ITEMS}
     choice = {"G": 2, "R": 4, "CAUSAL": True, "PLACES": 4_096}
+    teaching = {"G": 2, "R": 4, "D": 16, "D_BLOCK": 16, "H_BLOCK": 8, "S": 16, "STEPS": 14}
+    teaching |= {
+        "BLOCKS": importance.BLOCKS,
+        "LESSONS": importance.LESSONS,
+        "PLACES": 64,
+        "RUNS": 64,
+    }
     kernels = [
+        (importance.draw_kernel, teaching),
+        (importance.importance_kernel, teaching),
+        (importance.mean_gradients_kernel, teaching),
+        (importance.scatter_kernel, teaching | {"PLACES": 512}),
+        (importance.key_gradients_kernel, teaching),
+        (lessons.mean_kernel, {"PLACES": 1_024}),
         (norm.add_norm_kernel, norms),
         (norm.add_norm_backward_kernel, norms),
         (feed_forward.gelu_kernel, {"ROWS": 4, "BLOCK": 256}),
@@ -79,6 +105,7 @@ def compile_all(folder):
     ]
     wide = [
         (catalogue.normaliser_kernel, items, catalogue.WARPS),
+        (catalogue.loss_kernel, items, 4),
         (catalogue.excess_kernel, items, catalogue.WARPS),
         (lessons.divergence_kernel, choice, 16),
     ]
@@ -95,7 +122,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 12
+    assert len(found) == 19
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}

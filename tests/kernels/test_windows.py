@@ -99,6 +99,22 @@ def test_lessons_of_the_selector(monkeypatch, causal):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_places_for_no_row_change_no_lesson(monkeypatch):
+    from blossomrec.attention.packing import first_blocks
+    from blossomrec.kernels.importance import draw_lessons
+
+    total, drawn = sum(LENGTHS), []
+    rows = torch.arange(20, 260, 3, device=DEVICE)
+    before = first_blocks(packed(), 16)
+    for given in (rows, torch.cat([rows, rows.new_full((70,), total)])):
+        torch.manual_seed(2)
+        drawn.append(draw_lessons(given, packed(), before, total, 16, 40, 12))
+    for one, other in zip(*drawn, strict=True):
+        assert torch.equal(one, other)
+    found = drawn[0].rows.flatten().tolist()
+    assert set(found) <= set(rows.tolist()) and len(set(found)) > 60
+
+
 def test_a_history_of_too_many_blocks_for_one_program(monkeypatch):
     from blossomrec.kernels import lessons
 

@@ -129,11 +129,16 @@ def _fastest(q: Tensor, k: Tensor, gates: Tensor, sizes: dict[str, int]) -> str:
 
 def kernels_take(q: Tensor, k: Tensor, block_size: int) -> bool:
     """Whether the Triton kernels take queries [T, H, d] and keys [T, G, d] where they are."""
-    if not q.is_cuda or not _has_triton():
-        return False
+    return q.is_cuda and not kernels_refuse(q, k, block_size)
+
+
+def kernels_refuse(q: Tensor, k: Tensor, block_size: int) -> str:
+    """Why, on a GPU, the Triton kernels do not take tensors like these; empty where they do."""
+    if not _has_triton():
+        return "Triton is not installed"
     from blossomrec.attention.triton.launch import unsupported
 
-    return not unsupported(q, k, block_size)
+    return unsupported(q, k, block_size)
 
 
 @cache

@@ -131,7 +131,8 @@ class BlossomAttention(nn.Module):
             cu_seqlens: int32 [B+1].
             max_length: longest history, in events; looked up where it is not given and needed.
             lessons: int64 [C], rising: packed rows of the events from which the loss that teaches
-                the selector may draw its lessons. None: it is not computed.
+                the selector may draw its lessons; T, which is no row, may fill up the end. None: it
+                is not computed.
         """
         q, k, v, gates = self.project(x, cu_seqlens)
         block_keys = self.compress(k, cu_seqlens)

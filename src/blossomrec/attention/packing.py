@@ -30,6 +30,12 @@ def complete_blocks(cu_seqlens: Tensor, block_size: int) -> Tensor:
 
 
 @per_batch
+def first_blocks(cu_seqlens: Tensor, block_size: int) -> Tensor:
+    """Row in the block keys of each history's block 0, and their number, int64 [B+1]."""
+    return torch.nn.functional.pad(complete_blocks(cu_seqlens, block_size).cumsum(0), (1, 0))
+
+
+@per_batch
 def block_rows(cu_seqlens: Tensor, total: int, block_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where the complete blocks are, in the order of block keys.
 

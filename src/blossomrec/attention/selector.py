@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from blossomrec import kernels
-from blossomrec.attention.packing import Packing
+from blossomrec.attention.packing import Packing, first_blocks
 
 # Events of a batch that are lessons. Each looks at its whole history once, so their number must not
 # grow with the batch: the cost of the lessons is then linear in the length of a history.
@@ -45,7 +45,8 @@ def selector_loss(
         block_keys: [N or more, G, d] keys of all complete blocks; their gradient is the way to the
             keys.
         cu_seqlens: int32 [B+1].
-        rows: int64 [C], rising: packed rows of the events from which lessons may be drawn.
+        rows: int64 [C], rising: packed rows of the events from which lessons may be drawn; T, which
+            is no row, may fill up the end.
         max_length: longest history, in events, or more.
 
     Returns:
@@ -55,9 +56,16 @@ def selector_loss(
     blocks = max_length // block_size
     if blocks < 2 or not len(rows) or not len(block_keys):
         return 0.0 * (q.sum() + block_keys.sum())
+    runs, together = _numbers(max_length, q.shape[1])
+    if _kernels_take(q, blocks, block_size):
+        from blossomrec.kernels.importance import draw_lessons, lessons_loss
+
+        before = first_blocks(cu_seqlens, block_size)
+        drawn = draw_lessons(rows, cu_seqlens, before, len(q), block_size, runs, together)
+        return lessons_loss(q, k, block_keys, drawn, blocks, (block_size, causal))
     groups, size = k.shape[1:]
     packing = Packing.of(cu_seqlens, len(q), block_size)
-    lessons = _draw(cu_seqlens, packing, rows, max_length, q.shape[1])  # [runs, c]
+    lessons = _draw(cu_seqlens, packing, rows, runs, together)
     # The events of a run share a history, and with it its blocks.
     number = torch.arange(blocks, device=q.device)
     with torch.autocast(q.device.type, enabled=False):
@@ -67,21 +75,21 @@ def selector_loss(
         return _divergence(q.detach(), k.detach(), importance, lessons, packing, causal)
 
 
+def _kernels_take(q: Tensor, blocks: int, block_size: int) -> bool:
+    if not kernels.usable(q) or block_size & (block_size - 1):
+        return False
+    from blossomrec.kernels.lessons import MOST_BLOCKS
+
+    return blocks <= MOST_BLOCKS
+
+
 def _divergence(
     q: Tensor, k: Tensor, importance: Tensor, lessons: Tensor, packing: Packing, causal: bool
 ) -> Tensor:
     """Divergence for ``importance``, float32 [runs, c, G, J]."""
     blocks = importance.shape[-1]
     starts = packing.start[lessons[:, 0]]
-    if kernels.usable(q):
-        from blossomrec.kernels.lessons import MOST_BLOCKS, block_sums, divergence
-
-        sums = block_sums(q, k, lessons, starts, blocks, packing.block_size)
-        if blocks <= MOST_BLOCKS:
-            owns, numbers = packing.block[lessons], packing.num_blocks[lessons]
-            return divergence(importance, sums, owns, numbers, causal)
-    else:
-        sums = _block_sums(q, k, lessons, starts, blocks, packing.block_size)
+    sums = _block_sums(q, k, lessons, starts, blocks, packing.block_size)
     number = torch.arange(blocks, device=q.device)
     eligible = _eligible(packing, lessons, number, causal)  # [runs, c, J]
     counted = eligible.sum(-1) >= 2
@@ -114,6 +122,10 @@ def _block_sums(
 
     lessons: int64 [X, C], packed rows; starts: int64 [X], first row of each run's history.
     """
+    if kernels.usable(q) and not block_size & (block_size - 1):
+        from blossomrec.kernels.lessons import block_sums
+
+        return block_sums(q, k, lessons, starts, blocks, block_size)
     event = starts[:, None] + torch.arange(blocks * block_size, device=q.device)
     keys = k[event.clamp(max=len(k) - 1)].float().unflatten(1, (blocks, block_size))
     queries = q[lessons].float().unflatten(2, (k.shape[1], -1))
@@ -121,19 +133,22 @@ def _block_sums(
     return scores.logsumexp(-1)
 
 
-def _draw(
-    cu_seqlens: Tensor, packing: Packing, rows: Tensor, max_length: int, heads: int
-) -> Tensor:
+def _numbers(max_length: int, heads: int) -> tuple[int, int]:
+    """How many runs of how many lessons are drawn."""
+    most = max(1, MOST_SCORES // (heads * max_length))
+    together = min(64, max(8, max_length // 32), most)
+    return min(LESSONS, most) // together, together
+
+
+def _draw(cu_seqlens: Tensor, packing: Packing, rows: Tensor, runs: int, together: int) -> Tensor:
     """Lessons out of ``rows``, int64 [runs, c]: a run is c events of one history.
 
     A history is drawn as often as it has rows, then its events are, all alike: every row is as
     likely as every other. Nothing waits for the device.
     """
-    most = max(1, MOST_SCORES // (heads * max_length))
-    together = min(64, max(8, max_length // 32), most)
-    runs = min(LESSONS, most) // together
     drawn = torch.rand(runs, together + 1, device=rows.device, dtype=torch.float64)
-    first = rows[(drawn[:, 0] * len(rows)).long()]
+    count = (rows < len(packing.history)).sum()
+    first = rows[(drawn[:, 0] * count).long()]
     # Where the rows of that history begin and end among all rows.
     history = packing.history[first]
     low, high = torch.searchsorted(rows, cu_seqlens.long()[torch.stack((history, history + 1))])

@@ -63,6 +63,13 @@ def architectures(options: BenchOptions) -> list[Architecture]:
     return [*blossom, *full]
 
 
+def graph_choices(architecture: Architecture, options: BenchOptions) -> tuple[bool, ...]:
+    """Whether it is measured as it is (False) and as a CUDA graph (True)."""
+    # Dense attention in float32 has no packed kernel, and waits for lengths.
+    waits = architecture.impl == FULL["cuda"] and not options.half
+    return (False, True) if options.device == "cuda" and not waits else (False,)
+
+
 class NaiveAttention(FullAttention):
     """Dense attention with all scores in memory, over histories of one length, as in RecBole."""
 

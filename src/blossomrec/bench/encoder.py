@@ -2,24 +2,27 @@
 
 A training step is forward and backward over a batch met for the first time, so that what depends on
 its lengths is computed anew; for Blossom attention with the lessons of its selector and without.
-Inference is forward alone. Weights are float32; in 16 bits autocast chooses, as it does in
-training. The peer ``naive`` is always float32.
+Inference is forward alone. On a GPU both are measured once more as CUDA graphs, for the device's
+work without the host's. Weights are float32; in 16 bits autocast chooses, as it does in training.
+The peer ``naive`` is always float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from blossomrec.attention.memo import of_one_graph
 from blossomrec.bench.architectures import (
     NAIVE_LAYOUT,
     Architecture,
     architectures,
+    graph_choices,
     naive_layers,
 )
 from blossomrec.bench.histories import equal_lengths, packed
@@ -27,7 +30,7 @@ from blossomrec.bench.lines import Line, result_line
 from blossomrec.bench.memory import free_bytes, peak_mib
 from blossomrec.bench.options import BenchOptions, is_blossom
 from blossomrec.bench.parity import Check, largest_error
-from blossomrec.bench.timing import milliseconds
+from blossomrec.bench.timing import captured, milliseconds
 from blossomrec.models.sasrec import SASRec
 
 LENGTHS = {"cpu": (256, 1_024, 4_096), "cuda": (512, 1_024, 2_048, 4_096, 8_192, 16_384, 65_536)}
@@ -41,11 +44,12 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 @dataclass(frozen=True)
 class Case:
-    """An attention, the length of the histories, and whether the selector is taught."""
+    """An attention, the length of the histories, whether the selector is taught, and by graphs."""
 
     architecture: Architecture
     length: int
     lessons: bool
+    graph: bool = False
 
     @property
     def impl(self) -> str:
@@ -64,7 +68,7 @@ class Encoder(NamedTuple):
     def run(self, lessons: bool) -> list[Tensor]:
         """Hidden states [T, D] float32, followed by the loss of each layer's lessons."""
         # Copied, so that nothing is known of its lengths.
-        cu_seqlens = self.cu_seqlens.clone()
+        cu_seqlens = of_one_graph(self.cu_seqlens.clone())
         rows = torch.arange(len(self.x), device=self.x.device) if lessons else None
         x, losses = self.x, []
         with _precision(self.x.device.type, self.dtype):
@@ -90,10 +94,11 @@ def cases(options: BenchOptions) -> list[Case]:
     """All that is to be measured, by rising length."""
     known = [*architectures(options), Architecture("naive", "none", NAIVE_LAYOUT)]
     return [
-        Case(each, length, lessons)
+        Case(each, length, lessons, graph)
         for length in options.lengths
         for each in known
         for lessons in ((False, True) if is_blossom(each.impl) else (False,))
+        for graph in graph_choices(each, options)
         if options.wants(each.impl)
     ]
 
@@ -123,17 +128,13 @@ def measure(case: Case, options: BenchOptions) -> Line | None:
         return None
     encoder = build(architecture, case.length, lengths, device, dtype)
 
-    def step() -> None:
-        encoder.step(case.lessons)
+    def step() -> Any:
+        return encoder.step(case.lessons)
 
-    # Once before each measurement: what is compiled, planned or loaded once does not count.
     encoder.layers.eval()
-    encoder.infer()
-    inference_mib = peak_mib(encoder.infer, device)
-    forward_ms = milliseconds(encoder.infer, device)
+    inference_mib, forward_ms = _cost(encoder.infer, device, case.graph)
     encoder.layers.train()
-    step()
-    memory = peak_mib(step, device)
+    memory, forward_backward_ms = _cost(step, device, case.graph)
     return result_line(
         "encoder",
         architecture.impl,
@@ -144,11 +145,20 @@ def measure(case: Case, options: BenchOptions) -> Line | None:
         device=device,
         compress=architecture.compress,
         forward_ms=forward_ms,
-        forward_backward_ms=milliseconds(step, device),
+        forward_backward_ms=forward_backward_ms,
         peak_mib=memory,
         inference_peak_mib=round(inference_mib, 1),
         lessons=case.lessons,
+        graph=case.graph,
     )
+
+
+def _cost(run: Callable[[], Any], device: str, graph: bool) -> tuple[float, float]:
+    """MiB, and milliseconds, of a call."""
+    # Once before: what is compiled, planned or loaded once does not count.
+    run()
+    memory = peak_mib(run, device)
+    return memory, milliseconds(captured(run) if graph else run, device)
 
 
 def build(

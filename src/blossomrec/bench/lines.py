@@ -77,6 +77,8 @@ def describe(line: Line) -> str:
         parts.append(f"{line['users']} users")
     if "lessons" in line and line["compress"] != "none":
         parts.append("taught" if line["lessons"] else "untaught")
+    if line.get("graph"):
+        parts.append("graph")
     shown = {
         "forward_ms": "forward {:.3f} ms",
         "forward_backward_ms": "forward and backward {:.3f} ms",

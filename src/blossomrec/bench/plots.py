@@ -84,6 +84,8 @@ def _name(line: Line) -> str:
         parts.append(f"{line['users']} users")
     if "lessons" in line and line["compress"] != "none":
         parts.append("taught" if line["lessons"] else "untaught")
+    if line.get("graph"):
+        parts.append("graph")
     return ", ".join(parts)
 
 

@@ -2,8 +2,9 @@
 
 Batches are made and moved, gradients clipped, losses watched and weights updated as in a training;
 validation and checkpoints, which are not of the epoch, are left out. Some steps of another epoch go
-before, so that what is compiled once does not count. ``--lengths`` are the longest histories that
-the model sees, ``--tokens`` the events of a batch.
+before, so that what is compiled or captured once does not count. On a GPU steps are replayed as a
+CUDA graph, as they are by default, and also launched one operation after another. ``--lengths`` are
+the longest histories that the model sees, ``--tokens`` the events of a batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, cast
 
 import torch
 
-from blossomrec.bench.architectures import Architecture, architectures
+from blossomrec.bench.architectures import Architecture, architectures, graph_choices
 from blossomrec.bench.lines import Line, result_line
 from blossomrec.bench.memory import peak_mib
 from blossomrec.bench.options import BenchOptions, is_blossom
@@ -47,10 +48,11 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Case:
-    """An attention and the longest history that the model sees."""
+    """An attention, the longest history that the model sees, and whether steps are a graph."""
 
     architecture: Architecture
     length: int
+    graph: bool = False
 
     @property
     def impl(self) -> str:
@@ -72,7 +74,7 @@ class TimedTrainer(Trainer):
         self.events = 0
         ahead = self.parts.batches.epoch(epoch)
         with closing(cast(Generator, ahead)):
-            for step in islice(device_steps(ahead, self.device), steps):
+            for step in islice(device_steps(ahead, self.device, self.parts.shape), steps):
                 self.events += len(step.batch.items)
                 self._account(self._take(step))
         self._account(self.watch.flush())
@@ -89,9 +91,10 @@ def cases(options: BenchOptions) -> list[Case]:
     if options.dtype not in PRECISIONS:
         raise ConfigError("dtype is float16: training is in float32 or bfloat16")
     return [
-        Case(each, length)
+        Case(each, length, graph)
         for length in options.lengths
         for each in architectures(options)
+        for graph in graph_choices(each, options)
         if options.wants(each.impl)
     ]
 
@@ -102,7 +105,7 @@ def checks(options: BenchOptions) -> Iterator[Check]:
         options, dtype=torch.float32, tokens=min(options.tokens, CHECKED_TOKENS)
     )
     for case in dict.fromkeys(cases(options)):
-        if is_blossom(case.impl):
+        if is_blossom(case.impl) and not case.graph:
             error = largest_error(_first_batch(case, exact), _first_batch(case, exact, True))
             yield Check(f"training with {case.impl} {case.architecture.compress}", error, TOLERANCE)
 
@@ -133,6 +136,7 @@ def measure(case: Case, options: BenchOptions) -> Line:
         peak_mib=memory,
         log=log.folder.name,
         steps=steps,
+        graph=case.graph,
         epoch_seconds=round(per_step * all_steps, 3),
         tokens_per_second=round(trainer.events / taken[0]),
     )
@@ -145,6 +149,7 @@ def _trainer(
         tokens_per_batch=options.tokens,
         device="cuda" if options.device == "cuda" else "cpu",
         precision=cast(Any, PRECISIONS[options.dtype]),
+        graph="on" if case.graph else "off",
     )
     model_config = case.architecture.config(case.length, reference=reference)
     config = RunConfig(model_config, training, EvaluationConfig())

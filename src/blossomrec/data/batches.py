@@ -109,6 +109,16 @@ class TrainingBatches:
         """Number of batches in the epoch."""
         return len(self._planned(epoch)[1]) - 1
 
+    def sizes(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Events and histories of each batch of the epoch, both int64 [steps]."""
+        windows, cuts = self._planned(epoch)
+        return np.diff(boundaries(windows.lengths)[cuts]), np.diff(cuts)
+
+    @property
+    def longest(self) -> int:
+        """Most events that a history can have in a batch."""
+        return min(self.max_len, int(self._lengths.max()))
+
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
         """The batches of the epoch from ``start_step`` on, made ahead by a thread.
 

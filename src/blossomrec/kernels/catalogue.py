@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 from blossomrec.kernels import product, usable
 
@@ -67,9 +68,31 @@ def normaliser_kernel(
     tl.store(normalisers + place, (top + tl.log2(total)) * LOG_2, mask=row < rows)
     if tl.program_id(1) == 0:
         target = tl.load(targets + row, mask=row < rows, other=0)
-        vectors = tl.load(weight + target[:, None] * D + column[None], mask=held, other=0.0)
+        known = held & (target >= 0)[:, None]
+        vectors = tl.load(weight + target[:, None] * D + column[None], mask=known, other=0.0)
         logits = tl.sum(factors.to(tl.float32) * vectors.to(tl.float32), 1)
         tl.store(target_logits + row, logits, mask=row < rows)
+
+
+@triton.jit(do_not_specialize=["rows", "parts"])
+def loss_kernel(
+    partial, targets, target_logits, normalisers, losses, rows, parts, ROWS: tl.constexpr
+):
+    """Normalisers of all items from those of the parts, and losses, [rows]."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    top = tl.full([ROWS], -1.0e30, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    for part in range(parts):
+        value = tl.load(partial + part * rows + row, mask=inside, other=0.0)
+        higher = tl.maximum(top, value)
+        total = total * tl.exp(top - higher) + tl.exp(value - higher)
+        top = higher
+    counted = tl.load(targets + row, mask=inside, other=-1) >= 0
+    normaliser = top + tl.log(total)
+    loss = normaliser - tl.load(target_logits + row, mask=inside, other=0.0)
+    tl.store(losses + row, tl.where(counted, loss, 0.0), mask=inside)
+    tl.store(normalisers + row, tl.where(counted, normaliser, float("inf")), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "items"])
@@ -127,7 +150,7 @@ def summed_cross_entropy(
     Args:
         hidden: [M, D], M at least 1, in 16 bits.
         weight: [I, D] in the same type.
-        targets: int64 [M].
+        targets: int64 [M], negative where the row is not to count.
         most: gradients of logits that are held at a time.
         differentiate: whether gradients are wanted.
 
@@ -136,17 +159,19 @@ def summed_cross_entropy(
         wanted.
     """
     hidden, weight = hidden.contiguous(), weight.contiguous()
-    normalisers, target_logits = _normalisers(hidden, weight, targets)
-    loss = (normalisers - target_logits).sum()
+    normalisers, losses = _normalisers(hidden, weight, targets)
+    loss = losses.sum()
     if not differentiate:
         return loss, []
     rows, items = len(hidden), len(weight)
     height = min(max(most // items, TILE_ROWS), rows)
     width = min(_aligned(max(1, most // height - ALIGNMENT)), _aligned(items))
     # Zero rows after the last item let the last tile be as wide as the others.
-    padded = weight.new_zeros(triton.cdiv(items, width) * width, weight.shape[1])
-    padded[:items] = weight
-    gradients = [torch.zeros_like(each, dtype=torch.float32) for each in (hidden, padded)]
+    padded = pad(weight, (0, 0, 0, -items % width))
+    whole = height == rows and width >= items
+    gradients = []
+    if not whole:
+        gradients = [torch.zeros_like(each, dtype=torch.float32) for each in (hidden, padded)]
     buffer = hidden.new_empty(height, width)
     for first in range(0, rows, height):
         part = slice(first, first + height)
@@ -168,30 +193,42 @@ def summed_cross_entropy(
                 SPAN=SPAN,
                 **_form(hidden),
             )
-            gradients[0][part] += product(excess, padded[columns])
-            gradients[1][columns] += product(excess.T, factors)
+            products = product(excess, padded[columns]), product(excess.T, factors)
+            if whole:
+                gradients = list(products)
+                continue
+            gradients[0][part] += products[0]
+            gradients[1][columns] += products[1]
     return loss, [gradients[0], gradients[1][:items]]
 
 
 def _normalisers(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithm of each row's summed exponentials, and the logit of its target, float32 [M]."""
+    """Logarithm of each row's summed exponentials, and its loss, float32 [M].
+
+    Without a target nothing is likely and nothing is lost: infinity and zero.
+    """
     tiles, heights = triton.cdiv(len(weight), ITEMS), triton.cdiv(len(hidden), ROWS)
     each = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, heights)))
     parts = triton.cdiv(tiles, each)
-    normalisers = hidden.new_empty(parts, len(hidden), dtype=torch.float32)
-    target_logits = torch.empty_like(normalisers[0])
+    partial = hidden.new_empty(parts, len(hidden), dtype=torch.float32)
+    target_logits, normalisers, losses = hidden.new_empty(
+        3, len(hidden), dtype=torch.float32
+    ).unbind()
     normaliser_kernel[(heights, parts)](
         hidden,
         weight,
         targets,
-        normalisers,
+        partial,
         target_logits,
         len(hidden),
         len(weight),
         each,
         **_form(hidden),
     )
-    return normalisers.logsumexp(0), target_logits
+    loss_kernel[(triton.cdiv(len(hidden), ROWS),)](
+        partial, targets, target_logits, normalisers, losses, len(hidden), parts, ROWS=ROWS
+    )
+    return normalisers, losses
 
 
 def _aligned(number: int) -> int:

@@ -9,7 +9,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # Rows of queries and blocks of keys that make a tile of scores.
 QUERIES, BLOCKS = 64, 8
@@ -154,52 +153,54 @@ def divergence_kernel(
     tl.store(slopes + place + block, choice * (share / total - mass), mask=block < blocks)
 
 
+@triton.jit(do_not_specialize=["count"])
+def mean_kernel(losses, counted, result, count, PLACES: tl.constexpr):
+    """Sum of the losses over the number of those that count, and one over that number."""
+    place = tl.arange(0, PLACES)
+    total = tl.sum(tl.load(counted + place, mask=place < count, other=0.0), 0)
+    total = tl.maximum(total, 1.0)
+    loss = tl.sum(tl.load(losses + place, mask=place < count, other=0.0), 0)
+    tl.store(result, loss / total)
+    tl.store(result + 1, 1.0 / total)
+
+
 def divergence(
     importance: Tensor, sums: Tensor, owns: Tensor, numbers: Tensor, causal: bool
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Kullback-Leibler divergence of the softmax over importance from the shares of attention.
 
     Args:
-        importance: float32 [X, C, G, J].
+        importance: float32 [X, C, G, J], J at most ``MOST_BLOCKS``.
         sums: float32 [X, C, G, R, J], see :func:`block_sums`; shares are made of it.
         owns: int64 [X, C], number of the block that each lesson stands in.
         numbers: int64 [X, C], complete blocks of its history.
         causal: whether only blocks before the own one are eligible, or all others.
 
     Returns:
-        Scalar, mean over lessons with two eligible blocks or more, and heads; zero without any.
+        float32 [2]: the mean over lessons with two eligible blocks or more, and heads, zero without
+        any; and one over their number. And slopes, float32 [X, C, G, J], which times that are the
+        gradient of the mean for the importance.
     """
-    return _Divergence.apply(importance.contiguous(), sums, owns, numbers, causal)
-
-
-class _Divergence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, importance, sums, owns, numbers, causal):
-        runs, count, groups, per_group, blocks = sums.shape
-        losses, counted = importance.new_empty(2, runs * count, groups).unbind()
-        slopes = torch.empty_like(importance)
-        places = triton.next_power_of_2(blocks)
-        divergence_kernel[(runs * count, groups)](
-            importance,
-            sums,
-            owns.contiguous(),
-            numbers.contiguous(),
-            losses,
-            slopes,
-            counted,
-            blocks,
-            G=groups,
-            R=per_group,
-            CAUSAL=causal,
-            PLACES=places,
-            num_warps=max(1, min(16, places // 256)),
-        )
-        total = counted.sum().clamp(min=1)
-        ctx.save_for_backward(slopes, total)
-        return losses.sum() / total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        slopes, total = ctx.saved_tensors
-        return slopes * (grad / total), None, None, None, None
+    runs, count, groups, per_group, blocks = sums.shape
+    lessons = runs * count
+    losses, counted = importance.new_empty(2, lessons, groups).unbind()
+    result, slopes = importance.new_empty(2), torch.empty_like(importance)
+    places = triton.next_power_of_2(blocks)
+    divergence_kernel[(lessons, groups)](
+        importance,
+        sums,
+        owns,
+        numbers,
+        losses,
+        slopes,
+        counted,
+        blocks,
+        G=groups,
+        R=per_group,
+        CAUSAL=causal,
+        PLACES=places,
+        num_warps=max(1, min(16, places // 256)),
+    )
+    places = triton.next_power_of_2(lessons * groups)
+    mean_kernel[(1,)](losses, counted, result, lessons * groups, PLACES=places)
+    return result, slopes

@@ -147,7 +147,12 @@ def _attend_all(q: Tensor, state: AttentionState) -> Tensor:
 
 
 def _has_packed_kernel(q: Tensor) -> bool:
-    fits = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
+    return q.is_cuda and packed_kernel_takes(q)
+
+
+def packed_kernel_takes(q: Tensor) -> bool:
+    """Whether, on a GPU, there is a kernel for packed queries like these, [T, H, d]."""
+    fits = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
     return fits and q.shape[-1] <= 256 and bool(_packed_kernel_options())
 
 

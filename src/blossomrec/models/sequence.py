@@ -78,7 +78,8 @@ class SequenceModel(nn.Module):
             cu_seqlens: int32 [B+1], where each history starts.
             max_length: length of the longest history.
             lessons: int64 [C], rising: packed rows from which the loss that teaches the attention's
-                selector may draw its lessons. None: it is not computed.
+                selector may draw its lessons; T, which is no row, may fill up the end. None: it is
+                not computed.
             keep_layers: also return what each layer's attention gave.
         """
         raise NotImplementedError
@@ -135,7 +136,9 @@ class SequenceModel(nn.Module):
 
     def output_weight(self) -> Tensor:
         """Embeddings of the catalogue's items, [I, D]: the output matrix."""
-        return self.item_embeddings.weight[: self.num_items]
+        weight = self.item_embeddings.weight
+        # The gradient of a part would be a copy of it.
+        return weight if len(weight) == self.num_items else weight[: self.num_items]
 
     @torch.no_grad()
     def queries(self, batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blossomrec import kernels
 from blossomrec.attention import AttentionOutput, AttentionState, BlossomAttention
+from blossomrec.attention.memo import of_one_graph
 from blossomrec.attention.paged import PagedLayer, Step
 from blossomrec.config import ModelConfig
 from blossomrec.models.full import FullAttention
@@ -149,7 +150,7 @@ class TransformerModel(SequenceModel):
         lessons: Tensor | None = None,
         keep_layers: bool = False,
     ) -> Encoded:
-        x = self.embed(items)
+        x, cu_seqlens = self.embed(items), of_one_graph(cu_seqlens)
         losses, kept = [], []
         for layer in self.layers:
             x, attended = layer(x, cu_seqlens, max_length, lessons)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blossomrec.data.batches import Batch
 from blossomrec.losses import TrainingLoss
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.training.shape import Shape, padded
 
 
 class Losses(NamedTuple):
@@ -40,15 +41,27 @@ class Objective(nn.Module):
         cu_seqlens: Tensor,
         max_length: int,
         positions: Tensor | None,
+        lessons: Tensor | None = None,
     ) -> Losses:
-        """Losses of a packed batch; ``positions`` are the events with a target, None for all."""
+        """Losses of a packed batch.
+
+        Args:
+            items: int64 [T].
+            targets: int64 [T].
+            cu_seqlens: int32 [B+1].
+            max_length: length of the longest history, or more.
+            positions: rows of the events that are predicted from; None for all with a target.
+            lessons: rows that may teach the selector, see ``encode``; None: those that are
+                predicted from, for where nothing is it does not matter what is selected.
+        """
         taught = self.selector_weight > 0
-        # Where nothing is predicted from, it does not matter what is selected.
-        predicting = (
-            torch.arange(len(items), device=items.device) if positions is None else positions
+        if taught and lessons is None:
+            lessons = positions
+            if positions is None:
+                lessons = torch.arange(len(items), device=items.device)
+        encoded = self.model.encode(
+            items, cu_seqlens, max_length, lessons=lessons if taught else None
         )
-        lessons = predicting if taught else None
-        encoded = self.model.encode(items, cu_seqlens, max_length, lessons=lessons)
         hidden = encoded.hidden
         if positions is not None:
             hidden, targets = hidden.index_select(0, positions), targets.index_select(0, positions)
@@ -60,21 +73,32 @@ class Objective(nn.Module):
 
 
 class Step(NamedTuple):
-    """A batch on its device, the events in it that have a target (None: all), and their number."""
+    """A batch on its device, the events in it that have a target (None: all), and their number.
+
+    Or, where batches have one shape, the batch on the host and ``numbers`` of :func:`padded`.
+    """
 
     batch: Batch
     positions: Tensor | None
     num_targets: int
+    numbers: Tensor | None = None
 
 
-def device_steps(batches: Iterator[Batch], device: torch.device) -> Iterator[Step]:
-    """Move batches to the device without waiting for it.
+def device_steps(
+    batches: Iterator[Batch], device: torch.device, shape: Shape | None = None
+) -> Iterator[Step]:
+    """Move batches to the device without waiting for it, or pad those that fit a shape.
 
     Targets are looked up here, on the host: finding them on a GPU would stop the loop.
     """
     for batch in batches:
         wanted = batch.targets >= 0
         count = int(wanted.sum())
+        numbers = None if shape is None else padded(batch, shape)
+        if numbers is not None:
+            numbers = numbers.pin_memory() if device.type == "cuda" else numbers
+            yield Step(batch, None, count, numbers)
+            continue
         positions = None if count == len(wanted) else wanted.nonzero()[:, 0]
         if device.type == "cuda":
             batch = _pinned(batch)

@@ -18,7 +18,7 @@ Resume = Literal["auto", "never"]
 # What may change between a run and its resumption: how long it goes on, and how it is carried out.
 CHANGEABLE = frozenset(
     f"training.{name}"
-    for name in ("epochs", "patience", "device", "checkpoint_overhead", "tensorboard")
+    for name in ("epochs", "patience", "device", "graph", "checkpoint_overhead", "tensorboard")
 )
 
 

@@ -18,6 +18,7 @@ from blossomrec.models.sequence import SequenceModel
 from blossomrec.training.device import Fabric
 from blossomrec.training.objective import Objective
 from blossomrec.training.optimizer import LearningRate, build_optimizer
+from blossomrec.training.shape import Shape, graph_shape
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Parts:
     """What takes part in a training step.
 
     ``objective`` and ``stepper`` are the model with its loss and the optimizer as Fabric wraps
-    them, ``model`` and ``optimizer`` the bare ones, which are stored.
+    them, ``model`` and ``optimizer`` the bare ones, which are stored. ``shape`` is that of all
+    batches where a step is one CUDA graph, None elsewhere.
     """
 
     fabric: Fabric
@@ -36,6 +38,7 @@ class Parts:
     stepper: Any
     batches: TrainingBatches
     learning_rate: LearningRate
+    shape: Shape | None
 
 
 def build_parts(
@@ -44,7 +47,8 @@ def build_parts(
     """Everything for training ``model``, which is moved to the device of ``fabric``.
 
     Raises:
-        ConfigError: the model was built for another catalogue.
+        ConfigError: the model was built for another catalogue, or ``training.graph`` is on where
+            there can be none.
         DataError: there is nothing to train on.
     """
     if model.num_items != log.num_items:
@@ -59,7 +63,8 @@ def build_parts(
     objective = Objective(model, loss, selector_weight=config.model.selector_weight)
     wrapped, stepper = fabric.setup(objective, optimizer)
     rate = LearningRate(config.training, config.training.epochs * batches.steps(0))
-    return Parts(fabric, model, optimizer, loss, wrapped, stepper, batches, rate)
+    shape = graph_shape(config, batches, fabric.device)
+    return Parts(fabric, model, optimizer, loss, wrapped, stepper, batches, rate, shape)
 
 
 def training_counts(log: EventLog, train_end: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from blossomrec.config import TrainingConfig
 from blossomrec.errors import TrainingError
@@ -22,6 +21,7 @@ from blossomrec.training.progress import Silence
 from blossomrec.training.run_log import RunLog
 from blossomrec.training.setup import Parts
 from blossomrec.training.state import TrainingState
+from blossomrec.training.update import build_update
 from blossomrec.training.validation import DECISIVE, Validation
 from blossomrec.training.watch import LossWatch, Reading, StepRecord
 
@@ -44,6 +44,7 @@ class Trainer:
         self.config = config
         self.state = TrainingState()
         self.device = parts.fabric.device
+        self.update = build_update(parts, config.clip_norm)
         self.watch = LossWatch(self.device)
         self.pace = Pace(self.config.checkpoint_overhead)
         self._clock = time.monotonic()
@@ -87,7 +88,7 @@ class Trainer:
         self.parts.objective.train()
         ahead = batches.epoch(state.epoch, state.epoch_step)
         with closing(cast(Generator, ahead)):
-            for step in device_steps(ahead, self.device):
+            for step in device_steps(ahead, self.device, self.parts.shape):
                 self._account(self._take(step))
                 if self.pace.due() or interrupts.received is not None:
                     self._tick(training=True)
@@ -99,33 +100,14 @@ class Trainer:
 
     def _take(self, step: Step) -> list[Reading]:
         """One update of the weights; gives the readings of earlier steps that came back."""
-        state, parts, batch = self.state, self.parts, step.batch
-        rate = parts.learning_rate(state.step)
-        for group in parts.optimizer.param_groups:
-            group["lr"] = rate
-        losses = parts.objective(
-            batch.items, batch.targets, batch.cu_seqlens, batch.max_length, step.positions
-        )
-        parts.fabric.backward(losses.total)
-        norm = self._clip()
-        parts.stepper.step()
-        parts.stepper.zero_grad(set_to_none=True)
+        state = self.state
+        rate = self.parts.learning_rate(state.step)
+        values = self.update(step, rate)
         state.step += 1
         state.epoch_step += 1
-        values = {"loss": losses.loss.detach(), "gradient norm": norm}
-        if losses.selector is not None:
-            values["selector loss"] = losses.selector.detach()
-        record = StepRecord(state.epoch + 1, state.step, rate, len(batch.items), step.num_targets)
+        events = len(step.batch.items)
+        record = StepRecord(state.epoch + 1, state.step, rate, events, step.num_targets)
         return self.watch.push(record, values)
-
-    def _clip(self) -> Tensor:
-        """Norm of all gradients before they were clipped."""
-        parameters = [p for p in self.parts.model.parameters() if p.grad is not None]
-        # Never asked whether it is finite: the answer would have to come from the device.
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.config.clip_norm > 0:
-            clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
-        return norm
 
     def _account(self, readings: list[Reading]) -> None:
         """Add what came back from the device to the sums of the epoch."""

@@ -1,0 +1,127 @@
+"""Batches of one shape, for a training step that is captured once and replayed on all of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from blossomrec.config import RunConfig
+from blossomrec.data.batches import Batch, TrainingBatches
+from blossomrec.errors import ConfigError
+
+# Room for batches with more histories than the first epoch has in any; one that needs more still
+# is trained on as it is.
+SPARE_SHARE, SPARE = 0.25, 8
+
+
+class Shape(NamedTuple):
+    """Events and histories of every batch, and the most events that a history has."""
+
+    tokens: int
+    histories: int
+    max_length: int
+
+    @staticmethod
+    def of(batches: TrainingBatches) -> Shape:
+        """Large enough for the batches of the first epoch, and a little more."""
+        events, histories = batches.sizes(0)
+        longest = batches.longest
+        tokens = max(min(batches.tokens_per_batch, batches.num_events), longest)
+        needed = int((histories + -(-(tokens - events) // longest)).max())
+        return Shape(tokens, needed + int(SPARE_SHARE * needed) + SPARE, longest)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """Of what :func:`padded` puts one after another."""
+        return self.tokens, self.tokens, self.tokens, self.histories + 1, 1
+
+
+class Inputs(NamedTuple):
+    """Parts of one tensor of numbers, as :func:`padded` makes it: views, on its device.
+
+    items, targets: int64 [T], -1 where nothing is predicted; lessons: int64 [T], rows with a
+    target, rising, then T; bounds: int64 [B+1], where histories start; rate: float32 scalar, for
+    the learning rate.
+    """
+
+    items: Tensor
+    targets: Tensor
+    lessons: Tensor
+    bounds: Tensor
+    rate: Tensor
+
+    @staticmethod
+    def of(numbers: Tensor, shape: Shape) -> Inputs:
+        items, targets, lessons, bounds, rate = numbers.split(shape.sizes)
+        return Inputs(items, targets, lessons, bounds, rate.view(torch.float32)[0])
+
+
+def padded(batch: Batch, shape: Shape) -> Tensor | None:
+    """A batch on the host as int64 numbers in one tensor, None where it does not fit.
+
+    What is left of the events belongs to histories of their own, which have no targets; what is
+    left of the histories has no events.
+    """
+    spare = shape.tokens - len(batch.items)
+    lengths = np.diff(batch.cu_seqlens.numpy().astype(np.int64))
+    fillers = np.full(-(-max(spare, 0) // shape.max_length), shape.max_length)
+    if spare < 0 or len(lengths) + len(fillers) > shape.histories:
+        return None
+    empty = np.zeros(shape.histories - len(lengths) - len(fillers), np.int64)
+    bounds = np.concatenate([[0], lengths, fillers, empty]).cumsum().clip(max=shape.tokens)
+    targets = pad(batch.targets, (0, spare), value=-1)
+    lessons = (targets >= 0).nonzero()[:, 0]
+    lessons = pad(lessons, (0, shape.tokens - len(lessons)), value=shape.tokens)
+    items = pad(batch.items, (0, spare))
+    rate = torch.zeros(1, dtype=torch.int64)
+    return torch.cat([items, targets, lessons, torch.from_numpy(bounds), rate])
+
+
+def graph_shape(config: RunConfig, batches: TrainingBatches, device: torch.device) -> Shape | None:
+    """The shape of batches for a graph, None where there is to be none.
+
+    Raises:
+        ConfigError: a graph is asked for that cannot be.
+    """
+    wanted = config.training.graph
+    if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
+        return None
+    reason = _obstacle(config, device)
+    if reason and wanted == "on":
+        raise ConfigError(f"training.graph is 'on', but {reason}")
+    return None if reason else Shape.of(batches)
+
+
+def _obstacle(config: RunConfig, device: torch.device) -> str:
+    """Why a step cannot be captured, as the end of a sentence; empty where it can."""
+    model, training = config.model, config.training
+    if model.backbone != "sasrec":
+        return f"model.backbone is {model.backbone!r}: only sasrec has batches of one shape"
+    if training.loss != "cross_entropy":
+        return f"training.loss is {training.loss!r}: negatives are drawn on the host"
+    return _waiting(config) if device.type == "cuda" else ""
+
+
+def _waiting(config: RunConfig) -> str:
+    """Which attention would wait for the device, as the end of a sentence."""
+    model = config.model
+    size, exact = model.hidden_size // model.heads, config.training.precision == "32-true"
+    q, k = (
+        torch.empty(1, heads, size, dtype=torch.float32 if exact else torch.bfloat16, device="meta")
+        for heads in (model.heads, model.kv_heads)
+    )
+    if model.attention == "full":
+        from blossomrec.models.full import packed_kernel_takes
+
+        return "" if packed_kernel_takes(q) else "there is no kernel for this dense attention"
+    from blossomrec.attention.api import kernels_refuse
+
+    if model.attention_impl in ("reference", "torch"):
+        return f"model.attention_impl is {model.attention_impl!r}, which waits for lengths"
+    refused = kernels_refuse(q, k, model.block_size)
+    # Explicitly asked for, the kernels say themselves what they do not take.
+    return refused if model.attention_impl == "auto" else ""

@@ -1,0 +1,134 @@
+"""One update of the weights: launched operation by operation, or replayed as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from blossomrec.training.objective import Step
+from blossomrec.training.setup import Parts
+from blossomrec.training.shape import Inputs, Shape
+
+# Steps that are taken operation by operation before one is captured: what is compiled, planned or
+# allocated once is then there. They are steps like others, so that nothing has to be undone.
+WARM_UP = 3
+
+# Scalars on the device by name: loss, gradient norm, and selector loss where there is one.
+Values = dict[str, Tensor]
+
+
+class Update:
+    """Losses, gradients, clipping and the optimizer's step, without a wait for the device."""
+
+    def __init__(self, parts: Parts, clip_norm: float):
+        self.parts, self.clip_norm = parts, clip_norm
+
+    def __call__(self, step: Step, rate: float) -> Values:
+        """Update the weights with learning rate ``rate``."""
+        batch = step.batch
+        self.set_rate(rate)
+        return self.run(
+            batch.items, batch.targets, batch.cu_seqlens, batch.max_length, step.positions
+        )
+
+    def set_rate(self, rate: float | Tensor) -> None:
+        """Let the optimizer's next step have this learning rate."""
+        for group in self.parts.optimizer.param_groups:
+            group["lr"] = rate
+
+    def run(self, *inputs: object) -> Values:
+        """Update the weights, given what ``Objective.forward`` takes."""
+        parts = self.parts
+        losses = parts.objective(*inputs)
+        parts.fabric.backward(losses.total)
+        norm = self._clip()
+        parts.stepper.step()
+        parts.stepper.zero_grad(set_to_none=True)
+        values = {"loss": losses.loss.detach(), "gradient norm": norm}
+        if losses.selector is not None:
+            values["selector loss"] = losses.selector.detach()
+        return values
+
+    def _clip(self) -> Tensor:
+        """Norm of all gradients before they were clipped."""
+        parameters = [p for p in self.parts.model.parameters() if p.grad is not None]
+        # Never asked whether it is finite: the answer would have to come from the device.
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.clip_norm > 0:
+            clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        return norm
+
+
+class GraphUpdate:
+    """An update whose operations are captured once, on inputs that stay where they are.
+
+    Batches that do not fit the shape are taken operation by operation. Random numbers go on in the
+    generator's stream as they would without a graph. Elsewhere than on a GPU nothing is captured.
+    """
+
+    def __init__(self, update: Update, shape: Shape):
+        self.update, self.shape = update, shape
+        self.device = update.parts.fabric.device
+        self.numbers = torch.zeros(sum(shape.sizes), dtype=torch.int64, device=self.device)
+        self.inputs = Inputs.of(self.numbers, shape)
+        self.warm_up, self._taken = WARM_UP, 0
+        self._replay: Callable[[], Values] | None = None
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)
+
+    def __call__(self, step: Step, rate: float) -> Values:
+        """As :class:`Update`; the values are those of this step until the next one is taken."""
+        if step.numbers is None:
+            return self.update(step, rate)
+        Inputs.of(step.numbers, self.shape).rate.fill_(rate)
+        self.numbers.copy_(step.numbers, non_blocking=True)
+        if self.device.type != "cuda":
+            self.update.set_rate(rate)
+            return self._run()
+        if self._replay is None and self._taken >= self.warm_up:
+            self._replay = self._captured()
+        self._taken += 1
+        return self._replay() if self._replay else self._aside()
+
+    def _run(self) -> Values:
+        items, targets, lessons, bounds, _ = self.inputs
+        # A new tensor in each step, whose lengths are met for the first time.
+        cu_seqlens = bounds.to(torch.int32)
+        return self.update.run(items, targets, cu_seqlens, self.shape.max_length, None, lessons)
+
+    def _aside(self) -> Values:
+        """A step operation by operation, on the stream that it is captured on later."""
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        self.update.set_rate(self.inputs.rate)
+        with torch.cuda.stream(self._stream):
+            values = self._run()
+        current.wait_stream(self._stream)
+        return values
+
+    def _captured(self) -> Callable[[], Values]:
+        """The step as a graph; nothing is computed yet."""
+        graph, optimizer = torch.cuda.CUDAGraph(), self.update.parts.optimizer
+        self.update.set_rate(self.inputs.rate)
+        for group in optimizer.param_groups:
+            group["capturable"] = True
+        # Other threads may go on to use the device.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            values = self._run()
+        for group in optimizer.param_groups:
+            group["capturable"] = False
+
+        def replay() -> Values:
+            graph.replay()
+            return values
+
+        return replay
+
+
+def build_update(parts: Parts, clip_norm: float) -> Update | GraphUpdate:
+    """A graph where batches have a shape."""
+    update = Update(parts, clip_norm)
+    return update if parts.shape is None else GraphUpdate(update, parts.shape)

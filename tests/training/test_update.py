@@ -1,0 +1,242 @@
+"""Steps on batches of one shape are those on batches as they come, and nothing waits in them."""
+
+import numpy as np
+import pytest
+import torch
+from small_training import logged, outcome, small_config, small_train
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from blossomrec import kernels
+from blossomrec.attention import api
+from blossomrec.data.batches import ClozeBatches, TrainingBatches
+from blossomrec.errors import ConfigError
+from blossomrec.models import build_model
+from blossomrec.training.device import open_fabric
+from blossomrec.training.objective import device_steps
+from blossomrec.training.setup import build_parts
+from blossomrec.training.shape import Inputs, Shape, padded
+from blossomrec.training.update import WARM_UP, GraphUpdate, Update, build_update
+
+# What asks the device for an answer, or sizes its result by one.
+WAITING = ("_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "is_nonzero")
+
+
+def parts_of(log, split, **options):
+    config = small_config(graph="on", dropout=0.0, **options)
+    torch.manual_seed(0)
+    model = build_model(config.model, log.num_items)
+    return build_parts(model, log, split.train_end, config, open_fabric(config.training))
+
+
+def steps_of(parts, shape, epoch=0):
+    parts.objective.train()
+    return list(device_steps(parts.batches.epoch(epoch), parts.fabric.device, shape))
+
+
+def weights(parts):
+    return [parameter.detach().clone() for parameter in parts.model.parameters()]
+
+
+@pytest.mark.parametrize("attention", ["blossom", "full"])
+def test_a_padded_batch_teaches_what_the_batch_does(tiny_log, split, attention):
+    found = []
+    for fixed in (True, False):
+        parts = parts_of(tiny_log, split, attention=attention)
+        update = build_update(parts, 1.0)
+        assert isinstance(update, GraphUpdate)
+        torch.manual_seed(1)
+        losses = []
+        for step in steps_of(parts, parts.shape if fixed else None):
+            assert (step.numbers is not None) == fixed
+            if not fixed:
+                # The number of lessons follows from it.
+                step = step._replace(batch=with_max_length(step.batch, parts.shape.max_length))
+            losses.append([float(each) for each in update(step, 0.01).values()])
+        found.append((torch.tensor(losses), *weights(parts)))
+    assert len(found[0][0]) > 5
+    assert found[0][0].shape[1] == (3 if attention == "blossom" else 2)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def with_max_length(batch, max_length):
+    return type(batch)(batch.items, batch.targets, batch.cu_seqlens, max_length)
+
+
+def test_what_is_padded_belongs_to_histories_without_targets(tiny_log, split):
+    sizes = {"max_len": 20, "tokens_per_batch": 200, "seed": 0}
+    batches = TrainingBatches(tiny_log, split.train_end, **sizes)
+    shape = Shape.of(batches)
+    for epoch in (0, 3):
+        for batch in batches.epoch(epoch):
+            numbers = padded(batch, shape)
+            assert len(numbers) == sum(shape.sizes)
+            given = Inputs.of(numbers, shape)
+            count, lengths = len(batch.items), given.bounds.diff()
+            assert given.bounds[0] == 0
+            assert given.bounds[-1] == shape.tokens == len(given.items)
+            assert 0 <= lengths.min() <= lengths.max() <= shape.max_length
+            assert torch.equal(given.bounds[: len(batch.cu_seqlens)], batch.cu_seqlens.long())
+            assert torch.equal(given.items[:count], batch.items)
+            assert torch.equal(given.targets[:count], batch.targets)
+            assert (given.targets[count:] == -1).all()
+            assert given.lessons[:count].tolist() == list(range(count))
+            assert (given.lessons[count:] == shape.tokens).all()
+
+
+def test_a_window_longer_than_the_budget_fits(tiny_log, split):
+    batches = TrainingBatches(tiny_log, split.train_end, max_len=50, tokens_per_batch=30, seed=0)
+    shape = Shape.of(batches)
+    assert shape.tokens == shape.max_length == 50
+    assert all(padded(batch, shape) is not None for batch in batches.epoch(0))
+
+
+def test_a_batch_that_does_not_fit_is_trained_on_as_it_is(tiny_log, split):
+    parts = parts_of(tiny_log, split)
+    small = parts.shape._replace(histories=12)
+    steps = steps_of(parts, small)
+    assert {step.numbers is None for step in steps} == {True, False}
+    update, seen = GraphUpdate(Update(parts, 1.0), small), []
+    for step in steps:
+        before = weights(parts)
+        seen.append(float(update(step, 0.01)["loss"]))
+        assert any((a != b).any() for a, b in zip(before, weights(parts), strict=True))
+    assert all(np.isfinite(seen))
+
+
+def test_lessons_with_places_for_no_row_are_those_without(tiny_log, split):
+    from blossomrec.attention.packing import Packing
+    from blossomrec.attention.selector import _draw, _numbers
+
+    cu_seqlens = torch.tensor([0, 30, 30, 95, 100], dtype=torch.int32)
+    packing, rows = Packing.of(cu_seqlens, 100, 4), torch.arange(3, 95, 2)
+    drawn = []
+    for given in (rows, torch.cat([rows, torch.full((54,), 100)])):
+        torch.manual_seed(2)
+        drawn.append(_draw(cu_seqlens, packing, given, *_numbers(65, 4)))
+    assert torch.equal(*drawn)
+    assert set(drawn[0].flatten().tolist()) <= set(rows.tolist())
+
+
+class NothingWaits(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in WAITING, f"{func} waits for the device"
+        if name == "index":
+            assert all(each is None or each.dtype != torch.bool for each in args[1]), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_nothing_in_a_step_waits_for_the_device(tiny_log, split, monkeypatch, norm):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    monkeypatch.setattr(api, "kernels_take", lambda *arguments: True)
+    sizes = {"block_size": 16, "compress_window": 16, "max_len": 40, "hidden_size": 32}
+    parts = parts_of(tiny_log, split, norm=norm, tokens_per_batch=80, **sizes)
+    first, second = steps_of(parts, parts.shape)[:2]
+    update = build_update(parts, 1.0)
+    # The optimizer of the processor looks at its steps, that of a GPU does not.
+    monkeypatch.setattr(parts.optimizer, "step", lambda *arguments, **named: None)
+    with NothingWaits():
+        values = update(first, 0.01)
+    assert all(np.isfinite(float(each)) for each in values.values())
+    # The same places hold another batch: nothing of the first may be left.
+    seen = []
+    for again in (update, build_update(parts, 1.0)):
+        torch.manual_seed(3)
+        seen.append([float(each) for each in again(second, 0.01).values()])
+    assert seen[0] == seen[1]
+
+
+def test_a_step_that_waits_is_told(tiny_log, split):
+    parts = parts_of(tiny_log, split)
+    with NothingWaits(), pytest.raises(AssertionError, match="waits for the device"):
+        build_update(parts, 1.0)(steps_of(parts, parts.shape)[0], 0.01)
+
+
+def test_training_on_one_shape_goes_on_as_if_never_stopped(tiny_log, tmp_path, at_step):
+    class StoppedError(Exception):
+        pass
+
+    def stop():
+        raise StoppedError
+
+    config = small_config(graph="on", epochs=2)
+    small_train(tiny_log, config, tmp_path / "whole")
+    at_step(12, stop)
+    with pytest.raises(StoppedError):
+        small_train(tiny_log, config, tmp_path / "parts")
+    small_train(tiny_log, config, tmp_path / "parts")
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "parts")
+
+
+def test_losses_are_those_of_batches_as_they_come(tiny_log, tmp_path):
+    for graph in ("on", "off", "auto"):
+        config = small_config(graph=graph, epochs=2, dropout=0.0, selector_weight=0.0)
+        small_train(tiny_log, config, tmp_path / graph)
+    on, off, auto = (logged(tmp_path / name) for name in ("on", "off", "auto"))
+    assert auto == off  # on the processor
+    assert [line["step"] for line in on] == [line["step"] for line in off]
+    for one, other in zip(on, off, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"backbone": "gru4rec"}, "gru4rec"),
+        ({"backbone": "bert4rec"}, "bert4rec"),
+        ({"loss": "bpr"}, "loss is 'bpr'"),
+    ],
+)
+def test_a_graph_that_cannot_be_is_refused_where_asked_for(tiny_log, split, options, named):
+    with pytest.raises(ConfigError, match=f"graph is 'on', but .*{named}"):
+        parts_of(tiny_log, split, **options)
+
+
+def test_masked_events_alone_may_teach(tiny_log, split):
+    batches = ClozeBatches(
+        tiny_log, split.train_end, max_len=20, tokens_per_batch=90, seed=0, mask_probability=0.3
+    )
+    shape = Shape.of(batches)
+    for batch in batches.epoch(0):
+        lessons = Inputs.of(padded(batch, shape), shape).lessons
+        masked = (batch.targets >= 0).nonzero()[:, 0]
+        assert torch.equal(lessons[: len(masked)], masked)
+        assert (lessons[len(masked) :] == shape.tokens).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("attention", ["blossom", "full"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_replayed_step_is_the_step(tiny_log, split, attention, dropout):
+    sizes = {"block_size": 16, "compress_window": 32, "max_len": 60, "hidden_size": 128}
+    found = []
+    for warm_up in (WARM_UP, 1 << 30):
+        config = small_config(
+            graph="on",
+            device="cuda",
+            attention=attention,
+            dropout=dropout,
+            heads=8,
+            kv_heads=2,
+            **sizes,
+        )
+        torch.manual_seed(0)
+        model = build_model(config.model, tiny_log.num_items)
+        parts = build_parts(model, tiny_log, split.train_end, config, open_fabric(config.training))
+        parts.objective.train()
+        update = build_update(parts, 1.0)
+        update.warm_up = warm_up
+        torch.manual_seed(1)
+        values = [
+            torch.stack(tuple(update(step, 0.01).values()))
+            for epoch in range(3)
+            for step in device_steps(parts.batches.epoch(epoch), parts.fabric.device, parts.shape)
+        ]
+        found.append([torch.stack(values), *weights(parts), torch.cuda.get_rng_state()])
+    assert len(found[0][0]) > 2 * WARM_UP
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
