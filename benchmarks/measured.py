@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 
 import selector_tables
+import speed_tables
 from tables import ROOT, Line, read, table
 
 PAGES = (
@@ -54,51 +55,6 @@ def training() -> str:
     ]
     header = ["data, longest history", "model", "epochs", "seconds per epoch", "peak MiB"]
     return table(header, rows)
-
-
-def attention(gpu: bool) -> str:
-    """Time and memory of the operation, and of dense attention, over the length."""
-    shown = {
-        "dense": "dense",
-        "cudnn": "dense, cuDNN",
-        "flash": "dense, FlashAttention",
-        "torch": "Blossom in PyTorch, {}",
-        "native": "Blossom, {}",
-        "triton": "Blossom, {}",
-    }
-    digits = 2 if gpu else 1
-    rows = [
-        [
-            f"{line['length']:,}",
-            f"{line['heads']}, {line['kv_heads']}, {line['head_dim']}",
-            shown[line["impl"]].format(line["compress"]),
-            f"{line['forward_ms']:.{digits}f}",
-            f"{line['forward_backward_ms']:.{digits}f}",
-            f"{line['peak_mib']:.0f}",
-        ]
-        for line in sorted(read("speed.jsonl"), key=lambda line: line["length"])
-        if line["bench"] == "attention"
-        and line["length"]
-        and line["impl"] in shown
-        and ("NVIDIA" in line["hardware"]) == gpu
-    ]
-    header = ["length", "H, G, d", "attention", "forward, ms", "forward and backward, ms"]
-    return table([*header, "peak MiB"], rows)
-
-
-def speed_up(layout: tuple[int, int, int]) -> str:
-    """Forward and backward of dense attention by cuDNN over that of Blossom, same heads."""
-    found: dict[int, dict[str, float]] = {}
-    for line in read("speed.jsonl"):
-        same = (line.get("heads"), line.get("kv_heads"), line.get("head_dim")) == layout
-        if line["bench"] == "attention" and same and "NVIDIA" in line["hardware"]:
-            name = line["compress"] if line["impl"] == "triton" else line["impl"]
-            found.setdefault(line["length"], {})[name] = line["forward_backward_ms"]
-    rows = [
-        [f"{length:,}", *(f"{each['cudnn'] / each[name]:.1f}" for name in ("mean", "mlp"))]
-        for length, each in sorted(found.items())
-    ]
-    return table(["length", "mean pooling", "perceptron"], rows)
 
 
 def serving() -> str:
@@ -176,28 +132,6 @@ def approximate() -> str:
     return table(["lists", "recall@10", "p50, ms", "p99, ms"], rows)
 
 
-def incremental() -> str:
-    """Time of one more event, and what is kept of a user, over the length of the history."""
-    names = {
-        "torch": "Blossom in PyTorch, {}",
-        "native": "Blossom, {}",
-        "paged": "Blossom, {}, in pages",
-        "dense-cache": "dense, kept",
-        "recompute": "recomputed, {}",
-    }
-    rows = [
-        [
-            f"{line['length']:,}",
-            names[line["impl"]].format(line["compress"]),
-            f"{line['forward_ms']:.2f}",
-            "" if line["impl"] == "recompute" else f"{line['peak_mib']:.1f}",
-        ]
-        for line in read("speed.jsonl")
-        if line["bench"] == "incremental" and line.get("users", 1) == 1
-    ]
-    return table(["events before", "attention", "one more event, ms", "kept, MiB"], rows)
-
-
 def preparing() -> str:
     """Time and memory of reading and writing a log."""
     rows = [
@@ -239,12 +173,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy-full": lambda: accuracy("full"),
     "accuracy-uni100": lambda: accuracy("uni100"),
     "training": training,
-    "attention-gpu": lambda: attention(gpu=True),
-    "attention-cpu": lambda: attention(gpu=False),
-    "incremental": incremental,
+    **speed_tables.TABLES,
     "prepare": preparing,
     "ranking": ranking,
-    "speed-up": lambda: speed_up((8, 2, 16)),
     "recall": lambda: selector_tables.recall("recall", "2866-5734"),
     "recall-short": lambda: selector_tables.recall("recall", "178-358"),
     "recall-control": lambda: selector_tables.recall("recall-control", "1-16"),
