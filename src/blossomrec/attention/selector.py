@@ -127,17 +127,25 @@ def _draw(
     """Lessons out of ``rows``, int64 [runs, c]: a run is c events of one history.
 
     A history is drawn as often as it has rows, then its events are, all alike: every row is as
-    likely as every other. Nothing waits for the device.
+    likely as every other. Draws are stratified, so that each row is one about as often as it is
+    expected to be. Nothing waits for the device.
     """
     most = max(1, MOST_SCORES // (heads * max_length))
     together = min(64, max(8, max_length // 32), most)
     runs = min(LESSONS, most) // together
-    drawn = torch.rand(runs, together + 1, device=rows.device, dtype=torch.float64)
-    first = rows[(drawn[:, 0] * len(rows)).long()]
+    first = rows[(_strata(1, runs, rows.device)[0] * len(rows)).long()]
     # Where the rows of that history begin and end among all rows.
     history = packing.history[first]
     low, high = torch.searchsorted(rows, cu_seqlens.long()[torch.stack((history, history + 1))])
-    return rows[low[:, None] + (drawn[:, 1:] * (high - low)[:, None]).long()]
+    within = _strata(runs, together, rows.device) * (high - low)[:, None]
+    return rows[low[:, None] + within.long()]
+
+
+def _strata(count: int, parts: int, device: torch.device) -> Tensor:
+    """A number from each of so many equal parts of [0, 1), rising, float64 [count, parts]."""
+    # Random numbers of 32 bits cannot be rounded up to the next part.
+    inside = torch.rand(count, parts, device=device)
+    return (torch.arange(parts, device=device) + inside.double()) / parts
 
 
 def _eligible(packing: Packing, rows: Tensor, number: Tensor, causal: bool) -> Tensor:
