@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from blossomrec.attention.api import kernels_take
 from blossomrec.config import ModelConfig, RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
@@ -84,7 +85,7 @@ class RecallJob:
         def report(line: str) -> None:
             print(f"{self}: {line}", flush=True)
 
-        graph = self.graph and CANDIDATES[self.candidate].graph
+        graph = self.graph and CANDIDATES[self.candidate].graph and _have_kernels(config, device)
         trained = train_recall(model, training, device=device, graph=graph, report=report)
         measures = trained.measures
         layer = max_recall_layer(measures)
@@ -112,6 +113,16 @@ class RecallJob:
             "seconds": round(time.monotonic() - began, 1),
         }
         return [line | provenance(device)]
+
+
+def _have_kernels(config: ModelConfig, device: torch.device) -> bool:
+    """Whether there are kernels for these sizes: what stands in for them waits for the GPU."""
+    head_dim = config.hidden_size // config.heads
+    q, k = (
+        torch.empty(1, heads, head_dim, dtype=torch.bfloat16, device=device)
+        for heads in (config.heads, config.kv_heads)
+    )
+    return kernels_take(q, k, config.block_size)
 
 
 def _shares(measures: RecallMeasures, layer: int | None) -> dict[str, float | None]:

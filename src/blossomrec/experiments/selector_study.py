@@ -50,20 +50,21 @@ FEW_STEPS: dict[str, Any] = {"first_steps": 1_000, "stage_steps": 400, "last_ste
 # each is tried with.
 DRIFT: tuple[tuple[dict[str, Any], dict[str, Any], tuple[str, ...]], ...] = (
     ({}, {}, ("mean", "mlp", "mean-dense", "mlp-dense")),
+    ({"last_steps": 6_000}, {}, ("mean", "mlp", "mean-dense", "mlp-dense")),
     ({"early_top_n": 16, "early_steps": 1_500}, {}, ("mean", "mlp")),
     ({"tokens_per_batch": 65_536, "last_steps": 1_500}, {}, ("mean", "mlp")),
-    ({"last_steps": 6_000}, {}, ("mean", "mlp")),
-    ({"early_top_n": 16, "early_steps": 300}, {}, ("mean", "mlp")),
     ({"last_steps": 1_500}, {}, ("mean", "mlp")),
     ({"learning_rate": 1e-3}, {}, ("mean", "mlp")),
-    ({"selector_weight": 0.3}, {}, ("mean", "mlp")),
-    ({"selector_weight": 3.0}, {}, ("mean",)),
-    ({"selector_falls": True}, {}, ("mean",)),
     ({}, {}, ("mlp-noisy",)),
     ({}, {"attention_impl": "triton"}, ("mlp",)),
+    ({"early_top_n": 16, "early_steps": 300}, {}, ("mean", "mlp")),
+    ({"selector_weight": 0.3}, {}, ("mean", "mlp")),
+    ({}, {"rotary_share": 0.25}, ("mean", "mlp")),
+    ({"selector_weight": 3.0}, {}, ("mean",)),
+    ({"selector_falls": True}, {}, ("mean",)),
     ({"tokens_per_batch": 32_768}, {}, ("mean",)),
     ({"beta2": 0.98}, {}, ("mean",)),
-    ({"weight_decay": 0.0}, {}, ("mean",)),
+    ({"weight_decay": 0.3}, {}, ("mean",)),
 )
 
 
