@@ -98,6 +98,7 @@ def train_recall(
     late = training.seconds <= 0
 
     def watch() -> None:
+        _select(model, model.config.top_n)
         course.append(_watched(model, training, length, step, device))
 
     while not (finished or late):
@@ -127,7 +128,6 @@ def train_recall(
                 watch()
                 model.train()
         norms[length] = gradient_norms(model, float(update.norm))
-        _select(model, model.config.top_n)
         watch()
         finished = last and since >= training.last_steps
         took = 1e3 * (time.monotonic() - stage_began) / since
