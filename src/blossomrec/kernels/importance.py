@@ -55,19 +55,24 @@ def draw_kernel(
     PLACES: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """One program draws one run: a row, then ``count`` of the rows of its history."""
+    """One program draws one run: a row, then ``count`` of the rows of its history.
+
+    Draws are stratified: the i-th of n is from the i-th of n equal parts.
+    """
     run = tl.program_id(0)
     usable = entries_below(rows, candidates, tl.zeros([], tl.int64) + events, STEPS)
     drawn += run * (count + 1)
-    row = tl.load(rows + (tl.load(drawn) * usable).to(tl.int64))
+    share = (tl.load(drawn).to(tl.float64) + run) / tl.num_programs(0)
+    row = tl.load(rows + (share * usable).to(tl.int64))
     history = entries_below(cu_seqlens + 1, histories, row + 1, STEPS)
     start = tl.load(cu_seqlens + history).to(tl.int64)
     end = tl.load(cu_seqlens + history + 1).to(tl.int64)
     low = entries_below(rows, candidates, start, STEPS)
     high = entries_below(rows, candidates, end, STEPS)
     place = tl.arange(0, PLACES)
-    share = tl.load(drawn + 1 + place, mask=place < count, other=0.0)
-    lesson = tl.load(rows + low + (share * (high - low)).to(tl.int64))
+    shares = tl.load(drawn + 1 + place, mask=place < count, other=0.0).to(tl.float64)
+    shares = (shares + place) / count
+    lesson = tl.load(rows + low + (shares * (high - low)).to(tl.int64), mask=place < count)
     target = run * count + place
     tl.store(lessons + target, lesson, mask=place < count)
     tl.store(owns + target, (lesson - start) // S, mask=place < count)
@@ -109,7 +114,8 @@ def draw_lessons(
         events: T.
         block_size: events in a block.
     """
-    drawn = torch.rand(runs, count + 1, device=rows.device, dtype=torch.float64)
+    # Of 32 bits, they cannot be rounded up to the next stratum.
+    drawn = torch.rand(runs, count + 1, device=rows.device)
     of_lessons, of_runs = rows.new_empty(3, runs, count), rows.new_empty(2, runs)
     lessons = Lessons(*of_lessons.unbind(), *of_runs.unbind())
     draw_kernel[(runs,)](
@@ -254,6 +260,7 @@ def key_gradients_kernel(
     slopes,
     means,
     numbers,
+    starts,
     firsts,
     grad,
     result,
@@ -271,9 +278,10 @@ def key_gradients_kernel(
 ):
     """One program takes a tile of blocks of a history, at its first run, and all runs over it."""
     run, group = tl.program_id(0), tl.program_id(2)
-    first = tl.load(firsts + run)
+    # A history without a complete block has its first block's place in common with the next one.
+    start, first = tl.load(starts + run), tl.load(firsts + run)
     earlier = tl.arange(0, RUNS)
-    same = tl.load(firsts + earlier, mask=earlier < run, other=-1) == first
+    same = tl.load(starts + earlier, mask=earlier < run, other=-1) == start
     if tl.sum(same.to(tl.int32), 0) > 0:
         return
     place, column = tl.arange(0, PLACES)[:, None], tl.arange(0, D_BLOCK)[None]
@@ -282,7 +290,7 @@ def key_gradients_kernel(
     inside = (place < count) & (block < blocks)[None]
     total = tl.zeros([BLOCKS, D_BLOCK], tl.float32)
     for other in range(run, runs):
-        if tl.load(firsts + other) == first:
+        if tl.load(starts + other) == start:
             lesson = other * count + place
             source = (lesson.to(tl.int64) * G + group) * blocks + block[None]
             slope = tl.load(slopes + source, mask=inside, other=0.0)
@@ -384,6 +392,7 @@ class _LessonsLoss(torch.autograd.Function):
             slopes,
             means,
             lessons.numbers,
+            lessons.starts,
             lessons.firsts,
             grad,
             result,
