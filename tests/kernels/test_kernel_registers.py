@@ -21,7 +21,8 @@ TYPES = {
     **dict.fromkeys(("means", "grad_means", "result", "partial"), "*fp32"),
     **dict.fromkeys(("block_keys", "grad_q", "grad_keys"), "*bf16"),
     **dict.fromkeys(("lessons", "firsts", "first_blocks"), "*i64"),
-    **{"drawn": "*fp64", "cu_seqlens": "*i32"},
+    **{"drawn": "*fp64", "cu_seqlens": "*i32", "table": "*i32", "bounds": "*i64"},
+    **{"frequencies": "*fp32"},
     **dict.fromkeys(("seed", "starts", "numbers", "rows", "targets", "owns"), "*i64"),
     **dict.fromkeys(("eps", "scale"), "fp32"),
 }
@@ -64,6 +65,7 @@ def compile_all(folder):
     from blossomrec.kernels import (
         catalogue,
         feed_forward,
+        geometry,
         importance,
         lessons,
         norm,
@@ -86,7 +88,13 @@ def compile_all(folder):
         "PLACES": 64,
         "RUNS": 64,
     }
+    where = {"TILE": 16, "S": 16, "HISTORIES": geometry.HISTORIES, "ANSWERS": geometry.ANSWERS}
+    where |= {"STEPS": 10, "NONE": geometry.NO_BLOCK, "PAIRS": 4, "PLACES": 4}
     kernels = [
+        (geometry.bounds_kernel, where),
+        (geometry.tiles_kernel, where),
+        (geometry.blocks_kernel, where),
+        (geometry.angles_kernel, where),
         (importance.draw_kernel, teaching),
         (importance.importance_kernel, teaching),
         (importance.mean_gradients_kernel, teaching),
@@ -122,7 +130,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 19
+    assert len(found) == 23
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}

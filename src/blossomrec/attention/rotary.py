@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blossomrec import kernels
 from blossomrec.attention.memo import per_batch
 from blossomrec.attention.packing import positions as positions_of
 
@@ -42,10 +43,21 @@ def turned_pairs(size: int, share: float) -> int:
 @per_batch
 def turns(cu_seqlens: Tensor, total: int, pairs: int, theta: float = 10_000.0) -> Tensor:
     """Cosine and sine of the angles of every packed row, float32 [T, 2, m/2]."""
+    if kernels.place_rows(cu_seqlens):
+        from blossomrec.kernels.geometry import angles_of
+
+        frequencies = _frequencies(pairs, theta, torch.float32, cu_seqlens.device)
+        angles = angles_of(cu_seqlens, total, frequencies)
+        return torch.stack((angles.cos(), angles.sin()), dim=1)
     return _turns(positions_of(cu_seqlens, total), pairs, theta, torch.float32)
 
 
 def _turns(positions: Tensor, pairs: int, theta: float, dtype: torch.dtype) -> Tensor:
-    exponents = torch.arange(pairs, device=positions.device, dtype=dtype) / max(pairs, 1)
-    angles = positions.to(dtype)[:, None] * theta**-exponents
+    frequencies = _frequencies(pairs, theta, dtype, positions.device)
+    angles = positions.to(dtype)[:, None] * frequencies
     return torch.stack((angles.cos(), angles.sin()), dim=1)
+
+
+def _frequencies(pairs: int, theta: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """By how much each pair turns from one position to the next, [pairs]."""
+    return theta ** -(torch.arange(pairs, device=device, dtype=dtype) / max(pairs, 1))

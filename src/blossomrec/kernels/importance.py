@@ -16,24 +16,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from blossomrec.kernels.geometry import entries_below
 from blossomrec.kernels.lessons import block_sums, divergence
 
 # Block keys that a program takes at a time, and lessons where they are what is cut.
 BLOCKS, LESSONS = 64, 16
-
-
-@triton.jit
-def entries_below(numbers, count, value, STEPS: tl.constexpr):
-    """How many of the rising ``numbers`` [count] are less than ``value``."""
-    low = value * 0
-    high = low + count
-    for _ in range(STEPS):
-        middle = (low + high) // 2
-        open = low < high
-        less = tl.load(numbers + middle, mask=open, other=0).to(tl.int64) < value
-        high = tl.where(open & (less == 0), middle, high)
-        low = tl.where(open & less, middle + 1, low)
-    return low
 
 
 @triton.jit(do_not_specialize=["events", "candidates", "histories", "count"])

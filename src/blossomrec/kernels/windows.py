@@ -9,9 +9,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Before the start of any history.
-NO_BLOCK = -(1 << 40)
-
 
 @triton.jit
 def windows_kernel(
