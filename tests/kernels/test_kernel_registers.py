@@ -22,7 +22,7 @@ TYPES = {
     **dict.fromkeys(("block_keys", "grad_q", "grad_keys"), "*bf16"),
     **dict.fromkeys(("lessons", "firsts", "first_blocks"), "*i64"),
     **{"drawn": "*fp64", "cu_seqlens": "*i32", "table": "*i32", "bounds": "*i64"},
-    **{"frequencies": "*fp32"},
+    **{"frequencies": "*fp32", "places": "*fp32"},
     **dict.fromkeys(("seed", "starts", "numbers", "rows", "targets", "owns"), "*i64"),
     **dict.fromkeys(("eps", "scale"), "fp32"),
 }
@@ -64,6 +64,7 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
 def compile_all(folder):
     from blossomrec.kernels import (
         catalogue,
+        compression,
         feed_forward,
         geometry,
         importance,
@@ -108,6 +109,8 @@ def compile_all(folder):
         (projection.split_kernel, heads),
         (projection.join_kernel, heads),
         (windows.windows_kernel, window),
+        (compression.relu_kernel, {"ROWS": 2, "BLOCK": 512}),
+        (compression.relu_backward_kernel, {"ROWS": 2, "BLOCK": 512}),
         (windows.windows_backward_kernel, window | {"PLACES": 16}),
         (lessons.block_sums_kernel, sums),
     ]
@@ -130,7 +133,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 23
+    assert len(found) == 25
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}

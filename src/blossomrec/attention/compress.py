@@ -81,11 +81,13 @@ class MLPCompression(nn.Module):
 
     def forward(self, k: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T, G, d] and int32 [B+1] to [J, G, d]."""
+        if kernels.usable(k):
+            from blossomrec.kernels.compression import pooled_windows
+
+            where = _starts_and_numbers(cu_seqlens, len(k), self.block_size)
+            return pooled_windows(k, self.places, self.inner, self.outer, where, self.block_size)
         # The vectors of the places are the same for every block: they join the bias.
         hidden = self.inner(self.places.flatten())
-        if kernels.usable(k):
-            windows = windows_of_blocks(k, cu_seqlens, self.block_size, self.window)
-            return self.outer(linear(windows, self.inner.weight, hidden).relu())
         return self.outer(self._shifted_sum(hidden, k, cu_seqlens).relu())
 
     def _shifted_sum(self, hidden: Tensor, k: Tensor, cu_seqlens: Tensor) -> Tensor:
