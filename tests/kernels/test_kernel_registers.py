@@ -40,7 +40,7 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
-        counts = kernel.fn.__module__.split(".")[-1] not in ("lessons", "importance")
+        counts = kernel.fn.__module__.split(".")[-1] not in ("lessons", "importance", "drawing")
         kind = "i32" if name == "rows" and counts else None
         kind = kind or TYPES.get(name, "i32")
         signature[name] = "constexpr" if name in constants else kind
@@ -65,6 +65,7 @@ def compile_all(folder):
     from blossomrec.kernels import (
         catalogue,
         compression,
+        drawing,
         feed_forward,
         geometry,
         importance,
@@ -96,7 +97,7 @@ def compile_all(folder):
         (geometry.tiles_kernel, where),
         (geometry.blocks_kernel, where),
         (geometry.angles_kernel, where),
-        (importance.draw_kernel, teaching),
+        (drawing.draw_kernel, teaching),
         (importance.importance_kernel, teaching),
         (importance.mean_gradients_kernel, teaching),
         (importance.scatter_kernel, teaching | {"PLACES": 512}),
