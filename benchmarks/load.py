@@ -21,6 +21,12 @@ class Outcome:
     errors: int = 0
     duration: float = 0.0
 
+    def add(self, part: Outcome) -> None:
+        """Take in what came of a further load."""
+        self.seconds += part.seconds
+        self.errors += part.errors
+        self.duration += part.duration
+
     def measures(self) -> dict[str, Any]:
         """Fields of a results line."""
         p50, p95, p99 = np.percentile(self.seconds, (50, 95, 99)) * 1e3

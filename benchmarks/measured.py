@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 
 import selector_tables
+import speed_tables
 from tables import ROOT, Line, read, table
 
 PAGES = (
@@ -56,55 +57,12 @@ def training() -> str:
     return table(header, rows)
 
 
-def attention(gpu: bool) -> str:
-    """Time and memory of the operation, and of dense attention, over the length."""
-    shown = {
-        "dense": "dense",
-        "cudnn": "dense, cuDNN",
-        "flash": "dense, FlashAttention",
-        "torch": "Blossom, {}",
-        "triton": "Blossom, {}",
-    }
-    digits = 2 if gpu else 1
-    rows = [
-        [
-            f"{line['length']:,}",
-            f"{line['heads']}, {line['kv_heads']}, {line['head_dim']}",
-            shown[line["impl"]].format(line["compress"]),
-            f"{line['forward_ms']:.{digits}f}",
-            f"{line['forward_backward_ms']:.{digits}f}",
-            f"{line['peak_mib']:.0f}",
-        ]
-        for line in sorted(read("speed.jsonl"), key=lambda line: line["length"])
-        if line["bench"] == "attention"
-        and line["length"]
-        and line["impl"] in shown
-        and ("NVIDIA" in line["hardware"]) == gpu
-    ]
-    header = ["length", "H, G, d", "attention", "forward, ms", "forward and backward, ms"]
-    return table([*header, "peak MiB"], rows)
-
-
-def speed_up(layout: tuple[int, int, int]) -> str:
-    """Forward and backward of dense attention by cuDNN over that of Blossom, same heads."""
-    found: dict[int, dict[str, float]] = {}
-    for line in read("speed.jsonl"):
-        same = (line.get("heads"), line.get("kv_heads"), line.get("head_dim")) == layout
-        if line["bench"] == "attention" and same and "NVIDIA" in line["hardware"]:
-            name = line["compress"] if line["impl"] == "triton" else line["impl"]
-            found.setdefault(line["length"], {})[name] = line["forward_backward_ms"]
-    rows = [
-        [f"{length:,}", *(f"{each['cudnn'] / each[name]:.1f}" for name in ("mean", "mlp"))]
-        for length, each in sorted(found.items())
-    ]
-    return table(["length", "mean pooling", "perceptron"], rows)
-
-
 def serving() -> str:
     """Throughput and latency of a server."""
+    names = {"sqlite": "", "redis": ", Redis"}
     rows = [
         [
-            line["scenario"],
+            line["scenario"] + names[line.get("store", "sqlite")],
             f"{line['history']:,}",
             f"{line['users']:,}",
             f"{line['requests']:,}",
@@ -112,11 +70,36 @@ def serving() -> str:
             f"{line['throughput']:,.0f}",
             *(f"{line[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
         ]
-        for line in read("serving.jsonl")
-        if "throughput" in line and line["scenario"] != "rank"
+        for line in _last("throughput")
     ]
     header = ["scenario", "events each", "users", "requests", "errors", "a second"]
     return table([*header, "p50, ms", "p95, ms", "p99, ms"], rows)
+
+
+def capacity() -> str:
+    """Users whose histories fit into memory, and time of a user's event and question, by length."""
+    one = [line for line in _last("throughput") if line.get("store", "sqlite") == "sqlite"]
+    pairs = {line["history"]: line for line in one if line["scenario"] == "pair"}
+    rows = [
+        [
+            f"{line['history']:,}",
+            f"{line['kib_per_user']:,.0f}",
+            f"{2**20 / line['kib_per_user']:,.0f}",
+            *(f"{pairs[line['history']][name]:.1f}" for name in ("p50_ms", "p99_ms")),
+        ]
+        for line in _last("kib_per_user")
+    ]
+    header = ["events each", "KiB a user", "users in a GiB"]
+    return table([*header, "event and question, p50, ms", "p99, ms"], rows)
+
+
+def _last(field: str) -> list[Line]:
+    """The last line about each load of a server that has a field; later ones replace earlier."""
+    lines = {}
+    for line in read("serving.jsonl"):
+        if field in line and line["scenario"] != "rank":
+            lines[line["scenario"], line["history"], line.get("store", "sqlite")] = line
+    return [lines[key] for key in sorted(lines, key=lambda key: (key[2] != "sqlite", key[:2]))]
 
 
 def explaining() -> str:
@@ -147,27 +130,6 @@ def approximate() -> str:
         if line["scenario"] == "rank"
     ]
     return table(["lists", "recall@10", "p50, ms", "p99, ms"], rows)
-
-
-def incremental() -> str:
-    """Time of one more event, and what is kept of a user, over the length of the history."""
-    names = {
-        "torch": "Blossom, {}",
-        "paged": "Blossom, {}, in pages",
-        "dense-cache": "dense, kept",
-        "recompute": "recomputed, {}",
-    }
-    rows = [
-        [
-            f"{line['length']:,}",
-            names[line["impl"]].format(line["compress"]),
-            f"{line['forward_ms']:.2f}",
-            "" if line["impl"] == "recompute" else f"{line['peak_mib']:.1f}",
-        ]
-        for line in read("speed.jsonl")
-        if line["bench"] == "incremental" and line.get("users", 1) == 1
-    ]
-    return table(["events before", "attention", "one more event, ms", "kept, MiB"], rows)
 
 
 def preparing() -> str:
@@ -211,12 +173,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy-full": lambda: accuracy("full"),
     "accuracy-uni100": lambda: accuracy("uni100"),
     "training": training,
-    "attention-gpu": lambda: attention(gpu=True),
-    "attention-cpu": lambda: attention(gpu=False),
-    "incremental": incremental,
+    **speed_tables.TABLES,
     "prepare": preparing,
     "ranking": ranking,
-    "speed-up": lambda: speed_up((8, 2, 16)),
     "recall": lambda: selector_tables.recall("recall", "2866-5734"),
     "recall-short": lambda: selector_tables.recall("recall", "178-358"),
     "recall-control": lambda: selector_tables.recall("recall-control", "1-16"),
@@ -227,6 +186,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "pooling": selector_tables.pooling,
     "teaching-cost": selector_tables.teaching_cost,
     "serving": serving,
+    "serving-capacity": capacity,
     "explain": explaining,
     "ranking-approximate": approximate,
     "hardware": hardware,

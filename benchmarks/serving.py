@@ -2,16 +2,23 @@
 
     blossomrec train LOG RUN --model.max-len 2400
     python benchmarks/serving.py RUN --out results/serving.jsonl
+    python benchmarks/serving.py RUN --out results/serving.jsonl --store redis://127.0.0.1:6379/9
 
 The server runs in a process of its own, the load in this one, on the same machine. Requests are
 half appends of one event and half questions for ten items, of a random user each:
 
+- ``memory``: what a kept history takes, by its length;
+- ``cold``: the first question for every user;
 - ``mixed``: as many as 16 connections take; ``mixed-100``: 100 a second at random moments;
+- ``swap``: these 100 a second while a new model is read, prepared and used;
 - ``recompute``: the same load on a server whose cache holds nothing, so that every question
   encodes the whole history;
 - ``pair``: one append and one question after it, one at a time, by length of the history;
 - ``soak`` (with ``--soak MINUTES``): mixed load with bad requests and users that come and go, under
   a small cache; ``rss_mib`` is the memory of the server, minute by minute.
+
+With ``--store`` the events are in another place than an SQLite file. It must be empty, and is only
+emptied by whoever gave it; ``memory`` and ``recompute`` are not measured again.
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ import asyncio
 import contextlib
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +44,7 @@ from load import Connection, Outcome, Request, as_fast_as_possible, at_a_rate, m
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.evaluation.results import append_result, provenance
 from blossomrec.serving.bulk import import_events
-from blossomrec.serving.sqlite_store import SQLiteStore
+from blossomrec.serving.stores import store_opener
 from blossomrec.training.run import read_run_config
 
 LENGTHS = (200, 2_000, 20_000)
@@ -46,7 +54,7 @@ PAIR_USERS = 4
 LONGEST = 32_768
 
 
-def fill_store(path: Path, run: Path, users: int, history: int) -> list[Any]:
+def fill_store(where: str, run: Path, users: int, history: int) -> list[Any]:
     """A store of random histories; gives the items."""
     vocabulary = Vocabulary.open(run / "vocabulary")
     rng = np.random.default_rng(0)
@@ -63,23 +71,24 @@ def fill_store(path: Path, run: Path, users: int, history: int) -> list[Any]:
             "timestamp": np.concatenate([np.arange(length) for length in lengths]),
         }
     )
-    store = SQLiteStore(path)
+    store = store_opener(where)[0]()
+    assert not store.members(1), f"{where} holds events"
     import_events(table, store)
     store.close()
     return vocabulary.ids(np.arange(vocabulary.size)).to_list()
 
 
 @contextlib.contextmanager
-def serving(run: Path, store: Path, *flags: Any) -> Iterator[int]:
-    """A server in a process of its own; gives its port."""
-    command = [sys.executable, "-m", "blossomrec", "serve", str(run), "--store", str(store)]
+def serving(run: Path, store: str, *flags: Any) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """A server in a process of its own; gives its port and the process."""
+    command = [sys.executable, "-m", "blossomrec", "serve", str(run), "--store", store]
     command += ["--port", "0", "--max-len", str(LONGEST), *map(str, flags)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         found = re.search(r"http://[^:]+:(\d+)", process.stdout.readline())
         assert found is not None
-        yield int(found[1])
+        yield int(found[1]), process
     finally:
         process.terminate()
         process.wait()
@@ -159,14 +168,38 @@ def messy(users: list[str], items: list[Any]) -> Request:
     return request
 
 
-async def resident_mib(port: int) -> float:
-    """Memory of the server."""
+async def metric(port: int, name: str) -> float:
+    """One of the measures of the server."""
     connection = await Connection.open(port)
     _, text = await connection.ask("GET", "/metrics")
     connection.close()
-    found = re.search(rb"^process_resident_memory_bytes (\S+)", text, re.MULTILINE)
+    found = re.search(rf"^{re.escape(name)} (\S+)".encode(), text, re.MULTILINE)
     assert found is not None
-    return round(float(found[1]) / 2**20, 1)
+    return float(found[1])
+
+
+async def kept_kib(port: int) -> dict[int, float]:
+    """What a history takes in the memory of a server that has just started, by its length."""
+    sizes, before = {}, 0.0
+    for length in LENGTHS:
+        await warm(port, [f"l{length}-{number}" for number in range(PAIR_USERS)])
+        after = await metric(port, "blossomrec_cache_bytes")
+        sizes[length] = round((after - before) / PAIR_USERS / 1024, 1)
+        before = after
+    return sizes
+
+
+async def swapped(
+    port: int, process: subprocess.Popen[str], request: Request, seconds: float
+) -> Outcome:
+    """Load while a model is read again and prepared, and for so long after it is used."""
+    whole, taken = Outcome(), False
+    process.send_signal(signal.SIGHUP)
+    while not taken:
+        taken = await metric(port, 'blossomrec_reloads_total{outcome="taken"}') > 0
+        part = await at_a_rate(port, request, rate=100, seconds=seconds if taken else 5)
+        whole.add(part)
+    return whole
 
 
 async def soak(port: int, request: Request, minutes: float) -> tuple[Outcome, list[float]]:
@@ -174,10 +207,8 @@ async def soak(port: int, request: Request, minutes: float) -> tuple[Outcome, li
     whole, memory = Outcome(), []
     for _ in range(round(minutes)):
         part = await as_fast_as_possible(port, request, connections=8, seconds=60)
-        whole.seconds += part.seconds
-        whole.errors += part.errors
-        whole.duration += part.duration
-        memory.append(await resident_mib(port))
+        whole.add(part)
+        memory.append(round(await metric(port, "process_resident_memory_bytes") / 2**20, 1))
         print(f"  {memory[-1]:.0f} MiB", flush=True)
     return whole, memory
 
@@ -185,9 +216,9 @@ async def soak(port: int, request: Request, minutes: float) -> tuple[Outcome, li
 class Report:
     """Prints what was measured, and appends it to a results file."""
 
-    def __init__(self, run: Path, out: Path | None):
+    def __init__(self, run: Path, out: Path | None, store: str):
         model = read_run_config(run).config.model
-        self._out = out
+        self._out, self._store = out, store
         self._model = f"{model.attention}, {model.layers} layers, hidden {model.hidden_size}"
 
     def add(
@@ -199,28 +230,33 @@ class Report:
         outcome: Outcome,
         **more: Any,
     ) -> None:
+        measures = {"rate": rate, **outcome.measures(), **more}
+        self.append(scenario, users, history, measures)
+
+    def append(self, scenario: str, users: int, history: int, measures: dict[str, Any]) -> None:
         line = {
             "scenario": scenario,
             "model": self._model,
+            "store": self._store,
             "users": users,
             "history": history,
-            "rate": rate,
-            **outcome.measures(),
-            **more,
+            **measures,
             **provenance(),
         }
         if self._out is not None:
             append_result(self._out, line)
-        names = ("requests", "errors", "throughput", "p50_ms", "p95_ms", "p99_ms")
-        shown = ", ".join(f"{name} {line[name]}" for name in names)
+        shown = ", ".join(f"{name} {value}" for name, value in measures.items())
         print(f"{scenario}, {history:,} events: {shown}", flush=True)
 
 
-def measure_kept(given: Any, store: Path, items: list[Any], report: Report) -> None:
+def measure_kept(given: Any, store: str, items: list[Any], report: Report) -> None:
     """Everything on a server that keeps the histories."""
     users = [f"u{number}" for number in range(given.users)]
     size, request = (given.users, given.history), mixed(users, items, seed=0)
-    with serving(given.run, store, "--cache-mib", given.cache_mib) as port:
+    with serving(given.run, store, "--cache-mib", given.cache_mib) as (port, process):
+        sizes = {} if given.store else asyncio.run(kept_kib(port))
+        for length, size_kib in sizes.items():
+            report.append("memory", PAIR_USERS, length, {"kib_per_user": size_kib})
         report.add("cold", *size, None, asyncio.run(warm(port, users)))
         asyncio.run(as_fast_as_possible(port, request, connections=16, seconds=3))
         load = as_fast_as_possible(port, request, connections=16, seconds=given.seconds)
@@ -229,6 +265,8 @@ def measure_kept(given: Any, store: Path, items: list[Any], report: Report) -> N
         report.add("mixed-100", *size, 100, asyncio.run(load))
         for length, outcome in asyncio.run(pairs(port, items)).items():
             report.add("pair", PAIR_USERS, length, None, outcome)
+        load = swapped(port, process, request, given.seconds)
+        report.add("swap", *size, 100, asyncio.run(load))
 
 
 def main() -> int:
@@ -241,20 +279,24 @@ def main() -> int:
     arguments.add_argument(
         "--soak", type=float, default=0, help="minutes; nothing else is measured"
     )
+    arguments.add_argument("--store", help="as the server takes it; a file of its own without")
     arguments.add_argument("--out", type=Path, help="JSON lines are appended here; none without")
     given = arguments.parse_args()
-    report = Report(given.run, given.out)
+    kind = given.store.partition(":")[0] if given.store else "sqlite"
+    report = Report(given.run, given.out, kind)
     users = [f"u{number}" for number in range(given.users)]
     with tempfile.TemporaryDirectory() as folder:
-        store = Path(folder) / "events.sqlite"
+        store = given.store or str(Path(folder) / "events.sqlite")
         items = fill_store(store, given.run, given.users, given.history)
         if given.soak:
-            with serving(given.run, store, "--cache-mib", 64) as port:
+            with serving(given.run, store, "--cache-mib", 64) as (port, _):
                 outcome, memory = asyncio.run(soak(port, messy(users, items), given.soak))
             report.add("soak", given.users, given.history, None, outcome, rss_mib=memory)
             return 0
         measure_kept(given, store, items, report)
-        with serving(given.run, store, "--cache-mib", 0, "--timeout", 60) as port:
+        if given.store:
+            return 0
+        with serving(given.run, store, "--cache-mib", 0, "--timeout", 60) as (port, _):
             load = as_fast_as_possible(
                 port, mixed(users, items, seed=5), connections=16, seconds=given.seconds
             )

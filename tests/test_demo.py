@@ -101,7 +101,7 @@ def test_the_last_lines_are_commands_that_work(tmp_path, monkeypatch):
     monkeypatch.setattr(server, "run_server", lambda *given, **options: served.append(given))
     assert main(serve) == 0
     (given,) = served
-    assert given[:2] == (tmp_path / "demo/BlossomRec", tmp_path / "demo/events.sqlite")
+    assert given[:2] == (tmp_path / "demo/BlossomRec", str(tmp_path / "demo/events.sqlite"))
 
 
 def test_the_demo_simulates_events_of_its_own(tmp_path, monkeypatch):

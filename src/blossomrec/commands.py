@@ -195,6 +195,7 @@ def recommend(
     log: Path | None = None,
     items: Annotated[str | None, Parameter(help="item ids to choose from, with commas")] = None,
     filter_viewed: bool = True,
+    max_len: int | None = None,
     unknown: Literal["skip", "refuse"] = "skip",
     json: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -206,6 +207,7 @@ def recommend(
         k: how many items for each user
         log: prepared log with the users' histories; a run knows the one it was trained on
         filter_viewed: leave out what is in the history; --no-filter-viewed does not
+        max_len: events of a history that the model sees, the last ones; as in training without it
         unknown: what to do with items of the history that the model does not know
         json: print JSON instead of a table
         device: where to compute
@@ -217,6 +219,7 @@ def recommend(
         raise ConfigError("give either --user or --history")
     recommender = BlossomRec.from_pretrained(run, log, device=device)
     options: dict[str, Any] = {"filter_viewed": filter_viewed, "items": _list(items)}
+    options["max_len"] = max_len
     if user is not None:
         frame = recommender.recommend(user, k, **options)
     else:
@@ -257,7 +260,7 @@ def inspect(
 def serve(
     run: Path,
     *,
-    store: Path = Path("events.sqlite"),
+    store: str = "events.sqlite",
     titles: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -270,7 +273,7 @@ def serve(
 
     Args:
         run: run folder; SIGHUP reads it again without dropping a request
-        store: SQLite file with the events, made where it is missing
+        store: SQLite file with the events, made where it is missing, or redis://HOST:PORT/DATABASE
         titles: CSV file with the columns item_id and title, shown by the page
         host: address; any but loopback needs a secret in the variable BLOSSOMREC_TOKEN
         port: 0 takes any that is free
@@ -287,7 +290,7 @@ def serve(
 def import_events(
     source: Path,
     *,
-    store: Path = Path("events.sqlite"),
+    store: str = "events.sqlite",
     user: str = "user_id",
     item: str = "item_id",
     timestamp: str = "timestamp",
@@ -296,17 +299,18 @@ def import_events(
 
     Args:
         source: folder that ``prepare`` wrote, or a .parquet, .csv, .tsv or .inter file
-        store: SQLite file with the events, made where it is missing; a server may be using it
+        store: as that of the server, which may be using it
         user: column of the user ids, in a file
         item: column of the item ids
         timestamp: column of the times
     """
     from blossomrec.serving.bulk import import_events as load
-    from blossomrec.serving.sqlite_store import SQLiteStore
+    from blossomrec.serving.stores import store_opener
 
-    imported = load(source, SQLiteStore(store), user=user, item=item, timestamp=timestamp)
+    open_store, name = store_opener(store)
+    imported = load(source, open_store(), user=user, item=item, timestamp=timestamp)
     print(
-        f"{imported.users:,} users with {imported.events:,} events are new in {store}, "
+        f"{imported.users:,} users with {imported.events:,} events are new in {name}, "
         f"{imported.kept:,} users were there and stay as they are"
     )
 

@@ -64,7 +64,7 @@ class ModelConfig:
     selector_weight: float = option(
         1.0, "Blossom: weight of the loss that teaches the selector, 0 leaves it untaught", low=0
     )
-    attention_impl: Literal["auto", "reference", "torch", "triton", "cuda"] = option(
+    attention_impl: Literal["auto", "reference", "torch", "native", "triton", "cuda"] = option(
         "auto", "implementation of Blossom attention"
     )
 
@@ -162,6 +162,8 @@ class ServingConfig:
         high=LARGEST_HISTORY,
     )
     cache_mib: int = option(1_024, "memory for encoded histories, in MiB", low=0)
+    warm: int = option(1_000, "users whose histories are encoded for a new model", low=0)
+    warm_seconds: float = option(300.0, "longest time for that, before the model is used", low=0)
     probes: int = option(0, "lists of items looked into (faiss), 0 ranks all items", low=0)
     batch: int = option(32, "most requests that are computed together", low=1, high=4_096)
     wait_ms: float = option(0.5, "longest wait for more requests to compute together", low=0)

@@ -152,6 +152,7 @@ class BlossomRec:
         *,
         filter_viewed: bool = True,
         items: Iterable[Any] | None = None,
+        max_len: int | None = None,
     ) -> pl.DataFrame:
         """The ``k`` best next items for users of the log, from their whole history.
 
@@ -159,6 +160,8 @@ class BlossomRec:
             users: external ids; None is every user.
             filter_viewed: leave out what is in the user's history.
             items: external ids to choose from; None is the whole catalogue.
+            max_len: events of a history that the model sees, the last ones; None is as many as in
+                training.
 
         Returns:
             Columns user_id, item_id, score, rank (from 1); fewer than ``k`` rows for a user where
@@ -172,12 +175,12 @@ class BlossomRec:
             rows = np.arange(log.num_users)
         else:
             rows = known_rows(log.user_vocabulary, list(users), "user")
-        candidates = self._candidates(items)
-        lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], self.config.model.max_len)
+        candidates, most = self._candidates(items), self._most(max_len)
+        lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], most)
         found = []
         for start, stop in pairwise(_cuts(lengths)):
             histories = [log.history(row) for row in rows[start:stop]]
-            places, *columns = self._rank(histories, k, filter_viewed, candidates)
+            places, *columns = self._rank(histories, k, filter_viewed, candidates, most)
             found.append((rows[start:stop][places], *columns))
         user_rows, *columns = (np.concatenate(column) for column in zip(*found, strict=True))
         return self._frame({"user_id": log.user_vocabulary.ids(user_rows)}, *columns)
@@ -189,6 +192,7 @@ class BlossomRec:
         *,
         filter_viewed: bool = True,
         items: Iterable[Any] | None = None,
+        max_len: int | None = None,
         unknown: Literal["skip", "refuse"] = "skip",
     ) -> pl.DataFrame:
         """The ``k`` best next items after any list of item ids, oldest first.
@@ -221,7 +225,9 @@ class BlossomRec:
         if not len(known):
             what = f"the history {_shown(history)}" if history else "an empty history"
             raise DataError(f"{what} has no item that the model knows")
-        _, *columns = self._rank([known], k, filter_viewed, self._candidates(items))
+        _, *columns = self._rank(
+            [known], k, filter_viewed, self._candidates(items), self._most(max_len)
+        )
         return self._frame({}, *columns)
 
     def similar_items(self, items: Iterable[Any], k: int = 10) -> pl.DataFrame:
@@ -262,11 +268,12 @@ class BlossomRec:
         k: int,
         filter_viewed: bool,
         candidates: np.ndarray | None,
+        max_len: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Number of the history, item row, score and rank of everything recommended."""
         model, vocabulary = self._ready()
         _check_k(k)
-        batch = pack([history[-self.config.model.max_len :] for history in histories])
+        batch = pack([history[-max_len:] for history in histories])
         rows, scores = top_k(
             model,
             batch,
@@ -278,6 +285,14 @@ class BlossomRec:
         found = rows >= 0
         places, ranks = np.nonzero(found)
         return places, rows[found], scores[found], ranks + 1
+
+    def _most(self, max_len: int | None) -> int:
+        """Events of a history that the model sees."""
+        if max_len is None:
+            return self.config.model.max_len
+        if max_len < 1:
+            raise ConfigError(f"max_len is {max_len}: it must be at least 1")
+        return max_len
 
     def _candidates(self, items: Iterable[Any] | None) -> np.ndarray | None:
         """Rows of the only items to choose from, None for the whole catalogue."""

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from implementations import NATIVE_MISSING
 from inputs import random_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from blossomrec.attention import blossom_attention
+from blossomrec.bench import memory
 
 
 class LargestTensor(TorchDispatchMode):
@@ -36,3 +38,25 @@ def test_memory_is_linear(causal):
     small, large = largest(4_096, causal), largest(16_384, causal)
     assert large <= 4.1 * small
     assert large < 16_384 * 16_384 / 16 / 8
+
+
+def peak_of_the_operator(length, causal):
+    """MiB that forward and backward take, the operator's own tables included."""
+    inputs = random_inputs([length], heads=8, size=16)
+    leaves = inputs.differentiable()
+
+    def run():
+        out, _ = blossom_attention(*inputs.all(), impl="native", causal=causal)
+        torch.autograd.grad(out.sum(), leaves)
+
+    run()
+    return memory.peak_mib(run, "cpu")
+
+
+@pytest.mark.skipif(bool(NATIVE_MISSING), reason=NATIVE_MISSING)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_memory_of_the_operator_is_linear(causal):
+    small, large = (memory.alone(peak_of_the_operator, each, causal) for each in (4_096, 16_384))
+    assert large <= 4.5 * small
+    # A table of the scores of all blocks for one key/value head would take this alone.
+    assert large < 16_384 * 16_384 / 16 * 4 / 2**20

@@ -5,6 +5,7 @@ import torch
 from extending import in_parts, make_attention, make_events, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from implementations import NATIVE, NATIVE_MISSING
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -12,6 +13,7 @@ from blossomrec.attention import incremental
 from whole_history import Recorder, relative_error
 
 PARTS = [1, 15, 16, 17, 31, 32, 33, 79, 80, 81, 333, 1000]
+BOTH = pytest.mark.parametrize("impl", ["torch", NATIVE])
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
 
 
@@ -24,6 +26,7 @@ def check_against_definition(attention, x, parts, keeps=(), tolerance=1e-5):
     return state, first
 
 
+@BOTH
 @pytest.mark.parametrize("sinks", [0, 3])
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
 @pytest.mark.parametrize(
@@ -31,13 +34,13 @@ def check_against_definition(attention, x, parts, keeps=(), tolerance=1e-5):
     [[each] for each in PARTS] + [PARTS, PARTS[::-1], [1] * 333, [333, *[1] * 20, 80]],
     ids=lambda parts: "+".join(map(str, parts[:12])),
 )
-def test_equal_to_the_whole_history(parts, compress, sinks):
-    attention = make_attention(compress=compress, sinks=sinks)
+def test_equal_to_the_whole_history(parts, compress, sinks, impl):
+    attention = make_attention(compress=compress, sinks=sinks, impl=impl)
     x = make_events(sum(parts))
     check_against_definition(attention, x, parts)
 
 
-@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("impl", ["reference", "torch", NATIVE])
 def test_equal_to_forward(impl):
     attention = make_attention(impl=impl, sinks=2)
     x = make_events(700)
@@ -51,12 +54,15 @@ def test_equal_to_forward(impl):
     torch.testing.assert_close(output.gates, expected.gates[400:])
 
 
+@BOTH
 @pytest.mark.parametrize(
     "options",
     [
         {"num_heads": 2, "num_kv_heads": 2},
         {"num_heads": 8, "num_kv_heads": 2},
         {"num_heads": 1, "num_kv_heads": 1},
+        {"hidden_size": 128, "num_heads": 8, "rotary_share": 1.0},
+        {"hidden_size": 64, "num_heads": 2, "num_kv_heads": 1, "rotary_share": 0.3},
         {"compress_window": 16},
         {"compress_window": 48},
         {"block_size": 4, "compress_window": 20, "top_n": 2, "window": 1},
@@ -64,8 +70,9 @@ def test_equal_to_forward(impl):
     ],
     ids=str,
 )
-def test_other_layouts(options):
-    attention, x = make_attention(**options), make_events(400)
+def test_other_layouts(options, impl):
+    attention = make_attention(impl=impl, **options)
+    x = make_events(400, size=attention.query.in_features)
     check_against_definition(attention, x, [1, 70, 1, 1, 200, 127], [None, 40])
 
 
@@ -76,6 +83,7 @@ def test_other_types(dtype, tolerance):
     assert state.keys.dtype == dtype
 
 
+@BOTH
 @FEW
 @given(
     parts=st.lists(st.integers(1, 60), min_size=1, max_size=10),
@@ -86,8 +94,9 @@ def test_other_types(dtype, tolerance):
     sinks=st.sampled_from([0, 3]),
     seed=st.integers(0, 1000),
 )
-def test_random_splits_and_trims(parts, keeps, compress, block_size, blocks, sinks, seed):
+def test_random_splits_and_trims(impl, parts, keeps, compress, block_size, blocks, sinks, seed):
     attention = make_attention(
+        impl=impl,
         compress=compress,
         block_size=block_size,
         compress_window=blocks * block_size,
@@ -99,10 +108,18 @@ def test_random_splits_and_trims(parts, keeps, compress, block_size, blocks, sin
     assert (first % block_size == 0).all()
 
 
-@pytest.mark.parametrize("tile", [1, 7, 128])
-def test_many_users_at_once(tile, monkeypatch):
+@pytest.mark.parametrize(
+    "impl, tile",
+    [
+        ("torch", 1),
+        ("torch", 7),
+        ("torch", 128),
+        pytest.param(*NATIVE.values, 0, marks=NATIVE.marks),
+    ],
+)
+def test_many_users_at_once(impl, tile, monkeypatch):
     monkeypatch.setitem(incremental.TILE_ROWS, "cpu", tile)
-    attention = make_attention(sinks=3)
+    attention = make_attention(sinks=3, impl=impl)
     lengths, counts = [0, 333, 15, 80, 200], [20, 1, 1, 0, 33]
     states = [
         in_parts(attention, make_events(n, n), [n] if n else [])[1] if n else attention.start()
@@ -121,8 +138,9 @@ def test_many_users_at_once(tile, monkeypatch):
         torch.testing.assert_close(state.block_keys, other.block_keys)
 
 
-def test_no_users_and_no_events():
-    attention = make_attention()
+@BOTH
+def test_no_users_and_no_events(impl):
+    attention = make_attention(impl=impl)
     output, states = attention.extend_batch(make_events(0), [], [])
     assert output.hidden.shape == (0, 32)
     assert states == []
@@ -131,8 +149,9 @@ def test_no_users_and_no_events():
     assert state.length == 0
 
 
-def test_equal_scores_choose_the_lower_block():
-    attention, x = make_attention(compress="mean"), make_events(180)
+@BOTH
+def test_equal_scores_choose_the_lower_block(impl):
+    attention, x = make_attention(compress="mean", impl=impl), make_events(180)
     with torch.no_grad():
         attention.key.weight.zero_()
     output, state = attention.extend(x[:160], attention.start())
@@ -167,7 +186,7 @@ class Touched(TorchDispatchMode):
 
 def touched(length, new=16):
     """Elements touched for an event, one in 16 of which completes a block; buffers have room."""
-    attention = make_attention(sinks=2)
+    attention = make_attention(sinks=2, impl="torch")
     _, state = attention.extend(make_events(length), attention.start())
     _, state = attention.extend(make_events(16), state)
     x = make_events(new)
@@ -195,8 +214,9 @@ def test_a_block_key_is_made_once():
     assert made == [2, 1, 1, 1, 1, 6]
 
 
-def test_inference_mode_and_gradients_do_not_mix():
-    attention, x = make_attention(), make_events(60)
+@BOTH
+def test_inference_mode_and_gradients_do_not_mix(impl):
+    attention, x = make_attention(impl=impl), make_events(60)
     with torch.inference_mode():
         _, state = attention.extend(x[:50], attention.start())
         _, state = attention.extend(x[50:51], state)
@@ -204,3 +224,29 @@ def test_inference_mode_and_gradients_do_not_mix():
     assert not output.hidden.requires_grad
     assert not state.keys.requires_grad
     assert state.length == 60
+
+
+@pytest.mark.skipif(bool(NATIVE_MISSING), reason=NATIVE_MISSING)
+def test_the_operator_reads_no_row_of_another_state():
+    """Room behind the rows of a state, and events that have not come yet, hold anything."""
+    attention, x = make_attention(impl="native", sinks=2), make_events(300)
+    _, state = attention.extend(x[:200], attention.start())
+    _, state = attention.extend(x[200:201], state)
+    expected = [attention.extend(x[201:202], state)[0].hidden]
+    for rows, used in ((state.events, state.held), (state.blocks, state.num_blocks)):
+        rows.buffer[used:] = torch.nan
+    expected.append(attention.extend(x[201:202], state)[0].hidden)
+    assert torch.equal(*expected)
+
+
+def test_autocast_goes_through_pytorch():
+    attention, x = make_attention(), make_events(60)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = attention.extend(x, attention.start())
+    assert relative_error(output.hidden, whole(attention, x).hidden) < 5e-2
+
+
+def test_a_type_that_the_operator_does_not_take_is_named():
+    attention = make_attention(impl="native").double()
+    with pytest.raises(ValueError, match=r"type is torch\.float64"):
+        attention.extend(make_events(5).double(), attention.start())

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from implementations import NATIVE
 from inputs import AWKWARD, random_inputs, relative_error
 
 from blossomrec.attention import blossom_attention, eager
 from blossomrec.attention.eager import selection, sparse
 
-IMPLEMENTATIONS = ["torch"]
+IMPLEMENTATIONS = ["torch", NATIVE]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 RAGGED = [*AWKWARD, 0, 2, 160]
 
@@ -19,9 +20,11 @@ def outputs_and_gradients(inputs, impl, **options):
     return [out.detach(), *torch.autograd.grad(out, leaves, direction)], selected
 
 
-@pytest.fixture(params=["torch-dense", "torch-sparse", "torch-mixed"])
+@pytest.fixture(params=["torch-dense", "torch-sparse", "torch-mixed", NATIVE])
 def impl(request, monkeypatch):
     """Each implementation; the one in plain torch with every history on either of its ways."""
+    if request.param == "native":
+        return "native"
     limit = {"torch-dense": 1_000_000, "torch-sparse": 0, "torch-mixed": 80}[request.param]
     monkeypatch.setitem(eager.DENSE_LENGTH, "cpu", limit)
     return "torch"
@@ -31,6 +34,8 @@ def impl(request, monkeypatch):
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_outputs_and_gradients(impl, dtype, causal, sinks):
+    if impl == "native" and dtype != torch.float32:
+        pytest.skip("float32 alone")
     inputs = random_inputs(RAGGED, dtype=dtype)
     form = dict(causal=causal, sinks=sinks)
     _, selected = blossom_attention(*inputs.all(), impl="reference", **form)
@@ -42,7 +47,9 @@ def test_outputs_and_gradients(impl, dtype, causal, sinks):
         assert relative_error(value, other) < TOLERANCE[dtype], name
 
 
-@pytest.mark.parametrize("heads, groups, size", [(1, 1, 2), (8, 2, 16), (4, 4, 32), (6, 1, 64)])
+@pytest.mark.parametrize(
+    "heads, groups, size", [(1, 1, 2), (8, 2, 16), (4, 4, 32), (6, 1, 64), (8, 1, 16), (2, 1, 13)]
+)
 def test_head_layouts(impl, heads, groups, size):
     inputs = random_inputs([70, 200], heads=heads, groups=groups, size=size)
     expected, chosen = outputs_and_gradients(inputs, "reference")
@@ -52,7 +59,7 @@ def test_head_layouts(impl, heads, groups, size):
 
 
 @pytest.mark.parametrize(
-    "block_size, top_n, window", [(8, 1, 1), (4, 7, 3), (32, 2, 16), (16, 16, 8)]
+    "block_size, top_n, window", [(8, 1, 1), (4, 7, 3), (32, 2, 16), (16, 16, 8), (20, 3, 40)]
 )
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_other_sizes(impl, block_size, top_n, window, causal):
@@ -124,7 +131,8 @@ def test_packed_histories_do_not_meet(name, causal):
 
 
 def test_the_choice_is_the_best_by_score_margin(impl):
-    inputs = random_inputs([1000], dtype=torch.bfloat16)
+    dtype = torch.float32 if impl == "native" else torch.bfloat16
+    inputs = random_inputs([1000], dtype=dtype)
     _, selected = blossom_attention(*inputs.all(), impl=impl)
     mean_q = inputs.q.double().view(1000, 2, 2, 8).mean(2)
     scores = torch.einsum("tgd,jgd->tgj", mean_q, inputs.block_keys.double()) / 8**0.5

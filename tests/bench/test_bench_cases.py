@@ -2,9 +2,12 @@ import pytest
 import torch
 
 from blossomrec.attention import PagedStates
+from blossomrec.attention.native.library import missing
 from blossomrec.bench import attention, encoder, incremental, training
 from blossomrec.bench.options import BenchOptions
 from blossomrec.errors import ConfigError
+
+NATIVE_MISSING = missing(16, 4, 16)
 
 
 def options(device="cpu", dtype=torch.float32, lengths=(64,), tokens=128, **others):
@@ -18,23 +21,35 @@ def rows(cases):
 def test_peers_of_the_attention_on_a_gpu():
     found = rows(attention.cases(options("cuda", torch.bfloat16, (1_024,))))
     published = {
+        ("cuda", "mean"),
+        ("cuda", "mlp"),
         ("triton", "mean"),
         ("triton", "mlp"),
         ("cudnn", "none"),
         ("flash", "none"),
         ("naive", "none"),
+        ("cuda-short", "none"),
         ("triton-short", "none"),
         ("flex-short", "none"),
         ("floor", "none"),
     }
     assert {row[:2] for row in found if row[2:] == (8, 2, 16)} == published
-    short = {("triton-short", "none"), ("flex-short", "none")}
+    short = {("cuda-short", "none"), ("triton-short", "none"), ("flex-short", "none")}
     assert {row[:2] for row in found if row[2:] == (4, 2, 64)} == published - short
     assert {row[0] for row in found if row[2:] == (2, 2, 64)} == {"cudnn", "flash"}
     single = {case.impl for case in attention.cases(options("cuda", torch.float32, (1_024,)))}
-    assert "dense" in single and not single & {"cudnn", "flash"}
+    assert "dense" in single and not single & {"cudnn", "flash", "cuda"}
     uneven = {case.impl for case in attention.cases(options("cuda", torch.bfloat16, (1_000,)))}
     assert "flash" in uneven and not uneven & {"cudnn", "flex-short"}
+
+
+@pytest.mark.skipif(bool(NATIVE_MISSING), reason=NATIVE_MISSING)
+def test_the_operator_stands_beside_pytorch_on_a_cpu_in_float32():
+    found = {case.impl for case in attention.cases(options())}
+    assert found == {"native", "torch", "dense", "naive", "floor"}
+    for others in (options(dtype=torch.bfloat16), options("cuda")):
+        for bench in (attention, encoder, incremental):
+            assert "native" not in {case.impl for case in bench.cases(others)}
 
 
 def test_ragged_batches_stand_beside_equal_ones_of_their_mean_length(tiny_log):
@@ -66,10 +81,12 @@ def test_the_encoder_is_measured_with_and_without_lessons():
     given = options()
     cases = encoder.cases(given)
     assert [(case.impl, case.architecture.compress, case.lessons) for case in cases] == [
-        ("torch", "mean", False),
-        ("torch", "mean", True),
-        ("torch", "mlp", False),
-        ("torch", "mlp", True),
+        *(
+            (impl, compress, lessons)
+            for impl in given.blossom
+            for compress in ("mean", "mlp")
+            for lessons in (False, True)
+        ),
         ("dense", "none", False),
         ("dense", "none", False),
         ("naive", "none", False),
@@ -114,7 +131,7 @@ def test_a_wrong_encoder_is_red(monkeypatch):
 def test_training_goes_through_the_epoch_once(tiny_log):
     given = options(lengths=(20,), tokens=256, log=tiny_log.folder)
     cases = training.cases(given)
-    assert {case.impl for case in cases} == {"torch", "dense"}
+    assert {case.impl for case in cases} == {*given.blossom, "dense"}
     assert not [check for check in training.checks(given) if check.red]
     whole = training.measure(cases[0], given)
     trainer, _ = training._trainer(cases[0], given)
@@ -141,7 +158,10 @@ def test_what_training_needs(tiny_log):
 def test_one_more_event_for_one_user_and_for_many():
     given = options(lengths=(1_024,), users=(1, 3))
     cases = incremental.cases(given)
-    assert [case.users for case in cases] == [1] * 7 + [3] * 5
+    # Each with both compressions, in pages as well, and dense attention; besides, for one user, the
+    # whole history.
+    kept = 2 * (len(given.blossom) + 1) + 1
+    assert [case.users for case in cases] == [1] * (kept + 2) + [3] * kept
     assert not [check for check in incremental.checks(given) if check.red]
     lines = [incremental.measure(case, given) for case in cases]
     assert all(line["forward_ms"] > 0 for line in lines)
@@ -197,4 +217,5 @@ def test_a_wrong_state_is_red(monkeypatch):
 
     monkeypatch.setattr(incremental.BlossomAttention, "extend_batch", wrong)
     red = {check.name for check in incremental.checks(options()) if check.red}
-    assert red == {"kept state, mean", "kept state, mlp"}
+    names = [*options().blossom, "recompute"]
+    assert red == {f"kept state, {name} {way}" for name in names for way in ("mean", "mlp")}

@@ -29,6 +29,7 @@ FORM = ("cpu", torch.float32)
 TIMED = {
     "blossom-mean": lambda: operations.blossom("torch", "mean", PUBLISHED, RAGGED, *FORM),
     "blossom-mlp": lambda: operations.blossom("torch", "mlp", Layout(4, 2, 64), RAGGED, *FORM),
+    "blossom-native": lambda: operations.blossom("auto", "mlp", PUBLISHED, RAGGED, *FORM),
     "short": lambda: operations.short_path("torch", PUBLISHED, RAGGED, *FORM),
     "dense": lambda: operations.dense("dense", PUBLISHED, ALIKE, *FORM),
     "dense-fastest": lambda: operations.dense("dense", FASTEST_DENSE, ALIKE, *FORM),

@@ -11,6 +11,7 @@ if find_spec("fastapi") is None:
     # Without the extra there is nothing here to test, on a machine that runs the tests of others.
     collect_ignore_glob = ["test_*.py"]
 else:
+    from places import Place, Redis, missing
     from serving_runs import Server, write_run
 
 
@@ -24,6 +25,28 @@ def run(tiny_log, tmp_path_factory):
 def item_ids(tiny_log):
     """External ids of the catalogue, in order of row."""
     return tiny_log.item_vocabulary.ids(np.arange(tiny_log.num_items)).to_list()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory):
+    """A Redis server that many tests use one after the other."""
+    if missing():
+        pytest.skip(str(missing()))
+    server = Redis(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def place(request, tmp_path):
+    """An empty place for a store of events, of each kind."""
+    if request.param == "sqlite":
+        folder = tmp_path / "place"
+        folder.mkdir()
+        return Place(folder)
+    server = request.getfixturevalue("redis_server")
+    assert server.ask("FLUSHDB") == b"+OK\r\n"
+    return server
 
 
 @pytest.fixture

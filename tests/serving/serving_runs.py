@@ -8,21 +8,30 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fastapi.testclient import TestClient
+from places import Place
 
 from blossomrec.config import ModelConfig, RunConfig, ServingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.models import build_model
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.application import build_app
+from blossomrec.serving.questions import Question
+from blossomrec.serving.ranking import Best, Choice
 from blossomrec.serving.service import Service
-from blossomrec.serving.sqlite_store import SQLiteStore
+from blossomrec.serving.stores import store_opener
 from blossomrec.training.run import save_model, write_run_config
 from small_options import MODEL
 
+# Seconds for what must happen, but may take its time on a busy machine.
+WAIT = 30
 BASE = "http://127.0.0.1:8000"
 
 
@@ -43,13 +52,17 @@ class Server:
     """A service and a client of its application in this process.
 
     Args:
+        store: path or URL of the store, or its place.
         options: of the server, besides ``token``.
     """
 
-    def __init__(self, run: Path, store: Path, *, token: str | None = None, **options: Any):
+    def __init__(
+        self, run: Path, store: Path | Place | str, *, token: str | None = None, **options: Any
+    ):
         self.run, self.store_path = run, store
+        where = store.where if isinstance(store, Place) else str(store)
         config = dataclasses.replace(ServingConfig(), **options)
-        self.service = Service(run, lambda: SQLiteStore(store), config, device="cpu", threads=1)
+        self.service = Service(run, store_opener(where)[0], config, device="cpu", threads=1)
         self.app = build_app(self.service, token)
         self.client = TestClient(self.app, BASE, raise_server_exceptions=False)
 
@@ -81,6 +94,13 @@ class Server:
         assert self.client.portal is not None
         return self.client.portal.call(self.service.reload)
 
+    def idle(self) -> None:
+        """Wait until nothing is left to do in the background."""
+        end = time.monotonic() + 20
+        while self.service._engine._background:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
     def refused(self, answer: Any, status: int, code: str) -> dict[str, Any]:
         """The error in an answer that must be a refusal."""
         assert answer.status_code == status, answer.text
@@ -89,10 +109,36 @@ class Server:
         return error
 
 
+def close(items: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
+    """The same recommendations, but for rounding."""
+    same = [one["item"] for one in items] == [one["item"] for one in others]
+    return same and np.allclose(
+        [a["score"] for a in items], [b["score"] for b in others], atol=1e-5
+    )
+
+
+def ask(server: Server, user: str, k: int = 5) -> Future[Best]:
+    """A question to the thread of the model, without HTTP."""
+    question = Question(user, np.empty(0, np.int64), Choice(k))
+    return server.service._engine.recommend(server.service.release, question)
+
+
+def count_calls(monkeypatch: Any, model: SequenceModel) -> list[list[int]]:
+    """How many users and events each extension of states had."""
+    calls, original = [], type(model).extend_batch
+
+    def counted(self, items, counts, states):
+        calls.append(list(counts))
+        return original(self, items, counts, states)
+
+    monkeypatch.setattr(type(model), "extend_batch", counted)
+    return calls
+
+
 class Process:
     """``blossomrec serve`` in a process of its own, on a free port."""
 
-    def __init__(self, run: Path, store: Path, *flags: Any, **environment: str):
+    def __init__(self, run: Path, store: Path | str, *flags: Any, **environment: str):
         command = [sys.executable, "-m", "blossomrec", "serve", str(run), "--store", str(store)]
         command += ["--port", "0", "--device", "cpu", "--threads", "1", *map(str, flags)]
         self.process = subprocess.Popen(

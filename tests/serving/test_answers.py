@@ -1,23 +1,22 @@
 """What the server answers is what ``recommend`` answers offline, whatever happened in between."""
 
+import json
+
 import numpy as np
 import pytest
 from serving_runs import Server, write_run
 
 from blossomrec.data.log import EventLog
-from blossomrec.recommender import BlossomRec, with_options
+from blossomrec.errors import ConfigError
+from blossomrec.recommender import BlossomRec
 from blossomrec.serving.encoder import FEW_EVENTS, MANY_EVENTS
 from blossomrec.serving.history import window_start
 
 TOLERANCE = 1e-4
 
 
-def offline(run, log, max_len=None):
-    """A recommender; ``max_len`` lets it see other than the model's own number of events."""
-    recommender = BlossomRec.from_pretrained(run, log, device="cpu")
-    if max_len is not None:
-        recommender.config = with_options(recommender.config, {"max_len": max_len})
-    return recommender
+def offline(run, log):
+    return BlossomRec.from_pretrained(run, log, device="cpu")
 
 
 def assert_equal(answer, frame):
@@ -36,6 +35,7 @@ def assert_equal(answer, frame):
 
 MODELS = {
     "blossom": {},
+    "redis": {},
     "deep": {"layers": 3, "norm": "pre", "sinks": 2},
     "full": {"attention": "full"},
     "bert4rec": {"backbone": "bert4rec"},
@@ -45,15 +45,19 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_equal_to_offline_through_appends_evictions_and_restarts(
-    name, tiny_log, item_ids, tmp_path, one_thread
+    name, tiny_log, item_ids, tmp_path, one_thread, request
 ):
+    place = tmp_path / "events.sqlite"
+    if name == "redis":
+        place = request.getfixturevalue("redis_server")
+        place.ask("FLUSHDB")
     run = write_run(tmp_path / "run", tiny_log, **MODELS[name])
     recommender, rng = offline(run, tiny_log), np.random.default_rng(3)
     histories = {f"user {number}": [] for number in range(6)}
     # Room for about two users: others leave and come back.
     options = {"cache_mib": 0} if name == "deep" else {}
     for _ in range(4):
-        with Server(run, tmp_path / "events.sqlite", **options) as server:
+        with Server(run, place, **options) as server:
             server.service.release.cache.budget = min(
                 server.service.release.cache.budget, 7_000 if "rec" in name else 16_000
             )
@@ -76,7 +80,7 @@ def test_equal_to_offline_through_appends_evictions_and_restarts(
 
 def test_long_histories_are_encoded_in_parts(run, tiny_log, item_ids, tmp_path, one_thread):
     rng, max_len = np.random.default_rng(0), 4 * MANY_EVENTS
-    recommender = offline(run, tiny_log, max_len)
+    recommender, ask = offline(run, tiny_log), {"k": 9, "filter_viewed": False}
     lengths = (max_len, MANY_EVENTS + FEW_EVENTS + 1, max_len + 700, 5_000)
     with Server(run, tmp_path / "events.sqlite", max_len=max_len, max_events=5_000) as server:
         for number, length in enumerate(lengths):
@@ -86,13 +90,14 @@ def test_long_histories_are_encoded_in_parts(run, tiny_log, item_ids, tmp_path, 
                 if more:
                     server.append(number, more)
                 history += more
-                answer = server.recommend(user_id=number, k=9, filter_viewed=False)
-                assert_equal(answer, recommender.recommend_history(history, 9, filter_viewed=False))
+                answer = server.recommend(user_id=number, **ask)
+                frame = recommender.recommend_history(history, **ask, max_len=max_len)
+                assert_equal(answer, frame)
 
 
 @pytest.mark.parametrize("max_len, step", [(20, 1), (20, 7), (20, 20), (13, 4)])
 def test_the_window_moves_by_steps(run, tiny_log, item_ids, tmp_path, one_thread, max_len, step):
-    recommender, rng = offline(run, tiny_log, max_len), np.random.default_rng(1)
+    recommender, rng = offline(run, tiny_log), np.random.default_rng(1)
     history = []
     with Server(run, tmp_path / "events.sqlite", max_len=max_len, step=step) as server:
         while len(history) < 60:
@@ -102,7 +107,8 @@ def test_the_window_moves_by_steps(run, tiny_log, item_ids, tmp_path, one_thread
             seen = history[window_start(len(history), max_len, step) :]
             assert max_len - step < len(seen) <= max_len or seen == history
             answer = server.recommend(user_id="u", k=80, filter_viewed=False)
-            assert_equal(answer, recommender.recommend_history(seen, 80, filter_viewed=False))
+            frame = recommender.recommend_history(seen, 80, filter_viewed=False, max_len=max_len)
+            assert_equal(answer, frame)
 
 
 def test_a_history_in_the_request_is_a_history_like_a_stored_one(server, tiny_log, item_ids):
@@ -168,7 +174,17 @@ def test_users_of_the_log_are_answered_as_offline(run, tiny_log, tmp_path, cli, 
     assert "60 users with 1,830 events are new" in shown
     recommender = offline(run, EventLog.open(tiny_log.folder))
     users = tiny_log.user_vocabulary.ids(np.arange(60)).to_list()
-    frame = recommender.recommend(users, 5)
-    with Server(run, path) as server:
-        for number, user in enumerate(users):
-            assert_equal(server.recommend(user_id=user, k=5), frame[5 * number : 5 * number + 5])
+    frames = []
+    for max_len in (None, 7, 50):
+        frame = recommender.recommend(users, 5, max_len=max_len)
+        with Server(run, path, max_len=max_len or 0) as server:
+            for place, user in enumerate(users):
+                assert_equal(server.recommend(user_id=user, k=5), frame[5 * place : 5 * place + 5])
+        frames.append(frame)
+    assert not frames[0].equals(frames[1]) and not frames[0].equals(frames[2])
+    with pytest.raises(ConfigError, match="max_len is 0"):
+        recommender.recommend(users, 5, max_len=0)
+    last = str(users[-1])
+    for flags, wanted in (((), frames[0]), (("--max-len", 7), frames[1])):
+        shown = json.loads(cli("recommend", run, "--user", last, "--k", 5, "--json", *flags))
+        assert [one["item_id"] for one in shown] == wanted["item_id"][-5:].to_list()

@@ -2,27 +2,18 @@
 
 import concurrent.futures
 import contextlib
-import shutil
 import sqlite3
 import threading
 import time
 
-import numpy as np
 import pytest
-import torch
-from serving_runs import Server, write_run
+from serving_runs import WAIT, Server, ask, count_calls
 
-from blossomrec.errors import RunError
 from blossomrec.serving import encoder
-from blossomrec.serving.engine import Question
 from blossomrec.serving.mailbox import Mailbox
-from blossomrec.serving.ranking import Choice
 from blossomrec.serving.refusals import Refusal
 from blossomrec.serving.sqlite_store import SQLiteStore
 from blossomrec.serving.store import Event
-from blossomrec.training.run import load_model, save_model
-
-WAIT = 30
 
 
 @contextlib.contextmanager
@@ -43,25 +34,8 @@ def held(submit):
         future.result(WAIT)
 
 
-def ask(server, user, k=5):
-    question = Question(user, np.empty(0, np.int64), Choice(k))
-    return server.service._engine.recommend(server.service.release, question)
-
-
 def names(best):
     return best[0].tolist()
-
-
-def count_calls(monkeypatch, model):
-    """How many users and events each extension of states had."""
-    calls, original = [], type(model).extend_batch
-
-    def counted(self, items, counts, states):
-        calls.append(list(counts))
-        return original(self, items, counts, states)
-
-    monkeypatch.setattr(type(model), "extend_batch", counted)
-    return calls
 
 
 def test_requests_that_wait_are_computed_together(server, item_ids, monkeypatch):
@@ -228,14 +202,6 @@ def test_a_server_that_stopped_working_is_not_ready(server):
     server.refused(server.client.get("/readyz"), 503, "stopped")
 
 
-def test_a_run_with_another_vocabulary_is_refused(tiny_log, repeat_log, tmp_path):
-    run, other = write_run(tmp_path / "a", tiny_log), write_run(tmp_path / "b", repeat_log)
-    shutil.rmtree(run / "vocabulary")
-    shutil.copytree(other / "vocabulary", run / "vocabulary")
-    with pytest.raises(RunError, match=r"does not belong to config\.json"):
-        Server(run, tmp_path / "events.sqlite")
-
-
 def test_changes_that_wait_are_one_transaction(server, item_ids):
     def transactions():
         text = server.client.get("/metrics").text
@@ -304,6 +270,33 @@ def test_who_is_deleted_leaves_the_memory(server, item_ids):
     assert server.recommend(user_id="anna", filter_viewed=False) != before
 
 
+def test_traces_are_looked_for_until_they_are_gone(server, item_ids, monkeypatch):
+    store, calls = server.service._committer._store, []
+    original = store.erase
+
+    def erase():
+        calls.append(len(calls))
+        if calls[-1] == 1:
+            raise sqlite3.OperationalError("disk I/O error")
+        original()
+
+    monkeypatch.setattr(store, "erase", erase)
+    server.append("anna", item_ids[:3])
+    server.recommend(user_id="anna")
+
+    def delete(user, status, erased):
+        assert server.client.delete(f"/v1/users/{user}").status_code == status
+        assert len(calls) == erased
+
+    # The first time even for nobody: what was before this process is not known.
+    delete("nobody", 404, 1)
+    delete("nobody", 404, 1)
+    delete("anna", 503, 2)
+    assert "anna" not in server.service.release.cache
+    delete("anna", 404, 3)
+    delete("anna", 404, 3)
+
+
 def test_who_is_deleted_while_asked_for_is_unknown(run, item_ids, tmp_path, one_thread):
     length = 20 * encoder.MANY_EVENTS
     with Server(run, tmp_path / "e.sqlite", max_len=length, max_events=length) as server:
@@ -314,88 +307,6 @@ def test_who_is_deleted_while_asked_for_is_unknown(run, item_ids, tmp_path, one_
         server.client.delete("/v1/users/anna")
         assert isinstance(future.exception(WAIT), Refusal)
         assert len(server.service.release.cache) == 0
-
-
-def test_a_new_model_is_taken_without_a_request_lost(tiny_log, repeat_log, tmp_path, one_thread):
-    run = write_run(tmp_path / "run", tiny_log)
-    ids = tiny_log.item_vocabulary.ids(np.arange(80)).to_list()
-    with Server(run, tmp_path / "events.sqlite") as server:
-        for user in range(4):
-            server.append(user, ids[user : user + 30])
-        wanted = {}
-        for seed in (0, 1):
-            write_run(run, tiny_log, seed=seed)
-            version = server.reload().version
-            wanted[version] = [server.recommend(user_id=user, k=20) for user in range(4)]
-        assert len(wanted) == 2
-        answers, over = [], threading.Event()
-
-        def hammer(user):
-            while not over.is_set():
-                answers.append((user, server.post("/v1/recommend", {"user_id": user, "k": 20})))
-
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            futures = [pool.submit(hammer, user) for user in range(4)]
-            for number in range(6):
-                write_run(run, tiny_log, seed=number % 2)
-                server.reload()
-                time.sleep(0.02)
-            over.set()
-            for future in futures:
-                future.result(WAIT)
-        assert {answer["model"] for _, answer in answers} == set(wanted)
-        for user, answer in answers:
-            assert close(answer["items"], wanted[answer["model"]][user])
-
-
-def close(items, others):
-    same = [one["item"] for one in items] == [one["item"] for one in others]
-    return same and np.allclose(
-        [a["score"] for a in items], [b["score"] for b in others], atol=1e-5
-    )
-
-
-def test_a_model_with_other_items_skips_those_it_does_not_know(
-    tiny_log, repeat_log, tmp_path, one_thread
-):
-    old, new = write_run(tmp_path / "old", tiny_log), write_run(tmp_path / "new", repeat_log)
-    current = tmp_path / "current"
-    current.symlink_to(old)
-    known = repeat_log.item_vocabulary.ids(np.arange(repeat_log.num_items)).to_list()
-    every = tiny_log.item_vocabulary.ids(np.arange(80)).to_list()
-    strange = [item for item in every if item not in known]
-    with Server(current, tmp_path / "events.sqlite") as server:
-        history = [*strange[:4], *known[:5], *strange[4:8], *known[5:8]]
-        server.append("anna", history)
-        server.append("ben", strange[:3])
-        server.post("/v1/items", {"off": [strange[0], known[20]]})
-        current.unlink()
-        current.symlink_to(new)
-        server.reload()
-        answer = server.recommend(user_id="anna", k=100)
-        assert answer == server.recommend(history=known[:8], k=100)
-        assert known[20] not in [one["item"] for one in answer]
-        assert server.client.get("/v1/users/anna").json()["length"] == 16
-        answer = server.client.post("/v1/recommend", json={"user_id": "ben"})
-        server.refused(answer, 422, "no_known_item")
-        answer = server.client.post("/v1/recommend", json={"history": strange[:1]})
-        server.refused(answer, 422, "unknown_item")
-
-
-def test_a_damaged_model_is_refused_and_the_one_before_stays(tiny_log, tmp_path, one_thread):
-    run = write_run(tmp_path / "run", tiny_log)
-    with Server(run, tmp_path / "events.sqlite") as server:
-        version = server.service.release.version
-        model = load_model(run)
-        with torch.no_grad():
-            model.item_embeddings.weight[3, 3] = torch.nan
-        save_model(run, model)
-        with pytest.raises(RunError, match=r"item_embeddings.weight is not finite"):
-            server.reload()
-        (run / "model.safetensors").write_bytes(b"junk")
-        with pytest.raises(RunError, match="damaged"):
-            server.reload()
-        assert server.client.get("/readyz").json()["model"] == version
 
 
 def test_what_is_accepted_is_answered_before_the_end(run, item_ids, tmp_path, one_thread):

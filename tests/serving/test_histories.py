@@ -73,6 +73,18 @@ def test_who_was_asked_for_longest_ago_leaves_first():
     assert cache.nbytes == 0
 
 
+def test_who_is_put_behind_leaves_first_and_drives_nobody_out():
+    one = UserHistory(7)
+    size, cache = one.nbytes, HistoryCache(2 * one.nbytes)
+    cache.put("a", one)
+    assert cache.put_behind("b", UserHistory()) and cache.put_behind("a", UserHistory())
+    assert cache.users() == ["a", "b"] and cache.number("a") == 7
+    assert not cache.put_behind("c", UserHistory())
+    assert "c" not in cache and (cache.nbytes, cache.evictions) == (2 * size, 0)
+    cache.put("d", UserHistory())
+    assert cache.users() == ["d", "a"]
+
+
 def test_ids_of_numbers_and_text():
     numbers = Catalogue([12, -3, 2**64 - 1])
     assert [numbers.row(one) for one in (12, "12", "-3", str(2**64 - 1))] == [0, 0, 1, 2]

@@ -40,6 +40,8 @@ def url(page_run, item_ids):
             client.append(HOSTILE, item_ids[:3])
             for _ in range(25):
                 client.append("long", item_ids[:60] + item_ids[:20])
+            for number in range(20):
+                client.append(f"visitor {number}", item_ids[number : number + 4])
         yield process.url
 
 
@@ -131,6 +133,49 @@ def test_a_user_the_reasons_and_one_more_event(browser, url, item_ids):
 
 
 @needs_browser
+def test_a_user_is_chosen_from_those_who_had_events_last(browser, url, item_ids):
+    names = "#users .name"
+    browser.open(url + "/")
+    browser.until("document.querySelectorAll('#users button').length === 12")
+    with Client(url) as client:
+        listed = [one["user_id"] for one in client.users()]
+    assert browser.texts(names) == [" ".join(name.split()) for name in listed[:12]]
+    # With the keyboard alone: from the field past its button into the list.
+    browser.evaluate("document.querySelector('#user').focus()")
+    for _ in range(4):
+        browser.key("Tab")
+    assert browser.evaluate("document.activeElement.dataset.user") == listed[2]
+    browser.key("Enter")
+    browser.until(SHOWN)
+    assert browser.evaluate("document.querySelector('#user').value") == listed[2]
+    marked = "[...document.querySelectorAll('#users [aria-current=true]')].map(one => one.title)"
+    assert browser.evaluate(marked) == [listed[2]]
+    # More of them: the next ones have the focus, and the button ends with the list.
+    browser.evaluate("document.querySelector('#more-users').focus()")
+    browser.key("Enter")
+    browser.until(f"document.querySelectorAll('#users button').length === {len(listed)}")
+    assert browser.evaluate("document.activeElement.dataset.user") == listed[12]
+    assert browser.evaluate("document.querySelector('#more-users').hidden") is True
+    browser.key("Enter")
+    browser.until(f"{marked.replace('.title', '.dataset.user')}[0] === {json.dumps(listed[12])}")
+    # Whoever has a new event comes first.
+    browser.fill("#event", str(item_ids[70]))
+    browser.key("Enter")
+    browser.until(f"document.querySelector('{names}').innerText === {json.dumps(listed[12])}")
+    assert browser.evaluate(marked) == [listed[12]]
+
+
+@needs_browser
+def test_where_nobody_is_there_is_said(browser, page_run, tmp_path):
+    with Process(page_run, tmp_path / "events.sqlite") as process:
+        browser.open(process.url + "/")
+        browser.until(
+            "document.querySelector('#users-note').innerText === 'No user has events yet.'"
+        )
+        assert browser.evaluate("document.querySelector('#more-users').hidden") is True
+
+
+@needs_browser
 def test_a_pasted_history_grows_without_being_stored(browser, url, item_ids):
     browser.open(url + "/")
     browser.click("#paste summary")
@@ -165,10 +210,16 @@ def test_what_a_server_sends_is_text(browser, url):
 
 @needs_browser
 def test_someone_new_begins_with_the_first_event(browser, url, item_ids):
-    browser.open(url + "/?user=nova")
+    browser.open(url + "/?user=visitor%2019")
+    browser.until(SHOWN)
+    marked = "document.querySelectorAll('#users [aria-current]').length"
+    assert browser.evaluate(marked) == 1
+    browser.fill("#user", "nova")
+    browser.key("Enter")
     browser.until(
         "document.querySelector('#error').innerText.includes(\"No events of user 'nova'\")"
     )
+    assert browser.evaluate(marked) == 0
     browser.fill("#event", "none")
     browser.key("Enter")
     browser.until("document.querySelector('#error').innerText.includes('does not know this item')")
@@ -177,6 +228,7 @@ def test_someone_new_begins_with_the_first_event(browser, url, item_ids):
     browser.key("Enter")
     browser.until(SHOWN)
     assert browser.evaluate("document.querySelector('#error').hidden") is True
+    assert browser.texts("#users .name")[0] == "nova" and browser.evaluate(marked) == 1
 
 
 @needs_browser
@@ -193,6 +245,7 @@ def test_a_token_is_asked_for(browser, page_run, tmp_path, item_ids):
         browser.key("Enter")
         browser.until(SHOWN)
         assert browser.evaluate(STATUS).startswith("10 recommendations")
+        assert browser.texts("#users .name") == ["anna"]
     # The server is gone: what is then said is in words, too.
     browser.click("#items li:nth-child(2) .choose")
     browser.until("document.querySelector('#error').innerText.includes('does not answer')")

@@ -1,5 +1,6 @@
 """Servers in processes of their own: start, signals, kill -9, the client."""
 
+import asyncio
 import os
 import random
 import signal
@@ -9,17 +10,23 @@ import sys
 import threading
 import time
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
+import uvicorn
+from places import metric
 from serving_runs import Process, write_run
 
 from blossomrec.serving import Client, ServerError
+from blossomrec.serving.server import _Server
 from blossomrec.serving.sqlite_store import SQLiteStore
 from command_line import refuse
 
 # More of them, for a longer proof than every run of the tests needs.
 KILLS = int(os.environ.get("BLOSSOMREC_KILLS", "2"))
 SENDERS = 4
+REFUSED = 'blossomrec_reloads_total{outcome="refused"}'
+TAKEN = 'blossomrec_reloads_total{outcome="taken"}'
 
 
 class Load(threading.Thread):
@@ -114,9 +121,10 @@ def test_signals_under_load(tiny_log, item_ids, tmp_path):
             server.signal(signal.SIGHUP)
             until(lambda: client.ready()["model"] != versions[0])
             versions.append(client.ready()["model"])
+            assert metric(metrics(server.url), TAKEN) == 1
             (run / "model.safetensors").write_bytes(b"junk")
             server.signal(signal.SIGHUP)
-            time.sleep(0.2)
+            until(lambda: metric(metrics(server.url), REFUSED) == 1)
             assert client.ready()["model"] == versions[1]
         assert all(load.is_alive() for load in loads)
         server.signal(signal.SIGTERM)
@@ -135,6 +143,36 @@ def test_signals_under_load(tiny_log, item_ids, tmp_path):
     assert not Path(f"{path}-wal").exists()
 
 
+def test_a_signal_while_a_model_is_read_is_not_lost(caplog):
+    class Service:
+        taken = 0
+
+        async def reload(self):
+            await asyncio.sleep(0)
+            self.taken += 1
+            if self.taken == 1:
+                raise RuntimeError("no memory")
+
+    async def signals():
+        service = Service()
+        server = _Server(uvicorn.Config("none"), service)
+        for _ in range(2):
+            server._hang_up()
+            await asyncio.sleep(0)
+        await server._reload
+        server._hang_up()
+        await server._reload
+        return service.taken
+
+    assert asyncio.run(signals()) == 3
+    assert caplog.messages == ["the model stays as it is: no memory"]
+
+
+def metrics(url):
+    with urlopen(f"{url}/metrics", timeout=20) as answer:
+        return answer.read().decode()
+
+
 def until(reached):
     end = time.monotonic() + 20
     while not reached():
@@ -151,6 +189,7 @@ def test_the_client(run, item_ids, tmp_path):
             events = [{"item": item_ids[3], "key": "k"}, {"item": item_ids[4]}]
             assert client.append("a/b%2F", events)["length"] == 5
             assert client.append("a/b%2F", events[:1])["repeated"] == 1
+            assert list(client.users()) == [{"user_id": "a/b%2F", "length": 5}]
             user = client.user("a/b%2F", last=2)
             assert (user["user_id"], user["length"], len(user["events"])) == ("a/b%2F", 5, 2)
             found = client.recommend("a/b%2F", 4)
@@ -198,6 +237,33 @@ def test_what_cannot_be_served_is_said_in_a_line(
         used = str(taken.getsockname()[1])
         flags, words = ([one.replace("{used}", used) for one in part] for part in (flags, words))
         refuse(capsys, "serve", run, *flags, words=words)
+
+
+def test_the_client_says_whose_request_it_is():
+    """For a proxy that sends a user always to the same server."""
+    heard = []
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def answer():
+            connection, _ = listening.accept()
+            with connection, connection.makefile("rwb") as stream:
+                for _ in range(2):
+                    lines = iter(stream.readline, b"\r\n")
+                    heard.append({line.partition(b":")[0].lower(): line for line in lines})
+                    stream.read(int(heard[-1].get(b"content-length", b": 0").split()[1]))
+                    stream.write(b'HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{"items":[]}')
+                    stream.flush()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with Client(f"http://127.0.0.1:{listening.getsockname()[1]}") as client:
+            client.recommend("ä b")
+            client.recommend_history([1])
+        thread.join(20)
+    assert heard[0][b"x-user"] == b"X-User: %C3%A4%20b\r\n"
+    assert b"x-user" not in heard[1]
 
 
 def test_a_missing_extra_is_named(run, tmp_path):

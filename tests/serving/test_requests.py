@@ -48,6 +48,26 @@ def test_nothing_of_a_deleted_user_stays_in_the_files(server, item_ids):
     assert b"anna-the-first" not in content and b"ben-" in content
 
 
+def test_users_are_listed_in_parts(server, item_ids):
+    assert server.client.get("/v1/users").json() == {"users": [], "next": None}
+    for number in range(5):
+        server.append(f"u{number}", item_ids[: number + 1])
+    server.append("u1", item_ids[:1])
+    first = server.client.get("/v1/users?most=3").json()
+    assert first["users"] == [
+        {"user_id": "u1", "length": 3},
+        {"user_id": "u4", "length": 5},
+        {"user_id": "u3", "length": 4},
+    ]
+    path = f"/v1/users?most=3&before={first['next']}"
+    second = server.client.get(path).json()
+    assert [one["user_id"] for one in second["users"]] == ["u2", "u0"]
+    assert second["next"] is None
+    for query in ("most=0", "most=101", "most=x", "before=-1", f"before={2**60}", "before=a"):
+        answer = server.client.get(f"/v1/users?{query}")
+        assert server.refused(answer, 422, "invalid")["field"] == query.partition("=")[0]
+
+
 @pytest.mark.parametrize("user", ["a/b", "a/events", "ä ö", "?#&", "12", "'; DROP", "é" * 256])
 def test_users_of_any_name(server, item_ids, user):
     path = f"/v1/users/{quote(user, safe='')}"
@@ -253,7 +273,7 @@ def test_a_token_is_needed_where_there_is_one(run, item_ids, tmp_path, one_threa
             token,
         ):
             headers = {} if given is None else {"Authorization": given}
-            for path in ("/v1/users/anna", "/metrics"):
+            for path in ("/v1/users/anna", "/v1/users", "/metrics"):
                 answer = server.client.get(path, headers=headers)
                 server.refused(answer, 401, "unauthorized")
                 assert answer.headers["www-authenticate"] == "Bearer"
@@ -308,4 +328,7 @@ def test_what_is_ready(server, tiny_log):
     version = server.service.release.version
     assert ready == {"ready": True, "model": version, "items": tiny_log.num_items, "max_len": 20}
     assert server.client.get("/healthz").json() == {"alive": True}
+    # Some of those who watch ask for the status alone.
+    for path in ("/healthz", "/readyz"):
+        assert server.client.head(path).status_code == 200
     assert "/v1/recommend" in server.client.get("/openapi.json").json()["paths"]

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from blossomrec.attention import eager, reference
+from blossomrec.attention import eager, native, reference
 
 
 def _triton_attention(*tensors: Tensor, **form) -> tuple[Tensor, Tensor]:
@@ -27,6 +27,7 @@ def _cuda_attention(*tensors: Tensor, **form) -> tuple[Tensor, Tensor]:
 IMPLEMENTATIONS = {
     "reference": reference.blossom_attention,
     "torch": eager.blossom_attention,
+    "native": native.blossom_attention,
     "triton": _triton_attention,
     "cuda": _cuda_attention,
 }
@@ -69,9 +70,10 @@ def blossom_attention(
         causal: an event sees no later event; otherwise both directions are seen.
         selected: int32 [T, G, top_n], distinct eligible block numbers inside the history, -1 for
             none: use these instead of selecting.
-        impl: "auto", "reference", "torch", "triton" or "cuda". An explicit choice never falls back;
-            "auto" is the fastest that takes these sizes and types: on an NVIDIA GPU "cuda" for 16
-            bits, "triton" for more, else "torch".
+        impl: "auto", "reference", "torch", "native", "triton" or "cuda". An explicit choice never
+            falls back; "auto" is the fastest that takes these sizes and types: on an NVIDIA GPU
+            "cuda" for 16 bits and "triton" for more, on a CPU "native" for float32 where it can be
+            compiled, else "torch".
 
     Returns:
         The output [T, H, d] in the type of ``q``, and the selected blocks, int32 [T, G, top_n],
@@ -113,12 +115,16 @@ def blossom_attention(
 
 
 def _fastest(q: Tensor, k: Tensor, gates: Tensor, sizes: dict[str, int]) -> str:
+    """The implementation that "auto" stands for."""
+    block_size = sizes["block_size"]
     if q.is_cuda:
         from blossomrec.attention.cuda import launch
 
         if launch.available() and not launch.unsupported(q, k, gates, **sizes):
             return "cuda"
-    return "triton" if kernels_take(q, k, sizes["block_size"]) else "torch"
+    if kernels_take(q, k, block_size):
+        return "triton"
+    return "native" if native.wanted("auto", q, k, block_size) else "torch"
 
 
 def kernels_take(q: Tensor, k: Tensor, block_size: int) -> bool:

@@ -7,14 +7,16 @@ more distance each time the history doubles).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from blossomrec.attention import pattern
-from blossomrec.attention.state import AttentionState, joined
+from blossomrec.attention import native, pattern
+from blossomrec.attention.native import step
+from blossomrec.attention.rotary import rotate
+from blossomrec.attention.state import AttentionState, extend_states, joined, new_positions
 
 # New events attended together: bounds what is gathered at a time to a few MiB.
 TILE_ROWS = {"cpu": 128, "cuda": 4_096}
@@ -31,6 +33,48 @@ class _Run:
     @property
     def first_block(self) -> int:
         return self.state.first // self.state.block_size
+
+
+def extend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Tensor,
+    counts: Sequence[int],
+    states: Sequence[AttentionState],
+    pool: Callable[[Tensor], Tensor],
+    *,
+    rotary_share: float,
+    impl: str,
+    **form: int,
+) -> tuple[Tensor, Tensor, list[AttentionState]]:
+    """Put new events behind those of the states and attend from them.
+
+    Args:
+        q: [t, H, d] queries of the new events, user after user, not yet rotated.
+        k, v: [t, G, d] their keys, not yet rotated, and values.
+        gates: [t, H, 2] weights of the long-term and the short-term path.
+        counts: new events of each user, t in all.
+        states: of each user.
+        pool: see :meth:`AttentionState.extend`.
+        rotary_share: share of each head's dimensions that is rotated.
+        impl: as of :func:`blossomrec.attention.blossom_attention`: "native", or "auto" where that
+            can be had, goes through the C++ operator, all others through PyTorch.
+        form: top_n, window and sinks, see :func:`blossomrec.attention.blossom_attention`.
+
+    Returns:
+        [t, H, d] in the type of ``q``, the selected blocks, int32 [t, G, top_n], rising with -1
+        last, and the states after the events.
+    """
+    if states and native.wanted(impl, q, k, states[0].block_size):
+        return step.extend(q, k, v, gates, counts, states, pool, rotary_share=rotary_share, **form)
+    with torch.autocast(q.device.type, enabled=False):
+        place = new_positions(counts, states, q.device)
+        # For a few events the number of operations is what counts: both are turned at once.
+        heads = rotate(torch.cat((q, k), dim=1), place, rotary_share)
+        q, k = heads.split((q.shape[1], k.shape[1]), dim=1)
+        extended = extend_states(k, v, counts, states, pool)
+        return *attend_new(q, gates, extended, counts, **form), extended
 
 
 def attend_new(

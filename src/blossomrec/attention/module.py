@@ -12,11 +12,11 @@ from blossomrec import kernels
 from blossomrec.attention import paged
 from blossomrec.attention.api import blossom_attention
 from blossomrec.attention.compress import MeanCompression, MLPCompression
-from blossomrec.attention.incremental import attend_new
+from blossomrec.attention.incremental import extend
 from blossomrec.attention.packing import positions
 from blossomrec.attention.rotary import rotate, turned_pairs, turns
 from blossomrec.attention.selector import selector_loss
-from blossomrec.attention.state import AttentionState, extend_states, new_positions
+from blossomrec.attention.state import AttentionState, check_extension
 
 # The gate starts short-term: sigmoid(-2) = 0.12 long, sigmoid(2) = 0.88 short.
 GATE_START = (-2.0, 2.0)
@@ -228,7 +228,7 @@ class BlossomAttention(nn.Module):
             # Filled on the device, so that a CUDA graph can be captured.
             shares = [x.new_full((len(x), self.num_heads), w) for w in FIXED_GATES[self.paths]]
             return torch.stack(shares, -1)
-        return self.gate(x).unflatten(-1, (self.num_heads, 2)).sigmoid()
+        return self.gate(x).view(len(x), self.num_heads, 2).sigmoid()
 
     def start(self) -> AttentionState:
         """The state of a user without events.
@@ -245,6 +245,13 @@ class BlossomAttention(nn.Module):
             reach=self.compress.window,
             like=self.key.weight.detach(),
         )
+
+    @property
+    def _layout(self) -> tuple[object, ...]:
+        """That of the states which :meth:`start` makes."""
+        weight = self.key.weight
+        heads = (self.num_kv_heads, self.head_dim)
+        return self.block_size, self.compress.window, *heads, weight.dtype, weight.device
 
     def extend(self, x: Tensor, state: AttentionState) -> tuple[AttentionOutput, AttentionState]:
         """Attend from the next events of one user; see :meth:`extend_batch`.
@@ -280,23 +287,22 @@ class BlossomAttention(nn.Module):
         Raises:
             ValueError: ``counts`` do not fit, or a state is that of another attention.
         """
-        place = new_positions(x, counts, states, self.start())
-        # For a few events the number of operations is what counts: both are turned at once.
-        heads = self._rotate(torch.cat((self.query(x), self.key(x)), -1), place)
-        q, k = heads.split((self.num_heads, self.num_kv_heads), dim=1)
-        v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        gates = self._gates(x)
-        states = extend_states(k, v, counts, states, self.compress.pool)
-        with torch.autocast(x.device.type, enabled=False):
-            out, selected = attend_new(
-                q,
-                gates,
-                states,
-                counts,
-                top_n=self.top_n,
-                window=self.window,
-                sinks=self.sinks,
-            )
+        check_extension(x, counts, states, self._layout)
+        shape = (len(x), self.num_kv_heads, self.head_dim)
+        out, selected, states = extend(
+            self.query(x).view(len(x), self.num_heads, self.head_dim),
+            self.key(x).view(shape),
+            self.value(x).view(shape),
+            gates := self._gates(x),
+            counts,
+            states,
+            self.compress.pool,
+            rotary_share=self.rotary_share,
+            impl=self.impl,
+            top_n=self.top_n,
+            window=self.window,
+            sinks=self.sinks,
+        )
         hidden = self.output(out.flatten(1))
         return AttentionOutput(hidden, None, selected, gates), states
 

@@ -9,8 +9,10 @@ from blossomrec import kernels
 from blossomrec.attention.memo import per_batch
 from blossomrec.attention.packing import positions as positions_of
 
+THETA = 10_000.0
 
-def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = 10_000.0) -> Tensor:
+
+def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = THETA) -> Tensor:
     """Turn pairs of dimensions by angles that grow with the position.
 
     The first ``share`` of the d dimensions, rounded to an even number m, are turned in pairs
@@ -36,28 +38,27 @@ def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = 10_0
 
 
 def turned_pairs(size: int, share: float) -> int:
-    """Pairs of a head's dimensions that are turned, m/2."""
+    """m / 2, the pairs of dimensions that are turned in a head of ``size``."""
     return round(size * share / 2)
 
 
 @per_batch
-def turns(cu_seqlens: Tensor, total: int, pairs: int, theta: float = 10_000.0) -> Tensor:
+def turns(cu_seqlens: Tensor, total: int, pairs: int, theta: float = THETA) -> Tensor:
     """Cosine and sine of the angles of every packed row, float32 [T, 2, m/2]."""
     if kernels.place_rows(cu_seqlens):
         from blossomrec.kernels.geometry import angles_of
 
-        frequencies = _frequencies(pairs, theta, torch.float32, cu_seqlens.device)
-        angles = angles_of(cu_seqlens, total, frequencies)
+        each = frequencies(pairs, theta, torch.float32, cu_seqlens.device)
+        angles = angles_of(cu_seqlens, total, each)
         return torch.stack((angles.cos(), angles.sin()), dim=1)
     return _turns(positions_of(cu_seqlens, total), pairs, theta, torch.float32)
 
 
-def _turns(positions: Tensor, pairs: int, theta: float, dtype: torch.dtype) -> Tensor:
-    frequencies = _frequencies(pairs, theta, dtype, positions.device)
-    angles = positions.to(dtype)[:, None] * frequencies
-    return torch.stack((angles.cos(), angles.sin()), dim=1)
-
-
-def _frequencies(pairs: int, theta: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """By how much each pair turns from one position to the next, [pairs]."""
+def frequencies(pairs: int, theta: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Angle by which each pair turns from one position to the next, [pairs]."""
     return theta ** -(torch.arange(pairs, device=device, dtype=dtype) / max(pairs, 1))
+
+
+def _turns(positions: Tensor, pairs: int, theta: float, dtype: torch.dtype) -> Tensor:
+    angles = positions.to(dtype)[:, None] * frequencies(pairs, theta, dtype, positions.device)
+    return torch.stack((angles.cos(), angles.sin()), dim=1)

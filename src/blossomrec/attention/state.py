@@ -36,19 +36,18 @@ class GrowingRows:
     def __init__(self, buffer: Tensor, filled: int):
         self.buffer, self.filled = buffer, filled
 
-    def append(self, used: int, new: Tensor) -> GrowingRows:
-        """Put ``new`` behind the first ``used`` rows; in place unless that room is taken or small.
+    def claim(self, used: int, count: int) -> GrowingRows:
+        """Rows with room for ``count`` more behind the first ``used``; the caller writes them.
 
-        The cost of a row is constant on average: a full buffer grows by half.
+        These rows themselves, unless that room is taken or too small. The cost of a row is constant
+        on average: a full buffer grows by half.
         """
-        end = used + len(new)
+        end = used + count
         with _claiming:
             free = self.filled == used and end <= len(self.buffer)
             if free:
                 self.filled = end
-        rows = self if free else self._copied(used, end)
-        rows.buffer[used:end] = new
-        return rows
+        return self if free else self._copied(used, end)
 
     def _copied(self, used: int, end: int) -> GrowingRows:
         # A tensor made in inference mode could not be written to outside of it.
@@ -158,14 +157,29 @@ class AttentionState:
         """
         if not len(k):
             return self
-        new = torch.cat((k, v), dim=-1).to(self.events.buffer)
-        grown = replace(
-            self, length=self.length + len(k), events=self.events.append(self.held, new)
+        grown = self.with_room(len(k))
+        grown.keys_values[self.held :] = torch.cat((k, v), dim=-1)
+        return grown.with_blocks(self.num_blocks, pool)
+
+    def with_room(self, count: int) -> AttentionState:
+        """The state after ``count`` more events; their rows in ``events`` are still to be written.
+
+        Shares buffers with this one, or copies them, as :meth:`extend` does, with which the block
+        keys come by :meth:`with_blocks`.
+        """
+        events = self.events.claim(self.held, count)
+        return AttentionState(
+            self.block_size, self.reach, self.length + count, self.first, events, self.blocks
         )
-        if pool is None or grown.num_blocks == self.num_blocks:
-            return grown
-        block_keys = pool(grown._windows(self.num_blocks)).to(self.blocks.buffer)
-        return replace(grown, blocks=self.blocks.append(self.num_blocks, block_keys))
+
+    def with_blocks(self, known: int, pool: Callable[[Tensor], Tensor] | None) -> AttentionState:
+        """The state with the keys of its complete blocks, of which it has the first ``known``."""
+        if pool is None or self.num_blocks == known:
+            return self
+        block_keys = pool(self._windows(known))
+        blocks = self.blocks.claim(known, len(block_keys))
+        blocks.buffer[known : self.num_blocks] = block_keys
+        return replace(self, blocks=blocks)
 
     def _windows(self, known: int) -> Tensor:
         """Keys that the block keys from the ``known``-th on are made of, [blocks, G, reach, d]."""
@@ -250,31 +264,41 @@ def _check_shapes(keys: Tensor, values: Tensor, block_keys: Tensor, num_blocks: 
         )
 
 
-def new_positions(
-    x: Tensor, counts: Sequence[int], states: Sequence[AttentionState], start: AttentionState
-) -> Tensor:
-    """Positions of the next ``counts`` events of each user, int64 [t].
+def check_extension(
+    x: Tensor, counts: Sequence[int], states: Sequence[AttentionState], layout: tuple[object, ...]
+) -> None:
+    """Refuse new events that do not fit the states, and states of another attention.
+
+    Args:
+        x: [t, D], the new events, user after user.
+        counts: new events of each user, t in all.
+        states: of each user.
+        layout: that of the attention's states.
 
     Raises:
-        ValueError: ``counts`` do not fit ``x`` and ``states``, or a state has not the layout of
-            ``start``, the empty state of the attention.
+        ValueError: ``counts`` do not fit ``x`` and ``states``, or a state has another layout.
     """
     if len(counts) != len(states) or sum(counts) != len(x) or min(counts, default=0) < 0:
         raise ValueError(
             f"counts {list(counts)} do not fit {len(states)} states and {len(x)} new events"
         )
-    layout = start.layout
     for number, state in enumerate(states):
         if state.layout != layout:
             raise ValueError(
                 f"state {number} has block_size, reach, G, d, type and device {state.layout}: "
                 f"this attention has {layout}"
             )
+
+
+def new_positions(
+    counts: Sequence[int], states: Sequence[AttentionState], device: torch.device
+) -> Tensor:
+    """Positions of the next ``counts`` events of each user, int64 [t]."""
     ranges = [
-        torch.arange(state.length, state.length + count, device=x.device)
+        torch.arange(state.length, state.length + count, device=device)
         for state, count in zip(states, counts, strict=True)
     ]
-    return joined(ranges) if ranges else torch.arange(0, device=x.device)
+    return joined(ranges) if ranges else torch.arange(0, device=device)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

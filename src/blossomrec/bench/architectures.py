@@ -12,7 +12,7 @@ from torch import Tensor
 from blossomrec.attention import AttentionOutput
 from blossomrec.attention.packing import positions
 from blossomrec.bench.operations import causal_mask, naive_attention
-from blossomrec.bench.options import BLOSSOM, FASTEST_DENSE, PUBLISHED, BenchOptions, Layout
+from blossomrec.bench.options import FASTEST_DENSE, PUBLISHED, BenchOptions, Layout
 from blossomrec.config import ModelConfig
 from blossomrec.models.full import FullAttention
 
@@ -54,7 +54,7 @@ def architectures(options: BenchOptions) -> list[Architecture]:
     """Blossom attention with both ways to make block keys, and dense attention in two layouts."""
     blossom = [
         Architecture(impl, compress, PUBLISHED)
-        for impl in BLOSSOM[options.device]
+        for impl in options.blossom
         for compress in ("mean", "mlp")
     ]
     full = [

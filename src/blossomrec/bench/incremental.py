@@ -1,10 +1,11 @@
 """One more event of each user, over the length of the history that came before.
 
-One layer, projections included, four ways: Blossom attention over a kept state (``torch``), over
-states of all users in pages (``paged``, on a GPU as one CUDA graph), over the whole history again
-(``recompute``, for one user), and dense attention over kept keys and values (``dense-cache``). A
-call waits for its answer, as a request does. ``peak_mib`` is what the users cost: the states that
-are kept, with the room in which they grow, or the memory of running the whole history once.
+One layer, projections included: Blossom attention over a kept state (``torch``, and ``native`` on a
+CPU), over states of all users in pages (``paged``, on a GPU as one CUDA graph), over the whole
+history again (``recompute``, for one user), and dense attention over kept keys and values
+(``dense-cache``). A call waits for its answer, as a request does. ``peak_mib`` is what the users
+cost: the states that are kept, with the room in which they grow, or the memory of running the whole
+history once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from blossomrec.attention import AttentionState, BlossomAttention, PagedStates
 from blossomrec.attention.paged import Step, StepGraph
 from blossomrec.bench.lines import Line, result_line
 from blossomrec.bench.memory import peak_mib
-from blossomrec.bench.options import PUBLISHED, BenchOptions
+from blossomrec.bench.options import PUBLISHED, BenchOptions, is_blossom
 from blossomrec.bench.parity import Check, relative_error
 from blossomrec.bench.timing import MOST, milliseconds
 from blossomrec.models.full import FullAttention
@@ -33,6 +34,8 @@ WAYS = (
     ("torch", "mlp"),
     ("paged", "mean"),
     ("paged", "mlp"),
+    ("native", "mean"),
+    ("native", "mlp"),
     ("recompute", "mean"),
     ("recompute", "mlp"),
     ("dense-cache", "none"),
@@ -57,21 +60,24 @@ def cases(options: BenchOptions) -> list[Case]:
         for length in options.lengths
         for users in options.users
         for impl, compress in WAYS
-        if options.wants(impl) and (users == 1 or impl != "recompute")
+        if options.wants(impl)
+        and (users == 1 or impl != "recompute")
+        and (impl != "native" or "native" in options.blossom)
     ]
 
 
 def checks(options: BenchOptions) -> Iterator[Check]:
     """Events after a kept state, one at a time for two users, beside the whole history."""
-    for compress in dict.fromkeys(case.compress for case in cases(options)):
-        attention, width = layer(compress, options), PUBLISHED.hidden_size
+    kinds = ((case.impl, case.compress) for case in cases(options))
+    for impl, compress in dict.fromkeys(kinds):
+        attention, width = layer(impl, compress, options), PUBLISHED.hidden_size
         x = torch.randn(400, width, device=options.device, dtype=options.dtype)
-        whole = _whole(attention, x)
-        error = relative_error(_extended(attention, x), whole)
-        yield Check(f"kept state, {compress}", error, TOLERANCE[options.dtype])
-        if isinstance(attention, BlossomAttention):
-            error = relative_error(_paged(attention, x), whole)
-            yield Check(f"pages, {compress}", error, TOLERANCE[options.dtype])
+        if impl == "paged" and isinstance(attention, BlossomAttention):
+            name, found = f"pages, {compress}", _paged(attention, x)
+        else:
+            name, found = f"kept state, {impl} {compress}", _extended(attention, x)
+        error = relative_error(found, _whole(attention, x))
+        yield Check(name, error, TOLERANCE[options.dtype])
 
 
 def measure(case: Case, options: BenchOptions) -> Line:
@@ -98,7 +104,7 @@ def measure(case: Case, options: BenchOptions) -> Line:
     )
 
 
-def layer(compress: str, options: BenchOptions) -> BlossomAttention | FullAttention:
+def layer(impl: str, compress: str, options: BenchOptions) -> BlossomAttention | FullAttention:
     """One attention layer with seeded weights; ``compress`` "none" is dense attention."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
@@ -109,7 +115,8 @@ def layer(compress: str, options: BenchOptions) -> BlossomAttention | FullAttent
     if compress == "none":
         made = FullAttention(**sizes)
     else:
-        made = BlossomAttention(compress=compress, **sizes)
+        impl = impl if is_blossom(impl) else "auto"
+        made = BlossomAttention(compress=compress, impl=impl, **sizes)
     return made.to(options.device, options.dtype).eval()
 
 
@@ -117,7 +124,7 @@ def next_event(
     case: Case, options: BenchOptions
 ) -> tuple[Callable[[], Any], list[AttentionState] | list[PagedStates]]:
     """A function that attends from one more event of each user, and the states it keeps."""
-    attention = layer(case.compress, options)
+    attention = layer(case.impl, case.compress, options)
     like = {"device": options.device, "dtype": options.dtype}
     if case.impl == "recompute":
         history = torch.randn(case.length + 1, PUBLISHED.hidden_size, **like)

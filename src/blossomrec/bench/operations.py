@@ -14,11 +14,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from blossomrec.attention import blossom_attention
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.bench.histories import packed
-from blossomrec.bench.options import Layout
+from blossomrec.bench.options import BLOCK_SIZE, Layout
 from blossomrec.models.full import bucketed_attention, packed_attention
 
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
-BLOCK_SIZE, TOP_N, WINDOW = 16, 4, 8
+TOP_N, WINDOW = 4, 8
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import NamedTuple
 import torch
 
 from blossomrec.attention.api import IMPLEMENTATIONS
+from blossomrec.attention.native.library import missing
 from blossomrec.errors import ConfigError
 
-# Implementations of Blossom attention that are measured on a device.
-BLOSSOM = {"cpu": ("torch",), "cuda": ("cuda", "triton")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -29,6 +28,7 @@ class Layout(NamedTuple):
 
 
 PUBLISHED = Layout(8, 2, 16)
+BLOCK_SIZE = 16
 # The fastest layout of dense attention for the hidden size of the published one.
 FASTEST_DENSE = Layout(2, 2, 64)
 
@@ -72,6 +72,15 @@ class BenchOptions:
     def half(self) -> bool:
         """Whether the type has 16 bits, which kernels for dense attention on a GPU need."""
         return self.dtype.itemsize == 2
+
+    @property
+    def blossom(self) -> tuple[str, ...]:
+        """Implementations of Blossom attention that are measured on the device."""
+        if self.device == "cuda":
+            return ("cuda", "triton") if self.half else ("triton",)
+        layout = PUBLISHED
+        absent = missing(layout.head_dim, layout.heads // layout.kv_heads, BLOCK_SIZE)
+        return ("torch",) if absent or self.dtype != torch.float32 else ("torch", "native")
 
     def wants(self, impl: str) -> bool:
         """Whether this implementation or peer is to be measured."""

@@ -15,7 +15,7 @@ from blossomrec.attention import AttentionOutput, AttentionState
 from blossomrec.attention.buckets import Buckets
 from blossomrec.attention.packing import positions
 from blossomrec.attention.rotary import rotate
-from blossomrec.attention.state import extend_states, new_positions
+from blossomrec.attention.state import check_extension, extend_states, new_positions
 
 # New events attended together: bounds the mask, a row of the history for each.
 TILE_ROWS = 64
@@ -114,7 +114,8 @@ class FullAttention(nn.Module):
 
         The cost of an event grows with the history.
         """
-        place = new_positions(x, counts, states, self.start())
+        check_extension(x, counts, states, self.start().layout)
+        place = new_positions(counts, states, x.device)
         q, k = self._rotate(self.query(x), place), self._rotate(self.key(x), place)
         v = self.value(x).unflatten(-1, (self.num_kv_heads, -1))
         states = extend_states(k, v, counts, states, None)

@@ -21,8 +21,16 @@ from blossomrec.serving.store import Event
 
 DESCRIPTION = "Recommendations from the whole history of a user, which grows event by event."
 MOST_SHOWN = 1_000
+MOST_LISTED = 100
+LARGEST_CHANGE = 2**53 - 1
 # What any request may be answered with.
-COMMON = {401: "no or a wrong token", 408: "slow body", 413: "body too large", 503: "ask again"}
+COMMON = {
+    401: "no or a wrong token",
+    408: "slow body",
+    413: "body too large",
+    421: "without a token: not a name of this machine",
+    503: "ask again, after the seconds of Retry-After",
+}
 BAD = {400: "no JSON", 415: "not application/json", 422: "the message names field and value"}
 User = Annotated[
     schemas.UserId, Path(description="the user's id", min_length=1, max_length=schemas.LONGEST_ID)
@@ -86,6 +94,19 @@ def _add_users(app: FastAPI, service: Service) -> None:
         events = [Event(event.item, event.timestamp, event.key) for event in body.events]
         appended = await service.append(user_id, events)
         return _sent({"user_id": user_id, **appended._asdict()})
+
+    @app.get("/v1/users", responses=_described({422: BAD[422]}), tags=["users"])
+    async def users(
+        most: Annotated[int, Query(ge=1, le=MOST_LISTED, description="users to list")] = 20,
+        before: Annotated[
+            int | None, Query(ge=0, le=LARGEST_CHANGE, description="`next` of the list before")
+        ] = None,
+    ) -> schemas.UsersOut:
+        """Users, those who had an event last first."""
+        found = await service.members(most, before)
+        listed = [{"user_id": one.user, "length": one.length} for one in found]
+        last = found[-1].change if len(found) == most else None
+        return _sent({"users": listed, "next": last})
 
     @app.get("/v1/users/{user_id:path}", responses=unknown, tags=["users"])
     async def user(
@@ -174,7 +195,7 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     @app.get("/v1/items", tags=["operation"])
     async def items_off() -> schemas.Off:
         """Items that are switched off."""
-        return _sent({"off": await service.switch([], [])})
+        return _sent({"off": await service.off()})
 
     @app.post("/v1/items", responses=_described(BAD), tags=["operation"])
     async def switch_items(body: schemas.SwitchIn) -> schemas.Off:
@@ -183,11 +204,13 @@ def _add_operation(app: FastAPI, service: Service) -> None:
             _check_size(name, getattr(body, name), service.config.max_items)
         return _sent({"off": await service.switch(body.off, body.on)})
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> dict[str, bool]:
         """Whether the process is alive."""
         return _sent({"alive": True})
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["operation"])
     async def readyz() -> schemas.Ready:
         """Which model answers; 503 where none does."""

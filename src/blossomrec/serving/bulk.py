@@ -11,7 +11,7 @@ import polars as pl
 
 from blossomrec.data.events import read_events
 from blossomrec.data.log import LOG_FILE, EventLog
-from blossomrec.serving.store import Event, EventStore
+from blossomrec.serving.store import Event, EventStore, carried_out
 
 # Events in one transaction: others who write have to wait for it.
 TOGETHER = 20_000
@@ -39,14 +39,17 @@ def import_events(source: str | Path | pl.DataFrame, store: EventStore, **column
     """
     users = events = kept = 0
     for group in _groups(_histories(source, columns)):
-        with store.transaction():
-            for user, history in group:
-                if store.profile(user, 0) is not None:
-                    kept += 1
-                    continue
-                store.append(user, history, 0)
-                users, events = users + 1, events + len(history)
+        part = carried_out(store, lambda group=group: _store_group(store, group))
+        users, events, kept = users + part.users, events + part.events, kept + part.kept
     return Imported(users, events, kept)
+
+
+def _store_group(store: EventStore, group: list[tuple[str, list[Event]]]) -> Imported:
+    numbers = store.numbers([user for user, _ in group])
+    new = [one for one, number in zip(group, numbers, strict=True) if not number]
+    for user, history in new:
+        store.append(user, history, 0)
+    return Imported(len(new), sum(len(history) for _, history in new), len(group) - len(new))
 
 
 def _groups(

@@ -25,6 +25,9 @@ class HistoryCache:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __contains__(self, user: str) -> bool:
+        return user in self._kept
+
     def get(self, user: str) -> UserHistory | None:
         """The history of a user, which is now the last to leave."""
         if user not in self._kept:
@@ -41,6 +44,24 @@ class HistoryCache:
         while self.nbytes > self.budget:
             self.drop(next(iter(self._kept)))
             self.evictions += 1
+
+    def put_behind(self, user: str, history: UserHistory) -> bool:
+        """Keep a history as the first to leave; False, and not kept, where there is no room."""
+        size = history.nbytes
+        if user in self._kept or self.nbytes + size > self.budget:
+            return user in self._kept
+        self._kept[user] = history, size
+        self._kept.move_to_end(user, last=False)
+        self.nbytes += size
+        return True
+
+    def users(self) -> list[str]:
+        """Users whose histories are kept, who was asked for last first."""
+        return list(reversed(self._kept))
+
+    def number(self, user: str) -> int:
+        """Number of a user whose history is kept, who does not become the last to leave by it."""
+        return self._kept[user][0].number
 
     def drop(self, user: str) -> None:
         """Forget a user."""

@@ -6,7 +6,7 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
@@ -72,7 +72,8 @@ class Client:
         """Append events, oldest first: item ids, or mappings with item, timestamp and key."""
         listed = [dict(one) if isinstance(one, Mapping) else {"item": one} for one in events]
         safe = all(event.get("key") is not None for event in listed)
-        return self._ask("POST", f"{_path(user)}/events", {"events": listed}, again=safe)
+        path = f"{_path(user)}/events"
+        return self._ask("POST", path, {"events": listed}, again=safe, user=user)
 
     def recommend(self, user: ItemId, k: int = 10, **options: Any) -> list[dict[str, Any]]:
         """The best next items of a user: item, score, rank.
@@ -80,7 +81,8 @@ class Client:
         Args:
             options: filter_viewed, exclude, items.
         """
-        return self._ask("POST", "/v1/recommend", {"user_id": user, "k": k} | options)["items"]
+        body = {"user_id": user, "k": k} | options
+        return self._ask("POST", "/v1/recommend", body, user=user)["items"]
 
     def recommend_history(
         self, history: Sequence[ItemId], k: int = 10, **options: Any
@@ -95,7 +97,8 @@ class Client:
 
     def explain(self, user: ItemId, item: ItemId, k: int = 10) -> dict[str, Any]:
         """Why an item has its score for a user: what each past event brings to it."""
-        return self._ask("POST", "/v1/explain", {"user_id": user, "item_id": item, "k": k})
+        body = {"user_id": user, "item_id": item, "k": k}
+        return self._ask("POST", "/v1/explain", body, user=user)
 
     def explain_history(
         self, history: Sequence[ItemId], item: ItemId, k: int = 10
@@ -106,12 +109,21 @@ class Client:
 
     def user(self, user: ItemId, last: int = 20) -> dict[str, Any]:
         """Length and last events of a user."""
-        return self._ask("GET", f"{_path(user)}?last={last}")
+        return self._ask("GET", f"{_path(user)}?last={last}", user=user)
+
+    def users(self) -> Iterator[dict[str, Any]]:
+        """All users, those who had an event last first: user_id, length."""
+        path = "/v1/users?most=100"
+        answer = self._ask("GET", path)
+        yield from answer["users"]
+        while answer["next"] is not None:
+            answer = self._ask("GET", f"{path}&before={answer['next']}")
+            yield from answer["users"]
 
     def delete(self, user: ItemId) -> int:
         """Delete a user; gives the number of events, 0 for one who is not there."""
         try:
-            return self._ask("DELETE", _path(user))["events"]
+            return self._ask("DELETE", _path(user), user=user)["events"]
         except ServerError as error:
             if error.code != "unknown_user":
                 raise
@@ -135,7 +147,19 @@ class Client:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _ask(self, method: str, path: str, body: Any = None, *, again: bool = True) -> Any:
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        again: bool = True,
+        user: ItemId | None = None,
+    ) -> Any:
+        # Of several servers, a proxy can so choose the one that has the user's history in memory.
+        self._headers.pop("X-User", None)
+        if user is not None:
+            self._headers["X-User"] = quote(str(user), safe="")
         for left in reversed(range(self._retries + 1)):
             try:
                 return self._once(method, path, body, again=again)

@@ -11,7 +11,7 @@ from blossomrec.errors import MissingExtraError
 EXTRA = {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"}
 
 
-def serve(run: Path, store: Path, config: ServingConfig, **options: Any) -> None:
+def serve(run: Path, store: str, config: ServingConfig, **options: Any) -> None:
     """Run a server; see :func:`blossomrec.serving.server.run_server`.
 
     Raises:

@@ -12,7 +12,7 @@ from blossomrec.serving import outcome
 from blossomrec.serving.mailbox import Mailbox
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import of_store
-from blossomrec.serving.store import EventStore
+from blossomrec.serving.store import EventStore, carried_out
 
 # Requests in one transaction.
 TOGETHER = 256
@@ -22,6 +22,17 @@ class _Change(NamedTuple):
     operation: Callable[[EventStore], Any]
     erase: bool
     future: Future[Any]
+
+
+class _Report(NamedTuple):
+    """What came of a change: ``give`` hands it to whoever waits."""
+
+    give: Callable[[Future[Any], Any], None]
+    future: Future[Any]
+    result: Any
+
+    def __call__(self) -> None:
+        self.give(self.future, self.result)
 
 
 class Committer:
@@ -35,8 +46,12 @@ class Committer:
     def __init__(self, store: EventStore, capacity: int, metrics: Metrics):
         self._store, self._metrics = store, metrics
         self._changes: Mailbox[_Change] = Mailbox("store", capacity)
+        metrics.queue.labels("store").set_function(self._changes.__len__)
+        self._deleted: Mailbox[_Report] = Mailbox("eraser", capacity)
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._eraser = threading.Thread(target=self._erase, name="eraser", daemon=True)
         self._thread.start()
+        self._eraser.start()
 
     def submit(self, operation: Callable[[EventStore], Any], *, erase: bool = False) -> Future[Any]:
         """What ``operation(store)`` gives; ``erase`` follows it when it deletes.
@@ -46,18 +61,20 @@ class Committer:
         """
         change = _Change(operation, erase, Future())
         self._changes.put(change)
-        self._metrics.queue.labels("store").set(len(self._changes))
         return change.future
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether the threads run."""
+        return self._thread.is_alive() and self._eraser.is_alive()
 
     def close(self) -> None:
         """Do what waits, then close the store."""
         self._changes.close()
         self._thread.join()
+        self._deleted.close()
+        self._eraser.join()
+        self._store.close()
 
     def _run(self) -> None:
         while changes := self._changes.take(TOGETHER):
@@ -67,27 +84,40 @@ class Committer:
             except Exception as error:
                 for change in wanted:
                     if not change.future.done():
-                        outcome.fail(change.future, of_store(error))
-        self._store.close()
+                        outcome.fail(change.future, of_store(error, self._store.failures))
 
     def _commit(self, changes: list[_Change]) -> None:
-        start, outcomes = time.perf_counter(), []
-        with self._store.transaction():
-            for change in changes:
-                outcomes.append(self._attempt(change))
+        start = time.perf_counter()
+        reports = carried_out(self._store, lambda: [self._attempt(change) for change in changes])
         self._metrics.commit_seconds.observe(time.perf_counter() - start)
-        for change, (report, result) in zip(changes, outcomes, strict=True):
-            if not change.erase:
-                report(change.future, result)
-        # The events are gone before the traces of them are looked for.
-        for change, (report, result) in zip(changes, outcomes, strict=True):
+        for change, report in zip(changes, reports, strict=True):
             if change.erase:
-                self._store.erase()
-                report(change.future, result)
+                self._deleted.put(report, always=True)
+            else:
+                report()
 
-    def _attempt(self, change: _Change) -> tuple[Callable[[Future[Any], Any], None], Any]:
+    def _attempt(self, change: _Change) -> _Report:
+        if change.future.cancelled():
+            return _Report(outcome.succeed, change.future, None)
         try:
             with self._store.attempt():
-                return outcome.succeed, change.operation(self._store)
+                return _Report(outcome.succeed, change.future, change.operation(self._store))
         except Exception as error:
-            return outcome.fail, of_store(error)
+            return _Report(outcome.fail, change.future, of_store(error, self._store.failures))
+
+    def _erase(self) -> None:
+        """Once for all deletions that wait: events are gone before their traces are looked for."""
+        # Somebody may have been deleted just before the process that did it was killed.
+        traces = True
+        while reports := self._deleted.take(TOGETHER):
+            try:
+                # It can take long: not for users who were not there.
+                if traces or any(report.result for report in reports):
+                    traces = True
+                    self._store.erase()
+                    traces = False
+            except Exception as error:
+                refusal = of_store(error, self._store.failures)
+                reports = [report._replace(give=outcome.fail, result=refusal) for report in reports]
+            for report in reports:
+                report()

@@ -22,8 +22,12 @@ MANY_EVENTS = 512
 class Encoder(Protocol):
     """Encodes histories that have events yet to be encoded, in the order given."""
 
-    def advance(self, histories: Sequence[UserHistory]) -> int:
-        """Go on with some of the histories, at least with the first; gives the events encoded."""
+    def advance(self, histories: Sequence[UserHistory], most: int = MANY_EVENTS) -> int:
+        """Go on with some of the histories, at least with the first; gives the events encoded.
+
+        Args:
+            most: events of histories that are not brought up to date at once.
+        """
         ...
 
     def missing(self, history: UserHistory) -> int:
@@ -46,8 +50,8 @@ class StateEncoder:
     def missing(self, history: UserHistory) -> int:
         return history.missing(self._max_len, self._step)
 
-    def advance(self, histories: Sequence[UserHistory]) -> int:
-        room, taken, parts = MANY_EVENTS, [], []
+    def advance(self, histories: Sequence[UserHistory], most: int = MANY_EVENTS) -> int:
+        room, taken, parts = most, [], []
         for history in histories:
             count = self.missing(history)
             if count > FEW_EVENTS:
@@ -77,8 +81,8 @@ class WholeEncoder:
         missing = history.missing(self._max_len, self._step)
         return len(history.rows) - history.start if missing else 0
 
-    def advance(self, histories: Sequence[UserHistory]) -> int:
-        room, taken = MANY_EVENTS, []
+    def advance(self, histories: Sequence[UserHistory], most: int = MANY_EVENTS) -> int:
+        room, taken = most, []
         for history in histories:
             if taken and self.missing(history) > room:
                 break

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,58 +15,21 @@ import torch
 
 from blossomrec.config import ServingConfig
 from blossomrec.serving import outcome
+from blossomrec.serving.background import Background
+from blossomrec.serving.histories import Histories
 from blossomrec.serving.history import UserHistory
 from blossomrec.serving.mailbox import Mailbox
 from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.questions import Call, Job, Question
 from blossomrec.serving.ranking import Best, Choice
-from blossomrec.serving.refusals import Refusal, of_store, unknown_user
+from blossomrec.serving.refusals import Refusal, of_store
 from blossomrec.serving.release import Release
-from blossomrec.serving.store import EventStore
+from blossomrec.serving.store import EventStore, ItemId, Notices
 
-# Events of one user that are read before others have their turn.
-READ_AT_ONCE = 4_096
+# Work that may wait for a moment without questions; what comes last has not begun.
+MOST_BACKGROUND = 3
 
 logger = logging.getLogger("blossomrec.serving")
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is to be recommended.
-
-    Attributes:
-        user: whose stored history; None for one that is given.
-        rows: the given history, int64 item rows.
-        choice: which items; the history's own are added where they are to be left out.
-        filter_viewed: leave out the items of the history.
-    """
-
-    user: str | None
-    rows: np.ndarray
-    choice: Choice
-    filter_viewed: bool = True
-
-
-@dataclass(eq=False)
-class _Job:
-    """A question on its way: first its history is read, then encoded, then ranked for.
-
-    With ``rows_only`` the history's rows are the answer, as soon as they are read.
-    """
-
-    release: Release
-    question: Question
-    future: Future[Any] = field(default_factory=Future)
-    history: UserHistory | None = None
-    read: bool = False
-    rows_only: bool = False
-
-
-@dataclass(eq=False)
-class _Call:
-    """Anything else that the thread of the model has to do."""
-
-    function: Callable[[], Any]
-    future: Future[Any] = field(default_factory=Future)
 
 
 class Engine:
@@ -75,7 +37,7 @@ class Engine:
 
     Each round takes what has arrived, brings the histories concerned a bounded number of events
     nearer to the present, and answers those that are there. A long history so takes several rounds
-    and does not hold up the others.
+    and does not hold up the others. What nobody waits for is done in pieces in between.
 
     Args:
         reader: a store that this thread alone uses, and closes.
@@ -93,8 +55,15 @@ class Engine:
     ):
         self._reader, self._release, self._metrics = reader, release, metrics
         self._config, self._threads = config, threads
-        self._arrived: Mailbox[_Job | _Call] = Mailbox("model", config.queue)
-        self._waiting: list[_Job] = []
+        self._histories = Histories(reader, metrics)
+        self._notices, self._off = Notices(-1, -1), list[ItemId]()
+        self._background = Background()
+        self._coming: Release | None = None
+        self._arrived: Mailbox[Job | Call] = Mailbox("model", config.queue)
+        metrics.queue.labels("model").set_function(self._arrived.__len__)
+        metrics.cache_bytes.set_function(lambda: self._release.cache.nbytes)
+        metrics.cache_users.set_function(lambda: len(self._release.cache))
+        self._waiting: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -104,11 +73,11 @@ class Engine:
         Raises:
             Refusal: 503, too many wait. The future's: 404 unknown user, 422 nothing known of it.
         """
-        job = _Job(release, question)
+        job = Job(release, question)
         if question.user is None:
             job.history, job.read = UserHistory(), True
             job.history.add(question.rows, len(question.rows))
-        self._put(job)
+        self._arrived.put(job)
         return job.future
 
     def history(self, release: Release, user: str) -> Future[np.ndarray]:
@@ -118,28 +87,39 @@ class Engine:
             Refusal: as :meth:`recommend`.
         """
         nothing = Question(user, np.empty(0, np.int64), Choice(0))
-        job = _Job(release, nothing, rows_only=True)
-        self._put(job)
+        job = Job(release, nothing, rows_only=True)
+        self._arrived.put(job)
         return job.future
 
     def call(self, function: Callable[[], Any], *, always: bool = False) -> Future[Any]:
         """What ``function`` gives, run between two rounds; ``always`` even if too many wait."""
-        call = _Call(function)
-        self._put(call, always=always)
+        call = Call(function)
+        self._arrived.put(call, always=always)
         return call.future
 
-    def use(self, release: Release, off: np.ndarray) -> Future[None]:
-        """From now on keep the histories of this release; others' are forgotten.
+    def prepare(self, release: Release) -> Future[None]:
+        """Encode histories for a release to come: those of the users who were asked for last."""
+        done: Future[None] = Future()
 
-        Args:
-            off: rows of the items that are switched off.
-        """
+        def begin() -> None:
+            users = self._release.cache.users()[: self._config.warm]
+            self._coming = release
+            self._background.clear()
+            self._background.add(self._histories.drop_deleted(self._release))
+            self._background.add(self._histories.encode_again(release, users), done)
+
+        self.call(begin, always=True)
+        return done
+
+    def use(self, release: Release) -> Future[None]:
+        """From now on keep the histories of this release; others' are forgotten."""
 
         def change() -> None:
-            if release is not self._release:
-                self._release.cache.clear()
-            self._release = release
-            release.ranking.switch_off(off)
+            self._release.cache.clear()
+            self._release, self._coming = release, None
+            release.ranking.switch_off(release.catalogue.known(self._off))
+            # Of users who were deleted while it was prepared.
+            self._background.add(self._histories.drop_deleted(release))
 
         return self.call(change, always=True)
 
@@ -147,7 +127,8 @@ class Engine:
         """Remove what is in memory of a user who has been deleted from the store."""
 
         def remove() -> None:
-            for release in {self._release, *(job.release for job in self._waiting)}:
+            kept = {self._release, self._coming, *(job.release for job in self._waiting)}
+            for release in filter(None, kept):
                 release.cache.drop(user)
             for job in self._waiting:
                 if job.question.user == user:
@@ -165,10 +146,6 @@ class Engine:
         self._arrived.close()
         self._thread.join()
 
-    def _put(self, entry: _Job | _Call, *, always: bool = False) -> None:
-        self._arrived.put(entry, always=always)
-        self._metrics.queue.labels("model").set(len(self._arrived))
-
     def _run(self) -> None:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
@@ -177,23 +154,43 @@ class Engine:
             while True:
                 idle = not self._waiting
                 arrived = self._arrived.take(
-                    self._config.batch, wait=wait if idle else 0.0, block=idle
+                    self._config.batch,
+                    wait=wait if idle else 0.0,
+                    block=idle and not self._background,
                 )
-                if idle and not arrived:
+                if arrived or not idle:
+                    self._round(arrived)
+                elif self._arrived.closed:
                     break
-                self._round(arrived)
+                if self._background and (self._background.due or not (arrived or self._waiting)):
+                    self._background.step()
         self._reader.close()
 
-    def _round(self, arrived: Sequence[_Job | _Call]) -> None:
+    def _notice(self) -> None:
+        """See what other processes have switched, and whom they have deleted."""
+        found, before = self._reader.notices(), self._notices
+        if found.switches != before.switches:
+            self._off = self._reader.off()
+            self._release.ranking.switch_off(self._release.catalogue.known(self._off))
+        if found.deletions != before.deletions and len(self._background) < MOST_BACKGROUND:
+            self._background.add(self._histories.drop_deleted(self._release))
+        self._notices = found
+
+    def _round(self, arrived: Sequence[Job | Call]) -> None:
         start = time.perf_counter()
+        self._waiting += [entry for entry in arrived if isinstance(entry, Job)]
+        try:
+            self._notice()
+        except Exception as error:
+            # Without it, items that are out of stock could be recommended.
+            for job in self._waiting:
+                outcome.fail(job.future, of_store(error, self._reader.failures))
         for entry in arrived:
-            if isinstance(entry, _Job):
-                self._waiting.append(entry)
-            else:
+            if isinstance(entry, Call):
                 _attempt(
                     [entry.future], lambda call=entry: outcome.succeed(call.future, call.function())
                 )
-        self._waiting = [job for job in self._waiting if not job.future.cancelled()]
+        self._waiting = [job for job in self._waiting if not job.future.done()]
         if not self._waiting:
             return
         self._metrics.batch.observe(len(self._waiting))
@@ -203,10 +200,8 @@ class Engine:
             _attempt([job.future for job in jobs], lambda r=release, j=jobs: self._advance(r, j))
         self._waiting = [job for job in self._waiting if not job.future.done()]
         self._metrics.batch_seconds.observe(time.perf_counter() - start)
-        self._metrics.cache_bytes.set(self._release.cache.nbytes)
-        self._metrics.cache_users.set(len(self._release.cache))
 
-    def _advance(self, release: Release, jobs: list[_Job]) -> None:
+    def _advance(self, release: Release, jobs: list[Job]) -> None:
         """Bring jobs of one release nearer to their answers, and give the answers that are there.
 
         Jobs are in order of arrival. A history that is on its way is not read on for those who ask
@@ -219,53 +214,30 @@ class Engine:
         behind = [history for history in histories if release.encoder.missing(history)]
         if behind:
             self._metrics.encoded.inc(release.encoder.advance(behind))
-        self._keep(release, jobs)
+        kept = {job.question.user: job.history for job in jobs}.items()
+        self._histories.keep(release, [(user, one) for user, one in kept if user and one])
         _answer(release, read)
 
-    def _read(self, release: Release, jobs: list[_Job]) -> None:
+    def _read(self, release: Release, jobs: list[Job]) -> None:
         """Read the next events of the users whose histories are not yet up to date."""
         on_the_way = {job.question.user for job in jobs if job.read}
         opened: dict[str, tuple[UserHistory, bool]] = {}
         for job in jobs:
             user = job.question.user
-            if user is None or job.read or user in on_the_way:
+            if user is None or job.read or user in on_the_way or job.future.cancelled():
                 continue
             if user not in opened:
                 try:
-                    opened[user] = self._read_on(release, user, job.history)
+                    opened[user] = self._histories.read_on(release, user, job.history)
                 except Exception as error:
-                    outcome.fail(job.future, of_store(error))
+                    outcome.fail(job.future, of_store(error, self._reader.failures))
                     continue
             job.history, job.read = opened[user]
             if job.read and not len(job.history.rows):
                 outcome.fail(job.future, _nothing_known(user))
 
-    def _read_on(
-        self, release: Release, user: str, history: UserHistory | None
-    ) -> tuple[UserHistory, bool]:
-        """A user's history with more of its events, and whether it is complete."""
-        if history is None:
-            history = release.cache.get(user) or UserHistory()
-            counter = self._metrics.misses if history.query is None else self._metrics.hits
-            counter.inc()
-        tail = self._reader.tail(user, history.number, history.read, READ_AT_ONCE)
-        if tail is None:
-            raise unknown_user(user)
-        if tail.number != history.number or tail.start != history.read:
-            history = UserHistory(tail.number)
-        if tail.start == history.read:
-            history.add(release.catalogue.known(tail.items), len(tail.items))
-        return history, history.read == tail.length
 
-    def _keep(self, release: Release, jobs: list[_Job]) -> None:
-        before = release.cache.evictions
-        for user, history in {job.question.user: job.history for job in jobs}.items():
-            if user is not None and history is not None:
-                release.cache.put(user, history)
-        self._metrics.evictions.inc(release.cache.evictions - before)
-
-
-def _answer(release: Release, jobs: list[_Job]) -> None:
+def _answer(release: Release, jobs: list[Job]) -> None:
     """Answer the jobs whose histories are encoded to their ends."""
     ready, queries, choices = [], [], []
     for job in jobs:

@@ -29,6 +29,11 @@ class Mailbox(Generic[T]):
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more entries."""
+        return self._closed
+
     def put(self, entry: T, *, always: bool = False) -> None:
         """Add an entry; ``always`` also where the queue is full.
 

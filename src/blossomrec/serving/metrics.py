@@ -50,6 +50,10 @@ class Metrics:
         self.evictions = counter("cache_evictions", "Encoded histories that had to leave")
         self.cache_bytes = gauge("cache_bytes", "Bytes of encoded histories")
         self.cache_users = gauge("cache_users", "Encoded histories")
+        self.warming = gauge("warming_users", "Histories to be encoded anew for a new model")
+        self.reloads = counter("reloads", "Models read again: taken, or refused", "outcome")
+        for one in ("taken", "refused"):
+            self.reloads.labels(one)
         self.model = gauge("model_info", "1 for the model in use", "version")
 
     def page(self) -> bytes:

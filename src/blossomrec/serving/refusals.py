@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,9 +61,9 @@ def unavailable(code: str, message: str) -> Refusal:
     return Refusal(503, code, message, headers={"Retry-After": str(RETRY_SECONDS)})
 
 
-def of_store(error: Exception) -> Exception:
-    """What is answered for an error of the store: one of its files or its disk may pass."""
-    if isinstance(error, sqlite3.Error):
+def of_store(error: Exception, failures: tuple[type[Exception], ...]) -> Exception:
+    """What is answered for an error of a store: one among its ``failures`` may pass."""
+    if isinstance(error, failures):
         logger.error("the store of events failed: %s", error)
         return unavailable("store_failed", f"the store of events failed: {error}")
     return error

@@ -175,6 +175,20 @@ class UserOut(BaseModel):
     events: list[EventOut]
 
 
+class Listed(BaseModel):
+    """A user in a list."""
+
+    user_id: str
+    length: int
+
+
+class UsersOut(BaseModel):
+    """Users, those who had an event last first."""
+
+    users: list[Listed]
+    next: int | None = Field(description="where the list goes on: `before`; null at its end")
+
+
 class Share(BaseModel):
     """An event and what it brings to the score."""
 

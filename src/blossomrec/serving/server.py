@@ -20,7 +20,7 @@ from blossomrec.config import ServingConfig
 from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.serving.application import build_app
 from blossomrec.serving.service import Service
-from blossomrec.serving.sqlite_store import SQLiteStore
+from blossomrec.serving.stores import store_opener
 from blossomrec.serving.titles import read_titles
 
 TOKEN = "BLOSSOMREC_TOKEN"
@@ -34,7 +34,7 @@ logger = logging.getLogger("blossomrec.serving")
 
 def run_server(
     run: Path,
-    store: Path,
+    store: str,
     config: ServingConfig,
     *,
     host: str,
@@ -47,6 +47,7 @@ def run_server(
     """Serve until a signal ends it; SIGHUP loads the run folder again.
 
     Args:
+        store: see :func:`blossomrec.serving.stores.store_opener`.
         drain: seconds that requests under way have at the end.
         titles: table of item titles, for the page; see :func:`read_titles`.
 
@@ -57,10 +58,9 @@ def run_server(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     token = read_token(host)
     named = None if titles is None else read_titles(titles)
+    open_store, name = store_opener(store)
     with bind(host, port) as listening:
-        service = Service(
-            run, lambda: SQLiteStore(store), config, device=device, threads=threads or _threads()
-        )
+        service = Service(run, open_store, config, device=device, threads=threads or _threads())
         try:
             server = _Server(_settings(build_app(service, token, named), drain), service)
             address, bound = listening.getsockname()[:2]
@@ -68,7 +68,7 @@ def run_server(
             # At once, for whoever waits for it at the other end of a pipe.
             print(
                 f"serving {run} at http://{shown}:{bound}/ (a page to try it; requests at /docs), "
-                f"events in {store}",
+                f"events in {name}",
                 flush=True,
             )
             server.run(sockets=[listening])
@@ -154,6 +154,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._reload: asyncio.Task[None] | None = None
+        self._asked = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -164,11 +165,16 @@ class _Server(uvicorn.Server):
         yield
 
     def _hang_up(self) -> None:
+        # Asked while a model is being read, it may be read too early: it is then read once more.
+        self._asked = True
         if self._reload is None or self._reload.done():
             self._reload = asyncio.get_running_loop().create_task(self._take_new_model())
 
     async def _take_new_model(self) -> None:
-        try:
-            await self._service.reload()
-        except (BlossomRecError, OSError) as error:
-            logger.error("the model stays as it is: %s", error)
+        while self._asked:
+            self._asked = False
+            try:
+                await self._service.reload()
+            except Exception as error:
+                known = isinstance(error, (BlossomRecError, OSError))
+                logger.error("the model stays as it is: %s", error, exc_info=not known)

@@ -20,7 +20,7 @@ from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.ranking import Best, Choice
 from blossomrec.serving.refusals import unavailable, unknown_item, unknown_user
 from blossomrec.serving.release import Release, load_release
-from blossomrec.serving.store import Appended, Event, EventStore, ItemId, Profile
+from blossomrec.serving.store import Appended, Event, EventStore, ItemId, Member, Profile
 
 T = TypeVar("T")
 LARGEST_STORED = 2**63 - 1
@@ -58,11 +58,8 @@ class Service:
         self.metrics = Metrics()
         self.release = load_release(run, self.config, self.metrics, device=device)
         store, reader = open_store(), open_store()
-        with store.transaction():
-            self._off = store.switch([], [])
         self._committer = Committer(store, self.config.queue, self.metrics)
         self._engine = Engine(reader, self.release, self.config, self.metrics, threads=threads)
-        self._engine.use(self.release, self.release.catalogue.known(self._off))
         self._explainer = Explainer(threads)
         self.metrics.model.labels(self.release.version).set(1)
 
@@ -140,8 +137,11 @@ class Service:
 
     async def delete(self, user: str) -> int:
         """Delete a user, from memory and from the disk; gives the number of events."""
-        deleted: int = await self._changed(lambda store: store.delete(user), erase=True)
-        await self._waited(self._engine.forget(user))
+        try:
+            deleted: int = await self._changed(lambda store: store.delete(user), erase=True)
+        finally:
+            # Also where traces are left in the files: the events themselves may be deleted.
+            await self._waited(self._engine.forget(user))
         if not deleted:
             raise unknown_user(user)
         return deleted
@@ -152,27 +152,44 @@ class Service:
             [self._stored(f"{name}[{index}]", item) for index, item in enumerate(items)]
             for name, items in (("off", off), ("on", on))
         )
-        self._off = await self._changed(lambda store: store.switch(off, on))
-        release = self.release
-        await self._waited(self._engine.use(release, release.catalogue.known(self._off)))
-        return [self._shown(item) for item in self._off]
+        return self._all_shown(await self._changed(lambda store: store.switch(off, on)))
+
+    async def off(self) -> list[ItemId]:
+        """All items that are off."""
+        return self._all_shown(await self._changed(lambda store: store.off()))
+
+    async def members(self, most: int, before: int | None = None) -> list[Member]:
+        """Users, those who had an event last first; see :meth:`EventStore.members`."""
+        return await self._changed(lambda store: store.members(most, before))
 
     async def reload(self) -> Release:
         """Serve what the run folder holds now; requests under way end with the model before.
+
+        It begins when the histories of the users who were asked for last are encoded for it, as
+        far as that can be had in the time for it; the rest of them follows.
 
         Raises:
             RunError: the folder is incomplete; the model that was there stays.
         """
         # In another thread: requests are answered while the model is read.
-        release = await asyncio.to_thread(
-            load_release, self._run, self.config, self.metrics, device=self._device
+        try:
+            release = await asyncio.to_thread(
+                load_release, self._run, self.config, self.metrics, device=self._device
+            )
+        except Exception:
+            self.metrics.reloads.labels("refused").inc()
+            raise
+        # Until then the model before answers, with the histories that it has encoded.
+        await asyncio.wait(
+            [asyncio.wrap_future(self._engine.prepare(release))], timeout=self.config.warm_seconds
         )
         # Nothing comes in between, so that the engine uses it before it has a question for it.
         self.release = release
-        used = self._engine.use(release, release.catalogue.known(self._off))
+        used = self._engine.use(release)
         self.metrics.model.clear()
         self.metrics.model.labels(release.version).set(1)
         await asyncio.wrap_future(used)
+        self.metrics.reloads.labels("taken").inc()
         logger.info("serving version %s of %s", release.version, release.run)
         return release
 
@@ -195,6 +212,9 @@ class Service:
             raise unknown_item(field, item)
         known = catalogue.id(row)
         return known if isinstance(known, str) or known <= LARGEST_STORED else str(known)
+
+    def _all_shown(self, items: Sequence[ItemId]) -> list[ItemId]:
+        return [self._shown(item) for item in items]
 
     def _shown(self, item: ItemId) -> ItemId:
         catalogue = self.release.catalogue

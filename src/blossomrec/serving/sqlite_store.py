@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from blossomrec.errors import DataError
-from blossomrec.serving.refusals import Refusal, shown, unavailable
-from blossomrec.serving.store import Appended, Event, ItemId, Profile, Tail, Time
+from blossomrec.serving.refusals import unavailable
+from blossomrec.serving.store import (
+    Appended,
+    Event,
+    ItemId,
+    Member,
+    Notices,
+    Profile,
+    Tail,
+    Time,
+    new_events,
+)
 
-FORMAT = 1
+FORMAT = 2
 APPLICATION = 0x626C6F73  # "blos"
 BUSY_SECONDS = 20.0
+LATEST = 2**63 - 1
 # AUTOINCREMENT: the number of a deleted user is never given again. A column without a type keeps
 # integers and text as they are.
 SCHEMA = """
@@ -23,7 +34,8 @@ CREATE TABLE users (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
     length INTEGER NOT NULL,
-    last NOT NULL
+    last NOT NULL,
+    change INTEGER NOT NULL
 );
 CREATE TABLE events (
     user INTEGER NOT NULL,
@@ -36,6 +48,16 @@ CREATE TABLE events (
 CREATE UNIQUE INDEX event_keys ON events (user, key) WHERE key IS NOT NULL;
 CREATE TABLE items_off (item NOT NULL PRIMARY KEY) WITHOUT ROWID;
 """
+# What format 2 adds to format 1.
+NOTICES = """
+CREATE UNIQUE INDEX user_changes ON users (change);
+CREATE TABLE notices (switches INTEGER NOT NULL, deletions INTEGER NOT NULL);
+INSERT INTO notices VALUES (0, 0);
+"""
+FROM_FORMAT_1 = """
+ALTER TABLE users ADD COLUMN change INTEGER NOT NULL DEFAULT 0;
+UPDATE users SET change = number;
+"""
 
 
 class SQLiteStore:
@@ -43,23 +65,28 @@ class SQLiteStore:
 
     A transaction that has ended survives the end of the process and of the machine
     (``synchronous = FULL``); deleted content is overwritten (``secure_delete``). Several processes
-    may use a file at the same time, on one machine.
+    may use a file at the same time, on one machine. A file of format 1 is brought to format 2.
 
     Raises:
         DataError: the file cannot be opened or is something else.
     """
+
+    failures: tuple[type[Exception], ...] = (sqlite3.Error,)
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
             # What people did is nobody else's business on the machine.
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._database = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            self._database = self._connected()
             self._prepare()
         except (sqlite3.Error, OSError) as error:
             raise DataError(f"{self.path} cannot be used as a store of events: {error}") from error
+
+    def _connected(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
 
     def _prepare(self) -> None:
         run = self._database.execute
@@ -67,11 +94,12 @@ class SQLiteStore:
         run("PRAGMA secure_delete = ON")
         with self.transaction():
             if run("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-                for statement in SCHEMA.split(";"):
-                    run(statement)
+                self._define(SCHEMA + NOTICES)
                 run(f"PRAGMA application_id = {APPLICATION}")
-                run(f"PRAGMA user_version = {FORMAT}")
             found, application = self._number("user_version"), self._number("application_id")
+            if (application, found) == (APPLICATION, 1):
+                self._define(FROM_FORMAT_1 + NOTICES)
+                found = FORMAT
         if application != APPLICATION:
             raise DataError(f"{self.path} is an SQLite file, but not a store of events")
         if found != FORMAT:
@@ -79,10 +107,15 @@ class SQLiteStore:
         # Once it is known to be ours: this is written into the file.
         run("PRAGMA journal_mode = WAL")
 
+    def _define(self, statements: str) -> None:
+        for statement in statements.split(";"):
+            self._database.execute(statement)
+        self._database.execute(f"PRAGMA user_version = {FORMAT}")
+
     def _number(self, pragma: str) -> int:
         return self._database.execute(f"PRAGMA {pragma}").fetchone()[0]
 
-    @contextmanager
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         self._database.execute("BEGIN IMMEDIATE")
         try:
@@ -93,7 +126,7 @@ class SQLiteStore:
                 self._database.execute("ROLLBACK")
             raise
 
-    @contextmanager
+    @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
         self._database.execute("SAVEPOINT attempt")
         try:
@@ -109,20 +142,9 @@ class SQLiteStore:
 
     def append(self, user: str, events: Sequence[Event], now: Time) -> Appended:
         number, length, last = self._user(user) or (None, 0, None)
-        new: list[tuple[ItemId, Time, str | None]] = []
-        keys: dict[str, tuple[ItemId, Time]] = {}
-        for index, event in enumerate(events):
-            if event.key is not None:
-                known = keys.get(event.key) or self._keyed(number, event.key)
-                if known is not None:
-                    _check_repeat(index, event, known)
-                    continue
-            last = _time(index, event, last, now)
-            new.append((event.item, last, event.key))
-            if event.key is not None:
-                keys[event.key] = (event.item, last)
+        new = new_events(events, last, lambda key: self._keyed(number, key), now)
         if new:
-            number = self._grown(user, number, length + len(new), last)
+            number = self._grown(user, number, length + len(new), new[-1].timestamp)
             rows = [(number, place, *one) for place, one in enumerate(new, length)]
             self._database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
         return Appended(len(new), len(events) - len(new), length + len(new))
@@ -143,16 +165,19 @@ class SQLiteStore:
 
     def _grown(self, user: str, number: int | None, length: int, last: Time | None) -> int:
         """Write how long a user's history is and when it ends; gives the user's number."""
-        if number is None:
-            made = self._database.execute(
-                "INSERT INTO users (id, length, last) VALUES (?, ?, ?)", (user, length, last)
+        found = self._database.execute("SELECT ifnull(max(change), 0) + 1 FROM users")
+        values = (length, last, found.fetchone()[0])
+        if number is not None:
+            self._database.execute(
+                "UPDATE users SET length = ?, last = ?, change = ? WHERE number = ?",
+                (*values, number),
             )
-            assert made.lastrowid is not None
-            return made.lastrowid
-        self._database.execute(
-            "UPDATE users SET length = ?, last = ? WHERE number = ?", (length, last, number)
+            return number
+        made = self._database.execute(
+            "INSERT INTO users (id, length, last, change) VALUES (?, ?, ?, ?)", (user, *values)
         )
-        return number
+        assert made.lastrowid is not None
+        return made.lastrowid
 
     def tail(self, user: str, number: int, start: int, most: int) -> Tail | None:
         found = self._user(user)
@@ -186,10 +211,13 @@ class SQLiteStore:
             return 0
         self._database.execute("DELETE FROM events WHERE user = ?", (found[0],))
         self._database.execute("DELETE FROM users WHERE number = ?", (found[0],))
+        self._database.execute("UPDATE notices SET deletions = deletions + 1")
         return found[1]
 
     def erase(self) -> None:
-        busy, *_ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        # A connection of its own, because the other one may be inside a transaction.
+        with contextlib.closing(self._connected()) as database:
+            busy, *_ = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise unavailable(
                 "store_busy",
@@ -197,45 +225,30 @@ class SQLiteStore:
                 "write-ahead log could not be removed; delete again",
             )
 
+    def members(self, most: int, before: int | None = None) -> list[Member]:
+        found = self._database.execute(
+            "SELECT id, length, change FROM users WHERE change < ? ORDER BY change DESC LIMIT ?",
+            (LATEST if before is None else before, most),
+        )
+        return [Member(*row) for row in found.fetchall()]
+
+    def numbers(self, users: Sequence[str]) -> list[int]:
+        return [found[0] if (found := self._user(user)) else 0 for user in users]
+
     def switch(self, off: Sequence[ItemId], on: Sequence[ItemId]) -> list[ItemId]:
         self._database.executemany(
             "INSERT OR IGNORE INTO items_off VALUES (?)", [(item,) for item in off]
         )
         self._database.executemany("DELETE FROM items_off WHERE item = ?", [(item,) for item in on])
+        self._database.execute("UPDATE notices SET switches = switches + 1")
+        return self.off()
+
+    def off(self) -> list[ItemId]:
         found = self._database.execute("SELECT item FROM items_off ORDER BY item")
         return [item for (item,) in found.fetchall()]
 
+    def notices(self) -> Notices:
+        return Notices(*self._database.execute("SELECT * FROM notices").fetchone())
+
     def close(self) -> None:
         self._database.close()
-
-
-def _time(index: int, event: Event, last: Time | None, now: Time) -> Time:
-    """When an event was; not before the last one."""
-    if event.timestamp is None:
-        return now if last is None else max(now, last)
-    if last is not None and event.timestamp < last:
-        field = f"events[{index}].timestamp"
-        raise Refusal(
-            409,
-            "out_of_order",
-            f"{field} is {event.timestamp}: the event before it was at {last}; events are appended "
-            "in order of time (leave the timestamp out for the time of arrival)",
-            field=field,
-            value=event.timestamp,
-        )
-    return event.timestamp
-
-
-def _check_repeat(index: int, event: Event, known: tuple[ItemId, Time]) -> None:
-    """Raise Refusal unless an event with a known key is the one stored under it."""
-    item, timestamp = known
-    if event.item != item or event.timestamp not in (None, timestamp):
-        field = f"events[{index}].key"
-        raise Refusal(
-            409,
-            "key_reused",
-            f"{field} is {shown(event.key)}: under it an event with item {shown(item)} at "
-            f"{timestamp} is stored",
-            field=field,
-            value=event.key,
-        )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
+
+from blossomrec.serving.refusals import Refusal, shown, unavailable
 
 ItemId = int | str
 Time = int | float
+T = TypeVar("T")
+
+# Transactions that another process came in between, before the server is called busy.
+ATTEMPTS = 50
+LONGEST_PAUSE = 0.01
 
 
 class Event(NamedTuple):
@@ -57,14 +66,54 @@ class Profile:
     last: list[Event]
 
 
-class EventStore(Protocol):
-    """Events by user, in order. One thread at a time uses an object; several objects may be open.
+class Member(NamedTuple):
+    """A user in a list of users.
 
-    Every change stands inside ``transaction``; once that has ended without an error it is on disk.
+    Attributes:
+        change: rises with every change of any user, so that a list can be gone on with from it.
     """
 
+    user: str
+    length: int
+    change: int
+
+
+class Notices(NamedTuple):
+    """Counts that rise with what every process has to know of.
+
+    Attributes:
+        switches: of items, off or on.
+        deletions: of users.
+    """
+
+    switches: int
+    deletions: int
+
+
+class Conflict(Exception):  # noqa: N818 (an answer, not a fault)
+    """Another process has changed what a transaction has read: nothing of it is stored."""
+
+
+class EventStore(Protocol):
+    """Events by user, in order. One thread at a time uses an object; several objects may be open,
+    in several processes.
+
+    Every change stands inside ``transaction``; once that has ended without an error it is on disk,
+    and seen by whoever reads after it. What is read inside, other than by ``append``, may be what
+    was there before.
+
+    Attributes:
+        failures: errors that a disk or a connection is the cause of, and that may pass.
+    """
+
+    failures: tuple[type[Exception], ...]
+
     def transaction(self) -> AbstractContextManager[None]:
-        """All changes made inside or none of them."""
+        """All changes made inside or none of them.
+
+        Raises:
+            Conflict: at its end; see :func:`carried_out`.
+        """
         ...
 
     def attempt(self) -> AbstractContextManager[None]:
@@ -95,13 +144,116 @@ class EventStore(Protocol):
         ...
 
     def erase(self) -> None:
-        """After the transaction: leave no trace of what was deleted in the files."""
+        """After the transaction: leave no trace of what was deleted in the files.
+
+        Another thread than that of the transactions may do this, while they go on.
+        """
+        ...
+
+    def members(self, most: int, before: int | None = None) -> list[Member]:
+        """Up to ``most`` users, those who had an event last first.
+
+        Args:
+            before: only those whose last change was before this one.
+        """
+        ...
+
+    def numbers(self, users: Sequence[str]) -> list[int]:
+        """Number of each user, 0 for one without events."""
         ...
 
     def switch(self, off: Sequence[ItemId], on: Sequence[ItemId]) -> list[ItemId]:
-        """Switch items off or on again; gives all that are off."""
+        """Switch items off or on again; gives all that are off, numbers before texts."""
+        ...
+
+    def off(self) -> list[ItemId]:
+        """All items that are off."""
+        ...
+
+    def notices(self) -> Notices:
+        """What tells other processes to look; cheap enough to be asked before every answer."""
         ...
 
     def close(self) -> None:
-        """Give the files back."""
+        """Give files and connections back."""
         ...
+
+
+def carried_out(store: EventStore, work: Callable[[], T]) -> T:
+    """Do ``work`` in a transaction of the store, again where others come in between.
+
+    Raises:
+        Refusal: 503, they come in between again and again.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            with store.transaction():
+                result = work()
+            return result
+        except Conflict:
+            # Of two that are in each other's way, one should be the first next time.
+            time.sleep(random.uniform(0, LONGEST_PAUSE) * attempt / ATTEMPTS)
+    message = f"other processes changed the same users {ATTEMPTS} times in between"
+    raise unavailable("store_busy", message)
+
+
+def new_events(
+    events: Sequence[Event],
+    last: Time | None,
+    keyed: Callable[[str], tuple[ItemId, Time] | None],
+    now: Time,
+) -> list[Event]:
+    """Those of the events that are to be stored, each with its time.
+
+    Args:
+        last: time of the user's last event; None for a user without events.
+        keyed: gives item and time of the event that is stored under a key.
+
+    Raises:
+        Refusal: see :meth:`EventStore.append`.
+    """
+    new: list[Event] = []
+    keys: dict[str, tuple[ItemId, Time]] = {}
+    for index, event in enumerate(events):
+        if event.key is not None:
+            known = keys.get(event.key) or keyed(event.key)
+            if known is not None:
+                _check_repeat(index, event, known)
+                continue
+        last = _time(index, event, last, now)
+        new.append(event._replace(timestamp=last))
+        if event.key is not None:
+            keys[event.key] = (event.item, last)
+    return new
+
+
+def _time(index: int, event: Event, last: Time | None, now: Time) -> Time:
+    """When an event was; not before the last one."""
+    if event.timestamp is None:
+        return now if last is None else max(now, last)
+    if last is not None and event.timestamp < last:
+        field = f"events[{index}].timestamp"
+        raise Refusal(
+            409,
+            "out_of_order",
+            f"{field} is {event.timestamp}: the event before it was at {last}; events are appended "
+            "in order of time (leave the timestamp out for the time of arrival)",
+            field=field,
+            value=event.timestamp,
+        )
+    return event.timestamp
+
+
+def _check_repeat(index: int, event: Event, known: tuple[ItemId, Time]) -> None:
+    """Raise Refusal unless an event with a known key is the one stored under it."""
+    item, timestamp = known
+    if event.item != item or event.timestamp not in (None, timestamp):
+        field = f"events[{index}].key"
+        raise Refusal(
+            409,
+            "key_reused",
+            f"{field} is {shown(event.key)}: under it an event with item {shown(item)} at "
+            f"{timestamp} is stored",
+            field=field,
+            value=event.key,
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from blossomrec.attention.code_cache import NotBuiltError, cache_folder, check_owner, put
 
 SOURCES = Path(__file__).parent / "kernels"
 # What each program is made of, in this order.
@@ -23,7 +27,7 @@ PROGRAMS = {
 WARP = 32
 
 
-class CompilationError(RuntimeError):
+class CompilationError(NotBuiltError):
     """The kernels cannot be compiled or loaded here; the message says why."""
 
 
@@ -51,6 +55,8 @@ def kernel(program: str, name: str, constants: Mapping[str, int]) -> Callable[..
         if not warps:
             return
         device = arguments[0].device.index
+        if not arguments[0].is_cuda:
+            raise CompilationError(f"{name} needs an NVIDIA GPU, not {arguments[0].device}")
         if device not in functions:
             functions[device] = _function(_module(program, defines, device), name)
         values = [as_argument(each) for each in arguments]
@@ -97,26 +103,47 @@ def _module(program: str, constants: tuple, device: int) -> ctypes.c_void_p:
 
 
 def compiled(program: str, constants: Mapping[str, int], architecture: str) -> bytes:
-    """Machine code of one of PROGRAMS.
+    """Machine code of one of PROGRAMS, kept in the user's cache.
 
     Raises:
         CompilationError: there is no NVRTC, or it refuses the source.
     """
-    nvrtc, handle = _nvrtc(), ctypes.c_void_p()
     options = [
         f"--gpu-architecture={architecture}",
         "--std=c++17",
         "--device-as-default-execution-space",
         *(f"-D{key}={int(value)}" for key, value in constants.items()),
     ]
+    text = source(program)
+    made_from = "\0".join([str(torch.version.cuda), *options, text])
+    try:
+        kept = cache_folder("cuda") / f"{hashlib.sha256(made_from.encode()).hexdigest()[:32]}.cubin"
+        if kept.exists():
+            check_owner(kept)
+            return kept.read_bytes()
+    except NotBuiltError:
+        # Nothing there is trusted, and nothing is kept.
+        return _compile(program, text, options)
+    code = _compile(program, text, options)
+
+    def write(path: Path) -> None:
+        path.write_bytes(code)
+
+    # Without room for it, it is compiled again next time.
+    with contextlib.suppress(OSError):
+        put(kept, write)
+    return code
+
+
+def _compile(program: str, text: str, options: list[str]) -> bytes:
+    nvrtc, handle = _nvrtc(), ctypes.c_void_p()
     given = (ctypes.c_char_p * len(options))(*(each.encode() for each in options))
-    nvrtc.nvrtcCreateProgram(
-        ctypes.byref(handle), source(program).encode(), f"{program}.cu".encode(), 0, None, None
-    )
+    name = f"{program}.cu".encode()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(handle), text.encode(), name, 0, None, None)
     try:
         if nvrtc.nvrtcCompileProgram(handle, len(options), given):
             log = _bytes(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, handle)
-            raise CompilationError(f"{program}.cu for {architecture}: {log.decode()}")
+            raise CompilationError(f"{program}.cu, {options[0]}: {log.decode()}")
         return _bytes(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, handle)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(handle))
@@ -139,7 +166,8 @@ def _check(code: int, what: str) -> None:
 
 def libraries() -> None:
     """Load what compiling and launching need; CompilationError where something is missing."""
-    _driver(), _nvrtc()
+    _driver()
+    _nvrtc()
 
 
 @cache

@@ -28,8 +28,8 @@ STARTS_OF_A_WARP = 256
 SHORT_LISTS = 1 << 15
 # Warps of a multiprocessor at a time, by head size: what their registers leave room for.
 RESIDENT = {
-    16: {"FORWARD": 20, "QUERIES": 16, "KEYS": 16, "LISTS": 16},
-    32: {"FORWARD": 12, "QUERIES": 10, "KEYS": 10, "LISTS": 12},
+    16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
+    32: {"FORWARD": 9, "QUERIES": 10, "KEYS": 10, "LISTS": 12},
     64: {"FORWARD": 8, "QUERIES": 8, "KEYS": 8, "LISTS": 8},
 }
 

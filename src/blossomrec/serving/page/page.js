@@ -2,6 +2,7 @@
 import { byId, element, milliseconds, number } from "./elements.js";
 import { Refused, ask, useToken } from "./server.js";
 import { drawTimeline, listenToTimeline, showEvent } from "./timeline.js";
+import { listUsers, listenToUsers, markUser } from "./users.js";
 import { drawNoWhy, drawWhy } from "./why.js";
 
 const K = 10;
@@ -37,6 +38,9 @@ async function show(next, { added = null } = {}) {
     await learnTitles(added === null ? shown : [...shown, added]);
     if (mine !== turn) return;
     [subject, items] = [next, answer.items];
+    markUser(next.user_id ?? null);
+    if (added !== null && next.user_id !== undefined) await listUsers();
+    if (mine !== turn) return;
     chosen = items.some((one) => one.item === chosen) ? chosen : (items[0]?.item ?? null);
     drawItems(before);
     byId("results").hidden = false;
@@ -169,6 +173,7 @@ function fail(error, next) {
   if (error.code === "unknown_user") {
     // Someone new can begin here: with the first event.
     [subject, items, chosen] = [next, [], null];
+    markUser(next.user_id);
     byId("items").replaceChildren();
     byId("timeline").replaceChildren();
     byId("detail").textContent = "";
@@ -189,7 +194,7 @@ function listen() {
       event.preventDefault();
       act();
     });
-  on("by-user", () => show({ user_id: byId("user").value.trim() }));
+  on("by-user", () => showUser(byId("user").value.trim()));
   on("by-history", () => show({ history: pasted(byId("history").value) }));
   on("add", async () => {
     const item = byId("event").value.trim();
@@ -199,9 +204,26 @@ function listen() {
   on("access", () => {
     useToken(byId("token").value);
     say("The token is used from now on.");
-    if (byId("user").value.trim()) show({ user_id: byId("user").value.trim() });
+    begin();
   });
   listenToTimeline();
+  listenToUsers(showUser, (error) => fail(error, null));
+}
+
+function showUser(id) {
+  byId("user").value = id;
+  return show({ user_id: id });
+}
+
+// The users, and the history of the one whose id is there already.
+async function begin() {
+  try {
+    await listUsers();
+    const user = byId("user").value.trim();
+    if (user) await showUser(user);
+  } catch (error) {
+    fail(error, null);
+  }
 }
 
 async function greet() {
@@ -211,10 +233,8 @@ async function greet() {
       `blossomrec, model ${model}: ${number(count)} items, ` +
       `sees the last ${number(longest)} events of a history`;
     const user = new URLSearchParams(location.search).get("user");
-    if (user) {
-      byId("user").value = user;
-      await show({ user_id: user });
-    }
+    if (user) byId("user").value = user;
+    await begin();
   } catch (error) {
     fail(error, null);
   }

@@ -43,6 +43,17 @@ struct Best {
     }
 };
 
+// Score of the N-th best of the four lanes that share a row, or of a worse one where some are equal.
+INLINE float nth_best(Best best) {
+    float top = -INFINITE;
+    for (int j = 0; j < N; ++j) {
+        top = best.scores[0];
+        for (int mask = 1; mask < 4; mask *= 2) top = fmaxf(top, across(top, mask));
+        if (best.scores[0] == top) best.drop_first();
+    }
+    return top;
+}
+
 // The best of the four lanes that share a row; all of them get the result, no block as -1.
 INLINE void merge(Best best, int (&chosen)[N]) {
     for (int j = 0; j < N; ++j) {
@@ -120,15 +131,16 @@ extern "C" __global__ void __launch_bounds__(32) select_blocks(
         }
         if (scores[0] > bound[0] || scores[1] > bound[0] || scores[2] > bound[1]
             || scores[3] > bound[1]) {
-            for (int i = 0; i < 4; ++i) best[i / 2].add(scores[i], first + 2 * c + i % 2);
-            for (int half = 0; half < 2; ++half)
-                bound[half] = fmaxf(bound[half], best[half].scores[N - 1]);
+            for (int i = 0; i < 4; ++i)
+                if (scores[i] > bound[i / 2]) {
+                    best[i / 2].add(scores[i], first + 2 * c + i % 2);
+                    bound[i / 2] = fmaxf(bound[i / 2], best[i / 2].scores[N - 1]);
+                }
         }
-        // What is below the N-th best of any lane of a row is not among the N best of the row.
-        if (first % 128 == 120)
+        // What passed the other lanes of a row counts from now and then on: few are then worth a look.
+        if (first % 64 == 56)
             for (int half = 0; half < 2; ++half)
-                for (int mask = 1; mask < 4; mask *= 2)
-                    bound[half] = fmaxf(bound[half], across(bound[half], mask));
+                bound[half] = fmaxf(bound[half], nth_best(best[half]));
     }
     for (int half = 0; half < 2; ++half) {
         int chosen[N];

@@ -1,4 +1,4 @@
-"""The Triton kernels where they are at home: bfloat16, long histories, graphs, compilation."""
+"""The kernels where they are at home: bfloat16, long histories, graphs, compilation."""
 
 import pytest
 import torch
@@ -12,7 +12,16 @@ pytestmark = [
 ]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 RAGGED = [*AWKWARD, 0, 2, 3_000]
-FORM = dict(impl="triton", causal=True)
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def impl(request):
+    return request.param
+
+
+def needs_16_bits(impl, dtype):
+    if impl == "cuda" and dtype == torch.float32:
+        pytest.skip("the CUDA kernels are for 16 bits")
 
 
 def outputs_and_gradients(inputs, **form):
@@ -27,36 +36,41 @@ def on_gpu(lengths, dtype=torch.bfloat16, **sizes):
 
 
 @pytest.mark.parametrize("heads, groups, size", [(8, 2, 16), (4, 2, 64), (2, 2, 32), (8, 1, 16)])
-@pytest.mark.parametrize("causal, sinks", [(True, 0), (True, 20), (False, 3)])
+@pytest.mark.parametrize("causal, sinks", [(True, 0), (False, 0), (True, 20), (False, 3)])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_parity(dtype, causal, sinks, heads, groups, size):
+def test_parity(impl, dtype, causal, sinks, heads, groups, size):
+    needs_16_bits(impl, dtype)
+    if impl == "cuda" and sinks:
+        pytest.skip("the CUDA kernels know no sinks")
     inputs = on_gpu(RAGGED, dtype, heads=heads, groups=groups, size=size)
     form = dict(causal=causal, sinks=sinks)
     exact = inputs.to(dtype=torch.float64)
     _, selected = blossom_attention(*exact.all(), impl="reference", **form)
     expected = outputs_and_gradients(exact, impl="reference", selected=selected, **form)
-    values = outputs_and_gradients(inputs, impl="triton", selected=selected, **form)
+    values = outputs_and_gradients(inputs, impl=impl, selected=selected, **form)
     for name, value, other in zip(("out", "q", "k", "v", "gates"), values, expected, strict=True):
         assert relative_error(value, other) < TOLERANCE[dtype], name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_one_long_history_beside_thousands_of_short_ones(dtype):
+def test_one_long_history_beside_thousands_of_short_ones(impl, dtype):
+    needs_16_bits(impl, dtype)
     inputs = on_gpu([3] * 2_000 + [65_536, 17] + [3] * 1_000, dtype, heads=8, size=16)
     exact = inputs.to(dtype=torch.float32)
     _, selected = blossom_attention(*exact.all(), impl="torch")
     expected = outputs_and_gradients(exact, impl="torch", selected=selected)
-    values = outputs_and_gradients(inputs, selected=selected, **FORM)
+    values = outputs_and_gradients(inputs, selected=selected, impl=impl)
     for value, other in zip(values, expected, strict=True):
         assert relative_error(value, other) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("size", [16, 64])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_the_choice_is_the_best_by_score_margin(dtype, size):
+def test_the_choice_is_the_best_by_score_margin(impl, dtype, size):
+    needs_16_bits(impl, dtype)
     length = 4_000
     inputs = on_gpu([length], dtype, size=size)
-    _, selected = blossom_attention(*inputs.all(), **FORM)
+    _, selected = blossom_attention(*inputs.all(), impl=impl)
     mean_q = inputs.q.double().view(length, 2, 2, size).mean(2)
     scores = torch.einsum("tgd,jgd->tgj", mean_q, inputs.block_keys.double()) / size**0.5
     own = torch.arange(length, device="cuda")[:, None] // 16
@@ -68,24 +82,27 @@ def test_the_choice_is_the_best_by_score_margin(dtype, size):
     assert (kept >= left - 1e-5).all()
 
 
-def test_the_same_bits_twice():
+def test_the_same_bits_twice(impl):
     inputs = on_gpu([5_000, 3, 700], heads=8, size=16)
     hub = torch.full((len(inputs.q), 2, 4), -1, dtype=torch.int32, device="cuda")
     hub[32:5_000, :, 0] = 1
     for selected in (None, hub):
         first, second = (
-            outputs_and_gradients(inputs, selected=selected, sinks=4, **FORM) for _ in range(2)
+            outputs_and_gradients(
+                inputs, selected=selected, sinks=4 if impl == "triton" else 0, impl=impl
+            )
+            for _ in range(2)
         )
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_a_graph_is_replayed_for_other_lengths():
+def test_a_graph_is_replayed_for_other_lengths(impl):
     inputs = on_gpu([4_000, 96], heads=8, size=16)
     inputs.block_keys = torch.randn(256, 2, 16, device="cuda", dtype=torch.bfloat16)
     leaves = inputs.differentiable()
 
     def step():
-        out, selected = blossom_attention(*inputs.all(), **FORM)
+        out, selected = blossom_attention(*inputs.all(), impl=impl)
         return [out, selected, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
 
     side = torch.cuda.Stream()
@@ -102,12 +119,12 @@ def test_a_graph_is_replayed_for_other_lengths():
         assert all(torch.equal(a, b) for a, b in zip(step(), replayed, strict=True))
 
 
-def test_compiled_as_one_graph():
+def test_compiled_as_one_graph(impl):
     inputs = on_gpu([100, 333, 3], heads=8, size=16)
     leaves = inputs.differentiable()
 
     def loss():
-        out, _ = blossom_attention(*inputs.all(), **FORM)
+        out, _ = blossom_attention(*inputs.all(), impl=impl)
         return out.float().sin().sum()
 
     expected = torch.autograd.grad(loss(), leaves)

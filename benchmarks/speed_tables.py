@@ -1,0 +1,189 @@
+"""Tables of time and memory from results/speed.jsonl.
+
+A measurement that was repeated counts as it was measured last, and a table of a GPU has the lines of
+the one that was measured last: times of two kinds stand in no table together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tables import Line, read, table
+
+NAMES = {
+    "dense": "dense",
+    "cudnn": "dense, cuDNN",
+    "flash": "dense, FlashAttention",
+    "naive": "dense, all scores in memory, float32",
+    "torch": "Blossom in PyTorch, {}",
+    "native": "Blossom, {}",
+    "cuda": "Blossom, {}",
+    "paged": "Blossom, {}, in pages",
+    "triton": "Blossom in Triton, {}",
+    "dense-cache": "dense, kept",
+    "recompute": "recomputed, {}",
+    "blossom": "Blossom, {}",
+    "full": "dense",
+}
+WHICH = (
+    *("bench", "impl", "compress", "length", "tokens", "heads", "kv_heads", "head_dim", "dtype"),
+    *("users", "lessons", "graph", "log"),
+)
+
+
+def lines(bench: str, gpu: bool) -> list[Line]:
+    """Lines of a bench on one kind of device, the last of each measurement, by rising length."""
+    found = [
+        line
+        for line in read("speed.jsonl")
+        if line["bench"] == bench and ("NVIDIA" in line["hardware"]) == gpu
+    ]
+    if found and gpu:
+        device = found[-1]["hardware"].split(";")[0]
+        found = [line for line in found if line["hardware"].startswith(device)]
+    last = {tuple(line.get(name) for name in WHICH): line for line in found}
+    return sorted(last.values(), key=lambda line: line["length"])
+
+
+def layout(line: Line) -> tuple[int, int, int]:
+    return line["heads"], line["kv_heads"], line["head_dim"]
+
+
+def name(line: Line) -> str:
+    return NAMES[line["impl"]].format(line["compress"])
+
+
+def attention(gpu: bool) -> str:
+    """Time and memory of the operation, and of dense attention, over the length."""
+    digits = 2 if gpu else 1
+    rows = [
+        [
+            f"{line['length']:,}",
+            ", ".join(map(str, layout(line))),
+            name(line),
+            f"{line['forward_ms']:.{digits}f}",
+            f"{line['forward_backward_ms']:.{digits}f}",
+            f"{line['peak_mib']:.0f}",
+        ]
+        for line in lines("attention", gpu)
+        if line["length"] and line["impl"] in NAMES and line["impl"] != "naive"
+    ]
+    header = ["length", "H, G, d", "attention", "forward, ms", "forward and backward, ms"]
+    return table([*header, "peak MiB"], rows)
+
+
+def speed_up() -> str:
+    """Forward and backward of dense attention by cuDNN over that of Blossom, and that over the
+    floor; with the published heads.
+    """
+    ours, fastest = (8, 2, 16), (2, 2, 64)
+    rows = []
+    measured = [line for line in lines("attention", gpu=True) if line["length"]]
+    for length in sorted({line["length"] for line in measured}):
+        time = {
+            (line["impl"], line["compress"], layout(line)): line["forward_backward_ms"]
+            for line in measured
+            if line["length"] == length
+        }
+        floor = time.get(("floor", "none", ours))
+        row = [f"{length:,}"]
+        for dense in (ours, fastest):
+            peer = time["cudnn", "none", dense]
+            row += [f"{peer / time['cuda', way, ours]:.1f}" for way in ("mean", "mlp")]
+        row.append(f"{time['cuda', 'mean', ours] / floor:.1f}" if floor else "")
+        rows.append(row)
+    header = ["length", "mean", "mlp", "mean, fastest dense", "mlp, fastest dense"]
+    return table([*header, "mean, over the floor"], rows)
+
+
+def ragged() -> str:
+    """Time of histories as long as real ones over that of equally long ones."""
+    rows = []
+    measured = lines("attention", gpu=True)
+    for line in measured:
+        if not line.get("ragged") or line["impl"] != "cuda":
+            continue
+        equal = next(
+            other
+            for other in measured
+            if other["length"] == round(line["ragged"]["mean"])
+            and [other[each] for each in ("impl", "compress", "heads", "head_dim")]
+            == [line[each] for each in ("impl", "compress", "heads", "head_dim")]
+        )
+        ratio = line["forward_backward_ms"] / equal["forward_backward_ms"]
+        given = line["ragged"]
+        rows.append(
+            [
+                f"{given['log']}, {name(line)}",
+                ", ".join(map(str, layout(line))),
+                f"{given['histories']:,}",
+                f"{given['mean']:.0f}",
+                f"{given['longest']:,}",
+                f"{ratio:.2f}",
+            ]
+        )
+    return table(["log", "H, G, d", "histories", "mean", "longest", "over equal lengths"], rows)
+
+
+def encoder() -> str:
+    """A training step and inference of two layers."""
+    rows = [
+        [
+            f"{line['length']:,}",
+            ", ".join(map(str, layout(line))),
+            name(line) + (", taught" if line.get("lessons") else ""),
+            f"{line['forward_backward_ms']:.1f}" + (" (graph)" if line.get("graph") else ""),
+            f"{line['peak_mib']:,.0f}",
+            f"{line['forward_ms']:.1f}",
+            f"{line['inference_peak_mib']:,.0f}",
+        ]
+        for line in lines("encoder", gpu=True)
+        if line["impl"] != "triton"
+    ]
+    header = ["length", "H, G, d", "attention", "training step, ms", "peak MiB"]
+    return table([*header, "inference, ms", "peak MiB"], rows)
+
+
+def training() -> str:
+    """An epoch of a prepared log."""
+    rows = [
+        [
+            f"{line['log']}, {line['length']:,}",
+            name(line),
+            f"{line['tokens']:,}",
+            "graph" if line.get("graph") else "step by step",
+            f"{line['forward_backward_ms']:.1f}",
+            f"{line['epoch_seconds']:.2f}",
+        ]
+        for line in lines("training", gpu=True)
+    ]
+    header = ["log, longest history", "attention", "events a batch", "how", "step, ms"]
+    return table([*header, "epoch, seconds"], rows)
+
+
+def incremental(gpu: bool) -> str:
+    """One more event of a number of users, and what is kept of them, over the length."""
+    rows = [
+        [
+            f"{line['length']:,}",
+            *([f"{line['users']:,}"] if gpu else []),
+            name(line),
+            f"{line['forward_ms']:.3f}",
+            "" if line["impl"] == "recompute" else f"{line['peak_mib']:,.1f}",
+        ]
+        for line in lines("incremental", gpu)
+    ]
+    header = ["events before", *(["users"] if gpu else []), "attention", "one more event, ms"]
+    return table([*header, "kept, MiB"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "attention-gpu": lambda: attention(gpu=True),
+    "attention-cpu": lambda: attention(gpu=False),
+    "speed-up": speed_up,
+    "ragged": ragged,
+    "encoder": encoder,
+    "training-speed": training,
+    "incremental": lambda: incremental(gpu=False),
+    "incremental-gpu": lambda: incremental(gpu=True),
+}

@@ -1,0 +1,126 @@
+// Vectors as wide as the machine's registers, through the extension that GCC and Clang share.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef int32_t Mask __attribute__((vector_size(4 * LANES)));  // lanes 0 or -1, or any integers
+// The same at any address.
+typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t LooseInts __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+constexpr float HIDDEN = -1e30f;  // score of a key that is not seen
+
+static inline Vector load(const float *from) { return *(const Loose *)from; }
+static inline void store(float *to, Vector x) { *(Loose *)to = x; }
+static inline Mask load(const int32_t *from) { return *(const LooseInts *)from; }
+static inline void store(int32_t *to, Mask x) { *(LooseInts *)to = x; }
+
+static inline Vector every(float x) { return x - Vector{}; }
+static inline Mask every(int32_t x) { return x - Mask{}; }
+
+static inline Mask lane_numbers() {
+    Mask number;
+    for (int lane = 0; lane < LANES; lane++) number[lane] = lane;
+    return number;
+}
+
+static inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
+template <class Combine>
+static inline float fold(Vector x, Combine combine) {
+    float lanes[LANES];
+    store(lanes, x);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int lane = 0; lane < width; lane++)
+            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
+    return lanes[0];
+}
+
+static inline float total(Vector x) {
+    return fold(x, [](float a, float b) { return a + b; });
+}
+
+static inline float largest(Vector x) {
+    return fold(x, [](float a, float b) { return a > b ? a : b; });
+}
+
+static inline bool any(Mask x) {
+    int64_t words[LANES / 2];
+    memcpy(words, &x, sizeof words);
+    int64_t joint = 0;
+    for (int word = 0; word < LANES / 2; word++) joint |= words[word];
+    return joint != 0;
+}
+
+// x with lanes whose numbers differ by the bit W exchanged.
+template <int W, int... LANE>
+static inline Vector exchange(Vector x, std::integer_sequence<int, LANE...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(x, x, (LANE ^ W)...);
+#else
+    return __builtin_shuffle(x, Mask{(LANE ^ W)...});
+#endif
+}
+
+// Lane i of the result is the total of x[i]: halves the vectors, LANES of them at first, by adding
+// neighbours. Overwrites x.
+template <int W = 1>
+static inline Vector totals(Vector *x) {
+    if constexpr (W == LANES) {
+        return x[0];
+    } else {
+        const Mask second = (lane_numbers() & W) != 0;
+        for (int i = 0; i < LANES / W; i += 2) {
+            const Vector kept = second ? x[i + 1] : x[i], moved = second ? x[i] : x[i + 1];
+            x[i / 2] = kept + exchange<W>(moved, std::make_integer_sequence<int, LANES>());
+        }
+        return totals<2 * W>(x);
+    }
+}
+
+// 2 ** x, relative error 2e-7; 0 below 2 ** -126. For x up to 127.
+static inline Vector exp2(Vector x) {
+    const Vector nearest = every(12582912.f);  // 1.5 * 2 ** 23: adding it rounds to an integer
+    const Vector small = every(-126.f);
+    const Mask vanishes = x < small;
+    x = vanishes ? small : x;
+    const Vector shifted = x + nearest;
+    const Vector f = x - (shifted - nearest);  // -0.5 to 0.5
+    // Taylor series of exp(f * ln 2).
+    Vector y = f * 1.5252734e-5f + 1.5403530e-4f;
+    y = y * f + 1.3333558e-3f;
+    y = y * f + 9.6181291e-3f;
+    y = y * f + 5.5504109e-2f;
+    y = y * f + 2.4022651e-1f;
+    y = y * f + 6.9314718e-1f;
+    y = y * f + 1.f;
+    const Mask power = ((Mask)shifted - (Mask)nearest) << 23;
+    return vanishes ? Vector{} : (Vector)((Mask)y + power);
+}
+
+// log2(x) for positive normal x, absolute error 1e-7 times the larger of 1 and the result.
+static inline Vector log2(Vector x) {
+    const Mask bits = (Mask)x;
+    const Mask low = every((int32_t)0x3f3504f3);  // sqrt(1/2): mantissas from there to sqrt(2)
+    const Mask exponent = (bits - low) >> 23;
+    const Vector m = (Vector)(bits - (exponent << 23));
+    const Vector t = (m - 1.f) / (m + 1.f), t2 = t * t;
+    // 2 / ln 2 * artanh(t)
+    Vector y = t2 * 0.32059889f + 0.41219858f;
+    y = y * t2 + 0.57707802f;
+    y = y * t2 + 0.96179669f;
+    y = y * t2 + 2.8853901f;
+    return y * t + __builtin_convertvector(exponent, Vector);
+}

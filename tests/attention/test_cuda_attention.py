@@ -1,0 +1,202 @@
+"""The CUDA kernels against the reference: on a GPU where there is one, else on emulated lanes."""
+
+import pytest
+import torch
+from cuda_emulator import COMPILER, Emulator
+from inputs import AWKWARD, random_inputs, relative_error
+
+from blossomrec.attention import blossom_attention
+from blossomrec.attention.cuda import compiler, launch, operators
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+TOLERANCE = {torch.bfloat16: 5e-3, torch.float16: 1e-3}
+NAMES = ("out", "q", "k", "v", "gates")
+B, H = torch.bfloat16, torch.float16
+REAL_KERNEL = compiler.kernel
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(tmp_path_factory):
+    """The compiled kernels, emulated where there is no GPU."""
+    if GPU:
+        yield
+        return
+    if COMPILER is None:
+        pytest.skip("the kernels are emulated with a C++ compiler, and there is none")
+    emulator = Emulator(tmp_path_factory.mktemp("kernels"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "kernel", emulator.kernel)
+        forget()
+        yield
+    forget()
+
+
+def forget():
+    """Kernels are kept by their constants; others are to be made now."""
+    launch._attention.cache_clear()
+    launch._selection.cache_clear()
+
+
+def outputs_and_gradients(inputs, impl, **options):
+    leaves = inputs.differentiable()
+    out, selected = blossom_attention(*inputs.all(), impl=impl, **options)
+    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    return [out.detach(), *torch.autograd.grad(out, leaves, direction)], selected
+
+
+def check_parity(inputs, **form):
+    """Selected blocks, outputs and all gradients, these with the same blocks."""
+    inputs = inputs.to(DEVICE)
+    exact = inputs.to(dtype=torch.float64)
+    chosen = form.pop("selected", None)
+    if chosen is None:
+        _, chosen = blossom_attention(*exact.all(), impl="reference", **form)
+        with torch.no_grad():
+            _, selected = blossom_attention(*inputs.all(), impl="cuda", **form)
+        assert torch.equal(selected, chosen)
+    expected, _ = outputs_and_gradients(exact, "reference", selected=chosen, **form)
+    values, _ = outputs_and_gradients(inputs, "cuda", selected=chosen, **form)
+    for name, value, other in zip(NAMES, values, expected, strict=True):
+        assert relative_error(value, other) < TOLERANCE[inputs.q.dtype], name
+
+
+@pytest.mark.parametrize("dtype, causal", [(B, True), (H, False)], ids=str)
+def test_awkward_lengths_in_one_batch(dtype, causal):
+    inputs = random_inputs([*AWKWARD, 0, 2], heads=8, groups=2, size=16, dtype=dtype)
+    check_parity(inputs, causal=causal)
+
+
+@pytest.mark.parametrize(
+    "heads, groups, size, causal",
+    [(1, 1, 16, True), (2, 2, 32, True), (4, 2, 64, False), (8, 1, 16, False)],
+    ids=str,
+)
+def test_head_layouts(heads, groups, size, causal):
+    inputs = random_inputs([17, 100], heads=heads, groups=groups, size=size, dtype=H)
+    check_parity(inputs, top_n=1, causal=causal)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [dict(top_n=8, window=20), dict(top_n=3, window=33, causal=False), dict(window=1)],
+    ids=str,
+)
+def test_other_patterns(form):
+    check_parity(random_inputs([3, 180], heads=4, groups=1, size=16, dtype=H), **form)
+
+
+def test_a_block_chosen_by_everyone(monkeypatch):
+    # Its inverse list is cut into many chunks, and events that choose nothing come last.
+    monkeypatch.setattr(launch, "CHUNK", 16)
+    monkeypatch.setattr(operators, "CHUNK", 16)
+    forget()
+    hub = torch.full((150, 1, 4), -1, dtype=torch.int32, device=DEVICE)
+    hub[32:, :, 0] = 1
+    hub[100:120, :, 1] = 3
+    check_parity(random_inputs([150], heads=2, groups=1, size=16, dtype=H), selected=hub)
+    forget()
+
+
+def test_lists_of_more_than_16_bits(monkeypatch):
+    monkeypatch.setattr(operators, "SHORT_LISTS", 4)
+    check_parity(random_inputs([40, 90], heads=2, groups=1, size=16, dtype=H))
+
+
+def test_equal_scores_choose_the_lower_block():
+    inputs = random_inputs([16 * 24], heads=1, groups=1, size=16, dtype=H).to(DEVICE)
+    inputs.block_keys[:] = 0.0
+    inputs.block_keys[1::2] = -0.0
+    _, selected = blossom_attention(*inputs.all(), impl="cuda")
+    assert selected[-1].flatten().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("top_n, causal", [(1, True), (4, True), (4, False)])
+@pytest.mark.parametrize("keys", [torch.bfloat16, torch.float32], ids=str)
+def test_selection_among_many_blocks(top_n, causal, keys):
+    length = 16 * 150
+    inputs = random_inputs([40, length], heads=2, groups=1, size=16, dtype=B).to(DEVICE)
+    # The rows of the second history's last block, and of one in the middle.
+    rows = torch.tensor([0, 39, 40, 40 + 15, 40 + 16, 1000, 1700, 40 + length - 1])
+    block_keys = inputs.block_keys.to(keys) + torch.rand(len(inputs.block_keys), 1, 16).to(
+        DEVICE, keys
+    )
+    selected = operators.select_blocks(inputs.q, block_keys, inputs.cu_seqlens, top_n, causal)
+    inputs.block_keys = block_keys
+    exact = inputs.to(dtype=torch.float64)
+    _, expected = blossom_attention(*exact.all(), impl="torch", top_n=top_n, causal=causal)
+    assert torch.equal(selected[rows], expected[rows])
+
+
+def test_the_future_changes_nothing():
+    inputs = random_inputs([150], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
+    before, _ = blossom_attention(*inputs.all(), impl="cuda")
+    for x in (inputs.q, inputs.k, inputs.v, inputs.gates):
+        x.data[100:] = 7.0
+    inputs.block_keys[6:] = 7.0
+    after, _ = blossom_attention(*inputs.all(), impl="cuda")
+    assert torch.equal(before[:100], after[:100])
+    assert not torch.equal(before[100:], after[100:])
+
+
+def test_another_history_changes_nothing():
+    inputs = random_inputs([20, 40, 20], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
+    _, selected = blossom_attention(*inputs.all(), impl="cuda", causal=False)
+    before, _ = outputs_and_gradients(inputs, "cuda", selected=selected, causal=False)
+    for x in (inputs.q, inputs.k, inputs.v, inputs.gates):
+        x.data[20:60] = torch.nan
+    after, _ = outputs_and_gradients(inputs, "cuda", selected=selected, causal=False)
+    others = torch.cat((torch.arange(20), torch.arange(60, 80)))
+    for name, a, b in zip(NAMES, before, after, strict=True):
+        assert torch.equal(a[others], b[others]), name
+
+
+def test_rows_at_any_stride():
+    inputs = random_inputs([35], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
+    expected, _ = blossom_attention(*inputs.all(), impl="cuda")
+    joint = torch.cat((inputs.q, inputs.k, inputs.v), dim=1)
+    inputs.q, inputs.k, inputs.v = joint.split((4, 1, 1), dim=1)
+    inputs.gates = inputs.gates.transpose(0, 1).contiguous().transpose(0, 1)
+    value, _ = blossom_attention(*inputs.all(), impl="cuda")
+    assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize("lengths", [[], [0, 0]], ids=str)
+def test_no_events(lengths):
+    inputs = random_inputs(lengths, size=16, dtype=H).to(DEVICE)
+    out, selected = blossom_attention(*inputs.all(), impl="cuda")
+    assert out.shape == (0, 4, 16)
+    assert selected.shape == (0, 2, 4)
+
+
+def test_the_operators_are_registered_in_full():
+    inputs = random_inputs([18], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
+    _, selected = blossom_attention(*inputs.all(), impl="cuda")
+    leaves = inputs.differentiable()
+    torch.library.opcheck(operators.attend, (*leaves, selected, inputs.cu_seqlens, 8, True))
+    arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, 4, True)
+    torch.library.opcheck(operators.select_blocks, arguments)
+
+
+@pytest.mark.parametrize(
+    "sizes, form, message",
+    [
+        (dict(size=8), {}, "head size is 8"),
+        (dict(size=16, heads=3, groups=1), {}, "query heads a key/value head is 3"),
+        (dict(size=16), dict(sinks=2), "sinks is 2"),
+        (dict(size=16, block_size=32), dict(block_size=32), "block_size is 32"),
+        (dict(size=16, dtype=torch.float32), {}, "type is torch.float32"),
+        (dict(size=16, heads=2, groups=2), dict(top_n=5), "top_n is 5"),
+        (dict(size=16), dict(window=40), "window is 40"),
+    ],
+    ids=str,
+)
+def test_what_the_kernels_do_not_take_is_named(sizes, form, message):
+    inputs = random_inputs([20], **({"dtype": H} | sizes)).to(DEVICE)
+    with pytest.raises(ValueError, match=message):
+        blossom_attention(*inputs.all(), impl="cuda", **form)
+
+
+def test_tensors_elsewhere_are_named():
+    with pytest.raises(compiler.CompilationError, match="pack_blocks needs an NVIDIA GPU, not cpu"):
+        REAL_KERNEL("pack", "pack_blocks", {})(1, torch.zeros(1))

@@ -1,0 +1,50 @@
+"""The CUDA kernels compiled for an H100 or H200 without one: registers must not spill to memory."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from blossomrec.attention.cuda import compiler, launch
+
+NVCC = shutil.which("nvcc")
+# Bytes of a thread: some addresses kept aside. A tile that does not fit takes hundreds.
+SPILL_LIMIT = 64
+LAYOUTS = [(8, 2, 16), (2, 2, 32), (4, 2, 64)]
+
+
+@pytest.fixture(autouse=True)
+def described(monkeypatch):
+    """Instead of kernels, what they are compiled from."""
+    monkeypatch.setattr(compiler, "kernel", lambda *given: given)
+    launch._attention.cache_clear()
+    launch._selection.cache_clear()
+    yield
+    launch._attention.cache_clear()
+    launch._selection.cache_clear()
+
+
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc, CUDA's compiler")
+@pytest.mark.parametrize("heads, groups, size", LAYOUTS, ids=str)
+def test_nothing_spills(heads, groups, size, tmp_path):
+    q = torch.empty(131_072, heads, size, dtype=torch.bfloat16, device="meta")
+    selection = launch.selection_kernels(q, groups, 4, True, 1)
+    attention = launch.attention_kernels(q, groups, 4, 8, True, True)
+    kernels = [*selection, *attention]
+    programs = {program: constants for program, _, constants in kernels}
+    for program, constants in programs.items():
+        source = tmp_path / f"{program}.cu"
+        source.write_text(compiler.source(program))
+        defines = [f"-D{name}={value}" for name, value in constants.items()]
+        flags = ["-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas", "-v", *defines]
+        output = [NVCC, *flags, "-o", source.with_suffix(".cubin"), source]
+        done = subprocess.run(output, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found = re.findall(r"properties for (\w+)\n.*?(\d+) bytes spill stores", done.stderr)
+        assert {name for name, _ in found} == {
+            name for other, name, _ in kernels if other == program
+        }
+        for name, spilled in found:
+            assert int(spilled) <= SPILL_LIMIT, f"{name} spills {spilled} bytes"

@@ -1,0 +1,255 @@
+"""What every store of events does, wherever it keeps them."""
+
+import threading
+
+import pytest
+
+from blossomrec.serving.refusals import Refusal
+from blossomrec.serving.store import Appended, Conflict, Event, Member, carried_out
+
+NOW = 1_000
+
+
+@pytest.fixture
+def store(place):
+    store = place.open()
+    yield store
+    store.close()
+
+
+def append(store, user, *events):
+    listed = [Event(*event) for event in events]
+    return carried_out(store, lambda: store.append(user, listed, NOW))
+
+
+def test_events_come_back_in_order_and_in_their_types(store, place):
+    assert append(store, "anna", ("milk", 1), (7, 1.5, "k")) == Appended(2, 0, 2)
+    assert append(store, "anna", ("7", 2)) == Appended(1, 0, 3)
+    assert append(store, "ben", (1, 0)) == Appended(1, 0, 1)
+    store.close()
+    again = place.open()
+    tail = again.tail("anna", 0, 0, 10)
+    assert tail.items == ["milk", 7, "7"]
+    assert (tail.start, tail.length) == (0, 3)
+    profile = again.profile("anna", 2)
+    assert profile.length == 3
+    assert profile.last == [Event(7, 1.5, "k"), Event("7", 2, None)]
+    assert again.profile("anna", 0).last == []
+    assert again.tail("carl", 0, 0, 10) is None and again.profile("carl", 5) is None
+    again.close()
+
+
+def test_a_tail_goes_on_where_it_ended(store):
+    append(store, "anna", *((item, item) for item in range(10)))
+    number = store.tail("anna", 0, 0, 1).number
+    assert store.tail("anna", number, 4, 3).items == [4, 5, 6]
+    assert store.tail("anna", number, 8, 3).items == [8, 9]
+    assert store.tail("anna", number, 10, 3).items == []
+    # Of another user of that name, or of more events than there are, nothing is known.
+    for other, start in ((number + 1, 4), (number, 11)):
+        tail = store.tail("anna", other, start, 2)
+        assert (tail.start, tail.items) == (0, [0, 1])
+
+
+def test_an_event_with_a_known_key_is_stored_once(store):
+    assert append(store, "anna", (1, 5, "a"), (1, 5, "a"), (2, 6, "b")) == Appended(2, 1, 2)
+    assert append(store, "anna", (1, 5, "a"), (2, None, "b"), (3, 7, "c")) == Appended(1, 2, 3)
+    # A key belongs to a user.
+    assert append(store, "ben", (1, 5, "a")) == Appended(1, 0, 1)
+    assert append(store, "anna", (3, 7), (3, 7)) == Appended(2, 0, 5)
+
+
+@pytest.mark.parametrize("event", [(9, 5, "a"), (1, 6, "a"), ("1", 5, "a")])
+def test_a_key_of_another_event_is_refused(store, event):
+    append(store, "anna", (1, 5, "a"))
+    with pytest.raises(Refusal, match=r"events\[1\].key is 'a'") as refused:
+        append(store, "anna", (4, 8, "b"), event)
+    assert (refused.value.status, refused.value.field) == (409, "events[1].key")
+    assert store.profile("anna", 9).length == 1
+    with pytest.raises(Refusal, match=r"events\[1\].key"):
+        append(store, "new", (1, 5, "a"), (2, 5, "a"))
+    assert store.profile("new", 9) is None
+
+
+def test_events_are_in_order_of_time(store):
+    append(store, "anna", (1, 5), (2, 5), (3, 7.5))
+    for events, index, last in (([(4, 7)], 0, 7.5), ([(4, 9), (5, 8)], 1, 9)):
+        with pytest.raises(Refusal, match=f"the event before it was at {last}") as refused:
+            append(store, "anna", *events)
+        assert refused.value.status == 409
+        assert refused.value.field == f"events[{index}].timestamp"
+    assert store.profile("anna", 9).length == 3
+    append(store, "anna", (4, 7.5))
+
+
+def test_an_event_without_a_time_is_now_and_never_before_the_last(store):
+    append(store, "anna", (1, None), (2, None), (3, 5_000), (4, None))
+    assert [event.timestamp for event in store.profile("anna", 9).last] == [NOW, NOW, 5_000, 5_000]
+
+
+def test_a_transaction_is_all_or_nothing_and_an_attempt_undone_alone(store):
+    with pytest.raises(RuntimeError), store.transaction():
+        store.append("anna", [Event(1, 1)], NOW)
+        raise RuntimeError
+    assert store.profile("anna", 1) is None
+    with store.transaction():
+        store.append("anna", [Event(1, 1)], NOW)
+        with pytest.raises(RuntimeError), store.attempt():
+            store.append("anna", [Event(2, 2)], NOW)
+            store.append("ben", [Event(2, 2)], NOW)
+            raise RuntimeError
+        with store.attempt():
+            store.append("carl", [Event(3, 3)], NOW)
+    assert store.tail("anna", 0, 0, 9).items == [1]
+    assert store.profile("ben", 1) is None and store.profile("carl", 1).length == 1
+
+
+def test_what_is_deleted_is_in_no_file(store, place):
+    for number in range(50):
+        events = [(f"item-{number}-{place}", place, f"key-{number}") for place in range(1)]
+        events += [(f"item-{number}-{place}", place) for place in range(1, 40)]
+        append(store, f"user-{number}", *events)
+    assert b"user-17" in place.content()
+    numbers = store.numbers([f"user-{number}" for number in range(50)])
+    assert len(set(numbers)) == 50 and min(numbers) > 0
+    with store.transaction():
+        assert store.delete("user-17") == 40
+        assert store.delete("user-17") == 0
+    store.erase()
+    content = place.content()
+    for word in (b"user-17", b"item-17-", b"key-17"):
+        assert word not in content
+    for word in (b"user-16", b"item-18-3", b"key-18"):
+        assert word in content
+    # Who comes back is somebody else.
+    append(store, "user-17", ("x", 1))
+    assert store.tail("user-17", 0, 0, 1).number not in {0, *numbers}
+    assert store.profile("user-17", 5).length == 1
+
+
+def test_items_are_switched_off_and_on(store):
+    with store.transaction():
+        assert store.switch([3, "x", 3], []) == [3, "x"]
+        assert store.switch([3], ["x", "y"]) == [3]
+        assert store.switch([], []) == [3]
+
+
+def test_two_objects_see_each_others_changes(store, place):
+    other = place.open()
+
+    def write(mine, name):
+        for place in range(30):
+            append(mine, name, (place, place))
+
+    threads = [threading.Thread(target=write, args=pair) for pair in ((store, "a"), (other, "b"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for mine in (store, other):
+        assert mine.profile("a", 0).length == mine.profile("b", 0).length == 30
+    other.close()
+
+
+def test_users_are_listed_by_their_last_event(store, place):
+    with store.transaction():
+        for number in range(7):
+            store.append(f"u{number}", [Event(number, 10 - number)] * (number + 1), NOW)
+    append(store, "u2", (1, 99))
+    # A repeated event is no event.
+    append(store, "u4", (1, 99, "key"))
+    append(store, "u0", (1, 99))
+    append(store, "u4", (1, 99, "key"))
+    with store.transaction():
+        store.delete("u6")
+    for mine in (store, other := place.open()):
+        listed = mine.members(3)
+        assert [one.user for one in listed] == ["u0", "u4", "u2"]
+        assert [one.length for one in listed] == [2, 6, 4]
+        more = mine.members(100, before=listed[-1].change)
+        assert [one[:2] for one in more] == [("u5", 6), ("u3", 4), ("u1", 2)]
+        assert mine.members(3, before=more[-1].change) == []
+        assert isinstance(more[0], Member)
+    assert store.numbers(["u0", "u6", "nobody"])[1:] == [0, 0]
+    assert store.numbers(["u1"]) == [store.tail("u1", 0, 0, 1).number]
+    other.close()
+
+
+def test_what_others_have_to_know_of_is_counted(store, place):
+    other, before = place.open(), store.notices()
+    append(store, "anna", (1, 1))
+    assert other.notices() == before
+    with store.transaction():
+        store.switch([1], [])
+        store.delete("nobody")
+    assert other.notices() == (before.switches + 1, before.deletions)
+    assert other.off() == [1]
+    with store.transaction():
+        store.delete("anna")
+    assert other.notices() == (before.switches + 1, before.deletions + 1)
+    other.close()
+
+
+def test_who_is_deleted_and_back_in_one_transaction_begins_anew(store):
+    append(store, "anna", (1, 5, "a"), (2, 6))
+    before = store.numbers(["anna"])
+    with store.transaction():
+        assert store.delete("anna") == 2
+        assert store.append("anna", [Event(3, 1, "a")], NOW) == Appended(1, 0, 1)
+        assert store.append("anna", [Event(3, 1, "a"), Event(4, 2)], NOW) == Appended(1, 1, 2)
+    assert store.tail("anna", 0, 0, 9).items == [3, 4]
+    assert store.numbers(["anna"]) != before
+    assert [one.user for one in store.members(9)] == ["anna"]
+
+
+def test_many_events_at_a_time(store):
+    """More than one command of any store takes."""
+    events = [Event(number, number, f"key {number}") for number in range(5_001)]
+    assert carried_out(store, lambda: store.append("anna", events, NOW)).stored == 5_001
+    assert carried_out(store, lambda: store.append("anna", events, NOW)).repeated == 5_001
+    assert store.tail("anna", 0, 4_998, 9).items == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    number = store.numbers(["anna"])[0]
+    assert store.tail("anna", number, 4_998, 9).items == [4_998, 4_999, 5_000]
+
+
+def test_work_is_done_again_where_others_come_in_between(store):
+    tries = []
+
+    def work():
+        tries.append(1)
+        store.append("anna", [Event(1, 1)], NOW)
+        if len(tries) < 4:
+            raise Conflict
+        return len(tries)
+
+    assert carried_out(store, work) == 4
+    assert store.profile("anna", 9).length == 1
+
+    def never():
+        raise Conflict
+
+    with pytest.raises(Refusal, match="in between") as refused:
+        carried_out(store, never)
+    assert (refused.value.status, refused.value.code) == (503, "store_busy")
+
+
+def test_two_objects_that_change_the_same_user_lose_nothing(place):
+    stores = [place.open() for _ in range(2)]
+
+    def write(mine, name):
+        for number in range(25):
+            event = Event(number, None, f"{name} {number}")
+            carried_out(mine, lambda event=event: mine.append("anna", [event], NOW))
+
+    threads = [threading.Thread(target=write, args=pair) for pair in zip(stores, "ab", strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    last = stores[0].profile("anna", 100).last
+    assert len(last) == 50
+    for name in "ab":
+        keys = [event.key for event in last if event.key.startswith(name)]
+        assert keys == [f"{name} {number}" for number in range(25)]
+    for mine in stores:
+        mine.close()
