@@ -21,7 +21,8 @@ TYPES = {
     **dict.fromkeys(("means", "grad_means", "result", "partial"), "*fp32"),
     **dict.fromkeys(("block_keys", "grad_q", "grad_keys"), "*bf16"),
     **dict.fromkeys(("lessons", "firsts", "first_blocks"), "*i64"),
-    **{"drawn": "*fp32", "cu_seqlens": "*i32"},
+    **{"drawn": "*fp32", "cu_seqlens": "*i32", "table": "*i32", "bounds": "*i64"},
+    **{"frequencies": "*fp32", "places": "*fp32"},
     **dict.fromkeys(("seed", "starts", "numbers", "rows", "targets", "owns"), "*i64"),
     **dict.fromkeys(("eps", "scale"), "fp32"),
 }
@@ -39,7 +40,7 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
-        counts = kernel.fn.__module__.split(".")[-1] not in ("lessons", "importance")
+        counts = kernel.fn.__module__.split(".")[-1] not in ("lessons", "importance", "drawing")
         kind = "i32" if name == "rows" and counts else None
         kind = kind or TYPES.get(name, "i32")
         signature[name] = "constexpr" if name in constants else kind
@@ -63,7 +64,10 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
 def compile_all(folder):
     from blossomrec.kernels import (
         catalogue,
+        compression,
+        drawing,
         feed_forward,
+        geometry,
         importance,
         lessons,
         norm,
@@ -86,8 +90,14 @@ def compile_all(folder):
         "PLACES": 64,
         "RUNS": 64,
     }
+    where = {"TILE": 16, "S": 16, "HISTORIES": geometry.HISTORIES, "ANSWERS": geometry.ANSWERS}
+    where |= {"STEPS": 10, "NONE": geometry.NO_BLOCK, "PAIRS": 4, "PLACES": 4}
     kernels = [
-        (importance.draw_kernel, teaching),
+        (geometry.bounds_kernel, where),
+        (geometry.tiles_kernel, where),
+        (geometry.blocks_kernel, where),
+        (geometry.angles_kernel, where),
+        (drawing.draw_kernel, teaching),
         (importance.importance_kernel, teaching),
         (importance.mean_gradients_kernel, teaching),
         (importance.scatter_kernel, teaching | {"PLACES": 512}),
@@ -100,6 +110,8 @@ def compile_all(folder):
         (projection.split_kernel, heads),
         (projection.join_kernel, heads),
         (windows.windows_kernel, window),
+        (compression.relu_kernel, {"ROWS": 2, "BLOCK": 512}),
+        (compression.relu_backward_kernel, {"ROWS": 2, "BLOCK": 512}),
         (windows.windows_backward_kernel, window | {"PLACES": 16}),
         (lessons.block_sums_kernel, sums),
     ]
@@ -122,7 +134,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 19
+    assert len(found) == 25
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}

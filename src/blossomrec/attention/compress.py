@@ -13,7 +13,7 @@ from torch.nn.functional import linear, pad
 
 from blossomrec import kernels
 from blossomrec.attention.memo import per_batch
-from blossomrec.attention.packing import block_rows
+from blossomrec.attention.packing import block_rows, tile_bounds
 
 
 def keys_of_blocks(k: Tensor, cu_seqlens: Tensor, block_size: int) -> Tensor:
@@ -32,8 +32,11 @@ def windows_of_blocks(k: Tensor, cu_seqlens: Tensor, block_size: int, window: in
 @per_batch
 def _starts_and_numbers(cu_seqlens: Tensor, total: int, block_size: int) -> tuple[Tensor, Tensor]:
     """Packed row of each block's first key and the block's number, as the kernel wants them."""
-    from blossomrec.kernels.windows import NO_BLOCK
+    from blossomrec.kernels.geometry import NO_BLOCK, blocks_of
 
+    if kernels.place_rows(cu_seqlens):
+        bounds = tile_bounds(cu_seqlens, block_size, block_size)
+        return blocks_of(cu_seqlens, bounds, total // block_size, block_size)
     rows, number, used = block_rows(cu_seqlens, total, block_size)
     return rows[:, 0].contiguous(), torch.where(used, number, NO_BLOCK)
 
@@ -78,11 +81,13 @@ class MLPCompression(nn.Module):
 
     def forward(self, k: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T, G, d] and int32 [B+1] to [J, G, d]."""
+        if kernels.usable(k):
+            from blossomrec.kernels.compression import pooled_windows
+
+            where = _starts_and_numbers(cu_seqlens, len(k), self.block_size)
+            return pooled_windows(k, self.places, self.inner, self.outer, where, self.block_size)
         # The vectors of the places are the same for every block: they join the bias.
         hidden = self.inner(self.places.flatten())
-        if kernels.usable(k):
-            windows = windows_of_blocks(k, cu_seqlens, self.block_size, self.window)
-            return self.outer(linear(windows, self.inner.weight, hidden).relu())
         return self.outer(self._shifted_sum(hidden, k, cu_seqlens).relu())
 
     def _shifted_sum(self, hidden: Tensor, k: Tensor, cu_seqlens: Tensor) -> Tensor:

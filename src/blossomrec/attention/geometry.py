@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blossomrec import kernels
 from blossomrec.attention.memo import per_batch
+from blossomrec.attention.packing import tile_bounds
 
 
 @per_batch
@@ -22,6 +24,11 @@ def tile_table(cu_seqlens: Tensor, total: int, tile: int, block_size: int) -> Te
     history, row of its first block key. There is room for as many tiles as ``total`` rows can need;
     the tiles in excess belong to a history without events.
     """
+    if kernels.place_rows(cu_seqlens):
+        from blossomrec.kernels.geometry import tiles_of
+
+        bounds = tile_bounds(cu_seqlens, tile, block_size)
+        return tiles_of(cu_seqlens, bounds, total // tile + len(cu_seqlens) - 1)
     lengths = cu_seqlens.diff()
     ends = ((lengths + tile - 1) // tile).cumsum(0)
     blocks = (lengths // block_size).cumsum(0)

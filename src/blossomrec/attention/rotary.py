@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blossomrec import kernels
 from blossomrec.attention.memo import per_batch
 from blossomrec.attention.packing import positions as positions_of
 
@@ -44,6 +45,12 @@ def turned_pairs(size: int, share: float) -> int:
 @per_batch
 def turns(cu_seqlens: Tensor, total: int, pairs: int, theta: float = THETA) -> Tensor:
     """Cosine and sine of the angles of every packed row, float32 [T, 2, m/2]."""
+    if kernels.place_rows(cu_seqlens):
+        from blossomrec.kernels.geometry import angles_of
+
+        each = frequencies(pairs, theta, torch.float32, cu_seqlens.device)
+        angles = angles_of(cu_seqlens, total, each)
+        return torch.stack((angles.cos(), angles.sin()), dim=1)
     return _turns(positions_of(cu_seqlens, total), pairs, theta, torch.float32)
 
 

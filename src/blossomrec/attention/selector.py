@@ -58,7 +58,8 @@ def selector_loss(
         return 0.0 * (q.sum() + block_keys.sum())
     runs, together = _numbers(max_length, q.shape[1])
     if _kernels_take(q, blocks, block_size):
-        from blossomrec.kernels.importance import draw_lessons, lessons_loss
+        from blossomrec.kernels.drawing import draw_lessons
+        from blossomrec.kernels.importance import lessons_loss
 
         before = first_blocks(cu_seqlens, block_size)
         drawn = draw_lessons(rows, cu_seqlens, before, len(q), block_size, runs, together)

@@ -27,6 +27,11 @@ def usable(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in DTYPES and x.shape[-1] <= WIDEST and _has_triton()
 
 
+def place_rows(cu_seqlens: Tensor) -> bool:
+    """Whether kernels look up where the rows of packed histories stand."""
+    return cu_seqlens.is_cuda and len(cu_seqlens) > 1 and _has_triton()
+
+
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None

@@ -79,7 +79,7 @@ def bias_gelu_backward(hidden: Tensor, bias: Tensor, grad: Tensor) -> Tensor:
     """
     rows, block = _tile(hidden)
     programs = min(PROGRAMS, triton.cdiv(len(hidden), rows))
-    sums = hidden.new_zeros(programs, hidden.shape[1], dtype=torch.float32)
+    sums = hidden.new_empty(programs, hidden.shape[1], dtype=torch.float32)
     grid = (programs, triton.cdiv(hidden.shape[1], block))
     if len(hidden):
         gelu_backward_kernel[grid](hidden, bias, grad, sums, *hidden.shape, ROWS=rows, BLOCK=block)

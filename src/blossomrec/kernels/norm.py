@@ -124,8 +124,7 @@ def add_norm_backward_kernel(
     sums += tl.program_id(0) * 3 * size + column
     tl.store(sums, tl.sum(of_weight, 0), mask=column < size)
     tl.store(sums + size, tl.sum(of_shift, 0), mask=column < size)
-    if HAS_BIAS:
-        tl.store(sums + 2 * size, tl.sum(of_bias, 0), mask=column < size)
+    tl.store(sums + 2 * size, tl.sum(of_bias, 0), mask=column < size)
 
 
 def forward(
@@ -161,7 +160,7 @@ def backward(
     grad_x, grad_branch = torch.empty_like(x), torch.empty_like(branch)
     form = _form(x, bias, p)
     programs = min(PROGRAMS, triton.cdiv(len(x), form["ROWS"]))
-    sums = x.new_zeros(programs, 3, x.shape[1], dtype=torch.float32)
+    sums = x.new_empty(programs, 3, x.shape[1], dtype=torch.float32)
     if len(x):
         add_norm_backward_kernel[(programs,)](
             grad.contiguous(),

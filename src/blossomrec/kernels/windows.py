@@ -9,15 +9,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Before the start of any history.
-NO_BLOCK = -(1 << 40)
-
 
 @triton.jit
 def windows_kernel(
     k,
     starts,
     numbers,
+    places,
     windows,
     S: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -26,7 +24,10 @@ def windows_kernel(
     PLACES: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """One program copies one window; zero before the start of the history and where no block is."""
+    """One program copies one window; zero before the start of the history and where no block is.
+
+    places: [WINDOW, D] to add, or None.
+    """
     block = tl.program_id(0)
     start, number = tl.load(starts + block), tl.load(numbers + block)
     # Places count from the first key of the block: those before belong to earlier blocks.
@@ -36,8 +37,11 @@ def windows_kernel(
     inside = (window < WINDOW) & (column < G * D)
     held = inside & (place >= -number * S)
     key = tl.load(k + (start + place) * (G * D) + column, mask=held, other=0.0)
+    if places is not None:
+        added = tl.load(places + window * D + column % D, mask=inside, other=0.0)
+        key = key.to(tl.float32) + added.to(tl.float32)
     target = (block.to(tl.int64) * G + column // D) * (WINDOW * D) + window * D + column % D
-    tl.store(windows + target, key, mask=inside)
+    tl.store(windows + target, key.to(windows.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["blocks"])
@@ -95,29 +99,54 @@ class _KeyWindows(torch.autograd.Function):
     def forward(ctx, k, starts, numbers, block_size, window):
         ctx.save_for_backward(starts, numbers)
         ctx.shape, ctx.form = k.shape, (block_size, window)
-        _, groups, size = k.shape
-        windows = k.new_empty(len(starts), groups, window * size)
-        if len(starts):
-            form = _form(ctx, window)
-            windows_kernel[(len(starts),)](k, starts, numbers, windows, **form)
-        return windows
+        return copy_windows(k, starts, numbers, block_size, window, None, k.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        starts, numbers = ctx.saved_tensors
-        grad_k = grad.new_zeros(ctx.shape)
-        if len(starts):
-            form = _form(ctx, ctx.form[0])
-            windows_backward_kernel[(len(starts),)](
-                grad.contiguous(), starts, numbers, grad_k, len(starts), **form
-            )
+        grad_k = windows_gradient(grad, *ctx.saved_tensors, ctx.shape, *ctx.form, grad.dtype)
         return grad_k, None, None, None, None
 
 
-def _form(ctx, places: int) -> dict[str, int]:
-    _, groups, size = ctx.shape
-    block_size, window = ctx.form
+def copy_windows(
+    k: Tensor,
+    starts: Tensor,
+    numbers: Tensor,
+    block_size: int,
+    window: int,
+    places: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """See :func:`key_windows`, without a gradient; ``places`` [window, d] are added if given."""
+    groups, size = k.shape[1:]
+    windows = k.new_empty(len(starts), groups, window * size, dtype=dtype)
+    if len(starts):
+        form = _form(k.shape, block_size, window, window)
+        windows_kernel[(len(starts),)](k, starts, numbers, places, windows, **form)
+    return windows
+
+
+def windows_gradient(
+    grad: Tensor,
+    starts: Tensor,
+    numbers: Tensor,
+    shape: torch.Size,
+    block_size: int,
+    window: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gradient of the keys [T, G, d], given that of their windows, [J, G, window * d]."""
+    grad_k = grad.new_zeros(shape, dtype=dtype)
+    if len(starts):
+        form = _form(shape, block_size, window, block_size)
+        windows_backward_kernel[(len(starts),)](
+            grad.contiguous(), starts, numbers, grad_k, len(starts), **form
+        )
+    return grad_k
+
+
+def _form(shape: torch.Size, block_size: int, window: int, places: int) -> dict[str, int]:
+    _, groups, size = shape
     return {
         "S": block_size,
         "WINDOW": window,

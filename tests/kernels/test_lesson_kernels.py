@@ -101,7 +101,7 @@ def test_lessons_of_the_selector(monkeypatch, causal):
 
 def test_places_for_no_row_change_no_lesson(monkeypatch):
     from blossomrec.attention.packing import first_blocks
-    from blossomrec.kernels.importance import draw_lessons
+    from blossomrec.kernels.drawing import draw_lessons
 
     total, drawn = sum(LENGTHS), []
     rows = torch.arange(20, 260, 3, device=DEVICE)
