@@ -180,6 +180,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recall-short": lambda: selector_tables.recall("recall", "178-358"),
     "recall-control": lambda: selector_tables.recall("recall-control", "1-16"),
     "recall-sizes": selector_tables.sizes,
+    "recall-drift": selector_tables.drift,
     "gradient-norms": selector_tables.gradients,
     "coverage": lambda: selector_tables.coverage(long=False),
     "coverage-long": lambda: selector_tables.coverage(long=True),

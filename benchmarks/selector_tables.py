@@ -75,6 +75,36 @@ def sizes() -> str:
     return table(header, rows)
 
 
+def drift() -> str:
+    """Ways to train at the last length, with the course of recall there."""
+    lines = newest("task", "candidate", "seed", "options", "training", "length")
+    rows = [
+        [
+            line["candidate"],
+            _changed(line["training"] | line["options"]),
+            f"{line['metrics']['accuracy']:.3f}",
+            f"{line['recall_at_n']:.3f}",
+            f"{line['mass_covered']:.3f}",
+            _each(recall for _, length, _, recall in line["course"] if length == 8_192),
+            _steps([line]),
+        ]
+        for line in lines
+        if line["task"] == "recall-drift" and line["length"] == 8_192
+    ]
+    rows.sort(key=lambda row: row[:2])
+    header = ["candidate", "changed", "accuracy", "recall@n", "mass covered"]
+    return table([*header, "recall@n every 500 steps", "steps"], rows)
+
+
+def _changed(options: dict[str, Any]) -> str:
+    """Options in words, but for what all these trainings have."""
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in options.items()
+        if name != "stage_steps"
+    )
+
+
 def gradients() -> str:
     """Norm of the gradient of each part at the end of each stage of a training."""
     lines = [

@@ -1,7 +1,7 @@
 """Tables of time and memory from results/speed.jsonl.
 
-A measurement that was repeated counts as it was measured last, and a table of a GPU has the lines of
-the one that was measured last: times of two kinds stand in no table together.
+A measurement that was repeated counts as it was measured last, and a table of a GPU has the lines
+of the one measured last: times of two kinds stand in no table together.
 """
 
 from __future__ import annotations

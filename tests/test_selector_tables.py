@@ -100,3 +100,19 @@ def test_gradients_are_those_of_the_default(tables, monkeypatch):
     ]
     monkeypatch.setattr(tables, "read", lambda name: lines)
     assert cells(tables.gradients()) == [["`gate`", "0.12", "0.5"]]
+
+
+def test_ways_to_train_stand_beside_each_other(tables, monkeypatch):
+    drift = {"task": "recall-drift", "mass_covered": 0.9, "options": {}}
+    course = [[90, 4_096, 0.1, 0.2], [590, 8_192, 0.3, 0.4], [1_000, 8_192, 0.5, 0.6]]
+    lines = [
+        line(training={"stage_steps": 600}, course=course, **drift),
+        line(training={"stage_steps": 600, "learning_rate": 1e-3}, course=course, **drift),
+        line("mean", training={"stage_steps": 600}, course=[], **drift | {"length": 4_096}),
+        line(training={"stage_steps": 600}, course=course, **drift | {"mass_covered": 0.8}),
+    ]
+    monkeypatch.setattr(tables, "read", lambda name: lines)
+    assert cells(tables.drift()) == [
+        ["mlp", "", "0.500", "0.500", "0.800", "0.40 0.60", "100"],
+        ["mlp", "learning_rate 0.001", "0.500", "0.500", "0.900", "0.40 0.60", "100"],
+    ]

@@ -8,7 +8,7 @@ from inputs import random_inputs, relative_error
 
 from blossomrec.attention import BlossomAttention, blossom_attention, selector
 from blossomrec.attention.packing import Packing
-from blossomrec.attention.selector import selector_loss
+from blossomrec.attention.selector import _draw, _numbers, selector_loss
 
 CU_SEQLENS = torch.tensor([0, 200, 201, 333], dtype=torch.int32)
 ALL = torch.arange(333)
@@ -248,3 +248,33 @@ def test_gradients_do_not_depend_on_the_order_of_threads():
             assert all(torch.equal(a, b) for a, b in zip(gradients, first, strict=True))
     finally:
         torch.set_num_threads(threads)
+
+
+def test_lessons_are_drawn_equally_often():
+    lengths = [800, 160, 640, 0]
+    cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    rows = torch.arange(0, 1_600, 25)  # 32 of the first history, 7 and 25 of the others
+    packing = Packing.of(cu_seqlens, 1_600, 16)
+    runs = _draw(cu_seqlens, packing, rows, *_numbers(800, 4))
+    assert (packing.history[runs] == packing.history[runs[:, :1]]).all()
+    # Histories as often as their share of the rows says, but for the parts at its two ends.
+    share = torch.tensor([32, 7, 25]) / 64
+    drawn = packing.history[runs[:, 0]].bincount(minlength=3)
+    assert ((drawn - share * len(runs)).abs() < 2).all()
+    # So are the rows of a run.
+    for run in runs:
+        mine = rows[packing.history[rows] == packing.history[run[0]]]
+        times = (run[:, None] == mine).sum(0)
+        assert times.sum() == runs.shape[1]
+        assert ((times - runs.shape[1] / len(mine)).abs() < 2).all()
+
+
+def test_each_row_is_a_lesson_exactly_twice_where_runs_are_twice_as_long():
+    cu_seqlens = torch.tensor([0, 2_048, 4_096], dtype=torch.int32)
+    rows = torch.arange(0, 4_096, 64)
+    packing = Packing.of(cu_seqlens, 4_096, 16)
+    runs = _draw(cu_seqlens, packing, rows, *_numbers(2_048, 4))
+    assert runs.shape == (8, 64)
+    for run in runs:
+        assert (run.unique(return_counts=True)[1] == 2).all()
+    assert (runs.flatten().unique(return_counts=True)[1] == 8).all()

@@ -8,12 +8,9 @@ import torch
 from blossomrec.attention import BlossomAttention
 from blossomrec.config import ModelConfig
 from blossomrec.errors import ConfigError
-from blossomrec.experiments.recall_training import (
-    RecallTraining,
-    as_numbers,
-    measure_recall,
-    train_recall,
-)
+from blossomrec.experiments.recall_measures import as_numbers, measure_recall
+from blossomrec.experiments.recall_options import RecallTraining
+from blossomrec.experiments.recall_training import train_recall
 from blossomrec.experiments.selector_candidates import CANDIDATES, build_candidate
 from blossomrec.models.transformer import TransformerLayer
 
@@ -68,7 +65,7 @@ def test_the_rate_falls_with_the_steps_or_with_the_time(monkeypatch):
     step = torch.optim.AdamW.step
 
     def spy(self, *args):
-        rates.append(self.param_groups[0]["lr"])
+        rates.append(float(self.param_groups[0]["lr"]))
         return step(self, *args)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
@@ -148,6 +145,25 @@ def test_a_detached_lesson_leaves_queries_and_keys():
     given.selector_loss.backward()
     reached = {name.split(".")[0] for name, p in detached.named_parameters() if p.grad is not None}
     assert reached == {"compress"}
+
+
+def test_dense_lessons_see_everything_in_training_alone():
+    shipped = attention_of(candidate("mlp", paths="long"))
+    lessons = attention_of(candidate("mlp-dense", paths="long"))
+    lessons.load_state_dict(shipped.state_dict())
+    everything = attention_of(candidate("mlp", paths="long", top_n=12))
+    everything.load_state_dict(shipped.state_dict())
+    cu_seqlens = torch.arange(0, 401, 200, dtype=torch.int32)
+    x, rows = torch.randn(400, 32), torch.tensor([150, 199, 210, 399])
+    expected, given = shipped(x, cu_seqlens), lessons(x, cu_seqlens, lessons=rows)
+    dense = everything(x, cu_seqlens)
+    torch.testing.assert_close(given.hidden[rows], dense.hidden[rows])
+    others = torch.ones(400, dtype=torch.bool).index_fill(0, rows, False)
+    torch.testing.assert_close(given.hidden[others], expected.hidden[others])
+    assert torch.equal(given.selected, expected.selected)
+    torch.testing.assert_close(lessons(x, cu_seqlens).hidden, expected.hidden)
+    lessons.eval()
+    torch.testing.assert_close(lessons(x, cu_seqlens, lessons=rows).hidden, expected.hidden)
 
 
 def test_an_unknown_candidate_is_named():

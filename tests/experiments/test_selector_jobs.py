@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from blossomrec.evaluation.storage import load_evaluation
-from blossomrec.experiments import recall_training, selector_jobs
+from blossomrec.experiments import recall_measures, selector_jobs
 from blossomrec.experiments.inspect_run import inspect_run
 from blossomrec.experiments.selector_candidates import CANDIDATES
 from blossomrec.experiments.selector_jobs import LogJob, RecallJob, accuracy, difference
-from blossomrec.experiments.selector_study import study
+from blossomrec.experiments.selector_study import drift, study_logs, study_recall
 from small_options import MODEL, TRAINING
 
 CPU = torch.device("cpu")
@@ -29,31 +29,37 @@ SMALL = {"hidden_size": 32, "heads": 8, "inner_size": 16}
 
 def tiny(job: RecallJob) -> RecallJob:
     training = dataclasses.replace(job.training, **TINY_TASK)
-    return dataclasses.replace(job, model=job.model | SMALL, training=training)
+    # Kernels for a GPU do not run here.
+    here = {name: "torch" for name in job.model if name == "attention_impl"}
+    return dataclasses.replace(job, model=job.model | SMALL | here, training=training)
 
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    return study(folder / "logs", folder / "runs")
+    return [*drift(), *study_recall(), *study_logs(folder / "logs", folder / "runs")]
 
 
 def test_every_training_on_recall_of_the_study_runs(jobs, monkeypatch):
-    monkeypatch.setattr(recall_training, "_QUERIES", 16)
+    monkeypatch.setattr(recall_measures, "QUERIES", 16)
     seen = set()
     for job in jobs:
         if not isinstance(job, RecallJob):
             continue
-        same = (job.candidate, str(job.model), job.training.control)
+        same = (job.candidate, str(job.model), job.training.control, job.training.early_top_n)
         if same in seen:
             continue
         seen.add(same)
-        (line,) = tiny(job).run(CPU, 1e9)
+        small = tiny(job)
+        (line,) = small.run(CPU, 1e9)
         json.dumps(line, allow_nan=False)
         assert line["candidate"] == job.candidate and line["finished"]
-        assert line["task"] == ("recall-control" if job.training.control else "recall")
+        kind = "recall-control" if job.training.control else "recall"
+        assert line["task"] == (job.task or kind)
         assert (line["length"], line["steps"]) == (128, 3)
-        assert line["options"] == job.model | SMALL
+        assert line["options"] == small.model
+        assert line["training"]["tokens_per_batch"] == 256
+        assert [point[:2] for point in line["course"]] == [[1, 64], [3, 128]]
         assert (line["recall_at_n"] is None) == (job.candidate == "full")
         assert list(line["gradient_norms"]) == ["64", "128"]
 

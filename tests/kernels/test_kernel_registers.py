@@ -21,7 +21,7 @@ TYPES = {
     **dict.fromkeys(("means", "grad_means", "result", "partial"), "*fp32"),
     **dict.fromkeys(("block_keys", "grad_q", "grad_keys"), "*bf16"),
     **dict.fromkeys(("lessons", "firsts", "first_blocks"), "*i64"),
-    **{"drawn": "*fp64", "cu_seqlens": "*i32", "table": "*i32", "bounds": "*i64"},
+    **{"drawn": "*fp32", "cu_seqlens": "*i32", "table": "*i32", "bounds": "*i64"},
     **{"frequencies": "*fp32", "places": "*fp32"},
     **dict.fromkeys(("seed", "starts", "numbers", "rows", "targets", "owns"), "*i64"),
     **dict.fromkeys(("eps", "scale"), "fp32"),

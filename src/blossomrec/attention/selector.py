@@ -145,15 +145,19 @@ def _draw(cu_seqlens: Tensor, packing: Packing, rows: Tensor, runs: int, togethe
     """Lessons out of ``rows``, int64 [runs, c]: a run is c events of one history.
 
     A history is drawn as often as it has rows, then its events are, all alike: every row is as
-    likely as every other. Nothing waits for the device.
+    likely as every other. Draws are stratified, so that each row is one about as often as it is
+    expected to be. Nothing waits for the device.
     """
-    drawn = torch.rand(runs, together + 1, device=rows.device, dtype=torch.float64)
+    # Of 32 bits, they cannot be rounded up to the next stratum.
+    drawn = torch.rand(runs, together + 1, device=rows.device).double()
     count = (rows < len(packing.history)).sum()
-    first = rows[(drawn[:, 0] * count).long()]
+    share = (torch.arange(runs, device=rows.device) + drawn[:, 0]) / runs
+    first = rows[(share * count).long()]
     # Where the rows of that history begin and end among all rows.
     history = packing.history[first]
     low, high = torch.searchsorted(rows, cu_seqlens.long()[torch.stack((history, history + 1))])
-    return rows[low[:, None] + (drawn[:, 1:] * (high - low)[:, None]).long()]
+    share = (torch.arange(together, device=rows.device) + drawn[:, 1:]) / together
+    return rows[low[:, None] + (share * (high - low)[:, None]).long()]
 
 
 def _eligible(packing: Packing, rows: Tensor, number: Tensor, causal: bool) -> Tensor:

@@ -274,8 +274,14 @@ def _below(bounds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _distinct(count: int, size: int, taken: int, rng: np.random.Generator) -> np.ndarray:
     """For each of ``count`` histories, ``taken`` different numbers under ``size``."""
-    drawn = rng.random((count, size), dtype=np.float32)
-    return np.argpartition(drawn, taken - 1, axis=1)[:, :taken]
+    if taken**2 > size:
+        drawn = rng.random((count, size), dtype=np.float32)
+        return np.argpartition(drawn, taken - 1, axis=1)[:, :taken]
+    # Few of many are rarely alike: they are drawn again where they are.
+    drawn = rng.integers(0, size, (count, taken))
+    while len(alike := np.flatnonzero((np.diff(np.sort(drawn, axis=1)) == 0).any(axis=1))):
+        drawn[alike] = rng.integers(0, size, (len(alike), taken))
+    return drawn
 
 
 def _neighbours(

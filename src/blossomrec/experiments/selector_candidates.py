@@ -99,6 +99,52 @@ class CompressedBranch(BlossomAttention):
         return None
 
 
+class NoisyLessons(BlossomAttention):
+    """Lessons are drawn with replacement, so that some events are many and others none."""
+
+    def _teach(self, q, k, block_keys, cu_seqlens, lessons, max_length) -> Tensor | None:
+        places = torch.randint(len(lessons), (8 * len(lessons),), device=lessons.device)
+        drawn = lessons[places.sort().values]
+        return super()._teach(q, k, block_keys, cu_seqlens, drawn, max_length)
+
+
+class DenseLessons(BlossomAttention):
+    """In training the lessons' long-term path sees everything, so that the recommendation loss
+    reaches the keys that their selection misses."""
+
+    def forward(self, x, cu_seqlens, *, lessons=None, **options):
+        self._lessons = lessons if self.training else None
+        return super().forward(x, cu_seqlens, lessons=lessons, **options)
+
+    def _attend(self, q, k, v, block_keys, gates, cu_seqlens) -> tuple[Tensor, Tensor]:
+        rows = self._lessons
+        if rows is None:
+            return super()._attend(q, k, v, block_keys, gates, cu_seqlens)
+        # Of the path that sees everything instead, nothing is to come from the selected blocks.
+        kept = torch.ones_like(gates).index_fill(0, rows, 0)
+        kept[..., 1] = 1
+        out, selected = super()._attend(q, k, v, block_keys, gates * kept, cu_seqlens)
+        dense = _attend_to_all(q, k, v, rows, len(cu_seqlens) - 1)
+        weighted = gates.index_select(0, rows)[..., :1] * dense
+        return out.index_add(0, rows, weighted.to(out.dtype)), selected
+
+
+def _attend_to_all(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Attention of ``rows``, as many of each of ``count`` histories, to all up to themselves.
+
+    Returns:
+        float32 [len(rows), H, d].
+    """
+    groups, size = k.shape[1:]
+    keys, values = (each.float().unflatten(0, (count, -1)) for each in (k, v))  # [B, L, G, d]
+    queries = q.index_select(0, rows).float().view(count, -1, groups, q.shape[1] // groups, size)
+    scores = torch.einsum("bmgrd,blgd->bmgrl", queries, keys) / math.sqrt(size)
+    length = keys.shape[1]
+    later = torch.arange(length, device=q.device) > (rows % length).view(count, -1, 1)
+    weights = scores.masked_fill(later[:, :, None, None], -math.inf).softmax(-1)
+    return torch.einsum("bmgrl,blgd->bmgrd", weights, values).reshape(-1, *q.shape[1:])
+
+
 def _long_term(
     q: Tensor,
     k: Tensor,
@@ -168,11 +214,13 @@ class Candidate:
         options: of the model.
         taught: whether the selector's loss is part of what is minimised.
         attention: what replaces the shipped attention, if anything does.
+        graph: whether a training step can be a CUDA graph.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     taught: bool = True
     attention: type[BlossomAttention] | None = None
+    graph: bool = True
 
 
 CANDIDATES = {
@@ -183,9 +231,12 @@ CANDIDATES = {
     "mlp-detached": Candidate(attention=DetachedLesson),
     "mlp-frozen": Candidate(taught=False),
     "mean-untaught": Candidate({"compress": "mean"}, taught=False),
-    "mlp-gated": Candidate(attention=StraightThrough),
-    "mlp-branch": Candidate(attention=CompressedBranch),
-    "mlp-no-own": Candidate(attention=WithoutOwnBlock),
+    "mlp-gated": Candidate(attention=StraightThrough, graph=False),
+    "mlp-branch": Candidate(attention=CompressedBranch, graph=False),
+    "mlp-no-own": Candidate(attention=WithoutOwnBlock, graph=False),
+    "mlp-noisy": Candidate(attention=NoisyLessons),
+    "mlp-dense": Candidate(attention=DenseLessons),
+    "mean-dense": Candidate({"compress": "mean"}, attention=DenseLessons),
 }
 
 

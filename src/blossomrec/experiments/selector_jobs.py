@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from blossomrec.attention.api import kernels_take
 from blossomrec.config import ModelConfig, RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
@@ -19,13 +20,9 @@ from blossomrec.evaluation.significance import bootstrap_intervals, compare
 from blossomrec.evaluation.storage import load_evaluation, save_evaluation
 from blossomrec.experiments.inspect_run import Inspection, inspect_run
 from blossomrec.experiments.measure import evaluate_run
-from blossomrec.experiments.recall_training import (
-    RecallMeasures,
-    RecallTraining,
-    as_numbers,
-    max_recall_layer,
-    train_recall,
-)
+from blossomrec.experiments.recall_measures import RecallMeasures, as_numbers, max_recall_layer
+from blossomrec.experiments.recall_options import RecallTraining
+from blossomrec.experiments.recall_training import train_recall
 from blossomrec.experiments.selector_candidates import CANDIDATES, build_candidate
 from blossomrec.models import build_model
 from blossomrec.training import train
@@ -48,15 +45,29 @@ class RecallJob:
         model: options of the model that differ.
         training: the task and how it is trained on.
         needs: seconds below which it is not worth beginning.
+        task: name in the line; where it is not given, whether it is the control form.
+        graph: whether a step is replayed as a CUDA graph where that is possible.
     """
 
     candidate: str
     model: dict[str, Any]
     training: RecallTraining
     needs: float = 0.0
+    task: str = ""
+    graph: bool = True
 
     def __str__(self) -> str:
-        return f"{self.candidate} {self.model} {self.training.length} seed {self.training.seed}"
+        options = self.model | self._training_options()
+        return f"{self.candidate} {options} {self.training.length} seed {self.training.seed}"
+
+    def _training_options(self) -> dict[str, Any]:
+        """What of the training is not as it is by default, but for what the line has anyway."""
+        known = {"length", "seed", "seconds", "control"}
+        return {
+            each.name: getattr(self.training, each.name)
+            for each in dataclasses.fields(self.training)
+            if each.name not in known and getattr(self.training, each.name) != each.default
+        }
 
     def run(self, device: torch.device, seconds: float) -> list[dict[str, Any]]:
         """The line; after ``seconds`` the training is stopped and measured as it is."""
@@ -74,17 +85,19 @@ class RecallJob:
         def report(line: str) -> None:
             print(f"{self}: {line}", flush=True)
 
-        trained = train_recall(model, training, device=device, report=report)
+        graph = self.graph and CANDIDATES[self.candidate].graph and _have_kernels(config, device)
+        trained = train_recall(model, training, device=device, graph=graph, report=report)
         measures = trained.measures
         layer = max_recall_layer(measures)
         line = {
-            "task": "recall-control" if training.control else "recall",
+            "task": self.task or ("recall-control" if training.control else "recall"),
             "candidate": self.candidate,
             "seed": training.seed,
             "n": config.top_n,
             "block_size": config.block_size,
             "layers": config.layers,
             "options": self.model,
+            "training": self._training_options(),
             "length": measures.length,
             "distance": training.distance,
             "recall_at_n": None if layer is None else round(measures.recall[layer], 4),
@@ -96,9 +109,20 @@ class RecallJob:
                 str(length): {part: float(f"{norm:.3g}") for part, norm in norms.items()}
                 for length, norms in trained.gradient_norms.items()
             },
+            "course": [list(dataclasses.astuple(each)) for each in trained.course],
             "seconds": round(time.monotonic() - began, 1),
         }
         return [line | provenance(device)]
+
+
+def _have_kernels(config: ModelConfig, device: torch.device) -> bool:
+    """Whether there are kernels for these sizes: what stands in for them waits for the GPU."""
+    head_dim = config.hidden_size // config.heads
+    q, k = (
+        torch.empty(1, heads, head_dim, dtype=torch.bfloat16, device=device)
+        for heads in (config.heads, config.kv_heads)
+    )
+    return kernels_take(q, k, config.block_size)
 
 
 def _shares(measures: RecallMeasures, layer: int | None) -> dict[str, float | None]:

@@ -32,11 +32,15 @@ def draw_kernel(
     PLACES: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """One program draws one run: a row, then ``count`` of the rows of its history."""
+    """One program draws one run: a row, then ``count`` of the rows of its history.
+
+    Draws are stratified: the i-th of n is from the i-th of n equal parts.
+    """
     run = tl.program_id(0)
     usable = entries_below(rows, candidates, tl.zeros([], tl.int64) + events, STEPS)
     drawn += run * (count + 1)
-    row = tl.load(rows + (tl.load(drawn) * usable).to(tl.int64))
+    share = (tl.load(drawn).to(tl.float64) + run) / tl.num_programs(0)
+    row = tl.load(rows + (share * usable).to(tl.int64))
     history = entries_below(cu_seqlens + 1, histories, row + 1, STEPS)
     start = tl.load(cu_seqlens + history).to(tl.int64)
     end = tl.load(cu_seqlens + history + 1).to(tl.int64)
@@ -45,8 +49,9 @@ def draw_kernel(
     edges = entries_below(rows, candidates, tl.where(side == 0, start, end), STEPS)
     low, high = tl.min(edges, 0), tl.max(edges, 0)
     place = tl.arange(0, PLACES)
-    share = tl.load(drawn + 1 + place, mask=place < count, other=0.0)
-    lesson = tl.load(rows + low + (share * (high - low)).to(tl.int64))
+    shares = tl.load(drawn + 1 + place, mask=place < count, other=0.0).to(tl.float64)
+    shares = (shares + place) / count
+    lesson = tl.load(rows + low + (shares * (high - low)).to(tl.int64), mask=place < count)
     target = run * count + place
     tl.store(lessons + target, lesson, mask=place < count)
     tl.store(owns + target, (lesson - start) // S, mask=place < count)
@@ -88,7 +93,8 @@ def draw_lessons(
         events: T.
         block_size: events in a block.
     """
-    drawn = torch.rand(runs, count + 1, device=rows.device, dtype=torch.float64)
+    # Of 32 bits, they cannot be rounded up to the next stratum.
+    drawn = torch.rand(runs, count + 1, device=rows.device)
     of_lessons, of_runs = rows.new_empty(3, runs, count), rows.new_empty(2, runs)
     lessons = Lessons(*of_lessons.unbind(), *of_runs.unbind())
     draw_kernel[(runs,)](

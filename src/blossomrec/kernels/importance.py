@@ -147,6 +147,7 @@ def key_gradients_kernel(
     slopes,
     means,
     numbers,
+    starts,
     firsts,
     grad,
     result,
@@ -164,9 +165,10 @@ def key_gradients_kernel(
 ):
     """One program takes a tile of blocks of a history, at its first run, and all runs over it."""
     run, group = tl.program_id(0), tl.program_id(2)
-    first = tl.load(firsts + run)
+    # A history without a complete block has its first block's place in common with the next one.
+    start, first = tl.load(starts + run), tl.load(firsts + run)
     earlier = tl.arange(0, RUNS)
-    same = tl.load(firsts + earlier, mask=earlier < run, other=-1) == first
+    same = tl.load(starts + earlier, mask=earlier < run, other=-1) == start
     if tl.sum(same.to(tl.int32), 0) > 0:
         return
     place, column = tl.arange(0, PLACES)[:, None], tl.arange(0, D_BLOCK)[None]
@@ -175,7 +177,7 @@ def key_gradients_kernel(
     inside = (place < count) & (block < blocks)[None]
     total = tl.zeros([BLOCKS, D_BLOCK], tl.float32)
     for other in range(run, runs):
-        if tl.load(firsts + other) == first:
+        if tl.load(starts + other) == start:
             lesson = other * count + place
             source = (lesson.to(tl.int64) * G + group) * blocks + block[None]
             slope = tl.load(slopes + source, mask=inside, other=0.0)
@@ -277,6 +279,7 @@ class _LessonsLoss(torch.autograd.Function):
             slopes,
             means,
             lessons.numbers,
+            lessons.starts,
             lessons.firsts,
             grad,
             result,
