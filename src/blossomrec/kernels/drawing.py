@@ -50,8 +50,8 @@ def draw_kernel(
     low, high = tl.min(edges, 0), tl.max(edges, 0)
     place = tl.arange(0, PLACES)
     shares = tl.load(drawn + 1 + place, mask=place < count, other=0.0).to(tl.float64)
-    offset = ((shares + place) / count * (high - low)).to(tl.int64)
-    lesson = tl.load(rows + low + offset, mask=place < count, other=0)
+    shares = (shares + place) / count
+    lesson = tl.load(rows + low + (shares * (high - low)).to(tl.int64), mask=place < count)
     target = run * count + place
     tl.store(lessons + target, lesson, mask=place < count)
     tl.store(owns + target, (lesson - start) // S, mask=place < count)
