@@ -8,36 +8,49 @@ from typing import Any
 
 from tables import Line, read, table
 
+# Trainings of this task and commit were another way, and their lines do not say so.
+UNSAID = {("recall", "4e1ab39"): {"last_steps": 6_000, "lessons": "with replacement"}}
+
 
 def newest(*key: str) -> list[Line]:
     """Of the lines on selectors with the same values at ``key`` the last one, in order."""
     found: dict[str, Line] = {}
     for line in read("selector.jsonl"):
+        line = line | {"training": _training(line)}
         same = json.dumps([line.get(name) for name in key], sort_keys=True)
         found.pop(same, None)
         found[same] = line
     return list(found.values())
 
 
+def _training(line: Line) -> dict[str, Any]:
+    """What was another way to train at the last length, where such are compared."""
+    if line["task"] not in ("recall", "recall-drift") or line.get("length") != 8_192:
+        return {}
+    return line.get("training", UNSAID.get((line["task"], line.get("commit")), {}))
+
+
 def recall_lines(task: str, distance: str) -> list[Line]:
     """Trainings on associative recall with answers at one range of distances, by seed."""
-    lines = newest("task", "candidate", "seed", "options", "length", "distance")
+    lines = newest("task", "candidate", "seed", "options", "training", "length", "distance")
     chosen = [line for line in lines if line["task"] == task and line.get("distance") == distance]
     return sorted(chosen, key=lambda line: line["seed"])
 
 
 def recall(task: str, distance: str) -> str:
-    """Recall and accuracy of each candidate on associative recall, seed by seed."""
+    """Recall and accuracy of each candidate, trained as by default, seed by seed."""
     groups: dict[tuple, list[Line]] = {}
     for line in recall_lines(task, distance):
+        if line["training"]:
+            continue
         key = (-line["length"], line["candidate"], _variant(line["options"]))
         groups.setdefault(key, []).append(line)
     rows = [
         [
             ", ".join(filter(None, (name, variant))),
             f"{-length:,}",
-            _each(line["metrics"]["accuracy"] for line in lines),
-            _each(line["recall_at_n"] for line in lines),
+            _each((line["metrics"]["accuracy"] for line in lines), digits=3),
+            _each((line["recall_at_n"] for line in lines), digits=3),
             _each(line["metrics"].get("recall_any_head") for line in lines),
             _each(line["mass_covered"] for line in lines),
             _each(line["mass_best"] for line in lines),
@@ -77,31 +90,41 @@ def sizes() -> str:
 
 def drift() -> str:
     """Ways to train at the last length, with the course of recall there."""
-    lines = newest("task", "candidate", "seed", "options", "training", "length")
+    lines = [
+        line
+        for line in newest("task", "candidate", "seed", "options", "training", "length", "distance")
+        if (line["task"] == "recall-drift" or (line["task"] == "recall" and line["training"]))
+        and line["length"] == 8_192
+    ]
     rows = [
         [
             line["candidate"],
-            _changed(line["training"] | line["options"]),
-            f"{line['metrics']['accuracy']:.3f}",
-            f"{line['recall_at_n']:.3f}",
-            f"{line['mass_covered']:.3f}",
-            _each(recall for _, length, _, recall in line["course"] if length == 8_192),
+            _changed(line),
+            str(line["seed"]),
+            *(
+                _each([value], digits=3)
+                for value in (
+                    line["metrics"]["accuracy"],
+                    line["recall_at_n"],
+                    line["mass_covered"],
+                )
+            ),
+            _each(recall for _, length, _, recall in line.get("course", []) if length == 8_192),
             _steps([line]),
         ]
         for line in lines
-        if line["task"] == "recall-drift" and line["length"] == 8_192
     ]
-    rows.sort(key=lambda row: row[:2])
-    header = ["candidate", "changed", "accuracy", "recall@n", "mass covered"]
+    rows.sort(key=lambda row: row[:3])
+    header = ["candidate", "changed", "seed", "accuracy", "recall@n", "mass covered"]
     return table([*header, "recall@n every 500 steps", "steps"], rows)
 
 
-def _changed(options: dict[str, Any]) -> str:
-    """Options in words, but for what all these trainings have."""
+def _changed(line: Line) -> str:
+    """How a training differs, in words, but for what all those on ways to train have."""
     return ", ".join(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in options.items()
-        if name != "stage_steps"
+        for name, value in (line["training"] | line["options"]).items()
+        if name != "stage_steps" and (name != "lessons" or line["candidate"] != "full")
     )
 
 
@@ -109,9 +132,10 @@ def gradients() -> str:
     """Norm of the gradient of each part at the end of each stage of a training."""
     lines = [
         line
-        for line in newest("task", "candidate", "seed", "options", "length", "distance")
-        if line["task"] == "recall"
+        for line in newest("task", "candidate", "seed", "options", "training", "length", "distance")
+        if line["task"] in ("recall", "recall-drift")
         and (line["candidate"], line["seed"], _variant(line["options"])) == ("mlp", 0, "")
+        and not _changed(line | {"options": {}})
         and "gradient_norms" in line
     ]
     norms = max(lines, key=lambda line: line["length"])["gradient_norms"]
@@ -122,8 +146,8 @@ def gradients() -> str:
     return table(["part", *(f"{int(length):,}" for length in norms)], rows)
 
 
-def _each(values: Iterable[float | None]) -> str:
-    return " ".join("" if value is None else f"{value:.2f}" for value in values)
+def _each(values: Iterable[float | None], digits: int = 2) -> str:
+    return " ".join("" if value is None else f"{value:.{digits}f}" for value in values)
 
 
 def _steps(lines: Iterable[Line]) -> str:
@@ -138,23 +162,30 @@ def _variant(options: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in options.items() if name not in hidden)
 
 
-def log_lines() -> dict[tuple[str, int, str], dict[str, Any]]:
-    """Metrics on real histories by data set, seed and candidate, pairs of candidates included."""
-    return {
-        (line["task"], line["seed"], line["candidate"]): line["metrics"]
-        | {"covered": line.get("mass_covered"), "best": line.get("mass_best")}
-        for line in newest("task", "candidate", "seed", "options")
+def log_lines() -> list[Line]:
+    """Lines on real histories, pairs of candidates included."""
+    return [
+        line
+        for line in read("selector.jsonl")
         if "ndcg@10" in line["metrics"] and not line.get("options")
-    }
+    ]
 
 
 def coverage(long: bool) -> str:
     """What selected blocks cover of the attention in trained models, beside accuracy."""
-    found = log_lines()
-    if long:
-        found = {
-            key: each["long_histories"] for key, each in found.items() if "long_histories" in each
-        }
+    measured: dict[tuple, Line] = {}
+    differences: dict[tuple, Line] = {}
+    for line in log_lines():
+        metrics = {"covered": line.get("mass_covered"), "best": line.get("mass_best")}
+        metrics |= line["metrics"]
+        metrics = metrics.get("long_histories") if long else metrics
+        if metrics is None:
+            continue
+        metrics = metrics | {"commit": line.get("commit")}
+        if "ratio" in metrics:
+            measured[line["task"], line["candidate"], line["seed"]] = metrics
+        differences[line["task"], line["candidate"], line["seed"], metrics["commit"]] = metrics
+    # A difference belongs to the training that it stands beside: to that of the same commit.
     rows = [
         [
             task,
@@ -165,10 +196,9 @@ def coverage(long: bool) -> str:
             f"{metrics['random']:.3f}",
             "{:.3f} ({:.3f} to {:.3f})".format(*metrics["ratio"]),
             f"{metrics['ndcg@10']:.4f}",
-            _interval(found.get((task, seed, f"{name} - full"))),
+            _interval(differences.get((task, f"{name} - full", seed, metrics["commit"]))),
         ]
-        for (task, seed, name), metrics in sorted(found.items())
-        if "ratio" in metrics
+        for (task, name, seed), metrics in sorted(measured.items())
     ]
     header = ["data", "selector", "seed", "covered", "best 4", "random 4", "covered / best"]
     return table([*header, "NDCG@10", "less dense"], rows)
@@ -176,10 +206,14 @@ def coverage(long: bool) -> str:
 
 def pooling() -> str:
     """Mean pooling less the perceptron on real histories."""
+    found = {
+        (line["task"], line["seed"]): line["metrics"]
+        for line in log_lines()
+        if line["candidate"] == "mean - mlp"
+    }
     rows = [
         [task, str(seed), _interval(metrics), _interval(metrics.get("long_histories"))]
-        for (task, seed, name), metrics in sorted(log_lines().items())
-        if name == "mean - mlp"
+        for (task, seed), metrics in sorted(found.items())
     ]
     return table(["data", "seed", "all users", "200 and more events"], rows)
 
@@ -192,23 +226,22 @@ def _interval(metrics: dict[str, Any] | None) -> str:
 
 
 def teaching_cost() -> str:
-    """Time of a training step and of encoding."""
+    """Time of a training step and of encoding, beside mean pooling's."""
     lines = [line for line in newest("task", "candidate", "length") if line["task"] == "cost"]
-    least = {
-        line["length"]: line["metrics"]["training_ms"]
-        for line in lines
-        if line["candidate"] == "mean-untaught"
-    }
+    steps = {(line["length"], line["candidate"]): line["metrics"]["training_ms"] for line in lines}
     rows = [
         [
             line["candidate"],
             "GPU" if "NVIDIA" in line["hardware"] else "CPU",
             f"{line['length']:,}",
             f"{line['metrics']['training_ms']:.1f}",
-            f"{line['metrics']['training_ms'] / least[line['length']]:.2f}",
+            *(
+                f"{line['metrics']['training_ms'] / steps[line['length'], mean]:.2f}"
+                for mean in ("mean-untaught", "mean")
+            ),
             f"{line['metrics']['encoding_ms']:.1f}",
         ]
         for line in sorted(lines, key=lambda line: -line["length"])
     ]
-    header = ["candidate", "device", "length", "training step, ms", "over the first"]
-    return table([*header, "encoding, ms"], rows)
+    header = ["candidate", "device", "length", "training step, ms"]
+    return table([*header, "over mean-untaught", "over mean", "encoding, ms"], rows)

@@ -51,8 +51,8 @@ def test_the_last_line_of_a_seed_counts(tables, monkeypatch):
     monkeypatch.setattr(tables, "read", lambda name: lines)
     found = cells(tables.recall("recall", "2866-5734"))
     assert [row[:3] + row[-1:] for row in found] == [
-        ["mlp", "8,192", "0.22 0.33", "100 100 (cut)"],
-        ["mlp, layers 1", "8,192", "0.44", "100"],
+        ["mlp", "8,192", "0.220 0.330", "100 100 (cut)"],
+        ["mlp, layers 1", "8,192", "0.440", "100"],
     ]
 
 
@@ -113,6 +113,39 @@ def test_ways_to_train_stand_beside_each_other(tables, monkeypatch):
     ]
     monkeypatch.setattr(tables, "read", lambda name: lines)
     assert cells(tables.drift()) == [
-        ["mlp", "", "0.500", "0.500", "0.800", "0.40 0.60", "100"],
-        ["mlp", "learning_rate 0.001", "0.500", "0.500", "0.900", "0.40 0.60", "100"],
+        ["mlp", "", "0", "0.500", "0.500", "0.800", "0.40 0.60", "100"],
+        ["mlp", "learning_rate 0.001", "0", "0.500", "0.500", "0.900", "0.40 0.60", "100"],
     ]
+
+
+def test_another_way_to_train_replaces_no_training_of_the_default(tables, monkeypatch):
+    unsaid = {"last_steps": 6_000, "lessons": "twice"}
+    monkeypatch.setattr(tables, "UNSAID", {("recall", "abc"): unsaid})
+    lines = [
+        line(accuracy=0.1, mass_covered=0.9),
+        line(accuracy=0.2, training={"stage_steps": 600}, finished=False),
+        line(accuracy=0.3, commit="abc"),
+        line("full", accuracy=0.4, commit="abc", recall_at_n=None),
+    ]
+    monkeypatch.setattr(tables, "read", lambda name: lines)
+    assert [row[2] for row in cells(tables.recall("recall", "2866-5734"))] == ["0.100"]
+    assert cells(tables.drift()) == [
+        ["full", "last_steps 6000", "0", "0.400", "", "", "", "100"],
+        ["mlp", "", "0", "0.200", "0.200", "", "", "100 (cut)"],
+        ["mlp", "last_steps 6000, lessons twice", "0", "0.300", "0.300", "", "", "100"],
+    ]
+
+
+def test_a_difference_is_that_of_the_training_beside_it(tables, monkeypatch):
+    def measured(candidate, metrics, commit):
+        line = {"task": "log", "candidate": candidate, "seed": 0, "metrics": metrics}
+        return line | {"commit": commit, "mass_covered": 0.2, "mass_best": 0.4}
+
+    shares = {"random": 0.1, "ratio": [0.5, 0.4, 0.6], "ndcg@10": 0.3}
+    lines = [
+        measured("mlp", shares, "a"),
+        measured("mlp - full", {"ndcg@10": [0.1, 0.05, 0.15]}, "a"),
+        measured("mlp - full", {"ndcg@10": [0.2, 0.15, 0.25]}, "b"),
+    ]
+    monkeypatch.setattr(tables, "read", lambda name: lines)
+    assert cells(tables.coverage(long=False))[0][-1] == "+0.1000 (+0.0500 to +0.1500)"

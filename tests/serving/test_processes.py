@@ -102,7 +102,8 @@ def test_no_acknowledged_event_is_lost_by_kill_9(run, item_ids, tmp_path):
         user, key = acknowledged[-1]
         before = client.user(user)["length"]
         with pytest.raises(ServerError) as refused:
-            client.append(user, [{"item": item_ids[0], "key": key}] * 2)
+            # One of the two is not what was stored under the key.
+            client.append(user, [{"item": item, "key": key} for item in item_ids[:2]])
         assert refused.value.code == "key_reused"
         assert client.user(user)["length"] == before
         assert len(client.recommend(user, 4, filter_viewed=False)) == 4

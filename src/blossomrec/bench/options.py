@@ -15,6 +15,10 @@ from blossomrec.errors import ConfigError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+# Implementations that know nothing else; their checks are in the type that is measured.
+ONLY_16_BITS = ("cuda",)
+
+
 class Layout(NamedTuple):
     """Query heads, key/value heads, size of a head."""
 
