@@ -1,7 +1,7 @@
 """Tables of time and memory from results/speed.jsonl.
 
-A measurement that was repeated counts as it was measured last, and a table of a GPU has the lines
-of the one measured last: times of two kinds stand in no table together.
+A table has the lines of one device and one commit, those measured last: times of two machines, or
+of two states of the code, stand in no table together.
 """
 
 from __future__ import annotations
@@ -25,24 +25,21 @@ NAMES = {
     "blossom": "Blossom, {}",
     "full": "dense",
 }
-WHICH = (
-    *("bench", "impl", "compress", "length", "tokens", "heads", "kv_heads", "head_dim", "dtype"),
-    *("users", "lessons", "graph", "log"),
-)
 
 
 def lines(bench: str, gpu: bool) -> list[Line]:
-    """Lines of a bench on one kind of device, the last of each measurement, by rising length."""
+    """Lines of a bench on one kind of device, by rising length."""
     found = [
         line
         for line in read("speed.jsonl")
         if line["bench"] == bench and ("NVIDIA" in line["hardware"]) == gpu
     ]
-    if found and gpu:
-        device = found[-1]["hardware"].split(";")[0]
-        found = [line for line in found if line["hardware"].startswith(device)]
-    last = {tuple(line.get(name) for name in WHICH): line for line in found}
-    return sorted(last.values(), key=lambda line: line["length"])
+    last = [
+        line
+        for line in found
+        if all(line[each] == found[-1][each] for each in ("hardware", "commit"))
+    ]
+    return sorted(last, key=lambda line: line["length"])
 
 
 def layout(line: Line) -> tuple[int, int, int]:
