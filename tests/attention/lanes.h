@@ -95,13 +95,6 @@ static inline int from_lane(int x, int lane) {
 }
 static inline float across(float x, int mask) { return from_lane(x, lanes::current ^ mask); }
 static inline int across(int x, int mask) { return from_lane(x, lanes::current ^ mask); }
-static inline bool any_lane(bool x) {
-    const lanes::Given *all = lanes::meet({{x}, {}});
-    bool any = false;
-    for (int i = 0; i < 32; ++i) any |= all[i].words[0] != 0;
-    return any;
-}
-
 static inline float half_of(unsigned word, int which) {
     return number_of((unsigned short)(which ? word >> 16 : word & 0xffff));
 }

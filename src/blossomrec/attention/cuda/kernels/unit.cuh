@@ -144,11 +144,6 @@ INLINE void places_of(int (&place)[2], const Unit &unit, const Tile &at, int gro
             + unit.heads[i];
 }
 
-// Place of an event and head in [T, H].
-INLINE int place_of(const Tile &at, int event, int group, int head) {
-    return (at.start + event) * HEADS + group * R + head;
-}
-
 // Writes a result C whose rows are the numbers of a head, 16 at a time.
 INLINE void store_columns(u16 *row, const float (&c)[4], const Unit &unit, int s) {
     const uint2 numbers = as_rows(c);
