@@ -178,6 +178,20 @@ def test_the_operators_are_registered_in_full():
     torch.library.opcheck(operators.select_blocks, arguments)
 
 
+def test_compiled_as_one_graph():
+    inputs = random_inputs([40, 3], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
+    leaves = inputs.differentiable()
+
+    def loss():
+        out, _ = blossom_attention(*inputs.all(), impl="cuda")
+        return out.float().sin().sum()
+
+    expected = torch.autograd.grad(loss(), leaves)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for value, other in zip(torch.autograd.grad(compiled(), leaves), expected, strict=True):
+        assert relative_error(value, other) < TOLERANCE[H]
+
+
 @pytest.mark.parametrize(
     "sizes, form, message",
     [

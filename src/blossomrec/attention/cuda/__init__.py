@@ -36,16 +36,10 @@ def blossom_attention(
         raise ValueError(f"impl is 'cuda': {reason}; impl='triton' takes more")
     if not len(q):
         return q * gates[..., :1], q.new_empty(0, k.shape[1], top_n, dtype=torch.int32)
-    q, k, v = (_rows(x.to(q.dtype)) for x in (q, k, v))
+    k, v = k.to(q.dtype), v.to(q.dtype)
     chosen = selected
     if chosen is None:
         chosen = select_blocks(q.detach(), block_keys.detach(), cu_seqlens, top_n, causal)
     chosen = cast(Tensor, chosen).to(torch.int32).contiguous()
-    out, _ = attend(q, k, v, gates.contiguous(), chosen, cu_seqlens, window, causal)
+    out, _ = attend(q, k, v, gates, chosen, cu_seqlens, window, causal)
     return out, chosen
-
-
-def _rows(x: Tensor) -> Tensor:
-    """The kernels read rows of heads at any stride, four numbers at a time."""
-    aligned = x.stride(-1) == 1 and not any(stride % 4 for stride in x.stride()[:2])
-    return x if aligned and x.data_ptr() % 8 == 0 else x.contiguous()

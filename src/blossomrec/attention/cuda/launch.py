@@ -34,9 +34,15 @@ RESIDENT = {
 }
 
 
-@cache
+# While a graph is traced the answer is looked up, not traced itself.
+@torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether kernels can be compiled and loaded: it takes an Ampere GPU or newer, and NVRTC."""
+    return _available()
+
+
+@cache
+def _available() -> bool:
     if torch.version.cuda is None or torch.cuda.get_device_capability()[0] < 8:
         return False
     try:

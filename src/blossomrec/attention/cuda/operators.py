@@ -29,7 +29,7 @@ def select_blocks(
     q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, top_n: int, causal: bool
 ) -> Tensor:
     """The ``top_n`` most important blocks of each event, int32 [T, G, top_n], see the reference."""
-    total, groups = len(q), block_keys.shape[1]
+    total, groups, q = len(q), block_keys.shape[1], _rows(q)
     exact = block_keys.dtype == torch.bfloat16
     kernels = selection_kernels(q, groups, top_n, causal, 1 if exact else 3)
     keys = block_keys.contiguous()
@@ -69,7 +69,8 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Both paths and the gate: out [T, H, d], and the normalisers [2, T, H] of the softmaxes."""
     total, heads, size = q.shape
-    groups = k.shape[1]
+    groups, gates = k.shape[1], gates.contiguous()
+    q, k, v = map(_rows, (q, k, v))
     table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
     tiles = len(table) * groups
     kernels = attention_kernels(q, groups, selected.shape[2], window, causal, tiles < SHORT_LISTS)
@@ -112,7 +113,8 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and gates."""
     total, _, size = q.shape
-    groups, scale, grad = k.shape[1], _scale(size), grad.contiguous()
+    groups, scale, grad, gates = k.shape[1], _scale(size), grad.contiguous(), gates.contiguous()
+    q, k, v = map(_rows, (q, k, v))
     table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
     tiles = len(table) * groups
     short = tiles < SHORT_LISTS
@@ -182,6 +184,12 @@ def _packed(kernels: Attention, k: Tensor, v: Tensor, table: Tensor, *, transpos
     packed = k.new_empty(len(table), groups, 2, BLOCK_SIZE, size)
     kernels.pack_blocks(len(table) * groups, k, v, table, packed, *_strides(k, v), int(transposed))
     return packed
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The kernels read rows of heads at any stride, four numbers at a time."""
+    aligned = x.stride(-1) == 1 and not any(stride % 4 for stride in x.stride()[:2])
+    return x if aligned and x.data_ptr() % 8 == 0 else x.contiguous()
 
 
 def _strides(*rows: Tensor) -> list[int]:
