@@ -7,12 +7,12 @@ from inputs import AWKWARD
 pytest.importorskip("triton")
 
 from blossomrec.attention.geometry import (
-    InverseLists,
     Pattern,
     tile_table,
 )
 from blossomrec.attention.packing import block_rows
 from blossomrec.attention.pattern import distances
+from blossomrec.attention.triton.inverse_lists import InverseLists
 
 LENGTHS = [0, *AWKWARD, 0, 2]
 

@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention.native.library import Problem, library
+from blossomrec.attention.operator import operator
 
 
-@torch.library.custom_op("blossomrec::native_select_blocks", mutates_args=(), device_types="cpu")
+def _empty_select_blocks(q, block_keys, cu_seqlens, block_size, top_n, causal):
+    return q.new_empty(len(q), block_keys.shape[1], top_n, dtype=torch.int32)
+
+
+@operator(_empty_select_blocks)
 def select_blocks(
     q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, block_size: int, top_n: int, causal: bool
 ) -> Tensor:
@@ -26,12 +31,11 @@ def select_blocks(
     return selected
 
 
-@select_blocks.register_fake
-def _(q, block_keys, cu_seqlens, block_size, top_n, causal):
-    return q.new_empty(len(q), block_keys.shape[1], top_n, dtype=torch.int32)
+def _empty_attend(q, k, v, gates, selected, cu_seqlens, block_size, window, sinks, causal):
+    return q.new_empty(q.shape), q.new_empty(2, *q.shape[:2])
 
 
-@torch.library.custom_op("blossomrec::native_attend", mutates_args=(), device_types="cpu")
+@operator(_empty_attend)
 def attend(
     q: Tensor,
     k: Tensor,
@@ -53,12 +57,11 @@ def attend(
     return out, normalisers
 
 
-@attend.register_fake
-def _(q, k, v, gates, selected, cu_seqlens, block_size, window, sinks, causal):
-    return q.new_empty(q.shape), q.new_empty(2, *q.shape[:2])
+def _empty_attend_backward(grad, q, k, v, gates, *others):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v, gates))
 
 
-@torch.library.custom_op("blossomrec::native_attend_backward", mutates_args=(), device_types="cpu")
+@operator(_empty_attend_backward)
 def attend_backward(
     grad: Tensor,
     q: Tensor,
@@ -83,11 +86,6 @@ def attend_backward(
     return grad_q, grad_k, grad_v, grad_gates
 
 
-@attend_backward.register_fake
-def _(grad, q, k, v, gates, *others):
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, gates))
-
-
 def _save(ctx, inputs, output) -> None:
     *tensors, block_size, window, sinks, causal = inputs
     ctx.save_for_backward(*tensors, output[1])
@@ -102,7 +100,7 @@ def _differentiate(ctx, grad, _):
     return *gradients, *(None,) * 6
 
 
-attend.register_autograd(_differentiate, setup_context=_save)
+torch.library.register_autograd("blossomrec::native_attend", _differentiate, setup_context=_save)
 
 
 def _run(

@@ -10,11 +10,12 @@ import torch
 import triton
 from torch import Tensor
 
-from blossomrec.attention.geometry import InverseLists, Pattern, tile_table
+from blossomrec.attention.geometry import Pattern, tile_table
 from blossomrec.attention.operator import operator
 from blossomrec.attention.triton.backward_keys import backward_keys_kernel
 from blossomrec.attention.triton.backward_queries import backward_queries_kernel
 from blossomrec.attention.triton.forward import forward_kernel
+from blossomrec.attention.triton.inverse_lists import InverseLists
 from blossomrec.attention.triton.launch import launch_for
 from blossomrec.attention.triton.partial_sums import SPAN, list_sums_kernel, sink_sums_kernel
 from blossomrec.attention.triton.selection import selection_kernel
