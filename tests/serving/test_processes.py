@@ -122,7 +122,8 @@ def test_signals_under_load(tiny_log, item_ids, tmp_path):
             server.signal(signal.SIGHUP)
             until(lambda: client.ready()["model"] != versions[0])
             versions.append(client.ready()["model"])
-            assert metric(metrics(server.url), TAKEN) == 1
+            # Counted once all is done, which is after the new model has begun to answer.
+            until(lambda: metric(metrics(server.url), TAKEN) == 1)
             (run / "model.safetensors").write_bytes(b"junk")
             server.signal(signal.SIGHUP)
             until(lambda: metric(metrics(server.url), REFUSED) == 1)
