@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 10.0
+# Seconds; much, since other tests keep the processors busy.
+PATIENCE = 30.0
 FLAGS = (
     "--headless=new",
     # Tests run as root in containers, where its sandbox does not start.
@@ -146,8 +147,12 @@ class Browser:
         return value
 
     def open(self, url: str) -> None:
+        """Load a page, also the one that is there, until it says that nothing of it is missing."""
+        self.evaluate("window.left = true")
         self.call("Page.navigate", url=url)
-        self.until(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
+        here = f"!window.left && location.href === {json.dumps(url)}"
+        self.until(f"{here} && document.readyState === 'complete'")
+        self.until("document.querySelector('[aria-busy=true]') === null")
 
     def size(self, width: int, height: int, *, phone: bool = False) -> None:
         self.call(
@@ -187,12 +192,14 @@ class Browser:
         self.type(text)
 
     def click(self, selector: str) -> None:
-        """Click with the mouse in the middle of an element."""
-        place = self.evaluate(
+        """Click with the mouse in the middle of an element, once a click there would meet it."""
+        place = self.until(
             f"(() => {{ const found = document.querySelector({json.dumps(selector)}); "
+            "if (found === null) return null; "
             "found.scrollIntoView({block: 'center', behavior: 'instant'}); "
             "const box = found.getBoundingClientRect(); "
-            "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+            "const place = [box.x + box.width / 2, box.y + box.height / 2]; "
+            "return found.contains(document.elementFromPoint(...place)) ? place : null; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call(

@@ -204,7 +204,7 @@ function listen() {
   on("access", () => {
     useToken(byId("token").value);
     say("The token is used from now on.");
-    begin();
+    begin(byId("user").value.trim());
   });
   listenToTimeline();
   listenToUsers(showUser, (error) => fail(error, null));
@@ -215,11 +215,10 @@ function showUser(id) {
   return show({ user_id: id });
 }
 
-// The users, and the history of the one whose id is there already.
-async function begin() {
+// The users, and the history of the one who was asked for already, "" for nobody.
+async function begin(user) {
   try {
     await listUsers();
-    const user = byId("user").value.trim();
     if (user) await showUser(user);
   } catch (error) {
     fail(error, null);
@@ -227,14 +226,14 @@ async function begin() {
 }
 
 async function greet() {
+  const user = new URLSearchParams(location.search).get("user") ?? "";
+  if (user) byId("user").value = user;
   try {
     const { model, items: count, max_len: longest } = await ask("readyz");
     byId("model").textContent =
       `blossomrec, model ${model}: ${number(count)} items, ` +
       `sees the last ${number(longest)} events of a history`;
-    const user = new URLSearchParams(location.search).get("user");
-    if (user) byId("user").value = user;
-    await begin();
+    await begin(user.trim());
   } catch (error) {
     fail(error, null);
   }

@@ -18,8 +18,17 @@ export function listenToUsers(choose, fail) {
 
 export async function listUsers() {
   const mine = ++turn;
-  const answer = await ask(`v1/users?most=${MOST}`);
-  if (mine !== turn) return;
+  const list = byId("latest");
+  list.setAttribute("aria-busy", "true");
+  try {
+    const answer = await ask(`v1/users?most=${MOST}`);
+    if (mine === turn) draw(answer);
+  } finally {
+    if (mine === turn) list.removeAttribute("aria-busy");
+  }
+}
+
+function draw(answer) {
   byId("users").replaceChildren(...answer.users.map(line));
   const words = answer.users.length ? "Or one who had events last:" : "No user has events yet.";
   byId("users-note").textContent = words;
@@ -34,6 +43,7 @@ export function markUser(id) {
 
 async function more() {
   const mine = ++turn;
+  byId("latest").removeAttribute("aria-busy");
   const answer = await ask(`v1/users?most=${MOST}&before=${next}`);
   if (mine !== turn) return;
   const lines = answer.users.map(line);
