@@ -33,13 +33,15 @@ def test_exceptions_come_out_where_they_happened():
     assert not threads()
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("taken", [1, 3])
-def test_closing_ends_the_thread_of_an_endless_source(taken):
+def test_closing_ends_the_thread_of_an_endless_source(taken, depth):
     def source():
         while True:
             yield 0
 
-    elements = prefetch(source())
+    elements = prefetch(source(), depth)
     for _ in range(taken):
         next(elements)
     assert len(threads()) == 1

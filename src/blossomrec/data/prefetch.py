@@ -36,8 +36,10 @@ def prefetch(source: Iterator[T], depth: int = 2) -> Generator[T]:
             raise entry.error
     finally:
         closed.set()
-        _drain(ahead)
-        thread.join()
+        while thread.is_alive():
+            # Whatever the thread still puts has room, so that it comes to its end.
+            _drain(ahead)
+            thread.join(0.01)
 
 
 def _produce(source: Iterator[T], ahead: queue.Queue[Any], closed: threading.Event) -> None:
@@ -46,10 +48,10 @@ def _produce(source: Iterator[T], ahead: queue.Queue[Any], closed: threading.Eve
         for element in source:
             ahead.put(element)
             if closed.is_set():
-                break
+                # The consumer has emptied the queue and reads no end.
+                return
     except BaseException as error:
         end = _End(error)
-    # A closed consumer has emptied the queue, so that this never blocks for good.
     ahead.put(end)
 
 
