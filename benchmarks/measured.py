@@ -1,9 +1,10 @@
-"""Fill the tables of README.md and docs/ from the lines in results/.
+"""Fill the tables of README.md and docs/, and draw the pictures, from the lines in results/.
 
     python benchmarks/measured.py            # write them
     python benchmarks/measured.py --check    # fail where one is out of date
 
-A table stands between ``<!-- measured: NAME -->`` and ``<!-- end -->``.
+A table stands between ``<!-- measured: NAME -->`` and ``<!-- end -->``. A picture is drawn again
+where its description says that it is of other lines.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import selector_tables
 import speed_tables
 from tables import ROOT, Line, read, table
 
+from blossomrec.bench.plots import draw, fingerprint
+
 PAGES = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving")),
 )
+IMAGES = ROOT / "docs" / "images"
 SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -218,6 +222,14 @@ def main() -> int:
             print(f"{page} is out of date: run  make docs")
             return 1
         page.write_text(filled(text))
+    for name, (bench, lines) in speed_tables.PICTURES.items():
+        path = IMAGES / f"{name}.svg"
+        if path.exists() and fingerprint(lines(), bench) in path.read_text():
+            continue
+        if check:
+            print(f"{path} is out of date: run  make docs")
+            return 1
+        draw(lines(), bench, path)
     return 0
 
 

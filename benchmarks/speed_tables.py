@@ -1,7 +1,7 @@
-"""Tables of time and memory from results/speed.jsonl.
+"""Tables and pictures of time and memory from results/speed.jsonl.
 
-A table has the lines of one device and one commit, those measured last: times of two machines, or
-of two states of the code, stand in no table together.
+Each has the lines of one device and one commit, those measured last: times of two machines, or
+of two states of the code, never stand together.
 """
 
 from __future__ import annotations
@@ -69,21 +69,30 @@ def attention(gpu: bool) -> str:
     return table([*header, "peak MiB"], rows)
 
 
+def beside_cudnn() -> list[Line]:
+    """Lines of the operation on a GPU, without those that stand beside a ragged batch alone."""
+    measured = lines("attention", gpu=True)
+    lengths = {line["length"] for line in measured if line["impl"] == "cudnn"}
+    return [line for line in measured if line["length"] in lengths]
+
+
+def of_hidden_size(size: int, given: list[Line]) -> list[Line]:
+    return [line for line in given if line["heads"] * line["head_dim"] == size]
+
+
 def speed_up() -> str:
     """Forward and backward of dense attention by cuDNN over that of Blossom, and that over the
     floor; with the published heads.
     """
     ours, fastest = (8, 2, 16), (2, 2, 64)
     rows = []
-    measured = [line for line in lines("attention", gpu=True) if line["length"]]
+    measured = beside_cudnn()
     for length in sorted({line["length"] for line in measured}):
         time = {
             (line["impl"], line["compress"], layout(line)): line["forward_backward_ms"]
             for line in measured
             if line["length"] == length
         }
-        if ("cudnn", "none", ours) not in time:
-            continue  # only beside a ragged batch
         floor = time.get(("floor", "none", ours))
         row = [f"{length:,}"]
         for dense in (ours, fastest):
@@ -185,4 +194,20 @@ TABLES: dict[str, Callable[[], str]] = {
     "training-speed": training,
     "incremental": lambda: incremental(gpu=False),
     "incremental-gpu": lambda: incremental(gpu=True),
+}
+
+
+def as_graphs() -> list[Line]:
+    """Lines of the encoder as CUDA graphs, in the type that training chooses."""
+    return [
+        line for line in lines("encoder", gpu=True) if line["graph"] and line["impl"] != "triton"
+    ]
+
+
+# Files in docs/images/: whose lines they show, and which.
+PICTURES: dict[str, tuple[str, Callable[[], list[Line]]]] = {
+    "speed-attention": ("attention", lambda: of_hidden_size(128, beside_cudnn())),
+    "speed-attention-256": ("attention", lambda: of_hidden_size(256, beside_cudnn())),
+    "speed-encoder": ("encoder", as_graphs),
+    "speed-incremental": ("incremental", lambda: lines("incremental", gpu=False)),
 }

@@ -6,7 +6,7 @@ import torch
 
 from blossomrec.bench import attention, command
 from blossomrec.bench.parity import Check
-from blossomrec.bench.plots import PANELS, curves, draw
+from blossomrec.bench.plots import PANELS, curves, draw, fingerprint
 from blossomrec.cli import main
 from command_line import refuse
 
@@ -29,7 +29,7 @@ def test_lines_are_printed_appended_and_drawn(cli, tmp_path):
     assert all(line["bench"] == "attention" and line["commit"] for line in lines)
     text = plot.read_text()
     ElementTree.fromstring(text)
-    for words in ("torch, mean, 8/2/16", "floor, 4/2/64", "hidden size 256", "peak, MiB"):
+    for words in ("(torch), mean, 8/2/16", "floor, 4/2/64", "hidden size 256", "peak, MiB"):
         assert words in text
     cli(*asked, "--out", out)
     assert len(read(out)) == 24
@@ -108,13 +108,16 @@ def test_curves_rise_by_length_ours_first_the_floor_last():
     ]
     found = curves(lines)
     assert list(found) == [
-        "triton, mean, 8/2/16",
-        "triton, mean, 8/2/16, taught",
+        "Blossom (triton), mean, 8/2/16",
+        "Blossom (triton), mean, 8/2/16, taught",
         "flash, 8/2/16",
         "floor, 8/2/16",
     ]
-    ours = found["triton, mean, 8/2/16"]
+    ours = found["Blossom (triton), mean, 8/2/16"]
     assert [(each["length"], each["peak_mib"]) for each in ours] == [(64, 5.0), (128, 4.0)]
+    graphs = [line("floor", 64, 1.0), line("flash", 64, 2.0, graph=True)]
+    assert list(curves(graphs)) == ["flash, 8/2/16", "floor, 8/2/16"]
+    assert "flash, 8/2/16, graph" in curves([*graphs, line("flash", 64, 2.0)])
 
 
 @pytest.mark.parametrize("bench", PANELS)
@@ -126,9 +129,14 @@ def test_plots_of_lines_with_gaps(bench, tmp_path):
         line("torch", 128, None, "mlp", **fields),
         line("ragged", 0, 3.0, **fields),
     ]
-    draw([each | {"bench": bench} for each in lines], bench, tmp_path / "plot.svg")
+    lines = [each | {"bench": bench} for each in lines]
+    draw(lines, bench, tmp_path / "plot.svg")
     text = (tmp_path / "plot.svg").read_text()
-    assert "torch, mlp" in text and "ragged" not in text
+    assert "(torch), mlp" in text and fingerprint(lines, bench) in text and "ragged" not in text
+    # Lines that are not drawn do not count, those that are do.
+    assert (
+        fingerprint(lines[:2], bench) == fingerprint(lines, bench) != fingerprint(lines[1:], bench)
+    )
     draw([], bench, tmp_path / "empty.svg")
     assert (tmp_path / "empty.svg").exists()
 
