@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 from blossomrec import kernels
 from blossomrec.attention import BlossomAttention
 from blossomrec.config import ModelConfig
+from blossomrec.kernels import feed_forward
 from blossomrec.kernels.dropout import constants
 from blossomrec.kernels.feed_forward import feed_forward_norm
 from blossomrec.kernels.norm import add_norm
@@ -62,8 +63,11 @@ def test_add_norm(rows, size, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("rows, size, inner", [(19, 16, 24), (33, 50, 130), (3, 8, 2_500)])
-def test_feed_forward_norm(rows, size, inner, dtype):
+@pytest.mark.parametrize(
+    "rows, size, inner, chunk", [(19, 16, 24, 8), (33, 50, 130, 100), (3, 8, 2_500, 3)]
+)
+def test_feed_forward_norm(rows, size, inner, chunk, dtype, monkeypatch):
+    monkeypatch.setattr(feed_forward, "CHUNK", chunk)
     parts = [shaken(nn.Linear(size, inner)), shaken(nn.Linear(inner, size))]
     norm = shaken(nn.LayerNorm(size))
     x = draw(rows, size, dtype=dtype).requires_grad_()
@@ -193,3 +197,35 @@ def test_a_layer_under_autocast_keeps_rows_in_16_bits(monkeypatch):
     gradients = torch.autograd.grad(out.float().square().sum(), [x, *layer.inner.parameters()])
     assert {each.dtype for each in gradients} == {torch.float32}
     assert all(each.isfinite().all() for each in gradients)
+
+
+def kept_bytes(config, rows=2_048):
+    """Memory kept for the backward pass of a layer with lessons, its parameters left out."""
+    layer = TransformerLayer(config, causal=True).to(DEVICE)
+    cu_seqlens = torch.tensor([0, rows], dtype=torch.int32, device=DEVICE)
+    x, lessons = draw(rows, config.hidden_size).requires_grad_(), torch.arange(32, device=DEVICE)
+    own = {each.untyped_storage().data_ptr() for each in layer.parameters()}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast(DEVICE, torch.float16),
+    ):
+        layer(x, cu_seqlens, rows, lessons)
+    return sum(size for size, _ in kept.values())
+
+
+def test_windows_of_keys_are_not_kept(monkeypatch):
+    """Pooling by a perceptron keeps no more than by means: its windows are four times the keys."""
+    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    sizes = {"hidden_size": 32, "heads": 4, "kv_heads": 2, "inner_size": 48, "dropout": 0.1}
+    mean, mlp = (kept_bytes(ModelConfig(compress=way, **sizes)) for way in ("mean", "mlp"))
+    keys = 2_048 * 2 * 8 * 2
+    weights = 2 * (256 * 256 + 256 * 8 + 32 * 8 + 256)
+    assert mlp - mean < weights + keys

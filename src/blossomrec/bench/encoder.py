@@ -66,7 +66,7 @@ class Encoder(NamedTuple):
     dtype: torch.dtype
 
     def run(self, lessons: bool) -> list[Tensor]:
-        """Hidden states [T, D] float32, followed by the loss of each layer's lessons."""
+        """Hidden states [T, D] as the layers give them, and the loss of each layer's lessons."""
         # Copied, so that nothing is known of its lengths.
         cu_seqlens = of_one_graph(self.cu_seqlens.clone())
         rows = torch.arange(len(self.x), device=self.x.device) if lessons else None
@@ -76,7 +76,7 @@ class Encoder(NamedTuple):
                 x, attended = layer(x, cu_seqlens, self.length, rows)
                 if attended.selector_loss is not None:
                     losses.append(attended.selector_loss)
-        return [x.float(), *losses]
+        return [x, *losses]
 
     def step(self, lessons: bool) -> tuple[Tensor, ...]:
         """Gradients of the input and all parameters; None where one took no part."""
@@ -194,7 +194,7 @@ def _definition(encoder: Encoder, architecture: Architecture) -> Encoder:
 def _measured(encoder: Encoder) -> list[Tensor]:
     """Hidden states, and the gradient of the input from all of them, without dropout."""
     encoder.layers.eval()
-    hidden = encoder.run(False)[0]
+    hidden = encoder.run(False)[0].float()
     weights = torch.linspace(-1, 1, hidden.shape[-1], device=hidden.device)
     return [hidden, *torch.autograd.grad(hidden, [encoder.x], weights.expand_as(hidden))]
 

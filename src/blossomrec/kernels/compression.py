@@ -72,25 +72,22 @@ def pooled_windows(
 class _PooledWindows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, k, places, inner, bias, outer, starts, numbers, block_size):
-        dtype = compute_dtype(k)
-        ctx.shape, ctx.form, ctx.dtype = k.shape, (block_size, len(places)), k.dtype
-        windows = copy_windows(k, starts, numbers, *ctx.form, places, dtype).flatten(0, 1)
+        dtype, form = compute_dtype(k), (block_size, len(places))
         with torch.autocast(k.device.type, enabled=False):
             inner, outer = inner.to(dtype), outer.to(dtype)
-            hidden = windows @ inner.T
-            if len(hidden):
-                form = _form(hidden)
-                grid = (triton.cdiv(len(hidden), form["ROWS"]), _columns(hidden, form))
-                relu_kernel[grid](hidden, bias, *hidden.shape, **form)
+            _, hidden = _hidden(k, places, inner, bias, starts, numbers, form)
             pooled = hidden @ outer.T
-        ctx.save_for_backward(windows, hidden, inner, outer, starts, numbers)
+        # Windows overlap and are as wide as all their keys: they are made again, not kept.
+        ctx.save_for_backward(k, places, inner, bias, outer, starts, numbers)
+        ctx.form = form
         return pooled.unflatten(0, (-1, k.shape[1]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        windows, hidden, inner, outer, starts, numbers = ctx.saved_tensors
+        k, places, inner, bias, outer, starts, numbers = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
+            windows, hidden = _hidden(k, places, inner, bias, starts, numbers, ctx.form)
             grad = grad.flatten(0, 1).to(outer.dtype)
             grad_hidden = grad @ outer
             form = _form(hidden)
@@ -103,8 +100,27 @@ class _PooledWindows(torch.autograd.Function):
             grad_inner = product(grad_hidden.T, windows)
             grad_outer = product(grad.T, hidden)
         grad_places = grad_windows.sum(0, dtype=grad_inner.dtype).view(ctx.form[1], -1)
-        grad_k = windows_gradient(grad_windows, starts, numbers, ctx.shape, *ctx.form, ctx.dtype)
+        grad_k = windows_gradient(grad_windows, starts, numbers, k.shape, *ctx.form, k.dtype)
         return grad_k, grad_places, grad_inner, sums.sum(0), grad_outer, None, None, None
+
+
+def _hidden(
+    k: Tensor,
+    places: Tensor,
+    inner: Tensor,
+    bias: Tensor,
+    starts: Tensor,
+    numbers: Tensor,
+    form: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Windows of keys and the layer after them, [J * G, window * d] and [J * G, F]."""
+    windows = copy_windows(k, starts, numbers, *form, places, inner.dtype).flatten(0, 1)
+    hidden = windows @ inner.T
+    if len(hidden):
+        tile = _form(hidden)
+        grid = (triton.cdiv(len(hidden), tile["ROWS"]), _columns(hidden, tile))
+        relu_kernel[grid](hidden, bias, *hidden.shape, **tile)
+    return windows, hidden
 
 
 def _form(hidden: Tensor) -> dict[str, int]:

@@ -7,6 +7,8 @@ in a layer, is not kept for the backward pass but made again from the input.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from blossomrec.kernels import PROGRAMS, TILE_ELEMENTS, compute_dtype, norm, product
 from blossomrec.kernels.dropout import draw_seed
+
+# Rows whose hidden layer and its gradient are in memory at a time in the backward pass.
+CHUNK = 65_536
 
 
 @triton.jit
@@ -126,18 +131,30 @@ class _FeedForwardNorm(torch.autograd.Function):
             grad_x, grad_branch, sums = norm.backward(
                 grad, x, branch, outer_bias, ctx.layer_norm, ctx.p, seed
             )
-            given = x.to(inner.dtype)
-            hidden, grad_hidden = given @ inner.T, grad_branch @ outer
-            grad_inner_bias = bias_gelu_backward(hidden, inner_bias, grad_hidden)
-            grad_outer = product(grad_branch.T, hidden)
-            grad_inner = product(grad_hidden.T, given)
-            if grad_x.dtype == inner.dtype:
-                grad_x.addmm_(grad_hidden, inner)
-            else:
-                grad_x += grad_hidden @ inner
+            chunks = zip(*(each.split(CHUNK) for each in (x, grad_branch, grad_x)), strict=True)
+            parts = [_hidden_gradients(*chunk, inner, inner_bias, outer) for chunk in chunks]
+            products = [reduce(torch.add, each) for each in zip(*parts, strict=True)]
         of_norm, of_shift, of_bias = sums.unbind()
-        products = (grad_inner, grad_inner_bias, grad_outer, of_bias)
-        return grad_x, *products, of_norm, of_shift, None, None
+        return grad_x, *products, of_bias, of_norm, of_shift, None, None
+
+
+def _hidden_gradients(
+    x: Tensor,
+    grad_branch: Tensor,
+    grad_x: Tensor,
+    inner: Tensor,
+    inner_bias: Tensor,
+    outer: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of inner weight, its bias and outer weight; that of x is added to ``grad_x``."""
+    x = x.to(inner.dtype)
+    hidden, grad_hidden = x @ inner.T, grad_branch @ outer
+    grad_bias = bias_gelu_backward(hidden, inner_bias, grad_hidden)
+    if grad_x.dtype == inner.dtype:
+        grad_x.addmm_(grad_hidden, inner)
+    else:
+        grad_x += grad_hidden @ inner
+    return product(grad_hidden.T, x), grad_bias, product(grad_branch.T, hidden)
 
 
 def _tile(hidden: Tensor) -> tuple[int, int]:
