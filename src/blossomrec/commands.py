@@ -374,6 +374,7 @@ def reproduce(
     runs: Path = Path("runs/accuracy"),
     datasets: list[str] | None = None,
     models: list[str] | None = None,
+    max_lens: Several[int] | None = None,
     seed: int = 0,
     epochs: int | None = None,
     jobs: int = 1,
@@ -386,6 +387,7 @@ def reproduce(
         runs: where the run folders go; training that was stopped goes on
         datasets: names of data sets, all that are known without it
         models: SASRec, BlossomRec; both without it
+        max_lens: longest histories to compare, in events; a data set's own without it
         seed: of the training
         epochs: most epochs, if other than a data set's own
         jobs: how many train at the same time on the device
@@ -398,6 +400,7 @@ def reproduce(
         out,
         datasets=datasets or tuple(accuracy.DATASETS),
         models=models or tuple(accuracy.MODELS),
+        max_lens=max_lens or (None,),
         seed=seed,
         epochs=epochs,
         jobs=jobs,

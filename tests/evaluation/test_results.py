@@ -25,7 +25,7 @@ def line(tiny_log):
 
 
 def test_a_line_has_exactly_the_fields(line):
-    fields = "dataset model attention seed max_len protocol ranking filter_seen metrics "
+    fields = "dataset model attention seed max_len protocol ranking filter_seen metrics by_length "
     fields += "seconds_per_epoch epochs peak_mib hardware versions commit"
     assert " ".join(line) == fields
     assert line["protocol"] == "leave-one-out"

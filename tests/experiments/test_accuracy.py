@@ -8,12 +8,13 @@ from blossomrec.config import check
 from blossomrec.data.log import EventLog
 from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.experiments import accuracy
+from blossomrec.experiments.accuracy import Case
 from blossomrec.experiments.measure import evaluate_run
 from blossomrec.training import trainer
 from blossomrec.training.run import read_run_config
 
 FIELDS = (
-    "dataset model attention seed max_len protocol ranking filter_seen metrics "
+    "dataset model attention seed max_len protocol ranking filter_seen metrics by_length "
     "seconds_per_epoch epochs peak_mib hardware versions commit"
 )
 TINY = {
@@ -68,7 +69,7 @@ def read(path):
 @pytest.mark.parametrize("dataset", accuracy.DATASETS)
 @pytest.mark.parametrize("model", accuracy.MODELS)
 def test_every_configuration_is_sound(dataset, model):
-    config = accuracy.configure(dataset, model, seed=3)
+    config = Case(dataset, model, seed=3).configure()
     check(config)
     preset = accuracy.DATASETS[dataset]
     assert config.model.max_len == preset.max_len
@@ -78,12 +79,14 @@ def test_every_configuration_is_sound(dataset, model):
     assert config.training.epochs == preset.epochs
     assert config.training.tokens_per_batch == preset.tokens_per_batch
     assert config.evaluation.split == "leave-one-out"
-    assert accuracy.configure(dataset, model, epochs=2).training.epochs == 2
+    assert Case(dataset, model, epochs=2).configure().training.epochs == 2
+    long = Case(dataset, model, max_len=20_000).configure()
+    assert long.model.max_len == long.training.tokens_per_batch == 20_000
 
 
 def test_the_models_differ_in_their_attention_alone():
     for dataset in accuracy.DATASETS:
-        first, second = (accuracy.configure(dataset, name) for name in accuracy.MODELS)
+        first, second = (Case(dataset, name).configure() for name in accuracy.MODELS)
         assert first.training == second.training
         assert first.evaluation == second.evaluation
         options = [vars(config.model) for config in (first, second)]
@@ -98,11 +101,12 @@ def test_the_models_differ_in_their_attention_alone():
         (("ml-1m", "GRU"), {}, ["'GRU'", "SASRec, BlossomRec"]),
         (("ml-1m", "SASRec"), {"epochs": 0}, ["training.epochs is 0"]),
         (("ml-1m", "SASRec"), {"seed": -1}, ["training.seed is -1"]),
+        (("ml-1m", "SASRec"), {"max_len": 1}, ["model.max_len is 1"]),
     ],
 )
 def test_what_is_not_known_is_named(arguments, options, words):
     with pytest.raises(ConfigError) as error:
-        accuracy.configure(*arguments, **options)
+        Case(*arguments, **options).configure()
     assert all(word in str(error.value) for word in words)
 
 
@@ -131,10 +135,19 @@ def test_all_models_on_all_logs_give_a_line_for_each_ranking(tiny, logs, tmp_pat
         assert line["seconds_per_epoch"] > 0 and line["peak_mib"] > 0
         prefix = "" if ranking == "full" else "uni100_"
         assert {f"{prefix}ndcg@10", f"{prefix}hr@10"} <= set(line["metrics"])
-        run = runs / f"{dataset}-{model}-5"
-        measured = evaluate_run(run, logs / dataset, ranking=ranking).metrics
-        assert line["metrics"] == pytest.approx(measured, abs=1e-6)
-        assert read_run_config(run).config == accuracy.configure(dataset, model, seed=5)
+        run = runs / f"{dataset}-{model}-{preset.max_len}-5"
+        measured = evaluate_run(run, logs / dataset, ranking=ranking)
+        assert line["metrics"] == pytest.approx(measured.metrics, abs=1e-6)
+        assert len(line["by_length"]) > 1
+        for part, piece in zip(line["by_length"], measured.slices, strict=True):
+            assert [part[name] for name in ("low", "high", "cases")] == [
+                getattr(piece, name) for name in ("low", "high", "cases")
+            ]
+            names = {f"{prefix}{name}@10" for name in ("hr", "recall", "ndcg", "mrr")}
+            assert names <= set(part["metrics"])
+            for name in part["metrics"]:
+                assert part["metrics"][name] == pytest.approx(piece.metrics[name], abs=1e-6)
+        assert read_run_config(run).config == Case(dataset, model, seed=5).configure()
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 4
     assert any(
@@ -142,8 +155,25 @@ def test_all_models_on_all_logs_give_a_line_for_each_ranking(tiny, logs, tmp_pat
     )
 
 
+def test_lengths_of_histories_are_compared(tiny, logs, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    options = {"datasets": ["one"], "models": ["BlossomRec"], "max_lens": [4, 24]}
+    accuracy.measure_all(logs, tmp_path / "runs", out, **options)
+    lines = [line for line in read(out) if line["ranking"] == "full"]
+    assert [line["max_len"] for line in lines] == [4, 24]
+    # The same users and targets, in the same bins of history, whatever a model sees of it.
+    first, second = ([(part["low"], part["cases"]) for part in x["by_length"]] for x in lines)
+    assert first == second
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {
+        "one-BlossomRec-4-0",
+        "one-BlossomRec-24-0",
+    }
+    assert "one 24 BlossomRec: 1 epochs, " in capsys.readouterr().out
+
+
 def test_training_that_is_done_is_not_done_again(tiny, logs, tmp_path, monkeypatch):
-    arguments = ("one", "BlossomRec", logs, tmp_path / "runs", tmp_path / "out.jsonl", 0, 1, 1)
+    case = Case("one", "BlossomRec", epochs=1)
+    arguments = (case, logs, tmp_path / "runs", tmp_path / "out.jsonl")
     headline = accuracy.measure(*arguments)
     assert headline.startswith("1 epochs, ")
     monkeypatch.setattr(trainer, "device_steps", lambda *_: pytest.fail("trained again"))
@@ -155,7 +185,7 @@ def test_training_that_is_done_is_not_done_again(tiny, logs, tmp_path, monkeypat
 
 def test_jobs_beside_each_other_take_one_thread_each(tiny, logs, tmp_path):
     torch.set_num_threads(2)
-    accuracy.measure("one", "SASRec", logs, tmp_path / "runs", tmp_path / "out.jsonl", 0, None, 2)
+    accuracy.measure(Case("one", "SASRec"), logs, tmp_path / "runs", tmp_path / "out.jsonl", 2)
     assert torch.get_num_threads() == 1
 
 
@@ -192,6 +222,7 @@ def test_failures_come_back_from_real_processes(tmp_path):
         ({"epochs": 0}, "training.epochs is 0"),
         ({"datasets": ["one", "three"]}, "'three' is not known"),
         ({"models": ["GRU"]}, "'GRU' is not known"),
+        ({"max_lens": [50, 1]}, "model.max_len is 1"),
     ],
 )
 def test_nothing_is_begun_where_something_is_wrong(tiny, logs, tmp_path, options, words):

@@ -7,7 +7,7 @@ import torch
 
 from blossomrec import demo
 from blossomrec.config import ModelConfig, RunConfig
-from blossomrec.experiments.accuracy import DATASETS, MODELS, configure
+from blossomrec.experiments.accuracy import DATASETS, MODELS, Case
 from blossomrec.losses import cross_entropy
 from blossomrec.models import build_model
 
@@ -19,7 +19,7 @@ SHIPPED = {
     "bert4rec": ModelConfig(backbone="bert4rec"),
     "gru4rec": ModelConfig(backbone="gru4rec"),
     **{
-        f"{name}, {dataset}": configure(dataset, name).model
+        f"{name}, {dataset}": Case(dataset, name).configure().model
         for dataset in DATASETS
         for name in MODELS
     },

@@ -37,6 +37,10 @@ def result_line(
         seed: of the training.
         seconds_per_epoch, epochs, peak_mib: of the training; None for what is not trained.
         device: where it ran, for ``hardware``.
+
+    Returns:
+        The options given, the protocol, all metrics, those at 10 by length of history too
+        (``by_length``: bounds ``low`` and ``high``, both included, ``cases``), and the provenance.
     """
     return {
         "dataset": dataset,
@@ -47,12 +51,27 @@ def result_line(
         "protocol": evaluation.protocol.split,
         "ranking": evaluation.protocol.ranking,
         "filter_seen": evaluation.protocol.filter_seen,
-        "metrics": {name: round(value, 6) for name, value in evaluation.metrics.items()},
+        "metrics": _rounded(evaluation.metrics),
+        "by_length": [
+            {
+                "low": part.low,
+                "high": part.high,
+                "cases": part.cases,
+                "metrics": _rounded(
+                    {name: part.metrics[name] for name in part.metrics if name.endswith("@10")}
+                ),
+            }
+            for part in evaluation.slices
+        ],
         "seconds_per_epoch": seconds_per_epoch,
         "epochs": epochs,
         "peak_mib": peak_mib,
         **provenance(device),
     }
+
+
+def _rounded(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in metrics.items()}
 
 
 def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:

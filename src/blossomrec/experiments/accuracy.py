@@ -6,6 +6,7 @@ many key/value heads as query heads, as it was published, and BlossomRec two, as
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,6 +33,8 @@ DATASETS = {
     "amazon-video-games": Preset(max_len=50, dropout=0.5, tokens_per_batch=4_096),
     "gowalla": Preset(max_len=50, dropout=0.2, tokens_per_batch=8_192),
     "ml-100k": Preset(max_len=200, dropout=0.5, tokens_per_batch=2_048),
+    "online-retail-2": Preset(max_len=200, dropout=0.2, tokens_per_batch=8_192),
+    "assist2017": Preset(max_len=200, dropout=0.2, tokens_per_batch=8_192),
 }
 MODELS = {
     "SASRec": {"attention": "full", "kv_heads": 8},
@@ -39,23 +42,46 @@ MODELS = {
 }
 
 
-def configure(dataset: str, model: str, *, seed: int = 0, epochs: int | None = None) -> RunConfig:
-    """The configuration of a model on a data set; ConfigError where either or epochs is wrong."""
-    for name, known in ((dataset, DATASETS), (model, MODELS)):
-        if name not in known:
-            raise ConfigError(f"{name!r} is not known: choose from {', '.join(known)}")
-    preset = DATASETS[dataset]
-    config = RunConfig(
-        ModelConfig(max_len=preset.max_len, dropout=preset.dropout, **MODELS[model]),
-        TrainingConfig(
-            tokens_per_batch=preset.tokens_per_batch,
-            epochs=preset.epochs if epochs is None else epochs,
-            seed=seed,
-        ),
-        EvaluationConfig(),
-    )
-    check(config)
-    return config
+@dataclass(frozen=True)
+class Case:
+    """One training: of which model on which data set.
+
+    Attributes:
+        max_len: longest history, in events; None is that of the preset.
+        seed: of the training.
+        epochs: most epochs; None are those of the preset.
+    """
+
+    dataset: str
+    model: str
+    max_len: int | None = None
+    seed: int = 0
+    epochs: int | None = None
+
+    @property
+    def name(self) -> str:
+        length = "" if self.max_len is None else f" {self.max_len:,}"
+        return f"{self.dataset}{length} {self.model}"
+
+    def configure(self) -> RunConfig:
+        """The configuration; ConfigError names what is unknown or out of bounds."""
+        for name, known in ((self.dataset, DATASETS), (self.model, MODELS)):
+            if name not in known:
+                raise ConfigError(f"{name!r} is not known: choose from {', '.join(known)}")
+        preset = DATASETS[self.dataset]
+        max_len = preset.max_len if self.max_len is None else self.max_len
+        config = RunConfig(
+            ModelConfig(max_len=max_len, dropout=preset.dropout, **MODELS[self.model]),
+            TrainingConfig(
+                # A history goes into one batch.
+                tokens_per_batch=max(preset.tokens_per_batch, max_len),
+                epochs=preset.epochs if self.epochs is None else self.epochs,
+                seed=self.seed,
+            ),
+            EvaluationConfig(),
+        )
+        check(config)
+        return config
 
 
 def measure_all(
@@ -65,6 +91,7 @@ def measure_all(
     *,
     datasets: Iterable[str] = tuple(DATASETS),
     models: Iterable[str] = tuple(MODELS),
+    max_lens: Iterable[int | None] = (None,),
     seed: int = 0,
     epochs: int | None = None,
     jobs: int = 1,
@@ -74,7 +101,8 @@ def measure_all(
     Args:
         logs: folder of prepared logs, one for each data set, by its name.
         runs: gets the run folders; training that was stopped goes on.
-        out: JSONL file that gets one line for each model, data set and ranking.
+        out: JSONL file that gets one line for each model, data set, length and ranking.
+        max_lens: longest histories, None for that of the data set's preset.
 
     Raises:
         ConfigError: a data set, a model or a number is wrong; nothing is begun.
@@ -83,18 +111,16 @@ def measure_all(
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}: it must be at least 1")
     # Long ones first, so that none is left alone at the end.
-    models = list(models)[::-1]
-    cases = [(dataset, model) for dataset in datasets for model in models]
-    for dataset, model in cases:
-        configure(dataset, model, seed=seed, epochs=epochs)
+    choices = itertools.product(datasets, max_lens, list(models)[::-1])
+    cases = [Case(dataset, model, length, seed, epochs) for dataset, length, model in choices]
+    for case in cases:
+        case.configure()
     failed = []
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
-        waiting = {
-            pool.submit(measure, *case, logs, runs, out, seed, epochs, jobs): case for case in cases
-        }
+        waiting = {pool.submit(measure, case, logs, runs, out, jobs): case for case in cases}
         for done in as_completed(waiting):
-            name = " ".join(waiting[done])
+            name = waiting[done].name
             try:
                 print(f"{name}: {done.result()}", flush=True)
             except Exception as error:
@@ -104,16 +130,7 @@ def measure_all(
         raise BlossomRecError(f"{len(failed)} of {len(cases)} failed: {'; '.join(failed)}")
 
 
-def measure(
-    dataset: str,
-    name: str,
-    logs: Path,
-    runs: Path,
-    out: Path,
-    seed: int,
-    epochs: int | None,
-    jobs: int,
-) -> str:
+def measure(case: Case, logs: Path, runs: Path, out: Path, jobs: int = 1) -> str:
     """Train and evaluate one model on one data set, append its lines, say its headline."""
     import torch
 
@@ -126,10 +143,10 @@ def measure(
 
     if jobs > 1:
         torch.set_num_threads(1)
-    config = configure(dataset, name, seed=seed, epochs=epochs)
-    log = EventLog.open(logs / dataset)
-    run = runs / f"{dataset}-{name}-{seed}"
-    torch.manual_seed(seed)
+    config = case.configure()
+    log = EventLog.open(logs / case.dataset)
+    run = runs / f"{case.dataset}-{case.model}-{config.model.max_len}-{case.seed}"
+    torch.manual_seed(case.seed)
     model = build_model(config.model, log.num_items)
     split = make_split(log, config.evaluation)
     result = train(model, log, split, config, run, progress=False)
@@ -138,10 +155,10 @@ def measure(
         evaluation = evaluate_run(run, log, ranking=ranking)
         line = result_line(
             evaluation,
-            dataset=dataset,
-            model=name,
+            dataset=case.dataset,
+            model=case.model,
             attention=config.model.attention,
-            seed=seed,
+            seed=case.seed,
             max_len=config.model.max_len,
             seconds_per_epoch=round(result.seconds_per_epoch, 3),
             epochs=result.epochs,
