@@ -21,7 +21,7 @@ NAMES = ("valkey-server", "redis-server")
 # What docs/serving.md tells to start it with, and files in which a word can be looked for.
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 READABLE = ("--rdbcompression", "no")
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def missing() -> str | None:

@@ -31,7 +31,7 @@ from blossomrec.training.run import save_model, write_run_config
 from small_options import MODEL
 
 # Seconds for what must happen, but may take its time on a busy machine.
-WAIT = 30
+WAIT = 120
 BASE = "http://127.0.0.1:8000"
 
 
@@ -96,7 +96,7 @@ class Server:
 
     def idle(self) -> None:
         """Wait until nothing is left to do in the background."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while self.service._engine._background:
             assert time.monotonic() < end
             time.sleep(0.001)

@@ -158,7 +158,7 @@ def test_too_many_open_requests_are_turned_away(run, item_ids, tmp_path, one_thr
 
 
 def test_a_request_is_given_up_in_time(run, item_ids, tmp_path, one_thread):
-    with Server(run, tmp_path / "events.sqlite", timeout=0.3) as server:
+    with Server(run, tmp_path / "events.sqlite", timeout=1.0) as server:
         server.append("anna", item_ids[:3])
         with held(server.service._engine.call):
             answer = server.client.post("/v1/recommend", json={"user_id": "anna"})

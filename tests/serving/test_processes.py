@@ -171,12 +171,12 @@ def test_a_signal_while_a_model_is_read_is_not_lost(caplog):
 
 
 def metrics(url):
-    with urlopen(f"{url}/metrics", timeout=20) as answer:
+    with urlopen(f"{url}/metrics", timeout=60) as answer:
         return answer.read().decode()
 
 
 def until(reached):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not reached():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -182,7 +182,7 @@ def test_no_acknowledged_event_is_lost_when_the_store_is_killed(start, run, item
 
 def test_a_store_that_stands_still_is_given_up_in_time(start, run, item_ids):
     place = start()
-    with Process(run, place.where, "--timeout", "0.5") as server, Client(server.url) as client:
+    with Process(run, place.where, "--timeout", "1.5") as server, Client(server.url) as client:
         client.append("anna", item_ids[:3])
         place.pause(True)
         begun = time.monotonic()
@@ -190,9 +190,9 @@ def test_a_store_that_stands_still_is_given_up_in_time(start, run, item_ids):
             with pytest.raises(ServerError) as refused, Client(server.url, retries=0) as other:
                 getattr(other, name)("anna", given)
             assert (refused.value.status, refused.value.code) == (503, "timeout")
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - begun < 10
         place.pause(False)
-        until(lambda: answered(client), 20)
+        until(lambda: answered(client))
 
 
 def grown(listed, more):
@@ -207,7 +207,7 @@ def answered(client):
         return False
 
 
-def until(reached, seconds=20):
+def until(reached, seconds=60):
     end = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < end
