@@ -60,9 +60,9 @@ def repeat_log(tmp_path_factory) -> EventLog:
     return EventLog.prepare(events, tmp_path_factory.mktemp("repeats") / "log")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def one_thread():
-    """No more cores than other tests, which run beside this one."""
+    """From here on no more cores than other tests, and sums of floats always in the same order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

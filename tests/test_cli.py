@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "wide_terminal")
 
 
 @pytest.fixture(scope="module")
-def place(tiny_events, tmp_path_factory):
+def place(one_thread, tiny_events, tmp_path_factory):
     """A folder with events, their prepared log, and a run that was trained on it. Read only."""
     return prepare_and_train(tiny_events, tmp_path_factory.mktemp("place"))
 

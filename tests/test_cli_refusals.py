@@ -232,6 +232,7 @@ def test_wrong_questions_for_recommendations(refused, place, options, words):
         (["evaluate", "none"], ["none/config.json is missing"]),
         (["evaluate", "popularity"], ["--log is needed to evaluate popularity"]),
         (["evaluate", "none", "--split", "global-time"], ["--split global-time", "baselines"]),
+        (["evaluate", "none", "--last-events", 2], ["--last-events 2", "baselines"]),
         (["recommend", "none", "--history", "1"], ["none/config.json is missing"]),
         (["compare", "none", "none.json"], ["none holds no test-full.json", "evaluate none"]),
         (["compare", "a.json", "b.json"], ["no evaluation in a.json"]),
@@ -271,5 +272,9 @@ def test_evaluations_of_different_cases_are_not_compared(refused, cli, place, tm
     for split in ("leave-one-out", "global-time"):
         out = tmp_path / split
         cli("evaluate", "popularity", "--log", place / "log", "--split", split, "--out", out)
+    several = tmp_path / "several"
+    flags = ["--last-events", 3, "--out", several]
+    cli("evaluate", "popularity", "--log", place / "log", *flags)
     words = ["cannot be compared", "first", "second"]
     refused("compare", tmp_path / "leave-one-out", tmp_path / "global-time", words=words)
+    refused("compare", tmp_path / "leave-one-out", several, words=words)

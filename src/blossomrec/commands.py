@@ -121,6 +121,7 @@ def evaluate(
     ranking: Literal["full", "uni100"] | None = None,
     filter_seen: Literal["auto", "yes", "no"] | None = None,
     split: Literal["leave-one-out", "global-time"] | None = None,
+    last_events: int | None = None,
     ks: tuple[int, ...] | None = None,
     out: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -134,6 +135,7 @@ def evaluate(
         ranking: full ranks among all items, uni100 among 100 sampled ones and is labelled so
         filter_seen: leave items of the history out of the ranking
         split: how a baseline's events are held out; a run keeps the split it was trained with
+        last_events: of a baseline's leave-one-out: events of each user that are tested one by one
         ks: cut-offs of the metrics
         out: folder whose subfolder evaluations gets it; a run's own folder without it
         device: where to compute
@@ -149,9 +151,14 @@ def evaluate(
     if model in BASELINES:
         if log is None:
             raise ConfigError(f"--log is needed to evaluate {model}")
-        measured = evaluate_baseline(model, EventLog.open(log), on=on, split=split, **options)
+        options |= {"split": split, "last_events": last_events}
+        measured = evaluate_baseline(model, EventLog.open(log), on=on, **options)
     elif split is not None:
         raise ConfigError(f"--split {split} is for baselines: {model} keeps the split of its run")
+    elif last_events is not None:
+        raise ConfigError(
+            f"--last-events {last_events} is for baselines: {model} keeps the split of its run"
+        )
     else:
         measured = evaluate_run(model, log, on=on, device=device, **options)
         out = out or Path(model)

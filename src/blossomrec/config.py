@@ -118,6 +118,9 @@ class EvaluationConfig:
     split: Literal["leave-one-out", "global-time"] = option(
         "leave-one-out", "how test events are held out"
     )
+    last_events: int = option(
+        1, "leave-one-out: events of each user's end that are tested, one by one", low=1
+    )
     valid_share: float = option(
         0.1, "global-time: share of events held out for validation", low=0, high=0.5
     )

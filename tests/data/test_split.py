@@ -8,7 +8,7 @@ import pytest
 
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.log import EventLog
-from blossomrec.data.split import Cases, make_split
+from blossomrec.data.split import Cases, make_split, split_name
 from blossomrec.errors import ConfigError, DataError
 
 BY_TIME = EvaluationConfig(split="global-time", valid_share=0.2, test_share=0.3)
@@ -45,6 +45,21 @@ class TestLeaveOneOut:
     def test_histories_too_short(self):
         with pytest.raises(DataError, match="nothing to test on: no user has 3 events"):
             make_split(log_of({"a": [1, 2], "b": [1, 2]}), EvaluationConfig())
+
+    def test_several_events_of_each_user_are_cases_of_their_own(self):
+        log = log_of({"a": list(range(4)), "b": list(range(5)), "c": list(range(7))})
+        config = EvaluationConfig(last_events=2)
+        split = make_split(log, config)
+        assert split_name(config) == "leave-last-2-out"
+        assert split.train_end.tolist() == [4, 1, 3]
+        assert rows(split.valid) == [(1, 1, 2), (1, 2, 3), (2, 3, 4), (2, 4, 5)]
+        assert rows(split.test) == [(1, 3, 4), (1, 4, 5), (2, 5, 6), (2, 6, 7)]
+        with pytest.raises(DataError, match="no user has 9 events or more, as the leave-last-4"):
+            make_split(log, EvaluationConfig(last_events=4))
+
+    def test_what_a_split_is_called(self):
+        assert split_name(EvaluationConfig()) == "leave-one-out"
+        assert split_name(EvaluationConfig(split="global-time", last_events=3)) == "global-time"
 
 
 class TestGlobalTime:

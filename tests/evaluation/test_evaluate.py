@@ -19,6 +19,7 @@ from blossomrec.data.split import Cases, make_split
 from blossomrec.errors import ConfigError, DataError, TrainingError
 from blossomrec.evaluation import evaluate, resolve_filter_seen, scoring
 from blossomrec.evaluation.candidates import sample_unseen, targets_of
+from blossomrec.evaluation.significance import bootstrap_intervals
 from blossomrec.models.baselines import ItemTransitions, Popularity
 
 
@@ -69,6 +70,41 @@ def test_ranks_and_lists_agree_with_plain_loops(small_tiles, data):
         left_out = set(history[:end]) - set(history[end:target_end]) if filter_seen else set()
         expected = recommended(table[history[end - 1]], left_out, 5)
         assert evaluation.top[user].tolist() == expected + [-1] * (5 - len(expected))
+
+
+@pytest.mark.parametrize("ranking", ["full", "uni100"])
+def test_a_user_with_several_cases_counts_once(wide_log, ranking):
+    """Metrics are means over users of the means over their cases, and each case is ranked alone."""
+    scorer, options = DotScorer(400), {"ranking": ranking, "filter_seen": True}
+    several = make_split(wide_log, EvaluationConfig(last_events=3)).test
+    # The first user has one case only, so that users differ in how many they have.
+    cases = Cases(*(getattr(several, name)[2:] for name in ("users", "history_end", "target_end")))
+    found = evaluate(scorer, wide_log, cases, **options)
+    users = np.unique(cases.users)
+    assert (found.protocol.num_cases, found.protocol.num_users) == (len(cases), len(users))
+    name = "ndcg@10" if ranking == "full" else "uni100_ndcg@10"
+    by_user = {user: [] for user in users}
+    for number, user in enumerate(cases.users):
+        one = Cases(*(value[number : number + 1] for value in vars(cases).values()))
+        alone = evaluate(scorer, wide_log, one, **options)
+        by_user[user].append(alone.metrics[name])
+        assert alone.ranks[0] == found.ranks[number]
+    assert [len(values) for values in by_user.values()] == [1, *[3] * (len(users) - 1)]
+    means = [np.mean(values) for values in by_user.values()]
+    assert found.per_user[name].tolist() == pytest.approx(means)
+    assert found.metrics[name] == pytest.approx(np.mean(means))
+    # Intervals and bins of history are of users, too: one value for each.
+    expected = bootstrap_intervals({name: np.array(means)}, seed=0)[name]
+    assert found.intervals[name] == pytest.approx(expected)
+    assert sum(part.users for part in found.slices) == len(users)
+    first = [cases.history_end[cases.users == user].min() for user in users]
+    assert found.user_lengths.tolist() == first
+
+
+def test_users_out_of_order_are_refused(wide_log):
+    cases = Cases(np.array([1, 0]), np.array([2, 2]), np.array([3, 3]))
+    with pytest.raises(DataError, match="side by side"):
+        evaluate(DotScorer(400), wide_log, cases, filter_seen=False)
 
 
 def test_ties_count_against_the_target(wide_log):

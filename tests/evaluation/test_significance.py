@@ -95,13 +95,13 @@ def test_a_better_model_is_told_apart(measured):
     assert test.p_permutation < 0.001
     assert test.p_wilcoxon < 0.001
     assert test.effect_size > 0.5
-    assert test.cases == 80
+    assert test.users == 80
 
 
 def test_swapping_the_two_mirrors_everything(measured):
     one, other = measured(3.0), measured(3.0, draw=1)
     forth, back = compare(one, other), compare(other, one)
-    assert list(forth) == list(back) == list(one.per_case)
+    assert list(forth) == list(back) == list(one.per_user)
     for name, test in forth.items():
         mirrored = back[name]
         assert test.p_permutation == mirrored.p_permutation

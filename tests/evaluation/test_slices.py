@@ -16,7 +16,7 @@ def test_every_case_is_in_the_bin_of_its_length():
         "1,000–1,999",
         "2,000+",
     ]
-    assert [part.cases for part in slices] == [2, 1, 1, 1, 1, 2]
+    assert [part.users for part in slices] == [2, 1, 1, 1, 1, 2]
     means = [part.metrics["ndcg@10"] for part in slices]
     assert means == pytest.approx([0.5, 2, 3, 4, 5, 6.5])
     assert slices[0].intervals["ndcg@10"] == (0.0, 1.0)
@@ -27,7 +27,7 @@ def test_slices_add_up_to_the_whole():
     rng = np.random.default_rng(0)
     lengths, values = rng.integers(1, 500, 300), rng.random(300)
     slices = by_history_length(lengths, {"hr@1": values})
-    total = sum(part.cases * part.metrics["hr@1"] for part in slices)
+    total = sum(part.users * part.metrics["hr@1"] for part in slices)
     assert total / 300 == pytest.approx(values.mean())
     for part in slices:
         low, high = part.intervals["hr@1"]

@@ -46,7 +46,7 @@ def test_the_json_tells_what_was_measured(evaluations, tmp_path):
     assert written["protocol"]["ks"] == [5, 10, 20]
     assert "100 items drawn uniformly" in written["protocol"]["candidates"]
     assert set(written["intervals"]) == set(written["metrics"])
-    assert sum(part["cases"] for part in written["slices"]) == written["protocol"]["num_cases"]
+    assert sum(part["users"] for part in written["slices"]) == written["protocol"]["num_users"]
     low, high = written["intervals"]["uni100_hr@10"]
     assert low <= written["metrics"]["uni100_hr@10"] <= high
 

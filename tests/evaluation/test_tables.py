@@ -3,9 +3,10 @@ from ranking_oracle import DotScorer
 from rich.console import Console
 
 from blossomrec.config import EvaluationConfig
-from blossomrec.data.split import make_split
+from blossomrec.data.split import make_split, split_name
 from blossomrec.evaluation import compare, evaluate
 from blossomrec.evaluation.tables import comparison_table, evaluation_table
+from blossomrec.evaluation.wording import protocol_pairs
 
 
 @pytest.fixture
@@ -40,6 +41,18 @@ def test_every_metric_and_every_slice_is_printed(measure):
     for part in evaluation.slices:
         assert part.label in text
     assert "Ties count against the target" in text
+
+
+def test_cases_are_told_apart_from_users(tiny_log):
+    config = EvaluationConfig(last_events=2)
+    cases, scorer = make_split(tiny_log, config).test, DotScorer(tiny_log.num_items)
+    options = {"filter_seen": True, "split": split_name(config)}
+    evaluation = evaluate(scorer, tiny_log, cases, **options)
+    text = printed(evaluation_table("one", evaluation))
+    assert "one: leave-last-2-out, full ranking, 56 users, 112 cases" in text
+    words = dict(protocol_pairs(evaluation.protocol))
+    assert words["Cases"] == "56 users, 112 cases, 112 targets"
+    assert words["Split"].startswith("The last 2 events of every user with at least 5 are")
 
 
 def test_a_sampled_ranking_says_so(measure):

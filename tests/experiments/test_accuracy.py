@@ -19,7 +19,7 @@ FIELDS = (
 )
 TINY = {
     "one": accuracy.Preset(max_len=12, dropout=0.1, tokens_per_batch=512, epochs=1),
-    "two": accuracy.Preset(max_len=30, dropout=0.3, tokens_per_batch=512, epochs=2),
+    "two": accuracy.Preset(max_len=30, dropout=0.3, tokens_per_batch=512, epochs=2, last_events=2),
 }
 
 
@@ -129,7 +129,7 @@ def test_all_models_on_all_logs_give_a_line_for_each_ranking(tiny, logs, tmp_pat
         assert (line["max_len"], line["epochs"]) == (preset.max_len, preset.epochs)
         assert line["seed"] == 5
         assert line["attention"] == models[model]
-        assert line["protocol"] == "leave-one-out"
+        assert line["protocol"] == {"one": "leave-one-out", "two": "leave-last-2-out"}[dataset]
         # Items that users meet again are not left out.
         assert line["filter_seen"] == (dataset == "one")
         assert line["seconds_per_epoch"] > 0 and line["peak_mib"] > 0
@@ -140,8 +140,8 @@ def test_all_models_on_all_logs_give_a_line_for_each_ranking(tiny, logs, tmp_pat
         assert line["metrics"] == pytest.approx(measured.metrics, abs=1e-6)
         assert len(line["by_length"]) > 1
         for part, piece in zip(line["by_length"], measured.slices, strict=True):
-            assert [part[name] for name in ("low", "high", "cases")] == [
-                getattr(piece, name) for name in ("low", "high", "cases")
+            assert [part[name] for name in ("low", "high", "users")] == [
+                getattr(piece, name) for name in ("low", "high", "users")
             ]
             names = {f"{prefix}{name}@10" for name in ("hr", "recall", "ndcg", "mrr")}
             assert names <= set(part["metrics"])
@@ -162,7 +162,7 @@ def test_lengths_of_histories_are_compared(tiny, logs, tmp_path, capsys):
     lines = [line for line in read(out) if line["ranking"] == "full"]
     assert [line["max_len"] for line in lines] == [4, 24]
     # The same users and targets, in the same bins of history, whatever a model sees of it.
-    first, second = ([(part["low"], part["cases"]) for part in x["by_length"]] for x in lines)
+    first, second = ([(part["low"], part["users"]) for part in x["by_length"]] for x in lines)
     assert first == second
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {
         "one-BlossomRec-4-0",

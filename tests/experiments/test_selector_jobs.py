@@ -105,7 +105,7 @@ def test_long_histories_are_measured_apart(compared, tiny_log, monkeypatch):
     (run,) = (each for each in runs.iterdir() if each.is_dir() and "-mlp-3" in each.name)
     evaluation = load_evaluation(runs / f"{run.name}.json")
     # A history of 1, 2, ..., 60 events, the last of which is the target.
-    chosen = evaluation.lengths >= 30
+    chosen = evaluation.user_lengths >= 30
     assert chosen.sum() == 30
     metrics = lines[1][0]["metrics"]
     assert metrics == metrics | {
@@ -113,7 +113,7 @@ def test_long_histories_are_measured_apart(compared, tiny_log, monkeypatch):
     }
     long = metrics["long_histories"]
     assert (long["users"], long["min_events"]) == (30, 30)
-    expected = evaluation.per_case["ndcg@10"][chosen].mean()
+    expected = evaluation.per_user["ndcg@10"][chosen].mean()
     assert long["ndcg@10"] == pytest.approx(expected, abs=1e-6)
     found = inspect_run(run, tiny_log.folder, min_events=30)
     assert found.choice.choosing_histories == found.choice.sampled_histories == 30

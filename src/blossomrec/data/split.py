@@ -15,8 +15,8 @@ from blossomrec.errors import ConfigError, DataError
 class Cases:
     """M things to predict: events ``history_end .. target_end-1`` of a user, from those before.
 
-    users: user rows, int64 [M], rising; history_end: position in the user's history of the first
-    target, over 0, int64 [M]; target_end: position after the last target, int64 [M].
+    users: user rows, int64 [M], never falling; history_end: position in the user's history of the
+    first target, over 0, int64 [M]; target_end: position after the last target, int64 [M].
     """
 
     users: np.ndarray
@@ -50,7 +50,8 @@ def make_split(log: EventLog, evaluation: EvaluationConfig) -> Split:
 
     leave-one-out: of users with at least 3 events the last one is the test target (its history
     includes the validation event), the last but one the validation target; all events of other
-    users are trained on.
+    users are trained on. With ``last_events`` over 1 so many events are tested and validated, each
+    a case of its own whose history is all that came before it, of users who have one event more.
 
     global-time: the share ``test_share`` of all events that is last in time is the test period,
     ``valid_share`` before it the validation period; events at the time of a cut are after it. The
@@ -61,8 +62,9 @@ def make_split(log: EventLog, evaluation: EvaluationConfig) -> Split:
     """
     lengths = np.diff(np.asarray(log.offsets))
     if evaluation.split == "leave-one-out":
-        split = _leave_one_out(lengths)
-        why = "no user has 3 events or more, as the leave-one-out split needs"
+        last = evaluation.last_events
+        split = _leave_last_out(lengths, last)
+        why = f"no user has {2 * last + 1:,} events or more, as the {split_name(evaluation)} needs"
     else:
         split, why = _global_time(log, lengths, evaluation)
     if len(split.test) == 0:
@@ -72,15 +74,28 @@ def make_split(log: EventLog, evaluation: EvaluationConfig) -> Split:
     return split
 
 
-def _leave_one_out(lengths: np.ndarray) -> Split:
-    held_out = lengths >= 3
+def split_name(evaluation: EvaluationConfig) -> str:
+    """What the split is called: leave-one-out, leave-last-20-out, global-time."""
+    if evaluation.split == "leave-one-out" and evaluation.last_events > 1:
+        return f"leave-last-{evaluation.last_events}-out"
+    return evaluation.split
+
+
+def _leave_last_out(lengths: np.ndarray, last: int) -> Split:
+    held_out = lengths > 2 * last
     users = np.flatnonzero(held_out)
     ends = lengths[users]
     return Split(
-        np.where(held_out, lengths - 2, lengths),
-        Cases(users, ends - 2, ends - 1),
-        Cases(users, ends - 1, ends),
+        np.where(held_out, lengths - 2 * last, lengths),
+        _each(users, ends - 2 * last, last),
+        _each(users, ends - last, last),
     )
+
+
+def _each(users: np.ndarray, start: np.ndarray, count: int) -> Cases:
+    """A case for each of ``count`` events of every user, from ``start``."""
+    places = (start[:, None] + np.arange(count)).ravel()
+    return Cases(np.repeat(users, count), places, places + 1)
 
 
 def _global_time(

@@ -76,7 +76,8 @@ def evaluate(
 
     Raises:
         ConfigError: an option is out of bounds.
-        DataError: there is nothing to evaluate, or the scorer knows another number of items.
+        DataError: there is nothing to evaluate, users are not in order, or the scorer knows
+            another number of items.
         TrainingError: a score is not a number.
     """
     started = perf_counter()
@@ -85,6 +86,8 @@ def evaluate(
         raise ConfigError(f"ranking is {ranking!r}: choose one of full, uni100")
     if scorer.num_items != log.num_items:
         raise DataError(f"the model knows {scorer.num_items} items and the log {log.num_items}")
+    if np.any(np.diff(cases.users) < 0):
+        raise DataError("the cases of a user must stand side by side, users in rising order")
     targets = targets_of(log, cases)
     block = scoring.ScoreBlock(
         scorer, len(cases.users), device=device, score_elements=score_elements
@@ -113,6 +116,7 @@ def evaluate(
         num_targets=len(targets.items),
         num_items=log.num_items,
         fingerprint=_fingerprint(cases, targets),
+        num_users=len(np.unique(cases.users)),
     )
     popularity = None
     if ranking == "full":

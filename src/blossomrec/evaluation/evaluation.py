@@ -29,6 +29,7 @@ class EvaluationProtocol:
     num_targets: int
     num_items: int
     fingerprint: str  # of users, positions and target items of all cases
+    num_users: int | None = None  # None: one for each case
 
     @property
     def prefix(self) -> str:
@@ -55,8 +56,9 @@ class EvaluationProtocol:
 class Evaluation:
     """Ranks of the targets of M cases, and metrics, intervals and slices made from them.
 
-    ``ranks`` counts from 0 and counts ties against the target: the number of candidates, other
-    targets of the case left aside, whose score is at least the target's.
+    Cases of a user stand side by side. ``ranks`` counts from 0 and counts ties against the target:
+    the number of candidates, other targets of the case left aside, whose score is at least the
+    target's.
     """
 
     protocol: EvaluationProtocol
@@ -69,8 +71,28 @@ class Evaluation:
     seconds: float  # time of ranking
 
     @cached_property
-    def per_case(self) -> dict[str, np.ndarray]:
-        """Every metric that is a mean over cases, its values float64 [M] by name."""
+    def per_user(self) -> dict[str, np.ndarray]:
+        """Every metric that is a mean over users, its values float64 [U] by name.
+
+        Of a user with several cases it is the mean over them.
+        """
+        starts, counts = self._users
+        values = self._per_case
+        return {name: np.add.reduceat(each, starts) / counts for name, each in values.items()}
+
+    @cached_property
+    def user_lengths(self) -> np.ndarray:
+        """Events before the first case of each user, int64 [U]."""
+        return self.lengths[self._users[0]]
+
+    @cached_property
+    def _users(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first case of each user, and how many cases a user has."""
+        _, starts, counts = np.unique(self.users, return_index=True, return_counts=True)
+        return starts, counts
+
+    @property
+    def _per_case(self) -> dict[str, np.ndarray]:
         protocol = self.protocol
         values = metrics.accuracy(self.ranks, self.offsets, protocol.ks)
         values = {f"{protocol.prefix}{name}": value for name, value in values.items()}
@@ -82,21 +104,21 @@ class Evaluation:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Every metric by name, such as ``ndcg@10`` or ``uni100_ndcg@10``."""
-        means = {name: float(values.mean()) for name, values in self.per_case.items()}
+        means = {name: float(values.mean()) for name, values in self.per_user.items()}
         if self.top is None:
             return means
         return means | metrics.coverage(self.top, self.protocol.num_items, self.protocol.ks)
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
-        """95 % percentile bootstrap intervals over cases, by name of metric.
+        """95 % percentile bootstrap intervals over users, by name of metric.
 
         Coverage has none: users drawn again recommend fewer distinct items, so the bootstrap of
         coverage would not be centred on it.
         """
-        return bootstrap_intervals(self.per_case, seed=self.protocol.seed)
+        return bootstrap_intervals(self.per_user, seed=self.protocol.seed)
 
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
-        """Metrics of the cases by length of history, empty bins left out."""
-        return by_history_length(self.lengths, self.per_case, seed=self.protocol.seed)
+        """Metrics of the users by length of history, empty bins left out."""
+        return by_history_length(self.user_lengths, self.per_user, seed=self.protocol.seed)

@@ -40,7 +40,7 @@ def result_line(
 
     Returns:
         The options given, the protocol, all metrics, those at 10 by length of history too
-        (``by_length``: bounds ``low`` and ``high``, both included, ``cases``), and the provenance.
+        (``by_length``: bounds ``low`` and ``high``, both included, ``users``), and the provenance.
     """
     return {
         "dataset": dataset,
@@ -56,7 +56,7 @@ def result_line(
             {
                 "low": part.low,
                 "high": part.high,
-                "cases": part.cases,
+                "users": part.users,
                 "metrics": _rounded(
                     {name: part.metrics[name] for name in part.metrics if name.endswith("@10")}
                 ),

@@ -87,7 +87,7 @@ def lengths(data: ReportData) -> str:
     metric, rows = f"ndcg@{k}", []
     for own in zip(*slices, strict=True):
         cells = (f"{part.metrics[metric]:.4f}{interval(*part.intervals[metric])}" for part in own)
-        rows.append([own[0].label, f"{own[0].cases:,}", *cells])
+        rows.append([own[0].label, f"{own[0].users:,}", *cells])
     caption = f"{wording.metric_label(metric)} by length of history"
     numbers = page.table(["Events before the target", "Users", *data.names], rows, caption)
     names = list(enumerate(data.names))

@@ -1,4 +1,4 @@
-"""Is a difference more than chance: bootstrap intervals and paired tests over cases."""
+"""Is a difference more than chance: bootstrap intervals and paired tests over users."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DRAWN_AT_ONCE = 1 << 21
 
 @dataclass(frozen=True)
 class PairedTest:
-    """One metric of two models on the same cases; differences are first minus second."""
+    """One metric of two models for the same users; differences are first minus second."""
 
     metric: str
     first: float
@@ -33,7 +33,7 @@ class PairedTest:
     p_permutation: float  # two-sided paired sign-flip test of the mean difference
     p_wilcoxon: float  # two-sided Wilcoxon signed-rank test
     effect_size: float  # Cohen's d_z: mean over standard deviation of the differences
-    cases: int
+    users: int
 
 
 def bootstrap_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
@@ -64,14 +64,14 @@ def bootstrap_intervals(
 def compare(
     first: Evaluation, second: Evaluation, *, seed: int = 0, permutations: int = PERMUTATIONS
 ) -> dict[str, PairedTest]:
-    """Paired tests of every metric that is a mean over cases.
+    """Paired tests of every metric that is a mean over users.
 
     Raises:
         DataError: the two were not measured on the same cases by the same protocol.
     """
     _check_comparable(first, second)
-    names = [name for name in first.per_case if name in second.per_case]
-    differences = np.stack([first.per_case[name] - second.per_case[name] for name in names], 1)
+    names = [name for name in first.per_user if name in second.per_user]
+    differences = np.stack([first.per_user[name] - second.per_user[name] for name in names], 1)
     p_values = sign_flip(differences, seed=seed, permutations=permutations)
     columns = {name: differences[:, i] for i, name in enumerate(names)}
     intervals = bootstrap_intervals(columns, seed=seed)
@@ -86,7 +86,7 @@ def compare(
             p_permutation=float(p_values[i]),
             p_wilcoxon=_wilcoxon(columns[name]),
             effect_size=_effect_size(columns[name]),
-            cases=len(differences),
+            users=len(differences),
         )
         for i, name in enumerate(names)
     }

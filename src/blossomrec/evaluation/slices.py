@@ -15,11 +15,11 @@ BINS = (1, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 
 @dataclass(frozen=True)
 class Slice:
-    """The cases whose history has ``low`` to ``high`` events, both included."""
+    """The users whose history has ``low`` to ``high`` events, both included."""
 
     low: int
     high: int | None  # None: no upper bound
-    cases: int
+    users: int
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
 
@@ -29,18 +29,18 @@ class Slice:
 
 
 def by_history_length(
-    lengths: np.ndarray, per_case: Mapping[str, np.ndarray], *, seed: int = 0
+    lengths: np.ndarray, per_user: Mapping[str, np.ndarray], *, seed: int = 0
 ) -> tuple[Slice, ...]:
-    """Mean and 95 % bootstrap interval of each metric [M] in every bin that ``lengths`` [M] use."""
+    """Mean and 95 % bootstrap interval of each metric [U] in every bin that ``lengths`` [U] use."""
     bins = np.searchsorted(BINS, lengths, side="right") - 1
     slices = []
     for number in np.unique(bins).tolist():
-        inside = {name: values[bins == number] for name, values in per_case.items()}
+        inside = {name: values[bins == number] for name, values in per_user.items()}
         slices.append(
             Slice(
                 low=BINS[number],
                 high=BINS[number + 1] - 1 if number + 1 < len(BINS) else None,
-                cases=int(np.count_nonzero(bins == number)),
+                users=int(np.count_nonzero(bins == number)),
                 metrics={name: float(values.mean()) for name, values in inside.items()},
                 intervals=bootstrap_intervals(inside, seed=seed),
             )

@@ -25,15 +25,15 @@ def evaluation_table(name: str, evaluation: Evaluation) -> Group:
         shown = f"{interval[0]:.4f}–{interval[1]:.4f}" if interval else ""
         table.add_row(metric, f"{value:.4f}", shown)
     candidates = Text(f"Candidates: {protocol.candidates}. Ties count against the target.")
-    title = _title(f"{name}: {split}{kind}, {protocol.num_cases:,} users")
+    title = _title(f"{name}: {split}{kind}, {wording.users_text(protocol)}")
     slices = _slices_table(evaluation)
     return Group(title, table, _title("By length of history"), slices, candidates)
 
 
 def comparison_table(first: str, second: str, tests: Mapping[str, PairedTest]) -> Group:
     """Paired tests of two models, metric by metric; differences are first minus second."""
-    cases = next(iter(tests.values())).cases
-    title = _title(f"{first} (first) and {second} (second), {cases:,} users")
+    users = next(iter(tests.values())).users
+    title = _title(f"{first} (first) and {second} (second), {users:,} users")
     columns = ("first", "second", "difference", "95% interval", "p", "p Wilcoxon", "Cohen's d")
     table = _table("metric", *columns)
     for name, test in tests.items():
@@ -65,7 +65,7 @@ def comparison_of_models(evaluations: Mapping[str, Evaluation]) -> Group:
             f"{low:.4f}–{high:.4f}",
             "" if coverage is None else f"{coverage:.1%}",
         )
-    return Group(_title(f"{protocol.num_cases:,} users; {protocol.candidates}"), table)
+    return Group(_title(f"{wording.users_text(protocol)}; {protocol.candidates}"), table)
 
 
 def frame_table(frame: Any) -> Table:
@@ -91,7 +91,7 @@ def _slices_table(evaluation: Evaluation) -> Table:
         for metric in metrics:
             low, high = part.intervals[metric]
             cells += [f"{part.metrics[metric]:.4f}", f"{low:.4f}–{high:.4f}"]
-        table.add_row(part.label, f"{part.cases:,}", *cells)
+        table.add_row(part.label, f"{part.users:,}", *cells)
     return table
 
 

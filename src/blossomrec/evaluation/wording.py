@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,11 @@ SPLITS = {
         "the history is everything before it."
     ),
 }
+SEVERAL = (
+    "The last {count:,} events of every user with at least {least:,} are the test targets, each "
+    "ranked for a history of all that came before it; the {count:,} before them served for "
+    "validation. Metrics are means over users of the means over their events."
+)
 DEFINITIONS = {
     "hr": "share of cases with a target among the first k",
     "recall": "share of a case's targets among the first k, mean over cases",
@@ -41,9 +47,8 @@ def metric_label(name: str) -> str:
 
 def protocol_pairs(protocol: EvaluationProtocol) -> Iterator[tuple[str, str]]:
     """What was measured, as names and sentences."""
-    split = protocol.split
-    yield "Split", SPLITS.get(split or "", split or "not told")
-    yield "Cases", f"{protocol.num_cases:,} users, {protocol.num_targets:,} targets"
+    yield "Split", _split_text(protocol.split)
+    yield "Cases", f"{users_text(protocol)}, {protocol.num_targets:,} targets"
     yield "Candidates", protocol.candidates
     yield "Ties", "count against the target"
     yield (
@@ -59,6 +64,19 @@ def protocol_pairs(protocol: EvaluationProtocol) -> Iterator[tuple[str, str]]:
     yield "Fingerprint", f"{protocol.fingerprint} (equal where cases are equal)"
     for name, meaning in DEFINITIONS.items():
         yield metric_label(f"{name}@k"), meaning
+
+
+def users_text(protocol: EvaluationProtocol) -> str:
+    """How many users were measured and, where they have several cases each, how many cases."""
+    users = protocol.num_users or protocol.num_cases
+    cases = f", {protocol.num_cases:,} cases" if protocol.num_cases != users else ""
+    return f"{users:,} users{cases}"
+
+
+def _split_text(split: str | None) -> str:
+    if last := re.fullmatch(r"leave-last-(\d+)-out", split or ""):
+        return SEVERAL.format(count=int(last[1]), least=2 * int(last[1]) + 1)
+    return SPLITS.get(split or "", split or "not told")
 
 
 def finding(first: str, second: str, test: PairedTest, *, differs: bool) -> str:

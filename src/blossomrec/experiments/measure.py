@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from blossomrec.config import EvaluationConfig, check
 from blossomrec.data.log import EventLog
-from blossomrec.data.split import make_split
+from blossomrec.data.split import make_split, split_name
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.evaluation import Evaluation, evaluate, resolve_filter_seen
@@ -104,5 +104,5 @@ def _evaluate(
         filter_seen=resolve_filter_seen(config, log),
         seed=config.seed,
         device=device,
-        split=config.split,
+        split=split_name(config),
     )

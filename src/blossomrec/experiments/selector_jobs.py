@@ -246,7 +246,7 @@ def accuracy(evaluation: Evaluation) -> dict[str, Any]:
         name: round(evaluation.metrics[name], 6) for name in ("hr@10", "ndcg@10", "mrr@10")
     }
     metrics["ndcg@10_interval"] = _rounded(evaluation.intervals["ndcg@10"])
-    long = evaluation.per_case["ndcg@10"][evaluation.lengths >= LONG_HISTORY]
+    long = evaluation.per_user["ndcg@10"][evaluation.user_lengths >= LONG_HISTORY]
     metrics["long_histories"] = {"min_events": LONG_HISTORY, "users": len(long)}
     if len(long):
         interval = bootstrap_intervals({"ndcg@10": long})["ndcg@10"]
@@ -275,8 +275,8 @@ def difference(first: Evaluation, second: Evaluation) -> dict[str, Any]:
         for name in ("ndcg@10", "hr@10")
     }
     metrics["p"] = tests["ndcg@10"].p_permutation
-    less = first.per_case["ndcg@10"] - second.per_case["ndcg@10"]
-    less = less[first.lengths >= LONG_HISTORY]
+    less = first.per_user["ndcg@10"] - second.per_user["ndcg@10"]
+    less = less[first.user_lengths >= LONG_HISTORY]
     long: dict[str, Any] = {"min_events": LONG_HISTORY, "users": len(less)}
     if len(less):
         interval = bootstrap_intervals({"ndcg@10": less})["ndcg@10"]
