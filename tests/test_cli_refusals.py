@@ -239,7 +239,7 @@ def test_wrong_questions_for_recommendations(refused, place, options, words):
         (["compare", "a", "b", "--ranking", "some"], ["--ranking", '"some"']),
         (["report", "none"], ["none of none is a trained run"]),
         (["reproduce", "logs", "--datasets", "netflix"], ["'netflix'", "ml-1m"]),
-        (["reproduce", "logs", "--models", "GRU"], ["'GRU'", "SASRec, BlossomRec"]),
+        (["reproduce", "logs", "--models", "GRU"], ["'GRU'", "SASRec-2kv, BlossomRec"]),
         (["reproduce", "logs", "--jobs", "0"], ["jobs is 0"]),
         (["reproduce", "logs", "--epochs", "0"], ["training.epochs is 0"]),
         (["demo", "folder", "--epochs", "0"], ["training.epochs is 0"]),
