@@ -81,6 +81,30 @@ def test_two_processes_that_append_for_the_same_users(pair, item_ids):
         assert close(pair[0].recommend(user, 5), pair[1].recommend(user, 5))
 
 
+def test_who_is_deleted_elsewhere_is_looked_for_again(
+    run, place, item_ids, one_thread, monkeypatch
+):
+    """Where the store fails in between, they would stay in memory otherwise."""
+    with Server(run, place) as here, Server(run, place) as there:
+        for user in ("anna", "carl"):
+            here.append(user, item_ids[:9])
+            there.recommend(user_id=user)
+        reader = there.service._engine._reader
+        failed = []
+
+        def failing(users):
+            failed.append(users)
+            monkeypatch.undo()
+            raise reader.failures[0]("away")
+
+        monkeypatch.setattr(reader, "numbers", failing)
+        here.client.delete("/v1/users/anna")
+        for _ in range(2):
+            there.recommend(user_id="carl")
+            there.idle()
+        assert failed and there.service.release.cache.users() == ["carl"]
+
+
 def test_who_is_deleted_elsewhere_leaves_the_memory(run, place, item_ids, one_thread):
     with Server(run, place) as here, Server(run, place) as there:
         for user in ("anna", "ben", "carl"):

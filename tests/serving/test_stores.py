@@ -1,9 +1,16 @@
 """What every store of events does, wherever it keeps them."""
 
+import contextlib
+import subprocess
+import sys
 import threading
 
+import polars as pl
 import pytest
 
+from blossomrec.serving.bulk import Imported, import_events
+from blossomrec.serving.committer import Committer
+from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal
 from blossomrec.serving.store import Appended, Conflict, Event, Member, carried_out
 
@@ -253,3 +260,85 @@ def test_two_objects_that_change_the_same_user_lose_nothing(place):
         assert keys == [f"{name} {number}" for number in range(25)]
     for mine in stores:
         mine.close()
+
+
+SHARED = """
+import sys
+from blossomrec.serving.stores import store_opener
+store = store_opener(sys.argv[1])[0]()
+print(store.profile("anna", 0).length)
+store.close()
+"""
+
+
+def test_other_processes_come_and_go(place):
+    """One that ends takes nothing from a server, which has the store open twice."""
+    first = place.open()
+    append(first, "anna", (1, 1))
+    first.close()
+    reader, writer = place.open(), place.open()
+    for length in range(2, 5):
+        append(writer, "anna", (length, length))
+        command = [sys.executable, "-c", SHARED, place.where]
+        found = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert int(found.stdout) == reader.profile("anna", 0).length == length
+    for store in (reader, writer):
+        store.close()
+
+
+def test_an_import_leaves_who_has_come_meanwhile(place):
+    """Between the look at who is there and the end of the transaction others have their turn."""
+    importing, live = place.open(), place.open()
+    table = pl.DataFrame({"user_id": ["anna", "anna"], "item_id": [1, 2], "timestamp": [10, 20]})
+    original, raced = importing.numbers, []
+
+    def numbers(users):
+        found = original(users)
+        if not raced:
+            raced.append(threading.Thread(target=append, args=(live, "anna", ("new", 30))))
+            raced[0].start()
+            # A file is locked for the import: there the other one comes after it.
+            raced[0].join(1.0)
+        return found
+
+    importing.numbers = numbers
+    imported = import_events(table, importing)
+    raced[0].join()
+    items = [event.item for event in importing.profile("anna", 5).last]
+    if imported == Imported(0, 0, 1):
+        assert items == ["new"]
+    else:
+        assert (imported, items) == (Imported(1, 2, 0), [1, 2, "new"])
+    for store in (importing, live):
+        store.close()
+
+
+def test_a_deletion_whose_answer_was_lost_is_erased_all_the_same(place, monkeypatch):
+    """What was sent may have been carried out; the one who deletes again finds nobody."""
+    store = place.open()
+    append(store, "anna-the-first", (1, 1))
+    original = store.transaction
+
+    @contextlib.contextmanager
+    def lost():
+        with original():
+            yield
+        monkeypatch.setattr(store, "transaction", original)
+        raise store.failures[0]("the answer is lost")
+
+    erased = []
+    erase = store.erase
+    monkeypatch.setattr(store, "erase", lambda: (erase(), erased.append(1)))
+    committer = Committer(store, 10, Metrics())
+    # The first deletion of a process erases in any case.
+    committer.submit(lambda store: store.delete("nobody"), erase=True).result(60)
+    erased.clear()
+    monkeypatch.setattr(store, "transaction", lost)
+    future = committer.submit(lambda store: store.delete("anna-the-first"), erase=True)
+    with pytest.raises(Refusal):
+        future.result(60)
+    assert (
+        committer.submit(lambda store: store.delete("anna-the-first"), erase=True).result(60) == 0
+    )
+    committer.close()
+    assert erased and b"anna-the-first" not in place.content()

@@ -78,23 +78,26 @@ class Committer:
 
     def _run(self) -> None:
         while changes := self._changes.take(TOGETHER):
-            wanted = [change for change in changes if not change.future.cancelled()]
             try:
-                self._commit(wanted)
+                self._commit(changes)
             except Exception as error:
-                for change in wanted:
-                    if not change.future.done():
-                        outcome.fail(change.future, of_store(error, self._store.failures))
+                refusal = of_store(error, self._store.failures)
+                for change in changes:
+                    # It may have been carried out, with the answer lost.
+                    self._hand(change, _Report(outcome.fail, change.future, refusal))
 
     def _commit(self, changes: list[_Change]) -> None:
         start = time.perf_counter()
         reports = carried_out(self._store, lambda: [self._attempt(change) for change in changes])
         self._metrics.commit_seconds.observe(time.perf_counter() - start)
         for change, report in zip(changes, reports, strict=True):
-            if change.erase:
-                self._deleted.put(report, always=True)
-            else:
-                report()
+            self._hand(change, report)
+
+    def _hand(self, change: _Change, report: _Report) -> None:
+        if change.erase:
+            self._deleted.put(report, always=True)
+        else:
+            report()
 
     def _attempt(self, change: _Change) -> _Report:
         if change.future.cancelled():

@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -105,7 +105,7 @@ class Engine:
             users = self._release.cache.users()[: self._config.warm]
             self._coming = release
             self._background.clear()
-            self._background.add(self._histories.drop_deleted(self._release))
+            self._background.add(self._drop_deleted(self._release))
             self._background.add(self._histories.encode_again(release, users), done)
 
         self.call(begin, always=True)
@@ -119,7 +119,7 @@ class Engine:
             self._release, self._coming = release, None
             release.ranking.switch_off(release.catalogue.known(self._off))
             # Of users who were deleted while it was prepared.
-            self._background.add(self._histories.drop_deleted(release))
+            self._background.add(self._drop_deleted(release))
 
         return self.call(change, always=True)
 
@@ -172,9 +172,21 @@ class Engine:
         if found.switches != before.switches:
             self._off = self._reader.off()
             self._release.ranking.switch_off(self._release.catalogue.known(self._off))
-        if found.deletions != before.deletions and len(self._background) < MOST_BACKGROUND:
-            self._background.add(self._histories.drop_deleted(self._release))
+        if found.deletions != before.deletions:
+            for job in self._waiting:
+                # Whose user is gone is refused, and not kept.
+                job.read &= job.question.user is None
+            if len(self._background) < MOST_BACKGROUND:
+                self._background.add(self._drop_deleted(self._release))
         self._notices = found
+
+    def _drop_deleted(self, release: Release) -> Iterator[None]:
+        try:
+            yield from self._histories.drop_deleted(release)
+        except Exception:
+            # The next round looks for them again.
+            self._notices = self._notices._replace(deletions=-1)
+            raise
 
     def _round(self, arrived: Sequence[Job | Call]) -> None:
         start = time.perf_counter()

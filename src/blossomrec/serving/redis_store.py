@@ -104,7 +104,7 @@ class RedisStore:
 
     def append(self, user: str, events: Sequence[Event], now: Time) -> Appended:
         staged = self._open()
-        state = staged.users.get(user) or self._read(user)
+        state = self._state(user)
         keys = [event.key for event in events if event.key is not None]
         stored = self._keyed(state.number, keys)
         new = new_events(events, state.last, stored.get, now)
@@ -117,11 +117,15 @@ class RedisStore:
             self._stage(user, number, length, last, new)
         return Appended(len(new), len(events) - len(new), length)
 
-    def _read(self, user: str) -> User:
-        found = self._redis.hmget(key_of("user", user), "number", "length", "last")
-        state = _user(found)
-        self._open().read.setdefault(user, state)
-        return state
+    def _state(self, user: str) -> User:
+        """A user as the transaction will leave it: as it found it, but for its own changes."""
+        staged = self._open()
+        if user not in staged.users and user not in staged.read:
+            staged.read[user] = self._found(user)
+        return staged.users[user] if user in staged.users else staged.read[user]
+
+    def _found(self, user: str) -> User:
+        return _user(self._redis.hmget(key_of("user", user), "number", "length", "last"))
 
     def _keyed(self, number: int, keys: list[str]) -> dict[str, tuple[ItemId, Time]]:
         """Items and times of the events that are stored, or are to be, under some keys."""
@@ -147,7 +151,7 @@ class RedisStore:
         staged.commands.append(["HSET", key_of("user", user), *state])
 
     def tail(self, user: str, number: int, start: int, most: int) -> Tail | None:
-        found = _user(self._redis.hmget(key_of("user", user), "number", "length", "last"))
+        found = self._found(user)
         if not found.number:
             return None
         if found.number != number or start > found.length:
@@ -163,7 +167,7 @@ class RedisStore:
         return [Event(*json.loads(text)) for text in texts]
 
     def profile(self, user: str, last: int) -> Profile | None:
-        found = _user(self._redis.hmget(key_of("user", user), "number", "length", "last"))
+        found = self._found(user)
         if not found.number:
             return None
         first = max(0, found.length - last)
@@ -171,8 +175,7 @@ class RedisStore:
         return Profile(found.length, events)
 
     def delete(self, user: str) -> int:
-        staged = self._open()
-        state = staged.users.get(user) or self._read(user)
+        staged, state = self._open(), self._state(user)
         if not state.number:
             return 0
         staged.users[user] = NOBODY
@@ -201,7 +204,14 @@ class RedisStore:
         with self._redis.pipeline(transaction=False) as pipeline:
             for user in users:
                 pipeline.hget(key_of("user", user), "number")
-            return [int(number or 0) for number in pipeline.execute()]
+            found = [int(number or 0) for number in pipeline.execute()]
+        if self._staged is not None:
+            # Who is not there must not be there at the end either: an import appends to nobody
+            # who has got events meanwhile.
+            for user, number in zip(users, found, strict=True):
+                if not number:
+                    self._staged.read.setdefault(user, NOBODY)
+        return found
 
     def switch(self, off: Sequence[ItemId], on: Sequence[ItemId]) -> list[ItemId]:
         staged = self._open()

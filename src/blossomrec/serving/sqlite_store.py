@@ -76,8 +76,10 @@ class SQLiteStore:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         try:
-            # What people did is nobody else's business on the machine.
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            # What people did is nobody else's business on the machine. Only a new file is opened:
+            # to close another would take from this process the locks that SQLite holds on it.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             self._database = self._connected()
             self._prepare()
         except (sqlite3.Error, OSError) as error:

@@ -99,8 +99,8 @@ class EventStore(Protocol):
     in several processes.
 
     Every change stands inside ``transaction``; once that has ended without an error it is on disk,
-    and seen by whoever reads after it. What is read inside, other than by ``append``, may be what
-    was there before.
+    and seen by whoever reads after it. What is read inside, other than by ``append`` and of who
+    is not there by ``numbers``, may be what was there before.
 
     Attributes:
         failures: errors that a disk or a connection is the cause of, and that may pass.

@@ -39,13 +39,12 @@ async function show(next, { added = null } = {}) {
     if (mine !== turn) return;
     [subject, items] = [next, answer.items];
     markUser(next.user_id ?? null);
-    if (added !== null && next.user_id !== undefined) await listUsers();
-    if (mine !== turn) return;
     chosen = items.some((one) => one.item === chosen) ? chosen : (items[0]?.item ?? null);
     drawItems(before);
     byId("results").hidden = false;
     const did = added === null ? "" : `${named(added)} was added. `;
     say(`${did}${items.length} recommendations in ${milliseconds(took)}.`);
+    if (added !== null && next.user_id !== undefined) await listUsers();
     await why(mine);
   } catch (error) {
     if (mine === turn) fail(error, next);
@@ -235,6 +234,7 @@ async function greet() {
       `sees the last ${number(longest)} events of a history`;
     await begin(user.trim());
   } catch (error) {
+    byId("latest").removeAttribute("aria-busy");
     fail(error, null);
   }
 }
