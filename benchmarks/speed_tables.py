@@ -22,7 +22,6 @@ NAMES = {
     "triton": "Blossom in Triton, {}",
     "dense-cache": "dense, kept",
     "recompute": "recomputed, {}",
-    "blossom": "Blossom, {}",
     "full": "dense",
 }
 
@@ -198,7 +197,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def as_graphs() -> list[Line]:
-    """Lines of the encoder as CUDA graphs, in the type that training chooses."""
+    """Lines of the encoder as CUDA graphs, without those of Triton."""
     return [
         line for line in lines("encoder", gpu=True) if line["graph"] and line["impl"] != "triton"
     ]

@@ -8,12 +8,12 @@ import threading
 
 import pytest
 import torch
-from implementations import NATIVE_MISSING
 from inputs import AWKWARD, random_inputs, relative_error
 
 from blossomrec.attention import blossom_attention
 from blossomrec.attention.code_cache import NotBuiltError
 from blossomrec.attention.native import compiler, library, operators
+from implementations import NATIVE_MISSING
 
 needs_native = pytest.mark.skipif(bool(NATIVE_MISSING), reason=NATIVE_MISSING)
 NAMES = ("out", "q", "k", "v", "gates")
@@ -226,6 +226,15 @@ def test_a_folder_that_others_may_write_to_is_not_used(fresh):
 def test_a_folder_that_cannot_be_made(fresh, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    check_absence("cannot be made")
+
+
+def test_a_user_without_a_home(fresh, monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pathlib.Path.home", nowhere)
     check_absence("cannot be made")
 
 

@@ -2,12 +2,10 @@ import pytest
 import torch
 
 from blossomrec.attention import PagedStates
-from blossomrec.attention.native.library import missing
 from blossomrec.bench import attention, encoder, incremental, training
 from blossomrec.bench.options import BenchOptions
 from blossomrec.errors import ConfigError
-
-NATIVE_MISSING = missing(16, 4, 16)
+from implementations import NATIVE_MISSING
 
 
 def options(device="cpu", dtype=torch.float32, lengths=(64,), tokens=128, **others):
@@ -217,5 +215,5 @@ def test_a_wrong_state_is_red(monkeypatch):
 
     monkeypatch.setattr(incremental.BlossomAttention, "extend_batch", wrong)
     red = {check.name for check in incremental.checks(options()) if check.red}
-    names = [*options().blossom, "recompute"]
+    names = options().blossom
     assert red == {f"kept state, {name} {way}" for name in names for way in ("mean", "mlp")}

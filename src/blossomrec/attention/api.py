@@ -71,9 +71,9 @@ def blossom_attention(
         selected: int32 [T, G, top_n], distinct eligible block numbers inside the history, -1 for
             none: use these instead of selecting.
         impl: "auto", "reference", "torch", "native", "triton" or "cuda". An explicit choice never
-            falls back; "auto" is the fastest that takes these sizes and types: on an NVIDIA GPU
-            "cuda" for 16 bits and "triton" for more, on a CPU "native" for float32 where it can be
-            compiled, else "torch".
+            falls back (where there is no event, nobody computes anything); "auto" is the fastest
+            that takes these sizes and types: on an NVIDIA GPU "cuda" for 16 bits and "triton" for
+            more, on a CPU "native" for float32 where it can be compiled, else "torch".
 
     Returns:
         The output [T, H, d] in the type of ``q``, and the selected blocks, int32 [T, G, top_n],
@@ -98,6 +98,8 @@ def blossom_attention(
         raise ValueError(f"impl is {impl!r}: choose one of auto, {', '.join(IMPLEMENTATIONS)}")
     # Types are chosen inside: scores and selection are float32 whatever the layers around use.
     with torch.autocast(q.device.type, enabled=False):
+        if not len(q):
+            return q * gates[..., :1], q.new_empty(0, k.shape[1], top_n, dtype=torch.int32)
         return IMPLEMENTATIONS[impl](
             q,
             k,

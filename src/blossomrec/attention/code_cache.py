@@ -19,12 +19,13 @@ def cache_folder(kind: str) -> Path:
     Raises:
         NotBuiltError: it cannot be made, or others may write there: what lies in it will be run.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "blossomrec" / kind
     try:
+        # RuntimeError: a user may have no home.
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / "blossomrec" / kind
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotBuiltError(f"the cache folder {folder} cannot be made: {error}") from error
+    except (OSError, RuntimeError) as error:
+        raise NotBuiltError(f"the cache folder for {kind} code cannot be made: {error}") from error
     check_owner(folder)
     return folder
 

@@ -57,7 +57,7 @@ def of_one_graph(cu_seqlens: Tensor) -> Tensor:
 
 
 def _may_be_kept(cu_seqlens: Tensor) -> bool:
-    return cu_seqlens in _of_one_graph or not _capturing(cu_seqlens)
+    return not _capturing(cu_seqlens) or cu_seqlens in _of_one_graph
 
 
 def _capturing(tensor: Tensor) -> bool:

@@ -108,7 +108,7 @@ class Packing:
             position=torch.arange(total, device=cu_seqlens.device) - starts[history],
             start=starts[history],
             length=lengths[history],
-            first_block=(complete.cumsum(0) - complete)[history],
+            first_block=first_blocks(cu_seqlens, block_size)[history],
             num_blocks=complete[history],
             first_padded=(touched.cumsum(0) - touched)[history],
             padded_blocks=total // block_size + len(lengths),

@@ -12,25 +12,25 @@ from blossomrec.attention.packing import positions as positions_of
 THETA = 10_000.0
 
 
-def rotate(x: Tensor, positions: Tensor, share: float = 1.0, theta: float = THETA) -> Tensor:
+def rotate(x: Tensor, positions: Tensor, share: float = 1.0) -> Tensor:
     """Turn pairs of dimensions by angles that grow with the position.
 
     The first ``share`` of the d dimensions, rounded to an even number m, are turned in pairs
     (i, i + m/2). The others stay as they are: they compare contents at any distance, while a turned
-    pair loses what it has in common with a partner that is more than about theta ** (2i / m) away.
+    pair loses what it has in common with a partner that is more than about THETA ** (2i / m) away.
 
     Args:
         x: [T, heads, d], d even.
         positions: [T], absolute position of each row in its history.
-        share: of the dimensions that are turned, 0 to 1.
-        theta: base of the frequencies; pair i turns by ``positions * theta ** (-2i / m)``.
+        share: of the dimensions that are turned, 0 to 1; pair i turns by
+            ``positions * THETA ** (-2i / m)``.
 
     Returns:
         [T, heads, d] in the type of ``x``; the angles are computed in float32 or better.
     """
     half = turned_pairs(x.shape[-1], share)
     exact = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = _turns(positions, half, theta, exact)[:, :, None].unbind(1)
+    cos, sin = _turns(positions, half, exact)[:, :, None].unbind(1)
     first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     first, second = first.to(exact), second.to(exact)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -43,22 +43,22 @@ def turned_pairs(size: int, share: float) -> int:
 
 
 @per_batch
-def turns(cu_seqlens: Tensor, total: int, pairs: int, theta: float = THETA) -> Tensor:
+def turns(cu_seqlens: Tensor, total: int, pairs: int) -> Tensor:
     """Cosine and sine of the angles of every packed row, float32 [T, 2, m/2]."""
     if kernels.place_rows(cu_seqlens):
         from blossomrec.kernels.geometry import angles_of
 
-        each = frequencies(pairs, theta, torch.float32, cu_seqlens.device)
+        each = frequencies(pairs, torch.float32, cu_seqlens.device)
         angles = angles_of(cu_seqlens, total, each)
         return torch.stack((angles.cos(), angles.sin()), dim=1)
-    return _turns(positions_of(cu_seqlens, total), pairs, theta, torch.float32)
+    return _turns(positions_of(cu_seqlens, total), pairs, torch.float32)
 
 
-def frequencies(pairs: int, theta: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def frequencies(pairs: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Angle by which each pair turns from one position to the next, [pairs]."""
-    return theta ** -(torch.arange(pairs, device=device, dtype=dtype) / max(pairs, 1))
+    return THETA ** -(torch.arange(pairs, device=device, dtype=dtype) / max(pairs, 1))
 
 
-def _turns(positions: Tensor, pairs: int, theta: float, dtype: torch.dtype) -> Tensor:
-    angles = positions.to(dtype)[:, None] * frequencies(pairs, theta, dtype, positions.device)
+def _turns(positions: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
+    angles = positions.to(dtype)[:, None] * frequencies(pairs, dtype, positions.device)
     return torch.stack((angles.cos(), angles.sin()), dim=1)

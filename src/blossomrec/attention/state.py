@@ -167,6 +167,8 @@ class AttentionState:
         Shares buffers with this one, or copies them, as :meth:`extend` does, with which the block
         keys come by :meth:`with_blocks`.
         """
+        if not count:
+            return self
         events = self.events.claim(self.held, count)
         return AttentionState(
             self.block_size, self.reach, self.length + count, self.first, events, self.blocks

@@ -34,8 +34,6 @@ def blossom_attention(
     sizes = {"block_size": block_size, "top_n": top_n, "window": window, "sinks": sinks}
     if reason := unsupported(q, k, gates, **sizes):
         raise ValueError(f"impl is 'cuda': {reason}; impl='triton' takes more")
-    if not len(q):
-        return q * gates[..., :1], q.new_empty(0, k.shape[1], top_n, dtype=torch.int32)
     k, v = k.to(q.dtype), v.to(q.dtype)
     chosen = selected
     if chosen is None:

@@ -17,7 +17,7 @@ from blossomrec.attention.cuda.launch import (
     selection_kernels,
 )
 from blossomrec.attention.geometry import tile_table
-from blossomrec.attention.operator import operator
+from blossomrec.attention.operator import empty_gradients, operator, register_gradient
 
 
 def _empty_select_blocks(q, block_keys, cu_seqlens, top_n, causal):
@@ -93,11 +93,7 @@ def attend(
     return out, normalisers
 
 
-def _empty_attend_backward(grad, q, k, v, gates, *others):
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, gates))
-
-
-@operator(_empty_attend_backward)
+@operator(empty_gradients)
 def attend_backward(
     grad: Tensor,
     q: Tensor,
@@ -161,21 +157,7 @@ def attend_backward(
     return grad_q, grad_k, grad_v, grad_gates
 
 
-def _save(ctx, inputs, output) -> None:
-    *tensors, window, causal = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.form = (window, causal)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, grad, _):
-    gradients = (None,) * 4
-    if grad is not None:
-        gradients = attend_backward(grad, *ctx.saved_tensors, *ctx.form)
-    return *gradients, *(None,) * 4
-
-
-torch.library.register_autograd("blossomrec::cuda_attend", _differentiate, setup_context=_save)
+register_gradient("cuda_attend", attend_backward, kept=2)
 
 
 def _packed(kernels: Attention, k: Tensor, v: Tensor, table: Tensor, *, transposed: bool) -> Tensor:

@@ -32,8 +32,6 @@ def blossom_attention(
     selected: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
-    if not len(q):
-        return q * gates[..., :1], q.new_empty(0, k.shape[1], top_n, dtype=torch.int32)
     packing = Packing.of(cu_seqlens, len(q), block_size)
     shortest, longest = torch.stack(packing.length.aminmax()).tolist()
     selects_all = selected is None and causal and longest <= (top_n + 1) * block_size

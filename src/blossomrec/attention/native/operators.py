@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention.native.library import Problem, library
-from blossomrec.attention.operator import operator
+from blossomrec.attention.operator import empty_gradients, operator, register_gradient
 
 
 def _empty_select_blocks(q, block_keys, cu_seqlens, block_size, top_n, causal):
@@ -57,11 +57,7 @@ def attend(
     return out, normalisers
 
 
-def _empty_attend_backward(grad, q, k, v, gates, *others):
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, gates))
-
-
-@operator(_empty_attend_backward)
+@operator(empty_gradients)
 def attend_backward(
     grad: Tensor,
     q: Tensor,
@@ -86,21 +82,7 @@ def attend_backward(
     return grad_q, grad_k, grad_v, grad_gates
 
 
-def _save(ctx, inputs, output) -> None:
-    *tensors, block_size, window, sinks, causal = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.form = (block_size, window, sinks, causal)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, grad, _):
-    gradients = (None,) * 4
-    if grad is not None:
-        gradients = attend_backward(grad, *ctx.saved_tensors, *ctx.form)
-    return *gradients, *(None,) * 6
-
-
-torch.library.register_autograd("blossomrec::native_attend", _differentiate, setup_context=_save)
+register_gradient("native_attend", attend_backward, kept=1)
 
 
 def _run(

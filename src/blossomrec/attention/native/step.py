@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention.native.library import Step, library
-from blossomrec.attention.rotary import THETA, frequencies, turned_pairs
+from blossomrec.attention.rotary import frequencies, turned_pairs
 from blossomrec.attention.state import AttentionState
 
 
@@ -76,4 +76,4 @@ def _users(counts: Sequence[int], grown: list[AttentionState]) -> Array[c_int64]
 @cache
 def _frequencies(pairs: int) -> Tensor:
     with torch.inference_mode(False):
-        return frequencies(pairs, THETA, torch.float32, torch.device("cpu"))
+        return frequencies(pairs, torch.float32, torch.device("cpu"))

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from blossomrec.attention.geometry import Pattern, tile_table
-from blossomrec.attention.operator import operator
+from blossomrec.attention.operator import empty_gradients, operator, register_gradient
 from blossomrec.attention.triton.backward_keys import backward_keys_kernel
 from blossomrec.attention.triton.backward_queries import backward_queries_kernel
 from blossomrec.attention.triton.forward import forward_kernel
@@ -103,11 +103,7 @@ def attend(
     return out, normalisers
 
 
-def _empty_attend_backward(grad, q, k, v, gates, *others):
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, gates))
-
-
-@operator(_empty_attend_backward)
+@operator(empty_gradients)
 def attend_backward(
     grad: Tensor,
     q: Tensor,
@@ -217,21 +213,7 @@ def attend_backward(
     return grad_q, grad_k, grad_v, grad_gates
 
 
-def _save(ctx, inputs, output) -> None:
-    *tensors, block_size, window, sinks, causal = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.form = (block_size, window, sinks, causal)
-    ctx.set_materialize_grads(False)
-
-
-def _differentiate(ctx, grad, _):
-    gradients = (None,) * 4
-    if grad is not None:
-        gradients = attend_backward(grad, *ctx.saved_tensors, *ctx.form)
-    return *gradients, *(None,) * 6
-
-
-torch.library.register_autograd("blossomrec::triton_attend", _differentiate, setup_context=_save)
+register_gradient("triton_attend", attend_backward, kept=2)
 
 
 def _sizes(q: Tensor, k: Tensor, selected: Tensor) -> dict[str, int]:

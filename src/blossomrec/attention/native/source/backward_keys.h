@@ -8,7 +8,7 @@
 
 // Of each group and block the rows of the events that selected it, rising.
 struct InverseLists {
-    Buffer<int64_t> bounds;  // [G, blocks + 1]
+    Buffer<int64_t> bounds;  // [G, blocks + 2]
     Buffer<int32_t> rows;    // [G, T * n]
     const int64_t blocks, most;
 

@@ -18,14 +18,11 @@ typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Mask __attribute__((vector_size(4 * LANES)));  // lanes 0 or -1, or any integers
 // The same at any address.
 typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t LooseInts __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 constexpr float HIDDEN = -1e30f;  // score of a key that is not seen
 
 static inline Vector load(const float *from) { return *(const Loose *)from; }
 static inline void store(float *to, Vector x) { *(Loose *)to = x; }
-static inline Mask load(const int32_t *from) { return *(const LooseInts *)from; }
-static inline void store(int32_t *to, Mask x) { *(LooseInts *)to = x; }
 
 static inline Vector every(float x) { return x - Vector{}; }
 static inline Mask every(int32_t x) { return x - Mask{}; }
