@@ -49,7 +49,8 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": warps, "num_stages": stages}
     compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    name = kernel.fn.__name__
+    # One that is compiled in two forms stands there twice.
+    name = kernel.fn.__name__ + "_relu" * constants.get("RELU", False)
     assembly = Path(folder, f"{name}.ptx")
     assembly.write_text(compiled.asm["ptx"])
     command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", assembly, "-o", f"{assembly}.cubin"]
@@ -64,7 +65,6 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
 def compile_all(folder):
     from blossomrec.kernels import (
         catalogue,
-        compression,
         drawing,
         feed_forward,
         geometry,
@@ -105,13 +105,13 @@ def compile_all(folder):
         (lessons.mean_kernel, {"PLACES": 1_024}),
         (norm.add_norm_kernel, norms),
         (norm.add_norm_backward_kernel, norms),
-        (feed_forward.gelu_kernel, {"ROWS": 4, "BLOCK": 256}),
-        (feed_forward.gelu_backward_kernel, {"ROWS": 4, "BLOCK": 256}),
+        (feed_forward.activation_kernel, {"RELU": False, "ROWS": 4, "BLOCK": 256}),
+        (feed_forward.activation_backward_kernel, {"RELU": False, "ROWS": 4, "BLOCK": 256}),
         (projection.split_kernel, heads),
         (projection.join_kernel, heads),
         (windows.windows_kernel, window),
-        (compression.relu_kernel, {"ROWS": 2, "BLOCK": 512}),
-        (compression.relu_backward_kernel, {"ROWS": 2, "BLOCK": 512}),
+        (feed_forward.activation_kernel, {"RELU": True, "ROWS": 2, "BLOCK": 512}),
+        (feed_forward.activation_backward_kernel, {"RELU": True, "ROWS": 2, "BLOCK": 512}),
         (windows.windows_backward_kernel, window | {"PLACES": 16}),
         (lessons.block_sums_kernel, sums),
     ]

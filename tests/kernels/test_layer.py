@@ -12,6 +12,7 @@ from blossomrec import kernels
 from blossomrec.attention import BlossomAttention
 from blossomrec.config import ModelConfig
 from blossomrec.kernels import feed_forward
+from blossomrec.kernels import norm as norm_kernels
 from blossomrec.kernels.dropout import constants
 from blossomrec.kernels.feed_forward import feed_forward_norm
 from blossomrec.kernels.norm import add_norm
@@ -45,9 +46,16 @@ def gradients(out, leaves, seed=5):
     return torch.autograd.grad(out, leaves, draw(*out.shape, seed=seed, dtype=out.dtype))
 
 
+def few_programs(monkeypatch):
+    """So few that each goes through several tiles."""
+    for module in (feed_forward, norm_kernels):
+        monkeypatch.setattr(module, "PROGRAMS", 2)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("rows, size", SIZES)
-def test_add_norm(rows, size, dtype):
+def test_add_norm(rows, size, dtype, monkeypatch):
+    few_programs(monkeypatch)
     norm = shaken(nn.LayerNorm(size))
     x, branch = (draw(rows, size, seed=each, dtype=dtype).requires_grad_() for each in (1, 2))
     out = add_norm(x, branch, norm, 0.0)
@@ -68,6 +76,7 @@ def test_add_norm(rows, size, dtype):
 )
 def test_feed_forward_norm(rows, size, inner, chunk, dtype, monkeypatch):
     monkeypatch.setattr(feed_forward, "CHUNK", chunk)
+    few_programs(monkeypatch)
     parts = [shaken(nn.Linear(size, inner)), shaken(nn.Linear(inner, size))]
     norm = shaken(nn.LayerNorm(size))
     x = draw(rows, size, dtype=dtype).requires_grad_()

@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 from blossomrec import kernels
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.selector import selector_loss
+from blossomrec.kernels import importance
 from blossomrec.kernels.lessons import block_sums
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,15 +85,18 @@ def test_block_sums(heads, groups, size, block_size, dtype):
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_lessons_of_the_selector(monkeypatch, causal):
-    total = sum(LENGTHS)
+    # Several tiles of blocks and of lessons: 18 blocks in the longest, and room for 40.
+    monkeypatch.setattr(importance, "BLOCKS", 16)
+    lengths = [*LENGTHS, 300]
+    total = sum(lengths)
     q, k = draw(total, 4, 16).requires_grad_(), draw(total, 2, 16, seed=1)
     block_keys = draw(total // 16, 2, 16, seed=2).requires_grad_()
     rows = torch.arange(total, device=DEVICE)
-    form = {"max_length": max(LENGTHS), "block_size": 16, "causal": causal}
+    form = {"max_length": 640, "block_size": 16, "causal": causal}
 
     def results():
         torch.manual_seed(0)
-        loss = selector_loss(q, k, block_keys, packed(), rows, **form)
+        loss = selector_loss(q, k, block_keys, packed(lengths), rows, **form)
         return loss, *torch.autograd.grad(loss, [q, block_keys])
 
     for one, other in zip(*with_and_without_kernels(monkeypatch, results), strict=True):

@@ -29,21 +29,31 @@ def _area(x):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def gelu_kernel(hidden, bias, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """In place: ``hidden``, [rows, size], becomes gelu(hidden + bias)."""
+def activation_kernel(
+    hidden, bias, rows, size, RELU: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """In place: ``hidden``, [rows, size], becomes gelu(hidden + bias), or relu."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (row < rows)[:, None] & (column < size)[None]
     place = row.to(tl.int64)[:, None] * size + column[None]
     value = tl.load(hidden + place, mask=inside, other=0.0).to(tl.float32)
     value += tl.load(bias + column, mask=column < size, other=0.0).to(tl.float32)[None]
-    value *= _area(value)
+    value = tl.maximum(value, 0.0) if RELU else value * _area(value)
     tl.store(hidden + place, value.to(hidden.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def gelu_backward_kernel(
-    hidden, bias, grad, sums, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr
+def activation_backward_kernel(
+    hidden,
+    bias,
+    grad,
+    sums,
+    rows,
+    size,
+    RELU: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """In place: ``grad`` becomes that of ``hidden``, and ``hidden`` its activation.
 
@@ -58,26 +68,32 @@ def gelu_backward_kernel(
         place = row.to(tl.int64)[:, None] * size + column[None]
         value = tl.load(hidden + place, mask=inside, other=0.0).to(tl.float32) + added[None]
         slope = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
-        area = _area(value)
-        tl.store(hidden + place, (value * area).to(hidden.dtype.element_ty), mask=inside)
-        density = tl.exp(-0.5 * value * value) * 0.3989422804014327
-        slope *= area + value * density
+        if RELU:
+            active = tl.maximum(value, 0.0)
+            slope = tl.where(value > 0.0, slope, 0.0)
+        else:
+            area = _area(value)
+            active = value * area
+            slope *= area + value * (tl.exp(-0.5 * value * value) * 0.3989422804014327)
+        tl.store(hidden + place, active.to(hidden.dtype.element_ty), mask=inside)
         of_bias += slope
         tl.store(grad + place, slope.to(grad.dtype.element_ty), mask=inside)
     tl.store(sums + tl.program_id(0) * size + column, tl.sum(of_bias, 0), mask=column < size)
 
 
-def bias_gelu(hidden: Tensor, bias: Tensor) -> Tensor:
-    """In place: ``hidden`` [T, F] becomes gelu(hidden + bias), and is returned."""
+def bias_activation(hidden: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
+    """In place: ``hidden`` [T, F] becomes gelu(hidden + bias), or relu, and is returned."""
     rows, block = _tile(hidden)
     grid = (triton.cdiv(len(hidden), rows), triton.cdiv(hidden.shape[1], block))
     if len(hidden):
-        gelu_kernel[grid](hidden, bias, *hidden.shape, ROWS=rows, BLOCK=block)
+        activation_kernel[grid](hidden, bias, *hidden.shape, RELU=relu, ROWS=rows, BLOCK=block)
     return hidden
 
 
-def bias_gelu_backward(hidden: Tensor, bias: Tensor, grad: Tensor) -> Tensor:
-    """In place: ``grad`` becomes that of ``hidden``, and ``hidden`` becomes gelu(hidden + bias).
+def bias_activation_backward(
+    hidden: Tensor, bias: Tensor, grad: Tensor, *, relu: bool = False
+) -> Tensor:
+    """In place: ``grad`` becomes that of ``hidden``, and ``hidden`` its activation with the bias.
 
     Returns:
         The gradient of the bias, float32 [F].
@@ -87,7 +103,9 @@ def bias_gelu_backward(hidden: Tensor, bias: Tensor, grad: Tensor) -> Tensor:
     sums = hidden.new_empty(programs, hidden.shape[1], dtype=torch.float32)
     grid = (programs, triton.cdiv(hidden.shape[1], block))
     if len(hidden):
-        gelu_backward_kernel[grid](hidden, bias, grad, sums, *hidden.shape, ROWS=rows, BLOCK=block)
+        activation_backward_kernel[grid](
+            hidden, bias, grad, sums, *hidden.shape, RELU=relu, ROWS=rows, BLOCK=block
+        )
     return sums.sum(0)
 
 
@@ -117,7 +135,7 @@ class _FeedForwardNorm(torch.autograd.Function):
         dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             inner, outer = inner.to(dtype), outer.to(dtype)
-            branch = bias_gelu(x.to(dtype) @ inner.T, inner_bias) @ outer.T
+            branch = bias_activation(x.to(dtype) @ inner.T, inner_bias) @ outer.T
         seed = draw_seed(x.device) if p else x.new_empty(0)
         ctx.save_for_backward(x, inner, inner_bias, outer, outer_bias, branch, seed)
         ctx.layer_norm, ctx.p = layer_norm, p
@@ -149,7 +167,7 @@ def _hidden_gradients(
     """Gradients of inner weight, its bias and outer weight; that of x is added to ``grad_x``."""
     x = x.to(inner.dtype)
     hidden, grad_hidden = x @ inner.T, grad_branch @ outer
-    grad_bias = bias_gelu_backward(hidden, inner_bias, grad_hidden)
+    grad_bias = bias_activation_backward(hidden, inner_bias, grad_hidden)
     if grad_x.dtype == inner.dtype:
         grad_x.addmm_(grad_hidden, inner)
     else:
