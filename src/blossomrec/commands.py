@@ -148,17 +148,11 @@ def evaluate(
     from blossomrec.training.run import write_metrics
 
     options: dict[str, Any] = {"ranking": ranking, "filter_seen": filter_seen, "ks": ks}
+    options |= {"split": split, "last_events": last_events}
     if model in BASELINES:
         if log is None:
             raise ConfigError(f"--log is needed to evaluate {model}")
-        options |= {"split": split, "last_events": last_events}
         measured = evaluate_baseline(model, EventLog.open(log), on=on, **options)
-    elif split is not None:
-        raise ConfigError(f"--split {split} is for baselines: {model} keeps the split of its run")
-    elif last_events is not None:
-        raise ConfigError(
-            f"--last-events {last_events} is for baselines: {model} keeps the split of its run"
-        )
     else:
         measured = evaluate_run(model, log, on=on, device=device, **options)
         out = out or Path(model)

@@ -91,7 +91,7 @@ class TrainingConfig:
     schedule: Literal["constant", "cosine"] = option("constant", "learning rate after the warm-up")
     clip_norm: float = option(1.0, "largest gradient norm, 0 for no clipping", low=0)
     validate_every: int = option(1, "epochs between validations", low=1)
-    validation_users: int = option(10_000, "users in a validation, a fixed sample", low=1)
+    validation_users: int = option(10_000, "most cases in a validation, a fixed sample", low=1)
     patience: int = option(10, "validations without a better NDCG@10 before training stops", low=1)
     seed: int = option(0, "seed of everything random", low=0, high=LARGEST_SEED)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")

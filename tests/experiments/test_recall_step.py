@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blossomrec.attention import module
 from blossomrec.config import ModelConfig
@@ -12,6 +11,7 @@ from blossomrec.experiments.recall_options import RecallTraining
 from blossomrec.experiments.recall_step import BATCHES, RecallStep, optimizer_of, stage_batches
 from blossomrec.experiments.recall_training import gradient_norms, train_recall
 from blossomrec.experiments.selector_candidates import CANDIDATES, build_candidate
+from waiting import Waits
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(hidden_size=32, heads=4, kv_heads=2, inner_size=32, norm="pre", dropout=0.0)
@@ -37,26 +37,6 @@ def test_batches_are_histories_with_their_queries():
         items, rows, answers = batch[:512], batch[512:520], batch[520:]
         assert (items == task.items.ravel()).all()
         assert (rows == task.rows).all() and (answers == task.answers).all()
-
-
-class Waits(TorchDispatchMode):
-    """Operators by which the host would wait for a GPU."""
-
-    NAMES = ("_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "equal")
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name.removeprefix("aten::")
-        masks = name.startswith(("index", "_index")) and any(
-            isinstance(each, torch.Tensor) and each.dtype == torch.bool
-            for each in (args[1] if isinstance(args[1], (list, tuple)) else ())
-        )
-        if masks or name in self.NAMES or name.startswith("unique"):
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 def without_waiting(q, k, v, block_keys, gates, cu_seqlens, *, top_n, **form):

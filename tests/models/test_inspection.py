@@ -98,6 +98,17 @@ def test_histories_shorter_than_a_block_select_nothing(tiny_log):
     assert profile.gates.shape == (2, HEADS, 2)
 
 
+def test_a_user_with_several_cases_has_one_history(tiny_log):
+    config = EvaluationConfig(last_events=4)
+    several = make_split(tiny_log, config).test
+    profile = attention_profile(profiled_model(tiny_log), tiny_log, several)
+    assert len(set(profile.users.tolist())) == 3
+    lengths = np.diff(np.asarray(tiny_log.offsets))[profile.users]
+    assert sorted(lengths.tolist()) == [58, 59, 60]
+    last = several.last_of_each_user()
+    assert last.history_end.tolist() == several.history_end[3::4].tolist()
+
+
 @pytest.mark.parametrize("options", [{"attention": "full"}, {"backbone": "gru4rec"}])
 def test_without_blossom_attention_there_is_no_profile(tiny_log, cases, options):
     assert attention_profile(profiled_model(tiny_log, **options), tiny_log, cases) is None

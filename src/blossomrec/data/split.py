@@ -32,6 +32,14 @@ class Cases:
             return self
         chosen = np.random.default_rng(seed).choice(len(self), size=count, replace=False)
         chosen.sort()
+        return self._take(chosen)
+
+    def last_of_each_user(self) -> Cases:
+        """The case of each user that has the longest history: one for a history."""
+        _, starts = np.unique(self.users, return_index=True)
+        return self._take(np.append(starts[1:], len(self)) - 1 if len(self) else starts)
+
+    def _take(self, chosen: np.ndarray) -> Cases:
         return Cases(self.users[chosen], self.history_end[chosen], self.target_end[chosen])
 
 

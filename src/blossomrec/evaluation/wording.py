@@ -25,8 +25,8 @@ SEVERAL = (
     "validation. Metrics are means over users of the means over their events."
 )
 DEFINITIONS = {
-    "hr": "share of cases with a target among the first k",
-    "recall": "share of a case's targets among the first k, mean over cases",
+    "hr": "whether any target is among the first k, mean over users",
+    "recall": "share of a case's targets among the first k, mean over users",
     "ndcg": "discounted gain 1 / log2(place + 1) of the targets among the first k, over the ideal",
     "mrr": "1 / place of the first target, 0 beyond the first k",
     "popularity": (

@@ -124,7 +124,7 @@ def inspect_run(
     max_len = info.config.model.max_len if max_len is None else max_len
     if max_len < 2:
         raise ConfigError(f"max_len is {max_len}: it must be at least 2")
-    cases = make_split(opened, info.config.evaluation).test
+    cases = make_split(opened, info.config.evaluation).test.last_of_each_user()
     lengths = np.minimum(cases.history_end, max_len)
     choosing = lengths - first_choosing(lengths, form)
     choosing[cases.history_end < min_events] = 0

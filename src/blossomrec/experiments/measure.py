@@ -22,6 +22,7 @@ BASELINES: dict[str, Any] = {
     "transitions": ItemTransitions,
 }
 HeldOut = Literal["test", "valid"]
+SPLIT_OPTIONS = ("split", "valid_share", "test_share", "last_events")
 
 
 def evaluate_run(
@@ -41,8 +42,13 @@ def evaluate_run(
 
     Raises:
         RunError: the run is incomplete, its log is gone, or the log has another vocabulary.
-        ConfigError: an option is unknown or out of bounds, or the device is not there.
+        ConfigError: an option is unknown, out of bounds or one of the split, whose other form would
+            test on what the run was trained on, or the device is not there.
     """
+    for name in SPLIT_OPTIONS:
+        if options.get(name) is not None:
+            flag = f"--{name.replace('_', '-')} {options[name]}"
+            raise ConfigError(f"{flag} is for baselines: {run} keeps the split of its run")
     info = read_run_config(run)
     events = open_log(run, info, log)
     config = override(info.config.evaluation, options)

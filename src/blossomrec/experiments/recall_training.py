@@ -135,6 +135,8 @@ def train_recall(
             f"{length} events: accuracy {float(update.accuracy):.2f} after {step} steps, "
             f"of validation {course[-1].accuracy:.2f}, {took:.1f} ms a step"
         )
+        # Looking takes time, too.
+        late = late or time.monotonic() >= ends
         if not (last or late):
             length, stage_began = 2 * length, time.monotonic()
     measures = measure_recall(model, training, length, device)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from blossomrec.attention.api import kernels_take
 from blossomrec.config import ModelConfig, RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
@@ -26,6 +25,7 @@ from blossomrec.experiments.recall_training import train_recall
 from blossomrec.experiments.selector_candidates import CANDIDATES, build_candidate
 from blossomrec.models import build_model
 from blossomrec.training import train
+from blossomrec.training.shape import waiting_attention
 
 MAX_LEN = 1_024
 # Users of a log with this many events before the target are measured apart as well.
@@ -85,7 +85,8 @@ class RecallJob:
         def report(line: str) -> None:
             print(f"{self}: {line}", flush=True)
 
-        graph = self.graph and CANDIDATES[self.candidate].graph and _have_kernels(config, device)
+        graph = self.graph and CANDIDATES[self.candidate].graph
+        graph &= not waiting_attention(config, exact=False)
         trained = train_recall(model, training, device=device, graph=graph, report=report)
         measures = trained.measures
         layer = max_recall_layer(measures)
@@ -113,16 +114,6 @@ class RecallJob:
             "seconds": round(time.monotonic() - began, 1),
         }
         return [line | provenance(device)]
-
-
-def _have_kernels(config: ModelConfig, device: torch.device) -> bool:
-    """Whether there are kernels for these sizes: what stands in for them waits for the GPU."""
-    head_dim = config.hidden_size // config.heads
-    q, k = (
-        torch.empty(1, heads, head_dim, dtype=torch.bfloat16, device=device)
-        for heads in (config.heads, config.kv_heads)
-    )
-    return kernels_take(q, k, config.block_size)
 
 
 def _shares(measures: RecallMeasures, layer: int | None) -> dict[str, float | None]:

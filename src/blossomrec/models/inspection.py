@@ -31,10 +31,11 @@ class AttentionProfile:
 def attention_profile(
     model: SequenceModel, log: EventLog, cases: Cases, *, histories: int = 3
 ) -> AttentionProfile | None:
-    """Gates and selected blocks of a model in evaluation mode on the longest of ``cases``.
+    """Gates and selected blocks of a model in evaluation mode, for the longest of the histories.
 
     Returns None for a model without Blossom attention.
     """
+    cases = cases.last_of_each_user()
     longest = np.argsort(-cases.history_end, kind="stable")[:histories]
     batches = HistoryBatches(
         log,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from blossomrec.config import RunConfig
+from blossomrec.config import ModelConfig, RunConfig
 from blossomrec.data.batches import Batch, TrainingBatches
 from blossomrec.errors import ConfigError
 
@@ -103,13 +103,17 @@ def _obstacle(config: RunConfig, device: torch.device) -> str:
         return f"model.backbone is {model.backbone!r}: only sasrec has batches of one shape"
     if training.loss != "cross_entropy":
         return f"training.loss is {training.loss!r}: negatives are drawn on the host"
-    return _waiting(config) if device.type == "cuda" else ""
+    exact = training.precision == "32-true"
+    return waiting_attention(model, exact=exact) if device.type == "cuda" else ""
 
 
-def _waiting(config: RunConfig) -> str:
-    """Which attention would wait for the device, as the end of a sentence."""
-    model = config.model
-    size, exact = model.hidden_size // model.heads, config.training.precision == "32-true"
+def waiting_attention(model: ModelConfig, *, exact: bool) -> str:
+    """Why the attention of a model would wait for a GPU, as the end of a sentence; empty if not.
+
+    Args:
+        exact: whether it computes in float32, not in bfloat16.
+    """
+    size = model.hidden_size // model.heads
     q, k = (
         torch.empty(1, heads, size, dtype=torch.float32 if exact else torch.bfloat16, device="meta")
         for heads in (model.heads, model.kv_heads)

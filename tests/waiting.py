@@ -1,0 +1,32 @@
+"""Finds out whether the host would wait for a GPU, on a machine without one."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Waits(TorchDispatchMode):
+    """Operators by which the host would wait for a GPU."""
+
+    NAMES = (
+        "_local_scalar_dense",
+        "is_nonzero",
+        "item",
+        "nonzero",
+        "masked_select",
+        "unique",
+        "equal",
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        masks = name.startswith(("index", "_index")) and any(
+            isinstance(each, torch.Tensor) and each.dtype == torch.bool
+            for each in (args[1] if isinstance(args[1], (list, tuple)) else ())
+        )
+        if masks or name in self.NAMES or name.startswith("unique"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
