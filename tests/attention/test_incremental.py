@@ -5,11 +5,11 @@ import torch
 from extending import in_parts, make_attention, make_events, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from implementations import NATIVE, NATIVE_MISSING
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from blossomrec.attention import incremental
+from implementations import NATIVE, NATIVE_MISSING
 from whole_history import Recorder, relative_error
 
 PARTS = [1, 15, 16, 17, 31, 32, 33, 79, 80, 81, 333, 1000]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from implementations import NATIVE
 from inputs import AWKWARD, random_inputs, relative_error
 
 from blossomrec.attention import blossom_attention, eager
 from blossomrec.attention.eager import selection, sparse
+from implementations import NATIVE
 
 IMPLEMENTATIONS = ["torch", NATIVE]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
