@@ -388,7 +388,7 @@ def reproduce(
         runs: where the run folders go; training that was stopped goes on
         datasets: names of data sets, all that are known without it
         models: SASRec, BlossomRec, and each with the other's key/value heads: SASRec-2kv,
-            BlossomRec-8kv; all without it
+            BlossomRec-8kv; BERT4Rec, BERT4Rec-Blossom; all without it
         max_lens: longest histories to compare, in events; a data set's own without it
         seed: of the training
         epochs: most epochs, if other than a data set's own

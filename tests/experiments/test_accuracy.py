@@ -75,9 +75,13 @@ def test_every_configuration_is_sound(dataset, model):
     preset = accuracy.DATASETS[dataset]
     assert config.model.max_len == preset.max_len
     assert config.model.dropout == preset.dropout
-    assert config.model.attention == ("full" if "SASRec" in model else "blossom")
+    assert config.model.attention == ("blossom" if "Blossom" in model else "full")
+    assert config.model.backbone == ("bert4rec" if "BERT4Rec" in model else "sasrec")
     assert config.training.seed == 3
-    assert config.training.epochs == preset.epochs
+    # A model of masked events sees a fifth of the targets in an epoch.
+    times = 5 if "BERT4Rec" in model else 1
+    assert config.training.epochs == times * preset.epochs
+    assert config.training.validate_every == times
     assert config.training.tokens_per_batch == preset.tokens_per_batch
     assert config.evaluation.split == "leave-one-out"
     assert Case(dataset, model, epochs=2).configure().training.epochs == 2
@@ -85,11 +89,19 @@ def test_every_configuration_is_sound(dataset, model):
     assert long.model.max_len == long.training.tokens_per_batch == 20_000
 
 
-def test_the_models_differ_in_their_attention_alone():
+@pytest.mark.parametrize(
+    "backbone, expected",
+    [
+        ("sasrec", [("blossom", 2), ("blossom", 8), ("full", 2), ("full", 8)]),
+        ("bert4rec", [("blossom", 2), ("full", 8)]),
+    ],
+)
+def test_the_models_of_a_backbone_differ_in_their_attention_alone(backbone, expected):
     for dataset in accuracy.DATASETS:
         configs = [Case(dataset, name).configure() for name in accuracy.MODELS]
+        configs = [config for config in configs if config.model.backbone == backbone]
         forms = [(config.model.attention, config.model.kv_heads) for config in configs]
-        assert sorted(forms) == [("blossom", 2), ("blossom", 8), ("full", 2), ("full", 8)]
+        assert sorted(forms) == expected
         for config in configs[1:]:
             options = {"attention": configs[0].model.attention, "kv_heads": 8}
             model = dataclasses.replace(config.model, **options)
