@@ -342,3 +342,33 @@ def test_a_deletion_whose_answer_was_lost_is_erased_all_the_same(place, monkeypa
     )
     committer.close()
     assert erased and b"anna-the-first" not in place.content()
+
+
+def test_traces_that_another_process_left_are_removed(place, monkeypatch):
+    """Whoever is asked to delete again, it may be another server than the first time."""
+    first, second = (Committer(place.open(), 10, Metrics()) for _ in range(2))
+
+    def delete(committer, user):
+        future = committer.submit(lambda store: store.delete(user), erase=True)
+        return future.result(60)
+
+    for committer in (first, second):
+        assert delete(committer, "nobody") == 0
+    append(first._store, "anna-the-first", (1, 1))
+    with monkeypatch.context() as patched:
+
+        def fails():
+            raise first._store.failures[0]("the disk is full")
+
+        patched.setattr(first._store, "erase", fails)
+        with pytest.raises(Refusal):
+            delete(first, "anna-the-first")
+    assert b"anna-the-first" in place.content()
+    erased = []
+    erase = second._store.erase
+    monkeypatch.setattr(second._store, "erase", lambda: (erase(), erased.append(1)))
+    for _ in range(2):
+        assert delete(second, "anna-the-first") == 0
+    assert erased == [1] and b"anna-the-first" not in place.content()
+    for committer in (first, second):
+        committer.close()

@@ -35,6 +35,13 @@ class _Report(NamedTuple):
         self.give(self.future, self.result)
 
 
+class _Deletion(NamedTuple):
+    """A report that is held back until traces are gone, and how many deletions the store counts."""
+
+    report: _Report
+    count: int | None
+
+
 class Committer:
     """Runs operations on a store, in order; a result is given once it is on disk.
 
@@ -47,7 +54,7 @@ class Committer:
         self._store, self._metrics = store, metrics
         self._changes: Mailbox[_Change] = Mailbox("store", capacity)
         metrics.queue.labels("store").set_function(self._changes.__len__)
-        self._deleted: Mailbox[_Report] = Mailbox("eraser", capacity)
+        self._deleted: Mailbox[_Deletion] = Mailbox("eraser", capacity)
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self._eraser = threading.Thread(target=self._erase, name="eraser", daemon=True)
         self._thread.start()
@@ -84,18 +91,25 @@ class Committer:
                 refusal = of_store(error, self._store.failures)
                 for change in changes:
                     # It may have been carried out, with the answer lost.
-                    self._hand(change, _Report(outcome.fail, change.future, refusal))
+                    self._hand(change, _Report(outcome.fail, change.future, refusal), None)
 
     def _commit(self, changes: list[_Change]) -> None:
         start = time.perf_counter()
         reports = carried_out(self._store, lambda: [self._attempt(change) for change in changes])
         self._metrics.commit_seconds.observe(time.perf_counter() - start)
+        count = self._deletions() if any(change.erase for change in changes) else None
         for change, report in zip(changes, reports, strict=True):
-            self._hand(change, report)
+            self._hand(change, report, count)
 
-    def _hand(self, change: _Change, report: _Report) -> None:
+    def _deletions(self) -> int | None:
+        try:
+            return self._store.notices().deletions
+        except self._store.failures:
+            return None
+
+    def _hand(self, change: _Change, report: _Report, count: int | None) -> None:
         if change.erase:
-            self._deleted.put(report, always=True)
+            self._deleted.put(_Deletion(report, count), always=True)
         else:
             report()
 
@@ -110,15 +124,16 @@ class Committer:
 
     def _erase(self) -> None:
         """Once for all deletions that wait: events are gone before their traces are looked for."""
-        # Somebody may have been deleted just before the process that did it was killed.
-        traces = True
-        while reports := self._deleted.take(TOGETHER):
+        # How many deletions there had been when traces were last removed. It can take long: not
+        # where nobody was deleted since, here or by another process that may not have removed them.
+        erased: int | None = None
+        while deletions := self._deleted.take(TOGETHER):
+            reports, counts = [each.report for each in deletions], {each.count for each in deletions}
             try:
-                # It can take long: not for users who were not there.
-                if traces or any(report.result for report in reports):
-                    traces = True
+                if erased is None or counts != {erased}:
+                    erased = None
                     self._store.erase()
-                    traces = False
+                    erased = deletions[-1].count
             except Exception as error:
                 refusal = of_store(error, self._store.failures)
                 reports = [report._replace(give=outcome.fail, result=refusal) for report in reports]
