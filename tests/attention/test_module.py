@@ -9,6 +9,7 @@ from inputs import random_inputs, relative_error
 from blossomrec.attention import BlossomAttention, blossom_attention, selector
 from blossomrec.attention.packing import Packing
 from blossomrec.attention.selector import _draw, _numbers, selector_loss
+from implementations import NATIVE
 
 CU_SEQLENS = torch.tensor([0, 200, 201, 333], dtype=torch.int32)
 ALL = torch.arange(333)
@@ -92,11 +93,12 @@ def test_very_long_histories_have_fewer_lessons():
     assert lessons * 8 * 300_000 <= selector.MOST_SCORES
 
 
+@pytest.mark.parametrize("impl", ["torch", NATIVE])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_the_selector_loss_written_out(causal, monkeypatch):
+def test_the_selector_loss_written_out(causal, impl, monkeypatch):
     """Every event a lesson, against a loop over events, heads and blocks."""
-    inputs = random_inputs([70, 20, 40], dtype=torch.float64)
-    block_keys = torch.randn(len(inputs.k) // 16, 2, 8, dtype=torch.float64)
+    inputs = random_inputs([70, 20, 40])
+    block_keys = torch.randn(len(inputs.k) // 16, 2, 8)
     events = torch.arange(130)
     by_history = torch.cat(
         (
@@ -106,7 +108,7 @@ def test_the_selector_loss_written_out(causal, monkeypatch):
         )
     ).view(3, 70)
     monkeypatch.setattr(selector, "_draw", lambda *_: by_history)
-    form = {"max_length": 70, "block_size": 16, "causal": causal}
+    form = {"max_length": 70, "block_size": 16, "causal": causal, "impl": impl}
     given = (inputs.q, inputs.k, block_keys, inputs.cu_seqlens, events)
     value = selector.selector_loss(*given, **form)
     divergences = []

@@ -10,9 +10,10 @@ import pytest
 import torch
 from inputs import AWKWARD, random_inputs, relative_error
 
-from blossomrec.attention import blossom_attention
+from blossomrec.attention import blossom_attention, selector
 from blossomrec.attention.code_cache import NotBuiltError
-from blossomrec.attention.native import compiler, library, operators
+from blossomrec.attention.native import block_shares, compiler, library, operators
+from blossomrec.attention.packing import Packing
 from implementations import NATIVE_MISSING
 
 needs_native = pytest.mark.skipif(bool(NATIVE_MISSING), reason=NATIVE_MISSING)
@@ -72,6 +73,41 @@ def test_another_history_changes_nothing(causal):
 
 
 @needs_native
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize(
+    "heads, groups, size, block_size",
+    [(8, 2, 16, 16), (4, 2, 8, 5), (3, 3, 10, 24), (6, 1, 4, 32), (4, 4, 64, 8)],
+)
+def test_shares_of_attention_that_blocks_get(heads, groups, size, block_size, causal, threads):
+    """Every event a lesson, beside the PyTorch form."""
+    lengths = [*AWKWARD, 0, 700]
+    options = {"heads": heads, "groups": groups, "size": size, "block_size": block_size}
+    inputs = random_inputs(lengths, **options)
+    # One key has almost all the weight, another none that a float32 could hold.
+    inputs.k[-200] *= 50
+    total, blocks = len(inputs.q), 700 // block_size
+    packing = Packing.of(inputs.cu_seqlens, total, block_size)
+    lessons = torch.arange(total)[:, None]
+    form = (lessons, blocks, block_size, causal)
+    shares = block_shares(inputs.q, inputs.k, inputs.cu_seqlens, *form)
+    eligible = selector._eligible(packing, lessons, torch.arange(blocks), causal)[:, :, None]
+    counted = eligible.sum(-1, keepdim=True) >= 2
+    expected = selector._block_shares(
+        inputs.q, inputs.k, lessons, packing.start, eligible | ~counted, block_size
+    )
+    torch.testing.assert_close(shares, expected * counted, rtol=1e-4, atol=1e-7)
+    assert not shares.masked_select(~(eligible & counted)).any()
+    # Neither another history nor the future is looked at.
+    end = total - 150
+    inputs.k[:-700] = torch.nan
+    inputs.k[end if causal else total :] = torch.nan
+    for count in (1, 3):
+        threads(count)
+        again = block_shares(inputs.q, inputs.k, inputs.cu_seqlens, *form)
+        assert torch.equal(again[total - 700 : end], shares[total - 700 : end])
+
+
+@needs_native
 @pytest.mark.parametrize("scale", [1e-3, 30.0])
 def test_small_and_large_scores(scale):
     """Softmaxes that are flat, and such that one key has all the weight."""
@@ -103,6 +139,8 @@ def test_the_operators_are_registered_in_full():
     torch.library.opcheck(operators.attend, arguments)
     arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, 16, 4, True)
     torch.library.opcheck(operators.select_blocks, arguments)
+    arguments = (inputs.q.detach(), inputs.k.detach(), inputs.cu_seqlens)
+    torch.library.opcheck(operators.block_shares, (*arguments, torch.tensor([[39]]), 2, 16, True))
 
 
 @needs_native

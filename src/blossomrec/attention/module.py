@@ -216,6 +216,7 @@ class BlossomAttention(nn.Module):
             max_length=max_length,
             block_size=self.block_size,
             causal=self.causal,
+            impl=self.impl,
         )
 
     def _rotate(self, x: Tensor, place: Tensor) -> Tensor:

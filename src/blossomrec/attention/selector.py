@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from blossomrec import kernels
+from blossomrec.attention import native
 from blossomrec.attention.packing import Packing, first_blocks
 
 # Events of a batch that are lessons. Each looks at its whole history once, so their number must not
@@ -36,6 +37,7 @@ def selector_loss(
     max_length: int,
     block_size: int,
     causal: bool,
+    impl: str = "auto",
 ) -> Tensor:
     """Kullback-Leibler divergence of the softmax over importance from the mass of attention.
 
@@ -48,6 +50,8 @@ def selector_loss(
         rows: int64 [C], rising: packed rows of the events from which lessons may be drawn; T, which
             is no row, may fill up the end.
         max_length: longest history, in events, or more.
+        impl: as of :func:`~blossomrec.attention.blossom_attention`; on a CPU it decides whether the
+            C++ operator is used.
 
     Returns:
         Scalar, in nats, mean over the drawn events and key/value heads; zero, still connected to
@@ -69,11 +73,21 @@ def selector_loss(
     lessons = _draw(cu_seqlens, packing, rows, runs, together)
     # The events of a run share a history, and with it its blocks.
     number = torch.arange(blocks, device=q.device)
+    eligible = _eligible(packing, lessons, number, causal)  # [runs, c, J]
+    counted = eligible.sum(-1) >= 2
+    eligible = (eligible | ~counted[..., None])[:, :, None]
+    target = q.detach(), k.detach()
     with torch.autocast(q.device.type, enabled=False):
+        if native.wanted(impl, q, k, block_size):
+            form = lessons, blocks, block_size, causal
+            shares = native.block_shares(*target, cu_seqlens.to(torch.int32), *form)
+        else:
+            starts = packing.start[lessons[:, 0]]
+            shares = _block_shares(*target, lessons, starts, eligible, block_size)
         queries = _rows_of(q, lessons).unflatten(2, (groups, -1))  # [runs, c, G, R, d]
         found = _rows_of(block_keys, packing.first_block[lessons[:, :1]] + number)
         importance = torch.einsum("xcgd,xjgd->xcgj", queries.mean(3), found) / math.sqrt(size)
-        return _divergence(q.detach(), k.detach(), importance, lessons, packing, causal)
+        return _divergence(importance, shares, eligible, counted)
 
 
 def _kernels_take(q: Tensor, blocks: int, block_size: int) -> bool:
@@ -84,54 +98,42 @@ def _kernels_take(q: Tensor, blocks: int, block_size: int) -> bool:
     return blocks <= MOST_BLOCKS
 
 
-def _divergence(
-    q: Tensor, k: Tensor, importance: Tensor, lessons: Tensor, packing: Packing, causal: bool
-) -> Tensor:
-    """Divergence for ``importance``, float32 [runs, c, G, J]."""
-    blocks = importance.shape[-1]
-    starts = packing.start[lessons[:, 0]]
-    sums = _block_sums(q, k, lessons, starts, blocks, packing.block_size)
-    number = torch.arange(blocks, device=q.device)
-    eligible = _eligible(packing, lessons, number, causal)  # [runs, c, J]
-    counted = eligible.sum(-1) >= 2
-    eligible = (eligible | ~counted[..., None])[:, :, None]
-    mass = attention_mass(sums, eligible)
+def _divergence(importance: Tensor, shares: Tensor, eligible: Tensor, counted: Tensor) -> Tensor:
+    """Mean divergence of the softmax over importance, float32 [X, C, G, J], from the shares."""
     log_share = importance.masked_fill(~eligible, -math.inf).log_softmax(-1)
-    # Blocks that are not eligible have no mass; their -inf must not meet it.
+    # Blocks that are not eligible have no share; their -inf must not meet it.
     log_share = log_share.masked_fill(~eligible, 0.0)
-    by_lesson = (mass.xlogy(mass) - mass * log_share).sum(-1).mean(-1)
+    by_lesson = (shares.xlogy(shares) - shares * log_share).sum(-1).mean(-1)
     return (by_lesson * counted).sum() / counted.sum().clamp(min=1)
 
 
-def attention_mass(sums: Tensor, eligible: Tensor) -> Tensor:
+def _block_shares(
+    q: Tensor, k: Tensor, lessons: Tensor, starts: Tensor, eligible: Tensor, block_size: int
+) -> Tensor:
     """Share of attention that blocks get among each other, mean over a group's heads.
 
     Args:
-        sums: [X, C, G, R, J], logarithm of each query's summed weights over a block's keys.
-        eligible: bool [X, C, 1 or G, J], at least one in each row.
+        lessons: int64 [X, C], packed rows.
+        starts: int64 [X], first row of each run's history.
+        eligible: bool [X, C, 1, J], at least one in each row.
 
     Returns:
-        [X, C, G, J] float32, summing to one over the eligible blocks.
+        float32 [X, C, G, J], summing to one over the eligible blocks.
     """
-    return sums.masked_fill(~eligible[:, :, :, None], -math.inf).softmax(-1).mean(3)
-
-
-def _block_sums(
-    q: Tensor, k: Tensor, lessons: Tensor, starts: Tensor, blocks: int, block_size: int
-) -> Tensor:
-    """Logarithm of the summed weights over each block's keys, float32 [X, C, G, R, J].
-
-    lessons: int64 [X, C], packed rows; starts: int64 [X], first row of each run's history.
-    """
+    blocks = eligible.shape[-1]
     if kernels.usable(q) and not block_size & (block_size - 1):
         from blossomrec.kernels.lessons import block_sums
 
-        return block_sums(q, k, lessons, starts, blocks, block_size)
+        sums = block_sums(q, k, lessons, starts, blocks, block_size)
+        return sums.masked_fill(~eligible[:, :, :, None], -math.inf).softmax(-1).mean(3)
     event = starts[:, None] + torch.arange(blocks * block_size, device=q.device)
     keys = k[event.clamp(max=len(k) - 1)].float().unflatten(1, (blocks, block_size))
-    queries = q[lessons].float().unflatten(2, (k.shape[1], -1))
-    scores = torch.einsum("xcgrd,xjsgd->xcgrjs", queries, keys) / math.sqrt(q.shape[-1])
-    return scores.logsumexp(-1)
+    queries = q[lessons].float().unflatten(2, (k.shape[1], -1)) / math.sqrt(q.shape[-1])
+    scores = torch.einsum("xcgrd,xjsgd->xcgrjs", queries, keys)
+    # There are many: they are changed where they are.
+    scores.masked_fill_(~eligible[:, :, :, None, :, None], -math.inf)
+    sums = scores.sub_(scores.amax((-2, -1), keepdim=True)).exp_().sum(-1)
+    return (sums / sums.sum(-1, keepdim=True)).mean(3)
 
 
 def _numbers(max_length: int, heads: int) -> tuple[int, int]:

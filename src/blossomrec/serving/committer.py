@@ -128,7 +128,8 @@ class Committer:
         # where nobody was deleted since, here or by another process that may not have removed them.
         erased: int | None = None
         while deletions := self._deleted.take(TOGETHER):
-            reports, counts = [each.report for each in deletions], {each.count for each in deletions}
+            reports = [each.report for each in deletions]
+            counts = {each.count for each in deletions}
             try:
                 if erased is None or counts != {erased}:
                     erased = None

@@ -1,4 +1,4 @@
-"""Blossom attention in C++ for processors: forward, backward, selection and new events.
+"""Blossom attention in C++ for processors: forward, backward, selection, its lessons, new events.
 
 Compiled on first use with the system's compiler, loaded without PyTorch's headers.
 """
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention.native.library import missing
-from blossomrec.attention.native.operators import attend, select_blocks
+from blossomrec.attention.native.operators import attend, block_shares, select_blocks
+
+__all__ = ["block_shares", "blossom_attention", "unsupported", "wanted"]
 
 
 def blossom_attention(

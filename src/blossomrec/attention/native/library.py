@@ -28,8 +28,8 @@ class Problem(ctypes.Structure):
 
     _fields_ = _fields(
         "q k v block_keys gates cu_seqlens selected normalisers out "
-        "grad grad_q grad_k grad_v grad_gates",
-        "rows histories groups top_n window sinks causal threads wrong",
+        "grad grad_q grad_k grad_v grad_gates lessons shares",
+        "rows histories groups top_n window sinks causal threads count blocks wrong",
     )
 
 

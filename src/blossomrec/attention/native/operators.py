@@ -31,6 +31,39 @@ def select_blocks(
     return selected
 
 
+def _empty_block_shares(q, k, cu_seqlens, lessons, blocks, block_size, causal):
+    return q.new_empty(*lessons.shape, k.shape[1], blocks)
+
+
+@operator(_empty_block_shares)
+def block_shares(
+    q: Tensor,
+    k: Tensor,
+    cu_seqlens: Tensor,
+    lessons: Tensor,
+    blocks: int,
+    block_size: int,
+    causal: bool,
+) -> Tensor:
+    """Share of attention that blocks get from some events, see the selector, [X, C, G, J].
+
+    lessons: int64 [X, C], packed rows; blocks: J, at least those of the longest history.
+    """
+    groups = k.shape[1]
+    shares = q.new_empty(*lessons.shape, groups, blocks)
+    tensors = {
+        "q": q.contiguous(),
+        "k": k.contiguous(),
+        "cu_seqlens": cu_seqlens,
+        "lessons": lessons.contiguous(),
+        "shares": shares,
+    }
+    numbers = _sizes(q, cu_seqlens, groups)
+    numbers |= {"count": lessons.numel(), "blocks": blocks, "causal": causal}
+    _run("blossom_lessons", q, groups, block_size, tensors, numbers)
+    return shares
+
+
 def _empty_attend(q, k, v, gates, selected, cu_seqlens, block_size, window, sinks, causal):
     return q.new_empty(q.shape), q.new_empty(2, *q.shape[:2])
 

@@ -1,14 +1,15 @@
-// What the library offers: selection, attention, its gradients, and the step of new events.
+// What the library offers: selection and its lessons, attention, its gradients, and new events.
 #include "problem.h"
 
 #include "backward_keys.h"
 #include "backward_queries.h"
 #include "forward.h"
+#include "lessons.h"
 #include "selection.h"
 #include "step.h"
 
 // Work that a thread is worth its start for: about a tenth of a millisecond.
-constexpr int FEW_TILES = 4, FEW_EVENTS = 8;
+constexpr int FEW_TILES = 4, FEW_EVENTS = 8, FEW_LESSONS = 16;
 
 // Whether all selected blocks are complete, eligible ones of the event's history.
 static Status check_selection(Problem &problem, const Chunks &chunks) {
@@ -36,6 +37,24 @@ extern "C" int blossom_select(Problem *given) {
         chunks.count * problem.groups, problem.threads, FEW_TILES, selection_room(problem),
         [&](int64_t piece, Vector *scratch) {
             select_tile(problem, chunks[piece / problem.groups], piece % problem.groups, scratch);
+        });
+}
+
+extern "C" int blossom_lessons(Problem *given) {
+    const Problem &problem = *given;
+    const Chunks chunks(problem);
+    if (chunks.status) return chunks.status;
+    const Columns keys(chunks, problem.groups, D);
+    if (!keys.data.data) return NO_MEMORY;
+    for (int64_t chunk = 0; chunk < chunks.count; chunk++)
+        for (int64_t group = 0; group < problem.groups; group++)
+            copy_columns(
+                problem.k, chunks[chunk], group, problem.groups * D, D, keys.at(group, chunk));
+    return in_parallel(
+        problem.count * problem.groups, problem.threads, FEW_LESSONS,
+        LessonScratch(chunks, nullptr).arena.used,
+        [&](int64_t piece, Vector *scratch) {
+            lesson(problem, chunks, keys, piece / problem.groups, piece % problem.groups, scratch);
         });
 }
 

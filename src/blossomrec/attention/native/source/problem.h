@@ -21,7 +21,9 @@ struct Problem {
     float *out;                // [T, H, d]
     const float *grad;         // [T, H, d]
     float *grad_q, *grad_k, *grad_v, *grad_gates;
-    int64_t rows, histories, groups, top_n, window, sinks, causal, threads;
+    const int64_t *lessons;    // [count], packed rows
+    float *shares;             // [count, G, blocks]
+    int64_t rows, histories, groups, top_n, window, sinks, causal, threads, count, blocks;
     int64_t wrong;             // row of the first wrong selection
 
     float scale() const { return 1.44269504f / sqrtf((float)D); }  // scores are exponents of two
