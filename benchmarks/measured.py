@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable
 
+import claims
 import selector_tables
 import speed_tables
 from tables import ROOT, Line, read, table
@@ -178,6 +179,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy-uni100": lambda: accuracy("uni100"),
     "training": training,
     **speed_tables.TABLES,
+    **claims.TABLES,
     "prepare": preparing,
     "ranking": ranking,
     "recall": lambda: selector_tables.recall("recall", "2866-5734"),

@@ -1,0 +1,114 @@
+"""What the paper says of Blossom attention, beside what was measured here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from statistics import mean
+
+import speed_tables
+from tables import Line, read, table
+
+DATASETS = ("ml-1m", "gowalla", "amazon-beauty", "amazon-video-games")
+# A model with dense attention and one with Blossom attention, otherwise the same or nearly so.
+PAIRS = (
+    ("SASRec", "BlossomRec"),
+    ("SASRec-2kv", "BlossomRec"),
+    ("SASRec", "BlossomRec-8kv"),
+    ("BERT4Rec", "BERT4Rec-Blossom"),
+)
+LAYOUT = (8, 2, 16)
+COSTS = {
+    "training, MiB": "peak_mib",
+    "inference, MiB": "inference_peak_mib",
+    "training step, ms": "forward_backward_ms",
+    "inference, ms": "forward_ms",
+}
+
+
+def accuracy() -> str:
+    """NDCG@10 among all items with both attentions, mean over seeds, on the data of the paper."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for line in read("accuracy.jsonl"):
+        if line["ranking"] == "full":
+            of_seeds = found.setdefault((line["dataset"], line["model"]), {})
+            of_seeds[line["seed"]] = line["metrics"]["ndcg@10"]
+    rows = []
+    for pair in PAIRS:
+        for dataset in DATASETS:
+            if all((dataset, model) in found for model in pair):
+                dense, blossom = (mean(found[dataset, model].values()) for model in pair)
+                values = f"{dense:.4f}", f"{blossom:.4f}", f"{blossom / dense - 1:+.1%}"
+                rows.append([f"{pair[1]} to {pair[0]}, {dataset}", *values])
+    return table(["models, data", "dense", "Blossom", "difference"], rows)
+
+
+def cost() -> str:
+    """Two layers with Blossom attention beside dense attention that keeps its scores, and fused."""
+    rows = []
+    for gpu in (True, False):
+        lines = speed_tables.lines("encoder", gpu)
+        for length in sorted({line["length"] for line in lines if line["impl"] == "naive"}):
+            given = [line for line in lines if line["length"] == length]
+            naive = _one(given, ("naive",))
+            fused = _one(given, ("flash", "dense"))
+            blossom = _one(given, ("cuda", "native"))
+            where = "GPU" if gpu else "CPU"
+            for text, field in COSTS.items():
+                values = [line[field] for line in (naive, fused, blossom)]
+                times = [f"{value / values[2]:.1f}" for value in values[:2]]
+                shown = [f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for value in values]
+                rows.append([f"{where}, {length:,}, {text}", *shown, *times])
+    header = ["device, length", "all scores kept", "fused", "Blossom"]
+    return table([*header, "all scores / Blossom", "fused / Blossom"], rows)
+
+
+def growth() -> str:
+    """Powers of the length with which the time of a history grows, forward and backward."""
+    lines = speed_tables.beside_cudnn()
+    ways = {"dense, cuDNN": ("cudnn", "none"), "mean": ("cuda", "mean"), "mlp": ("cuda", "mlp")}
+    times = {
+        text: {
+            line["length"]: line["forward_backward_ms"]
+            for line in lines
+            if (line["impl"], line["compress"]) == way and speed_tables.layout(line) == LAYOUT
+        }
+        for text, way in ways.items()
+    }
+    lengths = sorted(times["mlp"])
+    rows = []
+    for low, high in pairwise(lengths):
+        # All have the same number of events: a history as long again has half as many beside it.
+        powers = [
+            1 + math.log(found[high] / found[low]) / math.log(high / low)
+            for found in times.values()
+        ]
+        rows.append([f"{low:,} to {high:,}", *(f"{power:.2f}" for power in powers)])
+    return table(["length", *(_title(text) for text in ways)], rows)
+
+
+def _title(text: str) -> str:
+    return text if "dense" in text else f"Blossom, {text}"
+
+
+def _one(lines: list[Line], impls: tuple[str, ...]) -> Line:
+    """That of an attention which stands beside the others, replayed as a graph where it can be."""
+    return max(
+        (
+            line
+            for line in lines
+            if line["impl"] in impls
+            and line["compress"] in ("none", "mlp")
+            and (line["impl"] == "naive" or speed_tables.layout(line) == LAYOUT)
+            and line.get("lessons") in (None, line["compress"] == "mlp")
+        ),
+        key=lambda line: bool(line.get("graph")),
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "claims-accuracy": accuracy,
+    "claims-cost": cost,
+    "claims-growth": growth,
+}
