@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from blossomrec.errors import BlossomRecError, ConfigError
 
@@ -68,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has seen enough; what is left of it goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except UnusedCliTokensError as error:
+        unused, verb = " ".join(error.unused_tokens or ()), arguments[0]
+        return _complain(f"{verb} has no place for {unused!r}: see blossomrec {verb} --help")
     except (CycloptsError, BlossomRecError, OSError) as error:
         return _complain(str(error))
     except KeyboardInterrupt as stop:
