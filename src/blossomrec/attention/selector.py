@@ -80,7 +80,7 @@ def selector_loss(
     with torch.autocast(q.device.type, enabled=False):
         if native.wanted(impl, q, k, block_size):
             form = lessons, blocks, block_size, causal
-            shares = native.block_shares(*target, cu_seqlens.to(torch.int32), *form)
+            shares = native.block_shares(*target, cu_seqlens.to(torch.int32).contiguous(), *form)
         else:
             starts = packing.start[lessons[:, 0]]
             shares = _block_shares(*target, lessons, starts, eligible, block_size)

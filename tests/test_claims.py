@@ -1,0 +1,80 @@
+"""The tables beside the paper's claims, from lines whose answers are known."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = str(Path(__file__).resolve().parent.parent / "benchmarks")
+MODULES = ("claims", "speed_tables", "tables")
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield importlib.import_module("claims")
+    for name in MODULES:
+        sys.modules.pop(name)
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in row[2:-2].split(" | ")] for row in text.splitlines()[2:]]
+
+
+def accuracy_line(model, ndcg, seed=0, ranking="full"):
+    names = {"dataset": "gowalla", "model": model, "seed": seed, "ranking": ranking}
+    return {**names, "metrics": {"ndcg@10": ndcg}}
+
+
+def test_accuracy_is_a_mean_over_seeds_each_in_its_last_line(claims, monkeypatch):
+    lines = [
+        accuracy_line("SASRec", 0.9),
+        accuracy_line("SASRec", 0.2),
+        accuracy_line("SASRec", 0.4, seed=1),
+        accuracy_line("SASRec", 0.8, ranking="uni100"),
+        accuracy_line("BlossomRec", 0.33),
+        accuracy_line("BERT4Rec", 0.1),
+    ]
+    monkeypatch.setattr(claims, "read", lambda name: lines)
+    row = ["BlossomRec to SASRec, gowalla", "0.3000", "0.3300", "+10.0%"]
+    assert cells(claims.accuracy()) == [row]
+
+
+def speed_line(impl, compress="none", length=1_024, layout=(8, 2, 16), **others):
+    sizes = dict(zip(("heads", "kv_heads", "head_dim"), layout, strict=True))
+    costs = {"forward_ms": 1.0, "peak_mib": 1.0, "inference_peak_mib": 1.0}
+    named = {"impl": impl, "compress": compress, "length": length, "lessons": False}
+    return {**named, **sizes, **costs, "forward_backward_ms": 1.0, "graph": False} | others
+
+
+def test_cost_is_that_of_taught_layers_replayed_where_they_can_be(claims, monkeypatch):
+    lines = [
+        speed_line("naive", layout=(8, 8, 16), peak_mib=1_200.0),
+        speed_line("flash", peak_mib=30.0),
+        speed_line("flash", peak_mib=24.0, graph=True),
+        speed_line("flash", peak_mib=99.0, graph=True, layout=(2, 2, 64)),
+        speed_line("cuda", "mlp", peak_mib=10.0, graph=True),
+        speed_line("cuda", "mlp", peak_mib=12.0, graph=True, lessons=True),
+        speed_line("cuda", "mlp", peak_mib=13.0, lessons=True),
+        speed_line("cuda", "mean", peak_mib=9.0, graph=True, lessons=True),
+        speed_line("cuda", "mlp", length=4_096, lessons=True),
+    ]
+    monkeypatch.setattr(claims.speed_tables, "lines", lambda bench, gpu: lines if gpu else [])
+    rows = cells(claims.cost())
+    assert rows[0] == ["GPU, 1,024, training, MiB", "1,200", "24.0", "12.0", "100.0", "2.0"]
+    assert len(rows) == 4
+
+
+def test_growth_is_a_power_of_the_length(claims, monkeypatch):
+    lines = [
+        speed_line(impl, compress, length, forward_backward_ms=length**power)
+        for impl, compress, power in (
+            ("cudnn", "none", 1.0),
+            ("cuda", "mean", 0.0),
+            ("cuda", "mlp", 0.5),
+        )
+        for length in (1_024, 4_096)
+    ]
+    monkeypatch.setattr(claims.speed_tables, "beside_cudnn", lambda: lines)
+    assert cells(claims.growth()) == [["1,024 to 4,096", "2.00", "1.00", "1.50"]]
