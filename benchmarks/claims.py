@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import mean
 
 import speed_tables
-from tables import Line, read, table
+from tables import Line, table, trainings
 
 DATASETS = ("ml-1m", "gowalla", "amazon-beauty", "amazon-video-games")
 # A model with dense attention and one with Blossom attention, otherwise the same or nearly so.
@@ -29,16 +29,15 @@ COSTS = {
 
 def accuracy() -> str:
     """NDCG@10 among all items with both attentions, mean over seeds, on the data of the paper."""
-    found: dict[tuple[str, str], dict[int, float]] = {}
-    for line in read("accuracy.jsonl"):
-        if line["ranking"] == "full":
-            of_seeds = found.setdefault((line["dataset"], line["model"]), {})
-            of_seeds[line["seed"]] = line["metrics"]["ndcg@10"]
+    found = {
+        (lines[0]["dataset"], lines[0]["model"]): mean(line["metrics"]["ndcg@10"] for line in lines)
+        for lines in trainings("full")
+    }
     rows = []
     for pair in PAIRS:
         for dataset in DATASETS:
             if all((dataset, model) in found for model in pair):
-                dense, blossom = (mean(found[dataset, model].values()) for model in pair)
+                dense, blossom = (found[dataset, model] for model in pair)
                 values = f"{dense:.4f}", f"{blossom:.4f}", f"{blossom / dense - 1:+.1%}"
                 rows.append([f"{pair[1]} to {pair[0]}, {dataset}", *values])
     return table(["models, data", "dense", "Blossom", "difference"], rows)

@@ -13,11 +13,12 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from statistics import mean
 
 import claims
 import selector_tables
 import speed_tables
-from tables import ROOT, Line, read, table
+from tables import ROOT, Line, read, table, trainings
 
 from blossomrec.bench.plots import draw, fingerprint
 
@@ -30,33 +31,30 @@ SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOT
 
 
 def accuracy(ranking: str) -> str:
-    """Metrics at 10 of every data set and model under one ranking."""
+    """Metrics at 10 of every data set and model under one ranking, mean over seeds."""
     prefix = "" if ranking == "full" else f"{ranking}_"
     names = ("hr@10", "mrr@10", "ndcg@10")
     rows = [
         [
-            f"{line['dataset']}, {line['max_len']}",
-            line["model"],
-            *(f"{line['metrics'][prefix + name]:.4f}" for name in names),
+            f"{lines[0]['dataset']}, {lines[0]['max_len']}",
+            lines[0]["model"],
+            *(f"{mean(line['metrics'][prefix + name] for line in lines):.4f}" for name in names),
         ]
-        for line in _ordered(read("accuracy.jsonl"))
-        if line["ranking"] == ranking
+        for lines in trainings(ranking)
     ]
     return table(["data, longest history", "model", *(prefix + name for name in names)], rows)
 
 
 def training() -> str:
-    """What training cost."""
+    """What training cost, mean over seeds."""
+    costs = {"epochs": ".0f", "seconds_per_epoch": ".2f", "peak_mib": ".0f"}
     rows = [
         [
-            f"{line['dataset']}, {line['max_len']}",
-            line["model"],
-            str(line["epochs"]),
-            f"{line['seconds_per_epoch']:.2f}",
-            f"{line['peak_mib']:.0f}",
+            f"{lines[0]['dataset']}, {lines[0]['max_len']}",
+            lines[0]["model"],
+            *(format(mean(line[name] for line in lines), form) for name, form in costs.items()),
         ]
-        for line in _ordered(read("accuracy.jsonl"))
-        if line["ranking"] == "full"
+        for lines in trainings("full")
     ]
     header = ["data, longest history", "model", "epochs", "seconds per epoch", "peak MiB"]
     return table(header, rows)
@@ -203,13 +201,6 @@ TABLES: dict[str, Callable[[], str]] = {
 def filled(text: str) -> str:
     """``text`` with every section filled in."""
     return SECTION.sub(lambda part: part[1] + TABLES[part[2]]() + part[3], text)
-
-
-def _ordered(lines: list[Line]) -> list[Line]:
-    """By data set, in the order in which it first stands, then by model."""
-    order = {line["dataset"]: None for line in sorted(lines, key=lambda line: -line["max_len"])}
-    places = {dataset: place for place, dataset in enumerate(order)}
-    return sorted(lines, key=lambda line: (places[line["dataset"]], line["model"]))
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ def cells(text: str) -> list[list[str]]:
 
 
 def accuracy_line(model, ndcg, seed=0, ranking="full"):
-    names = {"dataset": "gowalla", "model": model, "seed": seed, "ranking": ranking}
+    names = {"dataset": "gowalla", "max_len": 50, "model": model, "seed": seed, "ranking": ranking}
     return {**names, "metrics": {"ndcg@10": ndcg}}
 
 
@@ -36,7 +36,7 @@ def test_accuracy_is_a_mean_over_seeds_each_in_its_last_line(claims, monkeypatch
         accuracy_line("BlossomRec", 0.33),
         accuracy_line("BERT4Rec", 0.1),
     ]
-    monkeypatch.setattr(claims, "read", lambda name: lines)
+    monkeypatch.setattr(sys.modules["tables"], "read", lambda name: lines)
     row = ["BlossomRec to SASRec, gowalla", "0.3000", "0.3300", "+10.0%"]
     assert cells(claims.accuracy()) == [row]
 

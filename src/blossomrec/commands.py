@@ -376,7 +376,7 @@ def reproduce(
     datasets: Several[str] | None = None,
     models: Several[str] | None = None,
     max_lens: Several[int] | None = None,
-    seed: int = 0,
+    seeds: Several[int] | None = None,
     epochs: int | None = None,
     jobs: int = 1,
 ) -> None:
@@ -384,13 +384,13 @@ def reproduce(
 
     Args:
         logs: folder with a prepared log for each data set, such as ml-1m or amazon-beauty
-        out: JSONL file that gets a line for each model, data set and ranking
+        out: JSONL file that gets a line for each model, data set, seed and ranking
         runs: where the run folders go; training that was stopped goes on
         datasets: names of data sets, all that are known without it
         models: SASRec, BlossomRec, and each with the other's key/value heads: SASRec-2kv,
             BlossomRec-8kv; BERT4Rec, BERT4Rec-Blossom; all without it
         max_lens: longest histories to compare, in events; a data set's own without it
-        seed: of the training
+        seeds: of the training, each a training of its own; 0 without it
         epochs: most epochs, if other than a data set's own
         jobs: how many train at the same time on the device
     """
@@ -403,7 +403,7 @@ def reproduce(
         datasets=datasets or tuple(accuracy.DATASETS),
         models=models or tuple(accuracy.MODELS),
         max_lens=max_lens or (None,),
-        seed=seed,
+        seeds=seeds or (0,),
         epochs=epochs,
         jobs=jobs,
     )

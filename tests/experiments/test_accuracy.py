@@ -127,7 +127,7 @@ def test_what_is_not_known_is_named(arguments, options, words):
 def test_all_models_on_all_logs_give_a_line_for_each_ranking(tiny, logs, tmp_path, capsys):
     runs, out = tmp_path / "runs", tmp_path / "results" / "accuracy.jsonl"
     models = {"SASRec": "full", "BlossomRec": "blossom"}
-    accuracy.measure_all(logs, runs, out, datasets=iter(TINY), models=iter(models), seed=5)
+    accuracy.measure_all(logs, runs, out, datasets=iter(TINY), models=iter(models), seeds=[5])
     lines = read(out)
     assert all(" ".join(line) == FIELDS for line in lines)
     found = {(line["dataset"], line["model"], line["ranking"]): line for line in lines}
@@ -165,7 +165,8 @@ def test_all_models_on_all_logs_give_a_line_for_each_ranking(tiny, logs, tmp_pat
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 4
     assert any(
-        line.startswith("one SASRec: 1 epochs, ") and "uni100_ndcg@10 0." in line for line in shown
+        line.startswith("one SASRec seed 5: 1 epochs, ") and "uni100_ndcg@10 0." in line
+        for line in shown
     )
 
 
@@ -183,6 +184,17 @@ def test_lengths_of_histories_are_compared(tiny, logs, tmp_path, capsys):
         "one-BlossomRec-24-0",
     }
     assert "one 24 BlossomRec: 1 epochs, " in capsys.readouterr().out
+
+
+def test_each_seed_is_a_training_of_its_own(tiny, logs, tmp_path, capsys):
+    out, seeds = tmp_path / "out.jsonl", [0, 3]
+    options = {"datasets": ["one"], "models": ["SASRec"], "seeds": seeds}
+    accuracy.measure_all(logs, tmp_path / "runs", out, **options)
+    lines = [line for line in read(out) if line["ranking"] == "full"]
+    assert [line["seed"] for line in lines] == seeds
+    assert lines[0]["metrics"] != lines[1]["metrics"]
+    shown = capsys.readouterr().out
+    assert "one SASRec: 1 epochs" in shown and "one SASRec seed 3: 1 epochs" in shown
 
 
 def test_training_that_is_done_is_not_done_again(tiny, logs, tmp_path, monkeypatch):
@@ -237,6 +249,7 @@ def test_failures_come_back_from_real_processes(tmp_path):
         ({"datasets": ["one", "three"]}, "'three' is not known"),
         ({"models": ["GRU"]}, "'GRU' is not known"),
         ({"max_lens": [50, 1]}, "model.max_len is 1"),
+        ({"seeds": [0, -1]}, "training.seed is -1"),
     ],
 )
 def test_nothing_is_begun_where_something_is_wrong(tiny, logs, tmp_path, options, words):

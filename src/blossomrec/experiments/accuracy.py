@@ -72,7 +72,8 @@ class Case:
     @property
     def name(self) -> str:
         length = "" if self.max_len is None else f" {self.max_len:,}"
-        return f"{self.dataset}{length} {self.model}"
+        seed = f" seed {self.seed}" if self.seed else ""
+        return f"{self.dataset}{length} {self.model}{seed}"
 
     def configure(self) -> RunConfig:
         """The configuration; ConfigError names what is unknown or out of bounds."""
@@ -106,7 +107,7 @@ def measure_all(
     datasets: Iterable[str] = tuple(DATASETS),
     models: Iterable[str] = tuple(MODELS),
     max_lens: Iterable[int | None] = (None,),
-    seed: int = 0,
+    seeds: Iterable[int] = (0,),
     epochs: int | None = None,
     jobs: int = 1,
 ) -> None:
@@ -115,7 +116,7 @@ def measure_all(
     Args:
         logs: folder of prepared logs, one for each data set, by its name.
         runs: gets the run folders; training that was stopped goes on.
-        out: JSONL file that gets one line for each model, data set, length and ranking.
+        out: JSONL file that gets one line for each model, data set, length, seed and ranking.
         max_lens: longest histories, None for that of the data set's preset.
 
     Raises:
@@ -125,8 +126,8 @@ def measure_all(
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}: it must be at least 1")
     # Long ones first, so that none is left alone at the end.
-    choices = itertools.product(datasets, max_lens, list(models)[::-1])
-    cases = [Case(dataset, model, length, seed, epochs) for dataset, length, model in choices]
+    choices = itertools.product(datasets, max_lens, list(models)[::-1], seeds)
+    cases = [Case(data, model, length, seed, epochs) for data, length, model, seed in choices]
     for case in cases:
         case.configure()
     failed = []
