@@ -30,17 +30,23 @@ COSTS = {
 def accuracy() -> str:
     """NDCG@10 among all items with both attentions, mean over seeds, on the data of the paper."""
     found = {
-        (lines[0]["dataset"], lines[0]["model"]): mean(line["metrics"]["ndcg@10"] for line in lines)
+        (lines[0]["dataset"], lines[0]["max_len"], lines[0]["model"]): {
+            line["seed"]: line["metrics"]["ndcg@10"] for line in lines
+        }
         for lines in trainings("full")
+        if lines[0]["dataset"] in DATASETS
     }
     rows = []
     for pair in PAIRS:
-        for dataset in DATASETS:
-            if all((dataset, model) in found for model in pair):
-                dense, blossom = (found[dataset, model] for model in pair)
+        for dataset, max_len in dict.fromkeys(key[:2] for key in found):
+            models = [found.get((dataset, max_len, model), {}) for model in pair]
+            # Those that both were trained with.
+            seeds = models[0].keys() & models[1].keys()
+            if seeds:
+                dense, blossom = (mean(values[seed] for seed in seeds) for values in models)
                 values = f"{dense:.4f}", f"{blossom:.4f}", f"{blossom / dense - 1:+.1%}"
-                rows.append([f"{pair[1]} to {pair[0]}, {dataset}", *values])
-    return table(["models, data", "dense", "Blossom", "difference"], rows)
+                rows.append([f"{pair[1]} to {pair[0]}, {dataset}, {max_len}", *values])
+    return table(["models, data, longest history", "dense", "Blossom", "difference"], rows)
 
 
 def cost() -> str:

@@ -22,22 +22,28 @@ def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in row[2:-2].split(" | ")] for row in text.splitlines()[2:]]
 
 
-def accuracy_line(model, ndcg, seed=0, ranking="full"):
-    names = {"dataset": "gowalla", "max_len": 50, "model": model, "seed": seed, "ranking": ranking}
-    return {**names, "metrics": {"ndcg@10": ndcg}}
+def accuracy_line(model, ndcg, seed=0, max_len=50, **others):
+    names = {"dataset": "gowalla", "max_len": max_len, "model": model, "seed": seed}
+    return {**names, "ranking": "full", "metrics": {"ndcg@10": ndcg}} | others
 
 
-def test_accuracy_is_a_mean_over_seeds_each_in_its_last_line(claims, monkeypatch):
+def test_accuracy_is_a_mean_over_the_seeds_of_both_each_in_its_last_line(claims, monkeypatch):
     lines = [
         accuracy_line("SASRec", 0.9),
         accuracy_line("SASRec", 0.2),
         accuracy_line("SASRec", 0.4, seed=1),
+        accuracy_line("SASRec", 0.7, seed=2),
+        accuracy_line("SASRec", 0.8, max_len=200),
         accuracy_line("SASRec", 0.8, ranking="uni100"),
-        accuracy_line("BlossomRec", 0.33),
+        accuracy_line("SASRec", 0.8, dataset="unix-commands"),
+        accuracy_line("BlossomRec", 0.34),
+        accuracy_line("BlossomRec", 0.32, seed=1),
+        accuracy_line("BlossomRec", 0.9, seed=3),
+        accuracy_line("BlossomRec", 0.9, dataset="unix-commands"),
         accuracy_line("BERT4Rec", 0.1),
     ]
     monkeypatch.setattr(sys.modules["tables"], "read", lambda name: lines)
-    row = ["BlossomRec to SASRec, gowalla", "0.3000", "0.3300", "+10.0%"]
+    row = ["BlossomRec to SASRec, gowalla, 50", "0.3000", "0.3300", "+10.0%"]
     assert cells(claims.accuracy()) == [row]
 
 

@@ -131,6 +131,19 @@ def test_the_selector_loss_written_out(causal, impl, monkeypatch):
     torch.testing.assert_close(value, torch.stack(divergences).mean(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_keys_of_another_type_teach_the_same(dtype):
+    inputs = random_inputs([200])
+    inputs.k = inputs.k.bfloat16().float()
+    form = {"max_length": 200, "block_size": 16, "causal": True}
+    losses = []
+    for k in (inputs.k, inputs.k.to(dtype)):
+        torch.manual_seed(0)
+        given = (inputs.q, k, inputs.block_keys, inputs.cu_seqlens, ALL[:200])
+        losses.append(selector_loss(*given, **form))
+    torch.testing.assert_close(*losses)
+
+
 def test_one_path_alone_has_no_gate_and_nothing_dead():
     x = torch.randn(333, 32)
     for paths, weights in (("long", [1.0, 0.0]), ("short", [0.0, 1.0])):

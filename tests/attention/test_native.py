@@ -108,6 +108,21 @@ def test_shares_of_attention_that_blocks_get(heads, groups, size, block_size, ca
 
 
 @needs_native
+@pytest.mark.parametrize(
+    "rows, blocks, words",
+    [
+        ([39, 58], 2, "a lesson is row 58, there are 58"),
+        ([-1], 2, "a lesson is row -1, there are 58"),
+        ([39], 1, "more than 1 blocks in the longest history"),
+    ],
+)
+def test_wrong_lessons_are_named(rows, blocks, words):
+    inputs = random_inputs([40, 18], size=16)
+    with pytest.raises(ValueError, match=words):
+        block_shares(inputs.q, inputs.k, inputs.cu_seqlens, torch.tensor([rows]), blocks, 16, True)
+
+
+@needs_native
 @pytest.mark.parametrize("scale", [1e-3, 30.0])
 def test_small_and_large_scores(scale):
     """Softmaxes that are flat, and such that one key has all the weight."""

@@ -372,3 +372,21 @@ def test_traces_that_another_process_left_are_removed(place, monkeypatch):
     assert erased == [1] and b"anna-the-first" not in place.content()
     for committer in (first, second):
         committer.close()
+
+
+def test_who_is_deleted_is_erased_whatever_the_store_counts(place, monkeypatch):
+    """A store that was emptied, or taken back from a copy, counts from a lower number again."""
+    committer = Committer(place.open(), 10, Metrics())
+
+    def delete(user):
+        future = committer.submit(lambda store: store.delete(user), erase=True)
+        return future.result(60)
+
+    append(committer._store, "anna-the-first", (1, 1))
+    assert delete("anna-the-first") == 1
+    counted = committer._store.notices()
+    append(committer._store, "ben-the-second", (1, 1))
+    monkeypatch.setattr(committer._store, "notices", lambda: counted)
+    assert delete("ben-the-second") == 1
+    committer.close()
+    assert b"ben-the-second" not in place.content()

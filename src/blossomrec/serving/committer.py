@@ -124,14 +124,15 @@ class Committer:
 
     def _erase(self) -> None:
         """Once for all deletions that wait: events are gone before their traces are looked for."""
-        # How many deletions there had been when traces were last removed. It can take long: not
-        # where nobody was deleted since, here or by another process that may not have removed them.
+        # It can take long: not for users who were not there, unless somebody was deleted since the
+        # last time by another process, which may have failed to. How many there had been then:
         erased: int | None = None
         while deletions := self._deleted.take(TOGETHER):
             reports = [each.report for each in deletions]
             counts = {each.count for each in deletions}
             try:
-                if erased is None or counts != {erased}:
+                found = any(report.result for report in reports)
+                if found or erased is None or counts != {erased}:
                     erased = None
                     self._store.erase()
                     erased = deletions[-1].count

@@ -57,7 +57,7 @@ class Library:
 
         Raises:
             MemoryError: there is no memory for the function's own tables.
-            ValueError: ``cu_seqlens`` or a selected block is wrong.
+            ValueError: ``cu_seqlens``, a selected block, a lesson or the number of blocks is wrong.
         """
         status = getattr(self._functions, name)(ctypes.byref(problem))
         if status == 1:
@@ -69,6 +69,10 @@ class Library:
                 f"selected has a block in row {problem.wrong} that is not complete, not eligible "
                 "or not of that history"
             )
+        if status == 4:
+            raise ValueError(f"a lesson is row {problem.wrong}, there are {problem.rows}")
+        if status == 5:
+            raise ValueError(f"there are more than {problem.blocks} blocks in the longest history")
 
 
 def library(head_dim: int, per_group: int, block_size: int) -> Library:

@@ -47,7 +47,7 @@ def block_shares(
 ) -> Tensor:
     """Share of attention that blocks get from some events, see the selector, [X, C, G, J].
 
-    lessons: int64 [X, C], packed rows; blocks: J, at least those of the longest history.
+    lessons: integers [X, C], packed rows; blocks: J, at least those of the longest history.
     """
     groups = k.shape[1]
     shares = q.new_empty(*lessons.shape, groups, blocks)
@@ -55,7 +55,7 @@ def block_shares(
         "q": q.contiguous(),
         "k": k.contiguous(),
         "cu_seqlens": cu_seqlens,
-        "lessons": lessons.contiguous(),
+        "lessons": lessons.long().contiguous(),
         "shares": shares,
     }
     numbers = _sizes(q, cu_seqlens, groups)

@@ -41,9 +41,16 @@ extern "C" int blossom_select(Problem *given) {
 }
 
 extern "C" int blossom_lessons(Problem *given) {
-    const Problem &problem = *given;
+    Problem &problem = *given;
     const Chunks chunks(problem);
     if (chunks.status) return chunks.status;
+    if (problem.blocks < chunks.longest / S) return FEW_BLOCKS;
+    for (int64_t index = 0; index < problem.count; index++) {
+        const int64_t row = problem.lessons[index];
+        if (row >= 0 && row < problem.rows) continue;
+        problem.wrong = row;
+        return WRONG_LESSON;
+    }
     const Columns keys(chunks, problem.groups, D);
     if (!keys.data.data) return NO_MEMORY;
     for (int64_t chunk = 0; chunk < chunks.count; chunk++)

@@ -22,12 +22,19 @@ struct Problem {
     const float *grad;         // [T, H, d]
     float *grad_q, *grad_k, *grad_v, *grad_gates;
     const int64_t *lessons;    // [count], packed rows
-    float *shares;             // [count, G, blocks]
+    float *shares;             // [count, G, blocks], at least those of the longest history
     int64_t rows, histories, groups, top_n, window, sinks, causal, threads, count, blocks;
-    int64_t wrong;             // row of the first wrong selection
+    int64_t wrong;             // row of the first wrong selection, or the first wrong lesson
 
     float scale() const { return 1.44269504f / sqrtf((float)D); }  // scores are exponents of two
     int64_t heads() const { return groups * R; }
 };
 
-enum Status { FINE = 0, NO_MEMORY = 1, WRONG_LENGTHS = 2, WRONG_SELECTION = 3 };
+enum Status {
+    FINE = 0,
+    NO_MEMORY = 1,
+    WRONG_LENGTHS = 2,
+    WRONG_SELECTION = 3,
+    WRONG_LESSON = 4,
+    FEW_BLOCKS = 5,
+};
