@@ -8,6 +8,7 @@ from itertools import pairwise
 from statistics import mean
 
 import speed_tables
+from speed_tables import PUBLISHED, layout
 from tables import Line, table, trainings
 
 DATASETS = ("ml-1m", "gowalla", "amazon-beauty", "amazon-video-games")
@@ -18,7 +19,6 @@ PAIRS = (
     ("SASRec", "BlossomRec-8kv"),
     ("BERT4Rec", "BERT4Rec-Blossom"),
 )
-LAYOUT = (8, 2, 16)
 COSTS = {
     "training, MiB": "peak_mib",
     "inference, MiB": "inference_peak_mib",
@@ -71,30 +71,20 @@ def cost() -> str:
 
 def growth() -> str:
     """Powers of the length with which the time of a history grows, forward and backward."""
-    lines = speed_tables.beside_cudnn()
-    ways = {"dense, cuDNN": ("cudnn", "none"), "mean": ("cuda", "mean"), "mlp": ("cuda", "mlp")}
-    times = {
-        text: {
-            line["length"]: line["forward_backward_ms"]
-            for line in lines
-            if (line["impl"], line["compress"]) == way and speed_tables.layout(line) == LAYOUT
-        }
-        for text, way in ways.items()
-    }
-    lengths = sorted(times["mlp"])
+    times: dict[str, dict[int, float]] = {}
+    for line in speed_tables.beside_cudnn():
+        if line["impl"] in ("cudnn", "cuda") and layout(line) == PUBLISHED:
+            found = times.setdefault(speed_tables.name(line), {})
+            found[line["length"]] = line["forward_backward_ms"]
+    ways = sorted(times)
     rows = []
-    for low, high in pairwise(lengths):
+    for low, high in pairwise(sorted(times[ways[0]])):
         # All have the same number of events: a history as long again has half as many beside it.
         powers = [
-            1 + math.log(found[high] / found[low]) / math.log(high / low)
-            for found in times.values()
+            1 + math.log(times[way][high] / times[way][low]) / math.log(high / low) for way in ways
         ]
         rows.append([f"{low:,} to {high:,}", *(f"{power:.2f}" for power in powers)])
-    return table(["length", *(_title(text) for text in ways)], rows)
-
-
-def _title(text: str) -> str:
-    return text if "dense" in text else f"Blossom, {text}"
+    return table(["length", *ways], rows)
 
 
 def _one(lines: list[Line], impls: tuple[str, ...]) -> Line:
@@ -105,10 +95,10 @@ def _one(lines: list[Line], impls: tuple[str, ...]) -> Line:
             for line in lines
             if line["impl"] in impls
             and line["compress"] in ("none", "mlp")
-            and (line["impl"] == "naive" or speed_tables.layout(line) == LAYOUT)
-            and line.get("lessons") in (None, line["compress"] == "mlp")
+            and (line["impl"] == "naive" or layout(line) == PUBLISHED)
+            and line["lessons"] == (line["compress"] == "mlp")
         ),
-        key=lambda line: bool(line.get("graph")),
+        key=lambda line: line["graph"],
     )
 
 

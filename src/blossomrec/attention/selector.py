@@ -76,7 +76,7 @@ def selector_loss(
     eligible = _eligible(packing, lessons, number, causal)  # [runs, c, J]
     counted = eligible.sum(-1) >= 2
     eligible = (eligible | ~counted[..., None])[:, :, None]
-    target = q.detach(), k.detach().to(q.dtype)
+    target = q.detach(), k.detach()
     with torch.autocast(q.device.type, enabled=False):
         if native.wanted(impl, q, k, block_size):
             form = lessons, blocks, block_size, causal

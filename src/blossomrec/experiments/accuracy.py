@@ -49,8 +49,8 @@ MODELS = {
     "BERT4Rec": {"backbone": "bert4rec", "attention": "full", "kv_heads": 8},
     "BERT4Rec-Blossom": {"backbone": "bert4rec", "attention": "blossom", "kv_heads": 2},
 }
-# BERT4Rec predicts a fifth of the events in an epoch: as many more epochs, looked at as often.
-BERT4REC_EPOCHS = 5
+# BERT4Rec predicts the masked events of an epoch alone: more epochs, looked at as often.
+BERT4REC_EPOCHS = round(1 / TrainingConfig().mask_probability)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def block_shares(
     shares = q.new_empty(*lessons.shape, groups, blocks)
     tensors = {
         "q": q.contiguous(),
-        "k": k.contiguous(),
+        "k": k.to(q.dtype).contiguous(),
         "cu_seqlens": cu_seqlens,
         "lessons": lessons.long().contiguous(),
         "shares": shares,
