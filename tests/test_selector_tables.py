@@ -1,20 +1,14 @@
 """The tables on selectors: what was measured again replaces what was measured before."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 
-BENCHMARKS = str(Path(__file__).resolve().parent.parent / "benchmarks")
+from benchmark_tables import cells, imported
 
 
 @pytest.fixture
-def tables(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    yield importlib.import_module("selector_tables")
-    for name in ("selector_tables", "tables"):
-        sys.modules.pop(name)
+def tables():
+    with imported("selector_tables") as module:
+        yield module
 
 
 def line(candidate="mlp", seed=0, accuracy=0.5, **others):
@@ -34,10 +28,6 @@ def line(candidate="mlp", seed=0, accuracy=0.5, **others):
         "steps": 100,
         "finished": True,
     } | others
-
-
-def cells(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in row[2:-2].split(" | ")] for row in text.splitlines()[2:]]
 
 
 def test_the_last_line_of_a_seed_counts(tables, monkeypatch):
