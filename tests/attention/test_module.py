@@ -131,15 +131,22 @@ def test_the_selector_loss_written_out(causal, impl, monkeypatch):
     torch.testing.assert_close(value, torch.stack(divergences).mean(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_keys_of_another_type_teach_the_same(dtype):
+@pytest.mark.parametrize(
+    "of_queries, of_keys",
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float64),
+        (torch.bfloat16, torch.float32),
+    ],
+)
+def test_queries_and_keys_of_two_types_teach_the_same(of_queries, of_keys):
     inputs = random_inputs([200])
-    inputs.k = inputs.k.bfloat16().float()
+    q, k = inputs.q.to(of_queries), inputs.k.to(of_keys)
     form = {"max_length": 200, "block_size": 16, "causal": True}
     losses = []
-    for k in (inputs.k, inputs.k.to(dtype)):
+    for pair in ((q, k), (q.float(), k.float())):
         torch.manual_seed(0)
-        given = (inputs.q, k, inputs.block_keys, inputs.cu_seqlens, ALL[:200])
+        given = (*pair, inputs.block_keys, inputs.cu_seqlens, ALL[:200])
         losses.append(selector_loss(*given, **form))
     torch.testing.assert_close(*losses)
 
