@@ -60,7 +60,7 @@ tbody th, thead th:first-child { text-align: left; position: sticky; left: 0;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); align-items: start; }
 figure { margin: 0; max-width: 32rem; }
 figure h3 { margin-top: 0; }
-figure svg { display: block; width: 100%; height: auto; }
+figure svg { display: block; width: 100%; height: auto; overflow: visible; }
 figure svg text { font-family: inherit !important; }
 figure svg image { image-rendering: pixelated; }
 figcaption { margin-top: 0.4rem; }

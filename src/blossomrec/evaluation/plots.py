@@ -39,6 +39,8 @@ def forest(
         axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks(range(len(estimates)), [name for name, *_ in estimates])
     axes.set_ylim(len(estimates) - 0.4, -0.6)
+    # The reader's font may be wider than that which the room was measured with.
+    axes.locator_params(axis="x", nbins=5)
     finish(axes, label, grid="x")
     return to_svg(figure, alt)
 
