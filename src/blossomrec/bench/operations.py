@@ -105,10 +105,12 @@ def short_path(
     cu_seqlens = packed(lengths, device)
     q, k, v, _ = random_heads(layout, lengths, device, dtype)
     nothing = torch.full((len(q), layout.kv_heads, TOP_N), -1, dtype=torch.int32, device=device)
+    # Made here: what is captured as a graph may not copy from the host.
+    short_alone = torch.tensor((0.0, 1.0), device=device).expand(*q.shape[:2], 2)
 
     def through(impl: str) -> Callable[..., Tensor]:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            gates = q.new_tensor((0.0, 1.0)).expand(*q.shape[:2], 2)
+            gates = short_alone.to(q.dtype)
             keys = k.new_zeros(len(k) // BLOCK_SIZE, *k.shape[1:])
             form = {"selected": nothing, "impl": impl}
             return blossom_attention(q, k, v, keys, gates, cu_seqlens, **form)[0]

@@ -177,5 +177,5 @@ def _first_batch(case: Case, options: BenchOptions, reference: bool = False) -> 
     losses = parts.objective(
         batch.items, batch.targets, batch.cu_seqlens, batch.max_length, step.positions
     )
-    weight = parts.model.item_embeddings.weight
-    return [losses.total, *torch.autograd.grad(losses.total, [weight])]
+    parts.fabric.backward(losses.total)
+    return [losses.total.detach(), cast(torch.Tensor, parts.model.item_embeddings.weight.grad)]
