@@ -2,8 +2,8 @@
 
 The options of a data set are the same for all models of a backbone but for the attention itself.
 SASRec was published with as many key/value heads as query heads, BlossomRec with two; each is
-measured with the other number as well, so that what comes of the heads is told apart from what
-comes of selecting. The same two attentions stand in BERT4Rec, too.
+measured with the other number as well, and without its short-term path, so that what comes of the
+heads, of selecting and of fusing is told apart. The same attentions stand in BERT4Rec, too.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ MODELS = {
     "SASRec-2kv": {"attention": "full", "kv_heads": 2},
     "BlossomRec": {"attention": "blossom", "kv_heads": 2},
     "BlossomRec-8kv": {"attention": "blossom", "kv_heads": 8},
+    "BlossomRec-long": {"attention": "blossom", "kv_heads": 2, "paths": "long"},
+    "BlossomRec-8kv-long": {"attention": "blossom", "kv_heads": 8, "paths": "long"},
     "BERT4Rec": {"backbone": "bert4rec", "attention": "full", "kv_heads": 8},
     "BERT4Rec-Blossom": {"backbone": "bert4rec", "attention": "blossom", "kv_heads": 2},
+    "BERT4Rec-Blossom-8kv": {"backbone": "bert4rec", "attention": "blossom", "kv_heads": 8},
 }
 # BERT4Rec predicts the masked events of an epoch alone: more epochs, looked at as often.
 BERT4REC_EPOCHS = round(1 / TrainingConfig().mask_probability)
