@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+# Of the type under test.
+ROWS = "*rows"
 ARGUMENTS = {
     "*fp32": ("normalisers", "shifts", "sums", "chunk_sums", "sink_sums", "best"),
     "*i32": (
@@ -20,35 +22,37 @@ ARGUMENTS = {
     ),
     "*i64": ("order",),
     "fp32": ("scale",),
-    "*bf16": ("q", "k", "v", "gates", "out", "grad", "grad_q", "grad_k", "grad_v", "grad_gates"),
+    ROWS: ("q", "k", "v", "gates", "out", "grad", "grad_q", "grad_k", "grad_v", "grad_gates"),
 }
 TYPES = {name: kind for kind, names in ARGUMENTS.items() for name in names}
-TYPES |= dict.fromkeys(("block_keys", "pages"), "*bf16")
+TYPES |= dict.fromkeys(("block_keys", "pages"), ROWS)
 # Bytes of a thread: an address or two kept aside. A tile that does not fit takes thousands.
 SPILL_LIMIT = 32
-# (heads, key/value heads, head size)
-LAYOUTS = [(8, 2, 16), (4, 2, 64)]
+# (heads, key/value heads, head size, type). Heads of 64 float32 do not fit, as products need three
+# registers for each number.
+LAYOUTS = [(8, 2, 16, "bf16"), (4, 2, 64, "bf16"), (8, 2, 16, "fp32"), (8, 8, 16, "fp32")]
 
 
-def arguments(kernel, constants):
+def arguments(kernel, constants, dtype):
     """Signature, and which arguments are known to be multiples of 16, as when launched."""
     signature, attributes = {}, {}
+    types = {name: dtype if kind == ROWS else kind for name, kind in TYPES.items()}
     for place, name in enumerate(kernel.arg_names):
-        signature[name] = "constexpr" if name in constants else TYPES.get(name, "i32")
+        signature[name] = "constexpr" if name in constants else types.get(name, "i32")
         is_stride = name.endswith(("_event", "_head", "_stride"))
         if signature[name].startswith("*") or is_stride:
             attributes[(place,)] = [["tt.divisibility", 16]]
     return signature, attributes
 
 
-def compile_kernel(kernel, constants, shape, folder):
+def compile_kernel(kernel, constants, shape, dtype, folder):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
-    signature, attributes = arguments(kernel, constants)
+    signature, attributes = arguments(kernel, constants, f"*{dtype}")
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     options = {name: value for name, value in shape.options().items() if value is not None}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
@@ -69,7 +73,7 @@ def compile_kernel(kernel, constants, shape, folder):
     return name, {"registers": int(registers[1]), "spilled_bytes": int(spills[1])}
 
 
-def compile_all(heads, groups, size, folder):
+def compile_all(heads, groups, size, dtype, folder):
     import torch
     import triton
 
@@ -83,19 +87,19 @@ def compile_all(heads, groups, size, folder):
         partial_sums,
         selection,
     )
-    from blossomrec.attention.triton.launch import Shape, launch_for
+    from blossomrec.attention.triton.launch import PRECISION, Shape, launch_for
 
-    launch = launch_for(size, heads // groups, torch.bfloat16)
+    launch = launch_for(size, heads // groups, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
     plain, sinks = (Pattern.of(16, 8, sinks, True, 131_072) for sinks in (0, 4))
     constants = {
-        **{"G": groups, "R": heads // groups, "D": size, "N": 4, "PRECISION": "tf32"},
+        **{"G": groups, "R": heads // groups, "D": size, "N": 4, "PRECISION": PRECISION},
         **plain.query_constants(launch.keys),
         **plain.key_constants(),
         "CHUNK": launch.chunk,
     }
     with_sinks = constants | {"SINKS": 4, "SINK_BLOCKS": sinks.sink_blocks}
     scores = {
-        **{"PLACES": triton.next_power_of_2(4), "PRECISION": launch.scores},
+        "PLACES": triton.next_power_of_2(4),
         **dict(zip(("QUERIES", "BLOCKS"), launch.tile, strict=True)),
     }
     # 256 users, one of whom has 65,536 events.
@@ -116,7 +120,7 @@ def compile_all(heads, groups, size, folder):
         (incremental_kernels.span_kernel, paged, incremental.span_shape(size)),
         (incremental_kernels.step_kernel, paged, incremental.step_shape(size, 16)),
     ]
-    return dict(compile_kernel(*kernel, folder) for kernel in kernels)
+    return dict(compile_kernel(*kernel, dtype, folder) for kernel in kernels)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -133,5 +137,5 @@ def test_no_register_spills(layout, tmp_path):
 
 
 if __name__ == "__main__":
-    *sizes, folder = sys.argv[1:]
-    print(json.dumps(compile_all(*map(int, sizes), folder)))
+    *sizes, dtype, folder = sys.argv[1:]
+    print(json.dumps(compile_all(*map(int, sizes), dtype, folder)))

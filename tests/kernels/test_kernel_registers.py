@@ -78,7 +78,7 @@ def compile_all(folder):
     norms = {"HAS_BIAS": True, "DROPPED": 13_107, "KEPT": 1.25, "ROWS": 8, "BLOCK": 128}
     heads = projection._form(projection.Heads(8, 2, 16, 4), True)
     window = {"S": 16, "WINDOW": 32, "G": 2, "D": 16, "PLACES": 32, "COLUMNS": 32}
-    sums = {"G": 2, "R": 4, "D": 16, "S": 16, "D_BLOCK": 16, "PRECISION": "tf32"}
+    sums = {"G": 2, "R": 4, "D": 16, "S": 16, "D_BLOCK": 16}
     sums |= {"QUERIES": lessons.QUERIES, "BLOCKS": lessons.BLOCKS}
     items = {"D": 128, "D_BLOCK": 128, "SPAN": catalogue.SPAN}
     items |= {"ROWS": catalogue.ROWS, "ITEMS": catalogue.ITEMS}

@@ -64,7 +64,7 @@ def importance_kernel(
     known = (number < all_blocks)[:, None] & (column < D)
     address = block_keys + (number * G + group)[:, None] * D + column
     keys = tl.load(address, mask=known, other=0.0).to(tl.float32)
-    scores = tl.dot(mean, tl.trans(keys), input_precision="ieee") * scale
+    scores = tl.dot(mean, tl.trans(keys), input_precision="tf32x3") * scale
     target = (lesson.to(tl.int64) * G + group) * blocks + block[None]
     tl.store(importance + target, scores, mask=(place < count) & (block < blocks)[None])
 
@@ -103,7 +103,7 @@ def mean_gradients_kernel(
         known = (first + block < all_blocks)[:, None] & (column < D)
         address = block_keys + ((first + block) * G + group)[:, None] * D + column
         keys = tl.load(address, mask=known, other=0.0).to(tl.float32)
-        total = tl.dot(slope, keys, total, input_precision="ieee")
+        total = tl.dot(slope, keys, total, input_precision="tf32x3")
     total *= tl.load(grad) * tl.load(result + 1) * scale / R
     held = (place < count) & (column < D)
     tl.store(grad_means + (lesson * G + group) * D + column, total, mask=held)
@@ -182,7 +182,7 @@ def key_gradients_kernel(
             source = (lesson.to(tl.int64) * G + group) * blocks + block[None]
             slope = tl.load(slopes + source, mask=inside, other=0.0)
             mean = tl.load(means + (lesson * G + group) * D + column, mask=held, other=0.0)
-            total = tl.dot(tl.trans(slope), mean, total, input_precision="ieee")
+            total = tl.dot(tl.trans(slope), mean, total, input_precision="tf32x3")
     total *= tl.load(grad) * tl.load(result + 1) * scale
     # Blocks beyond belong to other histories, whose own runs write there.
     mine = (block < tl.load(numbers + run * count))[:, None] & (column < D)

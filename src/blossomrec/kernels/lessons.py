@@ -38,7 +38,6 @@ def block_sums_kernel(
     D_BLOCK: tl.constexpr,
     QUERIES: tl.constexpr,
     BLOCKS: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """One program takes a run's tile of blocks, for one key/value head, and all queries."""
     run, group = tl.program_id(0), tl.program_id(2)
@@ -59,7 +58,7 @@ def block_sums_kernel(
         head = group * R + query % R
         address = q + (row * q_event + head * q_head)[:, None] + column
         queries = tl.load(address, mask=inside[:, None] & (column < D), other=0.0)
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
+        scores = tl.dot(queries, tl.trans(keys), input_precision="tf32x3") * scale
         scores = tl.reshape(scores, [QUERIES, BLOCKS, S])
         top = tl.max(scores, 2)
         total = top + tl.log(tl.sum(tl.exp(scores - top[:, :, None]), 2))
@@ -106,7 +105,6 @@ def block_sums(
         D_BLOCK=max(16, triton.next_power_of_2(size)),
         QUERIES=QUERIES,
         BLOCKS=BLOCKS,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
     )
     return sums
 

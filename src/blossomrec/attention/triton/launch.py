@@ -11,6 +11,9 @@ HEAD_SIZES = (16, 32, 64, 128)
 HEADS_PER_GROUP = (1, 2, 4, 8, 16)
 BLOCK_SIZES = (16, 32)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Of products of float32: three of tensor cores, which lose no more than float32 does. Those of
+# 16-bit numbers do not heed it.
+PRECISION = "tf32x3"
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,12 @@ class Launch:
         keys: keys of one event that a step of the kernels of the queries takes.
         chunk: queries of an inverse list that one program takes.
         tile: queries and block keys of a tile of scores.
-        scores: input precision of the scores: "ieee", or "tf32x3", three products of tensor cores
-            that lose no more than float32 does.
         forward, backward_queries, backward_keys, selection: of each kernel.
     """
 
     keys: int
     chunk: int
     tile: tuple[int, int]
-    scores: str
     forward: Shape
     backward_queries: Shape
     backward_keys: Shape
@@ -59,11 +59,10 @@ def launch_for(size: int, per_group: int, dtype: torch.dtype) -> Launch:
     small = size == 16 and per_group == 4 and dtype != torch.float32
     return Launch(
         # A group of 16 rows has columns for the keys of its 16 / R events: each brings few where
-        # they are many, or registers spill.
-        keys=min(16, 2 * per_group),
+        # they are many or wide, or registers spill.
+        keys=min(16, per_group * (1 if dtype == torch.float32 else 2)),
         chunk=256,
         tile=(64, 64),
-        scores="tf32x3",
         # A group of rows is the work of one warp.
         forward=Shape(per_group, 2, 80 if small else None),
         backward_queries=Shape(per_group, stages, 96 if small else None),

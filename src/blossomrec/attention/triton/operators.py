@@ -16,7 +16,7 @@ from blossomrec.attention.triton.backward_keys import backward_keys_kernel
 from blossomrec.attention.triton.backward_queries import backward_queries_kernel
 from blossomrec.attention.triton.forward import forward_kernel
 from blossomrec.attention.triton.inverse_lists import InverseLists
-from blossomrec.attention.triton.launch import launch_for
+from blossomrec.attention.triton.launch import PRECISION, launch_for
 from blossomrec.attention.triton.partial_sums import SPAN, list_sums_kernel, sink_sums_kernel
 from blossomrec.attention.triton.selection import selection_kernel
 
@@ -52,7 +52,7 @@ def select_blocks(
         QUERIES=queries,
         BLOCKS=blocks,
         CAUSAL=causal,
-        PRECISION=launch.scores,
+        PRECISION=PRECISION,
         **launch.selection.options(),
     )
     return selected
@@ -97,7 +97,7 @@ def attend(
         *_strides(q, k, v),
         **sizes,
         **pattern.query_constants(launch.keys),
-        PRECISION=_precision(q),
+        PRECISION=PRECISION,
         **launch.forward.options(),
     )
     return out, normalisers
@@ -123,7 +123,7 @@ def attend_backward(
     total, _, size = q.shape
     sizes = _sizes(q, k, selected)
     groups, strides, scale = sizes["G"], _strides(q, k, v), _scale(size)
-    launch, precision = launch_for(size, sizes["R"], q.dtype), _precision(q)
+    launch = launch_for(size, sizes["R"], q.dtype)
     pattern = Pattern.of(block_size, window, sinks, causal, total)
     table = tile_table(cu_seqlens, total, block_size, block_size)
     grad = grad.contiguous()
@@ -151,11 +151,11 @@ def attend_backward(
         *strides,
         **sizes,
         **pattern.query_constants(launch.keys),
-        PRECISION=precision,
+        PRECISION=PRECISION,
         **launch.backward_queries.options(),
     )
     inverse = InverseLists.of(lists, no_list, launch.chunk)
-    options = {"PRECISION": precision, **launch.backward_keys.options()}
+    options = {"PRECISION": PRECISION, **launch.backward_keys.options()}
     rows = (q, k, v, gates, table, normalisers, shifts, grad)
     list_sums = q.new_empty(len(inverse.owners), 2, block_size, size, dtype=torch.float32)
     if len(inverse.owners):
@@ -228,8 +228,3 @@ def _strides(*rows: Tensor) -> list[int]:
 def _scale(size: int) -> float:
     """Scores are exponents of two: the change of base is one factor with 1/sqrt(d)."""
     return math.log2(math.e) / math.sqrt(size)
-
-
-def _precision(q: Tensor) -> str:
-    # Triton's own choice for float32 would be rounded to tf32.
-    return "ieee" if q.dtype == torch.float32 else "tf32"
