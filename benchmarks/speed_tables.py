@@ -157,16 +157,18 @@ def training() -> str:
     rows = [
         [
             f"{line['log']}, {line['length']:,}",
+            ", ".join(map(str, layout(line))),
             name(line),
             f"{line['tokens']:,}",
             "graph" if line.get("graph") else "step by step",
             f"{line['forward_backward_ms']:.1f}",
             f"{line['epoch_seconds']:.2f}",
+            f"{line['peak_mib']:,.0f}",
         ]
         for line in lines("training", gpu=True)
     ]
-    header = ["log, longest history", "attention", "events a batch", "how", "step, ms"]
-    return table([*header, "epoch, seconds"], rows)
+    header = ["log, longest history", "H, G, d", "attention", "events a batch", "how"]
+    return table([*header, "step, ms", "epoch, seconds", "peak MiB"], rows)
 
 
 def incremental(gpu: bool) -> str:

@@ -387,8 +387,9 @@ def reproduce(
         out: JSONL file that gets a line for each model, data set, seed and ranking
         runs: where the run folders go; training that was stopped goes on
         datasets: names of data sets, all that are known without it
-        models: SASRec, BlossomRec, and each with the other's key/value heads: SASRec-2kv,
-            BlossomRec-8kv; BERT4Rec, BERT4Rec-Blossom; all without it
+        models: SASRec, BlossomRec, each with the other's key/value heads: SASRec-2kv,
+            BlossomRec-8kv; the long-term path alone: BlossomRec-long, BlossomRec-8kv-long;
+            BERT4Rec, BERT4Rec-Blossom, BERT4Rec-Blossom-8kv; all without it
         max_lens: longest histories to compare, in events; a data set's own without it
         seeds: of the training, each a training of its own; 0 without it
         epochs: most epochs, if other than a data set's own

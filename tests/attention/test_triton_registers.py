@@ -89,7 +89,9 @@ def compile_all(heads, groups, size, dtype, folder):
     )
     from blossomrec.attention.triton.launch import PRECISION, Shape, launch_for
 
-    launch = launch_for(size, heads // groups, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+    launch = launch_for(
+        size, heads // groups, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    )
     plain, sinks = (Pattern.of(16, 8, sinks, True, 131_072) for sinks in (0, 4))
     constants = {
         **{"G": groups, "R": heads // groups, "D": size, "N": 4, "PRECISION": PRECISION},

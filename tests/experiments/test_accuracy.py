@@ -92,18 +92,25 @@ def test_every_configuration_is_sound(dataset, model):
 @pytest.mark.parametrize(
     "backbone, expected",
     [
-        ("sasrec", [("blossom", 2), ("blossom", 8), ("full", 2), ("full", 8)]),
-        ("bert4rec", [("blossom", 2), ("full", 8)]),
+        (
+            "sasrec",
+            [
+                *(("blossom", heads, paths) for heads in (2, 8) for paths in ("both", "long")),
+                *(("full", heads, "both") for heads in (2, 8)),
+            ],
+        ),
+        ("bert4rec", [("blossom", 2, "both"), ("blossom", 8, "both"), ("full", 8, "both")]),
     ],
 )
 def test_the_models_of_a_backbone_differ_in_their_attention_alone(backbone, expected):
     for dataset in accuracy.DATASETS:
         configs = [Case(dataset, name).configure() for name in accuracy.MODELS]
         configs = [config for config in configs if config.model.backbone == backbone]
-        forms = [(config.model.attention, config.model.kv_heads) for config in configs]
+        names = ("attention", "kv_heads", "paths")
+        forms = [tuple(getattr(config.model, name) for name in names) for config in configs]
         assert sorted(forms) == expected
         for config in configs[1:]:
-            options = {"attention": configs[0].model.attention, "kv_heads": 8}
+            options = {name: getattr(configs[0].model, name) for name in names}
             model = dataclasses.replace(config.model, **options)
             assert dataclasses.replace(config, model=model) == configs[0]
 

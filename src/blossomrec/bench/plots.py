@@ -13,8 +13,12 @@ from blossomrec.bench.options import is_blossom
 from blossomrec.errors import MissingExtraError
 from blossomrec.training.files import replacing
 
-COLOURS = ("#2f6fb5", "#c4552d", "#3f8f4f", "#8a5aa8", "#a8842c", "#2b8c91", "#b04a7a", "#6b6b6b")
-MARKERS = "osD^vPX*"
+# As many as a picture has curves: attention alone has nine beside the floor.
+COLOURS = (
+    *("#2f6fb5", "#c4552d", "#3f8f4f", "#8a5aa8", "#a8842c", "#2b8c91", "#b04a7a", "#6b6b6b"),
+    *("#8fb83a", "#5b3a24"),
+)
+MARKERS = "osD^vPX*<>"
 # Labels of lengths closer to each other than this would overlap.
 LEAST_RATIO = 1.7
 # Values closer to each other than this are almost the same, and are to look so.
