@@ -388,8 +388,9 @@ def reproduce(
         runs: where the run folders go; training that was stopped goes on
         datasets: names of data sets, all that are known without it
         models: SASRec, BlossomRec, each with the other's key/value heads: SASRec-2kv,
-            BlossomRec-8kv; the long-term path alone: BlossomRec-long, BlossomRec-8kv-long;
-            BERT4Rec, BERT4Rec-Blossom, BERT4Rec-Blossom-8kv; all without it
+            BlossomRec-8kv; the long-term path alone: BlossomRec-long, BlossomRec-8kv-long; a gate
+            whose weights sum up to 1: BlossomRec-8kv-convex; BERT4Rec, BERT4Rec-Blossom,
+            BERT4Rec-Blossom-8kv; all without it
         max_lens: longest histories to compare, in events; a data set's own without it
         seeds: of the training, each a training of its own; 0 without it
         epochs: most epochs, if other than a data set's own

@@ -61,6 +61,9 @@ class ModelConfig:
     paths: Literal["both", "long", "short"] = option(
         "both", "Blossom: both gated paths, or one alone to see what it gives"
     )
+    gate: Literal["independent", "convex"] = option(
+        "independent", "Blossom: weights of the two paths, as published, or ones that sum up to 1"
+    )
     selector_weight: float = option(
         1.0, "Blossom: weight of the loss that teaches the selector, 0 leaves it untaught", low=0
     )

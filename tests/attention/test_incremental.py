@@ -65,6 +65,7 @@ def test_equal_to_forward(impl):
         {"hidden_size": 64, "num_heads": 2, "num_kv_heads": 1, "rotary_share": 0.3},
         {"compress_window": 16},
         {"compress_window": 48},
+        {"gate": "convex"},
         {"block_size": 4, "compress_window": 20, "top_n": 2, "window": 1},
         {"block_size": 64, "top_n": 1, "compress_window": 128, "sinks": 100},
     ],

@@ -7,6 +7,7 @@ import torch
 from inputs import random_inputs, relative_error
 
 from blossomrec.attention import BlossomAttention, blossom_attention, selector
+from blossomrec.attention.module import GATES
 from blossomrec.attention.packing import Packing
 from blossomrec.attention.selector import _draw, _numbers, selector_loss
 from implementations import NATIVE
@@ -167,10 +168,22 @@ def test_one_path_alone_has_no_gate_and_nothing_dead():
             assert parameter.grad is not None and parameter.grad.norm() > 1e-6, name
 
 
-def test_the_gate_starts_short_term():
-    given = layer()(torch.randn(333, 32), CU_SEQLENS)
+@pytest.mark.parametrize("gate", GATES)
+def test_the_gate_starts_short_term(gate):
+    given = layer(gate=gate)(torch.randn(333, 32), CU_SEQLENS)
     expected = torch.tensor([-2.0, 2.0]).sigmoid().expand(333, 4, 2)
     torch.testing.assert_close(given.gates, expected)
+
+
+def test_a_convex_gate_shares_one_weight_among_the_paths():
+    attention, x = layer(gate="convex"), torch.randn(333, 32)
+    torch.nn.init.normal_(attention.gate.weight)
+    given = attention(x, CU_SEQLENS)
+    longs = (x @ attention.gate.weight.T + attention.gate.bias).sigmoid()
+    torch.testing.assert_close(given.gates, torch.stack((longs, 1 - longs), -1))
+    assert longs.std() > 0.1
+    given.hidden.square().sum().backward()
+    assert all(parameter.grad.norm() > 1e-6 for parameter in attention.gate.parameters())
 
 
 def test_short_histories_give_a_loss_of_zero():
@@ -240,6 +253,8 @@ def test_wrong_arguments_are_named():
         layer(compress="max")
     with pytest.raises(ValueError, match="paths is 'none'"):
         layer(paths="none")
+    with pytest.raises(ValueError, match="gate is 'open': choose one of independent, convex"):
+        layer(gate="open")
 
 
 def test_autocast_leaves_scores_and_selection_in_float32():

@@ -146,6 +146,7 @@ def test_users_come_and_go(impl, compress, sinks, seed):
         {"compress_window": 16, "top_n": 3, "window": 19},
         {"paths": "long"},
         {"paths": "short"},
+        {"gate": "convex"},
     ],
     ids=str,
 )

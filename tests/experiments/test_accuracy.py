@@ -95,18 +95,30 @@ def test_every_configuration_is_sound(dataset, model):
         (
             "sasrec",
             [
-                *(("blossom", heads, paths) for heads in (2, 8) for paths in ("both", "long")),
-                *(("full", heads, "both") for heads in (2, 8)),
+                ("blossom", 2, "both", "independent"),
+                ("blossom", 2, "long", "independent"),
+                ("blossom", 8, "both", "convex"),
+                ("blossom", 8, "both", "independent"),
+                ("blossom", 8, "long", "independent"),
+                ("full", 2, "both", "independent"),
+                ("full", 8, "both", "independent"),
             ],
         ),
-        ("bert4rec", [("blossom", 2, "both"), ("blossom", 8, "both"), ("full", 8, "both")]),
+        (
+            "bert4rec",
+            [
+                ("blossom", 2, "both", "independent"),
+                ("blossom", 8, "both", "independent"),
+                ("full", 8, "both", "independent"),
+            ],
+        ),
     ],
 )
 def test_the_models_of_a_backbone_differ_in_their_attention_alone(backbone, expected):
     for dataset in accuracy.DATASETS:
         configs = [Case(dataset, name).configure() for name in accuracy.MODELS]
         configs = [config for config in configs if config.model.backbone == backbone]
-        names = ("attention", "kv_heads", "paths")
+        names = ("attention", "kv_heads", "paths", "gate")
         forms = [tuple(getattr(config.model, name) for name in names) for config in configs]
         assert sorted(forms) == expected
         for config in configs[1:]:

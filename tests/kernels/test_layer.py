@@ -136,17 +136,20 @@ def test_all_or_nothing_is_dropped(p):
     assert gradients(out, [branch])[0].any() == (p == 0)
 
 
-@pytest.mark.parametrize("paths", ["both", "long"])
+@pytest.mark.parametrize(
+    "paths, gate", [("both", "independent"), ("both", "convex"), ("long", "independent")]
+)
 @pytest.mark.parametrize(
     "heads, groups, size, share", [(4, 2, 16, 0.5), (3, 1, 10, 1.0), (6, 3, 4, 0.0)]
 )
-def test_projections(monkeypatch, heads, groups, size, share, paths):
+def test_projections(monkeypatch, heads, groups, size, share, paths, gate):
     attention = BlossomAttention(
         hidden_size=heads * size,
         num_heads=heads,
         num_kv_heads=groups,
         rotary_share=share,
         paths=paths,
+        gate=gate,
     )
     attention = shaken(attention)
     cu_seqlens = torch.tensor([0, 5, 5, 38, 39], dtype=torch.int32, device=DEVICE)

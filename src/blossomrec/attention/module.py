@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from blossomrec import kernels
 from blossomrec.attention import paged
@@ -20,6 +21,8 @@ from blossomrec.attention.state import AttentionState, check_extension
 
 # The gate starts short-term: sigmoid(-2) = 0.12 long, sigmoid(2) = 0.88 short.
 GATE_START = (-2.0, 2.0)
+# Numbers that a head's gate is made of.
+GATES = {"independent": 2, "convex": 1}
 # Weights of the two paths where one is left out.
 FIXED_GATES = {"both": None, "long": (1.0, 0.0), "short": (0.0, 1.0)}
 
@@ -55,9 +58,10 @@ class BlossomAttention(nn.Module):
         rotary_share: share of each head's dimensions that rotary embedding turns; the rest compare
             contents, whatever the distance.
         paths: "both", or one alone: "long" or "short", with weight 1 and no gate.
+        gate: "independent" weights of the two paths, as published, or "convex": they sum up to 1.
 
     Raises:
-        ValueError: sizes do not fit each other, or ``compress`` or ``paths`` is unknown.
+        ValueError: sizes do not fit each other, or ``compress``, ``paths`` or ``gate`` is unknown.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class BlossomAttention(nn.Module):
         compress_window: int = 32,
         rotary_share: float = 0.5,
         paths: str = "both",
+        gate: str = "independent",
         impl: str = "auto",
     ):
         super().__init__()
@@ -105,7 +110,10 @@ class BlossomAttention(nn.Module):
             raise ValueError(f"compress is {compress!r}: choose mlp or mean")
         if paths not in FIXED_GATES:
             raise ValueError(f"paths is {paths!r}: choose one of {', '.join(FIXED_GATES)}")
-        self.gate = nn.Linear(hidden_size, num_heads * 2) if paths == "both" else None
+        if gate not in GATES:
+            raise ValueError(f"gate is {gate!r}: choose one of {', '.join(GATES)}")
+        numbers = num_heads * GATES[gate]
+        self.gate = nn.Linear(hidden_size, numbers) if paths == "both" else None
         self.reset_gate()
 
     def reset_gate(self) -> None:
@@ -114,7 +122,8 @@ class BlossomAttention(nn.Module):
             return
         nn.init.zeros_(self.gate.weight)
         with torch.no_grad():
-            self.gate.bias.copy_(torch.tensor(GATE_START).repeat(self.num_heads))
+            numbers = len(self.gate.bias) // self.num_heads
+            self.gate.bias.copy_(torch.tensor(GATE_START[:numbers]).repeat(self.num_heads))
 
     def forward(
         self,
@@ -166,7 +175,8 @@ class BlossomAttention(nn.Module):
         weights = (self.query.weight, self.key.weight, self.value.weight)
         bias = None
         if self.gate is not None:
-            weights, bias = (*weights, self.gate.weight), self.gate.bias
+            weight, bias = self._gate_parameters(self.gate)
+            weights = (*weights, weight)
         heads = Heads(self.num_heads, self.num_kv_heads, self.head_dim, pairs)
         angles = turns(cu_seqlens, len(x), pairs)
         q, k, v, gates = project(x, weights, bias, angles, heads)
@@ -229,7 +239,16 @@ class BlossomAttention(nn.Module):
             # Filled on the device, so that a CUDA graph can be captured.
             shares = [x.new_full((len(x), self.num_heads), w) for w in FIXED_GATES[self.paths]]
             return torch.stack(shares, -1)
-        return self.gate(x).view(len(x), self.num_heads, 2).sigmoid()
+        numbers = functional.linear(x, *self._gate_parameters(self.gate))
+        return numbers.view(len(x), self.num_heads, 2).sigmoid()
+
+    def _gate_parameters(self, gate: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Weight [2 * H, D] and bias [2 * H] of what the sigmoids of the two paths are taken of."""
+        if len(gate.bias) == 2 * self.num_heads:
+            return gate.weight, gate.bias
+        # sigmoid(-z) is 1 - sigmoid(z).
+        weight, bias = (torch.stack((x, -x), 1).flatten(0, 1) for x in (gate.weight, gate.bias))
+        return weight, bias
 
     def start(self) -> AttentionState:
         """The state of a user without events.

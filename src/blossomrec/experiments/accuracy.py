@@ -2,8 +2,9 @@
 
 The options of a data set are the same for all models of a backbone but for the attention itself.
 SASRec was published with as many key/value heads as query heads, BlossomRec with two; each is
-measured with the other number as well, and without its short-term path, so that what comes of the
-heads, of selecting and of fusing is told apart. The same attentions stand in BERT4Rec, too.
+measured with the other number as well, without its short-term path, and with a gate that shares one
+weight among the paths, so that what comes of the heads, of selecting and of fusing is told apart.
+The same attentions stand in BERT4Rec, too.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ MODELS = {
     "SASRec-2kv": {"attention": "full", "kv_heads": 2},
     "BlossomRec": {"attention": "blossom", "kv_heads": 2},
     "BlossomRec-8kv": {"attention": "blossom", "kv_heads": 8},
+    "BlossomRec-8kv-convex": {"attention": "blossom", "kv_heads": 8, "gate": "convex"},
     "BlossomRec-long": {"attention": "blossom", "kv_heads": 2, "paths": "long"},
     "BlossomRec-8kv-long": {"attention": "blossom", "kv_heads": 8, "paths": "long"},
     "BERT4Rec": {"backbone": "bert4rec", "attention": "full", "kv_heads": 8},

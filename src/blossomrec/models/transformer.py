@@ -45,6 +45,7 @@ def blossom_options(config: ModelConfig, *, causal: bool) -> dict[str, Any]:
         "compress_window": config.compress_window,
         "rotary_share": config.rotary_share,
         "paths": config.paths,
+        "gate": config.gate,
         "impl": config.attention_impl,
     }
 
