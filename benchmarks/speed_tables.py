@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from tables import Line, read, table
 
+from blossomrec.bench.options import FASTEST_DENSE, PUBLISHED, Layout
+
 NAMES = {
     "dense": "dense",
     "cudnn": "dense, cuDNN",
@@ -24,8 +26,6 @@ NAMES = {
     "recompute": "recomputed, {}",
     "full": "dense",
 }
-# Query heads, key/value heads, size of a head.
-PUBLISHED, FASTEST_DENSE = (8, 2, 16), (2, 2, 64)
 
 
 def lines(bench: str, gpu: bool) -> list[Line]:
@@ -43,8 +43,8 @@ def lines(bench: str, gpu: bool) -> list[Line]:
     return sorted(last, key=lambda line: line["length"])
 
 
-def layout(line: Line) -> tuple[int, int, int]:
-    return line["heads"], line["kv_heads"], line["head_dim"]
+def layout(line: Line) -> Layout:
+    return Layout(line["heads"], line["kv_heads"], line["head_dim"])
 
 
 def name(line: Line) -> str:
