@@ -28,8 +28,7 @@ TYPES = {name: kind for kind, names in ARGUMENTS.items() for name in names}
 TYPES |= dict.fromkeys(("block_keys", "pages"), ROWS)
 # Bytes of a thread: an address or two kept aside. A tile that does not fit takes thousands.
 SPILL_LIMIT = 32
-# (heads, key/value heads, head size, type). Heads of 64 float32 do not fit, as products need three
-# registers for each number.
+# (heads, key/value heads, head size, type). Heads of 64 float32 do spill.
 LAYOUTS = [(8, 2, 16, "bf16"), (4, 2, 64, "bf16"), (8, 2, 16, "fp32"), (8, 8, 16, "fp32")]
 
 
@@ -89,9 +88,8 @@ def compile_all(heads, groups, size, dtype, folder):
     )
     from blossomrec.attention.triton.launch import PRECISION, Shape, launch_for
 
-    launch = launch_for(
-        size, heads // groups, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-    )
+    kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    launch = launch_for(size, heads // groups, kind)
     plain, sinks = (Pattern.of(16, 8, sinks, True, 131_072) for sinks in (0, 4))
     constants = {
         **{"G": groups, "R": heads // groups, "D": size, "N": 4, "PRECISION": PRECISION},
