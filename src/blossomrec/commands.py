@@ -275,7 +275,7 @@ def serve(
     Args:
         run: run folder; SIGHUP reads it again without dropping a request
         store: SQLite file with the events, made where it is missing, or redis://HOST:PORT/DATABASE
-        titles: CSV file with the columns item_id and title, shown by the page
+        titles: table with the columns item_id and title, for the page; .parquet, .csv, .tsv, .item
         host: address; any but loopback needs a secret in the variable BLOSSOMREC_TOKEN
         port: 0 takes any that is free
         drain: seconds that requests under way have when the server is stopped

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from serving_runs import Process, Server, write_run
 
-from blossomrec.errors import DataError
 from blossomrec.serving import Client, explainer, schemas
 from blossomrec.serving.explain import explain
-from blossomrec.serving.titles import read_titles
 
 EXPLAIN = "/v1/explain"
 
@@ -158,17 +156,6 @@ def test_the_client_asks_for_explanations(run, item_ids, tmp_path):
         found = client.explain("anna", item_ids[20], k=2)
         assert found["item"] == item_ids[20] and len(found["events"]) == 2
         assert client.explain_history(item_ids[:9], item_ids[20], k=2) == found
-
-
-def test_a_table_of_titles(tmp_path):
-    table = tmp_path / "titles.csv"
-    table.write_text('title,item_id\n"<b>One, two</b>",7\n,8\nthree,"a b"\n')
-    assert read_titles(table) == {"7": "<b>One, two</b>", "a b": "three"}
-    table.write_text("item_id,name\n7,One\n")
-    with pytest.raises(DataError, match=r"titles\.csv has no column title"):
-        read_titles(table)
-    with pytest.raises(DataError, match=r"none\.csv cannot be read"):
-        read_titles(tmp_path / "none.csv")
 
 
 def test_titles_are_null_where_none_are_known(server, item_ids):

@@ -16,6 +16,8 @@ TOKEN = "a-secret-of-the-tests"
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
 STATUS = "document.querySelector('#status').innerText"
 CHECKS = Path(__file__).with_name("page_checks.js").read_text()
+EVENTS = "document.querySelectorAll('#timeline [role=option]').length"
+WHOSE = "document.querySelector('#user').value"
 needs_browser = pytest.mark.skipif(find_chromium() is None, reason="there is no chromium")
 
 
@@ -90,7 +92,8 @@ def test_a_user_the_reasons_and_one_more_event(browser, url, item_ids):
     browser.until("document.querySelector('#model').innerText.includes('80 items')")
     browser.fill("#user", "anna")
     browser.key("Enter")
-    browser.until(SHOWN)
+    # An event for each in the timeline.
+    browser.until(f"{EVENTS} === 30")
     with Client(url) as client:
         best = client.recommend("anna")
         explanation = client.explain("anna", best[0]["item"])
@@ -99,8 +102,7 @@ def test_a_user_the_reasons_and_one_more_event(browser, url, item_ids):
     assert [text.rsplit(" ", 1)[0] for text in shown] == titles
     assert re.fullmatch(r"10 recommendations in [\d.]+ ms\.", browser.evaluate(STATUS))
     assert browser.texts("#why-heading") == [f"Why {titles[0]}"]
-    # The timeline: an event for each, lit where the explanation says so.
-    assert browser.evaluate("document.querySelectorAll('#timeline [role=option]').length") == 30
+    # Lit where the explanation says so.
     lit = "[...document.querySelectorAll('.block')].map(one => one.classList.contains('lit'))"
     selected = {
         block["events"][0]["position"] // 4
@@ -120,11 +122,13 @@ def test_a_user_the_reasons_and_one_more_event(browser, url, item_ids):
         )
         == 3
     )
+    assert browser.texts("#last li") == [f"Title {number}" for number in range(29, 23, -1)]
     browser.fill("#event", str(item_ids[60]))
     browser.key("Enter")
     browser.until(f"{STATUS}.startsWith('Title 60 was added. 10 recommendations in')")
-    browser.until("document.querySelectorAll('#timeline [role=option]').length === 31")
+    browser.until(f"{EVENTS} === 31")
     assert browser.evaluate("document.querySelectorAll('.moved').length") > 0
+    assert browser.texts("#last li")[:2] == ["Title 60", "Title 29"]
     with Client(url) as client:
         user = client.user("anna", 1)
         assert (user["length"], user["events"][0]["item"]) == (31, item_ids[60])
@@ -133,23 +137,24 @@ def test_a_user_the_reasons_and_one_more_event(browser, url, item_ids):
 
 
 @needs_browser
-def test_a_user_is_chosen_from_those_who_had_events_last(browser, url, item_ids):
+def test_a_user_is_chosen_from_those_whose_histories_changed_last(browser, url, item_ids):
     names = "#users .name"
     browser.open(url + "/")
     browser.until("document.querySelectorAll('#users button').length === 12")
     with Client(url) as client:
         listed = [one["user_id"] for one in client.users()]
     assert browser.texts(names) == [" ".join(name.split()) for name in listed[:12]]
+    # The first of them is there at once.
+    browser.until(f"{SHOWN} && {WHOSE} === {json.dumps(listed[0])}")
     # With the keyboard alone: from the field past its button into the list.
     browser.evaluate("document.querySelector('#user').focus()")
     for _ in range(4):
         browser.key("Tab")
     assert browser.evaluate("document.activeElement.dataset.user") == listed[2]
     browser.key("Enter")
-    browser.until(SHOWN)
-    assert browser.evaluate("document.querySelector('#user').value") == listed[2]
     marked = "[...document.querySelectorAll('#users [aria-current=true]')].map(one => one.title)"
-    assert browser.evaluate(marked) == [listed[2]]
+    browser.until(f"{marked}[0] === {json.dumps(listed[2])}")
+    assert browser.evaluate(WHOSE) == listed[2]
     # More of them: the next ones have the focus, and the button ends with the list.
     browser.evaluate("document.querySelector('#more-users').focus()")
     browser.key("Enter")
@@ -158,11 +163,97 @@ def test_a_user_is_chosen_from_those_who_had_events_last(browser, url, item_ids)
     assert browser.evaluate("document.querySelector('#more-users').hidden") is True
     browser.key("Enter")
     browser.until(f"{marked.replace('.title', '.dataset.user')}[0] === {json.dumps(listed[12])}")
-    # Whoever has a new event comes first.
-    browser.fill("#event", str(item_ids[70]))
+    # Whoever has a new event comes first. A title is as good as an id.
+    browser.until("document.querySelector('#known option[value=\"Title 1\"]') !== null")
+    browser.fill("#event", "title 1")
     browser.key("Enter")
     browser.until(f"document.querySelector('{names}').innerText === {json.dumps(listed[12])}")
     assert browser.evaluate(marked) == [listed[12]]
+    with Client(url) as client:
+        assert client.user(listed[12], 1)["events"][0]["item"] == item_ids[1]
+
+
+@needs_browser
+def test_layers_and_paths_are_told_in_plain_words(browser, url, item_ids):
+    browser.open(url + "/?user=long")
+    browser.until(SHOWN)
+    assert browser.texts("#reasons h4") == ["First layer", "Second layer"]
+    with Client(url) as client:
+        explanation = client.explain("long", client.recommend("long")[0]["item"])
+    for number, layer in enumerate(explanation["layers"]):
+        long, short = (layer[path]["gate"] for path in ("long", "short"))
+        lines = browser.texts(f".layer:nth-of-type({number + 1}) > .shares li")
+        assert [line.split("\n")[0] for line in lines] == [
+            "Long-term interest",
+            "Short-term interest",
+        ]
+        shown = [float(re.findall(r"([\d.]+) %", line)[0]) for line in lines]
+        wanted = [100 * path / (long + short) for path in (long, short)]
+        assert shown == pytest.approx(wanted, abs=0.51)
+    browser.key("End")
+    words = browser.evaluate("document.querySelector('#results').innerText")
+    assert not re.search(r"\b(gates?|path|pass(es)?|L1|kv|key/value)\b", words, re.IGNORECASE)
+    last = browser.evaluate(f"{EVENTS} - 1")
+    lit = browser.evaluate("document.querySelector('.lit:not(.own) [data-index]').dataset.index")
+    browser.evaluate(f"document.querySelector('[data-index=\"{lit}\"]').click()")
+    assert re.search(
+        r", long-term interest of the (first|second) layer", browser.texts("#detail")[0]
+    )
+    browser.evaluate(f"document.querySelector('[data-index=\"{last}\"]').click()")
+    assert browser.texts("#detail")[0].endswith(", short-term interest")
+
+
+@needs_browser
+def test_without_titles_there_is_a_hint_and_without_a_path_nothing_of_it(
+    browser, url, tiny_log, tmp_path, item_ids
+):
+    hint = "document.querySelector('#titles-hint').hidden"
+    browser.open(url + "/?user=anna")
+    browser.until(SHOWN)
+    assert browser.evaluate(hint) is True
+    options = {"layers": 1, "heads": 4, "kv_heads": 2, "paths": "long", "top_n": 2}
+    run = write_run(tmp_path / "run", tiny_log, **options)
+    with Process(run, tmp_path / "events.sqlite") as process:
+        with Client(process.url) as client:
+            client.append("anna", item_ids[:20])
+        browser.open(process.url + "/")
+        browser.until(SHOWN)
+        assert browser.evaluate(hint) is False
+        assert "--titles FILE" in browser.texts("#titles-hint")[0]
+        assert browser.texts("#last li")[0] == str(item_ids[19])
+        names = [line.split("\n")[0] for line in browser.texts(".layer > .shares li")]
+        assert names == ["Long-term interest"]
+        assert browser.evaluate("document.querySelectorAll('#timeline .recent').length") == 0
+        assert browser.evaluate("document.querySelectorAll('#timeline .lit').length") > 0
+
+
+@needs_browser
+def test_times_of_last_events_in_every_unit(browser, page_run, tmp_path, item_ids):
+    second = 1_046_476_800  # 2003-03-01 00:00 UTC
+    times = {
+        "seconds": second - 1,
+        "milliseconds": second * 1_000 - 1,
+        "microseconds": second * 1_000_000,
+        "nanoseconds": second * 1_000_000_000 + 86_400 * 10**9,
+        "order": 37,
+        "now": None,
+    }
+    with Process(page_run, tmp_path / "events.sqlite") as process:
+        with Client(process.url) as client:
+            for user, time in times.items():
+                client.append(user, [{"item": item_ids[0], "timestamp": time}])
+        browser.open(process.url + "/")
+        browser.until("document.querySelectorAll('#users button').length === 6")
+        browser.until(SHOWN)
+        now, *others = browser.texts("#users .id")
+        assert re.fullmatch(r"1 event, (just now|\d+ min ago)", now)
+        assert others == [
+            "1 event, time 37",
+            "1 event, 2003-03-02",
+            "1 event, 2003-03-01",
+            "1 event, 2003-02-28",
+            "1 event, 2003-02-28",
+        ]
 
 
 @needs_browser
@@ -170,8 +261,9 @@ def test_where_nobody_is_there_is_said(browser, page_run, tmp_path):
     with Process(page_run, tmp_path / "events.sqlite") as process:
         browser.open(process.url + "/")
         browser.until(
-            "document.querySelector('#users-note').innerText === 'No user has events yet.'"
+            "document.querySelector('#users-note').innerText.startsWith('No user has events yet.')"
         )
+        assert browser.evaluate("document.querySelector('#results').hidden") is True
         assert browser.evaluate("document.querySelector('#more-users').hidden") is True
 
 
@@ -181,9 +273,9 @@ def test_a_pasted_history_grows_without_being_stored(browser, url, item_ids):
     browser.click("#paste summary")
     browser.fill("#history", f" {item_ids[3]},{item_ids[4]}\n{item_ids[5]} ")
     browser.click("#by-history button")
-    browser.until(SHOWN)
+    browser.until(f"{EVENTS} === 3")
     browser.click("#items li:nth-child(2) .more")
-    browser.until("document.querySelectorAll('#timeline [role=option]').length === 4")
+    browser.until(f"{EVENTS} === 4")
     with Client(url) as client:
         second = client.recommend_history(item_ids[3:6])[1]["item"]
         wanted = client.recommend_history([*item_ids[3:6], second])
@@ -195,8 +287,8 @@ def test_what_a_server_sends_is_text(browser, url):
     browser.open(url + "/")
     browser.fill("#user", HOSTILE)
     browser.key("Enter")
-    browser.until(SHOWN)
-    browser.evaluate("document.querySelector('#timeline [data-place=\"0\"]').click()")
+    browser.until(f"{EVENTS} === 3")
+    browser.evaluate("document.querySelector('#timeline [data-index=\"0\"]').click()")
     assert HOSTILE in browser.texts("#detail")[0]
     browser.fill("#user", "<b>nobody</b>")
     browser.key("Enter")
@@ -259,7 +351,7 @@ def test_a_model_without_reasons_still_shows_the_history(browser, tiny_log, tmp_
         with Client(process.url) as client:
             client.append("anna", item_ids[:30])
         browser.open(f"{process.url}/?user=anna")
-        browser.until("document.querySelectorAll('#timeline [role=option]').length === 30")
+        browser.until(f"{EVENTS} === 30")
         assert "cannot be explained" in browser.texts("#reasons")[0]
     browser.complaints.clear()
 
@@ -269,7 +361,7 @@ def test_all_of_it_with_the_keyboard(browser, url):
     browser.open(url + "/?user=long")
     browser.until(SHOWN)
     browser.evaluate("document.querySelector('#timeline [tabindex=\"0\"]').focus()")
-    place = "document.activeElement.dataset.place"
+    place = "document.activeElement.dataset.index"
     for name, wanted in [
         ("Home", "0"),
         ("ArrowLeft", "0"),

@@ -21,7 +21,7 @@ from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.serving.application import build_app
 from blossomrec.serving.service import Service
 from blossomrec.serving.stores import store_opener
-from blossomrec.serving.titles import read_titles
+from blossomrec.serving.titles import count_titles, read_titles
 
 TOKEN = "BLOSSOMREC_TOKEN"
 SHORTEST_TOKEN = 16
@@ -62,6 +62,10 @@ def run_server(
     with bind(host, port) as listening:
         service = Service(run, open_store, config, device=device, threads=threads or _threads())
         try:
+            if titles is not None and named is not None:
+                items = service.release.catalogue
+                count = count_titles(named, items, titles)
+                logger.info("%s has titles for %d of %d items", titles, count, len(items))
             server = _Server(_settings(build_app(service, token, named), drain), service)
             address, bound = listening.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address

@@ -1,26 +1,20 @@
 // The page: whose history, what is recommended after it, why, and what comes of one more event.
 import { byId, element, milliseconds, number } from "./elements.js";
 import { Refused, ask, useToken } from "./server.js";
-import { drawTimeline, listenToTimeline, showEvent } from "./timeline.js";
+import { clearTimeline, drawTimeline, listenToTimeline, showEvent } from "./timeline.js";
+import { hasTitle, idOf, learnTitles, named, typed } from "./titles.js";
 import { listUsers, listenToUsers, markUser } from "./users.js";
 import { drawNoWhy, drawWhy } from "./why.js";
 
 const K = 10;
-const MOST_TITLES = 1000;
+const MAX_SUGGESTED = 100;
 
 // Whose history: {user_id} or {history}; what was recommended, and which item is explained.
 let subject = null;
 let items = [];
 let chosen = null;
-// Answers to questions before the last one are not shown.
+// Answers to requests before the last one are not shown.
 let turn = 0;
-const titles = new Map();
-let titled = true;
-
-const named = (item) => {
-  const title = titles.get(String(item));
-  return title ? title : String(item);
-};
 
 async function show(next, { added = null } = {}) {
   const mine = ++turn;
@@ -35,8 +29,9 @@ async function show(next, { added = null } = {}) {
     const answer = await ask("v1/recommend", { ...next, k: K });
     const took = performance.now() - start;
     const shown = answer.items.map((one) => one.item);
-    await learnTitles(added === null ? shown : [...shown, added]);
+    const titled = await learnTitles(added === null ? shown : [...shown, added]);
     if (mine !== turn) return;
+    byId("titles-hint").hidden = titled;
     [subject, items] = [next, answer.items];
     markUser(next.user_id ?? null);
     chosen = items.some((one) => one.item === chosen) ? chosen : (items[0]?.item ?? null);
@@ -63,10 +58,9 @@ async function why(mine) {
     if (mine !== turn) return;
     const { start, length, contributions, layers } = explanation;
     const blockSize = explanation.block_size;
-    drawTimeline(
-      { items: explanation.items, start, length, blockSize, contributions, layers },
-      named,
-    );
+    const shown = { items: explanation.items, start, length, blockSize, contributions, layers };
+    drawTimeline(shown, named);
+    suggest(explanation.items);
     drawWhy(explanation, named, showEvent);
   } catch (error) {
     if (mine !== turn) return;
@@ -86,17 +80,8 @@ async function withoutWhy(words, mine) {
   if (mine !== turn) return;
   const start = history.length - history.items.length;
   drawTimeline({ ...history, start, blockSize: 16, contributions: null, layers: [] }, named);
+  suggest(history.items);
   drawNoWhy(words);
-}
-
-async function learnTitles(ids) {
-  const missing = [...new Set(ids.map(String))].filter((id) => !titles.has(id));
-  for (let start = 0; titled && start < missing.length; start += MOST_TITLES) {
-    const asked = missing.slice(start, start + MOST_TITLES);
-    const answer = await ask("v1/titles", { items: asked });
-    titled = answer.known;
-    asked.forEach((id, index) => titles.set(id, answer.titles[index]));
-  }
 }
 
 function drawItems(before) {
@@ -104,7 +89,7 @@ function drawItems(before) {
   const lines = items.map(({ item, score, rank }) => {
     const moved = before.length ? movement(ranks.get(item), rank) : "";
     const name = element("span", {}, named(item));
-    if (titles.get(String(item))) name.append(element("span", { class: "id" }, ` ${item}`));
+    if (hasTitle(item)) name.append(element("span", { class: "id" }, ` ${item}`));
     if (moved) name.append(element("span", { class: "moved" }, ` ${moved}`));
     const choose = element(
       "button",
@@ -123,7 +108,15 @@ function drawItems(before) {
     return element("li", { class: moved ? "fresh" : "" }, choose, more);
   });
   byId("items").replaceChildren(...lines);
-  const options = items.map(({ item }) => element("option", { value: item }, named(item)));
+}
+
+// For the field of the next event: what is recommended, then what the history ends with.
+function suggest(history) {
+  const seen = history.slice(-MAX_SUGGESTED).reverse();
+  const suggested = new Set([...items.map(({ item }) => item), ...seen]);
+  const options = [...suggested].map((item) =>
+    element("option", { value: typed(item) }, hasTitle(item) ? String(item) : ""),
+  );
   byId("known").replaceChildren(...options);
 }
 
@@ -174,9 +167,7 @@ function fail(error, next) {
     [subject, items, chosen] = [next, [], null];
     markUser(next.user_id);
     byId("items").replaceChildren();
-    byId("timeline").replaceChildren();
-    byId("detail").textContent = "";
-    byId("timeline-note").textContent = "No events yet: add the first one.";
+    clearTimeline("No events yet: add the first one.");
     drawNoWhy("There is nothing to explain yet.");
     byId("results").hidden = false;
   }
@@ -196,7 +187,7 @@ function listen() {
   on("by-user", () => showUser(byId("user").value.trim()));
   on("by-history", () => show({ history: pasted(byId("history").value) }));
   on("add", async () => {
-    const item = byId("event").value.trim();
+    const item = idOf(byId("event").value.trim());
     byId("event").value = "";
     await add(item);
   });
@@ -214,11 +205,15 @@ function showUser(id) {
   return show({ user_id: id });
 }
 
-// The users, and the history of the one who was asked for already, "" for nobody.
+// The users, and the history of the one who was asked for, "" for the first of them.
 async function begin(user) {
+  const before = turn;
   try {
-    await listUsers();
-    if (user) await showUser(user);
+    const users = await listUsers();
+    // Meanwhile somebody else may have been asked for.
+    if (turn !== before) return;
+    const first = user || users[0]?.user_id;
+    if (first !== undefined) await showUser(first);
   } catch (error) {
     fail(error, null);
   }

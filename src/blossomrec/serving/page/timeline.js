@@ -1,41 +1,39 @@
-// The history as blocks of events: coloured by contribution, lit where a layer selects.
-import { byId, element, number, signed } from "./elements.js";
+// The history as blocks of events: coloured by contribution, framed where a layer looks.
+import { brief, byId, element, nthLayer, number, signed } from "./elements.js";
 
 // More cells than this would be slow to draw, and too many to look at.
-const MOST_SHOWN = 4096;
+const MAX_SHOWN = 4096;
+const MAX_LAST = 6;
+// Layers whose names fit under a block.
+const MAX_NAMED = 2;
 const LEVELS = [0.02, 0.15, 0.4, 0.7];
 
+// Indices count from the first event that the model sees.
 let cells = [];
 let current = 0;
 let describe = () => "";
 
 // history: {items, start, length, blockSize, contributions or null, layers}; named: id -> text.
 export function drawTimeline(history, named) {
-  const { items, start, blockSize, contributions } = history;
-  const skipped = Math.ceil(Math.max(0, items.length - MOST_SHOWN) / blockSize) * blockSize;
-  const { selected, own, recent } = marks(history);
+  const { items, blockSize, contributions } = history;
+  const skipped = Math.ceil(Math.max(0, items.length - MAX_SHOWN) / blockSize) * blockSize;
+  const { picked, own, recent } = marks(history);
   const largest = Math.max(...(contributions ?? []).map(Math.abs), 1e-9);
-  describe = (place) => {
-    const share = contributions === null ? "" : `: ${signed(contributions[place])}`;
-    const by = (selected.get(Math.floor(place / blockSize)) ?? []).map((one) => `layer ${one}`);
-    const lit = by.length ? `, in a block selected by ${by.join(" and ")}` : "";
-    const near = recent.has(place) ? ", a recent event" : "";
-    return `Event ${number(start + place + 1)}, ${named(items[place])}${share}${lit}${near}`;
-  };
+  describe = describer(history, picked, recent, named);
   cells = [];
   const blocks = [];
   for (let first = skipped; first < items.length; first += blockSize) {
     const block = first / blockSize;
     const inside = element("div", { class: "cells", role: "presentation" });
     inside.style.setProperty("--across", Math.ceil(Math.sqrt(blockSize)));
-    for (let place = first; place < Math.min(first + blockSize, items.length); place++) {
-      const level = contributions === null ? "" : colour(contributions[place] / largest);
-      inside.append(cell(place, `cell ${level} ${recent.has(place) ? "recent" : ""}`));
+    for (let index = first; index < Math.min(first + blockSize, items.length); index++) {
+      const level = contributions === null ? "" : colour(contributions[index] / largest);
+      inside.append(cell(index, `cell ${level} ${recent.has(index) ? "recent" : ""}`));
     }
-    const by = selected.get(block);
+    const by = picked.get(block);
     const kind = `block ${by ? "lit" : ""} ${block === own ? "own" : ""}`;
     const layers = element("span", { class: "layers", "aria-hidden": "true" });
-    if (by) layers.textContent = `L${by.join(" L")}`;
+    if (by) layers.textContent = shortly(by);
     blocks.push(element("div", { class: kind, role: "presentation" }, inside, layers));
   }
   const timeline = byId("timeline");
@@ -45,25 +43,53 @@ export function drawTimeline(history, named) {
   timeline.scrollTop = timeline.scrollHeight;
   select(items.length - 1, false);
   byId("timeline-note").textContent = note(history, skipped);
+  drawLast(items, named);
 }
 
-// Go to an event; positions are counted from the start of the history.
-export function showEvent(place) {
-  select(place, true);
+// Go to an event; its index counts from the first one that the model sees.
+export function showEvent(index) {
+  select(index, true);
 }
 
+export function clearTimeline(words) {
+  for (const id of ["timeline", "last"]) byId(id).replaceChildren();
+  byId("detail").textContent = "";
+  byId("timeline-note").textContent = words;
+}
+
+function drawLast(items, named) {
+  const last = items.slice(-MAX_LAST).reverse();
+  byId("last").replaceChildren(...last.map((item) => element("li", {}, named(item))));
+}
+
+function describer({ items, start, blockSize, contributions }, picked, recent, named) {
+  return (index) => {
+    const share = contributions === null ? "" : `: ${signed(contributions[index])}`;
+    const by = (picked.get(Math.floor(index / blockSize)) ?? []).map(nthLayer);
+    const long = by.length ? `, long-term interest of the ${by.join(" and the ")}` : "";
+    const short = recent.has(index) ? ", short-term interest" : "";
+    return `Event ${number(start + index + 1)}, ${named(items[index])}${share}${long}${short}`;
+  };
+}
+
+// Blocks with the layers that pick them, the block of the last event, and recent events. What has
+// no weight in a layer is not looked at.
 function marks({ layers, items, start, blockSize }) {
-  const selected = new Map();
+  const picked = new Map();
   const recent = new Set();
-  layers.forEach((layer, index) => {
-    for (const block of layer.long.blocks.filter((one) => !one.own)) {
-      const place = Math.floor((block.events[0].position - start) / blockSize);
-      selected.set(place, [...(selected.get(place) ?? []), index + 1]);
+  layers.forEach(({ long, short }, layer) => {
+    for (const block of long.gate > 0 ? long.blocks.filter((one) => !one.own) : []) {
+      const index = Math.floor((block.events[0].position - start) / blockSize);
+      picked.set(index, [...(picked.get(index) ?? []), layer]);
     }
-    for (const event of layer.short.events) recent.add(event.position - start);
+    for (const event of short.gate > 0 ? short.events : []) recent.add(event.position - start);
   });
-  const own = layers.length ? Math.floor((items.length - 1) / blockSize) : -1;
-  return { selected, own, recent };
+  const looks = layers.some(({ long }) => long.gate > 0);
+  return { picked, own: looks ? Math.floor((items.length - 1) / blockSize) : -1, recent };
+}
+
+function shortly(layers) {
+  return layers.length > MAX_NAMED ? `${layers.length} layers` : layers.map(brief).join(" ");
 }
 
 function colour(share) {
@@ -71,55 +97,52 @@ function colour(share) {
   return level ? `${share > 0 ? "up" : "down"}-${level}` : "";
 }
 
-function cell(place, kind) {
+function cell(index, kind) {
   const made = element("span", {
     class: kind,
     role: "option",
     tabindex: "-1",
     "aria-selected": "false",
-    "data-place": place,
+    "data-index": index,
   });
-  cells[place] = made;
+  cells[index] = made;
   return made;
 }
 
-function select(place, focus) {
-  if (cells[place] === undefined) return;
+function select(index, focus) {
+  if (cells[index] === undefined) return;
   const before = cells[current];
   if (before !== undefined) {
     before.tabIndex = -1;
     before.setAttribute("aria-selected", "false");
   }
-  current = place;
-  const chosen = cells[place];
+  current = index;
+  const chosen = cells[index];
   chosen.tabIndex = 0;
   chosen.setAttribute("aria-selected", "true");
   // Only the one that is read out needs its text.
-  chosen.setAttribute("aria-label", describe(place));
-  byId("detail").textContent = describe(place);
+  chosen.setAttribute("aria-label", describe(index));
+  byId("detail").textContent = describe(index);
   if (focus) chosen.focus();
 }
 
-function note({ items, start, length, layers, contributions }, skipped) {
+function note({ items, start, length, layers }, skipped) {
   const parts = [`${number(length)} ${length === 1 ? "event" : "events"}, oldest first.`];
   if (start > 0) parts.push(`The model sees the last ${number(items.length)}.`);
   if (skipped > 0) parts.push(`The last ${number(items.length - skipped)} are drawn.`);
-  if (contributions !== null) {
-    const names = layers.map((_, index) => `L${index + 1}`).join(", ");
-    parts.push(`${names}: layers that select a block for the last event.`);
-  }
+  if (layers.length > 1) parts.push("Under a block: the layers that pick it, 1st, 2nd and so on.");
   return parts.join(" ");
 }
 
 export function listenToTimeline() {
   const timeline = byId("timeline");
   timeline.addEventListener("click", (event) => {
-    const chosen = event.target.closest("[data-place]");
-    if (chosen !== null) select(Number(chosen.dataset.place), true);
+    const chosen = event.target.closest("[data-index]");
+    if (chosen !== null) select(Number(chosen.dataset.index), true);
   });
   timeline.addEventListener("mouseover", (event) => {
-    const over = event.target.closest("[data-place]");
-    if (over !== null) byId("detail").textContent = describe(Number(over.dataset.place));
+    const over = event.target.closest("[data-index]");
+    if (over !== null) byId("detail").textContent = describe(Number(over.dataset.index));
   });
   timeline.addEventListener("mouseleave", () => {
     if (cells[current] !== undefined) byId("detail").textContent = describe(current);
