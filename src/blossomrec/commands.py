@@ -267,24 +267,20 @@ def import_events(
     source: Path,
     *,
     store: str = "events.sqlite",
-    user: str = "user_id",
-    item: str = "item_id",
-    timestamp: str = "timestamp",
+    options: Annotated[ReadOptions, Parameter(name="*")] = ReadOptions(),  # noqa: B008
 ) -> None:
     """Load histories into the store of events of a server.
 
     Args:
-        source: folder that ``prepare`` wrote, or a .parquet, .csv, .tsv or .inter file
+        source: folder that ``prepare`` wrote, or a .parquet, .csv, .tsv or .inter file, which the
+            other options are about
         store: as that of the server, which may be using it
-        user: column of the user ids, in a file
-        item: column of the item ids
-        timestamp: column of the times
     """
     from blossomrec.serving.bulk import import_events as load
     from blossomrec.serving.stores import store_opener
 
     open_store, name = store_opener(store)
-    imported = load(source, open_store(), user=user, item=item, timestamp=timestamp)
+    imported = load(source, open_store(), **vars(options))
     print(
         f"{imported.users:,} users with {imported.events:,} events are new in {name}, "
         f"{imported.kept:,} users were there and stay as they are"

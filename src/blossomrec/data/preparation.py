@@ -70,7 +70,8 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
     }
     description = {
         "format": LOG_FORMAT,
-        **{name: summary[name] for name in ("users", "items", "events", "has_repeats", "weights")},
+        **{name: summary[name] for name in ("users", "items", "events", "has_repeats")},
+        "weights": arrays.weights is not None,
         "timestamp_unit": unit,
         "source": describe(source),
         "options": options.recorded(),

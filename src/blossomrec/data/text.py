@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, cast
 
 import polars as pl
 
@@ -100,7 +100,7 @@ class TextFile:
             raise DataError(f"{self.path} is not UTF-8 text (UTF-16?): convert it to UTF-8")
         if b"\r" in start and b"\n" not in start:
             raise DataError(
-                f"{self.path} ends its lines with carriage returns alone: convert them to line feeds"
+                f"{self.path} ends its lines with carriage returns: convert them to line feeds"
             )
         body = start.removeprefix(b"\xef\xbb\xbf")
         line, _, _ = body.lstrip(b"\r\n").partition(b"\n")
@@ -146,9 +146,9 @@ class TextFile:
             return csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE)
         return csv.reader(lines, delimiter=self.separator, quotechar=self.quote, strict=True)
 
-    def open(self) -> IO[bytes]:
+    def open(self) -> BinaryIO:
         compressed = self.path.suffix.lower() == ".gz"
-        return gzip.open(self.path, "rb") if compressed else open(self.path, "rb")
+        return cast(BinaryIO, gzip.open(self.path)) if compressed else open(self.path, "rb")
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class _Rows:
 
 
 def _without_last_blanks(table: pl.DataFrame) -> pl.DataFrame:
-    """Blank lines at the end are no events; blank lines elsewhere keep their row and are refused."""
+    """Blank lines at the end are no events; elsewhere they keep their row and are refused."""
     blank = table.select(pl.all_horizontal(pl.all().is_null())).to_series()
     return table.head(len(blank) - int(blank.reverse().cum_min().sum())) if blank.any() else table
 

@@ -9,8 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from blossomrec.data.events import read_events
+from blossomrec.data.events import describe, read_table
+from blossomrec.data.filters import EventArrays
 from blossomrec.data.log import LOG_FILE, EventLog
+from blossomrec.data.options import ReadOptions, with_given
+from blossomrec.data.preparation import encode_events
+from blossomrec.data.ragged import boundaries
+from blossomrec.data.ties import order_ties
 from blossomrec.serving.store import Event, EventStore, carried_out
 
 # Events in one transaction: others who write have to wait for it.
@@ -25,20 +30,22 @@ class Imported(NamedTuple):
     kept: int
 
 
-def import_events(source: str | Path | pl.DataFrame, store: EventStore, **columns: str) -> Imported:
+def import_events(source: str | Path | pl.DataFrame, store: EventStore, **options: Any) -> Imported:
     """Store the histories of all users who have no events yet.
 
     Users with events are left as they are, so that an import that was stopped can be run again.
 
     Args:
         source: a prepared log, or anything ``read_events`` reads.
-        columns: names of its columns: ``user``, ``item``, ``timestamp``.
+        options: of ``ReadOptions``, for a table; events with equal times are ordered as
+            ``EventLog.prepare`` orders them.
 
     Raises:
         DataError: the source is wrong; nothing has been stored then.
+        ConfigError: an option is unknown or wrong.
     """
     users = events = kept = 0
-    for group in _groups(_histories(source, columns)):
+    for group in _groups(_histories(source, with_given(ReadOptions, options))):
         part = carried_out(store, lambda group=group: _store_group(store, group))
         users, events, kept = users + part.users, events + part.events, kept + part.kept
     return Imported(users, events, kept)
@@ -66,11 +73,13 @@ def _groups(
 
 
 def _histories(
-    source: str | Path | pl.DataFrame, columns: dict[str, str]
+    source: str | Path | pl.DataFrame, options: ReadOptions
 ) -> Iterator[tuple[str, list[Event]]]:
     if isinstance(source, (str, Path)) and (Path(source) / LOG_FILE).is_file():
         return _of_log(EventLog.open(source))
-    return _of_table(read_events(source, **columns))
+    users, items, events = encode_events(read_table(source, options).events)
+    events, _ = order_ties(events.sorted(), options.ties, describe(source))
+    return _of_table(users, items, events)
 
 
 def _of_log(log: EventLog) -> Iterator[tuple[str, list[Event]]]:
@@ -80,14 +89,13 @@ def _of_log(log: EventLog) -> Iterator[tuple[str, list[Event]]]:
         yield str(user), _events(log.item_vocabulary.ids(log.history(row)), times)
 
 
-def _of_table(table: pl.DataFrame) -> Iterator[tuple[str, list[Event]]]:
-    if table["timestamp"].dtype == pl.Datetime:
-        table = table.with_columns(pl.col("timestamp").cast(pl.Int64))
-    table = table.sort("user_id", "timestamp", maintain_order=True)
-    for (user,), part in table.partition_by(
-        "user_id", as_dict=True, maintain_order=True, include_key=False
-    ).items():
-        yield str(user), _events(part["item_id"], part["timestamp"].to_list())
+def _of_table(
+    users: pl.Series, items: pl.Series, events: EventArrays
+) -> Iterator[tuple[str, list[Event]]]:
+    offsets = boundaries(np.bincount(events.users))
+    for row, user in enumerate(users.to_list()):
+        part = slice(offsets[row], offsets[row + 1])
+        yield str(user), _events(items.gather(events.items[part]), events.times[part].tolist())
 
 
 def _events(items: pl.Series, times: list[Any]) -> list[Event]:
