@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -101,6 +101,22 @@ def encode_events(events: pl.DataFrame) -> tuple[pl.Series, pl.Series, EventArra
     times = events["timestamp"].to_physical().to_numpy()
     weights = events["weight"].to_numpy() if "weight" in events.columns else None
     return users, items, EventArrays(user_codes, item_codes, times, weights)
+
+
+def order_table(
+    table: pl.DataFrame, ties: Literal["auto", "keep", "shuffle"], source: str
+) -> pl.DataFrame:
+    """Checked events in the order of a log: by user, then time; ``ties`` as of ``order_ties``."""
+    users, items, events = encode_events(table)
+    events, _ = order_ties(events.sorted(), ties, source)
+    times = pl.Series(events.times).cast(table["timestamp"].dtype)
+    return pl.DataFrame(
+        {
+            "user_id": users.gather(events.users),
+            "item_id": items.gather(events.items),
+            "timestamp": times,
+        }
+    )
 
 
 def _codes(values: pl.Series) -> tuple[pl.Series, np.ndarray]:

@@ -122,8 +122,8 @@ class TextFile:
             for separator in {*",;\t|"} - {self.separator}:
                 if {*map(str, names)} <= {field.strip('"') for field in line.split(separator)}:
                     raise DataError(
-                        f"{error}; the fields are separated by {separator!r}: give it as the "
-                        "option separator"
+                        f"{self.path} separates its fields by {separator!r}, not by "
+                        f"{self.separator!r}: give that as the option separator"
                     ) from None
             if self.quote is None and f'"{names[0]}"' in header:
                 raise DataError(f"{error}; give '\"' as the option quote") from None

@@ -10,12 +10,10 @@ import numpy as np
 import polars as pl
 
 from blossomrec.data.events import describe, read_table
-from blossomrec.data.filters import EventArrays
 from blossomrec.data.log import LOG_FILE, EventLog
 from blossomrec.data.options import ReadOptions, with_given
-from blossomrec.data.preparation import encode_events
-from blossomrec.data.ragged import boundaries
-from blossomrec.data.ties import order_ties
+from blossomrec.data.preparation import order_table
+from blossomrec.errors import ConfigError
 from blossomrec.serving.store import Event, EventStore, carried_out
 
 # Events in one transaction: others who write have to wait for it.
@@ -76,10 +74,11 @@ def _histories(
     source: str | Path | pl.DataFrame, options: ReadOptions
 ) -> Iterator[tuple[str, list[Event]]]:
     if isinstance(source, (str, Path)) and (Path(source) / LOG_FILE).is_file():
+        if options != ReadOptions():
+            raise ConfigError(f"{source} is a prepared log: how a table is read is no option of it")
         return _of_log(EventLog.open(source))
-    users, items, events = encode_events(read_table(source, options).events)
-    events, _ = order_ties(events.sorted(), options.ties, describe(source))
-    return _of_table(users, items, events)
+    table = read_table(source, options).events
+    return _of_table(order_table(table, options.ties, describe(source)))
 
 
 def _of_log(log: EventLog) -> Iterator[tuple[str, list[Event]]]:
@@ -89,13 +88,13 @@ def _of_log(log: EventLog) -> Iterator[tuple[str, list[Event]]]:
         yield str(user), _events(log.item_vocabulary.ids(log.history(row)), times)
 
 
-def _of_table(
-    users: pl.Series, items: pl.Series, events: EventArrays
-) -> Iterator[tuple[str, list[Event]]]:
-    offsets = boundaries(np.bincount(events.users))
-    for row, user in enumerate(users.to_list()):
-        part = slice(offsets[row], offsets[row + 1])
-        yield str(user), _events(items.gather(events.items[part]), events.times[part].tolist())
+def _of_table(table: pl.DataFrame) -> Iterator[tuple[str, list[Event]]]:
+    if table["timestamp"].dtype == pl.Datetime:
+        table = table.with_columns(pl.col("timestamp").cast(pl.Int64))
+    for (user,), part in table.partition_by(
+        "user_id", as_dict=True, maintain_order=True, include_key=False
+    ).items():
+        yield str(user), _events(part["item_id"], part["timestamp"].to_list())
 
 
 def _events(items: pl.Series, times: list[Any]) -> list[Event]:
