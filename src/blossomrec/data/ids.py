@@ -38,13 +38,12 @@ def read_ids(column: Column, normalize: bool = False) -> pl.Series:
 def _ids_from_text(column: Column) -> pl.Series:
     """Integers if the source knows only text and all are written as such, else the text."""
     values = column.values
+    if column.textual and values.str.contains(_INTEGER).all():
+        return _integers(values)
     # Few ids make many events: what is costly is done once an id.
     distinct = values.unique()
     if column.textual:
-        integer = distinct.str.contains(_INTEGER)
-        if integer.all():
-            return _integers(values)
-        decimal = distinct.str.contains(_WHOLE_DECIMAL)
+        integer, decimal = (distinct.str.contains(form) for form in (_INTEGER, _WHOLE_DECIMAL))
         if decimal.all():
             _warn_of_floats(column, values[0], values[0].partition(".")[0])
             return _integers(values.str.replace(_WHOLE_DECIMAL, "$1"))
