@@ -166,37 +166,44 @@ class _Rows:
         """Raise DataError for the first row that is wrong; do nothing where none is found."""
         row = 1
         try:
-            for line, fields in self._rows():
-                if len(fields) > self.width:
+            for line, width in self._rows():
+                if width > self.width:
                     raise DataError(
-                        f"{self.file.path}, row {row}: {_shown(line)} has {len(fields)} fields, "
+                        f"{self.file.path}, row {row}: {_shown(line)} has {width} fields, "
                         f"the header has {self.width}"
                     )
                 row += 1
         except _FILE_ERRORS as error:
             raise DataError(f"{self.file.path}, row {row} cannot be read: {error}") from error
 
-    def _rows(self) -> Iterator[tuple[str, list[str]]]:
-        """Every row below the header, as text and in fields."""
+    def _rows(self) -> Iterator[tuple[str, int]]:
+        """Every row below the header, and the number of its fields."""
         with self.file.open() as binary:
             below = itertools.islice(binary, self.skipped, None)
             lines = (line.decode("utf-8") for line in below)
             if self.file.multiline:
                 for fields in self.file.reader(lines):
-                    yield self.file.separator.join(fields), fields
+                    yield self.file.separator.join(fields), len(fields)
                 return
             for line in lines:
                 row = line.rstrip("\r\n")
-                self._refuse_open_quote(row)
-                yield row, self.file.fields(row)
+                yield row, self._width(row)
 
-    def _refuse_open_quote(self, row: str) -> None:
-        if self.file.quote is not None and row.count(self.file.quote) % 2:
+    def _width(self, row: str) -> int:
+        """The number of fields; csv.Error where quotes are wrong."""
+        quotes = row.count(self.file.quote) if self.file.quote is not None else 0
+        if quotes == 0:
+            return row.count(self.file.separator) + 1
+        if quotes % 2:
             raise csv.Error(
                 f"{_shown(row)} has a quote that is not closed on its line; give the option "
                 "multiline where quoted fields run over line ends, quote none where nothing is "
                 "quoted"
             )
+        try:
+            return len(self.file.fields(row))
+        except csv.Error as error:
+            raise csv.Error(f"{_shown(row)}: {error}") from error
 
 
 def _without_last_blanks(table: pl.DataFrame) -> pl.DataFrame:
