@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from blossomrec.data.names import find_columns
 from blossomrec.errors import DataError, MissingExtraError
 
 _CHECK_OF_ZONES = "POLARS_IGNORE_TIMEZONE_PARSE_ERROR"
+_ZONES = threading.Lock()
 
 
 def is_pandas(source: Any) -> bool:
@@ -69,15 +71,17 @@ def any_time_zone() -> Iterator[None]:
 
     Instants are kept in UTC whatever the zone is; such a column is only fit for ``to_physical``.
     """
-    before = os.environ.get(_CHECK_OF_ZONES)
-    os.environ[_CHECK_OF_ZONES] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_CHECK_OF_ZONES]
-        else:
-            os.environ[_CHECK_OF_ZONES] = before
+    # The variable is of the whole process: one thread at a time.
+    with _ZONES:
+        before = os.environ.get(_CHECK_OF_ZONES)
+        os.environ[_CHECK_OF_ZONES] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_CHECK_OF_ZONES]
+            else:
+                os.environ[_CHECK_OF_ZONES] = before
 
 
 def _check_objects(where: str, series: Any) -> None:
