@@ -18,6 +18,7 @@ from blossomrec import commands
 from blossomrec.cli import VERBS, build_app, main
 from blossomrec.config import RunConfig, ServingConfig, from_dict
 from blossomrec.data.log import EventLog
+from blossomrec.data.options import PrepareOptions, ReadOptions
 from blossomrec.evaluation.storage import load_evaluation
 from blossomrec.recommender import BlossomRec, with_options
 from blossomrec.training import trainer
@@ -290,13 +291,21 @@ def test_the_table_of_verbs_is_what_the_commands_say():
         )
 
 
+# Verbs with a section whose options stand without its name before them.
+UNNAMED_SECTIONS = {
+    "serve": ServingConfig,
+    "prepare": PrepareOptions,
+    "import-events": ReadOptions,
+}
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_every_verb_is_explained(cli, verb):
     shown = " ".join(cli(verb, "--help").replace("│", " ").split())
     names = set(inspect.signature(getattr(commands, verb.replace("-", "_"))).parameters)
-    if verb == "serve":
-        # The only section whose options stand without its name before them.
-        names = names - {"options"} | {field.name for field in dataclasses.fields(ServingConfig)}
+    if verb in UNNAMED_SECTIONS:
+        section = dataclasses.fields(UNNAMED_SECTIONS[verb])
+        names = names - {"options"} | {field.name for field in section}
     arguments = build_app()[verb].assemble_argument_collection(parse_docstring=True)
     explained = {one.names[0] for one in arguments if one.parameter.help}
     for one in arguments:

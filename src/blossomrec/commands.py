@@ -18,6 +18,7 @@ from blossomrec.config import (
     check,
     to_dict,
 )
+from blossomrec.data.options import PrepareOptions, ReadOptions
 from blossomrec.errors import ConfigError
 
 Value = TypeVar("Value")
@@ -33,44 +34,18 @@ def prepare(
     source: Path,
     folder: Path,
     *,
-    user: str = "user_id",
-    item: str = "item_id",
-    timestamp: str = "timestamp",
-    weight: str | None = None,
-    min_user_events: int = 1,
-    min_item_events: int = 1,
-    merge_repeats: bool = False,
-    drop_duplicates: bool = False,
+    options: Annotated[PrepareOptions, Parameter(name="*")] = PrepareOptions(),  # noqa: B008
 ) -> None:
     """Read a table of events, check it, write the memory-mapped log.
 
     Args:
         source: .parquet, .csv, .tsv or RecBole's .inter file
         folder: where the prepared log goes; a prepared log that is there is replaced
-        user: column of the user ids
-        item: column of the item ids
-        timestamp: column of the times, numbers or datetimes
-        weight: column of the events' weights, if there is one
-        min_user_events: drop users with fewer events, again and again together with the items
-        min_item_events: drop items with fewer events
-        merge_repeats: keep the first of neighbouring events with the same item
-        drop_duplicates: keep the first of events with the same user, item and time
     """
     from blossomrec.data.log import EventLog
     from blossomrec.data.summary import summary_table
 
-    log = EventLog.prepare(
-        source,
-        folder,
-        user=user,
-        item=item,
-        timestamp=timestamp,
-        weight=weight,
-        min_user_events=min_user_events,
-        min_item_events=min_item_events,
-        merge_repeats=merge_repeats,
-        drop_duplicates=drop_duplicates,
-    )
+    log = EventLog.prepare(source, folder, **vars(options))
     _console().print(summary_table(log.summary))
 
 
@@ -292,24 +267,20 @@ def import_events(
     source: Path,
     *,
     store: str = "events.sqlite",
-    user: str = "user_id",
-    item: str = "item_id",
-    timestamp: str = "timestamp",
+    options: Annotated[ReadOptions, Parameter(name="*")] = ReadOptions(),  # noqa: B008
 ) -> None:
     """Load histories into the store of events of a server.
 
     Args:
-        source: folder that ``prepare`` wrote, or a .parquet, .csv, .tsv or .inter file
+        source: folder that ``prepare`` wrote, or a .parquet, .csv, .tsv or .inter file, which the
+            other options are about
         store: as that of the server, which may be using it
-        user: column of the user ids, in a file
-        item: column of the item ids
-        timestamp: column of the times
     """
     from blossomrec.serving.bulk import import_events as load
     from blossomrec.serving.stores import store_opener
 
     open_store, name = store_opener(store)
-    imported = load(source, open_store(), user=user, item=item, timestamp=timestamp)
+    imported = load(source, open_store(), **vars(options))
     print(
         f"{imported.users:,} users with {imported.events:,} events are new in {name}, "
         f"{imported.kept:,} users were there and stay as they are"

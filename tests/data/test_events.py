@@ -290,6 +290,9 @@ class TestWeights:
             ([1.0, float("nan"), 2.0], "row 2: nan is not a weight"),
             (["1", "much", "2"], "row 2: 'much' is not a number"),
             ([True, True, False], "row 1: True is of type Boolean: numbers are needed"),
+            ([1.0, 2.0, 1e300], "row 3: 1e+300 is not a weight: it is not finite in 32 bits"),
+            (["1", "1e39", "2"], "row 2: '1e39' is not a weight: it is not finite in 32 bits"),
+            ([1.0, float("inf"), 2.0], "row 2: inf is not a weight: it is not finite"),
         ],
     )
     def test_refused(self, values, message):

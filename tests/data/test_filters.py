@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data.filters import EventArrays, Filters, drop_events
+from blossomrec.data.filters import EventArrays, drop_events
+from blossomrec.data.options import Filters
 from blossomrec.errors import ConfigError
 
 some_events = st.lists(

@@ -305,6 +305,15 @@ class TestSummary:
             assert part in text
 
 
+def test_weights_are_said_to_be_unused():
+    with pytest.warns(UserWarning, match=r"weights \('stars'\) are stored, and not used yet"):
+        log = EventLog.prepare(EVENTS, weight="stars")
+    assert log.summary["weights"] and log.options["weight"] == "stars"
+    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(summary_table(log.summary))
+    assert "stored, not used yet" in console.export_text()
+
+
 def test_reading_real_files():
     folder = os.environ.get("BLOSSOMREC_DATA")
     if not folder:

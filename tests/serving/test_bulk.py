@@ -2,7 +2,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossomrec.errors import DataError
+from blossomrec.data.log import EventLog
+from blossomrec.errors import ConfigError, DataError
 from blossomrec.serving import bulk
 from blossomrec.serving.bulk import Imported, import_events
 from blossomrec.serving.sqlite_store import SQLiteStore
@@ -84,3 +85,27 @@ def test_a_wrong_table_stores_nothing(store, capsys, tmp_path):
     path = tmp_path / "new.sqlite"
     source = tmp_path / "none.csv"
     refuse(capsys, "import-events", source, "--store", path, words=["none.csv does not exist"])
+
+
+def test_equal_times_are_ordered_as_in_a_prepared_log(store, tmp_path):
+    baskets = [(u, i, t) for u in range(5) for t in range(6) for i in range(t % 3, 9, 2)]
+    table = pl.DataFrame(baskets, schema=["user_id", "item_id", "timestamp"], orient="row")
+    with pytest.warns(UserWarning, match="equal times are shuffled"):
+        import_events(table, store)
+    with pytest.warns(UserWarning, match="equal times are shuffled"):
+        log = EventLog.prepare(table, tmp_path / "log")
+    kept = SQLiteStore(tmp_path / "kept.sqlite")
+    import_events(table, kept, ties="keep")
+    for user in range(5):
+        items = [event.item for event in store.profile(str(user), 100).last]
+        assert items == log.item_vocabulary.ids(log.history(user)).to_list()
+        in_order = [item for owner, item, _ in baskets if owner == user]
+        assert [event.item for event in kept.profile(str(user), 100).last] == in_order != items
+    kept.close()
+
+
+def test_options_of_reading_are_for_tables(store, tiny_log):
+    with pytest.raises(ConfigError, match="is a prepared log"):
+        import_events(tiny_log.folder, store, ties="shuffle")
+    with pytest.raises(ConfigError, match="unknown option users"):
+        import_events(tiny_log.folder, store, users="x")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -10,11 +9,12 @@ import polars as pl
 
 from blossomrec.errors import DataError
 
-# Words that stand for a missing value in text files; the polars reader knows only the empty field.
-_MISSING_WORDS = ("nan", "null", "none", "na", "n/a", "<na>")
-_INTEGER = r"^(0|-?[1-9][0-9]*)$"
-_WHOLE_FLOAT = r"^-?[0-9]+\.0+$"
 _LONGEST_SHOWN = 80
+# From these on two neighbouring integers share one float.
+_LARGEST_EXACT = {"Float16": 2**11, "Float32": 2**24, "Float64": 2**53}
+# Years 1 to 9999, in microseconds since 1970: what Python's datetimes hold.
+_FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999
+_MICROSECONDS = {"days": 86_400_000_000, "ms": 1_000, "us": 1}
 _ISO_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f",
     "%Y-%m-%d %H:%M:%S%.f",
@@ -54,7 +54,11 @@ class Column:
         )
 
     def _shown(self, row: int) -> str:
-        text = repr(self.values.slice(row, 1).to_list()[0])
+        value = self.values.slice(row, 1)
+        if value.dtype in (pl.Datetime, pl.Date):
+            # Python has no years over 9999, nor every time zone.
+            value = value.to_physical()
+        text = repr(value.to_list()[0])
         return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
     def refuse_type(self, needed: str) -> NoReturn:
@@ -65,20 +69,16 @@ class Column:
         )
 
 
-def read_ids(column: Column) -> pl.Series:
-    """Ids as Int64, UInt64 (if some are over 2**63 - 1) or String; DataError for anything else."""
-    values = column.values
-    if values.dtype in (pl.Categorical, pl.Enum):
-        values = values.cast(pl.String)
-    _refuse_missing(column.with_values(values), "id")
-    column = column.with_values(values)
-    if values.dtype == pl.String:
-        return _ids_from_text(column) if column.textual else values
-    if values.dtype.is_float():
-        return _ids_from_floats(column)
-    if values.dtype.is_integer() or (values.dtype.is_decimal() and _scale(values) == 0):
-        return _ids_from_integers(column)
-    column.refuse_type("strings or integers")
+def plain_text(column: Column) -> Column:
+    """The column with its categories, if it has such, as text."""
+    if column.values.dtype in (pl.Categorical, pl.Enum):
+        return column.with_values(column.values.cast(pl.String))
+    return column
+
+
+def largest_exact(dtype: pl.DataType) -> int:
+    """The integer from which on floats of a type cannot tell neighbours apart."""
+    return _LARGEST_EXACT[str(dtype)]
 
 
 def read_times(column: Column) -> pl.Series:
@@ -87,14 +87,15 @@ def read_times(column: Column) -> pl.Series:
     Numbers keep their unit, whatever it is; text is read as numbers if the first value is one, as
     ISO 8601 if not. Datetimes without a time zone are taken as UTC.
     """
+    column = plain_text(column)
     values = column.values
-    _refuse_missing(column, "timestamp")
+    refuse_missing(column, "timestamp")
     if values.dtype == pl.String:
         return _times_from_text(column)
     if values.dtype in (pl.Datetime, pl.Date):
-        return _to_utc(values)
+        return _to_utc(column)
     if values.dtype.is_float() or values.dtype.is_decimal():
-        return _finite(column, "timestamp")
+        return _distinct_floats(column)
     if values.dtype.is_integer():
         numbers = values.cast(pl.Int64, strict=False)
         column.refuse(numbers.is_null(), "is too large for a timestamp")
@@ -104,16 +105,19 @@ def read_times(column: Column) -> pl.Series:
 
 def read_weights(column: Column) -> pl.Series:
     """Weights as Float32; DataError for what is missing, not a number, or not finite."""
-    _refuse_missing(column, "weight")
+    column = plain_text(column)
+    refuse_missing(column, "weight")
     if column.values.dtype == pl.String:
         numbers = column.values.cast(pl.Float64, strict=False)
         column.refuse(numbers.is_null(), "is not a number")
     elif not column.values.dtype.is_numeric():
         column.refuse_type("numbers")
-    return _finite(column, "weight").cast(pl.Float32)
+    weights = _finite(column, "weight").cast(pl.Float32)
+    column.refuse(~weights.is_finite(), "is not a weight: it is not finite in 32 bits")
+    return weights
 
 
-def _refuse_missing(column: Column, what: str) -> None:
+def refuse_missing(column: Column, what: str) -> None:
     column.refuse(column.values.is_null(), f"is not {_article(what)}: it is missing")
     if column.values.dtype == pl.String:
         column.refuse(column.values == "", f"is not {_article(what)}: it is empty")
@@ -125,68 +129,16 @@ def _article(what: str) -> str:
     return f"an {what}" if what[0] in "aeiou" else f"a {what}"
 
 
-def _ids_from_text(column: Column) -> pl.Series:
-    """Integers if all are written as such; words for a missing value among integers are refused."""
-    values = column.values
-    integer = values.str.contains(_INTEGER)
-    if integer.all():
-        for dtype in (pl.Int64, pl.UInt64):
-            numbers = values.cast(dtype, strict=False)
-            if numbers.null_count() == 0:
-                return numbers
-        return values
-    if values.str.contains(_WHOLE_FLOAT).all():
-        return _ids_from_floats(column.with_values(values.cast(pl.Float64)))
-    if integer.any():
-        others = values.filter(~integer).unique()
-        if others.str.to_lowercase().is_in(_MISSING_WORDS).all():
-            column.refuse(~integer, "is not an id: it is missing")
-    return values
-
-
-def _ids_from_floats(column: Column) -> pl.Series:
-    values = column.values
-    column.refuse(
-        ~values.is_finite() | (values != values.floor()), "is not an id: it is not a whole number"
-    )
-    # Beyond it neighbouring integers share one float: different ids may have become the same.
-    largest_exact = 2**24 if values.dtype == pl.Float32 else 2**53
-    column.refuse(
-        values.abs() > largest_exact,
-        "is not an id: a float this large may stand for several integers",
-        "; give ids as integers or strings",
-    )
-    warnings.warn(
-        f"{column.source}, column {column.name!r}: ids are floats; all are whole numbers and "
-        f"become integers ({values[0]!r} is {int(values[0])})",
-        stacklevel=2,
-    )
-    return values.cast(pl.Int64)
-
-
-def _ids_from_integers(column: Column) -> pl.Series:
-    for dtype in (pl.Int64, pl.UInt64):
-        numbers = column.values.cast(dtype, strict=False)
-        if numbers.null_count() == 0:
-            return numbers
-    column.refuse(
-        numbers.is_null(),
-        "is not an id: integers over 64 bits (or below 0 with others over 63) are not supported",
-        "; give ids as strings",
-    )
-    return numbers
-
-
 def _times_from_text(column: Column) -> pl.Series:
     values = column.values
     for dtype in (pl.Int64, pl.Float64):
         numbers = values.cast(dtype, strict=False)
         if numbers.null_count() == 0:
-            return _finite(column.with_values(numbers), "timestamp")
+            return _distinct_floats(column.with_values(numbers))
     parsed = _parse_iso(values)
     if parsed.null_count():
         _refuse_text_times(column, numbers.is_not_null(), parsed.is_not_null())
-    return parsed
+    return _to_utc(column.with_values(parsed))
 
 
 def _refuse_text_times(column: Column, number: pl.Series, datetime: pl.Series) -> None:
@@ -207,18 +159,39 @@ def _parse_iso(values: pl.Series) -> pl.Series:
     """Datetimes in UTC, null where the text is none; each value may have another precision."""
     parsed = pl.Series(values.name, [None], dtype=pl.Datetime("us")).new_from_index(0, len(values))
     for form in _ISO_FORMATS:
-        found = _to_utc(values.str.to_datetime(form, strict=False, time_unit="us"))
+        found = values.str.to_datetime(form, strict=False, time_unit="us")
+        found = found.to_physical().cast(pl.Datetime("us"))
         parsed = parsed.zip_with(parsed.is_not_null(), found)
         if parsed.null_count() == 0:
             break
     return parsed
 
 
-def _to_utc(values: pl.Series) -> pl.Series:
-    """Dates and datetimes as Datetime("us") without a zone, in UTC."""
-    if getattr(values.dtype, "time_zone", None) is not None:
-        values = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    return values.cast(pl.Datetime("us"))
+def _to_utc(column: Column) -> pl.Series:
+    """Dates and datetimes as Datetime("us") without a zone, in UTC; DataError beyond year 9999."""
+    numbers = column.values.to_physical().cast(pl.Int64)
+    unit = getattr(column.values.dtype, "time_unit", "days")
+    if unit == "ns":
+        # 64 bits reach from 1677 to 2262.
+        return (numbers // 1_000).cast(pl.Datetime("us"))
+    factor = _MICROSECONDS[unit]
+    column.refuse(
+        (numbers < _FIRST // factor) | (numbers > _LAST // factor),
+        f"({unit} since 1970) is not a timestamp: it is outside of the years 1 to 9999",
+    )
+    return (numbers * factor).cast(pl.Datetime("us"))
+
+
+def _distinct_floats(column: Column) -> pl.Series:
+    """Numbers as Int64 or Float64; DataError where floats merge neighbouring times."""
+    numbers = _finite(column, "timestamp")
+    if column.values.dtype.is_float():
+        column.refuse(
+            column.values.abs() >= largest_exact(column.values.dtype),
+            f"is not a timestamp: a {column.values.dtype} this large stands for several times",
+            "; give times as integers",
+        )
+    return numbers
 
 
 def _finite(column: Column, what: str) -> pl.Series:
@@ -228,7 +201,3 @@ def _finite(column: Column, what: str) -> pl.Series:
     numbers = column.values.cast(pl.Float64)
     column.refuse(~numbers.is_finite(), f"is not {_article(what)}: it is not finite")
     return numbers
-
-
-def _scale(values: pl.Series) -> int:
-    return getattr(values.dtype, "scale", 0) or 0

@@ -7,23 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from blossomrec.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What is dropped; the defaults drop nothing. See ``EventLog.prepare``."""
-
-    min_user_events: int = 1
-    min_item_events: int = 1
-    merge_repeats: bool = False
-    drop_duplicates: bool = False
-
-    def __post_init__(self):
-        for name in ("min_user_events", "min_item_events"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}: an integer of at least 1 is needed")
+from blossomrec.data.options import Filters
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ class EventLog:
     vocabularies ``users/`` and ``items/``, and the arrays
 
     - ``offsets``, int64 [U+1]: where each user's history starts and the last one ends,
-    - ``items``, int32 [E]: item rows, by user, then time; equal times keep the order of the file,
+    - ``items``, int32 [E]: item rows, by user, then time; equal times in the order of the file
+      or shuffled (``summary["ties"]``),
     - ``timestamps``, int64 or float64 [E]: in the unit of the source; datetimes and dates are
       microseconds since 1970 (UTC),
     - ``weights``, float32 [E], if the source gave any.
@@ -65,38 +66,44 @@ class EventLog:
         cls,
         source: Any,
         folder: str | Path | None = None,
-        *,
-        user: str = "user_id",
-        item: str = "item_id",
-        timestamp: str = "timestamp",
-        weight: str | None = None,
-        min_user_events: int = 1,
-        min_item_events: int = 1,
-        merge_repeats: bool = False,
-        drop_duplicates: bool = False,
+        **options: Any,
     ) -> EventLog:
         """Read, check, filter and sort a table of events and write it to ``folder``.
 
-        source, user, item, timestamp, weight: as of ``read_events``. folder: replaced if it is a
-        prepared log, refused if it is anything else that is not empty; None is a temporary folder
-        that lives as long as the log. min_user_events, min_item_events: users and items with fewer
-        events are dropped, again and again until none is left. merge_repeats: of neighbouring
-        events of a user with the same item only the first is kept. drop_duplicates: of events with
-        the same user, item and timestamp only the first is kept.
+        source: as of ``read_events``. folder: replaced if it is a prepared log, refused if it is
+        anything else that is not empty; None is a temporary folder that lives as long as the log.
 
-        The folder appears once complete; on an error nothing of it is left. Raises DataError.
+        options, all of them by name:
+
+        - ``user``, ``item``, ``timestamp``: columns, ``"user_id"``, ``"item_id"`` and
+          ``"timestamp"`` without them. ``weight``: column of weights, which are checked and stored;
+          training, evaluation and recommending do not use them yet.
+        - ``separator``, ``quote``, ``multiline``, ``normalize_ids``: as of ``read_events``.
+        - ``ties``: events of a user with equal times "keep" the order of the table, or are put into
+          one that depends on nothing but user, time and item: "shuffle". "auto" shuffles, with a
+          warning, where more than 95 % of at least 100 steps between them lead to a higher item id:
+          such a table is sorted by id, and its order would tell the next item.
+        - ``min_user_events``, ``min_item_events``: users and items with fewer events are dropped,
+          again and again until none is left. ``merge_repeats``: of neighbouring events of a user
+          with the same item only the first is kept. ``drop_duplicates``: of events with the same
+          user, item and timestamp only the first is kept.
+
+        The folder appears once complete; on an error nothing of it is left. Raises DataError, and
+        ConfigError for an option that is unknown or wrong.
+
+        >>> log = EventLog.prepare("plays.csv", "log", user="listener", min_user_events=5)
         """
-        from blossomrec.data.preparation import Filters, prepare_folder
+        from blossomrec.data.options import PrepareOptions, with_given
+        from blossomrec.data.preparation import prepare_folder
 
-        filters = Filters(min_user_events, min_item_events, merge_repeats, drop_duplicates)
+        given = with_given(PrepareOptions, options)
         temporary = None
         if folder is None:
             temporary = tempfile.TemporaryDirectory(
                 prefix="blossomrec-", ignore_cleanup_errors=True
             )
             folder = Path(temporary.name) / "log"
-        columns = {"user": user, "item": item, "timestamp": timestamp, "weight": weight}
-        prepare_folder(source, Path(folder), columns, filters)
+        prepare_folder(source, Path(folder), given)
         log = cls(folder)
         log._temporary = temporary
         return log

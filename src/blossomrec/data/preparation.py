@@ -6,20 +6,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-from blossomrec.data.events import describe, read_events
-from blossomrec.data.filters import EventArrays, Filters, drop_events
+from blossomrec.data.events import describe, read_table
+from blossomrec.data.filters import EventArrays, drop_events
 from blossomrec.data.log import LOG_FILE, LOG_FORMAT
+from blossomrec.data.options import UNUSED_WEIGHTS, PrepareOptions
 from blossomrec.data.ragged import boundaries
 from blossomrec.data.summary import summarize
+from blossomrec.data.ties import order_ties
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError
 
@@ -34,21 +36,20 @@ _ENTRIES = {
 }
 
 
-def prepare_folder(
-    source: Any, folder: Path, columns: Mapping[str, str | None], filters: Filters
-) -> None:
-    """Write ``source`` to ``folder`` as a prepared log, all of it or, on an error, nothing.
-
-    columns: the arguments user, item, timestamp and weight of ``read_events``.
-    """
+def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
+    """Write ``source`` to ``folder`` as a prepared log, all of it or, on an error, nothing."""
     _check_replaceable(folder)
-    given = {name: column for name, column in columns.items() if column is not None}
-    events = read_events(source, **given)
+    if options.weight is not None:
+        warnings.warn(f"weights ({options.weight!r}) are {UNUSED_WEIGHTS}", stacklevel=2)
+    table = read_table(source, options, options.weight)
+    events, lines, read = table.events, table.lines, table.events.height
+    del table
     unit = "microseconds" if events["timestamp"].dtype == pl.Datetime else None
-    users, items, arrays = _encode(events)
+    users, items, arrays = encode_events(events)
     del events
     _check_enough(describe(source), users, items)
-    arrays, dropped = drop_events(arrays.sorted(), filters)
+    arrays, ties = order_ties(arrays.sorted(), options.ties, describe(source))
+    arrays, dropped = drop_events(arrays, options)
     kept_users, kept_items, arrays = _renumber(users, items, arrays)
     if any(entry["events"] for entry in dropped):
         reasons = ", ".join(f"{e['events']:,} ({e['reason']})" for e in dropped if e["events"])
@@ -58,7 +59,11 @@ def prepare_folder(
     offsets = boundaries(np.bincount(arrays.users, minlength=len(kept_users)))
     summary = summarize(offsets, arrays.times, unit) | {
         "items": len(kept_items),
+        "lines": lines,
+        "events_read": read,
         "has_repeats": arrays.has_repeats(),
+        "ties": ties,
+        "weights": arrays.weights is not None,
         "dropped": dropped,
         "dropped_users": len(users) - len(kept_users),
         "dropped_items": len(items) - len(kept_items),
@@ -69,7 +74,7 @@ def prepare_folder(
         "weights": arrays.weights is not None,
         "timestamp_unit": unit,
         "source": describe(source),
-        "options": {**given, **asdict(filters)},
+        "options": options.recorded(),
         "summary": summary,
     }
     with _appearing(folder) as partial:
@@ -89,13 +94,29 @@ def _write(
     (folder / LOG_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def _encode(events: pl.DataFrame) -> tuple[pl.Series, pl.Series, EventArrays]:
+def encode_events(events: pl.DataFrame) -> tuple[pl.Series, pl.Series, EventArrays]:
     """Sorted ids of users and items, and the events with positions in those in place of ids."""
     users, user_codes = _codes(events["user_id"])
     items, item_codes = _codes(events["item_id"])
     times = events["timestamp"].to_physical().to_numpy()
     weights = events["weight"].to_numpy() if "weight" in events.columns else None
     return users, items, EventArrays(user_codes, item_codes, times, weights)
+
+
+def order_table(
+    table: pl.DataFrame, ties: Literal["auto", "keep", "shuffle"], source: str
+) -> pl.DataFrame:
+    """Checked events in the order of a log: by user, then time; ``ties`` as of ``order_ties``."""
+    users, items, events = encode_events(table)
+    events, _ = order_ties(events.sorted(), ties, source)
+    times = pl.Series(events.times).cast(table["timestamp"].dtype)
+    return pl.DataFrame(
+        {
+            "user_id": users.gather(events.users),
+            "item_id": items.gather(events.items),
+            "timestamp": times,
+        }
+    )
 
 
 def _codes(values: pl.Series) -> tuple[pl.Series, np.ndarray]:

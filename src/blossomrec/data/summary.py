@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +62,10 @@ def summary_table(summary: dict[str, Any], title: str = "Events") -> Table:
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(justify="right")
+    if summary.get("lines") is not None:
+        table.add_row("lines in the file", f"{summary['lines']:,}")
+    if "events_read" in summary:
+        table.add_row("events read", f"{summary['events_read']:,}")
     for name in ("users", "items", "events"):
         table.add_row(name, f"{summary[name]:,}")
     table.add_row("events per user, mean", f"{summary['mean_length']:,.1f}")
@@ -73,6 +78,10 @@ def summary_table(summary: dict[str, Any], title: str = "Events") -> Table:
     table.add_row("first event", str(time.get("first_iso", time["first"])))
     table.add_row("last event", str(time.get("last_iso", time["last"])))
     table.add_row("items repeat in histories", "yes" if summary["has_repeats"] else "no")
+    for label, value in _ties_rows(summary):
+        table.add_row(label, value)
+    if summary.get("weights"):
+        table.add_row("weights", "stored, not used yet")
     if not summary["dropped"]:
         table.add_row("dropped", "nothing")
     for entry in summary["dropped"]:
@@ -81,3 +90,14 @@ def summary_table(summary: dict[str, Any], title: str = "Events") -> Table:
         table.add_row("users dropped with them", f"{summary['dropped_users']:,}")
         table.add_row("items dropped with them", f"{summary['dropped_items']:,}")
     return table
+
+
+def _ties_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    # Logs prepared by earlier versions know nothing of ties.
+    ties = summary.get("ties")
+    if ties is None:
+        return
+    yield "steps within equal times", f"{ties['share']:.2%}"
+    if ties["steps"]:
+        yield "of these to a higher item id", f"{ties['share_ascending']:.2%}"
+        yield "order of equal times", "shuffled" if ties["shuffled"] else "as in the source"

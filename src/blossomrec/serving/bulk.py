@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from blossomrec.data.events import read_events
+from blossomrec.data.events import describe, read_table
 from blossomrec.data.log import LOG_FILE, EventLog
+from blossomrec.data.options import ReadOptions, with_given
+from blossomrec.data.preparation import order_table
+from blossomrec.errors import ConfigError
 from blossomrec.serving.store import Event, EventStore, carried_out
 
 # Events in one transaction: others who write have to wait for it.
@@ -25,20 +28,22 @@ class Imported(NamedTuple):
     kept: int
 
 
-def import_events(source: str | Path | pl.DataFrame, store: EventStore, **columns: str) -> Imported:
+def import_events(source: str | Path | pl.DataFrame, store: EventStore, **options: Any) -> Imported:
     """Store the histories of all users who have no events yet.
 
     Users with events are left as they are, so that an import that was stopped can be run again.
 
     Args:
         source: a prepared log, or anything ``read_events`` reads.
-        columns: names of its columns: ``user``, ``item``, ``timestamp``.
+        options: of ``ReadOptions``, for a table; events with equal times are ordered as
+            ``EventLog.prepare`` orders them.
 
     Raises:
         DataError: the source is wrong; nothing has been stored then.
+        ConfigError: an option is unknown or wrong.
     """
     users = events = kept = 0
-    for group in _groups(_histories(source, columns)):
+    for group in _groups(_histories(source, with_given(ReadOptions, options))):
         part = carried_out(store, lambda group=group: _store_group(store, group))
         users, events, kept = users + part.users, events + part.events, kept + part.kept
     return Imported(users, events, kept)
@@ -66,11 +71,14 @@ def _groups(
 
 
 def _histories(
-    source: str | Path | pl.DataFrame, columns: dict[str, str]
+    source: str | Path | pl.DataFrame, options: ReadOptions
 ) -> Iterator[tuple[str, list[Event]]]:
     if isinstance(source, (str, Path)) and (Path(source) / LOG_FILE).is_file():
+        if options != ReadOptions():
+            raise ConfigError(f"{source} is a prepared log: how a table is read is no option of it")
         return _of_log(EventLog.open(source))
-    return _of_table(read_events(source, **columns))
+    table = read_table(source, options).events
+    return _of_table(order_table(table, options.ties, describe(source)))
 
 
 def _of_log(log: EventLog) -> Iterator[tuple[str, list[Event]]]:
@@ -83,7 +91,6 @@ def _of_log(log: EventLog) -> Iterator[tuple[str, list[Event]]]:
 def _of_table(table: pl.DataFrame) -> Iterator[tuple[str, list[Event]]]:
     if table["timestamp"].dtype == pl.Datetime:
         table = table.with_columns(pl.col("timestamp").cast(pl.Int64))
-    table = table.sort("user_id", "timestamp", maintain_order=True)
     for (user,), part in table.partition_by(
         "user_id", as_dict=True, maintain_order=True, include_key=False
     ).items():

@@ -1,0 +1,103 @@
+"""How a table of events is read, filtered and ordered: frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from blossomrec.config import check, option
+from blossomrec.errors import ConfigError
+
+UNUSED_WEIGHTS = "stored, and not used yet by training, evaluation and recommending"
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a table becomes events; ``separator``, ``quote`` and ``multiline`` are of text files."""
+
+    user: str = option("user_id", "column of the user ids")
+    item: str = option("item_id", "column of the item ids")
+    timestamp: str = option("timestamp", "column of the times, numbers or datetimes")
+    separator: str | None = option(
+        None, "character between fields; a comma in .csv, a tab in .tsv and .inter without it"
+    )
+    quote: str = option(
+        "auto", 'character that quotes fields, or none; auto is " in .csv, none in .tsv and .inter'
+    )
+    multiline: bool = option(
+        False, "let quoted fields run over line ends; a row with such a field is refused without it"
+    )
+    normalize_ids: bool = option(
+        False, "strip white space around text ids and read whole decimals as integers: 1.0 is 1"
+    )
+    ties: Literal["auto", "keep", "shuffle"] = option(
+        "auto",
+        "events of a user with equal times: keep their order, shuffle them (always the same way), "
+        "or auto: shuffle where their order is that of the item ids",
+    )
+
+    def __post_init__(self):
+        check(self)
+        for name in ("user", "item", "timestamp"):
+            if getattr(self, name) is None:
+                raise ConfigError(f"{name} is None: the name of a column is needed")
+        for name, words in (("separator", (None, r"\t")), ("quote", ("auto", "none"))):
+            value = getattr(self, name)
+            if value in words:
+                continue
+            if not (isinstance(value, str) and len(value) == 1 and value.isascii()):
+                raise ConfigError(f"{name} is {value!r}: a single ASCII character is needed")
+            if value in "\r\n\0":
+                raise ConfigError(f"{name} is {value!r}: it cannot be a line end or NUL")
+        if self.separator == self.quote:
+            raise ConfigError(f"separator and quote are both {self.quote!r}")
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is dropped; the defaults drop nothing."""
+
+    min_user_events: int = option(
+        1, "drop users with fewer events, again and again together with the items"
+    )
+    min_item_events: int = option(1, "drop items with fewer events")
+    merge_repeats: bool = option(False, "keep the first of neighbouring events with the same item")
+    drop_duplicates: bool = option(
+        False, "keep the first of events with the same user, item and time"
+    )
+
+    def __post_init__(self):
+        for name in ("min_user_events", "min_item_events"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}: an integer of at least 1 is needed")
+
+
+@dataclass(frozen=True)
+class PrepareOptions(Filters, ReadOptions):
+    """All that ``EventLog.prepare`` can be told about a table."""
+
+    weight: str | None = option(None, f"column of the events' weights; they are {UNUSED_WEIGHTS}")
+
+    def __post_init__(self):
+        ReadOptions.__post_init__(self)
+        Filters.__post_init__(self)
+
+    def recorded(self) -> dict[str, Any]:
+        """The options that are not None, ready for JSON."""
+        return {
+            name: value if isinstance(value, (bool, int)) else str(value)
+            for name, value in dataclasses.asdict(self).items()
+            if value is not None
+        }
+
+
+def with_given(cls: type[Options], given: dict[str, Any]) -> Options:
+    """An instance of a class above; ConfigError for a name that it does not know."""
+    known = [entry.name for entry in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"unknown option {name}: known are {', '.join(known)}")
+    return cls(**given)
