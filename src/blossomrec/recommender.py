@@ -79,6 +79,8 @@ class BlossomRec:
     ) -> BlossomRec:
         """Train on the events of ``log`` that the split leaves for training.
 
+        The global generators of Python, NumPy and torch are afterwards as they were before.
+
         Args:
             log: a prepared log, or anything :meth:`EventLog.prepare` reads: a path or a frame with
                 the columns ``user_id``, ``item_id`` and ``timestamp``.
