@@ -4,6 +4,8 @@ import json
 import os
 import re
 import resource
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from blossomrec.data.options import PrepareOptions, ReadOptions
 from blossomrec.evaluation.storage import load_evaluation
 from blossomrec.recommender import BlossomRec, with_options
 from blossomrec.training import trainer
+from blossomrec.training.run import read_run_config
 from command_line import prepare_and_train, python
 from small_options import MODEL, SMALL, TRAINING, small_flags
 
@@ -45,7 +48,7 @@ def test_from_a_file_to_a_report(cli, tiny_events, tmp_path):
     for words in ("users .* 60 ", "items .* 80 ", "events .* 1,830 ", "longest history .* 60 "):
         assert re.search(words, shown)
 
-    shown = cli("train", log, first, *small_flags(epochs=2))
+    shown = cli("train", log, first, "--verbose", *small_flags(epochs=2))
     resolved = json.loads(shown[: shown.index("best epoch")])
     assert from_dict(resolved) == with_options(RunConfig(), SMALL | {"epochs": 2})
     assert re.search(r"best epoch [12] of 2, .*ndcg@10 0\.\d{4}.* \(validation\)", shown)
@@ -218,28 +221,34 @@ def test_evaluation_takes_other_cut_offs_and_validation_events(cli, place, tmp_p
         assert f"{name}: global-time" in shown
 
 
-def test_a_stopped_training_saves_and_goes_on(cli, place, tmp_path):
-    run, log = tmp_path / "run", place / "log"
+@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_stopped_training_saves_and_goes_on(cli, place, tmp_path, signum, code):
+    run, log = tmp_path / "the run", place / "log"
     flags = small_flags(epochs=100_000, patience=100_000)
     command = [sys.executable, "-m", "blossomrec", "train", log, run, "--quiet", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # Not ignored, even where these tests are run with nohup.
+    signals = {"preexec_fn": lambda: signal.signal(signum, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **signals)
     lines = run / "log.jsonl"
     try:
         deadline = time.monotonic() + 60
         while not (lines.is_file() and lines.read_bytes().count(b"\n") >= 2):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signum)
         _, shown = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 143
-    assert shown == "blossomrec: training stopped by SIGTERM, checkpoint saved\n"
+    assert process.returncode == code
+    command = f"blossomrec train {log} '{run}' --resume auto"
+    stopped = f"training stopped by {signum.name}, checkpoint saved"
+    assert shown == f"blossomrec: {stopped}; to go on: {command}\n"
     last = max(run.glob("checkpoints/step-*")) / "state.json"
     epoch = json.loads(last.read_text())["content"]["state"]["training"]["epoch"]
-    flags = small_flags(epochs=epoch + 1, patience=100_000)
-    cli("train", log, run, "--quiet", "--resume", "auto", *flags)
+    # The command that was named, but for one thing that may change.
+    named = shlex.split(command)[1:]
+    cli(*named, "--quiet", "--training.epochs", epoch + 1)
     epochs = [json.loads(line)["epoch"] for line in lines.read_text().splitlines()]
     assert epochs == list(range(1, epoch + 2))
     assert "ndcg@10" in cli("evaluate", run)
@@ -256,10 +265,68 @@ def test_ctrl_c_has_its_own_exit_code(place, tmp_path, monkeypatch, capsys):
     arguments = ["train", place / "log", tmp_path / "run", "--quiet", *small_flags()]
     capsys.readouterr()
     assert main([str(one) for one in arguments]) == 130
-    assert capsys.readouterr().err == ("blossomrec: training stopped by SIGINT, checkpoint saved\n")
+    assert capsys.readouterr().err == (
+        "blossomrec: training stopped by SIGINT, checkpoint saved; to go on: "
+        f"blossomrec train {place / 'log'} {tmp_path / 'run'} --resume auto\n"
+    )
     monkeypatch.setattr(BlossomRec, "fit", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     assert main([str(one) for one in arguments]) == 130
     assert capsys.readouterr().err == "blossomrec: stopped\n"
+
+
+def test_a_stopped_demo_names_its_own_command(tmp_path, monkeypatch, capsys):
+    original = trainer.device_steps
+
+    def stopping(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        yield from original(*arguments)
+
+    monkeypatch.setattr(trainer, "device_steps", stopping)
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "some where", "--epochs", "1"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("; to go on: blossomrec demo 'some where' --epochs 1")
+
+
+def test_training_says_in_five_lines_what_it_does(place, tmp_path, capsys):
+    flags = small_flags(tokens_per_batch=128, warmup_steps=1)
+    arguments = ["train", place / "log", tmp_path / "run", *flags]
+    capsys.readouterr()
+    assert main([str(one) for one in arguments]) == 0
+    shown = capsys.readouterr()
+    names = [line.split(":")[0] for line in shown.err.splitlines()[:5]]
+    assert names == ["log", "model", "device", "training", "run"]
+    assert re.match(r"epoch 1/1  loss \d", shown.err.splitlines()[5])
+    assert len(shown.err.splitlines()) == 6
+    assert "60 users, 1,830 events" in shown.err
+    assert shown.out.startswith("best epoch 1 of 1") and len(shown.out.splitlines()) == 1
+
+
+def test_a_run_goes_on_with_its_own_options(cli, place, tmp_path):
+    log, run = place / "log", tmp_path / "run"
+    cli("train", log, run, "--quiet", *small_flags(epochs=1), "--evaluation.ks", 3)
+    begun = read_run_config(run).config
+    assert begun.evaluation.ks == (3,)
+    file = tmp_path / "more.yaml"
+    file.write_text("model: {dropout: 0.2, heads: 2}\ntraining: {epochs: 2}\n")
+    cli("train", log, run, "--quiet", "--resume=auto", "--config", file)
+    assert read_run_config(run).config == with_options(begun, {"epochs": 2})
+    # A flag beats the file, and what was changed last is what the run has.
+    arguments = ["--training.epochs", 3, "--training.learning-rate", 5e-3]
+    cli("train", "--quiet", *arguments, "--config", file, "--resume", "auto", log, run)
+    assert read_run_config(run).config == with_options(begun, {"epochs": 3})
+    shown = cli("train", f"--log={log}", "--run", run, "--resume", "auto", "--verbose", "--quiet")
+    assert from_dict(json.loads(shown)) == with_options(begun, {"epochs": 3})
+    lines = (run / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_a_run_without_checkpoints_begins_with_what_is_given(cli, place, tmp_path):
+    run = tmp_path / "run"
+    cli("train", place / "log", run, "--quiet", *small_flags(), "--model.dropout", 0.4)
+    shutil.rmtree(run / "checkpoints")
+    cli("train", place / "log", run, "--quiet", *small_flags(), "--resume", "auto")
+    assert read_run_config(run).config == with_options(RunConfig(), SMALL)
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy():

@@ -1,13 +1,17 @@
 import functools
 import json
+import os
 import re
+import shutil
 
 import pytest
 import torch
 
+from blossomrec.cli import main
 from blossomrec.data.log import EventLog
 from blossomrec.recommender import BlossomRec
 from blossomrec.training import trainer
+from blossomrec.training.lock import locked
 from command_line import content, prepare_and_train, refuse
 from small_options import small_flags
 
@@ -188,16 +192,39 @@ def test_a_run_of_another_vocabulary_is_refused(refused, place, repeat_log):
     assert content(run) == before
 
 
-def test_a_used_folder_is_refused_unless_training_is_to_go_on(refused, cli, place):
+def test_a_used_folder_is_refused_unless_training_is_to_go_on(refused, cli, place, tmp_path):
     run = place / "run"
     before = content(run / "checkpoints")
     flags = ["--quiet", *small_flags(epochs=3)]
     words = [run, "already holds checkpoints", "resume"]
     refused("train", place / "log", run, *flags, words=words)
-    others = [*flags, "--resume", "auto", "--model.dropout", "0.4"]
-    refused("train", place / "log", run, *others, words=["model.dropout is 0.4", "with 0.2", run])
+    words = ["model.dropout is 0.4", "with 0.2", run]
+    for others in (flags, []):
+        others = [*others, "--resume", "auto", "--model.dropout", "0.4"]
+        refused("train", place / "log", run, *others, words=words)
+    file = tmp_path / "options.toml"
+    file.write_text("model = {dropout = 0.4}")
+    refused("train", place / "log", run, "--resume", "auto", "--config", file, words=words)
     cli("train", place / "log", run, *flags, "--resume", "auto")
     assert content(run / "checkpoints") == before
+
+
+def test_a_run_whose_options_are_damaged_is_named(refused, place, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    (run / "config.json").write_text("{")
+    words = [run / "config.json", "is damaged"]
+    refused("train", place / "log", run, "--resume", "auto", words=words)
+
+
+def test_a_second_training_in_a_run_folder_is_refused(refused, place, tmp_path):
+    run = tmp_path / "run"
+    arguments = ["train", place / "log", run, "--quiet", *small_flags()]
+    with locked(run):
+        before = content(run)
+        refused(*arguments, words=[f"{run} is being written by process {os.getpid()} on"])
+        assert content(run) == before
+    assert main([str(one) for one in arguments]) == 0
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, UnusedCliTokensError
 
 from blossomrec.errors import BlossomRecError, ConfigError
 
@@ -46,16 +48,34 @@ def build_app(defaults: dict[str, Any] | None = None) -> App:
     for verb, help in VERBS.items():
         function = verb.replace("-", "_")
         app.command(f"blossomrec.commands:{function}", name=verb, help=help)
-    if defaults:
-        from cyclopts.config import Dict
-
-        # Validated before, with messages of our own; a verb takes the sections it knows.
-        app.config = (Dict(defaults, allow_unknown=True, use_commands_as_keys=False),)
+    app.config = (*((_options(defaults),) if defaults else ()), _own_options)
     return app
 
 
+def _options(values: dict[str, Any]) -> Callable[..., None]:
+    """A source of values for options that were given none before."""
+    from cyclopts.config import Dict
+
+    # Validated before, with messages of our own; a verb takes the sections it knows.
+    return Dict(values, allow_unknown=True, use_commands_as_keys=False)
+
+
+def _own_options(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """What a run was begun with, where ``train`` goes on with it and nothing else is given."""
+    if commands != ("train",):
+        return
+    given = {one.name: one.tokens[0].value for one in arguments if one.tokens}
+    if given.get("--resume") == "auto" and "--run" in given:
+        from blossomrec.training.resume import stored_options
+
+        _options(stored_options(Path(given["--run"])))(app, commands, arguments)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit code: 0, 2 for bad input, 130 or 143 when stopped."""
+    """Run the command line.
+
+    Returns the exit code: 0, 2 for bad input, 128 and the number of the signal when stopped.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings():
@@ -74,7 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CycloptsError, BlossomRecError, OSError) as error:
         return _complain(str(error))
     except KeyboardInterrupt as stop:
-        _complain(str(stop) or "stopped")
+        # Where something was saved, the same command goes on unless another one is named.
+        command = getattr(stop, "command", None)
+        if command is not None:
+            command = command or shlex.join(["blossomrec", *arguments])
+        _complain((str(stop) or "stopped") + (f"; to go on: {command}" if command else ""))
         return 128 + getattr(stop, "signum", signal.SIGINT)
 
 
@@ -96,8 +120,9 @@ def _file_options(arguments: list[str]) -> dict[str, Any]:
 
 
 def _complain(message: str) -> int:
-    # One line, whatever wrote the message.
-    print("blossomrec:", *map(str.strip, message.splitlines()), file=sys.stderr)
+    # One line, whatever wrote the message; none where the terminal is gone.
+    with contextlib.suppress(OSError):
+        print("blossomrec:", *map(str.strip, message.splitlines()), file=sys.stderr)
     return 2
 
 

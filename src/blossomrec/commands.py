@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -58,6 +59,7 @@ def train(
     training: TrainingConfig = TrainingConfig(),  # noqa: B008
     evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
     resume: Literal["auto", "never"] = "never",
+    verbose: bool = False,
     quiet: bool = False,
 ) -> None:
     """Train a model on a prepared log; --resume auto continues after a stop.
@@ -65,18 +67,25 @@ def train(
     Args:
         log: folder that ``prepare`` wrote
         run: folder of the run: configuration, weights, vocabulary, logs, checkpoints
-        resume: auto continues a run that was stopped; never refuses a folder that was used
+        resume: auto continues a run that was stopped, with its own options where none are given;
+            never refuses a folder that was used
+        verbose: print the whole configuration first
         quiet: show nothing but errors
     """
     from blossomrec.data.log import EventLog
     from blossomrec.recommender import BlossomRec
+    from blossomrec.training import TrainingInterrupted
 
     resolved = RunConfig(model, training, evaluation)
     check(resolved)
     events = EventLog.open(log)
-    if not quiet:
-        print(json.dumps(to_dict(resolved), indent=2))
-    recommender = BlossomRec(resolved).fit(events, run, resume=resume, progress=not quiet)
+    if verbose:
+        print(json.dumps(to_dict(resolved), indent=2), flush=True)
+    try:
+        recommender = BlossomRec(resolved).fit(events, run, resume=resume, progress=not quiet)
+    except TrainingInterrupted as stop:
+        command = shlex.join(["blossomrec", "train", str(log), str(run), "--resume", "auto"])
+        raise TrainingInterrupted(stop.signum, command) from stop
     result = recommender.training
     if not quiet and result is not None:
         print(

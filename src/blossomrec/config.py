@@ -90,7 +90,9 @@ class TrainingConfig:
     tokens_per_batch: int = option(4_096, "events in a batch, all users together", low=1)
     learning_rate: float = option(1e-3, "peak learning rate of AdamW", low=0)
     weight_decay: float = option(0.01, "decoupled weight decay on matrices", low=0)
-    warmup_steps: int = option(100, "steps over which the learning rate rises", low=0)
+    warmup_steps: int = option(
+        100, "steps over which the learning rate rises, at most a tenth of all", low=0
+    )
     schedule: Literal["constant", "cosine"] = option("constant", "learning rate after the warm-up")
     clip_norm: float = option(1.0, "largest gradient norm, 0 for no clipping", low=0)
     validate_every: int = option(1, "epochs between validations", low=1)

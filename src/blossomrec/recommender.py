@@ -31,6 +31,7 @@ from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.evaluation import scoring
 from blossomrec.evaluation.top_k import top_k
 from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.training.randomness import seeded
 from blossomrec.training.run import load_model, read_run_config, save_model, write_run_config
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class BlossomRec:
     ) -> BlossomRec:
         """Train on the events of ``log`` that the split leaves for training.
 
+        The global generators of Python, NumPy and torch are afterwards as they were before.
+
         Args:
             log: a prepared log, or anything :meth:`EventLog.prepare` reads: a path or a frame with
                 the columns ``user_id``, ``item_id`` and ``timestamp``.
@@ -96,13 +99,13 @@ class BlossomRec:
             self._temporary = tempfile.TemporaryDirectory(prefix="blossomrec-")
             run = Path(self._temporary.name) / "run"
         split = make_split(log, self.config.evaluation)
-        torch.manual_seed(self.config.training.seed)
-        model = build_model(self.config.model, log.num_items)
-        self.training = train(
-            model, log, split, self.config, Path(run), resume=resume, progress=progress
-        )
+        with seeded(self.config.training.seed):
+            model = build_model(self.config.model, log.num_items)
+            self.training = train(
+                model, log, split, self.config, Path(run), resume=resume, progress=progress
+            )
+            self.model = load_model(run, resolve_device(self.config.training.device))
         self.log, self.items = log, log.item_vocabulary
-        self.model = load_model(run, resolve_device(self.config.training.device))
         return self
 
     @classmethod

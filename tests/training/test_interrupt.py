@@ -7,7 +7,7 @@ import pytest
 from blossomrec.training.interrupt import Interrupts, TrainingInterrupted
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_noted_and_the_second_works_as_ever(signum):
     hits = []
     before = signal.signal(signum, lambda *_: hits.append(signum))
@@ -22,6 +22,18 @@ def test_the_first_signal_is_noted_and_the_second_works_as_ever(signum):
         assert hits == [signum, signum]
     finally:
         signal.signal(signum, before)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    # As SIGHUP is for what was started with nohup.
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupts.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_handlers_come_back_after_an_exception():

@@ -13,6 +13,7 @@ from blossomrec.evaluation import evaluate
 from blossomrec.models import build_model
 from blossomrec.training import TrainingResult, train
 from blossomrec.training.objective import Losses, Objective
+from blossomrec.training.optimizer import LearningRate
 from blossomrec.training.run import load_model
 
 
@@ -90,7 +91,7 @@ def test_training_stops_early_and_keeps_the_best(tiny_log, tmp_path):
 
 def test_best_weights_are_kept_not_the_last(tiny_log, split, tmp_path):
     # So fast that it gets worse again.
-    config = small_config(epochs=6, learning_rate=0.3, warmup_steps=60)
+    config = small_config(epochs=6, learning_rate=0.5)
     torch.manual_seed(0)
     model = build_model(config.model, tiny_log.num_items)
     result = train(model, tiny_log, split, config, tmp_path / "run", progress=False)
@@ -201,10 +202,18 @@ def test_weights_that_are_not_finite_are_never_saved(tiny_log, tmp_path, monkeyp
         assert all(t.isfinite().all() for t in load_file(path).values() if t.is_floating_point())
 
 
-def test_the_learning_rate_is_that_of_the_step(tiny_log, tmp_path):
-    # A warm-up that hardly begins leaves the weights where they started.
-    config = small_config(epochs=1, warmup_steps=10**9)
+def test_the_learning_rate_is_that_of_the_step(tiny_log, tmp_path, monkeypatch):
+    config, asked = small_config(epochs=1), []
+
+    def hardly_any(self, step):
+        asked.append(step)
+        return 1e-9
+
+    monkeypatch.setattr(LearningRate, "__call__", hardly_any)
     small_train(tiny_log, config, tmp_path / "run")
+    (line,) = logged(tmp_path / "run")
+    assert asked[: line["step"]] == list(range(line["step"]))
+    assert line["lr"] == 1e-9
     torch.manual_seed(config.training.seed)
     start = build_model(config.model, tiny_log.num_items).state_dict()
     for name, value in load_model(tmp_path / "run").state_dict().items():
@@ -235,7 +244,9 @@ def test_progress_is_a_line_an_epoch_and_silence_when_not_wanted(tiny_log, tmp_p
     small_train(tiny_log, small_config(epochs=2), tmp_path / "a", progress=True)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert [line[:9] for line in shown.err.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    begun = ["log: 60 u", "model: sa", "device: c", "training:", "run: " + str(tmp_path)[:4]]
+    begun += ["warning: "]
+    assert [line[:9] for line in shown.err.splitlines()] == [*begun, "epoch 1/2", "epoch 2/2"]
     small_train(tiny_log, small_config(epochs=2), tmp_path / "b", progress=False)
     assert capsys.readouterr() == ("", "")
 

@@ -58,26 +58,28 @@ def test_a_model_without_matrices_can_be_optimised():
 
 def rates(**options):
     config = replace(SMALL_TRAINING, learning_rate=0.4, **options)
-    rate = LearningRate(config, total_steps=20)
-    return [rate(step) for step in range(22)]
+    rate = LearningRate(config, total_steps=40)
+    return [rate(step) for step in range(42)]
 
 
 def test_warm_up_rises_to_a_constant():
     assert rates(warmup_steps=4)[:6] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
-    assert rates(warmup_steps=0) == [0.4] * 22
+    assert rates(warmup_steps=0) == [0.4] * 42
 
 
 def test_cosine_falls_to_zero_and_stays():
     found = rates(warmup_steps=4, schedule="cosine")
     assert found[4] == pytest.approx(0.4)
-    assert found[12] == pytest.approx(0.2)
-    assert found[8] == pytest.approx(0.2 * (1 + math.cos(math.pi / 4)))
-    assert found[20:] == pytest.approx([0.0, 0.0])
+    assert found[22] == pytest.approx(0.2)
+    assert found[13] == pytest.approx(0.2 * (1 + math.cos(math.pi / 4)))
+    assert found[40:] == pytest.approx([0.0, 0.0])
     assert found[4:] == sorted(found[4:], reverse=True)
 
 
-def test_warm_up_may_be_longer_than_the_training():
-    assert rates(warmup_steps=100, schedule="cosine")[19] == pytest.approx(0.08)
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_warm_up_takes_at_most_a_tenth_of_all_steps(schedule):
+    assert rates(warmup_steps=100, schedule=schedule) == rates(warmup_steps=4, schedule=schedule)
+    assert LearningRate(SMALL_TRAINING, total_steps=9)(0) == SMALL_TRAINING.learning_rate
 
 
 def test_state_of_the_optimizer_follows_the_parameters():

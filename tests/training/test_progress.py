@@ -1,4 +1,6 @@
+import errno
 import io
+import threading
 
 import pytest
 from rich.console import Console
@@ -44,6 +46,57 @@ def test_lines_hold_no_bar_and_no_control_codes():
     out = io.StringIO()
     show(Lines(Console(file=out, width=40), 9))
     assert out.getvalue().splitlines() == ["resuming from [bold]x[/bold]", epoch_line(RECORD, 9)]
+
+
+def test_within_a_long_epoch_a_line_tells_where_it_stands(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("blossomrec.training.progress.time.monotonic", lambda: now[0])
+    lines = Lines(Console(file=io.StringIO()), 5)
+    lines.start_epoch(4, 1_200, 1_180)
+    assert lines.status() == "epoch 4/5  step 1,180/1,200"
+    now[0] = 2.0
+    lines.advance(10, 4_000, 5.4321)
+    # 0.2 seconds a step; 10 steps of this epoch and 1,200 of the last one are left.
+    assert lines.status() == ("epoch 4/5  step 1,190/1,200  loss 5.4321  2k events/s  4:02 left")
+    lines.advance(10, 4_000, 5.4321)
+    assert lines.status() == "epoch 4/5  step 1,200/1,200  validation"
+
+
+class Watched(io.StringIO):
+    """Text that tells when something is written."""
+
+    def __init__(self):
+        super().__init__()
+        self.written = threading.Event()
+
+    def write(self, text):
+        super().write(text)
+        self.written.set()
+
+
+def test_lines_come_while_nothing_moves():
+    out = Watched()
+    with Lines(Console(file=out), 9, every=0.01) as lines:
+        lines.start_epoch(3, 100, 7)
+        assert out.written.wait(60)
+    assert set(out.getvalue().splitlines()) <= {"epoch 1/9  step 0/0", "epoch 3/9  step 7/100"}
+
+
+def test_a_reader_that_is_gone_does_not_stop_the_training(monkeypatch):
+    for error in (BrokenPipeError(), OSError(errno.EIO, "the terminal is gone")):
+        out = io.StringIO()
+        monkeypatch.setattr(out, "write", raising(error))
+        monkeypatch.setattr("sys.stderr", out)
+        show(open_display(True, 9))
+        live = Live(open_display(True, 9).console, 9)
+        show(live)
+
+
+def raising(error):
+    def write(text):
+        raise error
+
+    return write
 
 
 def test_a_terminal_shows_loss_speed_time_left_and_validation():

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 from small_training import outcome, small_config, small_train
 
+from blossomrec.config import from_dict
 from blossomrec.data.split import Split
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.models import build_model
 from blossomrec.training import TrainingInterrupted, train
 from blossomrec.training.checkpoint import Checkpoints, Pace
+from blossomrec.training.randomness import seeded
+from blossomrec.training.resume import stored_options
 
 
 class CrashError(Exception):
@@ -212,9 +216,10 @@ def test_finished_training_returns_its_result_at_once(tiny_log, tmp_path, at_ste
 
 
 def test_more_epochs_go_on_from_the_last(tiny_log, undisturbed, tmp_path):
-    whole = outcome(undisturbed(small_config(epochs=4)))
-    small_train(tiny_log, small_config(epochs=2), tmp_path / "run")
-    small_train(tiny_log, small_config(epochs=4), tmp_path / "run")
+    # A warm-up that is less than a tenth of either.
+    whole = outcome(undisturbed(small_config(epochs=4, warmup_steps=2)))
+    small_train(tiny_log, small_config(epochs=2, warmup_steps=2), tmp_path / "run")
+    small_train(tiny_log, small_config(epochs=4, warmup_steps=2), tmp_path / "run")
     assert outcome(tmp_path / "run") == whole
 
 
@@ -237,6 +242,35 @@ def test_never_refuses_a_folder_with_checkpoints(tiny_log, tmp_path):
 def test_resume_is_auto_or_never(tiny_log, tmp_path):
     with pytest.raises(ConfigError, match="resume is 'yes'"):
         small_train(tiny_log, small_config(), tmp_path / "run", resume="yes")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_tells_its_options_where_there_is_something_to_go_on_from(tiny_log, tmp_path):
+    run = tmp_path / "run"
+    assert stored_options(run) == {}
+    config = small_config(epochs=1, dropout=0.3)
+    small_train(tiny_log, config, run)
+    assert from_dict(stored_options(run)) == config
+    shutil.rmtree(run / "checkpoints")
+    assert stored_options(run) == {}
+
+
+def test_a_second_training_in_the_same_folder_is_refused_and_the_first_ends_well(
+    tiny_log, undisturbed, tmp_path, at_step
+):
+    run, refused = tmp_path / "run", []
+
+    def another():
+        words = f"written by process {os.getpid()} on"
+        # Both draw from the generators of this process.
+        with pytest.raises(RunError, match=words) as error, seeded(0):
+            small_train(tiny_log, small_config(), run)
+        refused.append(error)
+
+    at_step(20, another)
+    small_train(tiny_log, small_config(), run)
+    assert len(refused) == 1
+    assert outcome(run) == outcome(undisturbed(small_config()))
 
 
 @pytest.mark.parametrize(

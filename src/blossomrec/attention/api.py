@@ -93,7 +93,7 @@ def blossom_attention(
             raise ValueError(f"{name} is {value}: it must be at least {low}")
     if impl == "auto":
         sizes = {"block_size": block_size, "top_n": top_n, "window": window, "sinks": sinks}
-        impl = _fastest(q, k, gates, sizes)
+        impl = fastest(q, k, gates, sizes)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl is {impl!r}: choose one of auto, {', '.join(IMPLEMENTATIONS)}")
     # Types are chosen inside: scores and selection are float32 whatever the layers around use.
@@ -116,8 +116,12 @@ def blossom_attention(
         )
 
 
-def _fastest(q: Tensor, k: Tensor, gates: Tensor, sizes: dict[str, int]) -> str:
-    """The implementation that "auto" stands for."""
+def fastest(q: Tensor, k: Tensor, gates: Tensor, sizes: dict[str, int]) -> str:
+    """The implementation that "auto" stands for.
+
+    q: [T, H, d], k: [T, G, d], gates: [T, H, 2], on their device and of their type; sizes: block
+    size, top n, window and sinks by name.
+    """
     block_size = sizes["block_size"]
     if q.is_cuda:
         from blossomrec.attention.cuda import launch

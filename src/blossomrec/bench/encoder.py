@@ -32,6 +32,7 @@ from blossomrec.bench.options import ONLY_16_BITS, BenchOptions, is_blossom
 from blossomrec.bench.parity import Check, largest_error
 from blossomrec.bench.timing import captured, milliseconds
 from blossomrec.models.sasrec import SASRec
+from blossomrec.training.randomness import seeded
 
 LENGTHS = {"cpu": (256, 1_024, 4_096), "cuda": (512, 1_024, 2_048, 4_096, 8_192, 16_384, 65_536)}
 TOKENS = {"cpu": 8_192, "cuda": 131_072}
@@ -172,10 +173,10 @@ def build(
     reference: bool = False,
 ) -> Encoder:
     """The two layers with seeded weights and input."""
-    torch.manual_seed(0)
-    layers = SASRec(architecture.config(length, reference=reference), 1).layers
-    if architecture.impl == "naive" and not reference:
-        layers = naive_layers(layers)
+    with seeded(0):
+        layers = SASRec(architecture.config(length, reference=reference), 1).layers
+        if architecture.impl == "naive" and not reference:
+            layers = naive_layers(layers)
     generator = torch.Generator(device).manual_seed(0)
     size = architecture.layout.hidden_size
     x = torch.randn(sum(lengths), size, device=device, generator=generator).requires_grad_()

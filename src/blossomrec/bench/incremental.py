@@ -25,6 +25,7 @@ from blossomrec.bench.options import PUBLISHED, BenchOptions, is_blossom
 from blossomrec.bench.parity import Check, relative_error
 from blossomrec.bench.timing import MOST, milliseconds
 from blossomrec.models.full import FullAttention
+from blossomrec.training.randomness import seeded
 
 LENGTHS = {"cpu": (256, 4_096, 16_384, 65_536), "cuda": (256, 4_096, 16_384, 65_536)}
 TOKENS = {"cpu": 1, "cuda": 1}
@@ -107,17 +108,17 @@ def measure(case: Case, options: BenchOptions) -> Line:
 
 def layer(impl: str, compress: str, options: BenchOptions) -> BlossomAttention | FullAttention:
     """One attention layer with seeded weights; ``compress`` "none" is dense attention."""
-    torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "hidden_size": PUBLISHED.hidden_size,
         "num_heads": PUBLISHED.heads,
         "num_kv_heads": PUBLISHED.kv_heads,
     }
-    if compress == "none":
-        made = FullAttention(**sizes)
-    else:
-        impl = impl if is_blossom(impl) else "auto"
-        made = BlossomAttention(compress=compress, impl=impl, **sizes)
+    with seeded(0):
+        if compress == "none":
+            made = FullAttention(**sizes)
+        else:
+            impl = impl if is_blossom(impl) else "auto"
+            made = BlossomAttention(compress=compress, impl=impl, **sizes)
     return made.to(options.device, options.dtype).eval()
 
 

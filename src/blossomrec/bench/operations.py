@@ -16,6 +16,7 @@ from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.bench.histories import packed
 from blossomrec.bench.options import BLOCK_SIZE, Layout
 from blossomrec.models.full import bucketed_attention, packed_attention
+from blossomrec.training.randomness import seeded
 
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 TOP_N, WINDOW = 4, 8
@@ -66,13 +67,13 @@ def blossom(
     """The whole operation: compress, select, attend, gate. No gradient flows to block keys."""
     cu_seqlens = packed(lengths, device)
     leaves = [each.requires_grad_() for each in random_heads(layout, lengths, device, dtype)]
-    torch.manual_seed(0)
-    if compress == "mlp":
-        compression = MLPCompression(
-            head_dim=layout.head_dim, block_size=BLOCK_SIZE, window=2 * BLOCK_SIZE
-        )
-    else:
-        compression = MeanCompression(block_size=BLOCK_SIZE)
+    with seeded(0):
+        if compress == "mlp":
+            compression = MLPCompression(
+                head_dim=layout.head_dim, block_size=BLOCK_SIZE, window=2 * BLOCK_SIZE
+            )
+        else:
+            compression = MeanCompression(block_size=BLOCK_SIZE)
     compression = compression.to(device, dtype).requires_grad_(False)
 
     def function(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:

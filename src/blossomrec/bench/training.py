@@ -32,7 +32,7 @@ from blossomrec.models import build_model
 from blossomrec.training.device import open_fabric
 from blossomrec.training.objective import device_steps
 from blossomrec.training.progress import Silence
-from blossomrec.training.randomness import seed_everything
+from blossomrec.training.randomness import seeded
 from blossomrec.training.setup import Parts, build_parts
 from blossomrec.training.trainer import Trainer
 
@@ -158,8 +158,8 @@ def _trainer(
     model_config = case.architecture.config(case.length, reference=reference)
     config = RunConfig(model_config, training, EvaluationConfig())
     log = EventLog.open(cast(Any, options.log))
-    seed_everything(training.seed)
-    model = build_model(config.model, log.num_items)
+    with seeded(training.seed):
+        model = build_model(config.model, log.num_items)
     train_end = make_split(log, config.evaluation).train_end
     parts = build_parts(model, log, train_end, config, open_fabric(training))
     return TimedTrainer(parts, training), log
@@ -172,10 +172,10 @@ def _first_batch(case: Case, options: BenchOptions, reference: bool = False) -> 
     ahead = parts.batches.epoch(0)
     with closing(cast(Generator, ahead)):
         step = next(device_steps(ahead, parts.fabric.device))
-    seed_everything(0)
     batch = step.batch
-    losses = parts.objective(
-        batch.items, batch.targets, batch.cu_seqlens, batch.max_length, step.positions
-    )
+    with seeded(0, parts.fabric.device):
+        losses = parts.objective(
+            batch.items, batch.targets, batch.cu_seqlens, batch.max_length, step.positions
+        )
     parts.fabric.backward(losses.total)
     return [losses.total.detach(), cast(torch.Tensor, parts.model.item_embeddings.weight.grad)]

@@ -160,14 +160,15 @@ def measure(case: Case, logs: Path, runs: Path, out: Path, jobs: int = 1) -> str
     from blossomrec.experiments.measure import evaluate_run
     from blossomrec.models import build_model
     from blossomrec.training import train
+    from blossomrec.training.randomness import seeded
 
     if jobs > 1:
         torch.set_num_threads(1)
     config = case.configure()
     log = EventLog.open(logs / case.dataset)
     run = runs / f"{case.dataset}-{case.model}-{config.model.max_len}-{case.seed}"
-    torch.manual_seed(case.seed)
-    model = build_model(config.model, log.num_items)
+    with seeded(case.seed):
+        model = build_model(config.model, log.num_items)
     split = make_split(log, config.evaluation)
     result = train(model, log, split, config, run, progress=False)
     headline = [f"{result.epochs} epochs, {result.seconds_per_epoch:.2f} s each"]

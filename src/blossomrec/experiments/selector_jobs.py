@@ -25,6 +25,7 @@ from blossomrec.experiments.recall_training import train_recall
 from blossomrec.experiments.selector_candidates import CANDIDATES, build_candidate
 from blossomrec.models import build_model
 from blossomrec.training import train
+from blossomrec.training.randomness import seeded
 from blossomrec.training.shape import waiting_attention
 
 MAX_LEN = 1_024
@@ -79,15 +80,15 @@ class RecallJob:
         training = dataclasses.replace(training, seconds=limit)
         if not CANDIDATES[self.candidate].taught:
             training = dataclasses.replace(training, selector_weight=0.0)
-        torch.manual_seed(training.seed)
-        model = build_candidate(self.candidate, config, training.items).to(device)
 
         def report(line: str) -> None:
             print(f"{self}: {line}", flush=True)
 
         graph = self.graph and CANDIDATES[self.candidate].graph
         graph &= not waiting_attention(config, exact=False)
-        trained = train_recall(model, training, device=device, graph=graph, report=report)
+        with seeded(training.seed, device):
+            model = build_candidate(self.candidate, config, training.items).to(device)
+            trained = train_recall(model, training, device=device, graph=graph, report=report)
         measures = trained.measures
         layer = max_recall_layer(measures)
         line = {
@@ -163,8 +164,8 @@ class LogJob:
         )
         log = EventLog.open(self.logs / self.dataset)
         run = self.runs / self._name(self.candidate)
-        torch.manual_seed(self.seed)
-        built = build_model(config.model, log.num_items)
+        with seeded(self.seed):
+            built = build_model(config.model, log.num_items)
         result = train(built, log, make_split(log, config.evaluation), config, run, progress=False)
         trained = time.monotonic() - began
         print(f"{self}: {result.epochs} epochs in {trained:.0f} s", flush=True)

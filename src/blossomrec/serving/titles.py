@@ -10,7 +10,8 @@ from pathlib import Path
 
 import polars as pl
 
-from blossomrec.data.columns import Column, read_ids
+from blossomrec.data.columns import Column
+from blossomrec.data.ids import read_ids
 from blossomrec.errors import DataError
 from blossomrec.serving.catalogue import Catalogue
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import sys
+from typing import Literal
 
 import torch
 
@@ -28,10 +29,15 @@ def open_fabric(config: TrainingConfig) -> Fabric:
     for name in ("lightning_fabric", "lightning.fabric"):
         # It would announce its precision, and tips, where silence was asked for.
         logging.getLogger(name).setLevel(logging.WARNING)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if device == "cuda" else "32-true"
+    precision = resolve_precision(config, device)
     return Fabric(accelerator=device, devices=1, precision=precision)
+
+
+def resolve_precision(config: TrainingConfig, device: str) -> Literal["32-true", "bf16-mixed"]:
+    """The precision that ``config`` stands for on a device, "cpu" or "cuda"."""
+    if config.precision == "auto":
+        return "bf16-mixed" if device == "cuda" else "32-true"
+    return config.precision
 
 
 def peak_mib(device: torch.device) -> float:

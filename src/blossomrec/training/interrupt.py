@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: noted, so that the loop can save before it stops."""
+"""Ctrl-C, SIGTERM and SIGHUP during training: noted, so that the loop can save before it stops."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ import threading
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Not every system knows all of them.
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was told to stop, and a checkpoint was saved; ``signum`` is the signal received."""
+    """Training was told to stop, and a checkpoint was saved.
 
-    def __init__(self, signum: int):
+    ``signum`` is the signal received, ``command`` the command line that goes on, where known.
+    """
+
+    def __init__(self, signum: int, command: str = ""):
         super().__init__(f"training stopped by {signal.Signals(signum).name}, checkpoint saved")
-        self.signum = signum
+        self.signum, self.command = signum, command
 
 
 class Interrupts:
-    """While entered, ``received`` holds the first SIGINT or SIGTERM instead of its usual effect.
+    """While entered, ``received`` holds the first of SIGNALS instead of its usual effect.
 
-    A second signal has its usual effect again. Outside of the main thread, where Python allows no
-    handlers, nothing changes.
+    A second signal has its usual effect again. One that is ignored, as nohup has it with SIGHUP,
+    stays ignored. Outside of the main thread, where Python allows no handlers, nothing changes.
     """
 
     def __init__(self) -> None:
@@ -32,7 +38,8 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
-                self._previous[signum] = signal.signal(signum, self._note)
+                if signal.getsignal(signum) is not signal.SIG_IGN:
+                    self._previous[signum] = signal.signal(signum, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:

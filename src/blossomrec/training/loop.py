@@ -14,9 +14,11 @@ from blossomrec.models.sequence import SequenceModel
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.device import open_fabric
 from blossomrec.training.interrupt import Interrupts
+from blossomrec.training.lock import locked
+from blossomrec.training.plan import describe
 from blossomrec.training.progress import open_display
-from blossomrec.training.randomness import seed_everything
-from blossomrec.training.resume import Resume, find_checkpoint, identity
+from blossomrec.training.randomness import seeded
+from blossomrec.training.resume import Resume, check_resume, find_checkpoint, identity
 from blossomrec.training.run import check_vocabulary, read_weights, write_run_config
 from blossomrec.training.run_log import RunLog
 from blossomrec.training.setup import build_parts
@@ -59,39 +61,45 @@ def train(
     Validation ranks the whole catalogue for a fixed sample of the validation cases; NDCG@10 decides
     which weights are best and when to stop. Without validation cases the last weights are kept.
     Afterwards ``model`` holds the best weights, in evaluation mode, on the device of the training.
-    The global random generators are seeded with ``config.training.seed``.
+    The global random generators, seeded with ``config.training.seed`` meanwhile, are as before.
+    The run folder is locked until the end.
 
     Args:
         model: built with ``config.model`` for the catalogue of ``log``.
         resume: "auto" goes on from the newest good checkpoint in ``run``, with the same outcome as
             if training had never stopped, and begins afresh where there is none; "never" begins
             afresh and refuses a folder that holds checkpoints.
-        progress: show a live display on a terminal, a line an epoch elsewhere.
+        progress: show what is trained and a live display on a terminal, elsewhere a line an epoch
+            and one every half minute.
 
     Raises:
         ConfigError: an option is wrong, or differs from that of the run that is resumed.
-        RunError: the folder belongs to other data, or nothing in it can be resumed.
+        RunError: the folder belongs to other data, nothing in it can be resumed, or another
+            process writes it.
         TrainingError: a loss, gradient or weight is not finite; the last checkpoint stays.
-        TrainingInterrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+        TrainingInterrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
     """
     run = Path(run)
     check(config)
+    check_resume(resume)
     check_vocabulary(run, log)
     run_log = RunLog(run, tensorboard=config.training.tensorboard)
     parts = build_parts(model, log, split.train_end, config, open_fabric(config.training))
-    checkpoints = Checkpoints(run / "checkpoints")
-    same = identity(config, log, split)
-    checkpoint = find_checkpoint(run, checkpoints, resume, same)
-    write_run_config(run, config, log)
-    seed_everything(config.training.seed)
-    display = open_display(progress, config.training.epochs)
-    validation = Validation(model, log, split.valid, config, parts.fabric)
-    trainer = Trainer(parts, validation, checkpoints, run_log, display, config.training, same)
-    with closing(run_log), display, Interrupts() as interrupts:
-        trainer.start(checkpoint)
-        stopped = trainer.run(interrupts)
-    if trainer.state.best_epoch:
-        model.load_state_dict(read_weights(run / "model.safetensors"))
+    with locked(run), seeded(config.training.seed, parts.fabric.device):
+        checkpoints = Checkpoints(run / "checkpoints")
+        same = identity(config, log, split)
+        checkpoint = find_checkpoint(run, checkpoints, resume, same)
+        write_run_config(run, config, log)
+        validation = Validation(model, log, split.valid, config, parts.fabric)
+        display = open_display(progress, config.training.epochs)
+        for line in describe(parts, validation.count, log, config, run) if progress else ():
+            display.note(line)
+        trainer = Trainer(parts, validation, checkpoints, run_log, display, config.training, same)
+        with closing(run_log), display, Interrupts() as interrupts:
+            trainer.start(checkpoint)
+            stopped = trainer.run(interrupts)
+        if trainer.state.best_epoch:
+            model.load_state_dict(read_weights(run / "model.safetensors"))
     model.eval()
     return _result(trainer.state, stopped)
 

@@ -43,16 +43,18 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 class LearningRate:
     """Linear warm-up to the peak, then constant or a half cosine to zero at ``total_steps``.
 
-    A pure function of the step, so that resuming needs no state.
+    ``warmup_steps`` are those asked for, but no more than a tenth of all. A pure function of the
+    step, so that resuming needs no state.
     """
 
     def __init__(self, config: TrainingConfig, total_steps: int):
         self.config = config
         self.total_steps = total_steps
+        self.warmup_steps = min(config.warmup_steps, total_steps // 10)
 
     def __call__(self, step: int) -> float:
         """The learning rate of update ``step``, counted from 0."""
-        peak, warmup = self.config.learning_rate, self.config.warmup_steps
+        peak, warmup = self.config.learning_rate, self.warmup_steps
         if step < warmup:
             return peak * (step + 1) / warmup
         if self.config.schedule == "constant":

@@ -1,13 +1,18 @@
-"""How training shows itself: a live line on a terminal, a line an epoch elsewhere, or silence."""
+"""How training shows itself: a live line on a terminal, lines elsewhere, or silence."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+# Seconds after which a training that runs into a file or pipe says that it is alive.
+EVERY = 30.0
 
 
 class Silence:
@@ -33,17 +38,63 @@ class Silence:
 
 
 class Lines(Silence):
-    """One line an epoch, for files and pipes."""
+    """A line an epoch, and one after ``every`` seconds without a line, for files and pipes."""
 
-    def __init__(self, console: Console, epochs: int):
-        self.console = console
-        self.epochs = epochs
+    def __init__(self, console: Console, epochs: int, every: float = EVERY):
+        self.console, self.epochs, self.every = console, epochs, every
+        self._begun, self._steps, self._said = time.monotonic(), 0, time.monotonic()
+        self._epoch, self._total, self._done = 1, 0, 0
+        self._epoch_begun, self._events, self._loss = self._begun, 0, ""
+        self._over = threading.Event()
+        self._teller = threading.Thread(target=self._tell, name="progress", daemon=True)
+
+    def __enter__(self) -> Lines:
+        self._teller.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._teller.join()
+
+    def start_epoch(self, epoch: int, steps: int, done: int) -> None:
+        self._epoch, self._total, self._done = epoch, steps, done
+        self._epoch_begun, self._events, self._loss = time.monotonic(), 0, ""
+
+    def advance(self, steps: int, events: int, loss: float) -> None:
+        self._steps, self._done = self._steps + steps, self._done + steps
+        self._events, self._loss = self._events + events, f"loss {loss:.4f}"
 
     def note(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._said = time.monotonic()
+        # Training outlives the terminal, or whatever else read of it.
+        with contextlib.suppress(OSError):
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def finish_epoch(self, record: Mapping[str, Any]) -> None:
         self.note(epoch_line(record, self.epochs))
+
+    def status(self) -> str:
+        """Where the epoch under way stands."""
+        place = f"epoch {self._epoch}/{self.epochs}  step {self._done:,}/{self._total:,}"
+        if self._total and self._done >= self._total:
+            return f"{place}  validation"
+        return f"{place}  {self._pace()}" if self._loss else place
+
+    def _pace(self) -> str:
+        """Loss, speed and time left."""
+        speed = self._events / max(1e-9, time.monotonic() - self._epoch_begun)
+        return f"{self._loss}  {compact(speed)} events/s  {duration(self._left())} left"
+
+    def _left(self) -> float:
+        # Validation and checkpoints are in the time of a step: that is what one waits for.
+        each = (time.monotonic() - self._begun) / max(1, self._steps)
+        return each * (self._total * (self.epochs - self._epoch + 1) - self._done)
+
+    def _tell(self) -> None:
+        # By a thread, since a step, a validation or a kernel being compiled can last minutes.
+        while not self._over.wait(self._said + self.every - time.monotonic()):
+            if time.monotonic() - self._said >= self.every:
+                self.note(self.status())
 
 
 class Live(Lines):
@@ -52,7 +103,6 @@ class Live(Lines):
     def __init__(self, console: Console, epochs: int):
         super().__init__(console, epochs)
         self._validation = ""
-        self._begun, self._steps, self._events = time.monotonic(), 0, 0
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -68,38 +118,37 @@ class Live(Lines):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+        with contextlib.suppress(OSError):
+            self._bar.stop()
 
     def start_epoch(self, epoch: int, steps: int, done: int) -> None:
-        self._epoch, self._total, self._done = epoch, steps, done
-        self._epoch_begun, self._events = time.monotonic(), 0
+        super().start_epoch(epoch, steps, done)
         self._bar.update(
             self._task, epoch=f"{epoch}/{self.epochs}", total=steps, completed=done, text=""
         )
 
     def advance(self, steps: int, events: int, loss: float) -> None:
-        self._steps, self._done = self._steps + steps, self._done + steps
-        self._events += events
-        speed = self._events / max(1e-9, time.monotonic() - self._epoch_begun)
-        text = f"loss {loss:.4f}  {compact(speed)} events/s  {duration(self._left())} left"
-        self._bar.update(self._task, completed=self._done, text=text + self._validation)
+        super().advance(steps, events, loss)
+        self._bar.update(self._task, completed=self._done, text=self._pace() + self._validation)
 
     def finish_epoch(self, record: Mapping[str, Any]) -> None:
         super().finish_epoch(record)
         if record["validation"]:
             self._validation = f"  ndcg@10 {record['validation']['ndcg@10']:.4f}"
 
-    def _left(self) -> float:
-        # Validation and checkpoints are in the time of a step: that is what one waits for.
-        each = (time.monotonic() - self._begun) / max(1, self._steps)
-        return each * (self._total * (self.epochs - self._epoch + 1) - self._done)
+
+class _LastingConsole(Console):
+    """A console that falls silent, rather than end the program, when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
 
 
 def open_display(shown: bool, epochs: int) -> Silence:
-    """The display that suits standard error: live, a line an epoch, or none where not shown."""
+    """The display that suits standard error: live, lines, or none where not shown."""
     if not shown:
         return Silence()
-    console = Console(stderr=True)
+    console = _LastingConsole(stderr=True)
     return (Live if console.is_terminal else Lines)(console, epochs)
 
 

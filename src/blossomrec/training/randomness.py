@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch on every device."""
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Within, all generators of :func:`seed_everything` are seeded; then they go on as before.
+
+    What the caller draws afterwards does not depend on what was done within, nor on the seed.
+    """
+    before = capture(device)
+    try:
+        seed_everything(seed, device)
+        yield
+    finally:
+        restore(*before, device)
+
+
+def seed_everything(seed: int, device: torch.device = CPU) -> None:
+    """Seed the global generators of Python, NumPy and torch, those of the CPU and of ``device``."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    # Not torch.manual_seed, which seeds all GPUs, even those that are not used.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def capture(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

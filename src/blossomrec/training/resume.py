@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import Split
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.training.checkpoint import Checkpoint, Checkpoints
+from blossomrec.training.run import read_run_config
 
 Resume = Literal["auto", "never"]
 
@@ -36,6 +37,22 @@ def identity(config: RunConfig, log: EventLog, split: Split) -> dict[str, Any]:
     }
 
 
+def check_resume(resume: str) -> None:
+    """Raise ConfigError unless ``resume`` is a choice there is."""
+    if resume not in get_args(Resume):
+        raise ConfigError(f"resume is {resume!r}: choose one of {', '.join(get_args(Resume))}")
+
+
+def stored_options(run: Path) -> dict[str, Any]:
+    """The whole configuration of a run that can be gone on with, nested; empty where there is none.
+
+    Raises:
+        RunError: ``config.json`` is damaged.
+    """
+    there = Checkpoints(run / "checkpoints").any() and (run / "config.json").exists()
+    return to_dict(read_run_config(run).config) if there else {}
+
+
 def find_checkpoint(
     run: Path, checkpoints: Checkpoints, resume: Resume, expected: dict[str, Any]
 ) -> Checkpoint | None:
@@ -44,10 +61,8 @@ def find_checkpoint(
     Raises:
         RunError: resume is "never" and there are checkpoints, all of them are damaged, or they
             come from other data.
-        ConfigError: resume is neither, or the run was begun with another configuration.
+        ConfigError: the run was begun with another configuration.
     """
-    if resume not in ("auto", "never"):
-        raise ConfigError(f"resume is {resume!r}: choose one of auto, never")
     if resume == "never" and checkpoints.any():
         raise RunError(
             f"{checkpoints.folder} already holds checkpoints and resume is 'never': "
