@@ -58,17 +58,20 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
         parts.append(_table("Parameter", parameters))
     if body := operation.get("requestBody"):
         parts.append(f"<p>Body: {_content(body)}</p>")
-    answers = sorted(operation["responses"].items())
-    listed = [
-        f"<li>{status}: {escape(answer['description'])} {_content(answer)}</li>"
-        for status, answer in answers
+    good, bad = operation["responses"]["200"], operation["responses"].items()
+    refusals = [
+        f"{status} {escape(answer['description'])}"
+        for status, answer in sorted(bad)
+        if status != "200"
     ]
-    return "\n".join([*parts, "<p>Answers:</p>", "<ul>", *listed, "</ul>", "</section>"])
+    parts.append(f"<p>Answer: {_content(good) or 'text'}</p>")
+    parts.append(f'<p class="note">Refusals: {"; ".join(refusals)}.</p>')
+    return "\n".join([*parts, "</section>"])
 
 
 def _content(holder: Mapping[str, Any]) -> str:
     schemas = [one.get("schema", {}) for one in holder.get("content", {}).values()]
-    return ", ".join(filter(None, map(_kind, schemas)))
+    return ", ".join(map(_kind, filter(None, schemas)))
 
 
 def _object(name: str, schema: Mapping[str, Any]) -> str:
