@@ -20,8 +20,8 @@ def check_token(token: str, name: str) -> None:
     for position, character in enumerate(token, 1):
         if not " " <= character <= "~":
             raise ConfigError(
-                f"{name} has the character {character!a} at position {position}: a header can "
-                "carry printable ASCII characters only"
+                f"position {position} of {name} is not printable ASCII: not every client can send "
+                "it in a header"
             )
     if token != token.strip():
         raise ConfigError(f"{name} begins or ends with a space, which a header cannot carry")
