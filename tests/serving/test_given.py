@@ -24,7 +24,7 @@ def test_whole_numbers_are_ids(value):
 
 @pytest.mark.parametrize("value", NO_IDS, ids=repr)
 def test_other_values_are_no_ids(value):
-    with pytest.raises(DataError, match="^user is .*: an id is a whole number or text$"):
+    with pytest.raises(DataError, match=r"^user is .*: an id is a whole number or text$"):
         as_id(value, "user")
     with pytest.raises(DataError, match=r"^history\[1\] is "):
         as_ids(["a", value], "history")
@@ -110,7 +110,7 @@ def test_events_that_are_none(event, words):
 def test_a_choice():
     assert as_choice(np.True_, "filter_viewed") is True and as_choice(None, "f") is None
     for value in ("no", 1, 0.0):
-        with pytest.raises(DataError, match="filter_viewed is .*: True, False or None"):
+        with pytest.raises(DataError, match=r"filter_viewed is .*: True, False or None"):
             as_choice(value, "filter_viewed")
 
 

@@ -16,10 +16,10 @@ from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, unavailable
 
 CLOSE = (b"connection", b"close")
-# Connections that asyncio accepts before it looks at any of them.
-ACCEPTED_TOGETHER = 64
+# Connections that asyncio accepts in one round of its loop; it takes four rounds to refuse one.
+ACCEPTED_TOGETHER = 16
 # Descriptors for those, and for everything that is no connection.
-RESERVED = ACCEPTED_TOGETHER + 64
+RESERVED = 4 * ACCEPTED_TOGETHER + 64
 FEWEST = 16
 # While the server ends, a connection without a request is kept for one that is on its way.
 GRACE_SECONDS = 1.0
