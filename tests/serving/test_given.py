@@ -13,7 +13,18 @@ from blossomrec.serving import Client
 from blossomrec.serving.given import as_choice, as_events, as_id, as_ids
 
 NO_IDS = [None, math.nan, 12.0, np.float64(12), np.float32(12), True, np.True_, b"12", [12], 1 + 0j]
-NO_LISTS = ["12", b"12", np.str_("12"), np.array("12"), np.array(12), 12, None, {"item": 12}]
+NO_LISTS = [
+    "12",
+    b"12",
+    bytearray(b"12"),
+    memoryview(b"12"),
+    np.str_("12"),
+    np.array("12"),
+    np.array(12),
+    12,
+    None,
+    {"item": 12},
+]
 
 
 @pytest.mark.parametrize("value", [12, np.int64(12), np.uint8(12), np.array(12)])
@@ -73,7 +84,7 @@ def test_what_is_no_list_is_refused(values):
 
 def test_a_set_has_no_order():
     assert sorted(as_ids({12, 5}, "exclude", ordered=False)) == [5, 12]
-    for values in ({12, 5}, frozenset()):
+    for values in ({12, 5}, frozenset(), {12: 5}.keys()):
         with pytest.raises(DataError, match="history is a set, which has no order"):
             as_ids(values, "history")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from numbers import Real
 from typing import Any
 
@@ -99,20 +99,21 @@ def _time(value: Any, name: str) -> int | float:
 
 
 def _listed(values: Any, name: str, what: str, ordered: bool) -> list[Any]:
+    if ordered and isinstance(values, Set):
+        raise DataError(f"{name} is a set, which has no order: a list of {what} is needed")
+    plain = values
     # Arrays, and columns of frames: with Python's own values in them.
     for method in ("tolist", "to_list"):
-        if hasattr(values, method):
-            values = getattr(values, method)()
+        if hasattr(values, method) and not isinstance(values, memoryview):
+            plain = getattr(values, method)()
             break
-    if isinstance(values, (str, bytes, Mapping)):
+    # Going through text gives its letters, through a frame the names of its columns.
+    wrong = isinstance(plain, (str, bytes, bytearray, memoryview, Mapping))
+    if wrong or not isinstance(plain, Iterable) or hasattr(plain, "columns"):
         shown = _shown(values)
-        raise DataError(f"{name} is {shown}: a list of {what} is needed, such as [{shown}]")
-    if ordered and isinstance(values, (set, frozenset)):
-        raise DataError(f"{name} is a set, which has no order: a list of {what} is needed")
-    # Going through a frame gives the names of its columns.
-    if not isinstance(values, Iterable) or hasattr(values, "columns"):
-        raise DataError(f"{name} is {_shown(values)}: a list of {what} is needed")
-    return list(values)
+        advice = f", such as [{shown}]" if isinstance(values, (str, int)) else ""
+        raise DataError(f"{name} is {shown}: a list of {what} is needed{advice}")
+    return list(plain)
 
 
 def _whole(value: Any) -> int | None:
