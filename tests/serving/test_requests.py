@@ -265,6 +265,41 @@ def test_a_body_that_does_not_arrive_is_given_up(run, tmp_path, one_thread):
         assert b"slow_body" in sent[1]["body"]
 
 
+@pytest.mark.parametrize("arrived, code", [(False, b"stopping"), (True, b"timeout")])
+def test_what_is_given_up_at_the_end_is_said(server, item_ids, monkeypatch, caplog, arrived, code):
+    """Only what has not begun may be sent again without a thought."""
+
+    async def work():
+        sent, waiting = [], asyncio.Event()
+
+        async def forever(*_, **__):
+            waiting.set()
+            await asyncio.sleep(60)
+
+        async def receive():
+            if not arrived:
+                await forever()
+            body = json.dumps({"history": item_ids[:1]}).encode()
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message):
+            sent.append(message)
+
+        monkeypatch.setattr(server.service, "recommend", forever)
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": RECOMMEND, "headers": headers}
+        scope |= {"query_string": b"", "raw_path": RECOMMEND.encode()}
+        task = asyncio.create_task(server.app(scope, receive, send))
+        await waiting.wait()
+        task.cancel()
+        await task
+        return sent
+
+    start, body = asyncio.run(work())
+    assert start["status"] == 503 and code in body["body"]
+    assert not caplog.messages
+
+
 def test_without_a_token_only_this_machine_is_answered(server):
     for host in ("localhost", "127.0.0.1:8000", "[::1]:80", "LOCALHOST:1", "[::1]"):
         assert server.client.get("/readyz", headers={"host": host}).status_code == 200

@@ -14,6 +14,8 @@ from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.serving.given import ItemId, as_choice, as_events, as_id, as_ids, as_whole
 from blossomrec.serving.tokens import check_token
 
+# What a server says that has done nothing of what it was asked for.
+NOTHING_DONE = ("overloaded", "stopping", "too_many_connections")
 # The server closes a connection that was idle; the request then goes over a new one.
 BROKEN = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 
@@ -200,7 +202,7 @@ class Client:
                 return self._once(method, path, body, again=again)
             except ServerError as error:
                 # A busy server has done nothing; one that timed out may have.
-                repeat = error.code in ("overloaded", "stopping") or (again and error.status == 503)
+                repeat = error.code in NOTHING_DONE or (again and error.status == 503)
                 if not repeat or not left:
                     raise
                 time.sleep(self._wait)

@@ -76,8 +76,8 @@ class Guard:
         try:
             await self._guarded(scope, receive, send)
         except asyncio.CancelledError:
-            # The server ends, and the time for requests under way is over.
-            await send.refuse(unavailable("stopping", "the server is stopping"))
+            message = "the server is stopping; what was asked for may still be carried out"
+            await send.refuse(unavailable("timeout", message))
         except Exception as error:
             await send.refuse(fault(error, f"{scope['method']} {_route(scope)}"))
 
@@ -90,6 +90,10 @@ class Guard:
             body = await self._body(receive, headers)
         except Refusal as refusal:
             await send.refuse(refusal)
+            return
+        except asyncio.CancelledError:
+            # The server ends, and the time for what has begun is over.
+            await send.refuse(unavailable("stopping", "the server is stopping"))
             return
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
