@@ -22,7 +22,7 @@ ACCEPTED_TOGETHER = 16
 RESERVED = 4 * ACCEPTED_TOGETHER + 64
 FEWEST = 16
 # While the server ends, a connection without a request is kept for one that is on its way.
-GRACE_SECONDS = 1.0
+GRACE_SECONDS = 0.5
 
 logger = logging.getLogger("blossomrec.serving.connections")
 
@@ -159,6 +159,10 @@ class Connection(H11Protocol):
             head = h11.Response(status_code=refusal.status, headers=[*headers, CLOSE])
             for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
+        if not self._idle:
+            # Whoever is at work on an answer finds nobody to send it to.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
         self._watch()
 

@@ -92,7 +92,9 @@ def run_server(
 def _log() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     for name in ("asyncio", "uvicorn.error", "blossomrec.serving.connections"):
-        logging.getLogger(name).addFilter(Repeats())
+        noisy = logging.getLogger(name)
+        if not any(isinstance(one, Repeats) for one in noisy.filters):
+            noisy.addFilter(Repeats())
 
 
 def _settings(app: FastAPI, limits: ConnectionLimits, drain: float) -> uvicorn.Config:
