@@ -177,6 +177,8 @@ class ServingConfig:
     wait_ms: float = option(0.5, "longest wait for more requests to compute together", low=0)
     queue: int = option(256, "requests that may wait; more are turned away", low=1)
     in_flight: int = option(512, "requests that may be open at a time", low=1)
+    connections: int = option(4_096, "connections that may be open at a time", low=1)
+    head_seconds: float = option(10.0, "seconds for the head of a request to arrive", low=0.001)
     timeout: float = option(10.0, "seconds until a request is given up", low=0.001)
     max_k: int = option(1_000, "most recommendations for a request", low=1)
     max_items: int = option(10_000, "most ids in a list of a request", low=1)

@@ -136,10 +136,22 @@ def count_calls(monkeypatch: Any, model: SequenceModel) -> list[list[int]]:
 
 
 class Process:
-    """``blossomrec serve`` in a process of its own, on a free port."""
+    """``blossomrec serve`` in a process of its own, on a free port.
 
-    def __init__(self, run: Path, store: Path | str, *flags: Any, **environment: str):
-        command = [sys.executable, "-m", "blossomrec", "serve", str(run), "--store", str(store)]
+    Args:
+        files: that it may have open, where it is not as many as this process.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        store: Path | str,
+        *flags: Any,
+        files: int | None = None,
+        **environment: str,
+    ):
+        command = [] if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"']
+        command += [sys.executable, "-m", "blossomrec", "serve", str(run), "--store", str(store)]
         command += ["--port", "0", "--device", "cpu", "--threads", "1", *map(str, flags)]
         self.process = subprocess.Popen(
             command,

@@ -7,7 +7,7 @@ import pytest
 from serving_runs import Server, write_run
 
 from blossomrec.data.log import EventLog
-from blossomrec.errors import ConfigError
+from blossomrec.errors import ConfigError, RunError
 from blossomrec.recommender import BlossomRec
 from blossomrec.serving.encoder import FEW_EVENTS, MANY_EVENTS
 from blossomrec.serving.history import window_start
@@ -133,6 +133,46 @@ def test_items_to_leave_out_and_to_choose_from(server, tiny_log, item_ids):
     assert [one["rank"] for one in left] == [1, 2]
     everything = server.recommend(history=history, filter_viewed=False, k=1_000)
     assert {one["item"] for one in everything} == set(item_ids)
+
+
+def served_as_evaluated(run, filter_viewed):
+    """The run, with word of what its evaluation does with items of the history; None for none."""
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    values.pop("filter_viewed", None)
+    given = {} if filter_viewed is None else {"filter_viewed": filter_viewed}
+    path.write_text(json.dumps(values | given))
+    return run
+
+
+@pytest.mark.parametrize("evaluated, left_out", [(True, True), (False, False), (None, True)])
+def test_viewed_items_are_left_out_as_in_the_evaluation(
+    tiny_log, item_ids, tmp_path, one_thread, evaluated, left_out
+):
+    run = served_as_evaluated(write_run(tmp_path / "run", tiny_log), evaluated)
+    history = item_ids[:30]
+    with Server(run, tmp_path / "events.sqlite") as server:
+        server.append("anna", history)
+        for asked in ({"user_id": "anna"}, {"history": history}):
+            found = {
+                said: server.recommend(**asked, k=80, filter_viewed=said)
+                for said in (None, True, False)
+            }
+            assert server.recommend(**asked, k=80) == found[None] == found[left_out]
+            assert len(found[True]) == 50 and len(found[False]) == 80
+
+
+def test_a_new_model_brings_what_its_evaluation_does(tiny_log, item_ids, tmp_path, one_thread):
+    run = served_as_evaluated(write_run(tmp_path / "run", tiny_log), False)
+    with Server(run, tmp_path / "events.sqlite") as server:
+        assert len(server.recommend(history=item_ids[:30], k=80)) == 80
+        served_as_evaluated(run, True)
+        server.reload()
+        assert len(server.recommend(history=item_ids[:30], k=80)) == 50
+        served_as_evaluated(run, "yes")
+        with pytest.raises(RunError, match="filter_viewed"):
+            server.reload()
+        assert len(server.recommend(history=item_ids[:30], k=80)) == 50
 
 
 def test_similar_items_are_those_of_the_recommender(server, tiny_log, item_ids):

@@ -18,6 +18,8 @@ from places import metric
 from serving_runs import Process, write_run
 
 from blossomrec.serving import Client, ServerError
+from blossomrec.serving.connections import ConnectionLimits
+from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.server import _Server
 from blossomrec.serving.sqlite_store import SQLiteStore
 from command_line import refuse
@@ -157,7 +159,7 @@ def test_a_signal_while_a_model_is_read_is_not_lost(caplog):
 
     async def signals():
         service = Service()
-        server = _Server(uvicorn.Config("none"), service)
+        server = _Server(uvicorn.Config("none"), service, ConnectionLimits(1, 1.0, Metrics()))
         for _ in range(2):
             server._hang_up()
             await asyncio.sleep(0)

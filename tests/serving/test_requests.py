@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 from urllib.parse import quote
 
 import pytest
@@ -206,10 +207,21 @@ def test_only_json_is_taken(server):
 
 def test_other_paths_and_methods(server):
     assert server.refused(server.client.get("/nothing"), 404, "not_found")
-    for method, path in (("GET", RECOMMEND), ("PUT", "/readyz"), ("POST", "/healthz")):
+    for method, path, allowed in (
+        ("GET", RECOMMEND, "POST"),
+        ("PUT", "/readyz", "GET, HEAD"),
+        ("POST", "/healthz", "GET, HEAD"),
+        ("DELETE", "/", "GET, HEAD"),
+        ("POST", "/metrics", "GET, HEAD"),
+        ("DELETE", "/openapi.json", "GET, HEAD"),
+        ("PATCH", "/v1/users/anna", "DELETE, GET, HEAD"),
+        ("PUT", "/v1/items", "GET, HEAD, POST"),
+        ("OPTIONS", "/v1/users", "GET, HEAD"),
+    ):
         answer = server.client.request(method, path, json={})
         server.refused(answer, 405, "method_not_allowed")
-        assert answer.headers["allow"]
+        assert answer.headers["allow"] == allowed
+    assert server.client.head(RECOMMEND).status_code == 405
     answer = server.client.get("/v1/users/anna?last=1001")
     assert server.refused(answer, 422, "invalid")["field"] == "last"
     answer = server.client.get("/v1/users/%FF")
@@ -253,6 +265,41 @@ def test_a_body_that_does_not_arrive_is_given_up(run, tmp_path, one_thread):
         assert b"slow_body" in sent[1]["body"]
 
 
+@pytest.mark.parametrize("arrived, code", [(False, b"stopping"), (True, b"timeout")])
+def test_what_is_given_up_at_the_end_is_said(server, item_ids, monkeypatch, caplog, arrived, code):
+    """Only what has not begun may be sent again without a thought."""
+
+    async def work():
+        sent, waiting = [], asyncio.Event()
+
+        async def forever(*_, **__):
+            waiting.set()
+            await asyncio.sleep(60)
+
+        async def receive():
+            if not arrived:
+                await forever()
+            body = json.dumps({"history": item_ids[:1]}).encode()
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message):
+            sent.append(message)
+
+        monkeypatch.setattr(server.service, "recommend", forever)
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": RECOMMEND, "headers": headers}
+        scope |= {"query_string": b"", "raw_path": RECOMMEND.encode()}
+        task = asyncio.create_task(server.app(scope, receive, send))
+        await waiting.wait()
+        task.cancel()
+        await task
+        return sent
+
+    start, body = asyncio.run(work())
+    assert start["status"] == 503 and code in body["body"]
+    assert not caplog.messages
+
+
 def test_without_a_token_only_this_machine_is_answered(server):
     for host in ("localhost", "127.0.0.1:8000", "[::1]:80", "LOCALHOST:1", "[::1]"):
         assert server.client.get("/readyz", headers={"host": host}).status_code == 200
@@ -290,14 +337,44 @@ def test_a_token_is_needed_where_there_is_one(run, item_ids, tmp_path, one_threa
             assert server.client.get(path, headers={"host": "shop.example"}).status_code == 200
 
 
-def test_a_fault_is_said_without_its_trace(server, item_ids, monkeypatch):
+def test_a_fault_is_said_without_its_trace(server, item_ids, monkeypatch, caplog):
     async def broken(*_, **__):
         raise RuntimeError("secret place in the code")
 
     monkeypatch.setattr(server.service, "recommend", broken)
+    monkeypatch.setattr(server.service, "profile", broken)
     answer = server.client.post(RECOMMEND, json={"history": item_ids[:1]})
-    server.refused(answer, 500, "internal")
+    error = server.refused(answer, 500, "internal")
     assert "secret" not in answer.text
+    assert f"[{error['id']}] a fault at POST /v1/recommend" in caplog.text
+    assert "RuntimeError: secret place in the code" in caplog.text
+    # The log tells what it was without telling of whom.
+    other = server.refused(server.client.get("/v1/users/anna"), 500, "internal")["id"]
+    assert other != error["id"] and "anna" not in caplog.text
+    text = server.client.get("/metrics").text
+    assert 'blossomrec_requests_total{method="POST",route="/v1/recommend",status="500"} 1.0' in text
+
+
+def test_an_error_of_the_store_stays_in_the_log(server, item_ids, monkeypatch, caplog):
+    def away(*_):
+        raise sqlite3.OperationalError("Error 111 connecting to 10.0.0.5:6379.\nConnection refused")
+
+    monkeypatch.setattr(server.service._committer._store, "profile", away)
+    answer = server.client.get("/v1/users/anna")
+    error = server.refused(answer, 503, "store_failed")
+    assert set(error) == {"code", "message", "id"}
+    assert not [word for word in ("111", "10.0.0.5", "6379") if word in error["message"]]
+    (entry,) = (one for one in caplog.messages if error["id"] in one)
+    assert "10.0.0.5:6379" in entry and "\n" not in entry
+
+
+def test_a_key_that_is_used_again_tells_nothing_of_its_event(server, item_ids):
+    server.append("anna", [{"item": item_ids[0], "timestamp": 1234567, "key": "order-17"}])
+    events = [{"item": item_ids[1], "timestamp": 2345678, "key": "order-17"}]
+    answer = server.client.post(EVENTS, json={"events": events})
+    error = server.refused(answer, 409, "key_reused")
+    assert (error["field"], error["value"]) == ("events[0].key", "order-17")
+    assert str(item_ids[0]) not in answer.text and "1234567" not in answer.text
 
 
 def test_what_is_measured(server, item_ids):
@@ -328,7 +405,4 @@ def test_what_is_ready(server, tiny_log):
     version = server.service.release.version
     assert ready == {"ready": True, "model": version, "items": tiny_log.num_items, "max_len": 20}
     assert server.client.get("/healthz").json() == {"alive": True}
-    # Some of those who watch ask for the status alone.
-    for path in ("/healthz", "/readyz"):
-        assert server.client.head(path).status_code == 200
     assert "/v1/recommend" in server.client.get("/openapi.json").json()["paths"]

@@ -10,11 +10,12 @@ from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from blossomrec import __version__
 from blossomrec.serving import schemas
 from blossomrec.serving.guard import Guard
-from blossomrec.serving.page_files import add_page
+from blossomrec.serving.page_files import add_page, add_reference
 from blossomrec.serving.refusals import Refusal, plain, shown
 from blossomrec.serving.service import Service
 from blossomrec.serving.store import Event
@@ -60,6 +61,11 @@ def build_app(
         description=DESCRIPTION,
         default_response_class=Json,
         responses=_described(COMMON),
+        # FastAPI's own pages load a script from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        # Behind a proxy, the path that a redirection names would be another one.
+        redirect_slashes=False,
     )
     _add_users(app, service)
     _add_recommendations(app, service)
@@ -67,10 +73,10 @@ def build_app(
     _add_titles(app, service, titles)
     _add_operation(app, service)
     add_page(app)
+    add_reference(app)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _failed)
     app.add_middleware(Guard, config=service.config, metrics=service.metrics, token=token)
     return app
 
@@ -204,13 +210,11 @@ def _add_operation(app: FastAPI, service: Service) -> None:
             _check_size(name, getattr(body, name), service.config.max_items)
         return _sent({"off": await service.switch(body.off, body.on)})
 
-    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> dict[str, bool]:
         """Whether the process is alive."""
         return _sent({"alive": True})
 
-    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["operation"])
     async def readyz() -> schemas.Ready:
         """Which model answers; 503 where none does."""
@@ -295,10 +299,17 @@ async def _http_error(request: Request, error: Exception) -> Response:
     texts = {404: f"there is no {path}", 405: f"{path} takes no {request.method}"}
     codes = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed"}
     message = texts.get(status, str(error.detail))
-    refusal = Refusal(status, codes.get(status, "http"), message, headers=error.headers)
+    headers = {"Allow": _allowed(request)} if status == 405 else error.headers
+    refusal = Refusal(status, codes.get(status, "http"), message, headers=headers)
     return await _refused(request, refusal)
 
 
-async def _failed(request: Request, error: Exception) -> Response:
-    message = "this request could not be served because of a fault of the server, which logged it"
-    return await _refused(request, Refusal(500, "internal", message))
+def _allowed(request: Request) -> str:
+    """The methods of all routes of a path; the router alone would name those of the first."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods
+    if "GET" in methods:
+        methods.add("HEAD")
+    return ", ".join(sorted(methods))

@@ -6,13 +6,16 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 from blossomrec.errors import BlossomRecError, ConfigError
+from blossomrec.serving.given import ItemId, as_choice, as_events, as_id, as_ids, as_whole
+from blossomrec.serving.tokens import check_token
 
-ItemId = int | str
+# What a server says that has done nothing of what it was asked for.
+NOTHING_DONE = ("overloaded", "stopping", "too_many_connections")
 # The server closes a connection that was idle; the request then goes over a new one.
 BROKEN = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 
@@ -24,13 +27,21 @@ class ServerError(BlossomRecError):
         status: of HTTP; 0 where there was no answer.
         code: for programs, such as "unknown_item".
         field, value: what in the request is wrong; None for nothing in particular.
+        id: under which the log of the server says more; None where it does not.
     """
 
     def __init__(
-        self, status: int, code: str, message: str, field: str | None = None, value: Any = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        field: str | None = None,
+        value: Any = None,
+        id: str | None = None,
     ):
         super().__init__(message)
         self.status, self.code, self.field, self.value = status, code, field, value
+        self.id = id
 
 
 class Client:
@@ -40,6 +51,10 @@ class Client:
     server asks for. Events are sent again only where each has a key: without, a lost answer would
     leave open whether they are stored.
 
+    Ids are text or whole numbers; lists of them may be lists, tuples, arrays of NumPy, columns of
+    pandas or Polars, or anything else that gives one after the other. What is none of these, such
+    as text where a list belongs, is a DataError, and nothing is sent.
+
     Args:
         url: such as ``http://127.0.0.1:8000``.
         token: that the server asks for.
@@ -47,7 +62,7 @@ class Client:
         retries: how often a request is sent again.
 
     Raises:
-        ConfigError: the URL is none.
+        ConfigError: the URL is none, or the token cannot be sent.
     """
 
     def __init__(
@@ -58,58 +73,77 @@ class Client:
         timeout: float = 30.0,
         retries: int = 3,
     ):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"url is {url!r}: http://HOST:PORT or https://HOST is needed")
-        kind = http.client.HTTPConnection if parts.scheme == "http" else http.client.HTTPSConnection
-        self._connection = kind(parts.hostname, parts.port, timeout=timeout)
-        self._base, self._retries, self._wait = parts.path.rstrip("/"), retries, 1.0
+        scheme, host, port, self._base = _parts(url)
+        kind = http.client.HTTPConnection if scheme == "http" else http.client.HTTPSConnection
+        self._connection = kind(host, port, timeout=timeout)
+        self._retries, self._wait = retries, 1.0
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
+            check_token(token, "token")
             self._headers["Authorization"] = f"Bearer {token}"
 
     def append(self, user: ItemId, events: Iterable[ItemId | Mapping[str, Any]]) -> dict[str, Any]:
         """Append events, oldest first: item ids, or mappings with item, timestamp and key."""
-        listed = [dict(one) if isinstance(one, Mapping) else {"item": one} for one in events]
+        listed = as_events(events)
         safe = all(event.get("key") is not None for event in listed)
-        path = f"{_path(user)}/events"
-        return self._ask("POST", path, {"events": listed}, again=safe, user=user)
+        user = as_id(user, "user")
+        return self._ask("POST", f"{_path(user)}/events", {"events": listed}, again=safe, user=user)
 
-    def recommend(self, user: ItemId, k: int = 10, **options: Any) -> list[dict[str, Any]]:
+    def recommend(
+        self,
+        user: ItemId,
+        k: int = 10,
+        *,
+        filter_viewed: bool | None = None,
+        exclude: Iterable[ItemId] = (),
+        items: Iterable[ItemId] | None = None,
+    ) -> list[dict[str, Any]]:
         """The best next items of a user: item, score, rank.
 
         Args:
-            options: filter_viewed, exclude, items.
+            filter_viewed: leave out the items of the history; None as the model is evaluated.
+            exclude: other items to leave out.
+            items: the only items to choose from; None is the whole catalogue.
         """
-        body = {"user_id": user, "k": k} | options
+        user = as_id(user, "user")
+        body = {"user_id": user} | _choice(k, filter_viewed, exclude, items)
         return self._ask("POST", "/v1/recommend", body, user=user)["items"]
 
     def recommend_history(
-        self, history: Sequence[ItemId], k: int = 10, **options: Any
+        self,
+        history: Iterable[ItemId],
+        k: int = 10,
+        *,
+        filter_viewed: bool | None = None,
+        exclude: Iterable[ItemId] = (),
+        items: Iterable[ItemId] | None = None,
     ) -> list[dict[str, Any]]:
-        """The best next items after any list of items."""
-        body = {"history": list(history), "k": k} | options
+        """The best next items after any list of items, oldest first; see :meth:`recommend`."""
+        body = {"history": as_ids(history, "history")} | _choice(k, filter_viewed, exclude, items)
         return self._ask("POST", "/v1/recommend", body)["items"]
 
-    def similar(self, items: Sequence[ItemId], k: int = 10) -> list[dict[str, Any]]:
+    def similar(self, items: Iterable[ItemId], k: int = 10) -> list[dict[str, Any]]:
         """For each item: item, and similar with item, score and rank."""
-        return self._ask("POST", "/v1/similar", {"items": list(items), "k": k})["items"]
+        body = {"items": as_ids(items, "items", ordered=False), "k": as_whole(k, "k")}
+        return self._ask("POST", "/v1/similar", body)["items"]
 
     def explain(self, user: ItemId, item: ItemId, k: int = 10) -> dict[str, Any]:
         """Why an item has its score for a user: what each past event brings to it."""
-        body = {"user_id": user, "item_id": item, "k": k}
+        user = as_id(user, "user")
+        body = {"user_id": user, "item_id": as_id(item, "item"), "k": as_whole(k, "k")}
         return self._ask("POST", "/v1/explain", body, user=user)
 
     def explain_history(
-        self, history: Sequence[ItemId], item: ItemId, k: int = 10
+        self, history: Iterable[ItemId], item: ItemId, k: int = 10
     ) -> dict[str, Any]:
         """Why an item has its score after any list of items."""
-        body = {"history": list(history), "item_id": item, "k": k}
-        return self._ask("POST", "/v1/explain", body)
+        body = {"history": as_ids(history, "history"), "item_id": as_id(item, "item")}
+        return self._ask("POST", "/v1/explain", body | {"k": as_whole(k, "k")})
 
     def user(self, user: ItemId, last: int = 20) -> dict[str, Any]:
         """Length and last events of a user."""
-        return self._ask("GET", f"{_path(user)}?last={last}", user=user)
+        user = as_id(user, "user")
+        return self._ask("GET", f"{_path(user)}?last={as_whole(last, 'last')}", user=user)
 
     def users(self) -> Iterator[dict[str, Any]]:
         """All users, those who had an event last first: user_id, length."""
@@ -122,6 +156,7 @@ class Client:
 
     def delete(self, user: ItemId) -> int:
         """Delete a user; gives the number of events, 0 for one who is not there."""
+        user = as_id(user, "user")
         try:
             return self._ask("DELETE", _path(user), user=user)["events"]
         except ServerError as error:
@@ -129,9 +164,11 @@ class Client:
                 raise
             return 0
 
-    def switch(self, off: Sequence[ItemId] = (), on: Sequence[ItemId] = ()) -> list[ItemId]:
+    def switch(self, off: Iterable[ItemId] = (), on: Iterable[ItemId] = ()) -> list[ItemId]:
         """Switch items off or on again; gives all that are off."""
-        return self._ask("POST", "/v1/items", {"off": list(off), "on": list(on)})["off"]
+        names = {"off": off, "on": on}
+        body = {name: as_ids(items, name, ordered=False) for name, items in names.items()}
+        return self._ask("POST", "/v1/items", body)["off"]
 
     def ready(self) -> dict[str, Any]:
         """Which model answers."""
@@ -165,7 +202,7 @@ class Client:
                 return self._once(method, path, body, again=again)
             except ServerError as error:
                 # A busy server has done nothing; one that timed out may have.
-                repeat = error.code in ("overloaded", "stopping") or (again and error.status == 503)
+                repeat = error.code in NOTHING_DONE or (again and error.status == 503)
                 if not repeat or not left:
                     raise
                 time.sleep(self._wait)
@@ -199,6 +236,34 @@ class Client:
         return self._connection.getresponse()
 
 
+def _parts(url: str) -> tuple[str, str, int | None, str]:
+    """Scheme, host, port and path."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"url is {url!r}: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"url is {url!r}: http://HOST:PORT or https://HOST is needed")
+    return parts.scheme, parts.hostname, port, parts.path.rstrip("/")
+
+
+def _choice(
+    k: int,
+    filter_viewed: bool | None,
+    exclude: Iterable[ItemId],
+    items: Iterable[ItemId] | None,
+) -> dict[str, Any]:
+    """What the body of a request says about the items that are wanted."""
+    body = {
+        "k": as_whole(k, "k"),
+        "filter_viewed": as_choice(filter_viewed, "filter_viewed"),
+        "exclude": as_ids(exclude, "exclude", ordered=False),
+        "items": None if items is None else as_ids(items, "items", ordered=False),
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
 def _path(user: ItemId) -> str:
     return f"/v1/users/{quote(str(user), safe='')}"
 
@@ -214,7 +279,12 @@ def _content(status: int, text: bytes) -> Any:
             return content
         error = content["error"]
         raise ServerError(
-            status, error["code"], error["message"], error.get("field"), error.get("value")
+            status,
+            error["code"],
+            error["message"],
+            error.get("field"),
+            error.get("value"),
+            error.get("id"),
         )
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, ServerError):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from blossomrec.config import ServingConfig
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.refusals import Refusal, plain, shown, unavailable
+from blossomrec.serving.refusals import (
+    SAFE_HEADERS,
+    Refusal,
+    fault,
+    plain,
+    shown,
+    unavailable,
+)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,11 +31,13 @@ PROTECTED = ("/v1/", "/metrics")
 
 # Asked by what would start the server again if it gave no answer.
 PROBES = ("/healthz", "/readyz")
+SAFE = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
 
 
 class Guard:
-    """ASGI middleware: refuses early, bounds what a request can cost, measures.
+    """ASGI middleware: refuses early, bounds what a request can cost, answers faults, measures.
 
+    Every answer bears :data:`SAFE_HEADERS`; HEAD is GET without the body.
     Without a token only this machine is served, and only under its own names: otherwise any page
     open in a browser could have its own name point here and read along.
 
@@ -48,26 +56,32 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 500
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        start, asked = time.perf_counter(), _method(scope)
+        answer = _Answer(send, headless=asked == "HEAD")
+        if asked == "HEAD":
+            scope = {**scope, "method": "GET"}
         self._open += 1
         self._metrics.open.set(self._open)
         try:
-            await self._guarded(scope, receive, watched)
+            await self._answered(scope, receive, answer)
         finally:
             self._open -= 1
             self._metrics.open.set(self._open)
-            route = getattr(scope.get("route"), "path", "none")
-            self._metrics.requests.labels(_method(scope), route, str(status)).inc()
+            route = _route(scope)
+            self._metrics.requests.labels(asked, route, str(answer.status)).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answered(self, scope: Scope, receive: Receive, send: _Answer) -> None:
+        """Whatever happens inside, there is an answer, which tells nothing of the inside."""
+        try:
+            await self._guarded(scope, receive, send)
+        except asyncio.CancelledError:
+            message = "the server is stopping; what was asked for may still be carried out"
+            await send.refuse(unavailable("timeout", message))
+        except Exception as error:
+            await send.refuse(fault(error, f"{scope['method']} {_route(scope)}"))
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: _Answer) -> None:
         try:
             headers = {name: value for name, value in scope["headers"]}
             self._check(scope["path"], headers)
@@ -75,7 +89,11 @@ class Guard:
                 _check_type(headers.get(b"content-type", b""))
             body = await self._body(receive, headers)
         except Refusal as refusal:
-            await refuse(send, refusal)
+            await send.refuse(refusal)
+            return
+        except asyncio.CancelledError:
+            # The server ends, and the time for what has begun is over.
+            await send.refuse(unavailable("stopping", "the server is stopping"))
             return
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -145,15 +163,46 @@ def _check_type(found: bytes) -> None:
         raise Refusal(415, "wrong_type", message, field="Content-Type", value=value)
 
 
-async def refuse(send: Send, refusal: Refusal) -> None:
-    """Answer with a refusal."""
-    body = json.dumps(refusal.body()).encode()
-    named = {"content-type": "application/json", "content-length": str(len(body))}
-    headers = [
-        (name.lower().encode(), value.encode()) for name, value in (named | refusal.headers).items()
-    ]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+class _Answer:
+    """Sends an answer with the headers that every answer has.
+
+    Args:
+        headless: send no body.
+
+    Attributes:
+        status: that was sent; until then that of a fault.
+    """
+
+    def __init__(self, send: Send, *, headless: bool):
+        self.status, self._send, self._headless, self._begun = 500, send, headless, False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._begun, self.status = True, message["status"]
+            headers = list(message.get("headers", []))
+            there = {name.lower() for name, _ in headers}
+            headers += [(name, value) for name, value in SAFE if name not in there]
+            message = {**message, "headers": headers}
+        elif self._headless:
+            message = {**message, "body": b""}
+        await self._send(message)
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Answer with a refusal.
+
+        Raises:
+            RuntimeError: another answer has begun, and can only be broken off.
+        """
+        if self._begun:
+            raise RuntimeError("the answer was broken off") from refusal
+        body, headers = refusal.sent()
+        await self({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await self({"type": "http.response.body", "body": body})
+
+
+def _route(scope: Scope) -> str:
+    """The path as it is declared, without the ids that stand in it."""
+    return getattr(scope.get("route"), "path", "none")
 
 
 def _method(scope: Scope) -> str:

@@ -37,6 +37,10 @@ class Metrics:
         self.requests = counter("requests", "Answers", "method", "route", "status")
         self.seconds = histogram("request_seconds", "Time to the answer", SECONDS, "route")
         self.open = gauge("requests_open", "Requests being answered")
+        self.connections = gauge("connections_open", "Connections to clients")
+        self.dropped = counter("connections_dropped", "Connections refused or ended", "reason")
+        for one in ("slow", "too_many"):
+            self.dropped.labels(one)
         self.queue = gauge("queue_length", "Requests that wait", "queue")
         self.stored = counter("events_stored", "Events made durable")
         self.encoded = counter("events_encoded", "Events that went through the model")

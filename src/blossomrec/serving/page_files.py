@@ -1,11 +1,13 @@
-"""The page at the server's root: files of this package, sent with strict headers."""
+"""The page at the server's root and the reference: made of this package, with strict headers."""
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 
 from fastapi import FastAPI, Response
+
+from blossomrec.serving.reference import reference
 
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 # Nothing from elsewhere, nothing inline; no other page may show this one inside itself.
@@ -36,6 +38,19 @@ def add_page(app: FastAPI) -> None:
             Response, file.read_bytes(), headers=HEADERS, media_type=f"{kind}; charset=utf-8"
         )
         app.add_api_route(path, _route(send), include_in_schema=False, response_class=Response)
+
+
+def add_reference(app: FastAPI) -> None:
+    """Serve at /docs what requests there are, as /openapi.json says it."""
+
+    @cache
+    def made() -> str:
+        return reference(app.openapi())
+
+    async def docs() -> Response:
+        return Response(made(), headers=HEADERS, media_type="text/html; charset=utf-8")
+
+    app.add_api_route("/docs", docs, include_in_schema=False, response_class=Response)
 
 
 def _route(send: partial[Response]):

@@ -93,8 +93,10 @@ def _pause(end: float) -> None:
 
 
 def _traces(why: str) -> Exception:
-    message = f"the events are deleted, but their traces are still in the store's files: {why}"
-    return unavailable("not_erased", f"{message}; delete again")
+    message = (
+        "the events are deleted, but their traces are still in the store's files; delete again"
+    )
+    return unavailable("not_erased", message, details=why)
 
 
 def _setting(server: Any, option: str) -> str | None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
 LONGEST_SHOWN = 80
 RETRY_SECONDS = 1
+# Of every answer that does not bring headers of these names itself.
+SAFE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
 
 logger = logging.getLogger("blossomrec.serving")
 
@@ -19,6 +26,7 @@ class Refusal(Exception):  # noqa: N818 (an answer, not a fault)
     Attributes:
         field: which part of the request is wrong, such as ``events[3].item``; None for no part.
         value: what stands there.
+        id: under which the log says more; None where there is no more to say.
         headers: of the answer.
     """
 
@@ -30,10 +38,11 @@ class Refusal(Exception):  # noqa: N818 (an answer, not a fault)
         *,
         field: str | None = None,
         value: Any = None,
+        id: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):
         super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+        self.status, self.code, self.message, self.id = status, code, message, id
         self.field, self.value, self.headers = field, value, dict(headers or {})
 
     def body(self) -> dict[str, Any]:
@@ -41,7 +50,16 @@ class Refusal(Exception):  # noqa: N818 (an answer, not a fault)
         error: dict[str, Any] = {"code": self.code, "message": self.message}
         if self.field is not None:
             error |= {"field": self.field, "value": plain(self.value)}
+        if self.id is not None:
+            error["id"] = self.id
         return {"error": error}
+
+    def sent(self) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """Body and headers of the answer."""
+        body = json.dumps(self.body()).encode()
+        named = {"content-type": "application/json", "content-length": str(len(body))}
+        named |= SAFE_HEADERS | self.headers
+        return body, [(name.lower().encode(), value.encode()) for name, value in named.items()]
 
 
 def unknown_item(field: str, item: Any) -> Refusal:
@@ -56,17 +74,33 @@ def unknown_user(user: str) -> Refusal:
     return Refusal(404, "unknown_user", message, field="user_id", value=user)
 
 
-def unavailable(code: str, message: str) -> Refusal:
-    """The server cannot answer now and may be asked again."""
-    return Refusal(503, code, message, headers={"Retry-After": str(RETRY_SECONDS)})
+def unavailable(code: str, message: str, *, details: object = None) -> Refusal:
+    """The server cannot answer now and may be asked again; ``details`` are for its log alone."""
+    number = None if details is None else logged(f"{message}: {details}")
+    return Refusal(503, code, message, id=number, headers={"Retry-After": str(RETRY_SECONDS)})
 
 
 def of_store(error: Exception, failures: tuple[type[Exception], ...]) -> Exception:
     """What is answered for an error of a store: one among its ``failures`` may pass."""
     if isinstance(error, failures):
-        logger.error("the store of events failed: %s", error)
-        return unavailable("store_failed", f"the store of events failed: {error}")
+        return unavailable("store_failed", "the store of events failed", details=error)
     return error
+
+
+def fault(error: Exception, where: str) -> Refusal:
+    """What is answered where this program is wrong; ``where`` it showed."""
+    number = logged(f"a fault at {where}", error)
+    message = "this request could not be served because of a fault of the server, which logged it"
+    return Refusal(500, "internal", message, id=number)
+
+
+def logged(details: str, error: Exception | None = None) -> str:
+    """Log what no answer tells, with the trace of an error; gives the id that stands there."""
+    number = secrets.token_hex(8)
+    # Whatever a client or a store wrote, an entry stays one line.
+    text = details if details.isprintable() else ascii(details)[1:-1]
+    logger.error("[%s] %s", number, text, exc_info=error)
+    return number
 
 
 def plain(value: Any) -> Any:

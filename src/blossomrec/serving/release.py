@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from blossomrec.serving.catalogue import Catalogue
 from blossomrec.serving.encoder import Encoder, build_encoder
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.ranking import Ranking
+from blossomrec.serving.refusals import shown
 from blossomrec.training.files import digest
 from blossomrec.training.run import load_model, read_run_config
 
@@ -31,6 +33,7 @@ class Release:
         max_len: events of a history that the model sees.
         step: see :func:`blossomrec.serving.history.window_start`.
         keeps_state: whether a history is extended, or encoded anew when it has grown.
+        filter_viewed: whether items of the history are left out unless a request says otherwise.
     """
 
     run: Path
@@ -43,6 +46,7 @@ class Release:
     max_len: int
     step: int
     keeps_state: bool
+    filter_viewed: bool
 
 
 def load_release(
@@ -80,4 +84,17 @@ def load_release(
         max_len=max_len,
         step=config.step,
         keeps_state=keeps_state,
+        filter_viewed=_filter_viewed(run / "config.json"),
     )
+
+
+def _filter_viewed(path: Path) -> bool:
+    """What the evaluation does with items of the history; a run that does not say leaves them out.
+
+    Raises:
+        RunError: it is neither true nor false.
+    """
+    found = json.loads(path.read_text()).get("filter_viewed", True)
+    if not isinstance(found, bool):
+        raise RunError(f"{path} is damaged: filter_viewed is {shown(found)}, not true or false")
+    return found

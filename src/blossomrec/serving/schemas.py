@@ -94,7 +94,9 @@ class RecommendIn(_Strict):
     user_id: UserId | None = Field(None, description="whose stored history; or history")
     history: list[ItemId] | None = Field(None, description="item ids, oldest first; or user_id")
     k: int = Field(10, ge=1, description="how many items")
-    filter_viewed: bool = Field(True, description="leave out the items of the history")
+    filter_viewed: bool | None = Field(
+        None, description="leave out the items of the history; null as the model is evaluated"
+    )
     exclude: list[ItemId] = Field([], description="other items to leave out")
     items: list[ItemId] | None = Field(None, description="the only items to choose from")
 
@@ -294,6 +296,7 @@ class ErrorDetail(BaseModel):
     message: str
     field: str | None = None
     value: Any = None
+    id: str | None = Field(None, description="under which the server's log says more")
 
 
 class ErrorOut(BaseModel):

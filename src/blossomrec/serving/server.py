@@ -11,7 +11,9 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,9 +21,18 @@ from fastapi import FastAPI
 from blossomrec.config import ServingConfig
 from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.serving.application import build_app
+from blossomrec.serving.connections import (
+    ACCEPTED_TOGETHER,
+    CLOSE,
+    Connection,
+    ConnectionLimits,
+    most_connections,
+)
+from blossomrec.serving.repeats import Repeats
 from blossomrec.serving.service import Service
 from blossomrec.serving.stores import store_opener
 from blossomrec.serving.titles import count_titles, read_titles
+from blossomrec.serving.tokens import check_token
 
 TOKEN = "BLOSSOMREC_TOKEN"
 SHORTEST_TOKEN = 16
@@ -55,8 +66,8 @@ def run_server(
         ConfigError: the address is not loopback and there is no token, or it cannot be had.
         RunError, DataError: the run, the store or the table of titles cannot be used.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    token = read_token(host)
+    _log()
+    token, most = read_token(host), most_connections(config.connections)
     named = None if titles is None else read_titles(titles)
     open_store, name = store_opener(store)
     with bind(host, port) as listening:
@@ -66,7 +77,9 @@ def run_server(
                 items = service.release.catalogue
                 count = count_titles(named, items, titles)
                 logger.info("%s has titles for %d of %d items", titles, count, len(items))
-            server = _Server(_settings(build_app(service, token, named), drain), service)
+            limits = ConnectionLimits(most, config.head_seconds, service.metrics)
+            settings = _settings(build_app(service, token, named), limits, drain)
+            server = _Server(settings, service, limits)
             address, bound = listening.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
             # At once, for whoever waits for it at the other end of a pipe.
@@ -80,9 +93,20 @@ def run_server(
             service.close()
 
 
-def _settings(app: FastAPI, drain: float) -> uvicorn.Config:
+def _log() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for name in ("asyncio", "uvicorn.error", "blossomrec.serving.connections"):
+        noisy = logging.getLogger(name)
+        if not any(isinstance(one, Repeats) for one in noisy.filters):
+            noisy.addFilter(Repeats())
+
+
+def _settings(app: FastAPI, limits: ConnectionLimits, drain: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=cast(Any, partial(Connection, limits=limits)),
+        ws="none",
+        backlog=ACCEPTED_TOGETHER,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -98,13 +122,16 @@ def read_token(host: str) -> str | None:
     """The token in the environment variable BLOSSOMREC_TOKEN.
 
     Raises:
-        ConfigError: there is none and ``host`` is not loopback, or it is short.
+        ConfigError: there is none and ``host`` is not loopback, it is short, or no client can send
+            it.
     """
     token = os.environ.get(TOKEN)
     if token is not None and len(token) < SHORTEST_TOKEN:
         raise ConfigError(
             f"{TOKEN} has {len(token)} characters: at least {SHORTEST_TOKEN} are needed"
         )
+    if token is not None:
+        check_token(token, TOKEN)
     if token is None and not _is_loopback(host):
         raise ConfigError(
             f"host is {host!r}, which others can reach: set {TOKEN} to a secret that requests must "
@@ -154,9 +181,9 @@ async def _give_memory_back() -> None:
 class _Server(uvicorn.Server):
     """Ends in good order on SIGINT and SIGTERM, takes a new model on SIGHUP."""
 
-    def __init__(self, config: uvicorn.Config, service: Service):
+    def __init__(self, config: uvicorn.Config, service: Service, limits: ConnectionLimits):
         super().__init__(config)
-        self._service = service
+        self._service, self._limits = service, limits
         self._reload: asyncio.Task[None] | None = None
         self._asked = False
 
@@ -167,6 +194,18 @@ class _Server(uvicorn.Server):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # The number that uvicorn was given is also that of connections accepted together.
+        for listening in sockets or ():
+            listening.listen(BACKLOG)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._limits.draining = True
+        state = self.server_state
+        state.default_headers = [*state.default_headers, CLOSE]
+        await super().shutdown(sockets)
 
     def _hang_up(self) -> None:
         # Asked while a model is being read, it may be read too early: it is then read once more.

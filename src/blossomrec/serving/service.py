@@ -80,15 +80,18 @@ class Service:
         user: str | None = None,
         history: Sequence[ItemId] | None = None,
         k: int = 10,
-        filter_viewed: bool = True,
+        filter_viewed: bool | None = None,
         exclude: Sequence[ItemId] = (),
         items: Sequence[ItemId] | None = None,
     ) -> tuple[Release, list[tuple[ItemId, float]]]:
         """Items and scores, best first, for a user or for a history that is given.
 
-        Items to exclude may be unknown to the model, those to choose from may not.
+        Items to exclude may be unknown to the model, those to choose from may not. Whether those
+        of the history are left out is as in the evaluation of the model unless it is said.
         """
         release = self.release
+        if filter_viewed is None:
+            filter_viewed = release.filter_viewed
         rows = np.empty(0, np.int64)
         if history is not None:
             rows = release.catalogue.rows(history, "history")

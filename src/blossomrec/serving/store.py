@@ -252,8 +252,7 @@ def _check_repeat(index: int, event: Event, known: tuple[ItemId, Time]) -> None:
         raise Refusal(
             409,
             "key_reused",
-            f"{field} is {shown(event.key)}: under it an event with item {shown(item)} at "
-            f"{timestamp} is stored",
+            f"{field} is {shown(event.key)}: another event of this user has this key",
             field=field,
             value=event.key,
         )

@@ -1,0 +1,138 @@
+"""What the client is given, as JSON carries it: values of NumPy and columns of frames, too.
+
+Nothing is imported for that: they are known by what they can do.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Mapping, Set
+from numbers import Real
+from typing import Any
+
+from blossomrec.errors import DataError
+
+ItemId = int | str
+
+
+def as_id(value: Any, name: str) -> ItemId:
+    """An id: text, or a whole number of Python or NumPy.
+
+    Raises:
+        DataError: it is something else; 12.0 and NaN are no ids, whatever column they come from.
+    """
+    if isinstance(value, str):
+        return _text(value, name)
+    number = _whole(value)
+    if number is None:
+        raise DataError(f"{name} is {_shown(value)}: an id is a whole number or text")
+    return number
+
+
+def as_ids(values: Any, name: str, *, ordered: bool = True) -> list[ItemId]:
+    """A list of ids, from anything that holds several.
+
+    Args:
+        ordered: their order counts, so that a set is refused.
+
+    Raises:
+        DataError: it is text, a mapping or a table, or one of them is no id.
+    """
+    return [
+        as_id(one, f"{name}[{index}]")
+        for index, one in enumerate(_listed(values, name, "ids", ordered))
+    ]
+
+
+def as_events(events: Any) -> list[dict[str, Any]]:
+    """Events for a request, from item ids and mappings with item, timestamp and key.
+
+    Raises:
+        DataError: see :func:`as_ids`; a time is no finite number, or a key no text.
+    """
+    listed = _listed(events, "events", "events", ordered=True)
+    return [_event(one, f"events[{index}]") for index, one in enumerate(listed)]
+
+
+def as_whole(value: Any, name: str) -> int:
+    """A whole number; DataError for anything else."""
+    number = _whole(value)
+    if number is None:
+        raise DataError(f"{name} is {_shown(value)}: a whole number is needed")
+    return number
+
+
+def as_choice(value: Any, name: str) -> bool | None:
+    """True, False or None; DataError for anything else."""
+    plain = value.item() if hasattr(value, "item") else value
+    if plain is not None and not isinstance(plain, bool):
+        raise DataError(f"{name} is {_shown(value)}: True, False or None is needed")
+    return plain
+
+
+def _event(given: Any, name: str) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        return {"item": as_id(given, name)}
+    event = dict(given)
+    strangers = [key for key in event if key not in ("item", "timestamp", "key")]
+    if strangers or "item" not in event:
+        found = ", ".join(map(_shown, event)) or "nothing"
+        raise DataError(f"{name} has {found}: it has an item, and may have a timestamp and a key")
+    event["item"] = as_id(event["item"], f"{name}.item")
+    if event.get("timestamp") is not None:
+        event["timestamp"] = _time(event["timestamp"], f"{name}.timestamp")
+    if event.get("key") is not None:
+        if not isinstance(event["key"], str):
+            raise DataError(f"{name}.key is {_shown(event['key'])}: a key is text")
+        event["key"] = _text(event["key"], f"{name}.key")
+    return event
+
+
+def _time(value: Any, name: str) -> int | float:
+    number = _whole(value)
+    if number is not None:
+        return number
+    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise DataError(f"{name} is {_shown(value)}: a timestamp is a finite number")
+
+
+def _listed(values: Any, name: str, what: str, ordered: bool) -> list[Any]:
+    if ordered and isinstance(values, Set):
+        raise DataError(f"{name} is a set, which has no order: a list of {what} is needed")
+    plain = values
+    # Arrays, and columns of frames: with Python's own values in them.
+    for method in ("tolist", "to_list"):
+        if hasattr(values, method) and not isinstance(values, memoryview):
+            plain = getattr(values, method)()
+            break
+    # Going through text gives its letters, through a frame the names of its columns.
+    wrong = isinstance(plain, (str, bytes, bytearray, memoryview, Mapping))
+    if wrong or not isinstance(plain, Iterable) or hasattr(plain, "columns"):
+        shown = _shown(values)
+        advice = f", such as [{shown}]" if isinstance(values, (str, int)) else ""
+        raise DataError(f"{name} is {shown}: a list of {what} is needed{advice}")
+    return list(plain)
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _text(value: str, name: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name} is {_shown(value)}, which is not Unicode text") from error
+    return str(value)
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(ascii(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
