@@ -9,6 +9,7 @@ from blossomrec.config import ServingConfig
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.device import resolve_device
 from blossomrec.errors import RunError
+from blossomrec.files import digest
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.approximate import ApproximateRanking
 from blossomrec.serving.cache import HistoryCache
@@ -16,7 +17,6 @@ from blossomrec.serving.catalogue import Catalogue
 from blossomrec.serving.encoder import Encoder, build_encoder
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.ranking import Ranking
-from blossomrec.training.files import digest
 from blossomrec.training.run import load_model, read_run_config
 
 

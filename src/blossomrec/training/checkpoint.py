@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from blossomrec.errors import RunError
-from blossomrec.training.files import digest, new_folder, replacing
+from blossomrec.files import digest, new_folder, replacing
 from blossomrec.training.run import write_weights
 
 KEPT = 2

@@ -20,8 +20,8 @@ from blossomrec.config import RunConfig, from_dict, to_dict
 from blossomrec.data.log import EventLog
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError, RunError
+from blossomrec.files import new_folder, replacing, write_json
 from blossomrec.models.sequence import SequenceModel, build_model
-from blossomrec.training.files import new_folder, replacing, write_json
 
 FORMAT = 2
 
