@@ -107,18 +107,18 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _sweep(folder: Path) -> None:
     """Remove what ``log.json`` does not name; nothing where it cannot be read."""
-    named = first = None
+    named = None
     if (folder / LOG_FILE).exists():
         try:
             description = read_description(folder / LOG_FILE, LOG_FORMAT, "a log")
         except DataError:
             return
-        named, first = description.get("generation"), description["format"] == 1
+        named = description.get("generation")
     for table in TABLES:
         for path in list((folder / table).glob("generation-*")):
             if path.name != named:
                 shutil.rmtree(path, ignore_errors=True)
-    if named is not None and not first:
+    if named is not None:
         _remove_first_format(folder)
     for table in TABLES:
         # Only an empty one is removed.
