@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-COUNTS = ("users", "items", "events")
+COUNTS = ("users", "items", "events", "training events", "validation cases")
 
 
 def log_identity(
