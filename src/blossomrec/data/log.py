@@ -145,6 +145,11 @@ class EventLog:
         return len(self.items)
 
     @property
+    def is_temporary(self) -> bool:
+        """Whether the folder goes with this object."""
+        return self._temporary is not None
+
+    @property
     def timestamp_unit(self) -> str | None:
         """ "microseconds" (since 1970, UTC) if the source had datetimes or dates, else None."""
         return self._description.get("timestamp_unit")
@@ -195,7 +200,7 @@ class EventLog:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._temporary is not None:
+        if self.is_temporary:
             raise DataError(
                 f"{self.folder} is temporary and goes with this process: to pickle a log, prepare "
                 "it with EventLog.prepare(events, FOLDER); a model is kept by save_pretrained"

@@ -179,7 +179,7 @@ def _check_shapes(path: Path, info: RunInfo) -> None:
     try:
         with torch.device("meta"):
             model = build_model(info.config.model, info.num_items)
-    except (RuntimeError, OverflowError, TypeError) as error:
+    except (ConfigError, RuntimeError, OverflowError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"{config} describes a model that cannot be: {reason}") from error
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
