@@ -104,7 +104,7 @@ def test_a_training_is_overwritten_only_where_asked_for(recommender, repeat_log,
     run = tmp_path / "run"
     BlossomRec(**SMALL).fit(repeat_log, run, progress=False)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match=r"run folder of a training \(it holds checkpoints, log"):
+    with pytest.raises(RunError, match=r"run folder of another model \(it holds checkpoints, log"):
         recommender.save_pretrained(run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     recommender.save_pretrained(run, overwrite=True)

@@ -196,7 +196,8 @@ class BlossomRec:
         candidates, most = self._candidates(items), self._most(max_len)
         known.warn_of_unknown(rows)
         lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], most)
-        found = [(rows[:0], rows[:0], np.empty(0, dtype=np.float32), rows[:0])]
+        nothing = (rows[:0], rows[:0], np.empty(0, dtype=np.float32), rows[:0])
+        found: list[tuple[np.ndarray, ...]] = [nothing]
         for start, stop in pairwise(_cuts(lengths)):
             histories = [known.history(row) for row in rows[start:stop]]
             some = np.flatnonzero([len(history) for history in histories])

@@ -134,14 +134,15 @@ def write_model(
     ``config.json`` and is refused by whoever reads it.
 
     Raises:
-        RunError: the folder is a training's, and ``overwrite`` is not given, which removes that.
+        RunError: a training or evaluations lie there, and ``overwrite``, which removes them, is
+            not given.
     """
     folder = Path(folder)
     trained = [name for name in OF_TRAINING if (folder / name).exists()]
     if trained and not overwrite:
         raise RunError(
-            f"{folder} is the run folder of a training (it holds {', '.join(trained)}): choose "
-            "another folder, or overwrite it, which removes the training"
+            f"{folder} is the run folder of another model (it holds {', '.join(trained)}): choose "
+            "another folder, or give overwrite=True, which removes those"
         )
     folder.mkdir(parents=True, exist_ok=True)
     remove(folder / "config.json")
