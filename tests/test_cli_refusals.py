@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 
+import polars as pl
 import pytest
 import torch
 
@@ -182,14 +183,36 @@ def test_the_last_good_checkpoint_stays_when_a_loss_is_not_finite(
     assert all(value.isfinite().all() for value in best.state_dict().values())
 
 
-def test_a_run_of_another_vocabulary_is_refused(refused, place, repeat_log):
+def test_an_evaluation_that_cannot_be_kept_is_shown(refused, cli, place, tmp_path):
+    (tmp_path / "evaluations").write_text("no folder")
+    arguments = ["evaluate", place / "run", "--out", tmp_path]
+    shown, _ = refused(*arguments, words=["is not kept, as it cannot be written", tmp_path])
+    assert shown == cli("evaluate", place / "run")
+
+
+def test_a_log_prepared_again_is_refused_by_what_needs_it(refused, cli, tiny_events, tmp_path):
+    prepare_and_train(tiny_events, tmp_path)
+    log, run = tmp_path / "log", tmp_path / "run"
+    tiny_events.with_columns(pl.col("timestamp") * 2).write_parquet(tmp_path / "new.parquet")
+    cli("prepare", tmp_path / "new.parquet", log)
+    refused("evaluate", run, words=[log, "prepared again since", "(times)", f"--log {log}"])
+    flags = ["--resume", "auto", "--quiet", *small_flags(epochs=3)]
+    refused("train", log, run, *flags, words=["trained on other data (times)"])
+    assert "50010" in cli("recommend", run, "--history", "50003", "--k", 80)
+    assert "50010" in cli("recommend", run, "--user", 1001, "--k", 80, "--no-filter-viewed")
+
+
+def test_a_run_of_another_vocabulary_is_refused(refused, cli, place, repeat_log):
     run, other = place / "run", repeat_log.folder
     before = content(run)
     words = ["another vocabulary", run, other]
     refused("train", other, run, *small_flags(epochs=3), "--resume", "auto", words=words)
     refused("evaluate", run, "--log", other, words=words)
-    refused("recommend", run, "--user", "1001", "--log", other, words=words)
     assert content(run) == before
+    # Recommending goes by external ids.
+    options = ["--log", other, "--k", 3, "--json"]
+    found = json.loads(cli("recommend", run, "--user", "1001", *options))
+    assert [row["rank"] for row in found] == [1, 2, 3]
 
 
 def test_a_used_folder_is_refused_unless_training_is_to_go_on(refused, cli, place, tmp_path):

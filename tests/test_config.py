@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+from itertools import pairwise
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -228,6 +229,11 @@ def test_an_empty_yaml_file_changes_nothing(tmp_path):
         ("a.json", b"[1, 2]"),
         ("a.yaml", b"17"),
         ("a.yaml", b"0"),
+        ("a.json", b"[" * 200_000),
+        ("a.yaml", b"[" * 200_000),
+        ("a.toml", b"model = " + b"[" * 200_000),
+        ("a.yaml", b"model: {max_len: !!python/object/apply:os.getcwd []}"),
+        ("a.yaml", b"x" * (2 << 20)),
         ("a.ini", b"[model]"),
         ("options", b"model: {}"),
     ],
@@ -237,6 +243,39 @@ def test_broken_files_are_named(tmp_path, name, content):
     with pytest.raises(ConfigError) as error:
         read_file(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+BOMB = "\n".join(
+    ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    + [f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in pairwise("abcdefghi")]
+)
+
+
+@pytest.mark.parametrize("text", [BOMB, "a: &a [*a]", "model: &m {layers: 1}\ntraining: {<<: *m}"])
+def test_aliases_are_refused_before_they_are_followed(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"a\.yaml cannot be read: \*\w is an alias: write it out"
+    ):
+        read_file(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": {"layers": ["x"] * 10**6}},
+        {"model": {"backbone": "x" * 10**6}},
+        {"model": [["x"] * 10**6] * 10},
+        {"evaluation": {"ks": [0] * 10**6}},
+        {"x" * 10**6: 1},
+        {"model": {("x",) * 10**6: 1}},
+    ],
+)
+def test_large_values_are_not_told_whole(values):
+    with pytest.raises(ConfigError) as error:
+        from_dict(values)
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
 
 
 def test_a_wrong_extension_says_which_are_right(tmp_path):

@@ -182,7 +182,11 @@ def test_who_has_viewed_everything_gets_nothing(recommender, tiny_log):
         (["nobody"], "unknown user 'nobody'"),
         (np.array([7]), "unknown user 7"),
         (list(range(1, 8)), "unknown user 1, 2, 3, 4, 5 and 2 more"),
-        ([None], "unknown user None"),
+        ([None], "user[0] is None: an id is a whole number or text, such as 12 or '12'"),
+        ([1001, 12.0], "user[1] is 12.0: an id is a whole number or text, such as 12 or '12'"),
+        ("12", "'12' is not a list of ids: give a list of users, such as ['12']"),
+        (b"12", "b'12' is not a list of ids: give a list of users"),
+        (1001, "1001 is not a list of ids: give a list of users, such as [1001]"),
         ([], "no user is given"),
     ],
 )
@@ -199,6 +203,36 @@ def test_unknown_items_to_choose_from_are_named(recommender):
         recommender.recommend(items=[])
     with pytest.raises(DataError, match="unknown item 'x'"):
         recommender.recommend_history([50_003], items=["x"])
+
+
+@pytest.mark.parametrize("text", ["50003", "", b"50003", 50_003])
+def test_text_is_no_list_of_items(recommender, text):
+    for ask in (
+        lambda: recommender.recommend_history(text),
+        lambda: recommender.similar_items(text),
+        lambda: recommender.recommend(items=text),
+        lambda: recommender.recommend_history([50_003], items=text),
+    ):
+        with pytest.raises(DataError, match="is not a list of ids: give a list of items"):
+            ask()
+
+
+def test_what_is_no_id_is_refused_not_skipped(recommender):
+    for wrong in (None, float("nan"), 50_003.0, np.float64(50_003), True, b"50003"):
+        with pytest.raises(DataError, match=r"item\[1\] is .*: an id is a whole number or text"):
+            recommender.recommend_history([50_003, wrong])
+    with pytest.raises(DataError, match="has no order: give a list of items, oldest first"):
+        recommender.recommend_history({50_003, 50_010})
+    users = recommender.recommend({1001}, 2, items={50_003, 50_010, 50_017})
+    assert users["user_id"].unique().to_list() == [1001]
+
+
+@pytest.mark.parametrize("k", [1.5, "3", None, True])
+def test_k_is_a_whole_number(recommender, k):
+    with pytest.raises(ConfigError, match=r"k is .*: a whole number is needed"):
+        recommender.recommend_history([50_003], k)
+    with pytest.raises(ConfigError, match=r"max_len is 1\.5: a whole number is needed"):
+        recommender.recommend_history([50_003], max_len=1.5)
 
 
 @pytest.mark.parametrize("k", [0, -3])

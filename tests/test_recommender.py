@@ -1,6 +1,13 @@
+import copy
+import gc
 import json
 import os
+import pickle
+import shutil
 import signal
+import subprocess
+import sys
+import warnings
 
 import polars as pl
 import pytest
@@ -9,7 +16,7 @@ import torch
 from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.device import resolve_device
-from blossomrec.errors import ConfigError, RunError
+from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.recommender import BlossomRec, with_options
 from blossomrec.training import TrainingInterrupted, trainer
 from small_options import SMALL
@@ -68,22 +75,197 @@ def test_without_its_log_a_model_still_knows_histories(recommender, tmp_path):
     history = [50_003, 50_010]
     assert alone.recommend_history(history).equals(recommender.recommend_history(history))
     for users in (None, [1001]):
-        with pytest.raises(RunError, match="the log this model was trained on is not there"):
+        with pytest.raises(RunError, match=r"the log .* trained on is not there .*gone is not"):
             alone.recommend(users)
+    alone.save_pretrained(tmp_path / "again")
+    again = BlossomRec.from_pretrained(tmp_path / "again")
+    assert again.recommend_history(history).equals(recommender.recommend_history(history))
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == values | {
+        "data": str(tmp_path / "gone")
+    }
 
 
-def test_a_log_of_another_vocabulary_is_refused(fitted, tiny_log, repeat_log, tmp_path):
-    recommender, run = fitted
-    with pytest.raises(RunError, match="another vocabulary") as error:
-        BlossomRec.from_pretrained(run, repeat_log)
-    assert str(run) in str(error.value) and str(repeat_log.folder) in str(error.value)
+def test_training_on_another_vocabulary_is_refused(fitted, repeat_log):
     with pytest.raises(RunError, match="another vocabulary"):
-        BlossomRec(**SMALL).fit(repeat_log, run, progress=False)
+        BlossomRec(**SMALL).fit(repeat_log, fitted[1], progress=False)
+
+
+def test_a_model_takes_the_place_of_one_that_was_saved(recommender, repeat_log, tmp_path):
     other = BlossomRec(**SMALL).fit(repeat_log, progress=False)
     other.save_pretrained(tmp_path / "saved")
-    with pytest.raises(RunError, match="another vocabulary"):
-        recommender.save_pretrained(tmp_path / "saved")
-    assert BlossomRec.from_pretrained(tmp_path / "saved").items.size == repeat_log.num_items
+    (tmp_path / "saved" / "notes.txt").write_text("mine")
+    recommender.save_pretrained(tmp_path / "saved")
+    again = BlossomRec.from_pretrained(tmp_path / "saved")
+    assert again.recommend(k=2).equals(recommender.recommend(k=2))
+    assert (tmp_path / "saved" / "notes.txt").read_text() == "mine"
+
+
+def test_a_training_is_overwritten_only_where_asked_for(recommender, repeat_log, tmp_path):
+    run = tmp_path / "run"
+    BlossomRec(**SMALL).fit(repeat_log, run, progress=False)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=r"run folder of another model \(it holds checkpoints, log"):
+        recommender.save_pretrained(run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    recommender.save_pretrained(run, overwrite=True)
+    assert BlossomRec.from_pretrained(run).recommend(k=2).equals(recommender.recommend(k=2))
+    assert sorted(os.listdir(run)) == ["config.json", "model.safetensors", "vocabulary"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ids.parquet", "vocabulary.json"])
+def test_saving_that_breaks_off_leaves_no_mixed_model(
+    recommender, repeat_log, tmp_path, monkeypatch, name
+):
+    other = BlossomRec(**SMALL).fit(repeat_log, progress=False)
+    other.save_pretrained(tmp_path)
+    replace = os.replace
+
+    def breaking(source, target):
+        if str(target).endswith(name):
+            raise OSError("the end")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", breaking)
+    with pytest.raises(OSError, match="the end"):
+        recommender.save_pretrained(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(RunError, match=r"config\.json is missing"):
+        BlossomRec.from_pretrained(tmp_path)
+    recommender.save_pretrained(tmp_path)
+    assert BlossomRec.from_pretrained(tmp_path).recommend(k=1).height == 60
+
+
+class TestAnyLog:
+    """A model and a log that was not its own, or is no longer."""
+
+    def test_a_log_prepared_again_gives_the_histories_of_today(
+        self, tiny_events, recommender, tmp_path
+    ):
+        old = EventLog.prepare(tiny_events, tmp_path / "log")
+        BlossomRec(**SMALL).fit(old, tmp_path / "run", progress=False)
+        new = pl.DataFrame(
+            {
+                "user_id": [1001, 1001, 7, 7],
+                "item_id": [50_010, 5, 50_003, 50_010],
+                "timestamp": [1, 2, 3, 4],
+            }
+        )
+        EventLog.prepare(new, tmp_path / "log")
+        model = BlossomRec.from_pretrained(tmp_path / "run")
+        assert model.recommend_history([50_003]).height == 10
+        with pytest.warns(
+            UserWarning, match="1 of 2 events of these users are of items that .*: 5$"
+        ):
+            frame = model.recommend([1001], 3)
+        assert frame.drop("user_id", "score").equals(
+            model.recommend_history([50_010], 3).drop("score")
+        )
+        # Who has met nothing that is unknown is told nothing.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            frame = model.recommend([7], 3)
+        both = model.recommend_history([50_003, 50_010], 3)
+        assert frame.drop("user_id", "score").equals(both.drop("score"))
+
+    def test_ids_of_another_type_meet(self, tiny_events, fitted):
+        text = tiny_events.with_columns(pl.col("user_id", "item_id").cast(pl.String))
+        recommender, run = fitted
+        other = BlossomRec.from_pretrained(run, EventLog.prepare(text))
+        expected = recommender.recommend([1001, 1004], 4)
+        frame = other.recommend(["1001", "1004"], 4)
+        assert frame["item_id"].equals(expected["item_id"])
+        assert frame["user_id"].to_list() == expected["user_id"].cast(pl.String).to_list()
+
+    def test_users_without_a_known_item_get_nothing(self, fitted, repeat_log):
+        recommender = BlossomRec.from_pretrained(fitted[1])
+        strange = pl.DataFrame(
+            {"user_id": [1, 1, 2, 2], "item_id": [5, 6, 50_003, 7], "timestamp": [1, 2, 3, 4]}
+        )
+        recommender.log = EventLog.prepare(strange)
+        with pytest.warns(UserWarning, match="3 of 4 events .*: 5, 6, 7$"):
+            frame = recommender.recommend(k=2)
+        assert frame["user_id"].to_list() == [2, 2]
+        with pytest.warns(UserWarning, match="2 of 2 events .*: 5, 6$"):
+            empty = recommender.recommend([1], 2)
+        assert empty.schema == frame.schema and empty.height == 0
+
+    def test_many_unknown_items_are_counted(self, fitted):
+        items = list(range(1, 9)) * 2
+        log = EventLog.prepare(
+            pl.DataFrame({"user_id": [1] * 8 + [2] * 8, "item_id": items, "timestamp": items})
+        )
+        recommender = BlossomRec.from_pretrained(fitted[1], log)
+        with pytest.warns(UserWarning, match="16 of 16 .*: 1, 2, 3, 4, 5 and 3 more$"):
+            assert recommender.recommend().height == 0
+
+    @pytest.mark.parametrize("damage", ["items", "log.json", "all"])
+    def test_a_damaged_log_stops_only_what_needs_it(self, tiny_events, tmp_path, damage):
+        EventLog.prepare(tiny_events, tmp_path / "log")
+        log = EventLog.open(tmp_path / "log")
+        BlossomRec(**SMALL).fit(log, tmp_path / "run", progress=False)
+        if damage == "all":
+            shutil.rmtree(tmp_path / "log")
+        elif damage == "items":
+            shutil.rmtree(tmp_path / "log" / "items")
+        else:
+            (tmp_path / "log" / "log.json").write_text("{")
+        model = BlossomRec.from_pretrained(tmp_path / "run")
+        assert model.recommend_history([50_003]).height == 10
+        with pytest.raises(RunError, match=r"is not there .*give one, or use recommend_history"):
+            model.recommend([1001])
+        with pytest.raises(DataError):
+            BlossomRec.from_pretrained(tmp_path / "run", tmp_path / "log")
+
+
+class TestPickle:
+    @pytest.fixture
+    def kept(self, tiny_events, tmp_path):
+        log = EventLog.prepare(tiny_events, tmp_path / "log")
+        return BlossomRec(**SMALL).fit(log, progress=False)
+
+    def test_another_process_gets_the_same_answers(self, kept, tmp_path):
+        (tmp_path / "model.pkl").write_bytes(pickle.dumps(kept))
+        code = (
+            "import pickle, sys\n"
+            f"model = pickle.load(open({str(tmp_path / 'model.pkl')!r}, 'rb'))\n"
+            f"model.save_pretrained({str(tmp_path / 'saved')!r})\n"
+            "print(model.recommend([1001], 3).rows())\n"
+            "print(model.recommend_history([50_003], 3).rows())"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        frames = (kept.recommend([1001], 3), kept.recommend_history([50_003], 3))
+        assert done.stdout.splitlines() == [str(frame.rows()) for frame in frames]
+        assert BlossomRec.from_pretrained(tmp_path / "saved").items.size == 80
+
+    def test_without_its_log_it_still_knows_histories(self, kept, tmp_path):
+        content = pickle.dumps(kept)
+        shutil.rmtree(tmp_path / "log")
+        again = pickle.loads(content)
+        assert again.recommend_history([50_003]).equals(kept.recommend_history([50_003]))
+        with pytest.raises(RunError, match="the log this model was trained on is not there"):
+            again.recommend([1001])
+
+    def test_a_temporary_log_is_refused_with_advice(self, tiny_events):
+        model = BlossomRec(**SMALL).fit(tiny_events, progress=False)
+        with pytest.raises(RunError, match=r"save_pretrained, or .*EventLog\.prepare"):
+            pickle.dumps(model)
+
+    def test_a_deep_copy_outlives_its_model(self, tiny_events):
+        model = BlossomRec(**SMALL).fit(tiny_events, progress=False)
+        expected = model.recommend([1001], 3)
+        twin, folder = copy.deepcopy(model), model.log.folder
+        del model
+        assert twin.recommend([1001], 3).equals(expected)
+        weight = twin.model.item_embeddings.weight
+        assert copy.deepcopy(twin).model.item_embeddings.weight is not weight
+        assert copy.copy(twin).model.item_embeddings.weight is weight
+        del twin
+        gc.collect()
+        assert not folder.exists()
+
+    def test_what_is_not_fitted_is_pickled_too(self):
+        assert pickle.loads(pickle.dumps(BlossomRec(**SMALL))).config.model.max_len == 20
 
 
 def test_a_vocabulary_of_another_model_is_refused(recommender, repeat_log, tmp_path):

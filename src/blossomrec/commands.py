@@ -20,7 +20,7 @@ from blossomrec.config import (
     to_dict,
 )
 from blossomrec.data.options import PrepareOptions, ReadOptions
-from blossomrec.errors import ConfigError
+from blossomrec.errors import ConfigError, RunError
 
 Value = TypeVar("Value")
 ConfigFile = Annotated[
@@ -139,11 +139,18 @@ def evaluate(
         measured = evaluate_baseline(model, EventLog.open(log), on=on, **options)
     else:
         measured = evaluate_run(model, log, on=on, device=device, **options)
-        out = out or Path(model)
-        write_metrics(model, f"{on}-{measured.protocol.ranking}", measured.metrics)
-    if out is not None:
-        save_evaluation(measured, evaluation_path(out, on, measured.protocol.ranking))
+    # Shown first: where nothing can be written, the work is not lost.
     _console().print(evaluation_table(model, measured))
+    try:
+        if model not in BASELINES:
+            write_metrics(model, f"{on}-{measured.protocol.ranking}", measured.metrics)
+            out = out or Path(model)
+        if out is not None:
+            save_evaluation(measured, evaluation_path(out, on, measured.protocol.ranking))
+    except OSError as error:
+        raise RunError(
+            f"the evaluation above is not kept, as it cannot be written: {error}"
+        ) from error
 
 
 def compare(

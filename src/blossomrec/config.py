@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import re
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -19,6 +20,10 @@ from blossomrec.errors import ConfigError
 # The largest that every generator of random numbers takes.
 LARGEST_SEED = 2**63 - 1
 LARGEST_HISTORY = 10_000_000
+# Of anything that an event looks at; selected blocks take memory whether a history has them or not.
+LARGEST_PATTERN = 65_536
+# A configuration has some hundred lines; no file that is larger is read.
+LARGEST_FILE = 1 << 20
 
 
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -36,9 +41,11 @@ class ModelConfig:
     attention: Literal["blossom", "full"] = option(
         "blossom", "attention of the Transformer backbones"
     )
-    max_len: int = option(200, "longest history, in events, that the model sees", low=2)
+    max_len: int = option(
+        200, "longest history, in events, that the model sees", low=2, high=LARGEST_HISTORY
+    )
     hidden_size: int = option(128, "width of embeddings and layers", low=1)
-    layers: int = option(2, "number of layers", low=1)
+    layers: int = option(2, "number of layers", low=1, high=1_024)
     heads: int = option(8, "query heads", low=1)
     kv_heads: int = option(2, "key/value heads; divides heads", low=1)
     rotary_share: float = option(
@@ -52,12 +59,21 @@ class ModelConfig:
     dropout: float = option(
         0.2, "dropout after embeddings, attention and feed-forward", low=0, high=0.95
     )
-    block_size: int = option(16, "Blossom: events in a block", low=1)
-    top_n: int = option(4, "Blossom: selected blocks for each event", low=1)
-    window: int = option(8, "Blossom: recent events the short-term path always sees", low=1)
-    sinks: int = option(0, "Blossom: events at the edge of the history that everyone sees", low=0)
+    block_size: int = option(16, "Blossom: events in a block", low=1, high=LARGEST_PATTERN)
+    top_n: int = option(4, "Blossom: selected blocks for each event", low=1, high=LARGEST_PATTERN)
+    window: int = option(
+        8, "Blossom: recent events the short-term path always sees", low=1, high=LARGEST_PATTERN
+    )
+    sinks: int = option(
+        0,
+        "Blossom: events at the edge of the history that everyone sees",
+        low=0,
+        high=LARGEST_PATTERN,
+    )
     compress: Literal["mlp", "mean"] = option("mlp", "Blossom: how a block of keys becomes one key")
-    compress_window: int = option(32, "Blossom: keys that one block key is made of", low=1)
+    compress_window: int = option(
+        32, "Blossom: keys that one block key is made of", low=1, high=LARGEST_PATTERN
+    )
     paths: Literal["both", "long", "short"] = option(
         "both", "Blossom: both gated paths, or one alone to see what it gives"
     )
@@ -138,7 +154,7 @@ class EvaluationConfig:
     filter_seen: Literal["auto", "yes", "no"] = option(
         "auto", "leave items already seen out of the ranking; auto: when the log has no repeats"
     )
-    ks: tuple[int, ...] = option((5, 10, 20), "cut-offs of the metrics", low=1)
+    ks: tuple[int, ...] = option((5, 10, 20), "cut-offs of the metrics", low=1, high=10_000)
     seed: int = option(
         0, "seed of sampled candidates and of the bootstrap", low=0, high=LARGEST_SEED
     )
@@ -208,6 +224,16 @@ _NEEDED: dict[Any, tuple[Any, str]] = {
 }
 
 
+def shortened(value: Any) -> str:
+    """A value for a message: one line, however large it is."""
+    shown = " ".join(_SHORT.repr(value).split())
+    return shown if len(shown) <= _SHORT.maxother else f"{shown[: _SHORT.maxother]}..."
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxstring = _SHORT.maxlong = 80
+
+
 def check(config: Any, where: str = "") -> None:
     """Raise ConfigError, naming option and value, where a type is wrong or a bound is broken."""
     hints = get_type_hints(type(config))
@@ -220,9 +246,9 @@ def check(config: Any, where: str = "") -> None:
         low, high = entry.metadata.get("low"), entry.metadata.get("high")
         for number in value if isinstance(value, (tuple, list)) else (value,):
             if low is not None and not number >= low:
-                raise ConfigError(f"{name} is {value}: it must be at least {low}")
+                raise ConfigError(f"{name} is {shortened(value)}: it must be at least {low}")
             if high is not None and not number <= high:
-                raise ConfigError(f"{name} is {value}: it must be at most {high}")
+                raise ConfigError(f"{name} is {shortened(value)}: it must be at most {high}")
     if isinstance(config, ModelConfig):
         _check_model(config, where)
 
@@ -232,10 +258,10 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             choices = ", ".join(map(str, get_args(hint)))
-            raise ConfigError(f"{name} is {value!r}: choose one of {choices}")
+            raise ConfigError(f"{name} is {shortened(value)}: choose one of {choices}")
     elif get_origin(hint) is tuple:
         if not isinstance(value, (tuple, list)) or not value:
-            raise ConfigError(f"{name} is {value!r}: a list of numbers is needed")
+            raise ConfigError(f"{name} is {shortened(value)}: a list of numbers is needed")
         for place, number in enumerate(value):
             _check_value(f"{name}[{place}]", number, get_args(hint)[0])
     elif hint in _NEEDED:
@@ -243,7 +269,7 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
         # A bool counts as an int in Python, not in an option.
         wrong = hint is not bool and isinstance(value, bool)
         if wrong or not isinstance(value, kinds) or not abs(value) < math.inf:
-            raise ConfigError(f"{name} is {value!r}: {needed} is needed")
+            raise ConfigError(f"{name} is {shortened(value)}: {needed} is needed")
 
 
 def _check_model(model: ModelConfig, where: str) -> None:
@@ -280,10 +306,13 @@ def from_dict(values: dict[str, Any], cls: type = RunConfig, where: str = "") ->
     given: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            raise ConfigError(f"unknown option {where}{name}: known are {', '.join(known)}")
+            shown = name if isinstance(name, str) and len(name) <= 80 else shortened(name)
+            raise ConfigError(f"unknown option {where}{shown}: known are {', '.join(known)}")
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, dict):
-                raise ConfigError(f"{where}{name} is {value!r}: a table of options is needed")
+                raise ConfigError(
+                    f"{where}{name} is {shortened(value)}: a table of options is needed"
+                )
             value = from_dict(value, hints[name], f"{where}{name}.")
         elif isinstance(value, list):
             value = tuple(value)
@@ -300,10 +329,13 @@ def read_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no configuration file {path}")
+    if path.stat().st_size > LARGEST_FILE:
+        raise ConfigError(f"{path} is larger than {LARGEST_FILE:,} bytes: it is no configuration")
     try:
         values = _parse(path.read_text(encoding="utf-8"), path.suffix)
     except Exception as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}: a table of options is needed")
     return values
@@ -314,7 +346,15 @@ def _parse(text: str, suffix: str) -> Any:
         import yaml
 
         class Loader(yaml.SafeLoader):
-            """YAML in which 1e-3 is a number, as it is in version 1.2 and in every other format."""
+            """YAML in which 1e-3 is a number, as it is in version 1.2 and in every other format.
+
+            Aliases are refused: a few lines of them stand for millions of values.
+            """
+
+            def compose_node(self, parent: Any, index: Any) -> Any:
+                if self.check_event(yaml.AliasEvent):
+                    raise ConfigError(f"*{self.peek_event().anchor} is an alias: write it out")
+                return super().compose_node(parent, index)
 
         number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
         Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))

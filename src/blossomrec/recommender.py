@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -20,19 +20,28 @@ from blossomrec.config import (
     RunConfig,
     TrainingConfig,
     check,
+    shortened,
 )
 from blossomrec.data.batches import pack
+from blossomrec.data.known import KnownHistories, known_rows, shown_ids
 from blossomrec.data.log import EventLog
 from blossomrec.data.ragged import fill
 from blossomrec.data.split import make_split
-from blossomrec.data.vocabulary import Vocabulary
+from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.evaluation import scoring
 from blossomrec.evaluation.top_k import top_k
+from blossomrec.files import TemporaryFolder
 from blossomrec.models.sequence import SequenceModel, build_model
 from blossomrec.training.randomness import seeded
-from blossomrec.training.run import load_model, read_run_config, save_model, write_run_config
+from blossomrec.training.run import (
+    RunInfo,
+    load_model,
+    open_vocabulary,
+    read_run_config,
+    write_model,
+)
 
 if TYPE_CHECKING:
     from blossomrec.training.loop import TrainingResult
@@ -45,6 +54,9 @@ EVENTS_AT_ONCE = 65_536
 class BlossomRec:
     """A sequential recommender: fit it on a log of events, ask it for next items.
 
+    Ids are external ones, whole numbers or text, in any list, array or series. Pickled, it takes
+    model and items along and opens its log again by the path, if that is still there.
+
     Args:
         config: everything that decides the outcome; defaults where it is None.
         options: single options by name, such as ``max_len=500`` or ``epochs=20``, that override
@@ -54,7 +66,8 @@ class BlossomRec:
         config: the resolved configuration.
         model: the trained model, None before ``fit``.
         items: vocabulary of the catalogue, None before ``fit``.
-        log: the events whose users can be asked for, None when there are none.
+        log: the events whose users can be asked for, None when there are none. It may be any: items
+            meet by their external ids, and those the model does not know are skipped.
         training: what the training came to, None without one.
 
     Raises:
@@ -67,7 +80,9 @@ class BlossomRec:
         self.items: Vocabulary | None = None
         self.log: EventLog | None = None
         self.training: TrainingResult | None = None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._info: RunInfo | None = None
+        self._known: KnownHistories | None = None
+        self._no_log = "the log this model was trained on is not there"
 
     def fit(
         self,
@@ -95,17 +110,19 @@ class BlossomRec:
         from blossomrec.training import train
 
         log = log if isinstance(log, EventLog) else EventLog.prepare(log)
+        temporary = None
         if run is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="blossomrec-")
-            run = Path(self._temporary.name) / "run"
+            # Once the weights are in memory, nothing of it is needed any more.
+            temporary = TemporaryFolder()
+            run = temporary.path / "run"
         split = make_split(log, self.config.evaluation)
         with seeded(self.config.training.seed):
             model = build_model(self.config.model, log.num_items)
             self.training = train(
                 model, log, split, self.config, Path(run), resume=resume, progress=progress
             )
-            self.model = load_model(run, resolve_device(self.config.training.device))
-        self.log, self.items = log, log.item_vocabulary
+            self.log = log
+            self._load(run, resolve_device(self.config.training.device))
         return self
 
     @classmethod
@@ -117,36 +134,36 @@ class BlossomRec:
         Args:
             folder: holds ``config.json``, ``model.safetensors`` and ``vocabulary/``.
             log: prepared log with the histories of the users to ask for; None is the log the model
-                was trained on, if it is still there.
+                was trained on, as it is now, if it is still there.
             device: "auto", "cpu" or "cuda".
 
         Raises:
-            RunError: a file is missing or damaged, or the log has another vocabulary.
+            RunError: a file of the run is missing or damaged.
+            DataError: the log that was given is missing or damaged.
             ConfigError: the device is not there.
         """
-        info = read_run_config(folder)
-        self = cls(info.config)
-        self.model = load_model(folder, resolve_device(device))
-        self.items = Vocabulary.open(Path(folder) / "vocabulary")
-        if self.items.fingerprint != info.fingerprint:
-            raise RunError(f"{folder}: vocabulary/ does not belong to config.json")
+        self = cls(read_run_config(folder).config)
+        self._load(folder, resolve_device(device))
         if log is not None:
             self.log = log if isinstance(log, EventLog) else EventLog.open(log)
-        elif (info.data / "log.json").is_file():
-            self.log = EventLog.open(info.data)
-        if self.log is not None and self.log.item_vocabulary.fingerprint != info.fingerprint:
-            raise RunError(
-                f"{folder} belongs to another vocabulary than {self.log.folder}: "
-                "prepare the log as it was when the model was trained, or train again"
-            )
+        elif self._info is not None:
+            self._find_log(self._info.data)
         return self
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json``, ``model.safetensors`` and ``vocabulary/``, without the events."""
-        model, _ = self._ready()
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_run_config(folder, self.config, self._histories())
-        save_model(folder, model)
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write ``config.json``, ``model.safetensors`` and ``vocabulary/``, without the events.
+
+        A model that was saved in ``folder`` before is replaced.
+
+        Args:
+            overwrite: also replace a run folder, whose checkpoints and evaluations are removed.
+
+        Raises:
+            RunError: there is nothing to save, or the folder is a run folder.
+        """
+        model, vocabulary = self._ready()
+        assert self._info is not None
+        write_model(folder, self._info, vocabulary, model, overwrite=overwrite)
 
     def recommend(
         self,
@@ -168,23 +185,30 @@ class BlossomRec:
 
         Returns:
             Columns user_id, item_id, score, rank (from 1); fewer than ``k`` rows for a user where
-            fewer items are left.
+            fewer items are left, none for one without any item that the model knows.
 
         Raises:
             DataError: a user or an item is unknown; the message names it.
         """
-        log = self._histories()
+        known = self._histories()
+        log = known.log
         if users is None:
             rows = np.arange(log.num_users)
         else:
-            rows = known_rows(log.user_vocabulary, list(users), "user")
+            rows = known_rows(log.user_vocabulary, users, "user")
         candidates, most = self._candidates(items), self._most(max_len)
+        known.warn_of_unknown(rows)
         lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], most)
-        found = []
+        nothing = (rows[:0], rows[:0], np.empty(0, dtype=np.float32), rows[:0])
+        found: list[tuple[np.ndarray, ...]] = [nothing]
         for start, stop in pairwise(_cuts(lengths)):
-            histories = [log.history(row) for row in rows[start:stop]]
+            histories = [known.history(row) for row in rows[start:stop]]
+            some = np.flatnonzero([len(history) for history in histories])
+            if not len(some):
+                continue
+            histories = [histories[place] for place in some]
             places, *columns = self._rank(histories, k, filter_viewed, candidates, most)
-            found.append((rows[start:stop][places], *columns))
+            found.append((rows[start:stop][some][places], *columns))
         user_rows, *columns = (np.concatenate(column) for column in zip(*found, strict=True))
         return self._frame({"user_id": log.user_vocabulary.ids(user_rows)}, *columns)
 
@@ -213,20 +237,20 @@ class BlossomRec:
         _, vocabulary = self._ready()
         if unknown not in ("skip", "refuse"):
             raise ConfigError(f"unknown is {unknown!r}: choose skip or refuse")
-        history = list(history)
-        rows = vocabulary.rows(history) if history else np.empty(0, dtype=np.int64)
+        history = as_ids(history, "item", ordered=True)
+        rows = vocabulary.rows(history)
         strangers = [item for item, row in zip(history, rows, strict=True) if row < 0]
         if strangers and unknown == "refuse":
             known_rows(vocabulary, history, "item")
         if strangers:
             warnings.warn(
                 f"{len(strangers)} of {len(history)} items of the history are unknown and skipped: "
-                f"{_shown(strangers)}",
+                f"{shown_ids(strangers)}",
                 stacklevel=2,
             )
         known = rows[rows >= 0]
         if not len(known):
-            what = f"the history {_shown(history)}" if history else "an empty history"
+            what = f"the history {shown_ids(history)}" if history else "an empty history"
             raise DataError(f"{what} has no item that the model knows")
         _, *columns = self._rank(
             [known], k, filter_viewed, self._candidates(items), self._most(max_len)
@@ -243,8 +267,7 @@ class BlossomRec:
             DataError: an item is unknown.
         """
         model, vocabulary = self._ready()
-        _check_k(k)
-        items = list(items)
+        _at_least_one("k", k)
         rows = torch.from_numpy(known_rows(vocabulary, items, "item"))
         with torch.no_grad():
             table = torch.nn.functional.normalize(model.output_weight().float(), dim=-1)
@@ -275,7 +298,7 @@ class BlossomRec:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Number of the history, item row, score and rank of everything recommended."""
         model, vocabulary = self._ready()
-        _check_k(k)
+        _at_least_one("k", k)
         batch = pack([history[-max_len:] for history in histories])
         rows, scores = top_k(
             model,
@@ -293,14 +316,12 @@ class BlossomRec:
         """Events of a history that the model sees."""
         if max_len is None:
             return self.config.model.max_len
-        if max_len < 1:
-            raise ConfigError(f"max_len is {max_len}: it must be at least 1")
-        return max_len
+        return _at_least_one("max_len", max_len)
 
     def _candidates(self, items: Iterable[Any] | None) -> np.ndarray | None:
         """Rows of the only items to choose from, None for the whole catalogue."""
         _, vocabulary = self._ready()
-        return None if items is None else known_rows(vocabulary, list(items), "item")
+        return None if items is None else known_rows(vocabulary, items, "item")
 
     def _frame(
         self, columns: dict[str, Any], rows: np.ndarray, scores: np.ndarray, ranks: np.ndarray
@@ -315,13 +336,56 @@ class BlossomRec:
             raise RunError("this recommender has not been fitted: call fit or from_pretrained")
         return self.model, self.items
 
-    def _histories(self) -> EventLog:
-        self._ready()
+    def _histories(self) -> KnownHistories:
+        _, vocabulary = self._ready()
         if self.log is None:
-            raise RunError(
-                "the log this model was trained on is not there: give one, or use recommend_history"
-            )
-        return self.log
+            raise RunError(f"{self._no_log}: give one, or use recommend_history")
+        if self._known is None or self._known.log is not self.log:
+            self._known = KnownHistories(self.log, vocabulary)
+        return self._known
+
+    def _load(self, folder: str | Path, device: str) -> None:
+        """Take model and items from a run folder."""
+        self._info = read_run_config(folder)
+        model = load_model(folder, device)
+        self.items = open_vocabulary(folder, self._info)
+        # Now, because a process forked later cannot.
+        self.items.read()
+        self.model, self._known = model, None
+
+    def _find_log(self, folder: Path) -> None:
+        """Take the log that lies in a folder; where it cannot be opened, remember why."""
+        try:
+            self.log = EventLog.open(folder)
+        except DataError as error:
+            self._no_log = f"the log this model was trained on is not there ({error})"
+
+    def __copy__(self) -> BlossomRec:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlossomRec:
+        twin = self.__copy__()
+        twin.model = copy.deepcopy(self.model, memo)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__ | {"_known": None}
+        if self.log is not None:
+            if self.log.is_temporary:
+                raise RunError(
+                    "a recommender whose log is temporary cannot be pickled: keep the model with "
+                    "save_pretrained, or fit it on a log that EventLog.prepare(events, FOLDER) "
+                    "wrote"
+                )
+            state["log"] = self.log.folder.resolve()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"log": None})
+        if state["log"] is not None:
+            self._find_log(state["log"])
 
 
 def with_options(config: RunConfig, options: dict[str, Any]) -> RunConfig:
@@ -349,29 +413,16 @@ def with_options(config: RunConfig, options: dict[str, Any]) -> RunConfig:
     return config
 
 
-def known_rows(vocabulary: Vocabulary, ids: Sequence[Any], what: str) -> np.ndarray:
-    """Rows of ids that must all be known; DataError names those that are not."""
-    if not len(ids):
-        raise DataError(f"no {what} is given")
-    rows = vocabulary.rows(ids)
-    strangers = [one for one, row in zip(ids, rows, strict=True) if row < 0]
-    if strangers:
-        raise DataError(f"unknown {what} {_shown(strangers)}")
-    return rows
-
-
 def _cuts(lengths: np.ndarray) -> list[int]:
     """Where users with histories of these lengths are cut in parts to be encoded together."""
     # Nobody counts less than a share of the events, which bounds the number of users as well.
     return fill(np.maximum(lengths, EVENTS_AT_ONCE // USERS_AT_ONCE), EVENTS_AT_ONCE).tolist()
 
 
-def _shown(ids: Sequence[Any], most: int = 5) -> str:
-    plain = (one.item() if isinstance(one, np.generic) else one for one in ids[:most])
-    shown = ", ".join(map(repr, plain))
-    return shown + (f" and {len(ids) - most} more" if len(ids) > most else "")
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ConfigError(f"k is {k}: it must be at least 1")
+def _at_least_one(name: str, value: Any) -> int:
+    """The value as a whole number from 1; ConfigError names it where it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ConfigError(f"{name} is {shortened(value)}: a whole number is needed")
+    if value < 1:
+        raise ConfigError(f"{name} is {value}: it must be at least 1")
+    return int(value)

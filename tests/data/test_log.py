@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -98,8 +100,21 @@ class TestPrepare:
         log = EventLog.prepare(EVENTS)
         folder = log.folder
         assert EventLog.open(folder).num_events == 6
+        twin = copy.deepcopy(log)
         del log
+        assert twin.user_vocabulary.ids([0]).to_list() == ["a"] and folder.exists()
+        del twin
         assert not folder.exists() and not folder.parent.exists()
+        assert EventLog.prepare(EVENTS).item_vocabulary.ids([0, 1]).to_list() == [70, 60]
+
+    def test_temporary_folder_is_left_by_a_forked_child(self):
+        log = EventLog.prepare(EVENTS)
+        child = os.fork()
+        if child == 0:
+            log._temporary._finalizer()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert EventLog.open(log.folder).num_events == 6
 
     def test_float_times_and_datetimes(self):
         times = [0.5, 3.25, 1.0, 2.0, 3.0, 4.0]
@@ -171,7 +186,7 @@ class TestRefusals:
         old = EventLog.prepare(EVENTS, tmp_path / "log", weight="stars")
         new = EventLog.prepare(EVENTS[:5], tmp_path / "log")
         assert new.num_events == 5 and new.weights is None
-        assert not (tmp_path / "log" / "weights.npy").exists()
+        assert not list(tmp_path.rglob("weights.npy"))
         assert os.listdir(tmp_path) == ["log"]
         # The old one stays readable where it is still open.
         assert old.num_events == 6 and len(old.history(0)) == 2
@@ -204,6 +219,10 @@ class TestDamage:
     def folder(self, tmp_path):
         return EventLog.prepare(EVENTS, tmp_path / "log", weight="stars").folder
 
+    def table(self, folder, name):
+        (generation,) = (folder / name).iterdir()
+        return generation
+
     def refusal(self, folder) -> str:
         with pytest.raises(DataError) as caught:
             EventLog.open(folder)
@@ -220,8 +239,8 @@ class TestDamage:
         )
 
     def test_newer_format(self, folder):
-        self.describe(folder, format=2)
-        assert "log.json has format 2, written by a newer blossomrec" in self.refusal(folder)
+        self.describe(folder, format=3)
+        assert "log.json has format 3, written by a newer blossomrec" in self.refusal(folder)
 
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": "1"}'])
     def test_damaged_description(self, folder, text):
@@ -230,7 +249,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("name", ["offsets", "items", "timestamps", "weights"])
     def test_arrays(self, folder, name):
-        path = folder / f"{name}.npy"
+        path = self.table(folder, "events") / f"{name}.npy"
         content = path.read_bytes()
         for damaged in (content[:-4], content[:20], b"", b"x" * len(content)):
             path.write_bytes(damaged)
@@ -241,21 +260,50 @@ class TestDamage:
         assert f"{name}.npy is missing or damaged" in self.refusal(folder)
 
     def test_pickled_arrays_are_not_loaded(self, folder):
-        np.save(folder / "items.npy", np.array([{}] * 6, dtype=object), allow_pickle=True)
+        path = self.table(folder, "events") / "items.npy"
+        np.save(path, np.array([{}] * 6, dtype=object), allow_pickle=True)
         assert "items.npy is missing or damaged" in self.refusal(folder)
 
     @pytest.mark.parametrize("offsets", [[0, 3, 2, 6], [1, 2, 5, 6], [0, 2, 5, 7], [0, 2, 2, 6]])
     def test_offsets(self, folder, offsets):
-        np.save(folder / "offsets.npy", np.array(offsets))
+        np.save(self.table(folder, "events") / "offsets.npy", np.array(offsets))
         assert "offsets.npy is damaged: it must rise from 0 to 6" in self.refusal(folder)
 
     def test_counts(self, folder):
         self.describe(folder, items=4)
-        assert "items is damaged: it has 3 ids, and log.json speaks of 4" in self.refusal(folder)
+        items = self.table(folder, "items")
+        message = f"{items} is damaged: it has 3 ids, and log.json speaks of 4"
+        assert self.refusal(folder) == message
+
+    @pytest.mark.parametrize("name", ["users", "items", "events"])
+    @pytest.mark.parametrize("size", [10**9, 10**30, -1, True, "6", None, 6.0])
+    def test_sizes_that_are_not_there_take_no_memory(self, folder, name, size):
+        self.describe(folder, **{name: size})
+        tracemalloc.start()
+        assert "damaged" in self.refusal(folder)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
+
+    @pytest.mark.parametrize(
+        "generation", ["../../elsewhere", "", None, 7, "generation-1", "x" * 99]
+    )
+    def test_a_generation_elsewhere(self, folder, generation):
+        self.describe(folder, generation=generation)
+        assert "log.json is damaged: generation is" in self.refusal(folder)
+
+    @pytest.mark.parametrize("change", [{"summary": None}, {"identity": 7}, {"summary": [1]}])
+    def test_no_summary(self, folder, change):
+        self.describe(folder, **change)
+        assert "log.json is damaged: it has no summary or no identity" in self.refusal(folder)
+
+    def test_json_nested_too_deeply(self, folder):
+        (folder / "log.json").write_text("[" * 200_000)
+        assert "log.json is damaged: it is nested too deeply" in self.refusal(folder)
 
     def test_missing_vocabulary(self, folder):
-        (folder / "users" / "vocabulary.json").unlink()
-        assert "users is not a vocabulary" in self.refusal(folder)
+        users = self.table(folder, "users")
+        (users / "vocabulary.json").unlink()
+        assert self.refusal(folder).startswith(f"{users} is not a vocabulary")
 
 
 class TestSummary:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import datetime as dt
 import json
+import pickle
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data.vocabulary import Vocabulary
+from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.errors import DataError
 
 INTEGERS = pl.Series([30, -10, 20])
@@ -50,18 +55,19 @@ def test_round_trip_through_rows_and_files(ids, tmp_path_factory):
     [
         (INTEGERS, [20, 30, 99, 20], [2, 0, -1, 2]),
         (INTEGERS, ["20", "-10", "020", "x", " 30"], [2, 1, -1, -1, -1]),
-        (INTEGERS, [20.0, 20.5, float("nan"), 1e300], [2, -1, -1, -1]),
-        (INTEGERS, [20, "30", None, 2**64], [2, 0, -1, -1]),
+        (INTEGERS, ["-0", "+20", "2_0", "٢٠", "9" * 30], [-1, -1, -1, -1, -1]),
+        (INTEGERS, [20, "30", 2**64], [2, 0, -1]),
         (INTEGERS, np.array([30, 20], dtype=np.uint8), [0, 2]),
         (INTEGERS, np.array(["30", "x"]), [0, -1]),
         (INTEGERS, np.array([30, "x"], dtype=object), [0, -1]),
-        (INTEGERS, pl.Series([30, None], dtype=pl.Int32), [0, -1]),
+        (INTEGERS, [np.int32(30), np.str_("20"), np.uint64(2**64 - 1)], [0, 2, -1]),
+        (INTEGERS, pl.Series([30, 31], dtype=pl.Int32), [0, -1]),
+        (INTEGERS, torch.tensor([30, 20]), [0, 2]),
         (INTEGERS, (number for number in (30, 20)), [0, 2]),
         (INTEGERS, [2**200, 30], [-1, 0]),
         (INTEGERS, [], []),
         (STRINGS, [12, 13], [0, -1]),
-        (STRINGS, [12.0, 12.5], [0, -1]),
-        (STRINGS, ["ü", "X", None, 12], [2, -1, -1, 0]),
+        (STRINGS, ["ü", "X", "\ud800", 12], [2, -1, -1, 0]),
         (STRINGS, pl.Series(["x", "12"], dtype=pl.Categorical), [1, 0]),
     ],
 )
@@ -75,10 +81,70 @@ def test_rows_of_pandas_series():
     assert Vocabulary(STRINGS).rows(pandas.Series(["ü", "y"])).tolist() == [2, -1]
 
 
-@pytest.mark.parametrize("wrong", ["12", b"12", 12, None])
+@pytest.mark.parametrize(
+    "wrong", ["12", "", b"12", bytearray(b"12"), 12, None, {"12": 1}, pl.DataFrame({"id": [12]})]
+)
 def test_one_id_is_no_list(wrong):
-    with pytest.raises(DataError, match="is not a list of ids"):
+    with pytest.raises(DataError, match="is not a list of ids: give a list of ids"):
         Vocabulary(STRINGS).rows(wrong)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [12.0],
+        [float("nan")],
+        [None],
+        [True],
+        [np.float32(12)],
+        [np.bool_(True)],
+        [b"12"],
+        [[12]],
+        [dt.date(2024, 5, 1)],
+        np.array([12.0]),
+        np.array([12, None], dtype=object),
+        pl.Series([12.0]),
+        pl.Series([12, None]),
+        pl.Series([True]),
+    ],
+)
+def test_what_is_no_id_is_refused_with_its_place(given):
+    for before in ([], ["x", 12]):
+        ids = [*before, *given]
+        wrong = len(ids) - 1
+        with pytest.raises(DataError, match=rf"^user\[{wrong}\] is .*: an id is a whole number or"):
+            as_ids(ids, "user")
+    with pytest.raises(DataError, match=r"^id\[\d\] is .*: an id is a whole number or text"):
+        Vocabulary(INTEGERS).rows(given)
+
+
+def test_ids_become_plain_numbers_and_strings():
+    given = [np.int64(5), np.str_("x"), 7, "y", 2**70]
+    ids = as_ids(given)
+    assert ids == [5, "x", 7, "y", 2**70] and {type(one) for one in ids} == {int, str}
+    assert as_ids(pl.Series(["b", "a"], dtype=pl.Categorical)) == ["b", "a"]
+    assert as_ids(iter([1, 2])) == as_ids((1, 2)) == as_ids(range(1, 3)) == [1, 2]
+    assert sorted(as_ids({3, 4})) == [3, 4]
+    assert as_ids([]) == as_ids(np.array([])) == []
+
+
+def test_an_order_is_not_taken_from_what_has_none():
+    for none in ({3, 4}, frozenset({3, 4})):
+        with pytest.raises(DataError, match="has no order: give a list of items, oldest first"):
+            as_ids(none, "item", ordered=True)
+    assert as_ids([4, 3], "item", ordered=True) == [4, 3]
+
+
+@pytest.mark.parametrize("shape", [(), (1, 2)])
+def test_ids_have_one_dimension(shape):
+    with pytest.raises(DataError, match=rf"have {len(shape)} dimensions: a list is needed"):
+        as_ids(np.ones(shape, dtype=int))
+
+
+def test_long_values_are_not_told_whole():
+    with pytest.raises(DataError) as error:
+        as_ids("x" * 1_000_000)
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("rows", [[3], [-1], [0, 7]])
@@ -118,6 +184,30 @@ def test_opening_reads_no_ids_and_needs_no_polars(tmp_path):
     assert out.stdout.split() == ["3", Vocabulary(STRINGS).fingerprint]
 
 
+def test_ids_are_read_after_their_folder_is_gone(tmp_path):
+    Vocabulary(STRINGS).save(tmp_path / "old")
+    opened = Vocabulary.open(tmp_path / "old")
+    shutil.rmtree(tmp_path / "old")
+    opened.save(tmp_path / "copy")
+    assert opened.ids([2, 0]).to_list() == ["ü", "12"]
+    assert Vocabulary.open(tmp_path / "copy").rows(["x"]).tolist() == [1]
+
+
+def test_pickles_take_the_ids_along(tmp_path):
+    Vocabulary(STRINGS).save(tmp_path / "v")
+    opened = Vocabulary.open(tmp_path / "v")
+    shutil.rmtree(tmp_path / "v")
+    again = pickle.loads(pickle.dumps(opened))
+    assert (again.size, again.fingerprint) == (opened.size, opened.fingerprint)
+    assert again.ids(range(3)).to_list() == STRINGS.to_list()
+    assert copy.deepcopy(opened) is copy.copy(opened) is opened
+
+
+def test_ids_of_a_folder_with_brackets(tmp_path):
+    Vocabulary(STRINGS).save(tmp_path / "v[1]*?")
+    assert Vocabulary.open(tmp_path / "v[1]*?").rows(["x"]).tolist() == [1]
+
+
 class TestDamage:
     @pytest.fixture
     def folder(self, tmp_path):
@@ -148,6 +238,39 @@ class TestDamage:
         self.change(folder, **change)
         with pytest.raises(DataError, match="does not belong"):
             Vocabulary.open(folder).rows(["x"])
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"size": 10**30}, {"size": -1}, {"size": "3"}, {"size": None}, {"dtype": 7}],
+    )
+    def test_values_of_other_types(self, folder, change):
+        self.change(folder, **change)
+        with pytest.raises(DataError, match=rf"vocabulary\.json is damaged: {next(iter(change))} "):
+            Vocabulary.open(folder)
+
+    def test_json_nested_too_deeply(self, folder):
+        (folder / "vocabulary.json").write_text("[" * 200_000)
+        with pytest.raises(DataError, match=r"vocabulary\.json is damaged: .* nested too deeply"):
+            Vocabulary.open(folder)
+
+    def test_more_ids_than_told_are_not_read(self, folder):
+        pl.DataFrame({"id": pl.repeat("x", 2_000_000, eager=True)}).write_parquet(
+            folder / "ids.parquet"
+        )
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(DataError, match="does not belong"),
+        ):
+            patch.setattr(pl, "read_parquet", lambda *_: pytest.fail("it was read"))
+            Vocabulary.open(folder).rows(["x"])
+
+    @pytest.mark.parametrize("content", [None, b""])
+    def test_no_ids(self, folder, content):
+        (folder / "ids.parquet").unlink()
+        if content is not None:
+            (folder / "ids.parquet").write_bytes(content)
+        with pytest.raises(DataError, match=r"ids\.parquet is missing or damaged"):
+            Vocabulary.open(folder)
 
     def test_truncated_ids(self, folder):
         content = (folder / "ids.parquet").read_bytes()

@@ -3,10 +3,12 @@ import subprocess
 import sys
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from blossomrec.config import EvaluationConfig
+from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.evaluation import evaluate
@@ -72,6 +74,33 @@ def test_another_vocabulary_is_refused(trained, repeat_log):
     with pytest.raises(RunError, match="another vocabulary") as error:
         evaluate_run(run, repeat_log)
     assert str(run) in str(error.value) and str(repeat_log.folder) in str(error.value)
+
+
+def test_a_log_that_was_prepared_again_is_refused(tiny_events, tmp_path):
+    log = EventLog.prepare(tiny_events, tmp_path / "log")
+    run = tmp_path / "run"
+    BlossomRec(**SMALL).fit(log, run, progress=False)
+    metrics = evaluate_run(run).metrics
+    EventLog.prepare(tiny_events, tmp_path / "log")
+    assert evaluate_run(run).metrics == metrics
+    EventLog.prepare(tiny_events.with_columns(-pl.col("timestamp")), tmp_path / "log")
+    with pytest.raises(
+        RunError, match=r"was prepared again since .* \(items of the events, times\)"
+    ):
+        evaluate_run(run)
+    # An open log is what it was.
+    assert evaluate_run(run, log).metrics == metrics
+    with pytest.warns(UserWarning, match=r"\(items of the events, times\): what is held out there"):
+        assert evaluate_run(run, tmp_path / "log").metrics != metrics
+
+
+def test_a_run_that_does_not_know_its_log_is_measured_with_a_warning(trained, tiny_log, tmp_path):
+    trained[0].save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"log": None}))
+    for log in (None, tiny_log):
+        with pytest.warns(UserWarning, match="does not tell the identity of its log"):
+            assert evaluate_run(tmp_path / "saved", log).metrics == evaluate_run(trained[1]).metrics
 
 
 def test_a_log_that_is_gone_is_named(trained, tmp_path):

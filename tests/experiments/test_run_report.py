@@ -1,8 +1,10 @@
 import json
 import re
 
+import polars as pl
 import pytest
 
+from blossomrec.data.log import EventLog
 from blossomrec.errors import DataError, RunError
 from blossomrec.evaluation.storage import save_evaluation
 from blossomrec.experiments.measure import evaluate_baseline, evaluate_run
@@ -118,6 +120,15 @@ def test_runs_of_different_vocabularies_are_refused(place, repeat_log, tmp_path)
         with pytest.raises(RunError, match="another vocabulary") as error:
             write(runs, tmp_path)
         assert str(runs[1]) in str(error.value)
+
+
+def test_a_log_that_was_prepared_again_is_refused(tiny_events, tmp_path):
+    log = EventLog.prepare(tiny_events, tmp_path / "log")
+    BlossomRec(**SMALL).fit(log, tmp_path / "run", progress=False)
+    save_evaluation(evaluate_run(tmp_path / "run"), evaluation_path(tmp_path / "run"))
+    EventLog.prepare(tiny_events.with_columns(pl.col("timestamp") + 1), tmp_path / "log")
+    with pytest.raises(RunError, match=r"trained on other data than .* has now \(times\)"):
+        write([tmp_path / "run"], tmp_path)
 
 
 def test_different_cases_are_refused(place, tiny_log, tmp_path):

@@ -130,6 +130,85 @@ def test_what_a_killed_process_was_writing_is_swept_away(checkpoints):
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-0000000001"]
 
 
+@pytest.mark.parametrize(
+    "name", ["step-notes.txt", "step-0000000009", "step-9", ".mine.tmp", "best-of.safetensors"]
+)
+def test_files_of_others_are_neither_read_nor_removed(checkpoints, name):
+    save(checkpoints, 1)
+    stray = checkpoints.folder / name
+    stray.write_text("mine")
+    for step in (2, 3, 4):
+        assert Checkpoints(checkpoints.folder).newest().state["step"] == step - 1
+        save(checkpoints, step)
+    assert stray.read_text() == "mine"
+    assert len(list(checkpoints.folder.glob("step-*/state.json"))) == 2
+
+
+def test_links_are_no_checkpoints(checkpoints, tmp_path):
+    save(checkpoints, 1)
+    elsewhere = tmp_path / "elsewhere"
+    (checkpoints.folder / "step-0000000001").rename(elsewhere)
+    (checkpoints.folder / "step-0000000001").symlink_to(elsewhere)
+    assert checkpoints.newest() is None
+    (checkpoints.folder / ".step-0000000002.tmp").symlink_to(elsewhere)
+    checkpoints.newest()
+    assert sorted(path.name for path in elsewhere.iterdir()) == [
+        "state.json",
+        "tensors.safetensors",
+    ]
+
+
+def tamper(checkpoints, part: str, description: dict) -> None:
+    """Have the newest checkpoint describe a file as told, with all digests as they must be."""
+    path = max(checkpoints.folder.glob("step-*")) / "state.json"
+    content = json.loads(path.read_text())["content"] | {part: description}
+    text = json.dumps({"sha256": module._content_digest(content), "content": content})
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("part", ["tensors", "best"])
+@pytest.mark.parametrize("name", ["../../secret", "/secret", "", None, ["x"], "state.json"])
+def test_a_file_elsewhere_is_refused(checkpoints, tmp_path, part, name):
+    (tmp_path / "secret").write_text("secret")
+    save(checkpoints, 1)
+    described = module._description(tmp_path / "secret") | {"name": name}
+    if name == "/secret":
+        described["name"] = str(tmp_path / "secret")
+    tamper(checkpoints, part, described)
+    with (
+        pytest.warns(UserWarning, match="step-0000000001 is damaged, .* it names the file"),
+        pytest.raises(RunError, match=r"every checkpoint .* is damaged"),
+    ):
+        checkpoints.newest()
+    assert not (checkpoints.folder.parent / "model.safetensors").exists()
+
+
+def test_a_link_to_a_file_elsewhere_is_refused(checkpoints, tmp_path):
+    checkpoints.save_best(1, {"w": torch.ones(2)})
+    save(checkpoints, 1)
+    best = checkpoints.folder / "best-0000000001.safetensors"
+    best.rename(tmp_path / "elsewhere")
+    best.symlink_to(tmp_path / "elsewhere")
+    with pytest.warns(UserWarning, match="is a link"), pytest.raises(RunError):
+        checkpoints.newest()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"content": null}', '{"sha256": 1}', "null"])
+def test_a_state_of_another_shape_is_damage(checkpoints, text):
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    (checkpoints.folder / "step-0000000002" / "state.json").write_text(text)
+    with pytest.warns(UserWarning, match="step-0000000002 is damaged"):
+        assert checkpoints.newest().state["step"] == 1
+
+
+def test_damage_does_not_stop_the_checkpoints_that_follow(checkpoints):
+    save(checkpoints, 1)
+    (checkpoints.folder / "step-0000000001" / "state.json").write_text("{")
+    save(checkpoints, 2)
+    assert checkpoints.newest().state["step"] == 2
+
+
 def test_an_older_format_is_not_misread(checkpoints, monkeypatch):
     monkeypatch.setattr(module, "FORMAT", 99)
     save(checkpoints, 1)

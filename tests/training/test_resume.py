@@ -7,15 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+import polars as pl
 import pytest
 from small_training import outcome, small_config, small_train
 
 from blossomrec.config import from_dict
+from blossomrec.data.log import EventLog
 from blossomrec.data.split import Split
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.models import build_model
 from blossomrec.training import TrainingInterrupted, train
-from blossomrec.training.checkpoint import Checkpoints, Pace
+from blossomrec.training.checkpoint import Checkpoints, Pace, _content_digest
 from blossomrec.training.randomness import seeded
 from blossomrec.training.resume import stored_options
 
@@ -294,6 +296,62 @@ def test_another_vocabulary_is_refused(tiny_log, repeat_log, tmp_path):
     small_train(tiny_log, small_config(epochs=1), tmp_path / "run")
     with pytest.raises(RunError, match="another vocabulary"):
         small_train(repeat_log, small_config(epochs=1), tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", ["times", "order"])
+def test_the_same_items_with_other_events_are_refused(tiny_events, tiny_log, tmp_path, change):
+    run = tmp_path / "run"
+    small_train(tiny_log, small_config(epochs=1), run)
+    before = (run / "config.json").read_bytes(), outcome(run)
+    if change == "times":
+        events, words = tiny_events.with_columns(pl.col("timestamp") + 1), r"\(times\)"
+    else:
+        events = tiny_events.with_columns(-pl.col("timestamp"))
+        words = r"\(items of the events, times\)"
+    other = EventLog.prepare(events)
+    with pytest.raises(RunError, match=f"{run} was trained on other data {words}: choose another"):
+        small_train(other, small_config(epochs=1), run)
+    assert ((run / "config.json").read_bytes(), outcome(run)) == before
+
+
+def test_the_same_events_prepared_again_are_gone_on_with(tiny_events, tiny_log, tmp_path):
+    first = small_train(tiny_log, small_config(epochs=1), tmp_path / "run")
+    assert small_train(EventLog.prepare(tiny_events), small_config(epochs=1), tmp_path / "run") == (
+        first
+    )
+
+
+def rewrite_identity(run: Path, change) -> None:
+    """Change what the newest checkpoint tells of its training, with the digest it must have."""
+    path = max((run / "checkpoints").glob("step-*")) / "state.json"
+    content = json.loads(path.read_text())["content"]
+    content["state"]["identity"] = change(content["state"]["identity"])
+    path.write_text(json.dumps({"sha256": _content_digest(content), "content": content}))
+
+
+def test_a_run_of_before_there_were_identities_goes_on_with_a_warning(tiny_log, tmp_path):
+    run = tmp_path / "run"
+    first = small_train(tiny_log, small_config(epochs=1), run)
+    counts = ("users", "events", "training events", "validation cases")
+
+    def older(known):
+        data = {name: known["data"][name] for name in counts}
+        return {**known, "data": data | {"vocabulary": tiny_log.item_vocabulary.fingerprint}}
+
+    rewrite_identity(run, older)
+    with pytest.warns(UserWarning, match="begun before logs had an identity"):
+        assert small_train(tiny_log, small_config(epochs=1), run) == first
+    rewrite_identity(run, lambda known: {**known, "data": known["data"] | {"events": 7}})
+    with pytest.raises(RunError, match=r"other data \(events: 7, now 1830\)"):
+        small_train(tiny_log, small_config(epochs=1), run)
+
+
+@pytest.mark.parametrize("identity", [None, [], {}, {"data": None, "config": {}}])
+def test_a_checkpoint_that_does_not_tell_its_training_is_refused(tiny_log, tmp_path, identity):
+    small_train(tiny_log, small_config(epochs=1), tmp_path / "run")
+    rewrite_identity(tmp_path / "run", lambda known: identity)
+    with pytest.raises(RunError, match="does not tell of which training it is: it is damaged"):
+        small_train(tiny_log, small_config(epochs=1), tmp_path / "run")
 
 
 def test_another_split_of_the_same_log_is_refused(tiny_log, split, tmp_path):

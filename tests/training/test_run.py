@@ -12,7 +12,15 @@ from blossomrec.config import to_dict
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import RunError
 from blossomrec.models import build_model
-from blossomrec.training.run import load_model, read_run_config, save_model, write_run_config
+from blossomrec.training import run as module
+from blossomrec.training.run import (
+    load_model,
+    open_vocabulary,
+    read_run_config,
+    save_model,
+    write_metrics,
+    write_run_config,
+)
 
 
 @pytest.fixture
@@ -26,11 +34,20 @@ def run(tiny_log, tmp_path):
 
 
 def test_configuration_comes_back(run, tiny_log):
-    config, num_items, fingerprint, data = read_run_config(run)
+    config, num_items, fingerprint, data, log = read_run_config(run)
     assert config == small_config(hidden_size=12)
     assert num_items == tiny_log.num_items
     assert fingerprint == tiny_log.item_vocabulary.fingerprint
     assert data == tiny_log.folder.resolve()
+    assert log == tiny_log.identity
+
+
+def test_a_run_that_does_not_know_its_log_is_read(run):
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    del values["log"]
+    path.write_text(json.dumps(values))
+    assert read_run_config(run).log is None
 
 
 def test_a_run_of_the_first_format_turns_all_dimensions(run):
@@ -60,7 +77,7 @@ def test_vocabulary_is_the_items(run, tiny_log):
 def test_a_vocabulary_that_does_not_fit_is_written_again(run, tiny_log, repeat_log, damage):
     shutil.rmtree(run / "vocabulary")
     if damage == "foreign":
-        shutil.copytree(repeat_log.folder / "items", run / "vocabulary")
+        repeat_log.item_vocabulary.save(run / "vocabulary")
     elif damage == "empty":
         (run / "vocabulary").mkdir()
     write_run_config(run, small_config(), tiny_log)
@@ -127,7 +144,19 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         ({"format": 3}, "format 3"),
         ({"config": {"model": {"hidden_size": 7}}}, "hidden_size is 7"),
         ({"config": {"model": {"colour": 1}}}, r"unknown option model\.colour"),
-        ({"num_items": None}, "config.json is not the configuration"),
+        ({"num_items": None}, "config.json is not the configuration of a run: num_items is None"),
+        ({"num_items": True}, "num_items is True"),
+        ({"num_items": "80"}, "num_items is '80'"),
+        ({"vocabulary": 7}, "vocabulary is 7"),
+        ({"data": None}, "data is None"),
+        ({"log": [1]}, r"log is \[1\]"),
+        ({"config": None}, "config is None"),
+        ({"config": [1]}, r"config is \[1\]"),
+        ({"config": {"model": None}}, "model is None: a table of options is needed"),
+        ({"config": {"model": {"layers": 10**9}}}, "layers is 1000000000: it must be at most"),
+        ({"config": {"model": {"top_n": 10**9}}}, "top_n is 1000000000: it must be at most"),
+        ({"config": {"model": {"max_len": 10**9}}}, "max_len is 1000000000: it must be at most"),
+        ({"config": {"model": {"backbone": "x" * 10**6}}}, "model.backbone is 'xxx"),
     ],
 )
 def test_a_foreign_configuration_is_named(run, change, message):
@@ -136,6 +165,64 @@ def test_a_foreign_configuration_is_named(run, change, message):
     with pytest.raises(RunError, match=message) as error:
         read_run_config(run)
     assert str(path) in str(error.value)
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("opening", ["[", '{"config":'])
+def test_json_nested_too_deeply_is_refused(run, opening):
+    (run / "config.json").write_text(opening * 100_000)
+    with pytest.raises(RunError, match=r"config\.json is damaged: it is nested too deeply"):
+        read_run_config(run)
+
+
+def test_a_description_of_gigabytes_is_not_read(run):
+    with (run / "config.json").open("r+b") as file:
+        file.truncate(5 << 30)
+    with pytest.raises(RunError, match=r"damaged: it has 5,368,709,120 bytes, more than"):
+        read_run_config(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_items": 10**9},
+        {"num_items": 10**18},
+        {"num_items": 0},
+        {"hidden_size": 2 * 10**9},
+        {"hidden_size": 2 * 10**18},
+        {"inner_size": 10**9},
+        {"inner_size": 10**30},
+        {"layers": 1_000},
+        {"compress_window": 65_536},
+        {"heads": 6, "kv_heads": 6},
+    ],
+)
+def test_sizes_that_the_weights_do_not_have_take_no_memory(run, change, monkeypatch):
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    for name, value in change.items():
+        (values if name == "num_items" else values["config"]["model"])[name] = value
+    path.write_text(json.dumps(values))
+    monkeypatch.setattr(module, "load_file", lambda path: pytest.fail("weights were read"))
+    real = torch.empty
+
+    def small(*sizes, **options):
+        made = real(*sizes, **options)
+        assert made.device.type == "meta" or made.numel() < 10**6
+        return made
+
+    monkeypatch.setattr(torch, "empty", small)
+    with pytest.raises(RunError) as error:
+        load_model(run)
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+def test_a_vocabulary_of_another_size_is_refused(run):
+    path = run / "vocabulary" / "vocabulary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": 10**9}))
+    with pytest.raises(RunError, match=r"vocabulary/ does not belong to config\.json"):
+        open_vocabulary(run, read_run_config(run))
 
 
 def test_a_configuration_without_a_field_is_named(run):
@@ -162,3 +249,17 @@ def test_another_vocabulary_is_refused_and_nothing_changes(run, repeat_log):
         write_run_config(run, small_config(), repeat_log)
     assert str(run) in str(error.value)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000])
+def test_damaged_metrics_are_named(run, text):
+    (run / "metrics.json").write_text(text)
+    with pytest.raises(RunError, match=r"metrics\.json is damaged: .*evaluate again"):
+        write_metrics(run, "test-full", {"ndcg@10": 0.5})
+
+
+def test_a_folder_with_brackets_is_a_run_like_any_other(run, tmp_path):
+    run.rename(tmp_path / "run[1]*")
+    info = read_run_config(tmp_path / "run[1]*")
+    assert open_vocabulary(tmp_path / "run[1]*", info).ids([0, 1]).len() == 2
+    assert load_model(tmp_path / "run[1]*").num_items == 80

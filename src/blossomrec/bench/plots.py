@@ -11,7 +11,7 @@ from typing import Any
 from blossomrec.bench.lines import Line
 from blossomrec.bench.options import is_blossom
 from blossomrec.errors import MissingExtraError
-from blossomrec.training.files import replacing
+from blossomrec.files import replacing
 
 # As many as a picture has curves: attention alone has nine beside the floor.
 COLOURS = (

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import tempfile
+import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from blossomrec.data.vocabulary import Vocabulary, read_description
+from blossomrec.data.identity import identity_digest, log_identity
+from blossomrec.data.vocabulary import Vocabulary, natural, read_description, text
 from blossomrec.errors import DataError
+from blossomrec.files import TemporaryFolder
 
-LOG_FORMAT = 1
+LOG_FORMAT = 2
 LOG_FILE = "log.json"
+# Folders of a log; each holds one folder for every generation, which is what one preparing wrote.
+EVENTS, USERS, ITEMS = TABLES = ("events", "users", "items")
+GENERATION = re.compile(r"generation-[0-9a-f]{16}")
 
 
 class EventLog:
     """Histories of all users, one after another, on disk.
 
-    A folder holds ``log.json`` (format, counts, options, what was dropped, summary), the
-    vocabularies ``users/`` and ``items/``, and the arrays
+    A folder holds ``log.json`` (format, generation, counts, identity, options, what was dropped,
+    summary) and, under the name of the generation, the vocabularies ``users/`` and ``items/`` and
+    in ``events/`` the arrays
 
     - ``offsets``, int64 [U+1]: where each user's history starts and the last one ends,
     - ``items``, int32 [E]: item rows, by user, then time; equal times in the order of the file
@@ -30,31 +37,55 @@ class EventLog:
 
     Users are in order of id; item rows in falling order of events, then of id, so that row 0 is
     the most popular item.
+
+    An open log never changes, also where its folder is prepared again or removed: a deep copy is
+    the same object. Pickled, it is opened again by its path; one in a temporary folder is refused.
     """
 
     def __init__(self, folder: str | Path):
         """Open a prepared folder, as ``EventLog.open``."""
         self.folder = Path(folder)
-        self._description = read_description(
-            self.folder / LOG_FILE, LOG_FORMAT, "a prepared log of events"
-        )
-        try:
-            events = int(self._description["events"])
-            users = int(self._description["users"])
-            items = int(self._description["items"])
-            self.has_repeats = bool(self._description["has_repeats"])
-            self.summary: dict[str, Any] = dict(self._description["summary"])
-            has_weights = bool(self._description["weights"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{self.folder / LOG_FILE} is damaged: {error!r}") from error
+        self._temporary: TemporaryFolder | None = None
+        self._description = self._describe()
+        while True:
+            try:
+                self._open_generation()
+                break
+            except DataError:
+                # Prepared again just now, the folder no longer holds what was going to be read.
+                before, self._description = self._description, self._describe()
+                if self._description == before:
+                    raise
+
+    def _describe(self) -> dict[str, Any]:
+        return read_description(self.folder / LOG_FILE, LOG_FORMAT, "a prepared log of events")
+
+    def _open_generation(self) -> None:
+        description, path = self._description, self.folder / LOG_FILE
+        events, users, items = (natural(description, name, path) for name in TABLES)
+        summary, identity = description.get("summary"), description.get("identity", {})
+        if not isinstance(summary, dict) or not isinstance(identity, dict):
+            raise DataError(f"{path} is damaged: it has no summary or no identity")
+        self.has_repeats = bool(description.get("has_repeats"))
+        self.summary: dict[str, Any] = summary
+        self._places = self._of_generation(path)
         self.offsets = self._array("offsets", users + 1, ("int64",))
         self.items = self._array("items", events, ("int32",))
         self.timestamps = self._array("timestamps", events, ("int64", "float64"))
+        has_weights = bool(description.get("weights"))
         self.weights = self._array("weights", events, ("float32",)) if has_weights else None
-        self.user_vocabulary = self._vocabulary("users", users)
-        self.item_vocabulary = self._vocabulary("items", items)
+        self.user_vocabulary = self._vocabulary(USERS, users)
+        self.item_vocabulary = self._vocabulary(ITEMS, items)
         self._check_offsets()
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def _of_generation(self, path: Path) -> dict[str, Path]:
+        """Where the tables lie. In format 1 all arrays lay beside ``log.json``."""
+        if self._description["format"] == 1:
+            return {EVENTS: self.folder, USERS: self.folder / USERS, ITEMS: self.folder / ITEMS}
+        generation = text(self._description, "generation", path)
+        if not GENERATION.fullmatch(generation):
+            raise DataError(f"{path} is damaged: generation is {generation[:60]!r}")
+        return {table: self.folder / table / generation for table in TABLES}
 
     @classmethod
     def open(cls, folder: str | Path) -> EventLog:
@@ -88,8 +119,10 @@ class EventLog:
           with the same item only the first is kept. ``drop_duplicates``: of events with the same
           user, item and timestamp only the first is kept.
 
-        The folder appears once complete; on an error nothing of it is left. Raises DataError, and
-        ConfigError for an option that is unknown or wrong.
+        All is written inside the folder, and replaces what was there in one step at the end; on an
+        error nothing has changed, and what a killed process was writing is removed by the next.
+
+        Raises DataError, and ConfigError for an option that is unknown or wrong.
 
         >>> log = EventLog.prepare("plays.csv", "log", user="listener", min_user_events=5)
         """
@@ -99,10 +132,8 @@ class EventLog:
         given = with_given(PrepareOptions, options)
         temporary = None
         if folder is None:
-            temporary = tempfile.TemporaryDirectory(
-                prefix="blossomrec-", ignore_cleanup_errors=True
-            )
-            folder = Path(temporary.name) / "log"
+            temporary = TemporaryFolder()
+            folder = temporary.path / "log"
         prepare_folder(source, Path(folder), given)
         log = cls(folder)
         log._temporary = temporary
@@ -121,6 +152,11 @@ class EventLog:
         return len(self.items)
 
     @property
+    def is_temporary(self) -> bool:
+        """Whether the folder goes with this object."""
+        return self._temporary is not None
+
+    @property
     def timestamp_unit(self) -> str | None:
         """ "microseconds" (since 1970, UTC) if the source had datetimes or dates, else None."""
         return self._description.get("timestamp_unit")
@@ -129,6 +165,28 @@ class EventLog:
     def options(self) -> dict[str, Any]:
         """The columns and filters with which the log was prepared."""
         return dict(self._description.get("options", {}))
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Counts, and a digest of each part of all that the log holds; JSON-ready.
+
+        Two logs are the same where their identities are equal, wherever they lie. Of a log
+        prepared in format 1 it is computed, which reads it whole.
+        """
+        return self._description.get("identity") or log_identity(
+            self.user_vocabulary.fingerprint,
+            self.item_vocabulary.fingerprint,
+            self.offsets,
+            self.items,
+            self.timestamps,
+            self.weights,
+            self.num_items,
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the whole identity."""
+        return identity_digest(self.identity)
 
     def history(self, user_row: int) -> np.ndarray:
         """Item rows of a user's events, oldest first: int32."""
@@ -142,11 +200,25 @@ class EventLog:
             f"events={self.num_events})"
         )
 
+    def __copy__(self) -> EventLog:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EventLog:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.is_temporary:
+            raise DataError(
+                f"{self.folder} is temporary and goes with this process: to pickle a log, prepare "
+                "it with EventLog.prepare(events, FOLDER); a model is kept by save_pretrained"
+            )
+        return _open_same, (str(self.folder.resolve()), self.digest)
+
     def _array(self, name: str, length: int, dtypes: tuple[str, ...]) -> np.ndarray:
-        path = self.folder / f"{name}.npy"
+        path = self._places[EVENTS] / f"{name}.npy"
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, OverflowError) as error:
             raise DataError(f"{path} is missing or damaged: {error}") from error
         if array.shape != (length,) or str(array.dtype) not in dtypes:
             raise DataError(
@@ -156,10 +228,10 @@ class EventLog:
         return array
 
     def _vocabulary(self, name: str, size: int) -> Vocabulary:
-        vocabulary = Vocabulary.open(self.folder / name)
+        vocabulary = Vocabulary.open(self._places[name])
         if vocabulary.size != size:
             raise DataError(
-                f"{self.folder / name} is damaged: it has {vocabulary.size} ids, and {LOG_FILE} "
+                f"{self._places[name]} is damaged: it has {vocabulary.size} ids, and {LOG_FILE} "
                 f"speaks of {size}"
             )
         return vocabulary
@@ -168,6 +240,14 @@ class EventLog:
         offsets = self.offsets
         if offsets[0] != 0 or offsets[-1] != len(self.items) or (np.diff(offsets) < 1).any():
             raise DataError(
-                f"{self.folder / 'offsets.npy'} is damaged: it must rise from 0 to "
+                f"{self._places[EVENTS] / 'offsets.npy'} is damaged: it must rise from 0 to "
                 f"{len(self.items)}, the number of events"
             )
+
+
+def _open_same(folder: str, digest: str) -> EventLog:
+    """The log that was pickled; DataError where another one has taken its place."""
+    log = EventLog(folder)
+    if log.digest != digest:
+        raise DataError(f"{folder} was prepared again since this log was pickled: it holds others")
+    return log

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +11,9 @@ import polars as pl
 
 from blossomrec.data.events import describe, read_table
 from blossomrec.data.filters import EventArrays, drop_events
-from blossomrec.data.log import LOG_FILE, LOG_FORMAT
+from blossomrec.data.identity import log_identity
+from blossomrec.data.log import EVENTS, ITEMS, LOG_FORMAT, USERS
+from blossomrec.data.log_folder import check_replaceable, new_generation
 from blossomrec.data.options import UNUSED_WEIGHTS, PrepareOptions
 from blossomrec.data.ragged import boundaries
 from blossomrec.data.summary import summarize
@@ -25,20 +21,10 @@ from blossomrec.data.ties import order_ties
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError
 
-_ENTRIES = {
-    LOG_FILE,
-    "offsets.npy",
-    "items.npy",
-    "timestamps.npy",
-    "weights.npy",
-    "users",
-    "items",
-}
-
 
 def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
     """Write ``source`` to ``folder`` as a prepared log, all of it or, on an error, nothing."""
-    _check_replaceable(folder)
+    check_replaceable(folder)
     if options.weight is not None:
         warnings.warn(f"weights ({options.weight!r}) are {UNUSED_WEIGHTS}", stacklevel=2)
     table = read_table(source, options, options.weight)
@@ -77,21 +63,28 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         "options": options.recorded(),
         "summary": summary,
     }
-    with _appearing(folder) as partial:
-        _write(partial, description, offsets, arrays)
-        Vocabulary(kept_users).save(partial / "users")
-        Vocabulary(kept_items).save(partial / "items")
+    user_vocabulary, item_vocabulary = Vocabulary(kept_users), Vocabulary(kept_items)
+    description["identity"] = log_identity(
+        user_vocabulary.fingerprint,
+        item_vocabulary.fingerprint,
+        offsets,
+        arrays.items,
+        arrays.times,
+        arrays.weights,
+        len(kept_items),
+    )
+    with new_generation(folder, description) as places:
+        _write_arrays(places[EVENTS], offsets, arrays)
+        user_vocabulary.save(places[USERS])
+        item_vocabulary.save(places[ITEMS])
 
 
-def _write(
-    folder: Path, description: dict[str, Any], offsets: np.ndarray, arrays: EventArrays
-) -> None:
+def _write_arrays(folder: Path, offsets: np.ndarray, arrays: EventArrays) -> None:
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "items.npy", arrays.items)
     np.save(folder / "timestamps.npy", arrays.times)
     if arrays.weights is not None:
         np.save(folder / "weights.npy", arrays.weights)
-    (folder / LOG_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def encode_events(events: pl.DataFrame) -> tuple[pl.Series, pl.Series, EventArrays]:
@@ -156,39 +149,3 @@ def _check_enough(what: str, users: pl.Series, items: pl.Series) -> None:
         raise DataError(f"{what} has a single user, {users[0]!r}: at least 2 are needed")
     if len(items) == 1:
         raise DataError(f"{what} has a single item, {items[0]!r}: at least 2 are needed")
-
-
-def _check_replaceable(folder: Path) -> None:
-    """DataError unless the folder is not there, is empty, or is a prepared log and no more."""
-    if not folder.exists() and not folder.is_symlink():
-        return
-    if not folder.is_dir():
-        raise DataError(f"{folder} is a file: give a folder to prepare the log in")
-    entries = {entry.name for entry in folder.iterdir()}
-    if entries and (LOG_FILE not in entries or entries - _ENTRIES):
-        foreign = sorted(entries - _ENTRIES)[:3] or sorted(entries)[:3]
-        raise DataError(
-            f"{folder} is not a prepared log (it holds {', '.join(foreign)}): give a new folder"
-        )
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder to write in, which takes the place of ``folder`` once all is written."""
-    folder = folder.resolve()
-    partial = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # A sibling lies on the same disk, so that renaming it is one step.
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        written = partial / "log"
-        written.mkdir()
-        yield written
-        if folder.exists():
-            os.rename(folder, partial / "replaced")
-        os.rename(written, folder)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error}") from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
+import io
+import mmap
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from blossomrec.errors import DataError
+from blossomrec.files import read_json, replacing, write_json
+from blossomrec.forking import refuse_lost_threads
 
 if TYPE_CHECKING:
     import polars as pl
@@ -23,7 +26,8 @@ class Vocabulary:
     """Ids of users or items and their rows 0..size-1; integers stay integers, strings strings.
 
     ``size`` and ``fingerprint`` (of all ids, their order and type) are known without reading the
-    ids; those are read, with polars, when first asked for.
+    ids; those are read, with polars, when first asked for, also where the folder was removed or
+    replaced since. It never changes: a deep copy is the same object. Pickling takes the ids along.
     """
 
     def __init__(self, ids: pl.Series):
@@ -33,7 +37,9 @@ class Vocabulary:
         if ids.null_count() or ids.n_unique() != len(ids):
             raise ValueError("ids must be distinct and not null")
         self._ids: pl.Series | None = ids.alias("id")
+        self._content: mmap.mmap | None = None
         self._folder: Path | None = None
+        self._index: _Index | None = None
         self.size = len(ids)
         self.dtype = str(ids.dtype)
         self.fingerprint = _fingerprint(ids)
@@ -41,79 +47,203 @@ class Vocabulary:
     def rows(self, ids: Any) -> np.ndarray:
         """Rows of ``ids``, -1 for those unknown: int64 [len(ids)].
 
-        ids: a list, array or series. Ids of another type are understood where nothing is lost:
-        ``"12"`` or ``12.0`` for the integer 12, ``12`` for the string ``"12"``.
-        """
-        import polars as pl
+        ids: as of :func:`as_ids`. ``"12"`` stands for the integer 12, and 12 for the string
+        ``"12"``.
 
-        known = self._load()
-        wanted = _as_type(_to_series(ids), known.dtype)
-        rows = wanted.replace_strict(
-            known, pl.Series(np.arange(self.size)), default=-1, return_dtype=pl.Int64
-        )
-        return rows.fill_null(-1).to_numpy().astype(np.int64, copy=True)
+        Raises:
+            DataError: they are no list of ids.
+        """
+        known = self.read()
+        if self._index is None:
+            self._index = _Index(known)
+        return self._index.rows(as_ids(ids))
 
     def ids(self, rows: Any) -> pl.Series:
         """Ids of ``rows`` (integers 0..size-1), in the vocabulary's own type."""
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= self.size):
             raise IndexError(f"rows must be from 0 to {self.size - 1}")
-        return self._load().gather(rows)
+        return self.read().gather(rows)
 
     def save(self, folder: str | Path) -> None:
         """Write ``ids.parquet`` and ``vocabulary.json``; the latter last, once all is there."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        ids = self._load()
+        with replacing(folder / "ids.parquet") as path:
+            if self._ids is not None:
+                self._ids.to_frame().write_parquet(path)
+            else:
+                assert self._content is not None
+                path.write_bytes(self._content)
         description = {
             "format": _FORMAT,
             "size": self.size,
             "dtype": self.dtype,
             "fingerprint": self.fingerprint,
         }
-        partial = folder / ".ids.parquet.partial"
-        ids.to_frame().write_parquet(partial)
-        os.replace(partial, folder / "ids.parquet")
-        partial = folder / ".vocabulary.json.partial"
-        partial.write_text(json.dumps(description, indent=2) + "\n")
-        os.replace(partial, folder / "vocabulary.json")
+        write_json(folder / "vocabulary.json", description)
 
     @classmethod
     def open(cls, folder: str | Path) -> Vocabulary:
         """The vocabulary saved in ``folder``. Raises DataError where it is missing or damaged."""
-        path = Path(folder) / "vocabulary.json"
+        folder = Path(folder)
+        path = folder / "vocabulary.json"
         description = read_description(path, _FORMAT, "a vocabulary")
         vocabulary = cls.__new__(cls)
-        try:
-            vocabulary.size = int(description["size"])
-            vocabulary.dtype = str(description["dtype"])
-            vocabulary.fingerprint = str(description["fingerprint"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {error!r}") from error
-        vocabulary._ids = None
-        vocabulary._folder = Path(folder)
+        vocabulary.size = natural(description, "size", path)
+        vocabulary.dtype = text(description, "dtype", path)
+        vocabulary.fingerprint = text(description, "fingerprint", path)
+        vocabulary._ids = vocabulary._index = None
+        vocabulary._content = _mapped(folder / "ids.parquet")
+        vocabulary._folder = folder
         return vocabulary
 
-    def _load(self) -> pl.Series:
+    def read(self) -> pl.Series:
+        """All ids in order of row, read where they have not been.
+
+        Raises:
+            DataError: they are damaged, or are not those that ``vocabulary.json`` speaks of.
+            RunError: this is a forked process, which cannot read them.
+        """
         if self._ids is None:
-            assert self._folder is not None
-            ids = _read_ids(self._folder / "ids.parquet")
-            if (
-                str(ids.dtype) != self.dtype
-                or len(ids) != self.size
-                or _fingerprint(ids) != self.fingerprint
-            ):
-                raise DataError(
-                    f"{self._folder} is damaged: ids.parquet does not belong to vocabulary.json"
-                )
-            self._ids = ids
+            assert self._folder is not None and self._content is not None
+            refuse_lost_threads(str(self._folder))
+            self._ids = self._read(self._folder / "ids.parquet", bytes(self._content))
+            self._content = None
         return self._ids
+
+    def _read(self, path: Path, content: bytes) -> pl.Series:
+        import polars as pl
+
+        try:
+            # Looked at first: a small file can hold one id a thousand million times.
+            table = pl.scan_parquet(io.BytesIO(content))
+            told = str(table.collect_schema().get("id")), table.select(pl.len()).collect().item()
+            ids = pl.read_parquet(content)["id"] if told == (self.dtype, self.size) else None
+        except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            raise DataError(f"{path} is damaged: {error}") from error
+        if ids is None or _fingerprint(ids) != self.fingerprint:
+            raise DataError(
+                f"{path.parent} is damaged: ids.parquet does not belong to vocabulary.json"
+            )
+        return ids
+
+    def __copy__(self) -> Vocabulary:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Vocabulary:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Vocabulary, (self.read(),)
+
+
+class _Index:
+    """From ids to rows, without the threads of polars, which a forked process has lost."""
+
+    def __init__(self, ids: pl.Series):
+        self._strings = str(ids.dtype) == "String"
+        if self._strings:
+            self._rows = {one: row for row, one in enumerate(ids.to_list())}
+        else:
+            numbers = ids.to_numpy()
+            self._order = np.argsort(numbers, kind="stable")
+            self._sorted = numbers[self._order]
+            limits = np.iinfo(numbers.dtype)
+            self._low, self._high = int(limits.min), int(limits.max)
+
+    def rows(self, ids: list[int | str]) -> np.ndarray:
+        """Rows of ids, -1 for those unknown."""
+        if self._strings:
+            rows = (self._rows.get(str(one), -1) for one in ids)
+            return np.fromiter(rows, np.int64, len(ids))
+        numbers = [_number(one) for one in ids]
+        possible = [one is not None and self._low <= one <= self._high for one in numbers]
+        wanted = np.array(
+            [one if there else 0 for one, there in zip(numbers, possible, strict=True)],
+            dtype=self._sorted.dtype,
+        )
+        if not len(self._sorted):
+            return np.full(len(ids), -1)
+        places = np.searchsorted(self._sorted, wanted).clip(max=len(self._sorted) - 1)
+        found = np.array(possible, dtype=bool) & (self._sorted[places] == wanted)
+        return np.where(found, self._order[places], -1).astype(np.int64)
+
+
+def as_ids(given: Any, what: str = "id", *, ordered: bool = False) -> list[int | str]:
+    """The ids that a caller gave, as whole numbers and strings of Python.
+
+    Args:
+        given: a list, tuple, set, iterator, array, tensor or series of whole numbers and strings,
+            of Python or NumPy; categories count as strings.
+        what: is listed, such as "user": a word for messages.
+        ordered: the order tells something, so that a set, which has none, is refused.
+
+    Raises:
+        DataError: it is no list, such as the text ``"12"``, or something in it is no id, such as
+            12.0, NaN, None or True; the message names the value and its place.
+    """
+    listed = _listed(given, what, ordered=ordered)
+    for place, one in enumerate(listed):
+        kind = type(one)
+        if kind is int or kind is str:
+            continue
+        if isinstance(one, np.integer):
+            listed[place] = int(one)
+        elif isinstance(one, str):
+            listed[place] = str(one)
+        elif isinstance(one, int) and kind is not bool:
+            listed[place] = int(one)
+        else:
+            raise DataError(
+                f"{what}[{place}] is {_shown(one)}: an id is a whole number or text, such as 12 "
+                "or '12'"
+            )
+    return listed
+
+
+def _listed(given: Any, what: str, *, ordered: bool) -> list[Any]:
+    """A list of what a caller gave, whatever is in it."""
+    if isinstance(given, (str, bytes, bytearray, memoryview, Mapping)) or hasattr(given, "columns"):
+        raise DataError(_no_list(given, what))
+    if ordered and isinstance(given, Set):
+        raise DataError(f"{_shown(given)} has no order: give a list of {what}s, oldest first")
+    if getattr(given, "ndim", 1) != 1:
+        raise DataError(f"ids of {what}s have {given.ndim} dimensions: a list is needed")
+    for convert in ("to_list", "tolist"):
+        if hasattr(given, convert):
+            return list(getattr(given, convert)())
+    try:
+        return list(given)
+    except TypeError as error:
+        raise DataError(_no_list(given, what)) from error
+
+
+def _no_list(given: Any, what: str) -> str:
+    advice = f", such as [{_shown(given)}]" if isinstance(given, (str, int)) else ""
+    return f"{_shown(given)} is not a list of ids: give a list of {what}s{advice}"
+
+
+def _shown(value: Any, most: int = 60) -> str:
+    shown = " ".join(repr(value).split())
+    return shown if len(shown) <= most else f"{shown[:most]}..."
+
+
+def _number(one: int | str) -> int | None:
+    """A whole number, also written as text just as it is printed; None for other text."""
+    if isinstance(one, int):
+        return one
+    digits = one.removeprefix("-")
+    # isdecimal alone takes the digits of every script; int() takes blanks and leading zeros.
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20):
+        return None
+    number = int(one)
+    return number if str(number) == one else None
 
 
 def read_description(path: Path, newest: int, what: str) -> dict[str, Any]:
     """The JSON object that describes a saved folder, refused when of a format after ``newest``."""
     try:
-        description = json.loads(path.read_text())
+        description = read_json(path)
     except FileNotFoundError as error:
         raise DataError(f"{path.parent} is not {what}: it has no {path.name}") from error
     except (OSError, ValueError) as error:
@@ -129,13 +259,29 @@ def read_description(path: Path, newest: int, what: str) -> dict[str, Any]:
     return description
 
 
-def _read_ids(path: Path) -> pl.Series:
-    import polars as pl
+def natural(description: Mapping[str, Any], name: str, path: Path) -> int:
+    """A whole number from 0 of a description; DataError names the file where it is none."""
+    value = description.get(name)
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise DataError(f"{path} is damaged: {name} is {_shown(value)}, not a whole number")
+    return value
 
+
+def text(description: Mapping[str, Any], name: str, path: Path) -> str:
+    """A string of a description; DataError names the file where it is none."""
+    value = description.get(name)
+    if not isinstance(value, str):
+        raise DataError(f"{path} is damaged: {name} is {_shown(value)}, not text")
+    return value
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """The content of a file, which stays when another one takes its name."""
     try:
-        return pl.read_parquet(path)["id"]
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise DataError(f"{path} is damaged: {error}") from error
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is missing or damaged: {error}") from error
 
 
 def _fingerprint(ids: pl.Series) -> str:
@@ -148,41 +294,3 @@ def _fingerprint(ids: pl.Series) -> str:
         array = ids.to_numpy()
         digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
-
-
-def _to_series(ids: Any) -> pl.Series:
-    """Ids as a series of one type; ids of several types become strings."""
-    import polars as pl
-
-    if isinstance(ids, pl.Series):
-        return ids
-    if hasattr(ids, "to_numpy"):
-        ids = ids.to_numpy()
-    if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iufU":
-        return pl.Series(ids)
-    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__"):
-        raise DataError(f"{ids!r} is not a list of ids")
-    ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-    kinds = {type(value) for value in ids if value is not None}
-    of_one_type = len(kinds) <= 1 and kinds <= {int, float, str}
-    if kinds == {int}:
-        of_one_type = all(value is None or -(2**63) <= value < 2**64 for value in ids)
-    if not of_one_type:
-        ids = [None if value is None else str(value) for value in ids]
-    return pl.Series(ids, dtype=None if kinds else pl.String)
-
-
-def _as_type(ids: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """``ids`` cast to ``dtype``; null where that would change an id."""
-    import polars as pl
-
-    if ids.dtype == dtype:
-        return ids
-    if ids.dtype in (pl.Categorical, pl.Enum):
-        ids = ids.cast(pl.String)
-    if ids.dtype.is_float():
-        whole = ids.cast(pl.Int64, strict=False)
-        ids = pl.select(pl.when(whole.cast(ids.dtype) == ids).then(whole)).to_series()
-    cast = ids.cast(dtype, strict=False)
-    back = cast.cast(ids.dtype, strict=False)
-    return pl.select(pl.when(back == ids).then(cast)).to_series()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -15,6 +14,7 @@ from blossomrec.errors import DataError
 from blossomrec.evaluation import page, plots, sections, wording
 from blossomrec.evaluation.comparison import LEVEL, Comparison
 from blossomrec.evaluation.evaluation import Evaluation
+from blossomrec.files import write_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +91,7 @@ def write_report(path: str | Path, data: ReportData) -> None:
     """
     path = Path(path)
     text = render_report(data)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)
 
 
 def render_report(data: ReportData) -> str:

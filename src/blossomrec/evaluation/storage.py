@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import numpy as np
 
 from blossomrec.errors import RunError
 from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
+from blossomrec.files import digest, read_json, replacing, write_json
 
 FORMAT = 1
 OPTIONAL_ARRAYS = ("top", "popularity")
@@ -28,15 +26,10 @@ def save_evaluation(evaluation: Evaluation, path: str | Path) -> None:
     path = _json_path(path)
     arrays = {name: getattr(evaluation, name) for name in ARRAYS}
     arrays = {name: array for name, array in arrays.items() if array is not None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".npz.tmp")
-    with temporary.open("wb") as file:
+    arrays_path = path.with_suffix(".npz")
+    with replacing(arrays_path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    digest = _digest(temporary)
-    os.replace(temporary, path.with_suffix(".npz"))
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(_description(evaluation, digest), indent=2) + "\n")
-    os.replace(temporary, path)
+    write_json(path, _description(evaluation, digest(arrays_path)))
 
 
 def load_evaluation(path: str | Path) -> Evaluation:
@@ -44,10 +37,10 @@ def load_evaluation(path: str | Path) -> Evaluation:
     path = _json_path(path)
     arrays_path = path.with_suffix(".npz")
     try:
-        description = json.loads(path.read_text())
+        description = read_json(path)
         if description["format"] != FORMAT:
             raise RunError(f"{path} has format {description['format']!r}: {FORMAT} is needed")
-        if description["ranks"] != _digest(arrays_path):
+        if description["ranks"] != digest(arrays_path):
             raise RunError(f"{arrays_path} does not belong to {path}: evaluate again")
         protocol = description["protocol"] | {"ks": tuple(description["protocol"]["ks"])}
         del protocol["candidates"]  # words made from the rest
@@ -72,7 +65,7 @@ def _json_path(path: str | Path) -> Path:
     return path
 
 
-def _description(evaluation: Evaluation, digest: str) -> dict[str, Any]:
+def _description(evaluation: Evaluation, ranks: str) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "protocol": dataclasses.asdict(evaluation.protocol)
@@ -81,10 +74,5 @@ def _description(evaluation: Evaluation, digest: str) -> dict[str, Any]:
         "intervals": evaluation.intervals,
         "slices": [dataclasses.asdict(part) | {"label": part.label} for part in evaluation.slices],
         "seconds": evaluation.seconds,
-        "ranks": digest,
+        "ranks": ranks,
     }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from blossomrec.evaluation import page, plots, wording
 from blossomrec.experiments import inspect_plots, inspect_tables
 from blossomrec.experiments.inspect_run import Inspection, inspect_run
 from blossomrec.experiments.inspect_tables import TextTable, interval, named_heads, percent
-from blossomrec.training.files import replacing, write_json
+from blossomrec.files import replacing, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console

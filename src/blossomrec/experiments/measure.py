@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 from blossomrec.config import EvaluationConfig, check
+from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split, split_name
 from blossomrec.device import resolve_device
@@ -36,12 +38,13 @@ def evaluate_run(
     """Evaluate the best weights of a run folder.
 
     Args:
-        log: the prepared log; None is the one the run was trained on.
+        log: the prepared log; None is the one the run was trained on, which must still be the same.
         on: which held-out events of the split that the run was trained with.
         options: fields of :class:`EvaluationConfig` that override the run's own; None is no change.
 
     Raises:
-        RunError: the run is incomplete, its log is gone, or the log has another vocabulary.
+        RunError: the run is incomplete, its log is gone or was prepared again, or the log has
+            another vocabulary.
         ConfigError: an option is unknown, out of bounds or one of the split, whose other form would
             test on what the run was trained on, or the device is not there.
     """
@@ -59,14 +62,36 @@ def evaluate_run(
 def open_log(run: str | Path, info: RunInfo, log: EventLog | str | Path | None) -> EventLog:
     """The log of a run: what is given or, for None, the one it was trained on.
 
+    Another log with the same items may be given, which is told in a warning.
+
     Raises:
-        RunError: it is gone, or has another vocabulary.
+        RunError: the log is gone, it is not given and is not the one the run was trained on any
+            more, or it has another vocabulary.
     """
     if log is None and not (info.data / "log.json").is_file():
         raise RunError(f"{info.data}, the log {run} was trained on, is not there: give the log")
     events = log if isinstance(log, EventLog) else EventLog.open(log or info.data)
+    differing = differences(info.log or {}, events.identity)
+    if differing and log is None:
+        raise RunError(
+            f"{events.folder} was prepared again since {run} was trained on it ({differing}): what "
+            "is held out now may have been trained on; train again, or name the log, --log "
+            f"{events.folder}, to measure all the same"
+        )
     if events.item_vocabulary.fingerprint != info.fingerprint:
         raise RunError(f"{run} belongs to another vocabulary than {events.folder}")
+    if differing:
+        warnings.warn(
+            f"{events.folder} is not what {run} was trained on ({differing}): what is held out "
+            "there may have been trained on",
+            stacklevel=2,
+        )
+    if info.log is None:
+        warnings.warn(
+            f"{run} does not tell the identity of its log, as older runs do not: whether "
+            f"{events.folder} is still what it was trained on is not known",
+            stacklevel=2,
+        )
     return events
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from blossomrec.config import to_dict
+from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.errors import RunError
@@ -48,7 +49,7 @@ def write_run_report(
 
     Raises:
         RunError: a folder holds no full ranking of the test cases, none is a run, or they belong
-            to different vocabularies.
+            to different vocabularies, or to other data than their log holds now.
         DataError: the evaluations are of different cases, or two have the same name.
     """
     pairs = runs.items() if isinstance(runs, Mapping) else [(Path(run).name, run) for run in runs]
@@ -79,6 +80,9 @@ def model_report(name: str, run: Path, log: EventLog) -> ModelReport:
     info = read_run_config(run)
     if info.fingerprint != log.item_vocabulary.fingerprint:
         raise RunError(f"{run} belongs to another vocabulary than {log.folder}")
+    differing = differences(info.log or {}, log.identity)
+    if differing:
+        raise RunError(f"{run} was trained on other data than {log.folder} has now ({differing})")
     config = info.config
     profile = attention_profile(load_model(run), log, make_split(log, config.evaluation).test)
     # What save_pretrained wrote has no log.

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blossomrec.config import ServingConfig
-from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.device import resolve_device
 from blossomrec.errors import RunError
+from blossomrec.files import digest
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.approximate import ApproximateRanking
 from blossomrec.serving.cache import HistoryCache
@@ -18,8 +18,7 @@ from blossomrec.serving.encoder import Encoder, build_encoder
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.ranking import Ranking
 from blossomrec.serving.refusals import shown
-from blossomrec.training.files import digest
-from blossomrec.training.run import load_model, read_run_config
+from blossomrec.training.run import load_model, open_vocabulary, read_run_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +64,7 @@ def load_release(
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise RunError(f"{run / 'model.safetensors'} is damaged: {name} is not finite")
-    vocabulary = Vocabulary.open(run / "vocabulary")
-    if vocabulary.fingerprint != info.fingerprint:
-        raise RunError(f"{run}: vocabulary/ does not belong to config.json")
+    vocabulary = open_vocabulary(run, info)
     ranking = Ranking(model)
     if config.probes:
         ranking = ApproximateRanking(model, config.probes, metrics)

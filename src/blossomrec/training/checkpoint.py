@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import time
 import warnings
@@ -15,12 +16,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from blossomrec.config import shortened
 from blossomrec.errors import RunError
-from blossomrec.training.files import digest, new_folder, replacing
+from blossomrec.files import digest, new_folder, read_json, remove, replacing
 from blossomrec.training.run import write_weights
 
 KEPT = 2
 FORMAT = 1
+STEP = re.compile(r"step-\d{10}")
+BEST = re.compile(r"best-\d{10}\.safetensors")
+TENSORS = "tensors.safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Checkpoints:
     """The folder ``checkpoints/`` of a run: ``step-*/`` and the ``best-*.safetensors`` they need.
 
     A checkpoint is a folder with ``tensors.safetensors`` and ``state.json``; the latter holds the
-    size and SHA-256 of every file it relies on, and its own, so that damage shows.
+    size and SHA-256 of every file it relies on, and its own, so that damage shows. Whatever else
+    lies in ``checkpoints/`` is nobody's: it is neither read nor removed.
     """
 
     def __init__(self, folder: Path):
@@ -65,10 +71,10 @@ class Checkpoints:
         """Write the checkpoint of ``step`` and drop those that are older than the newest two."""
         path = self.folder / f"step-{step:010d}"
         with new_folder(path) as folder:
-            save_file(tensors, folder / "tensors.safetensors")
+            save_file(tensors, folder / TENSORS)
             content = {
                 "format": FORMAT,
-                "tensors": _description(folder / "tensors.safetensors"),
+                "tensors": _description(folder / TENSORS),
                 "best": self._best,
                 "state": state,
             }
@@ -99,29 +105,31 @@ class Checkpoints:
         return None
 
     def _read(self, path: Path) -> tuple[Checkpoint, dict[str, Any] | None]:
-        stored = json.loads((path / "state.json").read_text())
+        stored = read_json(path / "state.json")
         content = stored["content"]
         if stored["sha256"] != _content_digest(content):
             raise ValueError("state.json was altered")
         if content["format"] != FORMAT:
             raise ValueError(f"it has format {content['format']!r}, not {FORMAT}")
-        _verify(path, content["tensors"])
-        if content["best"] is not None:
-            _verify(self.folder, content["best"])
-        best = self.folder / content["best"]["name"] if content["best"] else None
-        tensors = load_file(path / "tensors.safetensors")
-        return Checkpoint(path, tensors, content["state"], best), content["best"]
+        tensors, best = content["tensors"], content["best"]
+        _verify(path, tensors, re.compile(re.escape(TENSORS)))
+        if best is not None:
+            _verify(self.folder, best, BEST)
+        if not isinstance(content["state"], dict):
+            raise ValueError("state.json holds no state")
+        found = self.folder / best["name"] if best is not None else None
+        return Checkpoint(path, load_file(path / TENSORS), content["state"], found), best
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        found = (path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name))
+        return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
     def _sweep(self) -> None:
         # What a killed process was just writing.
         for path in self.folder.glob(".*.tmp"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            name = path.name.removeprefix(".").removesuffix(".tmp")
+            if STEP.fullmatch(name) or BEST.fullmatch(name):
+                remove(path)
 
     def _drop_newer(self, path: Path) -> None:
         # A damaged newer one would otherwise count among the newest two and push a good one out.
@@ -134,12 +142,10 @@ class Checkpoints:
         for path in paths[:-KEPT]:
             shutil.rmtree(path)
         needed = {self._best["name"]} if self._best else set()
-        for path in paths[-KEPT:]:
-            best = json.loads((path / "state.json").read_text())["content"]["best"]
-            needed |= {best["name"]} if best else set()
+        needed |= {_best_of(path) for path in paths[-KEPT:]}
         for path in self.folder.glob("best-*.safetensors"):
-            if path.name not in needed:
-                path.unlink()
+            if BEST.fullmatch(path.name) and path.name not in needed:
+                remove(path)
 
 
 class Pace:
@@ -166,13 +172,27 @@ def _description(path: Path) -> dict[str, Any]:
     return {"name": path.name, "size": path.stat().st_size, "sha256": digest(path)}
 
 
-def _verify(folder: Path, expected: dict[str, Any]) -> None:
-    path = folder / expected["name"]
+def _verify(folder: Path, expected: dict[str, Any], names: re.Pattern[str]) -> None:
+    """ValueError unless a file of the folder itself, by one of the names, is as it is described."""
+    name = expected["name"]
+    if not isinstance(name, str) or not names.fullmatch(name):
+        raise ValueError(f"it names the file {shortened(name)}")
+    path = folder / name
+    if path.is_symlink():
+        raise ValueError(f"{name} is a link")
     size = path.stat().st_size
     if size != expected["size"]:
-        raise ValueError(f"{path.name} has {size} bytes, not {expected['size']}")
+        raise ValueError(f"{name} has {size} bytes, not {shortened(expected['size'])}")
     if digest(path) != expected["sha256"]:
-        raise ValueError(f"{path.name} was altered")
+        raise ValueError(f"{name} was altered")
+
+
+def _best_of(path: Path) -> str | None:
+    """The name of the best weights that a checkpoint needs; None also where it is damaged."""
+    try:
+        return read_json(path / "state.json")["content"]["best"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _content_digest(content: dict[str, Any]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from blossomrec.config import RunConfig, to_dict
+from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Split
 from blossomrec.errors import ConfigError, RunError
@@ -28,9 +30,7 @@ def identity(config: RunConfig, log: EventLog, split: Split) -> dict[str, Any]:
     return {
         "config": to_dict(config),
         "data": {
-            "vocabulary": log.item_vocabulary.fingerprint,
-            "users": int(log.num_users),
-            "events": int(log.num_events),
+            **log.identity,
             "training events": int(np.sum(split.train_end)),
             "validation cases": len(split.valid.users),
         },
@@ -70,18 +70,34 @@ def find_checkpoint(
         )
     checkpoint = checkpoints.newest()
     if checkpoint is not None:
-        _check_data(run, checkpoint.state["identity"]["data"], expected["data"])
-        _check_config(run, checkpoint.state["identity"]["config"], expected["config"])
+        known = _identity_of(checkpoint)
+        _check_data(run, known["data"], expected["data"])
+        _check_config(run, known["config"], expected["config"])
     return checkpoint
 
 
+def _identity_of(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    known = checkpoint.state.get("identity")
+    if not isinstance(known, dict) or not all(
+        isinstance(known.get(name), dict) for name in ("config", "data")
+    ):
+        raise RunError(f"{checkpoint.path} does not tell of which training it is: it is damaged")
+    return known
+
+
 def _check_data(run: Path, known: dict[str, Any], given: dict[str, Any]) -> None:
-    for name in given:
-        if known.get(name) != given[name]:
-            raise RunError(
-                f"{run} was trained on other data ({name}: {known.get(name)}, now {given[name]}): "
-                "choose another run folder"
-            )
+    differing = differences(known, given)
+    if differing:
+        raise RunError(
+            f"{run} was trained on other data ({differing}): choose another run folder, or prepare "
+            "the log as it was"
+        )
+    if "times" not in known:
+        warnings.warn(
+            f"{run} was begun before logs had an identity: that its log is still the same is known "
+            "by the numbers of users and events alone",
+            stacklevel=2,
+        )
 
 
 def _check_config(run: Path, known: dict[str, Any], given: dict[str, Any]) -> None:

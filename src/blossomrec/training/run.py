@@ -6,55 +6,55 @@ Layout: ``config.json``, ``model.safetensors``, ``vocabulary/``, ``log.jsonl``, 
 
 from __future__ import annotations
 
-import json
-import shutil
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from blossomrec import __version__
-from blossomrec.config import RunConfig, from_dict, to_dict
+from blossomrec.config import RunConfig, from_dict, shortened, to_dict
 from blossomrec.data.log import EventLog
 from blossomrec.data.vocabulary import Vocabulary
-from blossomrec.errors import DataError, RunError
+from blossomrec.errors import ConfigError, DataError, RunError
+from blossomrec.files import flush, read_json, remove, replacing, write_json
 from blossomrec.models.sequence import SequenceModel, build_model
-from blossomrec.training.files import new_folder, replacing, write_json
 
 FORMAT = 2
+# What a training and its evaluations leave in a run folder, besides the model.
+OF_TRAINING = ("checkpoints", "log.jsonl", "metrics.json", "evaluations", "tensorboard")
 
 
 class RunInfo(NamedTuple):
-    """What ``config.json`` says; ``fingerprint`` is the vocabulary's, ``data`` the log's folder."""
+    """What ``config.json`` says.
+
+    config: everything that decided the outcome, besides the data.
+    num_items, fingerprint: of the item vocabulary.
+    data: the folder of the log.
+    log: the identity of the log, see ``EventLog.identity``; None in runs that do not tell it.
+    """
 
     config: RunConfig
     num_items: int
     fingerprint: str
     data: Path
+    log: dict[str, Any] | None
 
 
 def write_run_config(run: str | Path, config: RunConfig, log: EventLog) -> None:
-    """Write ``config.json`` and copy the item vocabulary of ``log`` into the run folder.
+    """Write ``config.json`` and the item vocabulary of ``log`` into the run folder.
 
     Raises:
         RunError: the folder already belongs to another vocabulary.
     """
-    run = Path(run)
+    run, items = Path(run), log.item_vocabulary
     check_vocabulary(run, log)
-    if not _holds_vocabulary(run, log.item_vocabulary.fingerprint):
-        with new_folder(run / "vocabulary") as folder:
-            shutil.copytree(Path(log.folder) / "items", folder, dirs_exist_ok=True)
-    values = {
-        "format": FORMAT,
-        "blossomrec": __version__,
-        "config": to_dict(config),
-        "num_items": int(log.num_items),
-        "vocabulary": log.item_vocabulary.fingerprint,
-        "data": str(Path(log.folder).resolve()),
-    }
-    write_json(run / "config.json", values)
+    data = Path(log.folder).resolve()
+    info = RunInfo(config, log.num_items, items.fingerprint, data, log.identity)
+    _write_description(run, info, items)
 
 
 def check_vocabulary(run: Path, log: EventLog) -> None:
@@ -79,12 +79,12 @@ def read_run_config(run: str | Path) -> RunInfo:
     if not path.is_file():
         raise RunError(f"{path} is missing: {run} is not a run folder")
     try:
-        values = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = read_json(path)
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict) or values.get("format") not in (1, FORMAT):
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
-        raise RunError(f"{path} has format {found!r}: this version reads format {FORMAT}")
+        raise RunError(f"{path} has format {shortened(found)}: this version reads format {FORMAT}")
     if values["format"] == 1 and isinstance(values.get("config"), dict):
         # Written before there was a choice: all dimensions were turned.
         model = values["config"].get("model")
@@ -93,14 +93,64 @@ def read_run_config(run: str | Path) -> RunInfo:
     return _run_info(path, values)
 
 
+def open_vocabulary(run: str | Path, info: RunInfo) -> Vocabulary:
+    """The items of a run.
+
+    Raises:
+        RunError: it is missing, damaged, or is not the one that ``config.json`` speaks of.
+    """
+    try:
+        vocabulary = Vocabulary.open(Path(run) / "vocabulary")
+    except DataError as error:
+        raise RunError(str(error)) from error
+    if (vocabulary.fingerprint, vocabulary.size) != (info.fingerprint, info.num_items):
+        raise RunError(f"{run}: vocabulary/ does not belong to config.json")
+    return vocabulary
+
+
 def write_metrics(run: str | Path, name: str, metrics: dict[str, float]) -> None:
     """Put numbers under a name into ``metrics.json``; RunError where it is damaged."""
     path = Path(run) / "metrics.json"
     try:
-        known = json.loads(path.read_text()) if path.is_file() else {}
+        known = read_json(path) if path.is_file() else {}
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}; remove it and evaluate again") from error
+    if not isinstance(known, dict):
+        raise RunError(f"{path} is damaged: it holds no object; remove it and evaluate again")
     write_json(path, known | {name: metrics})
+
+
+def write_model(
+    folder: str | Path,
+    info: RunInfo,
+    vocabulary: Vocabulary,
+    model: SequenceModel,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write configuration, vocabulary and weights as a folder that needs no log.
+
+    A model that was written so before is replaced; a folder broken off in between has no
+    ``config.json`` and is refused by whoever reads it.
+
+    Raises:
+        RunError: a training or evaluations lie there, and ``overwrite``, which removes them, is
+            not given.
+    """
+    folder = Path(folder)
+    trained = [name for name in OF_TRAINING if (folder / name).exists()]
+    if trained and not overwrite:
+        raise RunError(
+            f"{folder} is the run folder of another model (it holds {', '.join(trained)}): choose "
+            "another folder, or give overwrite=True, which removes those"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    remove(folder / "config.json")
+    flush(folder)
+    for name in trained:
+        remove(folder / name)
+    save_model(folder, model)
+    _write_description(folder, info, vocabulary)
 
 
 def save_model(run: str | Path, model: SequenceModel) -> None:
@@ -115,18 +165,36 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> SequenceM
         RunError: a file is missing or damaged, or the weights do not fit the configuration.
     """
     info, path = read_run_config(run), Path(run) / "model.safetensors"
-    weights = read_weights(path)
+    _check_shapes(path, info)
     model = build_model(info.config.model, info.num_items)
+    model.load_state_dict(read_weights(path))
+    return model.to(device).eval()
+
+
+def _check_shapes(path: Path, info: RunInfo) -> None:
+    """RunError unless the weights fit the configuration, before memory is taken for either."""
+    found, config = _shapes(path), path.with_name("config.json")
+    layers = info.config.model.layers
+    if layers > len(found):
+        raise RunError(f"{path} does not fit {config}: it cannot hold {layers} layers")
+    try:
+        with torch.device("meta"):
+            model = build_model(info.config.model, info.num_items)
+    except (ConfigError, RuntimeError, OverflowError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{config} describes a model that cannot be: {reason}") from error
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise RunError(
-                f"{path} does not fit {path.with_name('config.json')}: {name} has shape "
+                f"{path} does not fit {config}: {name} has shape "
                 f"{found.get(name, 'none')}, the configuration needs {wanted.get(name, 'none')}"
             )
-    model.load_state_dict(weights)
-    return model.to(device).eval()
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    with _weights_file(path), safe_open(path, "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def write_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -137,29 +205,59 @@ def write_weights(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file; RunError, naming the path, when it is missing or damaged."""
+    with _weights_file(path):
+        return load_file(path)
+
+
+@contextlib.contextmanager
+def _weights_file(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise RunError(f"{path} is missing: the run has no trained weights yet")
     try:
-        return load_file(path)
+        yield
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
 
 
-def _holds_vocabulary(run: Path, fingerprint: str) -> bool:
+def _write_description(run: Path, info: RunInfo, vocabulary: Vocabulary) -> None:
+    """Write ``vocabulary/``, where it is not there already, and ``config.json``."""
     try:
-        return Vocabulary.open(run / "vocabulary").fingerprint == fingerprint
-    except DataError:
-        return False
+        held = open_vocabulary(run, info)
+    except RunError:
+        held = None
+    if held is None:
+        vocabulary.save(run / "vocabulary")
+    values = {
+        "format": FORMAT,
+        "blossomrec": __version__,
+        "config": to_dict(info.config),
+        "num_items": info.num_items,
+        "vocabulary": info.fingerprint,
+        "data": str(info.data),
+        "log": info.log,
+    }
+    write_json(run / "config.json", values)
 
 
 def _run_info(path: Path, values: dict[str, Any]) -> RunInfo:
+    def given(name: str, kind: type) -> Any:
+        if name not in values:
+            raise RunError(f"{path} is not the configuration of a run: {name!r} is missing")
+        # A bool counts as an int in Python.
+        if type(values[name]) is not kind:
+            raise RunError(
+                f"{path} is not the configuration of a run: {name} is {shortened(values[name])}"
+            )
+        return values[name]
+
     try:
-        return RunInfo(
-            config=from_dict(values["config"]),
-            num_items=int(values["num_items"]),
-            fingerprint=str(values["vocabulary"]),
-            data=Path(values["data"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise RunError(f"{path} is not the configuration of a run: {reason}") from error
+        config = from_dict(given("config", dict))
+    except ConfigError as error:
+        raise RunError(f"{path} is not the configuration of a run: {error}") from error
+    return RunInfo(
+        config=config,
+        num_items=given("num_items", int),
+        fingerprint=given("vocabulary", str),
+        data=Path(given("data", str)),
+        log=given("log", dict) if values.get("log") is not None else None,
+    )

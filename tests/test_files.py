@@ -2,7 +2,7 @@ import stat
 
 import pytest
 
-from blossomrec.training.files import digest, new_folder, replacing, write_json
+from blossomrec.files import digest, new_folder, replacing, write_json
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -1,0 +1,140 @@
+"""The folder of a prepared log: what may lie in it, and how a new generation takes over.
+
+A preparing writes a generation beside the one in use: ``events/GENERATION``, ``users/GENERATION``,
+``items/GENERATION``. Replacing ``log.json``, which names it, is the one step from the old log to
+the new one. Whatever was killed before or after that step leaves generations that nothing names;
+the next preparing sweeps them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from blossomrec.data.log import GENERATION, LOG_FILE, LOG_FORMAT, TABLES
+from blossomrec.data.vocabulary import read_description
+from blossomrec.errors import DataError
+from blossomrec.files import flush, flush_folder, locked, write_json
+
+# What a log of format 1 consists of, besides log.json.
+_FIRST_FORMAT = ("offsets.npy", "items.npy", "timestamps.npy", "weights.npy")
+_FIRST_VOCABULARY = {"ids.parquet", "vocabulary.json"}
+# On the volumes of some file systems from the start.
+_NOBODYS = {"lost+found"}
+
+
+def check_replaceable(folder: Path) -> None:
+    """DataError unless the folder is not there, is empty, or is a prepared log and no more."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir():
+        raise DataError(f"{folder} is a file: give a folder to prepare the log in")
+    entries = {entry.name for entry in folder.iterdir()} - _NOBODYS
+    foreign = sorted(name for name in entries if not _belongs(folder / name))
+    if LOG_FILE not in entries:
+        # Without it, arrays may be anybody's; generations are what a killed preparing has left.
+        foreign += sorted(entries.intersection(_FIRST_FORMAT))
+    if foreign:
+        raise DataError(
+            f"{folder} is not a prepared log (it holds {', '.join(foreign[:3])}): give a new folder"
+        )
+
+
+def _belongs(path: Path) -> bool:
+    """Whether an entry of the folder is part of a log, of whichever format."""
+    if path.name in TABLES:
+        if path.is_symlink() or not path.is_dir():
+            return False
+        names = {entry.name for entry in path.iterdir()}
+        # Of format 1 only where log.json is there to say so.
+        first = _FIRST_VOCABULARY if (path.parent / LOG_FILE).is_file() else set()
+        return all(GENERATION.fullmatch(name) for name in names - first)
+    return path.name in (LOG_FILE, f".{LOG_FILE}.tmp", *_FIRST_FORMAT)
+
+
+@contextlib.contextmanager
+def new_generation(folder: Path, description: dict[str, Any]) -> Iterator[dict[str, Path]]:
+    """Give the folders, by table, to write a new generation in; at the end it is the log.
+
+    Raises:
+        DataError: the folder cannot be written, or another process is writing it; what it holds
+            is what it held before.
+    """
+    made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            yield from _generation(folder, description)
+    except OSError as error:
+        _unmake(made)
+        raise DataError(f"{folder} cannot be written: {error}") from error
+    except BaseException:
+        _unmake(made)
+        raise
+    for path in made:
+        # Of a folder that is not ours, its owner keeps the entries.
+        with contextlib.suppress(PermissionError):
+            flush(path.parent)
+
+
+def _generation(folder: Path, description: dict[str, Any]) -> Iterator[dict[str, Path]]:
+    _sweep(folder)
+    generation = f"generation-{secrets.token_hex(8)}"
+    places = {table: folder / table / generation for table in TABLES}
+    try:
+        for place in places.values():
+            place.mkdir(parents=True)
+        yield places
+        for table in TABLES:
+            flush_folder(folder / table)
+        write_json(folder / LOG_FILE, {**description, "generation": generation})
+    finally:
+        _sweep(folder)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        with locked(folder):
+            yield
+    except BlockingIOError as error:
+        raise DataError(f"{folder} is being written by another process") from error
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what ``log.json`` does not name; nothing where it cannot be read."""
+    named = None
+    if (folder / LOG_FILE).exists():
+        try:
+            description = read_description(folder / LOG_FILE, LOG_FORMAT, "a log")
+        except DataError:
+            return
+        named = description.get("generation")
+    for table in TABLES:
+        for path in list((folder / table).glob("generation-*")):
+            if path.name != named:
+                shutil.rmtree(path, ignore_errors=True)
+    if named is not None:
+        _remove_first_format(folder)
+    for table in TABLES:
+        # Only an empty one is removed.
+        with contextlib.suppress(OSError):
+            (folder / table).rmdir()
+
+
+def _remove_first_format(folder: Path) -> None:
+    paths = [folder / name for name in _FIRST_FORMAT]
+    paths += [folder / table / name for table in TABLES for name in _FIRST_VOCABULARY]
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _unmake(made: list[Path]) -> None:
+    for path in made:
+        with contextlib.suppress(OSError):
+            path.rmdir()

@@ -1,0 +1,163 @@
+"""Files and folders that are wholly there or not there at all, also after a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Descriptions of runs and logs have some kilobytes: nobody reads a gigabyte by mistake.
+LARGEST_JSON = 64 << 20
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; what was written there replaces it at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    try:
+        yield temporary
+        # Some writers make files that only their owner may read.
+        temporary.chmod(mode)
+        flush(temporary)
+        os.replace(temporary, path)
+        flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``; at the end it becomes ``path``, replacing it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    remove(temporary)
+    temporary.mkdir()
+    try:
+        yield temporary
+        flush_folder(temporary)
+        remove(path)
+        os.replace(temporary, path)
+        flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write values as indented JSON, atomically."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The values of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, is nested too deeply, or is larger than ``LARGEST_JSON`` bytes.
+    """
+    size = path.stat().st_size
+    if size > LARGEST_JSON:
+        raise ValueError(f"it has {size:,} bytes, more than {LARGEST_JSON:,}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Have a file, or the entries of a folder, on disk."""
+    # A rename survives a power cut only when the content and the folder entry are on disk.
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have all that lies in a folder, and the folder itself, on disk."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            flush_folder(entry)
+        else:
+            flush(entry)
+    flush(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all it holds; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; it goes with the process, however that ends.
+
+    Where the system or the file system knows no such locks, nothing is held.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # such as a network disk
+        yield
+    finally:
+        os.close(handle)
+
+
+class TemporaryFolder:
+    """A folder that goes with this object, or at exit, and only in the process that made it.
+
+    Copies of the object are the object: the folder goes with the last of them.
+    """
+
+    def __init__(self):
+        self.path = Path(tempfile.mkdtemp(prefix="blossomrec-"))
+        self._finalizer = weakref.finalize(self, _remove_as, os.getpid(), self.path)
+
+    def __copy__(self) -> TemporaryFolder:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TemporaryFolder:
+        return self
+
+
+def _remove_as(process: int, path: Path) -> None:
+    # A forked child has a copy of the object, and ends before its parent needs the folder again.
+    if os.getpid() == process:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,34 @@
+"""What is left to a forked child: the threads of its parent are not.
+
+PyTorch hands its work to a pool of threads that the child believes to have, and waits for them for
+ever; with a single thread it computes by itself. Polars has no such choice, so what the child asks
+for must not need its pool. The spawn start method of ``multiprocessing`` has none of these limits.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from blossomrec.errors import RunError
+
+_lost: set[str] = set()
+
+
+def refuse_lost_threads(what: str) -> None:
+    """Raise RunError where ``what`` needs threads of Polars that a fork has left behind."""
+    if "polars" in _lost:
+        raise RunError(
+            f"{what} cannot be read in a forked process, which has lost the threads of polars: "
+            "read it before the fork, or start processes with the spawn method"
+        )
+
+
+def _after_fork() -> None:
+    _lost.update({"polars", "torch"} & sys.modules.keys())
+    if "torch" in _lost:
+        sys.modules["torch"].set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
