@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from blossomrec.arguments import id_list, one_of, true_or_false, whole_number
 from blossomrec.config import (
     EvaluationConfig,
     ModelConfig,
@@ -28,7 +29,7 @@ from blossomrec.data.split import make_split
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError
-from blossomrec.evaluation import scoring
+from blossomrec.evaluation import resolve_filter_seen, scoring
 from blossomrec.evaluation.top_k import top_k
 from blossomrec.models.sequence import SequenceModel, build_model
 from blossomrec.training.run import load_model, read_run_config, save_model, write_run_config
@@ -55,6 +56,8 @@ class BlossomRec:
         items: vocabulary of the catalogue, None before ``fit``.
         log: the events whose users can be asked for, None when there are none.
         training: what the training came to, None without one.
+        filter_viewed: whether recommendations leave out what is in the history unless they are
+            asked otherwise: as the evaluation of this model does, None before ``fit``.
 
     Raises:
         ConfigError: an option is unknown or out of bounds.
@@ -66,6 +69,7 @@ class BlossomRec:
         self.items: Vocabulary | None = None
         self.log: EventLog | None = None
         self.training: TrainingResult | None = None
+        self.filter_viewed: bool | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def fit(
@@ -102,6 +106,7 @@ class BlossomRec:
             model, log, split, self.config, Path(run), resume=resume, progress=progress
         )
         self.log, self.items = log, log.item_vocabulary
+        self.filter_viewed = resolve_filter_seen(self.config.evaluation, log)
         self.model = load_model(run, resolve_device(self.config.training.device))
         return self
 
@@ -125,6 +130,7 @@ class BlossomRec:
         self = cls(info.config)
         self.model = load_model(folder, resolve_device(device))
         self.items = Vocabulary.open(Path(folder) / "vocabulary")
+        self.filter_viewed = info.filter_viewed
         if self.items.fingerprint != info.fingerprint:
             raise RunError(f"{folder}: vocabulary/ does not belong to config.json")
         if log is not None:
@@ -142,7 +148,8 @@ class BlossomRec:
         """Write ``config.json``, ``model.safetensors`` and ``vocabulary/``, without the events."""
         model, _ = self._ready()
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_run_config(folder, self.config, self._histories())
+        filter_viewed = self.filter_viewed
+        write_run_config(folder, self.config, self._histories(), filter_viewed=filter_viewed)
         save_model(folder, model)
 
     def recommend(
@@ -150,7 +157,7 @@ class BlossomRec:
         users: Iterable[Any] | None = None,
         k: int = 10,
         *,
-        filter_viewed: bool = True,
+        filter_viewed: bool | None = None,
         items: Iterable[Any] | None = None,
         max_len: int | None = None,
     ) -> pl.DataFrame:
@@ -158,7 +165,8 @@ class BlossomRec:
 
         Args:
             users: external ids; None is every user.
-            filter_viewed: leave out what is in the user's history.
+            filter_viewed: leave out what is in the user's history; None is as the model is
+                evaluated, ``self.filter_viewed``: by default where the log has no repeats.
             items: external ids to choose from; None is the whole catalogue.
             max_len: events of a history that the model sees, the last ones; None is as many as in
                 training.
@@ -169,12 +177,13 @@ class BlossomRec:
 
         Raises:
             DataError: a user or an item is unknown; the message names it.
+            ConfigError: an option is out of bounds or of a wrong type.
         """
-        log = self._histories()
+        log, filter_viewed = self._histories(), self._filters(filter_viewed)
         if users is None:
             rows = np.arange(log.num_users)
         else:
-            rows = known_rows(log.user_vocabulary, list(users), "user")
+            rows = known_rows(log.user_vocabulary, id_list("users", users), "user")
         candidates, most = self._candidates(items), self._most(max_len)
         lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], most)
         found = []
@@ -190,7 +199,7 @@ class BlossomRec:
         history: Sequence[Any],
         k: int = 10,
         *,
-        filter_viewed: bool = True,
+        filter_viewed: bool | None = None,
         items: Iterable[Any] | None = None,
         max_len: int | None = None,
         unknown: Literal["skip", "refuse"] = "skip",
@@ -198,6 +207,7 @@ class BlossomRec:
         """The ``k`` best next items after any list of item ids, oldest first.
 
         Args:
+            filter_viewed, items, max_len: as of ``recommend``.
             unknown: what to do with items the model does not know: "skip" them with a warning, or
                 "refuse" the history.
 
@@ -206,11 +216,11 @@ class BlossomRec:
 
         Raises:
             DataError: an unknown item where they are refused, or no known item at all.
+            ConfigError: an option is out of bounds or of a wrong type.
         """
         _, vocabulary = self._ready()
-        if unknown not in ("skip", "refuse"):
-            raise ConfigError(f"unknown is {unknown!r}: choose skip or refuse")
-        history = list(history)
+        one_of("unknown", unknown, ("skip", "refuse"))
+        history, filter_viewed = id_list("history", history), self._filters(filter_viewed)
         rows = vocabulary.rows(history) if history else np.empty(0, dtype=np.int64)
         strangers = [item for item, row in zip(history, rows, strict=True) if row < 0]
         if strangers and unknown == "refuse":
@@ -238,10 +248,10 @@ class BlossomRec:
 
         Raises:
             DataError: an item is unknown.
+            ConfigError: ``k`` is no whole number of at least 1.
         """
         model, vocabulary = self._ready()
-        _check_k(k)
-        items = list(items)
+        k, items = whole_number("k", k), id_list("items", items)
         rows = torch.from_numpy(known_rows(vocabulary, items, "item"))
         with torch.no_grad():
             table = torch.nn.functional.normalize(model.output_weight().float(), dim=-1)
@@ -272,12 +282,11 @@ class BlossomRec:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Number of the history, item row, score and rank of everything recommended."""
         model, vocabulary = self._ready()
-        _check_k(k)
         batch = pack([history[-max_len:] for history in histories])
         rows, scores = top_k(
             model,
             batch,
-            min(k, vocabulary.size),
+            min(whole_number("k", k), vocabulary.size),
             seen=histories if filter_viewed else None,
             items=candidates,
             device=model.item_embeddings.weight.device,
@@ -288,16 +297,17 @@ class BlossomRec:
 
     def _most(self, max_len: int | None) -> int:
         """Events of a history that the model sees."""
-        if max_len is None:
-            return self.config.model.max_len
-        if max_len < 1:
-            raise ConfigError(f"max_len is {max_len}: it must be at least 1")
-        return max_len
+        return self.config.model.max_len if max_len is None else whole_number("max_len", max_len)
+
+    def _filters(self, filter_viewed: bool | None) -> bool:
+        """Whether items of the history are left out."""
+        given = self.filter_viewed if filter_viewed is None else filter_viewed
+        return true_or_false("filter_viewed", given)
 
     def _candidates(self, items: Iterable[Any] | None) -> np.ndarray | None:
         """Rows of the only items to choose from, None for the whole catalogue."""
         _, vocabulary = self._ready()
-        return None if items is None else known_rows(vocabulary, list(items), "item")
+        return None if items is None else known_rows(vocabulary, id_list("items", items), "item")
 
     def _frame(
         self, columns: dict[str, Any], rows: np.ndarray, scores: np.ndarray, ranks: np.ndarray
@@ -367,8 +377,3 @@ def _shown(ids: Sequence[Any], most: int = 5) -> str:
     plain = (one.item() if isinstance(one, np.generic) else one for one in ids[:most])
     shown = ", ".join(map(repr, plain))
     return shown + (f" and {len(ids) - most} more" if len(ids) > most else "")
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ConfigError(f"k is {k}: it must be at least 1")

@@ -16,10 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from blossomrec import __version__
+from blossomrec.arguments import true_or_false
 from blossomrec.config import RunConfig, from_dict, to_dict
 from blossomrec.data.log import EventLog
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError, RunError
+from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.models.sequence import SequenceModel, build_model
 from blossomrec.training.files import new_folder, replacing, write_json
 
@@ -27,16 +29,25 @@ FORMAT = 2
 
 
 class RunInfo(NamedTuple):
-    """What ``config.json`` says; ``fingerprint`` is the vocabulary's, ``data`` the log's folder."""
+    """What ``config.json`` says; ``fingerprint`` is the vocabulary's, ``data`` the log's folder.
+
+    ``filter_viewed``: whether items of the history are left out of recommendations, as they are
+    where the run is measured.
+    """
 
     config: RunConfig
     num_items: int
     fingerprint: str
     data: Path
+    filter_viewed: bool
 
 
-def write_run_config(run: str | Path, config: RunConfig, log: EventLog) -> None:
+def write_run_config(
+    run: str | Path, config: RunConfig, log: EventLog, *, filter_viewed: bool | None = None
+) -> None:
     """Write ``config.json`` and copy the item vocabulary of ``log`` into the run folder.
+
+    ``filter_viewed`` is kept for whoever recommends; None is as ``log`` is evaluated.
 
     Raises:
         RunError: the folder already belongs to another vocabulary.
@@ -46,6 +57,8 @@ def write_run_config(run: str | Path, config: RunConfig, log: EventLog) -> None:
     if not _holds_vocabulary(run, log.item_vocabulary.fingerprint):
         with new_folder(run / "vocabulary") as folder:
             shutil.copytree(Path(log.folder) / "items", folder, dirs_exist_ok=True)
+    if filter_viewed is None:
+        filter_viewed = resolve_filter_seen(config.evaluation, log)
     values = {
         "format": FORMAT,
         "blossomrec": __version__,
@@ -53,6 +66,7 @@ def write_run_config(run: str | Path, config: RunConfig, log: EventLog) -> None:
         "num_items": int(log.num_items),
         "vocabulary": log.item_vocabulary.fingerprint,
         "data": str(Path(log.folder).resolve()),
+        "filter_viewed": filter_viewed,
     }
     write_json(run / "config.json", values)
 
@@ -159,6 +173,8 @@ def _run_info(path: Path, values: dict[str, Any]) -> RunInfo:
             num_items=int(values["num_items"]),
             fingerprint=str(values["vocabulary"]),
             data=Path(values["data"]),
+            # Runs of earlier versions do not say; they were served without items of the history.
+            filter_viewed=true_or_false("filter_viewed", values.get("filter_viewed", True)),
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
