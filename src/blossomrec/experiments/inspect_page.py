@@ -14,6 +14,7 @@ from blossomrec.evaluation import page, plots, wording
 from blossomrec.experiments import inspect_plots, inspect_tables
 from blossomrec.experiments.inspect_run import Inspection, inspect_run
 from blossomrec.experiments.inspect_tables import TextTable, interval, named_heads, percent
+from blossomrec.terminal import show
 from blossomrec.training.files import replacing, write_json
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def inspect_and_write(
     if path.suffix != ".html":
         raise ConfigError(f"out is {path}: the name of a page ends in .html")
     inspection = inspect_run(run, log, **options)
-    console.print(inspect_tables.inspection_tables(inspection))
+    show(console, inspect_tables.inspection_tables(inspection))
     write_json(path.with_suffix(".json"), inspection.to_dict())
     write_page(path, inspection)
     console.print(

@@ -1,0 +1,78 @@
+"""What is shown on a terminal: wide tables without loss, characters that it does not have."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.measure import Measurement
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+# A file or a pipe has no width.
+UNLIMITED = 10_000
+RULE_WIDTH = 80
+PLAIN = {"–": "-", "−": "-", "…": "...", "·": "-", "─": "-", "▲": "^", "▼": "v"}
+
+
+def show_everything() -> None:
+    """Let standard output and error replace what their encoding cannot write."""
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        # Others than Python's own, such as those of a notebook, take any text.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain")
+
+
+def console(file: TextIO | None = None) -> Console:
+    """A console on standard output: a terminal as wide as it is, anything else without an end."""
+    made = Console(file=file or sys.stdout)
+    # What the variable COLUMNS says holds everywhere.
+    if not made.is_terminal and "COLUMNS" not in made._environ:
+        made.width = UNLIMITED
+    return made
+
+
+def show(where: Console, *parts: Any) -> None:
+    """Print tables and texts so that no figure is cut, however narrow the terminal."""
+    for part in parts:
+        if isinstance(part, Group):
+            show(where, *part.renderables)
+        elif isinstance(part, Table):
+            where.print(part, width=_fit(part, where), crop=False, no_wrap=False)
+        else:
+            where.print(part, soft_wrap=isinstance(part, Text) and where.width == UNLIMITED)
+
+
+def show_rule(where: Console, title: str) -> None:
+    """A heading across the terminal."""
+    where.print(Rule(title), width=min(where.width, RULE_WIDTH))
+
+
+def _fit(table: Table, where: Console) -> int:
+    """Make a table narrower until it fits; gives the width it has to be printed with.
+
+    First its frame goes, then cells are wrapped between words. What is still too wide is left to
+    the terminal, which breaks lines and loses nothing.
+    """
+    unlimited = where.options.update(width=UNLIMITED)
+    if Measurement.get(where, unlimited, table).maximum <= where.width:
+        return where.width
+    table.box, table.pad_edge, table.padding = None, False, (0, 1)
+    for column in table.columns:
+        cells = (column.header, *column.cells)
+        column.min_width = max(Measurement.get(where, unlimited, one).minimum for one in cells)
+        column.overflow = "fold"
+    return max(where.width, Measurement.get(where, unlimited, table).minimum)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Dashes and the like as ASCII has them, other characters by their number."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    wrong = error.object[error.start : error.end]
+    shown = (PLAIN.get(one) or one.encode("ascii", "backslashreplace").decode() for one in wrong)
+    return "".join(shown), error.end
