@@ -77,7 +77,8 @@ def prepare(
         drop_duplicates=drop_duplicates,
     )
     _show(summary_table(log.summary))
-    print("next:", shlex.join(["blossomrec", "train", str(folder), f"runs/{folder.resolve().name}"]))
+    run = f"runs/{folder.resolve().name}"
+    print("next:", shlex.join(["blossomrec", "train", str(folder), run]))
 
 
 def train(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import os
 import sys
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 from rich.console import Console, Group
@@ -23,7 +25,7 @@ def show_everything() -> None:
     codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         # Others than Python's own, such as those of a notebook, take any text.
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="plain")
 
 
@@ -31,7 +33,7 @@ def console(file: TextIO | None = None) -> Console:
     """A console on standard output: a terminal as wide as it is, anything else without an end."""
     made = Console(file=file or sys.stdout)
     # What the variable COLUMNS says holds everywhere.
-    if not made.is_terminal and "COLUMNS" not in made._environ:
+    if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = UNLIMITED
     return made
 
@@ -61,12 +63,17 @@ def _fit(table: Table, where: Console) -> int:
     unlimited = where.options.update(width=UNLIMITED)
     if Measurement.get(where, unlimited, table).maximum <= where.width:
         return where.width
-    table.box, table.pad_edge, table.padding = None, False, (0, 1)
-    for column in table.columns:
-        cells = (column.header, *column.cells)
-        column.min_width = max(Measurement.get(where, unlimited, one).minimum for one in cells)
-        column.overflow = "fold"
-    return max(where.width, Measurement.get(where, unlimited, table).minimum)
+    table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
+    cells = [[column.header, *column.cells] for column in table.columns]
+    sizes = [[Measurement.get(where, unlimited, one) for one in column] for column in cells]
+    least = [max(size.minimum for size in column) for column in sizes]
+    wanted = [max(size.maximum for size in column) for column in sizes]
+    gaps = len(least) - 1
+    spare = max(0, where.width - gaps - sum(least))
+    share = min(1.0, spare / max(1, sum(wanted) - sum(least)))
+    for column, low, high in zip(table.columns, least, wanted, strict=True):
+        column.width = low + int((high - low) * share)
+    return max(where.width, gaps + sum(least))
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

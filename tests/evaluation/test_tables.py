@@ -45,7 +45,9 @@ def test_every_metric_and_every_slice_is_printed(measure):
             if name in line
         )
     for part in evaluation.slices:
-        assert part.label in text
+        assert part.marked_label in text
+    assert any(part.few for part in evaluation.slices)
+    assert "* fewer than 30 users" in text
     assert "Ties count against the target" in text
 
 

@@ -186,7 +186,8 @@ def test_all_models_on_all_logs_give_a_line_for_each_ranking(tiny, logs, tmp_pat
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 4
     assert any(
-        line.startswith("one SASRec seed 5: 1 epochs, ") and re.search(r"uni\d+-\d+_ndcg@10 0\.", line)
+        line.startswith("one SASRec seed 5: 1 epochs, ")
+        and re.search(r"uni\d+-\d+_ndcg@10 0\.", line)
         for line in shown
     )
 

@@ -58,7 +58,5 @@ BASELINES = {
         "transitions:ItemTransitions", "what followed the last items of the history"
     ),
     "item-knn": Baseline("item_knn:ItemKNN", "what the users of the last items also met"),
-    "ease": Baseline(
-        "ease:Ease", "a linear model of the whole catalogue", most_items=DENSE_ITEMS
-    ),
+    "ease": Baseline("ease:Ease", "a linear model of the whole catalogue", most_items=DENSE_ITEMS),
 }

@@ -65,17 +65,17 @@ class ItemKNN(ItemNeighbours):
 
 def _bm25(met: scipy.sparse.csr_array) -> scipy.sparse.csc_array:
     """BM25 (Robertson and Walker, 1994) with users as documents and items as terms."""
-    entries = met.tocoo()
-    lengths, users_of = met.sum(1), np.bincount(entries.col, minlength=met.shape[1])
-    rarity = np.log1p(met.shape[0] / np.maximum(users_of, 1))
-    damped = K1 * (1 - B + B * lengths / lengths[lengths > 0].mean())
-    weights = (K1 + 1) / (damped[entries.row] + 1) * rarity[entries.col]
-    return scipy.sparse.csc_array((weights, (entries.row, entries.col)), shape=met.shape)
+    users, items = met.nonzero()
+    lengths, met_by = (np.maximum(met.sum(axis), 1) for axis in (1, 0))
+    rarity = np.log1p(len(lengths) / met_by)
+    damped = K1 * (1 - B + B * lengths / lengths.mean())
+    weights = (K1 + 1) / (damped[users] + 1) * rarity[items]
+    return scipy.sparse.csc_array((weights, (users, items)), shape=met.shape)
 
 
 def _cosine(met: scipy.sparse.csr_array) -> scipy.sparse.csc_array:
-    lengths = np.sqrt(met.sum(0))
-    return met.multiply(1 / np.maximum(lengths, 1)[None, :]).tocsc()
+    lengths = np.sqrt(np.maximum(met.sum(0), 1))
+    return met.multiply(1 / lengths).tocsc()
 
 
 WEIGHTS = {"bm25": _bm25, "cosine": _cosine}
@@ -83,7 +83,7 @@ WEIGHTS = {"bm25": _bm25, "cosine": _cosine}
 
 def _nearest(weights: scipy.sparse.csc_array, count: int) -> scipy.sparse.csr_array:
     """The ``count`` largest inner products of each column with the others, sparse [I, I]."""
-    num_items = weights.shape[1]
+    num_items = len(weights.indptr) - 1
     step, everything = max(1, HELD // num_items), weights.tocsr()
     parts = []
     for start in range(0, num_items, step):
@@ -91,4 +91,4 @@ def _nearest(weights: scipy.sparse.csc_array, count: int) -> scipy.sparse.csr_ar
         others = part.row + start != part.col
         kept = part.data[others], (part.row[others], part.col[others])
         parts.append(keep_largest(scipy.sparse.csr_array(kept, shape=part.shape), count))
-    return scipy.sparse.vstack(parts, format="csr")
+    return scipy.sparse.csr_array(scipy.sparse.vstack(parts))

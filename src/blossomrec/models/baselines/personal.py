@@ -76,9 +76,7 @@ class PersonalRecency(_Personal):
     """Scores the items of a history by how recently they occurred, all others by popularity."""
 
     @classmethod
-    def fit(
-        cls, log: EventLog, train_end: np.ndarray, *, recent: int = RECENT
-    ) -> PersonalRecency:
+    def fit(cls, log: EventLog, train_end: np.ndarray, *, recent: int = RECENT) -> PersonalRecency:
         """Count the training events of each item; ConfigError where ``recent`` is below 1."""
         return cls(_popularity(log, train_end), recent=_within(recent, log))
 
