@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from rich.console import Console, Group
 from rich.measure import Measurement
 from rich.rule import Rule
+from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -44,7 +45,10 @@ def show(where: Console, *parts: Any) -> None:
         if isinstance(part, Group):
             show(where, *part.renderables)
         elif isinstance(part, Table):
-            where.print(part, width=_fit(part, where), crop=False, no_wrap=False)
+            options = where.options.update(width=_fit(part, where))
+            # Rendered first: printing takes no width over that of the terminal.
+            lines = Segments(list(where.render(part, options)))
+            where.print(lines, crop=False, soft_wrap=True, end="")
         else:
             where.print(part, soft_wrap=isinstance(part, Text) and where.width == UNLIMITED)
 
