@@ -134,6 +134,86 @@ def test_recommendations_after_a_history(cli, place, capsys):
     )
 
 
+def test_items_close_to_others(cli, place):
+    wanted = BlossomRec.from_pretrained(place / "run").similar_items([50_003, 50_010], 3)
+    asked = ["similar", place / "run", "--item", 50_003, "--item", 50_010, "--k", 3]
+    assert pl.DataFrame(json.loads(cli(*asked, "--json")), wanted.schema).equals(wanted)
+    shown = cli(*asked)
+    assert all(str(one) in shown for one in wanted["similar_id"])
+
+
+def test_recommending_follows_the_evaluation_unless_told(cli, repeat_log, tmp_path):
+    run = tmp_path / "run"
+    cli("train", repeat_log.folder, run, "--quiet", *small_flags())
+    asked = ["recommend", run, "--user", "1001", "--k", "25", "--json"]
+    usual, viewed, unviewed = (
+        cli(*asked, *flag) for flag in ([], ["--no-filter-viewed"], ["--filter-viewed"])
+    )
+    assert usual == viewed and len(json.loads(usual)) == 25 > len(json.loads(unviewed))
+
+
+@pytest.fixture(scope="module")
+def spelled(one_thread, tmp_path_factory):
+    """A run whose items have commas, quotes and characters that not every terminal has."""
+    rng = np.random.default_rng(0)
+    ids = ["a, b", 'say "hi"', "café", "👍", "plain", "x", "y", "z"]
+    events = pl.DataFrame(
+        {
+            "user_id": np.repeat(np.arange(20), 8),
+            "item_id": [ids[item] for _ in range(20) for item in rng.permutation(8)],
+            "timestamp": np.arange(160),
+        }
+    )
+    folder = tmp_path_factory.mktemp("spelled")
+    log = EventLog.prepare(events, folder / "log")
+    BlossomRec(**SMALL).fit(log, folder / "run", progress=False)
+    return folder / "run"
+
+
+def test_ids_with_commas_stand_in_quotes(cli, spelled):
+    recommender = BlossomRec.from_pretrained(spelled)
+    asked = ["recommend", spelled, "--json", "--unknown", "refuse", "--history"]
+    shown = json.loads(cli(*asked, ' "a, b" , plain,"say ""hi"""'))
+    wanted = recommender.recommend_history(["a, b", "plain", 'say "hi"'])
+    assert [row["item_id"] for row in shown] == wanted["item_id"].to_list()
+    # A quote inside of an id is one like any other.
+    assert json.loads(cli(*asked, 'say "hi"')) == json.loads(cli(*asked, '"say ""hi"""'))
+    chosen = json.loads(cli(*asked, "plain", "--items", '"a, b",x'))
+    assert {row["item_id"] for row in chosen} == {"a, b", "x"}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_every_encoding_can_show_recommendations(spelled, encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    shown = []
+    for form in ([], ["--json"]):
+        command = ["recommend", spelled, "--history", "plain", "--k", "9", "--no-filter-viewed"]
+        command = [sys.executable, "-m", "blossomrec", *map(str, command), *form]
+        done = subprocess.run(command, capture_output=True, check=True, env=environment)
+        assert done.stderr == b""
+        shown.append(done.stdout.decode(encoding))
+    plain = {"ascii": "caf\\xe9", "latin-1": "café", "utf-8": "👍"}[encoding]
+    assert plain in shown[0]
+    assert {"café", "👍", "a, b"} <= {row["item_id"] for row in json.loads(shown[1])}
+
+
+def test_tables_in_a_pipe_are_whole(place, monkeypatch):
+    """No column is cut, whatever the width that a terminal would have."""
+    monkeypatch.delenv("COLUMNS")
+    done = python("evaluate", place / "run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "…" not in done.stdout
+    [row] = [line for line in done.stdout.splitlines() if line.startswith("│ ndcg@10 ")]
+    assert re.fullmatch(r"│ ndcg@10 +│ 0\.\d{4} │ 0\.\d{4}–0\.\d{4} │", row)
+    monkeypatch.setenv("COLUMNS", "80")
+    done = python("compare", place / "run", place / "run")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and "…" not in done.stdout
+    assert max(len(line) for line in lines[1:]) <= 80
+    assert [line.split()[0] for line in lines if "@" in line][:2] == ["ndcg@10", "hr@10"]
+    assert len(re.findall(r"0\.\d{4}", next(line for line in lines if "ndcg@10" in line))) >= 3
+
+
 def test_square_brackets_in_ids_are_no_markup(cli, tmp_path):
     rng = np.random.default_rng(0)
     ids = [f"[/{number}][red]" for number in range(40)]
