@@ -116,7 +116,7 @@ def difference_text(test: PairedTest) -> str:
 
 
 def p_text(p_value: float) -> str:
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def summary_pairs(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
