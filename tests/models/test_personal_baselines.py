@@ -32,12 +32,11 @@ def best_first(row):
     return [found[score] for score in sorted(found, reverse=True)]
 
 
-def expected(history, keys):
+def expected(own):
     """Own items by their keys, then all others by popularity."""
     counts, groups = popularity(), defaultdict(set)
     for item in range(NUM_ITEMS):
-        own = item in history
-        groups[(own, *(keys(item) if own else (counts[item],)))].add(item)
+        groups[(True, *own[item]) if item in own else (False, counts[item])].add(item)
     return [groups[key] for key in sorted(groups, reverse=True)]
 
 
@@ -48,15 +47,15 @@ def test_frequency_counts_own_events(decay):
         weights = defaultdict(float)
         for age, item in enumerate(reversed(history)):
             weights[item] += decay**age
-        wanted = expected(history, lambda item: (round(weights[item], 9), popularity()[item]))
-        assert best_first(row) == wanted
+        own = {item: (round(weights[item], 9), popularity()[item]) for item in history}
+        assert best_first(row) == expected(own)
 
 
 def test_recency_puts_the_last_first():
     scorer = PersonalRecency.fit(make_log(HISTORIES), TRAIN_END)
     for history, row in zip(HISTORIES, scores(scorer, HISTORIES), strict=True):
-        wanted = expected(history, lambda item: (-history[::-1].index(item),))
-        assert best_first(row) == wanted
+        own = {item: (-history[::-1].index(item),) for item in history}
+        assert best_first(row) == expected(own)
 
 
 def test_only_the_last_events_count_where_they_are_limited():
