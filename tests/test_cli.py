@@ -192,8 +192,9 @@ def test_every_encoding_can_show_recommendations(spelled, encoding):
         done = subprocess.run(command, capture_output=True, check=True, env=environment)
         assert done.stderr == b""
         shown.append(done.stdout.decode(encoding))
-    plain = {"ascii": "caf\\xe9", "latin-1": "café", "utf-8": "👍"}[encoding]
-    assert plain in shown[0]
+    # A table is of one kind: what one encoding lacks is in ASCII throughout.
+    assert ("👍" if encoding == "utf-8" else "\\U0001f44d") in shown[0]
+    assert ("café" if encoding == "utf-8" else "caf\\xe9") in shown[0]
     assert {"café", "👍", "a, b"} <= {row["item_id"] for row in json.loads(shown[1])}
 
 

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import shlex
 
 import polars as pl
@@ -95,6 +96,11 @@ def test_own_items_are_a_baseline_where_items_repeat(tmp_path):
     page = (tmp_path / "demo" / "report.html").read_text()
     for name in PERSONAL:
         assert name in shown and name in page
+    # Every model has a colour of its own.
+    key = re.findall(r'--series-(\d)\)">(.)</span>([\w-]+)</li>', page)
+    kinds = {name: (colour, mark) for colour, mark, name in key}
+    assert set(kinds) >= {*MODELS, *PERSONAL}
+    assert len({kinds[name] for name in (*MODELS, *PERSONAL)}) == len(MODELS) + len(PERSONAL)
 
 
 def test_the_last_lines_are_commands_that_work(tmp_path, monkeypatch, capsys):

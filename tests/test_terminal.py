@@ -77,6 +77,21 @@ def test_characters_that_an_encoding_lacks_are_replaced(monkeypatch, encoding, s
     assert file.getvalue().decode(encoding) == shown
 
 
+def test_what_is_replaced_in_a_row_is_replaced_in_all():
+    shown = []
+    for items in (["café"], ["café", "👍"]):
+        made, file = Table(), io.BytesIO()
+        made.add_column("item")
+        for item in items:
+            made.add_row(item)
+        stream = io.TextIOWrapper(file, encoding="latin-1")
+        terminal.show(terminal.console(stream), made)
+        stream.flush()
+        shown.append(file.getvalue().decode("latin-1"))
+    assert "café" in shown[0]
+    assert "caf\\xe9" in shown[1] and "\\U0001f44d" in shown[1] and "é" not in shown[1]
+
+
 def test_other_streams_are_left_alone(monkeypatch):
     monkeypatch.setattr("sys.stdout", io.StringIO())
     terminal.show_everything()

@@ -6,7 +6,7 @@ import codecs
 import os
 import sys
 from io import TextIOWrapper
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from rich.console import Console, Group
 from rich.measure import Measurement
@@ -32,7 +32,7 @@ def show_everything() -> None:
 
 def console(file: TextIO | None = None) -> Console:
     """A console on standard output: a terminal as wide as it is, anything else without an end."""
-    made = Console(file=file or sys.stdout)
+    made = Console(file=cast(TextIO, _Replacing(file or sys.stdout)))
     # What the variable COLUMNS says holds everywhere.
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = UNLIMITED
@@ -80,10 +80,34 @@ def _fit(table: Table, where: Console) -> int:
     return max(where.width, gaps + sum(least))
 
 
-def _plain(error: UnicodeError) -> tuple[str, int]:
+class _Replacing:
+    """A stream that writes a table in ASCII where its encoding lacks a single character of it.
+
+    What is replaced in one row is then replaced in all.
+    """
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            text.encode(self.stream.encoding or "utf-8")
+        except UnicodeEncodeError:
+            text = _in_ascii(text)
+        return self.stream.write(text)
+
+
+def _in_ascii(text: str) -> str:
     """Dashes and the like as ASCII has them, other characters by their number."""
+    shown = text.translate(str.maketrans(PLAIN))
+    return shown.encode("ascii", "backslashreplace").decode()
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that a stream lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    wrong = error.object[error.start : error.end]
-    shown = (PLAIN.get(one) or one.encode("ascii", "backslashreplace").decode() for one in wrong)
-    return "".join(shown), error.end
+    return _in_ascii(error.object[error.start : error.end]), error.end
