@@ -22,13 +22,11 @@ class Baseline:
 
     Attributes:
         place: ``module:class``, imported when it is fitted.
-        meaning: what it recommends, in a few words.
         own_items: recommends what stands in the history.
         most_items: largest catalogue for which it is measured unasked.
     """
 
     place: str
-    meaning: str
     own_items: bool = False
     most_items: float = float("inf")
 
@@ -44,19 +42,11 @@ class Baseline:
 
 
 BASELINES = {
-    "popularity": Baseline("popularity:Popularity", "items with the most events"),
-    "recent-popularity": Baseline(
-        "popularity:RecentPopularity", "the same, an event counting half after a half-life"
-    ),
-    "personal-frequency": Baseline(
-        "personal:PersonalFrequency", "a user's own most frequent items", own_items=True
-    ),
-    "personal-recency": Baseline(
-        "personal:PersonalRecency", "a user's own last items", own_items=True
-    ),
-    "transitions": Baseline(
-        "transitions:ItemTransitions", "what followed the last items of the history"
-    ),
-    "item-knn": Baseline("item_knn:ItemKNN", "what the users of the last items also met"),
-    "ease": Baseline("ease:Ease", "a linear model of the whole catalogue", most_items=DENSE_ITEMS),
+    "popularity": Baseline("popularity:Popularity"),
+    "recent-popularity": Baseline("popularity:RecentPopularity"),
+    "personal-frequency": Baseline("personal:PersonalFrequency", own_items=True),
+    "personal-recency": Baseline("personal:PersonalRecency", own_items=True),
+    "transitions": Baseline("transitions:ItemTransitions"),
+    "item-knn": Baseline("item_knn:ItemKNN"),
+    "ease": Baseline("ease:Ease", most_items=DENSE_ITEMS),
 }
