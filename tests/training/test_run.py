@@ -26,11 +26,13 @@ def run(tiny_log, tmp_path):
 
 
 def test_configuration_comes_back(run, tiny_log):
-    config, num_items, fingerprint, data = read_run_config(run)
-    assert config == small_config(hidden_size=12)
-    assert num_items == tiny_log.num_items
-    assert fingerprint == tiny_log.item_vocabulary.fingerprint
-    assert data == tiny_log.folder.resolve()
+    info = read_run_config(run)
+    assert info.config == small_config(hidden_size=12)
+    assert info.num_items == tiny_log.num_items
+    assert info.fingerprint == tiny_log.item_vocabulary.fingerprint
+    assert info.data == tiny_log.folder.resolve()
+    # Nobody meets an item again: they are left out where the run is measured.
+    assert info.filter_viewed is True
 
 
 def test_a_run_of_the_first_format_turns_all_dimensions(run):
