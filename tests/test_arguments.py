@@ -1,9 +1,8 @@
 import numpy as np
-import polars as pl
 import pytest
 
-from blossomrec.arguments import id_list, one_of, true_or_false, whole_number
-from blossomrec.errors import ConfigError, DataError
+from blossomrec.arguments import one_of, true_or_false, whole_number
+from blossomrec.errors import ConfigError
 
 
 @pytest.mark.parametrize("value", [3, np.int32(3), np.uint8(3)])
@@ -36,14 +35,3 @@ def test_choices_are_named():
     for value in ("tset", None, ["test"]):
         with pytest.raises(ConfigError, match=r"on is .*: choose one of test, valid"):
             one_of("on", value, ("test", "valid"))
-
-
-def test_lists_of_ids_are_taken():
-    for ids in ([1, 2], (1, 2), np.array([1, 2]), pl.Series([1, 2]), iter([1, 2]), {1: 0, 2: 0}):
-        assert id_list("users", ids) == [1, 2]
-
-
-@pytest.mark.parametrize("value", ["12", b"12", 12, None, 1.5])
-def test_a_single_id_is_no_list(value):
-    with pytest.raises(DataError, match=r"users is .*: a list of ids is needed"):
-        id_list("users", value)

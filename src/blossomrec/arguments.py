@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from blossomrec.errors import ConfigError, DataError
+from blossomrec.errors import ConfigError
 
 
 def whole_number(name: str, value: Any, *, low: int = 1) -> int:
@@ -32,10 +32,3 @@ def one_of(name: str, value: Any, choices: Collection[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
     return value
-
-
-def id_list(name: str, value: Iterable[Any]) -> list[Any]:
-    """The ids of a list, an array or a series; DataError for a single one, which is no list."""
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise DataError(f"{name} is {value!r}: a list of ids is needed")
-    return list(value)

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from blossomrec.arguments import id_list, one_of, true_or_false, whole_number
+from blossomrec.arguments import one_of, true_or_false, whole_number
 from blossomrec.config import (
     EvaluationConfig,
     ModelConfig,
@@ -183,7 +183,7 @@ class BlossomRec:
         if users is None:
             rows = np.arange(log.num_users)
         else:
-            rows = known_rows(log.user_vocabulary, id_list("users", users), "user")
+            rows = known_rows(log.user_vocabulary, list(users), "user")
         candidates, most = self._candidates(items), self._most(max_len)
         lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], most)
         found = []
@@ -220,7 +220,7 @@ class BlossomRec:
         """
         _, vocabulary = self._ready()
         one_of("unknown", unknown, ("skip", "refuse"))
-        history, filter_viewed = id_list("history", history), self._filters(filter_viewed)
+        history, filter_viewed = list(history), self._filters(filter_viewed)
         rows = vocabulary.rows(history) if history else np.empty(0, dtype=np.int64)
         strangers = [item for item, row in zip(history, rows, strict=True) if row < 0]
         if strangers and unknown == "refuse":
@@ -251,7 +251,7 @@ class BlossomRec:
             ConfigError: ``k`` is no whole number of at least 1.
         """
         model, vocabulary = self._ready()
-        k, items = whole_number("k", k), id_list("items", items)
+        k, items = whole_number("k", k), list(items)
         rows = torch.from_numpy(known_rows(vocabulary, items, "item"))
         with torch.no_grad():
             table = torch.nn.functional.normalize(model.output_weight().float(), dim=-1)
@@ -307,7 +307,7 @@ class BlossomRec:
     def _candidates(self, items: Iterable[Any] | None) -> np.ndarray | None:
         """Rows of the only items to choose from, None for the whole catalogue."""
         _, vocabulary = self._ready()
-        return None if items is None else known_rows(vocabulary, id_list("items", items), "item")
+        return None if items is None else known_rows(vocabulary, list(items), "item")
 
     def _frame(
         self, columns: dict[str, Any], rows: np.ndarray, scores: np.ndarray, ranks: np.ndarray
