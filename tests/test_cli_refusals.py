@@ -2,6 +2,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 
 import polars as pl
@@ -102,6 +103,8 @@ def test_a_failed_preparation_leaves_the_log_that_was_there(refused, place, tmp_
     [
         (["--model.max-len", "1"], ["model.max_len is 1", "at least 2"]),
         (["--model.max-len", "long"], ["--model.max-len", '"long"']),
+        (["--model.max-len", "20.5"], ["--model.max-len is 20.5: a whole number is needed"]),
+        (["--evaluation.ks", "2.5"], ["--evaluation.ks is 2.5: a whole number is needed"]),
         (["--model.kv-heads", "3"], ["model.kv_heads is 3", "heads, 8"]),
         (["--model.backbone", "lstm"], ["--model.backbone", '"lstm"', "gru4rec"]),
         (["--training.learning-rate", "nan"], ["training.learning_rate is nan"]),
@@ -261,6 +264,9 @@ def test_a_second_training_in_a_run_folder_is_refused(refused, place, tmp_path):
         (["--history", "50003", "--items", "50010,9"], ["unknown item '9'"]),
         (["--history", "50003", "--k", "0"], ["k is 0"]),
         (["--history", "50003", "--k", "few"], ["--k", '"few"']),
+        (["--history", "50003", "--k", "1.5"], ["--k is 1.5: a whole number is needed"]),
+        (["--history", "50003", "--max-len", "1e-3"], ["--max-len is 1e-3: a whole number"]),
+        (["--history", '"50003'], ['history has a quote that does not end with its id: "50003']),
         (["--user"], ["--user requires an argument"]),
     ],
 )
@@ -279,12 +285,14 @@ def test_wrong_questions_for_recommendations(refused, place, options, words):
         (["evaluate", "a", "--frob"], ["--frob"]),
         (["prepare", "none.csv", "log"], ["none.csv does not exist"]),
         (["train", "none", "run"], ["none is not a prepared log"]),
-        (["evaluate", "none"], ["none/config.json is missing"]),
+        (["evaluate", "none"], ["none/config.json is missing", "popularity, recent-popularity"]),
+        (["similar", "none", "--item", "1"], ["none/config.json is missing"]),
+        (["similar", "run"], ['"similar"', "--item requires an argument"]),
         (["evaluate", "popularity"], ["--log is needed to evaluate popularity"]),
         (["evaluate", "none", "--split", "global-time"], ["--split global-time", "baselines"]),
         (["evaluate", "none", "--last-events", 2], ["--last-events 2", "baselines"]),
         (["recommend", "none", "--history", "1"], ["none/config.json is missing"]),
-        (["compare", "none", "none.json"], ["none holds no test-full.json", "evaluate none"]),
+        (["compare", "none", "none.json"], ["no evaluation in none", "no such folder"]),
         (["compare", "a.json", "b.json"], ["no evaluation in a.json"]),
         (["compare", "a", "b", "--ranking", "some"], ["--ranking", '"some"']),
         (["report", "none"], ["none of none is a trained run"]),
@@ -302,6 +310,21 @@ def test_everything_else_that_is_wrong_is_said_in_a_line(
     monkeypatch.chdir(tmp_path)
     refused(*arguments, words=words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_hinted_at_works(refused, cli, place, tmp_path):
+    """Runs and baselines are evaluated by different commands; a path may need quotes."""
+    folder = tmp_path / "my baselines" / "transitions"
+    cli("evaluate", "transitions", "--log", place / "log", "--out", folder)
+    wanted = ["--on", "valid", "--ranking", "uni100"]
+    _, shown = refused("compare", folder, place / "run", *wanted, words=[folder])
+    hint = shlex.split(shown.split("run  blossomrec ")[1])
+    cli(*(str(place / "log") if word == "LOG" else word for word in hint))
+    run = tmp_path / "a run"
+    shutil.copytree(place / "run", run)
+    _, shown = refused("compare", folder, run, *wanted, words=[run])
+    cli(*shlex.split(shown.split("run  blossomrec ")[1]))
+    assert "ndcg@10" in cli("compare", folder, run, *wanted)
 
 
 def test_a_missing_device_is_named(refused, place, monkeypatch):

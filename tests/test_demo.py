@@ -1,5 +1,7 @@
 import io
 import json
+import re
+import shlex
 
 import polars as pl
 import pytest
@@ -13,7 +15,9 @@ from blossomrec.training import trainer
 
 pytest.importorskip("matplotlib", reason="the demo's report draws its plots with matplotlib")
 
-MODELS = ["SASRec", "BlossomRec", "popularity", "recent-popularity", "transitions"]
+COUNTING = ["popularity", "recent-popularity", "transitions", "item-knn", "ease"]
+PERSONAL = ["personal-frequency", "personal-recency"]
+MODELS = ["SASRec", "BlossomRec", *COUNTING]
 TINY = SimulationConfig(
     users=50, items=80, events_per_user=15.0, interests=4, interests_per_user=2, tastes=2
 )
@@ -84,18 +88,38 @@ def test_the_demo_on_a_file_writes_everything_and_goes_on(tmp_path, monkeypatch)
     assert (folder / "report.html").read_text() == page
 
 
-def test_the_last_lines_are_commands_that_work(tmp_path, monkeypatch):
+def test_own_items_are_a_baseline_where_items_repeat(tmp_path):
+    users, items = zip(*((user, step % 5) for user in range(9) for step in range(12)), strict=True)
+    events = pl.DataFrame({"user_id": users, "item_id": items, "timestamp": range(len(users))})
+    events.write_csv(tmp_path / "repeats.csv")
+    shown = run(tmp_path / "demo", events=tmp_path / "repeats.csv")
+    page = (tmp_path / "demo" / "report.html").read_text()
+    for name in PERSONAL:
+        assert name in shown and name in page
+    # Every model has a colour of its own.
+    key = re.findall(r'--series-(\d)\)">(.)</span>([\w-]+)</li>', page)
+    kinds = {name: (colour, mark) for colour, mark, name in key}
+    assert set(kinds) >= {*MODELS, *PERSONAL}
+    assert len({kinds[name] for name in (*MODELS, *PERSONAL)}) == len(MODELS) + len(PERSONAL)
+
+
+def test_the_last_lines_are_commands_that_work(tmp_path, monkeypatch, capsys):
+    tmp_path = tmp_path / "with spaces"
+    tmp_path.mkdir()
     pytest.importorskip("fastapi", reason="the demo's last command serves")
     from blossomrec.cli import main
     from blossomrec.serving import server
 
     renamed(simulate(TINY)).write_csv(tmp_path / "mine.csv")
     shown = run(tmp_path / "demo", events=tmp_path / "mine.csv", **COLUMNS)
-    load, serve = (
-        line.split("blossomrec ", 1)[1].split("    then")[0].split()
+    ask, load, serve = (
+        shlex.split(line.split("blossomrec ", 1)[1].split("    then")[0])
         for line in shown.splitlines()
-        if "events.sqlite" in line
+        if "blossomrec " in line
     )
+    capsys.readouterr()
+    assert main([*ask, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 10
     assert main(load) == 0
     served = []
     monkeypatch.setattr(server, "run_server", lambda *given, **options: served.append(given))

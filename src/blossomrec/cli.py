@@ -10,11 +10,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, UnusedCliTokensError
 
 from blossomrec.errors import BlossomRecError, ConfigError
+from blossomrec.terminal import show_everything
 
 VERBS = {
     "prepare": "Read a table of events, check it, write the memory-mapped log.",
@@ -22,6 +23,7 @@ VERBS = {
     "evaluate": "Measure a run, or a simple baseline, on the held-out events of a log.",
     "compare": "Compare two evaluations of the same cases with a paired test.",
     "recommend": "Recommend items for users of the log or for any list of items.",
+    "similar": "Show the items that a model holds to be closest to others.",
     "inspect": "Show what the selector of a run selects, as tables and as an HTML page.",
     "serve": "Answer requests over HTTP: append events, recommend, forget users.",
     "import-events": "Load histories into the store of events of a server.",
@@ -48,7 +50,8 @@ def build_app(defaults: dict[str, Any] | None = None) -> App:
     for verb, help in VERBS.items():
         function = verb.replace("-", "_")
         app.command(f"blossomrec.commands:{function}", name=verb, help=help)
-    app.config = (*((_options(defaults),) if defaults else ()), _own_options)
+    given = (_options(defaults),) if defaults else ()
+    app.config = (*given, _own_options, _refuse_fractions)
     return app
 
 
@@ -71,12 +74,31 @@ def _own_options(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
         _options(stored_options(Path(given["--run"])))(app, commands, arguments)
 
 
+def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Raise ConfigError where a whole number is needed and another is given, never round it."""
+    for argument in arguments:
+        for token in argument.tokens if _is_whole(argument.hint) else ():
+            try:
+                whole = float(token.value).is_integer()
+            except (ValueError, OverflowError):
+                continue  # no number at all, or one such as 0x1f: left to cyclopts
+            if not whole:
+                name = token.keyword or argument.name
+                raise ConfigError(f"{name} is {token.value}: a whole number is needed")
+
+
+def _is_whole(hint: Any) -> bool:
+    """Whether a type takes whole numbers: int, int | None, tuple[int, ...]."""
+    return hint is int or any(map(_is_whole, get_args(hint)))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns the exit code: 0, 2 for bad input, 128 and the number of the signal when stopped.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    show_everything()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn

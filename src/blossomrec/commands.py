@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -21,11 +22,14 @@ from blossomrec.config import (
 )
 from blossomrec.data.options import PrepareOptions, ReadOptions
 from blossomrec.errors import ConfigError, RunError
+from blossomrec.experiments.baselines import BASELINES
+from blossomrec.terminal import console, show
 
 Value = TypeVar("Value")
 ConfigFile = Annotated[
     Path | None, Parameter(help="YAML, TOML or JSON file with model, training, evaluation options")
 ]
+COMMAS = "with commas between them; an id that has a comma in double quotes"
 
 # One flag, several values behind it.
 Several = Annotated[list[Value], Parameter(consume_multiple=True)]
@@ -47,7 +51,9 @@ def prepare(
     from blossomrec.data.summary import summary_table
 
     log = EventLog.prepare(source, folder, **vars(options))
-    _console().print(summary_table(log.summary))
+    _show(summary_table(log.summary))
+    run = f"runs/{folder.resolve().name}"
+    print("next:", shlex.join(["blossomrec", "train", str(folder), run]))
 
 
 def train(
@@ -98,7 +104,7 @@ def train(
 
 
 def evaluate(
-    model: str,
+    model: Annotated[str, Parameter(help=f"a run folder, or {', '.join(BASELINES)}")],
     *,
     log: Path | None = None,
     on: Literal["test", "valid"] = "test",
@@ -113,10 +119,10 @@ def evaluate(
     """Measure a run, or a simple baseline, on the held-out events of a log.
 
     Args:
-        model: a run folder, or popularity, recent-popularity or transitions
         log: prepared log; a run knows the one it was trained on
         on: which held-out events
-        ranking: full ranks among all items, uni100 among 100 sampled ones and is labelled so
+        ranking: full ranks among all items, uni100 among 100 sampled ones and is labelled so, or
+            by how many there are
         filter_seen: leave items of the history out of the ranking
         split: how a baseline's events are held out; a run keeps the split it was trained with
         last_events: of a baseline's leave-one-out: events of each user that are tested one by one
@@ -127,7 +133,7 @@ def evaluate(
     from blossomrec.data.log import EventLog
     from blossomrec.evaluation.storage import save_evaluation
     from blossomrec.evaluation.tables import evaluation_table
-    from blossomrec.experiments.measure import BASELINES, evaluate_baseline, evaluate_run
+    from blossomrec.experiments.measure import evaluate_baseline, evaluate_run
     from blossomrec.experiments.run_report import evaluation_path
     from blossomrec.training.run import write_metrics
 
@@ -138,9 +144,14 @@ def evaluate(
             raise ConfigError(f"--log is needed to evaluate {model}")
         measured = evaluate_baseline(model, EventLog.open(log), on=on, **options)
     else:
-        measured = evaluate_run(model, log, on=on, device=device, **options)
+        try:
+            measured = evaluate_run(model, log, on=on, device=device, **options)
+        except RunError as error:
+            if Path(model).exists():
+                raise
+            raise RunError(f"{error}, nor a baseline: {', '.join(BASELINES)}") from error
     # Shown first: where nothing can be written, the work is not lost.
-    _console().print(evaluation_table(model, measured))
+    _show(evaluation_table(model, measured))
     try:
         if model not in BASELINES:
             write_metrics(model, f"{on}-{measured.protocol.ranking}", measured.metrics)
@@ -174,19 +185,20 @@ def compare(
     from blossomrec.experiments.run_report import find_evaluation
 
     paths = [find_evaluation(path, on, ranking) for path in (first, second)]
-    tests = paired(*(load_evaluation(path) for path in paths))
-    _console().print(comparison_table(str(first), str(second), tests))
+    measured = [load_evaluation(path) for path in paths]
+    tests = paired(*measured)
+    _show(comparison_table(str(first), str(second), tests, measured[0].protocol))
 
 
 def recommend(
     run: Path,
     *,
     user: Annotated[list[str] | None, Parameter(help="user id; may be given again")] = None,
-    history: Annotated[str | None, Parameter(help="item ids, oldest first, with commas")] = None,
+    history: Annotated[str | None, Parameter(help=f"item ids, oldest first, {COMMAS}")] = None,
     k: int = 10,
     log: Path | None = None,
-    items: Annotated[str | None, Parameter(help="item ids to choose from, with commas")] = None,
-    filter_viewed: bool = True,
+    items: Annotated[str | None, Parameter(help=f"item ids to choose from, {COMMAS}")] = None,
+    filter_viewed: bool | None = None,
     max_len: int | None = None,
     unknown: Literal["skip", "refuse"] = "skip",
     json: bool = False,
@@ -198,28 +210,48 @@ def recommend(
         run: run folder, or what save_pretrained wrote
         k: how many items for each user
         log: prepared log with the users' histories; a run knows the one it was trained on
-        filter_viewed: leave out what is in the history; --no-filter-viewed does not
+        filter_viewed: leave out what is in the history; --no-filter-viewed does not; without
+            either as the run is evaluated: where the log has no repeats
         max_len: events of a history that the model sees, the last ones; as in training without it
         unknown: what to do with items of the history that the model does not know
         json: print JSON instead of a table
         device: where to compute
     """
-    from blossomrec.evaluation.tables import frame_table
     from blossomrec.recommender import BlossomRec
 
     if (user is None) == (history is None):
         raise ConfigError("give either --user or --history")
     recommender = BlossomRec.from_pretrained(run, log, device=device)
-    options: dict[str, Any] = {"filter_viewed": filter_viewed, "items": _list(items)}
+    options: dict[str, Any] = {"filter_viewed": filter_viewed, "items": _ids("items", items)}
     options["max_len"] = max_len
     if user is not None:
         frame = recommender.recommend(user, k, **options)
     else:
-        frame = recommender.recommend_history(_list(history) or [], k, unknown=unknown, **options)
-    if json:
-        print(frame.write_json())
-    else:
-        _console().print(frame_table(frame))
+        given = _ids("history", history) or []
+        frame = recommender.recommend_history(given, k, unknown=unknown, **options)
+    _show_frame(frame, as_json=json)
+
+
+def similar(
+    run: Path,
+    *,
+    item: Annotated[list[str], Parameter(help="item id; may be given again")],
+    k: int = 10,
+    json: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Show the items that a model holds to be closest to others.
+
+    Args:
+        run: run folder, or what save_pretrained wrote
+        k: how many items for each one
+        json: print JSON instead of a table
+        device: where to compute
+    """
+    from blossomrec.recommender import BlossomRec
+
+    frame = BlossomRec.from_pretrained(run, device=device).similar_items(item, k)
+    _show_frame(frame, as_json=json)
 
 
 def inspect(
@@ -246,7 +278,7 @@ def inspect(
     from blossomrec.experiments.inspect_page import inspect_and_write
 
     options: dict[str, Any] = {"users": users, "max_len": max_len, "seed": seed, "device": device}
-    inspect_and_write(run, log, out, _console(), **options)
+    inspect_and_write(run, log, out, console(), **options)
 
 
 def serve(
@@ -437,11 +469,35 @@ def bench(
         raise SystemExit(1)
 
 
-def _list(text: str | None) -> list[str] | None:
-    return None if text is None else [one.strip() for one in text.split(",") if one.strip()]
+def _ids(name: str, text: str | None) -> list[str] | None:
+    """Ids with commas between them, as in a line of a CSV file; None where there is no text."""
+    if text is None:
+        return None
+    found = []
+    for quoted, plain in _ID.findall(text):
+        if plain.startswith('"'):
+            raise ConfigError(f"{name} has a quote that does not end with its id: {plain}")
+        found.append(quoted.replace('""', '"') or plain.strip())
+    return list(filter(None, found))
 
 
-def _console() -> Any:
-    from rich.console import Console
+# In double quotes, a quote inside doubled, or up to the next comma.
+_ID = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*(?=,|$)|([^,]*))(?:,|$)')
 
-    return Console(file=sys.stdout)
+
+def _show(part: Any) -> None:
+    show(console(), part)
+
+
+def _show_frame(frame: Any, *, as_json: bool) -> None:
+    """Print recommendations as a table or as JSON, which is valid in every encoding."""
+    from blossomrec.evaluation.tables import frame_table
+
+    if not as_json:
+        return _show(frame_table(frame))
+    text = frame.write_json()
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text))
+    print(text)

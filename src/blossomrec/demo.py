@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
-from blossomrec.config import ModelConfig, RunConfig, TrainingConfig
+from blossomrec import terminal
+from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.data.simulate import SimulationConfig, simulate
 from blossomrec.data.summary import summary_table
+from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.evaluation.storage import save_evaluation
 from blossomrec.evaluation.tables import comparison_of_models
-from blossomrec.experiments.measure import BASELINES, evaluate_baseline, evaluate_run
+from blossomrec.experiments.baselines import BASELINES
+from blossomrec.experiments.measure import evaluate_baseline, evaluate_run
 from blossomrec.experiments.run_report import evaluation_path, write_run_report
 from blossomrec.recommender import BlossomRec
+from blossomrec.terminal import show, show_rule
 
 # Small enough for two processor cores.
 MODEL = ModelConfig(hidden_size=64, heads=4, kv_heads=2, inner_size=128)
@@ -46,48 +50,52 @@ def run_demo(
         user, item, timestamp: columns of that table.
         epochs: most epochs for each model.
     """
-    console = console or Console()
+    console = console or terminal.console()
     folder = Path(folder)
     training = dataclasses.replace(TRAINING, epochs=epochs, seed=seed)
     recommenders = {
         name: BlossomRec(RunConfig(dataclasses.replace(MODEL, attention=attention), training))
         for name, attention in MODELS.items()
     }
-    console.rule("Events")
+    show_rule(console, "Events")
     if events is None:
         log = EventLog.prepare(simulate(SimulationConfig(seed=seed)), folder / "log")
     else:
         log = EventLog.prepare(events, folder / "log", user=user, item=item, timestamp=timestamp)
-    console.print(summary_table(log.summary))
+    show(console, summary_table(log.summary))
 
     for name, recommender in recommenders.items():
-        console.rule(f"Training {name}")
+        show_rule(console, f"Training {name}")
         recommender.fit(log, folder / name, resume="auto")
 
-    console.rule("Comparison on the held-out last event of every user")
+    show_rule(console, "Comparison on the held-out last event of every user")
     measured = {name: evaluate_run(folder / name, log) for name in MODELS}
-    measured |= {name: evaluate_baseline(name, log) for name in BASELINES}
+    filter_seen = resolve_filter_seen(EvaluationConfig(), log)
+    suited = [name for name, one in BASELINES.items() if one.suits(log, filter_seen=filter_seen)]
+    measured |= {name: evaluate_baseline(name, log) for name in suited}
     for name, evaluation in measured.items():
         save_evaluation(evaluation, evaluation_path(folder / name))
-    console.print(comparison_of_models(measured))
+    show(console, comparison_of_models(measured))
 
-    console.rule("Recommendations")
-    _show_recommendations(console, folder / "BlossomRec", log)
+    show_rule(console, "Recommendations")
+    user = _show_recommendations(console, folder / "BlossomRec", log)
     report = folder / "report.html"
     title = "Simulated events" if events is None else events.name
     write_run_report({name: folder / name for name in measured}, report, title=title)
-    console.print(f"Report with plots: [bold]{escape(str(report))}[/bold]")
-    run, store = folder / "BlossomRec", folder / "events.sqlite"
+    run, log_folder, store = (
+        shlex.quote(str(folder / name)) for name in ("BlossomRec", "log", "events.sqlite")
+    )
     for line in (
-        f"More: blossomrec recommend {run} --user ID --k 10",
-        f"Live: blossomrec import-events {folder / 'log'} --store {store}",
+        f"Report with plots: {report}",
+        f"More: blossomrec recommend {run} --user={shlex.quote(user)} --k 10",
+        f"Live: blossomrec import-events {log_folder} --store {store}",
         f"      blossomrec serve {run} --store {store}    then open http://127.0.0.1:8000",
     ):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _show_recommendations(console: Console, run: Path, log: EventLog) -> None:
-    """The longest history of the log: its last items, and what comes next."""
+def _show_recommendations(console: Console, run: Path, log: EventLog) -> str:
+    """The longest history of the log: its last items, and what comes next; gives whose it is."""
     recommender = BlossomRec.from_pretrained(run, log)
     row = int((log.offsets[1:] - log.offsets[:-1]).argmax())
     user: Any = log.user_vocabulary.ids([row])[0]
@@ -98,4 +106,5 @@ def _show_recommendations(console: Console, run: Path, log: EventLog) -> None:
         f"User {user}, {len(log.history(row))} events, the last items: {recent}",
         "Next: " + ", ".join(map(str, frame["item_id"].to_list())),
     ):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=console.width >= terminal.UNLIMITED)
+    return str(user)

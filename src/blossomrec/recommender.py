@@ -14,13 +14,13 @@ import numpy as np
 import polars as pl
 import torch
 
+from blossomrec.arguments import one_of, true_or_false, whole_number
 from blossomrec.config import (
     EvaluationConfig,
     ModelConfig,
     RunConfig,
     TrainingConfig,
     check,
-    shortened,
 )
 from blossomrec.data.batches import pack
 from blossomrec.data.known import KnownHistories, known_rows, shown_ids
@@ -69,6 +69,8 @@ class BlossomRec:
         log: the events whose users can be asked for, None when there are none. It may be any: items
             meet by their external ids, and those the model does not know are skipped.
         training: what the training came to, None without one.
+        filter_viewed: whether recommendations leave out what is in the history unless they are
+            asked otherwise: as the evaluation of this model does, None before ``fit``.
 
     Raises:
         ConfigError: an option is unknown or out of bounds.
@@ -80,6 +82,7 @@ class BlossomRec:
         self.items: Vocabulary | None = None
         self.log: EventLog | None = None
         self.training: TrainingResult | None = None
+        self.filter_viewed: bool | None = None
         self._info: RunInfo | None = None
         self._known: KnownHistories | None = None
         self._no_log = "the log this model was trained on is not there"
@@ -170,7 +173,7 @@ class BlossomRec:
         users: Iterable[Any] | None = None,
         k: int = 10,
         *,
-        filter_viewed: bool = True,
+        filter_viewed: bool | None = None,
         items: Iterable[Any] | None = None,
         max_len: int | None = None,
     ) -> pl.DataFrame:
@@ -178,7 +181,8 @@ class BlossomRec:
 
         Args:
             users: external ids; None is every user.
-            filter_viewed: leave out what is in the user's history.
+            filter_viewed: leave out what is in the user's history; None is as the model is
+                evaluated, ``self.filter_viewed``: by default where the log has no repeats.
             items: external ids to choose from; None is the whole catalogue.
             max_len: events of a history that the model sees, the last ones; None is as many as in
                 training.
@@ -189,8 +193,9 @@ class BlossomRec:
 
         Raises:
             DataError: a user or an item is unknown; the message names it.
+            ConfigError: an option is out of bounds or of a wrong type.
         """
-        known = self._histories()
+        known, filter_viewed = self._histories(), self._filters(filter_viewed)
         log = known.log
         if users is None:
             rows = np.arange(log.num_users)
@@ -217,7 +222,7 @@ class BlossomRec:
         history: Sequence[Any],
         k: int = 10,
         *,
-        filter_viewed: bool = True,
+        filter_viewed: bool | None = None,
         items: Iterable[Any] | None = None,
         max_len: int | None = None,
         unknown: Literal["skip", "refuse"] = "skip",
@@ -225,6 +230,7 @@ class BlossomRec:
         """The ``k`` best next items after any list of item ids, oldest first.
 
         Args:
+            filter_viewed, items, max_len: as of ``recommend``.
             unknown: what to do with items the model does not know: "skip" them with a warning, or
                 "refuse" the history.
 
@@ -233,11 +239,11 @@ class BlossomRec:
 
         Raises:
             DataError: an unknown item where they are refused, or no known item at all.
+            ConfigError: an option is out of bounds or of a wrong type.
         """
         _, vocabulary = self._ready()
-        if unknown not in ("skip", "refuse"):
-            raise ConfigError(f"unknown is {unknown!r}: choose skip or refuse")
-        history = as_ids(history, "item", ordered=True)
+        one_of("unknown", unknown, ("skip", "refuse"))
+        history, filter_viewed = as_ids(history, "item", ordered=True), self._filters(filter_viewed)
         rows = vocabulary.rows(history)
         strangers = [item for item, row in zip(history, rows, strict=True) if row < 0]
         if strangers and unknown == "refuse":
@@ -265,9 +271,10 @@ class BlossomRec:
 
         Raises:
             DataError: an item is unknown.
+            ConfigError: ``k`` is no whole number of at least 1.
         """
         model, vocabulary = self._ready()
-        _at_least_one("k", k)
+        k = whole_number("k", k)
         rows = torch.from_numpy(known_rows(vocabulary, items, "item"))
         with torch.no_grad():
             table = torch.nn.functional.normalize(model.output_weight().float(), dim=-1)
@@ -298,12 +305,11 @@ class BlossomRec:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Number of the history, item row, score and rank of everything recommended."""
         model, vocabulary = self._ready()
-        _at_least_one("k", k)
         batch = pack([history[-max_len:] for history in histories])
         rows, scores = top_k(
             model,
             batch,
-            min(k, vocabulary.size),
+            min(whole_number("k", k), vocabulary.size),
             seen=histories if filter_viewed else None,
             items=candidates,
             device=model.item_embeddings.weight.device,
@@ -314,9 +320,12 @@ class BlossomRec:
 
     def _most(self, max_len: int | None) -> int:
         """Events of a history that the model sees."""
-        if max_len is None:
-            return self.config.model.max_len
-        return _at_least_one("max_len", max_len)
+        return self.config.model.max_len if max_len is None else whole_number("max_len", max_len)
+
+    def _filters(self, filter_viewed: bool | None) -> bool:
+        """Whether items of the history are left out."""
+        given = self.filter_viewed if filter_viewed is None else filter_viewed
+        return true_or_false("filter_viewed", given)
 
     def _candidates(self, items: Iterable[Any] | None) -> np.ndarray | None:
         """Rows of the only items to choose from, None for the whole catalogue."""
@@ -352,6 +361,7 @@ class BlossomRec:
         # Now, because a process forked later cannot.
         self.items.read()
         self.model, self._known = model, None
+        self.filter_viewed = self._info.filter_viewed
 
     def _find_log(self, folder: Path) -> None:
         """Take the log that lies in a folder; where it cannot be opened, remember why."""
@@ -417,12 +427,3 @@ def _cuts(lengths: np.ndarray) -> list[int]:
     """Where users with histories of these lengths are cut in parts to be encoded together."""
     # Nobody counts less than a share of the events, which bounds the number of users as well.
     return fill(np.maximum(lengths, EVENTS_AT_ONCE // USERS_AT_ONCE), EVENTS_AT_ONCE).tolist()
-
-
-def _at_least_one(name: str, value: Any) -> int:
-    """The value as a whole number from 1; ConfigError names it where it is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise ConfigError(f"{name} is {shortened(value)}: a whole number is needed")
-    if value < 1:
-        raise ConfigError(f"{name} is {value}: it must be at least 1")
-    return int(value)

@@ -82,12 +82,12 @@ def test_a_user_with_several_cases_counts_once(wide_log, ranking):
     found = evaluate(scorer, wide_log, cases, **options)
     users = np.unique(cases.users)
     assert (found.protocol.num_cases, found.protocol.num_users) == (len(cases), len(users))
-    name = "ndcg@10" if ranking == "full" else "uni100_ndcg@10"
+    name = f"{found.protocol.prefix}ndcg@10"
     by_user = {user: [] for user in users}
     for number, user in enumerate(cases.users):
         one = Cases(*(value[number : number + 1] for value in vars(cases).values()))
         alone = evaluate(scorer, wide_log, one, **options)
-        by_user[user].append(alone.metrics[name])
+        by_user[user].append(alone.metrics[f"{alone.protocol.prefix}ndcg@10"])
         assert alone.ranks[0] == found.ranks[number]
     assert [len(values) for values in by_user.values()] == [1, *[3] * (len(users) - 1)]
     means = [np.mean(values) for values in by_user.values()]
@@ -176,7 +176,7 @@ def test_a_gpu_ranks_alike(wide_log, ranking):
 def test_uni100_ranks_among_its_sample(wide_log):
     rng = np.random.default_rng(8)
     table = rng.integers(0, 30, (400, 400)).astype(float)
-    cases = make_split(wide_log, EvaluationConfig(split="global-time")).test
+    cases = make_split(wide_log, EvaluationConfig(last_events=2)).test
     evaluation = evaluate(
         TableScorer(table), wide_log, cases, ranking="uni100", filter_seen=True, seed=3
     )
@@ -189,8 +189,37 @@ def test_uni100_ranks_among_its_sample(wide_log):
         expected += [ranked(table[last], item, candidates) for item in own]
     assert evaluation.ranks.tolist() == expected
     assert evaluation.top is None
-    assert all(name.startswith("uni100_") for name in evaluation.metrics)
+    # One user has met everything.
+    assert evaluation.protocol.sampled == (0, 100)
+    assert all(name.startswith("uni0-100_") for name in evaluation.metrics)
     assert not any("coverage" in name for name in evaluation.metrics)
+
+
+@pytest.mark.parametrize(
+    "histories, num_items, label, words",
+    [
+        pytest.param([[0, 1, 2], [3, 4, 5]], 103, "uni100", "100 items drawn uniformly", id="100"),
+        pytest.param([[0, 1, 2], [3, 4, 5]], 12, "uni9", "9 items that the user never", id="few"),
+        pytest.param([[0, 1, 2, 3], [3, 4, 5]], 12, "uni8-9", "8 to 9 items that", id="range"),
+    ],
+)
+def test_a_sampled_ranking_is_named_by_how_many_were_drawn(histories, num_items, label, words):
+    log = prepared([*histories, list(range(num_items))])
+    cases = make_split(log, EvaluationConfig()).test
+    chosen = Cases(*(value[:2] for value in vars(cases).values()))
+    evaluation = evaluate(
+        TableScorer(np.zeros((num_items, num_items))),
+        log,
+        chosen,
+        ranking="uni100",
+        filter_seen=True,
+    )
+    assert evaluation.protocol.label == label
+    assert {name.split("_")[0] for name in evaluation.metrics} == {label}
+    assert evaluation.protocol.candidates.startswith(words)
+    # All scores are equal, and ties count against the target.
+    fewest, most = evaluation.protocol.sampled
+    assert sorted(set(evaluation.ranks.tolist())) == sorted({fewest, most})
 
 
 def test_uni100_of_some_users_is_that_of_all(wide_log):

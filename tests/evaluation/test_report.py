@@ -162,8 +162,8 @@ def test_numbers_are_those_of_the_evaluations(data, page):
 
 def test_sampled_ranking_says_so(page):
     sampled = page[page.index('<section id="sampled"') : page.index('<section id="learning"')]
-    assert "100 items drawn uniformly" in sampled
-    assert sampled.count("(uni100)</th>") == 3
+    assert "20 to 77 items that the user never met" in sampled
+    assert sampled.count("(uni20-77)</th>") == 3
 
 
 def test_protocol_is_told_in_words(page):

@@ -23,6 +23,13 @@ def test_every_case_is_in_the_bin_of_its_length():
     assert (slices[-1].low, slices[-1].high) == (2_000, None)
 
 
+def test_slices_of_few_users_are_marked():
+    lengths = np.array([5] * 30 + [15] * 29)
+    many, few = by_history_length(lengths, {"ndcg@10": np.ones(59)})
+    assert (many.few, many.marked_label) == (False, "1–9")
+    assert (few.few, few.marked_label) == (True, "10–19 *")
+
+
 def test_slices_add_up_to_the_whole():
     rng = np.random.default_rng(0)
     lengths, values = rng.integers(1, 500, 300), rng.random(300)

@@ -44,11 +44,12 @@ def test_the_json_tells_what_was_measured(evaluations, tmp_path):
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written["protocol"]["split"] == "leave-one-out"
     assert written["protocol"]["ks"] == [5, 10, 20]
-    assert "100 items drawn uniformly" in written["protocol"]["candidates"]
+    assert written["protocol"]["sampled"] == [20, 77]
+    assert "20 to 77 items that the user never met" in written["protocol"]["candidates"]
     assert set(written["intervals"]) == set(written["metrics"])
     assert sum(part["users"] for part in written["slices"]) == written["protocol"]["num_users"]
-    low, high = written["intervals"]["uni100_hr@10"]
-    assert low <= written["metrics"]["uni100_hr@10"] <= high
+    low, high = written["intervals"]["uni20-77_hr@10"]
+    assert low <= written["metrics"]["uni20-77_hr@10"] <= high
 
 
 def test_what_is_missing_or_damaged_is_named(evaluations, tmp_path):

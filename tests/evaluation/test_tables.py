@@ -32,14 +32,22 @@ def test_every_metric_and_every_slice_is_printed(measure):
     evaluation = measure(4)
     text = printed(evaluation_table("runs/[bold]one", evaluation))
     assert "runs/[bold]one: leave-one-out, full ranking, 58 users" in text
+    rows = [line.split()[1] for line in text.splitlines() if "@" in line]
+    assert rows[:3] == ["ndcg@10", "hr@10", "hr@5"]
+    # With one target, recall is hr.
+    assert evaluation.protocol.one_target and "recall" not in text
     for name, value in evaluation.metrics.items():
+        if name.startswith("recall"):
+            continue
         assert any(
             line.split()[1:4:2] == [name, f"{value:.4f}"]
             for line in text.splitlines()
             if name in line
         )
     for part in evaluation.slices:
-        assert part.label in text
+        assert part.marked_label in text
+    assert any(part.few for part in evaluation.slices)
+    assert "* fewer than 30 users" in text
     assert "Ties count against the target" in text
 
 
@@ -57,16 +65,21 @@ def test_cases_are_told_apart_from_users(tiny_log):
 
 def test_a_sampled_ranking_says_so(measure):
     text = printed(evaluation_table("one", measure(4, "uni100")))
-    assert "sampled ranking (uni100)" in text
-    assert "uni100_ndcg@10" in text
+    assert "sampled ranking (uni20-77)" in text
+    assert "uni20-77_ndcg@10" in text
     assert " ndcg@10" not in text
 
 
 def test_a_comparison_is_printed(measure):
-    tests = compare(measure(4), measure(8))
-    text = printed(comparison_table("one", "two", tests))
+    first = measure(4)
+    tests = compare(first, measure(8))
+    text = printed(comparison_table("one", "two", tests, first.protocol))
     assert "one (first) and two (second), 58 users" in text
+    rows = [line.split()[1] for line in text.splitlines() if "@" in line]
+    assert rows[:2] == ["ndcg@10", "hr@10"] and len(rows) == len(set(rows))
     for name, test in tests.items():
+        if name.startswith("recall"):
+            continue
         [line] = [line for line in text.splitlines() if f" {name} " in line]
         assert f"{test.first:.4f}" in line
         assert f"{test.second:.4f}" in line

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -57,7 +58,10 @@ def test_options_override_those_of_the_run(trained, tiny_log):
     assert (measured.protocol.ks, measured.protocol.seed) == ((1,), 3)
     valid = make_split(tiny_log, recommender.config.evaluation).valid
     assert np.array_equal(measured.users, valid.users)
-    assert set(measured.metrics) == {f"uni100_{kind}@1" for kind in ("hr", "recall", "ndcg", "mrr")}
+    # Of 80 items these users have met between 34 and 60.
+    assert measured.protocol.sampled == (20, 46)
+    kinds = ("hr", "recall", "ndcg", "mrr")
+    assert set(measured.metrics) == {f"uni20-46_{kind}@1" for kind in kinds}
     # None is no change.
     assert evaluate_run(run, ranking=None, ks=None).metrics == evaluate_run(run).metrics
 
@@ -128,6 +132,7 @@ def test_a_device_that_is_not_there_is_named(trained, monkeypatch):
         evaluate_run(trained[1], device="cuda")
 
 
+@pytest.mark.filterwarnings("ignore:personal-:UserWarning")
 @pytest.mark.parametrize("name", BASELINES)
 def test_baselines_learn_from_training_events_alone(tiny_log, name):
     split = make_split(tiny_log, EvaluationConfig())
@@ -138,6 +143,37 @@ def test_baselines_learn_from_training_events_alone(tiny_log, name):
         assert np.array_equal(measured.ranks, expected.ranks)
         assert measured.protocol.split == "leave-one-out"
         assert measured.protocol.filter_seen is True
+
+
+@pytest.mark.parametrize("name", ["personal-frequency", "personal-recency"])
+def test_own_items_want_a_log_with_repeats(tiny_log, repeat_log, name, recwarn):
+    measured = evaluate_baseline(name, repeat_log)
+    assert measured.protocol.filter_seen is False and not recwarn.list
+    # The last item is ranked first unless another one was met as often.
+    assert measured.metrics["hr@20"] > 0.5
+    with pytest.warns(UserWarning, match=f"{name} recommends items of the history, which"):
+        left_out = evaluate_baseline(name, tiny_log)
+    popular = evaluate_baseline("popularity", tiny_log)
+    assert np.array_equal(left_out.ranks, popular.ranks)
+    assert not BASELINES[name].suits(tiny_log, filter_seen=True)
+    assert BASELINES[name].suits(repeat_log, filter_seen=False)
+
+
+def test_a_dense_model_is_not_fitted_unasked_on_a_large_catalogue(tiny_log):
+    large = SimpleNamespace(num_items=100_000)
+    unasked = {name for name, one in BASELINES.items() if one.suits(large, filter_seen=False)}
+    assert unasked == set(BASELINES) - {"ease"}
+    assert BASELINES["ease"].suits(tiny_log, filter_seen=True)
+
+
+@pytest.mark.parametrize("on", ["tset", None, 3])
+def test_other_events_than_those_held_out_are_named(tiny_log, trained, on):
+    for measure in (
+        lambda: evaluate_run(trained[1], on=on),
+        lambda: evaluate_baseline("popularity", tiny_log, on=on),
+    ):
+        with pytest.raises(ConfigError, match=f"on is {on!r}: choose one of test, valid"):
+            measure()
 
 
 def test_transitions_know_the_ring(tiny_log):
@@ -158,7 +194,8 @@ def test_an_unknown_baseline_is_named(tiny_log):
     with pytest.raises(ConfigError) as error:
         evaluate_baseline("magic", tiny_log)
     assert str(error.value) == (
-        "no baseline 'magic': choose one of popularity, recent-popularity, transitions"
+        "no baseline 'magic': choose one of popularity, recent-popularity, personal-frequency, "
+        "personal-recency, transitions, item-knn, ease"
     )
 
 

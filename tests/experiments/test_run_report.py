@@ -92,10 +92,17 @@ def test_histories_within_one_block_have_no_map(repeat_log, tmp_path):
 
 def test_a_folder_without_an_evaluation_is_named(place, tiny_log, tmp_path):
     BlossomRec.from_pretrained(place / "dense").save_pretrained(tmp_path / "new")
-    with pytest.raises(RunError, match="no evaluation in") as error:
+    with pytest.raises(RunError, match=r"holds no test-full\.json") as error:
         write([place / "sparse", tmp_path / "new"], tmp_path)
-    assert str(evaluation_path(tmp_path / "new")) in str(error.value)
+    command = f"blossomrec evaluate {tmp_path / 'new'} --on test --ranking full"
+    assert str(error.value).endswith(f"{tmp_path / 'new'} holds no test-full.json: run  {command}")
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_one_folder_is_no_list_of_folders(place, tmp_path, kind):
+    with pytest.raises(RunError, match="a list of folders is needed"):
+        write(kind(place / "sparse"), tmp_path)
 
 
 def test_baselines_alone_make_no_report(place, tmp_path):

@@ -34,12 +34,14 @@ def run(tiny_log, tmp_path):
 
 
 def test_configuration_comes_back(run, tiny_log):
-    config, num_items, fingerprint, data, log = read_run_config(run)
-    assert config == small_config(hidden_size=12)
-    assert num_items == tiny_log.num_items
-    assert fingerprint == tiny_log.item_vocabulary.fingerprint
-    assert data == tiny_log.folder.resolve()
-    assert log == tiny_log.identity
+    info = read_run_config(run)
+    assert info.config == small_config(hidden_size=12)
+    assert info.num_items == tiny_log.num_items
+    assert info.fingerprint == tiny_log.item_vocabulary.fingerprint
+    assert info.data == tiny_log.folder.resolve()
+    assert info.log == tiny_log.identity
+    # Nobody meets an item again: they are left out where the run is measured.
+    assert info.filter_viewed is True
 
 
 def test_a_run_that_does_not_know_its_log_is_read(run):

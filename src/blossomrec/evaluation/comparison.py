@@ -27,9 +27,9 @@ class Comparison:
     def __init__(self, evaluations: Mapping[str, Evaluation], baseline: str):
         self.evaluations, self.baseline = evaluations, baseline
         protocol = next(iter(evaluations.values())).protocol
-        self.k = 10 if 10 in protocol.ks else protocol.ks[0]
-        kinds = ["hr", "recall", "ndcg", "mrr"]
-        if protocol.num_targets == protocol.num_cases:
+        self.k = protocol.headline_k
+        kinds = ["ndcg", "hr", "recall", "mrr"]
+        if protocol.one_target:
             kinds.remove("recall")  # the same as hr
         self.decisive = f"{protocol.prefix}ndcg@{self.k}"
         self.headline = [f"{protocol.prefix}{kind}@{self.k}" for kind in kinds]

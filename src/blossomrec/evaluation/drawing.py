@@ -12,8 +12,8 @@ from blossomrec.errors import MissingExtraError
 
 # matplotlib knows no CSS variables: these odd colours are put in their place afterwards.
 INK, MUTED, RULE = "#0a0b01", "#0a0b02", "#0a0b03"
-SERIES = tuple(f"#0a0c{number:02x}" for number in range(1, 7))
-MARKERS = "osD^vP"
+SERIES = tuple(f"#0a0c{number:02x}" for number in range(1, 10))
+MARKERS = "osD^vPX<>"
 WIDTH = 4.7  # inches; narrow enough that the text can be read on a phone
 
 

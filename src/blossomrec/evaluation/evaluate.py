@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blossomrec.arguments import one_of, true_or_false, whole_number
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.batches import HistoryBatches
-from blossomrec.errors import ConfigError, DataError
+from blossomrec.errors import DataError
 from blossomrec.evaluation import metrics, scoring
 from blossomrec.evaluation.candidates import (
     Targets,
@@ -65,7 +66,9 @@ def evaluate(
         cases: what to predict.
         ks: cut-offs of the metrics.
         ranking: ``full`` ranks among all items, ``uni100`` among 100 sampled items the user never
-            met; metrics of the latter are named ``uni100_...``.
+            met; metrics of the latter are named ``uni100_...``. Where the catalogue has fewer such
+            items, all of them are candidates, and the name says how many: ``uni11_...``, or
+            ``uni20-79_...`` where users differ.
         filter_seen: leave items before the target in the history out of a full ranking.
         seed: of sampled candidates and of the bootstrap.
         max_len: most recent events shown to the scorer; None stands for ``scorer.max_len``.
@@ -82,8 +85,10 @@ def evaluate(
     """
     started = perf_counter()
     cut_offs, device = metrics.check_ks(ks), torch.device(device)
-    if ranking not in ("full", "uni100"):
-        raise ConfigError(f"ranking is {ranking!r}: choose one of full, uni100")
+    one_of("ranking", ranking, ("full", "uni100"))
+    filter_seen = true_or_false("filter_seen", filter_seen)
+    if max_len is not None:
+        whole_number("max_len", max_len)
     if scorer.num_items != log.num_items:
         raise DataError(f"the model knows {scorer.num_items} items and the log {log.num_items}")
     if np.any(np.diff(cases.users) < 0):
@@ -94,6 +99,7 @@ def evaluate(
     )
     ranks = np.empty(len(targets.items), dtype=np.int64)
     top = np.empty((len(cases.users), cut_offs[-1] if ranking == "full" else 0), dtype=np.int32)
+    sampled = np.zeros(len(cases.users) if ranking == "uni100" else 0, dtype=np.int64)
     blocks = _query_blocks(scorer, log, cases, max_len, device, tokens_per_batch, block.rows)
     with scoring.scoring_mode(scorer):
         for part, queries in blocks:
@@ -105,11 +111,12 @@ def evaluate(
                 ranks[places], top[part] = _rank_all(scores, targets, part, seen, cut_offs[-1])
             else:
                 unseen = sample_unseen(log, cases.users[part], seed)
+                sampled[part] = (unseen >= 0).sum(1)
                 ranks[places] = _rank_sampled(scores, targets, part, unseen)
     protocol = EvaluationProtocol(
         split=split,
         ranking=ranking,
-        filter_seen=bool(filter_seen),
+        filter_seen=filter_seen,
         ks=cut_offs,
         seed=seed,
         num_cases=len(cases.users),
@@ -117,6 +124,7 @@ def evaluate(
         num_items=log.num_items,
         fingerprint=_fingerprint(cases, targets),
         num_users=len(np.unique(cases.users)),
+        sampled=(int(sampled.min()), int(sampled.max())) if len(sampled) else None,
     )
     popularity = None
     if ranking == "full":

@@ -26,6 +26,8 @@ ACCURACY = ("hr", "recall", "ndcg", "mrr")
 
 def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
     """Cut-offs in rising order, each once; ConfigError when one is not a positive whole number."""
+    if isinstance(ks, str) or not isinstance(ks, Sequence):
+        raise ConfigError(f"ks is {ks!r}: a list of whole numbers is needed")
     if not ks:
         raise ConfigError("ks is empty: at least one cut-off is needed")
     for k in ks:

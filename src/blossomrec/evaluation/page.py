@@ -11,12 +11,14 @@ STYLE = """
   --paper: #fcfcfa; --ink: #1d2329; --muted: #5d6872; --rule: #dcdfe2; --wash: #f1f2f0;
   --series-1: #1c64ab; --series-2: #c0501a; --series-3: #23805a;
   --series-4: #8a4fa3; --series-5: #857000; --series-6: #55606b;
+  --series-7: #b3305a; --series-8: #0b7a8a; --series-9: #5b4fb8;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #15181b; --ink: #e4e7ea; --muted: #99a4ae; --rule: #343b42; --wash: #1d2226;
     --series-1: #6fb0ee; --series-2: #f0935c; --series-3: #62c79a;
     --series-4: #c897e0; --series-5: #d3bd4e; --series-6: #aab4bd;
+    --series-7: #f08cab; --series-8: #58c3d3; --series-9: #a79df0;
   }
 }
 * { box-sizing: border-box; }
@@ -90,7 +92,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
   figure, tr { break-inside: avoid; }
 }
 """
-SWATCHES = "●■◆▲▼✚"
+SWATCHES = "●■◆▲▼✚✖◀▶"
 
 
 def page(title: str, kicker: str, lead: str, sections: Sequence[tuple[str, str, str]]) -> str:

@@ -75,7 +75,7 @@ def by_length(models: Sequence[Sequence[Slice]], metric: str, label: str, alt: s
             draw_estimate(axes, row, part.metrics[metric], low, high, number)
     for row in range(1, len(order)):
         axes.axhline(row - 0.5, color=RULE, linewidth=0.6)
-    names = [f"{bins[low].label}\n{bins[low].users:,} users" for low in sorted(bins)]
+    names = [f"{bins[low].marked_label}\n{bins[low].users:,} users" for low in sorted(bins)]
     axes.set_yticks(range(len(order)), names)
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_ylabel("events before the target", color=INK)

@@ -121,7 +121,8 @@ def _results(full: Comparison) -> str:
             f" ▲ and ▼: significantly better and worse than {full.baseline}, "
             f"p below {LEVEL} after correction for all comparisons of the table."
         )
-    everything = list(next(iter(full.evaluations.values())).metrics)
+    first = next(iter(full.evaluations.values()))
+    everything = wording.shown_metrics(first.protocol, first.metrics)
     extra = [f"coverage@{full.k}", f"popularity@{full.k}"]
     figures = [
         page.figure(
@@ -168,5 +169,5 @@ def _sampled(data: ReportData) -> str:
         f"Sampled candidates: {protocol.candidates}. These numbers are far higher than those of a "
         "full ranking, may order models differently, and compare only with others measured alike."
     )
-    table = sampled.table(sampled.headline, "Sampled ranking (uni100)")
+    table = sampled.table(sampled.headline, f"Sampled ranking ({protocol.label})")
     return f'<div class="sampled">{page.paragraph(warning)}{table}</div>\n'

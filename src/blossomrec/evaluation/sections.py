@@ -10,6 +10,7 @@ import numpy as np
 
 from blossomrec.evaluation import page, plots, wording
 from blossomrec.evaluation.comparison import interval
+from blossomrec.evaluation.slices import FEW_NOTE
 
 if TYPE_CHECKING:
     from blossomrec.evaluation.report import ModelReport, ReportData
@@ -75,8 +76,7 @@ def _cost(data: ReportData) -> str:
 
 def lengths(data: ReportData) -> str:
     """Metrics by length of history."""
-    ks = data.models[0].evaluation.protocol.ks
-    k = 10 if 10 in ks else ks[0]
+    k = data.models[0].evaluation.protocol.headline_k
     slices = [model.evaluation.slices for model in data.models]
     parts = []
     for metric in (f"ndcg@{k}", f"hr@{k}"):
@@ -87,11 +87,12 @@ def lengths(data: ReportData) -> str:
     metric, rows = f"ndcg@{k}", []
     for own in zip(*slices, strict=True):
         cells = (f"{part.metrics[metric]:.4f}{interval(*part.intervals[metric])}" for part in own)
-        rows.append([own[0].label, f"{own[0].users:,}", *cells])
+        rows.append([own[0].marked_label, f"{own[0].users:,}", *cells])
     caption = f"{wording.metric_label(metric)} by length of history"
     numbers = page.table(["Events before the target", "Users", *data.names], rows, caption)
     names = list(enumerate(data.names))
-    return page.key(names) + page.figures(parts) + page.details("Numbers", numbers)
+    note = page.paragraph(FEW_NOTE) if any(part.few for part in slices[0]) else ""
+    return page.key(names) + page.figures(parts) + note + page.details("Numbers", numbers)
 
 
 def gates(data: ReportData) -> str:

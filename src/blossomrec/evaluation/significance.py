@@ -142,7 +142,7 @@ def _check_comparable(first: Evaluation, second: Evaluation) -> None:
     ours, theirs = first.protocol, second.protocol
     names = ["num_items", "fingerprint", "ranking"]
     # Sampled candidates are never seen ones, and only there does the seed change what is measured.
-    names.append("seed" if ours.ranking == "uni100" else "filter_seen")
+    names += ["label", "seed"] if ours.ranking == "uni100" else ["filter_seen"]
     for name in names:
         one, other = getattr(ours, name), getattr(theirs, name)
         if one != other:

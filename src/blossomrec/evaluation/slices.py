@@ -9,6 +9,9 @@ import numpy as np
 
 from blossomrec.evaluation.significance import bootstrap_intervals
 
+# Of fewer users a mean says little, and its interval less.
+FEW = 30
+FEW_NOTE = f"* fewer than {FEW} users: too few to tell"
 # First length of each bin; the last one is open.
 BINS = (1, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 
@@ -26,6 +29,16 @@ class Slice:
     @property
     def label(self) -> str:
         return f"{self.low:,}+" if self.high is None else f"{self.low:,}–{self.high:,}"
+
+    @property
+    def few(self) -> bool:
+        """Whether these are too few users to tell anything from."""
+        return self.users < FEW
+
+    @property
+    def marked_label(self) -> str:
+        """The label with a star, of ``FEW_NOTE``, where there are few users."""
+        return f"{self.label} *" if self.few else self.label
 
 
 def by_history_length(

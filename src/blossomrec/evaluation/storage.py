@@ -43,6 +43,8 @@ def load_evaluation(path: str | Path) -> Evaluation:
         if description["ranks"] != digest(arrays_path):
             raise RunError(f"{arrays_path} does not belong to {path}: evaluate again")
         protocol = description["protocol"] | {"ks": tuple(description["protocol"]["ks"])}
+        if protocol.get("sampled") is not None:
+            protocol["sampled"] = tuple(protocol["sampled"])
         del protocol["candidates"]  # words made from the rest
         arrays: dict[str, Any] = dict.fromkeys(OPTIONAL_ARRAYS)
         with np.load(arrays_path, allow_pickle=False) as stored:

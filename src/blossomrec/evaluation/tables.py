@@ -10,33 +10,39 @@ from rich.table import Table
 from rich.text import Text
 
 from blossomrec.evaluation import wording
-from blossomrec.evaluation.evaluation import Evaluation
+from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
 from blossomrec.evaluation.significance import PairedTest
+from blossomrec.evaluation.slices import FEW_NOTE
 
 
 def evaluation_table(name: str, evaluation: Evaluation) -> Group:
     """Every metric with its interval, and NDCG and HR by length of history."""
     protocol = evaluation.protocol
-    kind = "full ranking" if protocol.ranking == "full" else f"sampled ranking ({protocol.ranking})"
+    kind = "full ranking" if protocol.ranking == "full" else f"sampled ranking ({protocol.label})"
     split = f"{protocol.split}, " if protocol.split else ""
     table = _table("metric", "value", "95% interval")
-    for metric, value in evaluation.metrics.items():
+    for metric in wording.shown_metrics(protocol, evaluation.metrics):
         interval = evaluation.intervals.get(metric)
         shown = f"{interval[0]:.4f}–{interval[1]:.4f}" if interval else ""
-        table.add_row(metric, f"{value:.4f}", shown)
+        table.add_row(metric, f"{evaluation.metrics[metric]:.4f}", shown)
     candidates = Text(f"Candidates: {protocol.candidates}. Ties count against the target.")
     title = _title(f"{name}: {split}{kind}, {wording.users_text(protocol)}")
-    slices = _slices_table(evaluation)
-    return Group(title, table, _title("By length of history"), slices, candidates)
+    slices = [_title("By length of history"), _slices_table(evaluation)]
+    if any(part.few for part in evaluation.slices):
+        slices.append(Text(FEW_NOTE))
+    return Group(title, table, *slices, candidates)
 
 
-def comparison_table(first: str, second: str, tests: Mapping[str, PairedTest]) -> Group:
+def comparison_table(
+    first: str, second: str, tests: Mapping[str, PairedTest], protocol: EvaluationProtocol
+) -> Group:
     """Paired tests of two models, metric by metric; differences are first minus second."""
     users = next(iter(tests.values())).users
     title = _title(f"{first} (first) and {second} (second), {users:,} users")
     columns = ("first", "second", "difference", "95% interval", "p", "p Wilcoxon", "Cohen's d")
     table = _table("metric", *columns)
-    for name, test in tests.items():
+    for name in wording.shown_metrics(protocol, tests):
+        test = tests[name]
         table.add_row(
             name,
             f"{test.first:.4f}",
@@ -53,16 +59,18 @@ def comparison_table(first: str, second: str, tests: Mapping[str, PairedTest]) -
 def comparison_of_models(evaluations: Mapping[str, Evaluation]) -> Group:
     """Models of one protocol beside each other: the metrics at 10, or the first cut-off."""
     protocol = next(iter(evaluations.values())).protocol
-    k = 10 if 10 in protocol.ks else protocol.ks[0]
-    kinds = [f"{protocol.prefix}{kind}@{k}" for kind in ("hr", "ndcg", "mrr")]
-    table = _table("model", *kinds, f"{kinds[1]}, 95% interval", f"coverage@{k}")
+    k = protocol.headline_k
+    kinds = [f"{protocol.prefix}{kind}@{k}" for kind in ("ndcg", "hr", "mrr")]
+    table = _table("model", kinds[0], "95% interval", *kinds[1:], f"coverage@{k}")
     for name, evaluation in evaluations.items():
-        low, high = evaluation.intervals[kinds[1]]
+        low, high = evaluation.intervals[kinds[0]]
+        values = [f"{evaluation.metrics[kind]:.4f}" for kind in kinds]
         coverage = evaluation.metrics.get(f"coverage@{k}")
         table.add_row(
             name,
-            *(f"{evaluation.metrics[kind]:.4f}" for kind in kinds),
+            values[0],
             f"{low:.4f}–{high:.4f}",
+            *values[1:],
             "" if coverage is None else f"{coverage:.1%}",
         )
     return Group(_title(f"{wording.users_text(protocol)}; {protocol.candidates}"), table)
@@ -83,7 +91,7 @@ def frame_table(frame: Any) -> Table:
 
 def _slices_table(evaluation: Evaluation) -> Table:
     protocol = evaluation.protocol
-    k = 10 if 10 in protocol.ks else protocol.ks[0]
+    k = protocol.headline_k
     metrics = [f"{protocol.prefix}{kind}@{k}" for kind in ("ndcg", "hr")]
     table = _table("events", "users", metrics[0], "95% interval", metrics[1], "95% interval")
     for part in evaluation.slices:
@@ -91,7 +99,7 @@ def _slices_table(evaluation: Evaluation) -> Table:
         for metric in metrics:
             low, high = part.intervals[metric]
             cells += [f"{part.metrics[metric]:.4f}", f"{low:.4f}–{high:.4f}"]
-        table.add_row(part.label, f"{part.users:,}", *cells)
+        table.add_row(part.marked_label, f"{part.users:,}", *cells)
     return table
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.errors import ConfigError, DataError
+from blossomrec.arguments import whole_number
+from blossomrec.errors import DataError
 from blossomrec.evaluation import scoring
 
 if TYPE_CHECKING:
@@ -42,12 +43,11 @@ def top_k(
         float32 [B, k]; -1 and -inf where fewer than k items may be recommended.
 
     Raises:
-        ConfigError: k is not positive.
+        ConfigError: k is no whole number of at least 1.
         DataError: ``seen`` has another length than the batch, or an item row does not exist.
         TrainingError: a score is not a number.
     """
-    if k < 1:
-        raise ConfigError(f"k is {k}: it must be at least 1")
+    k = whole_number("k", k)
     histories, device = len(batch.cu_seqlens) - 1, torch.device(device)
     if seen is not None and len(seen) != histories:
         raise DataError(f"seen has {len(seen)} entries for {histories} histories")

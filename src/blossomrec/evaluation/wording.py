@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from blossomrec.evaluation.evaluation import EvaluationProtocol
@@ -39,10 +39,21 @@ DEFINITIONS = {
 
 def metric_label(name: str) -> str:
     """``ndcg@10`` as people write it; sampled metrics say so."""
-    sampled, _, rest = name.rpartition("uni100_")
+    sampled, _, rest = name.rpartition("_")
     kind, _, k = rest.partition("@")
     kind = kind.upper() if kind in ("hr", "ndcg", "mrr") else kind.capitalize()
-    return f"{kind}@{k} (uni100)" if sampled or name.startswith("uni100_") else f"{kind}@{k}"
+    return f"{kind}@{k} ({sampled})" if sampled else f"{kind}@{k}"
+
+
+def shown_metrics(protocol: EvaluationProtocol, names: Iterable[str]) -> list[str]:
+    """The metrics to show: NDCG and HR at the cut-off that decides first, none said twice.
+
+    Recall equals HR where every case has one target.
+    """
+    k = protocol.headline_k
+    first = [f"{protocol.prefix}{kind}@{k}" for kind in ("ndcg", "hr")]
+    known = [name for name in names if not (protocol.one_target and "recall@" in name)]
+    return [name for name in first if name in known] + [one for one in known if one not in first]
 
 
 def protocol_pairs(protocol: EvaluationProtocol) -> Iterator[tuple[str, str]]:
@@ -105,7 +116,7 @@ def difference_text(test: PairedTest) -> str:
 
 
 def p_text(p_value: float) -> str:
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def summary_pairs(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from blossomrec.experiments import inspect_plots, inspect_tables
 from blossomrec.experiments.inspect_run import Inspection, inspect_run
 from blossomrec.experiments.inspect_tables import TextTable, interval, named_heads, percent
 from blossomrec.files import replacing, write_json
+from blossomrec.terminal import show
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +42,7 @@ def inspect_and_write(
     if path.suffix != ".html":
         raise ConfigError(f"out is {path}: the name of a page ends in .html")
     inspection = inspect_run(run, log, **options)
-    console.print(inspect_tables.inspection_tables(inspection))
+    show(console, inspect_tables.inspection_tables(inspection))
     write_json(path.with_suffix(".json"), inspection.to_dict())
     write_page(path, inspection)
     console.print(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from blossomrec.arguments import one_of
 from blossomrec.config import EvaluationConfig, check
 from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
@@ -14,15 +15,10 @@ from blossomrec.data.split import make_split, split_name
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.evaluation import Evaluation, evaluate, resolve_filter_seen
-from blossomrec.models.baselines import ItemTransitions, Popularity, RecentPopularity
+from blossomrec.experiments.baselines import BASELINES
 from blossomrec.models.scorer import Scorer
 from blossomrec.training.run import RunInfo, load_model, read_run_config
 
-BASELINES: dict[str, Any] = {
-    "popularity": Popularity,
-    "recent-popularity": RecentPopularity,
-    "transitions": ItemTransitions,
-}
 HeldOut = Literal["test", "valid"]
 SPLIT_OPTIONS = ("split", "valid_share", "test_share", "last_events")
 
@@ -48,6 +44,7 @@ def evaluate_run(
         ConfigError: an option is unknown, out of bounds or one of the split, whose other form would
             test on what the run was trained on, or the device is not there.
     """
+    one_of("on", on, get_args(HeldOut))
     for name in SPLIT_OPTIONS:
         if options.get(name) is not None:
             flag = f"--{name.replace('_', '-')} {options[name]}"
@@ -98,15 +95,27 @@ def open_log(run: str | Path, info: RunInfo, log: EventLog | str | Path | None) 
 def evaluate_baseline(
     name: str, log: EventLog, *, on: HeldOut = "test", **options: Any
 ) -> Evaluation:
-    """Fit popularity, recent-popularity or transitions on the training events, and evaluate it.
+    """Fit one of ``BASELINES`` on the training events, and evaluate it.
 
     What the validation events tell is for the test known to all models alike through the
-    histories; the counts are of training events only.
+    histories; the counts are of training events only. A warning says where a baseline that
+    recommends items of the history is measured without them.
+
+    Raises:
+        ConfigError: the baseline is unknown, an option too, or it is out of bounds.
+        DataError: the log is too small for the split, or its catalogue too large for the baseline.
     """
     if name not in BASELINES:
         raise ConfigError(f"no baseline {name!r}: choose one of {', '.join(BASELINES)}")
+    one_of("on", on, get_args(HeldOut))
     config = override(EvaluationConfig(), options)
     split = make_split(log, config)
+    if BASELINES[name].own_items and resolve_filter_seen(config, log):
+        warnings.warn(
+            f"{name} recommends items of the history, which this evaluation leaves out: what is "
+            "measured is popularity; with filter_seen no it is measured as it is",
+            stacklevel=2,
+        )
     return _evaluate(BASELINES[name].fit(log, split.train_end), log, config, on, "cpu")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from blossomrec.data.split import make_split
 from blossomrec.errors import RunError
 from blossomrec.evaluation.report import ModelReport, ReportData, write_report
 from blossomrec.evaluation.storage import load_evaluation
+from blossomrec.experiments.baselines import BASELINES
 from blossomrec.models.inspection import attention_profile
 from blossomrec.training.run import load_model, read_run_config
 
@@ -29,11 +31,22 @@ def find_evaluation(path: Path, on: str, ranking: str) -> Path:
     """An evaluation by its own file or by the folder that keeps it; RunError where it is not."""
     if path.suffix == ".json":
         return path
+    if not path.exists():
+        raise RunError(f"no evaluation in {path}: there is no such folder")
     found = evaluation_path(path, on, ranking)
     if not found.is_file():
-        options = f"--on {on} --ranking {ranking}"
-        raise RunError(f"{path} holds no {found.name}: run  blossomrec evaluate {path} {options}")
+        raise RunError(f"{path} holds no {found.name}: run  {_evaluating(path, on, ranking)}")
     return found
+
+
+def _evaluating(path: Path, on: str, ranking: str) -> str:
+    """The command that makes an evaluation of a run or, in a folder of its own, of a baseline."""
+    options = shlex.join(["--on", on, "--ranking", ranking])
+    folder = shlex.quote(str(path))
+    if (path / "config.json").is_file():
+        return f"blossomrec evaluate {folder} {options}"
+    name = path.name if path.name in BASELINES else "BASELINE"
+    return f"blossomrec evaluate {name} --log LOG --out {folder} {options}"
 
 
 def write_run_report(
@@ -52,6 +65,8 @@ def write_run_report(
             to different vocabularies, or to other data than their log holds now.
         DataError: the evaluations are of different cases, or two have the same name.
     """
+    if isinstance(runs, (str, Path)):
+        raise RunError(f"runs is {str(runs)!r}: a list of folders is needed")
     pairs = runs.items() if isinstance(runs, Mapping) else [(Path(run).name, run) for run in runs]
     named = [(name, Path(run)) for name, run in pairs]
     trained = {name: run for name, run in named if (run / "config.json").is_file()}
@@ -72,7 +87,7 @@ def write_run_report(
 
 def model_report(name: str, run: Path, log: EventLog) -> ModelReport:
     """What a report shows of one run, or of a baseline, which has only its evaluation."""
-    evaluation = load_evaluation(evaluation_path(run))
+    evaluation = load_evaluation(find_evaluation(run, "test", "full"))
     path = evaluation_path(run, ranking="uni100")
     sampled = load_evaluation(path) if path.is_file() else None
     if not (run / "config.json").is_file():

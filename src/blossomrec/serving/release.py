@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from blossomrec.serving.catalogue import Catalogue
 from blossomrec.serving.encoder import Encoder, build_encoder
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.ranking import Ranking
-from blossomrec.serving.refusals import shown
 from blossomrec.training.run import load_model, open_vocabulary, read_run_config
 
 
@@ -81,17 +79,5 @@ def load_release(
         max_len=max_len,
         step=config.step,
         keeps_state=keeps_state,
-        filter_viewed=_filter_viewed(run / "config.json"),
+        filter_viewed=info.filter_viewed,
     )
-
-
-def _filter_viewed(path: Path) -> bool:
-    """What the evaluation does with items of the history; a run that does not say leaves them out.
-
-    Raises:
-        RunError: it is neither true nor false.
-    """
-    found = json.loads(path.read_text()).get("filter_viewed", True)
-    if not isinstance(found, bool):
-        raise RunError(f"{path} is damaged: filter_viewed is {shown(found)}, not true or false")
-    return found

@@ -16,10 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from blossomrec import __version__
+from blossomrec.arguments import true_or_false
 from blossomrec.config import RunConfig, from_dict, shortened, to_dict
 from blossomrec.data.log import EventLog
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import ConfigError, DataError, RunError
+from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.files import flush, read_json, remove, replacing, write_json
 from blossomrec.models.sequence import SequenceModel, build_model
 
@@ -35,6 +37,8 @@ class RunInfo(NamedTuple):
     num_items, fingerprint: of the item vocabulary.
     data: the folder of the log.
     log: the identity of the log, see ``EventLog.identity``; None in runs that do not tell it.
+    filter_viewed: whether items of the history are left out of recommendations, as they are where
+        the run is measured.
     """
 
     config: RunConfig
@@ -42,18 +46,21 @@ class RunInfo(NamedTuple):
     fingerprint: str
     data: Path
     log: dict[str, Any] | None
+    filter_viewed: bool
 
 
 def write_run_config(run: str | Path, config: RunConfig, log: EventLog) -> None:
     """Write ``config.json`` and the item vocabulary of ``log`` into the run folder.
+
+    Whoever recommends leaves items of the history out where the evaluation of ``log`` does.
 
     Raises:
         RunError: the folder already belongs to another vocabulary.
     """
     run, items = Path(run), log.item_vocabulary
     check_vocabulary(run, log)
-    data = Path(log.folder).resolve()
-    info = RunInfo(config, log.num_items, items.fingerprint, data, log.identity)
+    data, filters = Path(log.folder).resolve(), resolve_filter_seen(config.evaluation, log)
+    info = RunInfo(config, log.num_items, items.fingerprint, data, log.identity, filters)
     _write_description(run, info, items)
 
 
@@ -235,6 +242,7 @@ def _write_description(run: Path, info: RunInfo, vocabulary: Vocabulary) -> None
         "vocabulary": info.fingerprint,
         "data": str(info.data),
         "log": info.log,
+        "filter_viewed": info.filter_viewed,
     }
     write_json(run / "config.json", values)
 
@@ -252,6 +260,8 @@ def _run_info(path: Path, values: dict[str, Any]) -> RunInfo:
 
     try:
         config = from_dict(given("config", dict))
+        # Runs of earlier versions do not say; they were served without items of the history.
+        filters = true_or_false("filter_viewed", values.get("filter_viewed", True))
     except ConfigError as error:
         raise RunError(f"{path} is not the configuration of a run: {error}") from error
     return RunInfo(
@@ -260,4 +270,5 @@ def _run_info(path: Path, values: dict[str, Any]) -> RunInfo:
         fingerprint=given("vocabulary", str),
         data=Path(given("data", str)),
         log=given("log", dict) if values.get("log") is not None else None,
+        filter_viewed=filters,
     )
