@@ -213,8 +213,8 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["operation"])
     async def readyz() -> schemas.Ready:
-        """Which model answers; 503 where none does."""
-        service.check_alive()
+        """Which model answers; 503 where none does, or where the store cannot be used."""
+        await service.check_ready()
         release = service.release
         answer = {"model": release.version, "items": len(release.catalogue)}
         return _sent({"ready": True, **answer, "max_len": release.max_len})

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blossomrec.serving.store import EventStore
 
 LONGEST_SHOWN = 80
 RETRY_SECONDS = 1
@@ -56,16 +59,18 @@ def unknown_user(user: str) -> Refusal:
     return Refusal(404, "unknown_user", message, field="user_id", value=user)
 
 
-def unavailable(code: str, message: str) -> Refusal:
-    """The server cannot answer now and may be asked again."""
-    return Refusal(503, code, message, headers={"Retry-After": str(RETRY_SECONDS)})
+def unavailable(code: str, message: str, *, passes: bool = True) -> Refusal:
+    """The server cannot answer now; may be asked again in a moment where the reason passes."""
+    headers = {"Retry-After": str(RETRY_SECONDS)} if passes else {}
+    return Refusal(503, code, message, headers=headers)
 
 
-def of_store(error: Exception, failures: tuple[type[Exception], ...]) -> Exception:
-    """What is answered for an error of a store: one among its ``failures`` may pass."""
-    if isinstance(error, failures):
+def of_store(error: Exception, store: EventStore) -> Exception:
+    """What is answered for an error of a store."""
+    if isinstance(error, store.failures):
         logger.error("the store of events failed: %s", error)
-        return unavailable("store_failed", f"the store of events failed: {error}")
+        message = f"the store of events failed: {error}"
+        return unavailable("store_failed", message, passes=store.passes(error))
     return error
 
 

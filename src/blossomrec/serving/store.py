@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ T = TypeVar("T")
 # Transactions that another process came in between, before the server is called busy.
 ATTEMPTS = 50
 LONGEST_PAUSE = 0.01
+LONGEST_ID = 256
+# How many of each there are in a second. As seconds, a time since 1970 has 9 or 10 digits from 1973
+# to 2286; in another unit it has more of them, so that it shows which one it is in.
+UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+EPOCH_SECONDS = (10**8, 10**10)
 
 
 class Event(NamedTuple):
@@ -25,7 +31,7 @@ class Event(NamedTuple):
 
     Attributes:
         item: external id.
-        timestamp: in the unit of the user's other events; None for "now, after the last one".
+        timestamp: in the unit of the store's other events; None for "now, after the last one".
         key: chosen by the sender; an event whose key is stored is not stored again.
     """
 
@@ -90,6 +96,13 @@ class Notices(NamedTuple):
     deletions: int
 
 
+class Counts(NamedTuple):
+    """What a store holds."""
+
+    users: int
+    events: int
+
+
 class Conflict(Exception):  # noqa: N818 (an answer, not a fault)
     """Another process has changed what a transaction has read: nothing of it is stored."""
 
@@ -103,7 +116,7 @@ class EventStore(Protocol):
     is not there by ``numbers``, may be what was there before.
 
     Attributes:
-        failures: errors that a disk or a connection is the cause of, and that may pass.
+        failures: errors that a file, a disk or a connection is the cause of.
     """
 
     failures: tuple[type[Exception], ...]
@@ -120,11 +133,18 @@ class EventStore(Protocol):
         """Inside a transaction: what is changed inside is undone alone when it fails."""
         ...
 
-    def append(self, user: str, events: Sequence[Event], now: Time) -> Appended:
+    def append(
+        self, user: str, events: Sequence[Event], now: Time, ahead: float | None = None
+    ) -> Appended:
         """Put events behind those of a user.
 
+        Args:
+            now: seconds since 1970.
+            ahead: seconds after now that an event may have as its time; None for any time.
+
         Raises:
-            Refusal: 409, an event is older than the one before it, or its key belongs to another.
+            Refusal: 409, an event is older than the one before it, or its key belongs to another;
+                422, it is too far in the future.
         """
         ...
 
@@ -174,6 +194,23 @@ class EventStore(Protocol):
         """What tells other processes to look; cheap enough to be asked before every answer."""
         ...
 
+    def unit(self) -> str | None:
+        """The unit of the times, one of ``UNITS``, as the first one showed that looked like a time
+        since 1970; None while none did."""
+        ...
+
+    def counts(self) -> Counts:
+        """How many users and events there are; takes a while where there are many."""
+        ...
+
+    def check(self) -> None:
+        """Raise one of ``failures`` unless the store can be read and written to."""
+        ...
+
+    def passes(self, error: Exception) -> bool:
+        """Whether one of ``failures`` may be gone by itself in a moment."""
+        ...
+
     def close(self) -> None:
         """Give files and connections back."""
         ...
@@ -197,11 +234,79 @@ def carried_out(store: EventStore, work: Callable[[], T]) -> T:
     raise unavailable("store_busy", message)
 
 
+def check_text(text: str) -> None:
+    """The rule for ids of users and for keys, wherever they come from.
+
+    Any text of 1 to 256 code points is an id, also with joiners and spaces that cannot be seen, but
+    for control characters, halves of surrogate pairs, and U+FFFD, which stands for bytes that were
+    no UTF-8 and in which users would be mixed up. Ids are the same if their code points are.
+
+    Raises:
+        ValueError: it is none, and why.
+    """
+    if not 1 <= len(text) <= LONGEST_ID:
+        raise ValueError(f"an id has 1 to {LONGEST_ID} characters, this one {len(text)}")
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            raise ValueError(f"U+{ord(character):04X}, which no id may have, is in it")
+    if "\ufffd" in text:
+        raise ValueError("U+FFFD, which stands for bytes that were no UTF-8, is in it")
+
+
+def unit_of(timestamp: Time) -> str | None:
+    """The unit in which a number looks like a time since 1970; None where it looks like none."""
+    low, high = EPOCH_SECONDS
+    for unit, size in UNITS.items():
+        if low * size <= timestamp < high * size:
+            return unit
+    return None
+
+
+@dataclass
+class Clock:
+    """What time it is, in the unit of a store's events.
+
+    Attributes:
+        now: seconds since 1970.
+        unit: one of ``UNITS``; None while no event has shown it, and is then that of the first one
+            that looks like a time since 1970.
+        ahead: seconds after now that an event may have as its time; None for any time.
+    """
+
+    now: Time
+    unit: str | None
+    ahead: float | None = None
+
+    def time(self) -> Time:
+        """Now, as the time of an event."""
+        return self._in_unit(self.now)
+
+    def check(self, index: int, timestamp: Time) -> None:
+        """Learn the unit from the time of an event, and raise Refusal if that is too far ahead."""
+        self.unit = self.unit or unit_of(timestamp)
+        if self.ahead is None or self.unit is None:
+            return
+        if timestamp <= self._in_unit(self.now + self.ahead):
+            return
+        field = f"events[{index}].timestamp"
+        raise Refusal(
+            422,
+            "in_the_future",
+            f"{field} is {timestamp}: it is {self.time()} now, and events may be at most "
+            f"{self.ahead:g} seconds ahead{_other_unit(timestamp, self.unit)}",
+            field=field,
+            value=timestamp,
+        )
+
+    def _in_unit(self, seconds: Time) -> int:
+        return int(seconds * UNITS[self.unit or "seconds"])
+
+
 def new_events(
     events: Sequence[Event],
     last: Time | None,
     keyed: Callable[[str], tuple[ItemId, Time] | None],
-    now: Time,
+    clock: Clock,
 ) -> list[Event]:
     """Those of the events that are to be stored, each with its time.
 
@@ -220,28 +325,39 @@ def new_events(
             if known is not None:
                 _check_repeat(index, event, known)
                 continue
-        last = _time(index, event, last, now)
+        last = _time(index, event, last, clock)
         new.append(event._replace(timestamp=last))
         if event.key is not None:
             keys[event.key] = (event.item, last)
     return new
 
 
-def _time(index: int, event: Event, last: Time | None, now: Time) -> Time:
+def _time(index: int, event: Event, last: Time | None, clock: Clock) -> Time:
     """When an event was; not before the last one."""
     if event.timestamp is None:
+        now = clock.time()
+        clock.check(index, now)
         return now if last is None else max(now, last)
+    clock.check(index, event.timestamp)
     if last is not None and event.timestamp < last:
         field = f"events[{index}].timestamp"
         raise Refusal(
             409,
             "out_of_order",
             f"{field} is {event.timestamp}: the event before it was at {last}; events are appended "
-            "in order of time (leave the timestamp out for the time of arrival)",
+            "in order of time (leave the timestamp out for the time of arrival)"
+            f"{_other_unit(event.timestamp, clock.unit)}",
             field=field,
             value=event.timestamp,
         )
     return event.timestamp
+
+
+def _other_unit(timestamp: Time, unit: str | None) -> str:
+    seems = unit_of(timestamp)
+    if unit is None or seems in (None, unit):
+        return ""
+    return f"; times are in {unit} here, and this one looks like {seems}"
 
 
 def _check_repeat(index: int, event: Event, known: tuple[ItemId, Time]) -> None:
