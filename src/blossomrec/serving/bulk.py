@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from blossomrec.data.events import read_events
+from blossomrec.data.events import describe, read_events
 from blossomrec.data.log import LOG_FILE, EventLog
-from blossomrec.serving.store import Event, EventStore, carried_out
+from blossomrec.errors import DataError
+from blossomrec.serving.refusals import shown
+from blossomrec.serving.store import Event, EventStore, carried_out, check_text, unit_of
 
 # Events in one transaction: others who write have to wait for it.
 TOGETHER = 20_000
@@ -37,11 +39,43 @@ def import_events(source: str | Path | pl.DataFrame, store: EventStore, **column
     Raises:
         DataError: the source is wrong; nothing has been stored then.
     """
+    read = _read(source, columns)
+    _check_users(read)
+    _check_unit(read, store)
     users = events = kept = 0
-    for group in _groups(_histories(source, columns)):
+    for group in _groups(read.histories):
         part = carried_out(store, lambda group=group: _store_group(store, group))
         users, events, kept = users + part.users, events + part.events, kept + part.kept
     return Imported(users, events, kept)
+
+
+class _Source(NamedTuple):
+    """What is to be imported: its name, its users and where they stand, its largest time."""
+
+    name: str
+    users: list[str]
+    rows: Callable[[str], str]
+    latest: Any
+    histories: Iterator[tuple[str, list[Event]]]
+
+
+def _check_users(read: _Source) -> None:
+    """Raise DataError for an id that no request could name."""
+    for user in read.users:
+        try:
+            check_text(user)
+        except ValueError as error:
+            raise DataError(f"{read.name}, {read.rows(user)}: {shown(user)}: {error}") from error
+
+
+def _check_unit(read: _Source, store: EventStore) -> None:
+    """Raise DataError where the times would be compared with those of another unit."""
+    found, unit = unit_of(read.latest), store.unit()
+    if found and unit and found != unit:
+        raise DataError(
+            f"the times of {read.name} are in {found}, such as {read.latest}, those of the store "
+            f"in {unit}: give a column of times in {unit}"
+        )
 
 
 def _store_group(store: EventStore, group: list[tuple[str, list[Event]]]) -> Imported:
@@ -65,29 +99,46 @@ def _groups(
     yield group
 
 
-def _histories(
-    source: str | Path | pl.DataFrame, columns: dict[str, str]
-) -> Iterator[tuple[str, list[Event]]]:
+def _read(source: str | Path | pl.DataFrame, columns: dict[str, str]) -> _Source:
     if isinstance(source, (str, Path)) and (Path(source) / LOG_FILE).is_file():
         return _of_log(EventLog.open(source))
-    return _of_table(read_events(source, **columns))
+    return _of_table(source, read_events(source, **columns), columns.get("user", "user_id"))
 
 
-def _of_log(log: EventLog) -> Iterator[tuple[str, list[Event]]]:
-    users = log.user_vocabulary.ids(np.arange(log.num_users)).to_list()
-    for row, user in enumerate(users):
-        times = log.timestamps[log.offsets[row] : log.offsets[row + 1]].tolist()
-        yield str(user), _events(log.item_vocabulary.ids(log.history(row)), times)
+def _of_log(log: EventLog) -> _Source:
+    users = [str(user) for user in log.user_vocabulary.ids(np.arange(log.num_users)).to_list()]
+
+    def histories() -> Iterator[tuple[str, list[Event]]]:
+        for row, user in enumerate(users):
+            times = log.timestamps[log.offsets[row] : log.offsets[row + 1]].tolist()
+            yield user, _events(log.item_vocabulary.ids(log.history(row)), times)
+
+    latest = log.timestamps.max().item() if len(log.timestamps) else 0
+
+    def row(user: str) -> str:
+        return f"user {users.index(user) + 1}"
+
+    return _Source(str(log.folder), users, row, latest, histories())
 
 
-def _of_table(table: pl.DataFrame) -> Iterator[tuple[str, list[Event]]]:
+def _of_table(source: Any, table: pl.DataFrame, column: str) -> _Source:
     if table["timestamp"].dtype == pl.Datetime:
         table = table.with_columns(pl.col("timestamp").cast(pl.Int64))
-    table = table.sort("user_id", "timestamp", maintain_order=True)
-    for (user,), part in table.partition_by(
-        "user_id", as_dict=True, maintain_order=True, include_key=False
-    ).items():
-        yield str(user), _events(part["item_id"], part["timestamp"].to_list())
+    ids = table["user_id"].cast(pl.String)
+
+    def histories() -> Iterator[tuple[str, list[Event]]]:
+        ordered = table.sort("user_id", "timestamp", maintain_order=True)
+        for (user,), part in ordered.partition_by(
+            "user_id", as_dict=True, maintain_order=True, include_key=False
+        ).items():
+            yield str(user), _events(part["item_id"], part["timestamp"].to_list())
+
+    def row(user: str) -> str:
+        first = (ids == user).arg_max()
+        return f"column {column!r}, row {0 if first is None else first + 1}"
+
+    users = ids.unique(maintain_order=True).to_list()
+    return _Source(describe(source), users, row, table["timestamp"].max(), histories())
 
 
 def _events(items: pl.Series, times: list[Any]) -> list[Event]:

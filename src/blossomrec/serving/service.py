@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -23,7 +25,6 @@ from blossomrec.serving.refusals import unavailable, unknown_item, unknown_user
 from blossomrec.serving.release import Release, load_release
 from blossomrec.serving.store import (
     Appended,
-    Counts,
     Event,
     EventStore,
     ItemId,
@@ -35,6 +36,8 @@ T = TypeVar("T")
 LARGEST_STORED = 2**63 - 1
 # How long one look at the store counts: whoever may ask may ask often.
 LOOK_SECONDS = 1.0
+# How long the end waits for the counting of what the store holds.
+COUNTING_SECONDS = 1.0
 
 logger = logging.getLogger("blossomrec.serving")
 
@@ -46,7 +49,7 @@ class Service:
 
     Args:
         run: folder of the model.
-        open_store: gives a new object for the same store; called three times.
+        open_store: gives a new object for the same store; called four times.
         config: limits, waiting times, memory.
         device: "auto", "cpu" or "cuda".
         threads: of PyTorch, for one operation of the model; None leaves its own number.
@@ -77,7 +80,9 @@ class Service:
         self._explainer = Explainer(threads)
         self.metrics.model.labels(self.release.version).set(1)
         self._looked: tuple[float, asyncio.Future[None]] | None = None
-        self._reader.submit(_tell)
+        # Counting can take long: nobody waits for it.
+        self._counting = threading.Thread(target=_tell, args=(open_store,), daemon=True)
+        self._counting.start()
 
     async def append(self, user: str, events: Sequence[Event]) -> Appended:
         """Make events durable; they are seen by every request that follows."""
@@ -232,6 +237,7 @@ class Service:
         self._reader.close()
         self._engine.close()
         self._explainer.close()
+        self._counting.join(COUNTING_SECONDS)
 
     def _stored(self, field: str, item: ItemId) -> ItemId:
         """An item's id as the catalogue writes it, in a form that every store takes."""
@@ -264,14 +270,19 @@ class Service:
             raise unavailable("timeout", message) from error
 
 
-def _tell(store: EventStore) -> None:
-    counts: Counts = store.counts()
-    unit = store.unit() or "a unit that is not known"
+def _tell(open_store: Callable[[], EventStore]) -> None:
+    """Log what the store holds: whoever has taken the wrong one sees it."""
+    try:
+        with contextlib.closing(open_store()) as store:
+            counts, unit = store.counts(), store.unit()
+    except Exception as error:
+        logger.warning("what the store holds could not be counted: %s", error)
+        return
     logger.info(
-        "the store holds %s users and %s events, with times in %s",
+        "the store holds %s users with %s events, %s",
         f"{counts.users:,}",
         f"{counts.events:,}",
-        unit,
+        f"their times in {unit}" if unit else "the unit of their times not known",
     )
 
 
