@@ -40,7 +40,7 @@ CREATE TABLE free_chunks (
 ) WITHOUT ROWID;
 CREATE TABLE items_off (item NOT NULL PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE store (
-    secret BLOB NOT NULL,
+    hash_key BLOB NOT NULL,
     unit TEXT,
     switches INTEGER NOT NULL,
     deletions INTEGER NOT NULL,
@@ -56,8 +56,8 @@ def define(database: sqlite3.Connection) -> None:
     for statement in SCHEMA.split(";"):
         database.execute(statement)
     database.execute("INSERT INTO nodes (content) VALUES (?)", (EMPTY_NODE,))
-    secret = secrets.token_bytes(SECRET_BYTES)
-    database.execute("INSERT INTO store VALUES (?, NULL, 0, 0, 0)", (secret,))
+    key = secrets.token_bytes(SECRET_BYTES)
+    database.execute("INSERT INTO store VALUES (?, NULL, 0, 0, 0)", (key,))
     database.execute(f"PRAGMA application_id = {APPLICATION}")
     database.execute(f"PRAGMA user_version = {FORMAT}")
 

@@ -97,9 +97,9 @@ class User(NamedTuple):
         return User(length, change, chunk, first, time, secret, content[RECORD.size :].decode())
 
 
-def keyed_hash(secret: bytes, text: str) -> bytes:
-    """16 bytes that tell nothing of the text to those who do not have the secret."""
-    return hashlib.blake2b(text.encode(), key=secret, digest_size=16).digest()
+def keyed_hash(key: bytes, text: str) -> bytes:
+    """16 bytes that tell nothing of the text to those who do not have the key."""
+    return hashlib.blake2b(text.encode(), key=key, digest_size=16).digest()
 
 
 class Entry(NamedTuple):
@@ -118,8 +118,8 @@ class Directory:
     node for the next six bits, negative.
     """
 
-    def __init__(self, users: Rows, nodes: Rows, secret: bytes):
-        self._users, self._rows, self._secret = users, nodes, secret
+    def __init__(self, users: Rows, nodes: Rows, key: bytes):
+        self._users, self._rows, self._key = users, nodes, key
         # Numbers by hash. A number is never given to another user, so that none of these is wrong:
         # whether the user is still there shows in the user's row.
         self._numbers: dict[int, int] = {}
@@ -175,7 +175,7 @@ class Directory:
         self._rows.write(entry.node, _with(self._rows.read(entry.node), entry.index, number))
 
     def _digest(self, user: str) -> int:
-        return int.from_bytes(keyed_hash(self._secret, user), "little")
+        return int.from_bytes(keyed_hash(self._key, user), "little")
 
 
 def _with(node: bytes, index: int, number: int) -> bytes:

@@ -109,7 +109,7 @@ class SQLiteStore:
             raise DataError(f"{self.path} has format {found}: this version reads format {FORMAT}")
         # Once it is known to be ours: this is written into the file.
         run("PRAGMA journal_mode = WAL")
-        self.notices()
+        run("SELECT 1 FROM store").fetchone()
         self._files = {suffix: _identity(f"{self.path}{suffix}") for suffix in ("", "-wal")}
 
     def _take_over(self, found: int) -> None:
@@ -121,16 +121,15 @@ class SQLiteStore:
         drop_old(self._database)
 
     def _open_directory(self) -> None:
-        (secret,) = self._database.execute("SELECT secret FROM store").fetchone()
-        self._directory = Directory(self._users, Rows(self._database, "nodes"), secret)
+        (key,) = self._database.execute("SELECT hash_key FROM store").fetchone()
+        self._directory = Directory(self._users, Rows(self._database, "nodes"), key)
 
     def _number(self, pragma: str) -> int:
         return self._database.execute(f"PRAGMA {pragma}").fetchone()[0]
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        self._check_there()
-        self._check_there("-wal")
+        self._check_there(*self._files)
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -154,14 +153,15 @@ class SQLiteStore:
             if self._database.in_transaction:
                 self._database.execute("COMMIT")
 
-    def _check_there(self, suffix: str = "") -> None:
+    def _check_there(self, *suffixes: str) -> None:
         """What is written to a file that nobody can find is lost with the process."""
-        path = f"{self.path}{suffix}"
-        if self._files and _identity(path) != self._files[suffix]:
-            raise sqlite3.OperationalError(
-                f"{path} has been removed or replaced: stop all that use it, put it back and "
-                "start again"
-            )
+        for suffix in suffixes:
+            path = f"{self.path}{suffix}"
+            if _identity(path) != self._files[suffix]:
+                raise sqlite3.OperationalError(
+                    f"{path} has been removed or replaced: stop all that use it, put it back and "
+                    "start again"
+                )
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
@@ -296,7 +296,7 @@ class SQLiteStore:
             return Tail(here, start, length, [event[0] for event in events])
 
     def profile(self, user: str, last: int) -> Profile | None:
-        self._check_there()
+        self._check_there("")
         with self._snapshot():
             found = self._directory.find(user)
             if found is None:
@@ -336,7 +336,7 @@ class SQLiteStore:
             )
 
     def members(self, most: int, before: int | None = None) -> list[Member]:
-        self._check_there()
+        self._check_there("")
         found = self._database.execute(
             "SELECT content, changes.length, change FROM changes"
             " JOIN users ON number = changes.user WHERE change < ? ORDER BY change DESC LIMIT ?",
@@ -362,7 +362,7 @@ class SQLiteStore:
         return [item for (item,) in found.fetchall()]
 
     def notices(self) -> Notices:
-        self._check_there()
+        self._check_there("")
         found = self._database.execute("SELECT switches, deletions FROM store")
         return Notices(*found.fetchone())
 
@@ -377,7 +377,7 @@ class SQLiteStore:
         return Counts(*found.fetchone())
 
     def check(self) -> None:
-        self._check_there()
+        self._check_there(*self._files)
         disk = os.statvfs(self.path.parent)
         if disk.f_bavail * disk.f_frsize < LEAST_FREE:
             raise sqlite3.OperationalError(f"the disk of {self.path} is full")
