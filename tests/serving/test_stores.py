@@ -64,9 +64,10 @@ def test_any_part_of_any_history_is_found(store):
     for turn in range(120):
         user = f"u{draw.randrange(7)}"
         history = histories.setdefault(user, [])
+        begin = 20 * turn
         words = ["x" * draw.choice([1, 9, 300]), "\n", '"],["', "\\", "Ünï\u200c\U0001f600"]
         events = [
-            Event(draw.choice([turn, draw.choice(words)]), 20 * turn + place / 8, f"{turn}\n{place}")
+            Event(draw.choice([turn, draw.choice(words)]), begin + place / 8, f"{turn}\n{place}")
             for place in range(draw.choice([1, 1, 2, 8, 90]))
         ]
         append(store, user, *events)

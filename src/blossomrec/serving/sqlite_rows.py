@@ -168,6 +168,7 @@ class Directory:
 
     def leave(self, number: int, user: str) -> None:
         """Forget a user."""
+        self._numbers.pop(self._digest(user), None)
         self._write(self.entry(user), 0)
         self._users.clear(number)
 
