@@ -110,7 +110,7 @@ class SQLiteStore:
         # Once it is known to be ours: this is written into the file.
         run("PRAGMA journal_mode = WAL")
         run("SELECT 1 FROM store").fetchone()
-        self._files = {suffix: _identity(f"{self.path}{suffix}") for suffix in ("", "-wal")}
+        self._files = {path: _identity(path) for path in (str(self.path), f"{self.path}-wal")}
 
     def _take_over(self, found: int) -> None:
         put_aside(self._database)
@@ -153,11 +153,10 @@ class SQLiteStore:
             if self._database.in_transaction:
                 self._database.execute("COMMIT")
 
-    def _check_there(self, *suffixes: str) -> None:
+    def _check_there(self, *paths: str) -> None:
         """What is written to a file that nobody can find is lost with the process."""
-        for suffix in suffixes:
-            path = f"{self.path}{suffix}"
-            if _identity(path) != self._files[suffix]:
+        for path in paths:
+            if _identity(path) != self._files[path]:
                 raise sqlite3.OperationalError(
                     f"{path} has been removed or replaced: stop all that use it, put it back and "
                     "start again"
@@ -211,13 +210,10 @@ class SQLiteStore:
     def _grow(self, number: int, user: User, new: Sequence[Event]) -> None:
         length = user.length + len(new)
         chunk, first = self._store(number, user, [packed_event(event) for event in new])
-        keys = [
-            (number, keyed_hash(user.secret, event.key), position)
-            for position, event in enumerate(new, user.length)
-            if event.key is not None
-        ]
-        if keys:
-            self._database.executemany("INSERT INTO event_keys VALUES (?, ?, ?)", keys)
+        for position, event in enumerate(new, user.length):
+            if event.key is not None:
+                row = (number, keyed_hash(user.secret, event.key), position)
+                self._database.execute("INSERT INTO event_keys VALUES (?, ?, ?)", row)
         run = self._database.execute
         (change,) = run("SELECT ifnull(max(change), 0) + 1 FROM changes").fetchone()
         if user.change:
@@ -296,7 +292,6 @@ class SQLiteStore:
             return Tail(here, start, length, [event[0] for event in events])
 
     def profile(self, user: str, last: int) -> Profile | None:
-        self._check_there("")
         with self._snapshot():
             found = self._directory.find(user)
             if found is None:
@@ -336,7 +331,6 @@ class SQLiteStore:
             )
 
     def members(self, most: int, before: int | None = None) -> list[Member]:
-        self._check_there("")
         found = self._database.execute(
             "SELECT content, changes.length, change FROM changes"
             " JOIN users ON number = changes.user WHERE change < ? ORDER BY change DESC LIMIT ?",
@@ -362,7 +356,6 @@ class SQLiteStore:
         return [item for (item,) in found.fetchall()]
 
     def notices(self) -> Notices:
-        self._check_there("")
         found = self._database.execute("SELECT switches, deletions FROM store")
         return Notices(*found.fetchone())
 
