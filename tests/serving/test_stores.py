@@ -166,6 +166,20 @@ def test_a_time_in_the_future_is_refused_and_locks_nobody(store):
         store_append(store, "dora", [Event(1, now * 10**6)], now, 0)
 
 
+def test_who_came_in_what_was_undone_is_not_there(store):
+    """Nor is whoever gets the place meanwhile taken for them."""
+    for undo in range(2):
+        with pytest.raises(RuntimeError), store.transaction():
+            for _ in range(2):
+                store.append("anna", [Event(1, 1)], NOW)
+            raise RuntimeError
+        if undo:
+            append(store, "ben", (2, 2))
+        assert store.profile("anna", 1) is None and store.numbers(["anna"]) == [0]
+    append(store, "anna", (3, 3))
+    assert store.tail("anna", 0, 0, 9).items == [3]
+
+
 def test_a_unit_of_an_append_that_fails_is_no_unit(store):
     with pytest.raises(RuntimeError), store.transaction():
         store.append("anna", [Event(1, 1_600_000_000_000)], NOW)

@@ -12,8 +12,10 @@ import polars as pl
 from blossomrec.data.events import describe, read_events
 from blossomrec.data.log import LOG_FILE, EventLog
 from blossomrec.errors import DataError
+from blossomrec.serving.clock import unit_of
+from blossomrec.serving.ids import check_text
 from blossomrec.serving.refusals import shown
-from blossomrec.serving.store import Event, EventStore, carried_out, check_text, unit_of
+from blossomrec.serving.store import Event, EventStore, carried_out
 
 # Events in one transaction: others who write have to wait for it.
 TOGETHER = 20_000

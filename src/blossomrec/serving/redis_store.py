@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.serving.clock import Clock, Time
 from blossomrec.serving.redis_files import check_durable, rewrite_files
 from blossomrec.serving.redis_transaction import (
     NOBODY,
@@ -25,7 +26,6 @@ from blossomrec.serving.redis_transaction import (
 )
 from blossomrec.serving.store import (
     Appended,
-    Clock,
     Counts,
     Event,
     ItemId,
@@ -33,7 +33,6 @@ from blossomrec.serving.store import (
     Notices,
     Profile,
     Tail,
-    Time,
     new_events,
 )
 

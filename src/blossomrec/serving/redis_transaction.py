@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from blossomrec.serving.store import Conflict, ItemId, Time
+from blossomrec.serving.clock import Time
+from blossomrec.serving.store import Conflict, ItemId
 
 PREFIX = "blossomrec:"
 # Arguments of one command inside a script, which Lua puts on its stack.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from blossomrec.serving.store import LONGEST_ID, check_text
+from blossomrec.serving.ids import LONGEST_ID, check_text
 
 LARGEST_TIME = 2**63 - 1
 

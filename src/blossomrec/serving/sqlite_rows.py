@@ -16,15 +16,16 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from blossomrec.serving.store import Event, Time
+from blossomrec.serving.clock import Time
+from blossomrec.serving.store import Event
 
 SECRET_BYTES = 16
 # Of a chunk of events: 4,000 bytes fill a page of 4,096.
 SMALLEST_CHUNK = 125
 LARGEST_CHUNK = 4_000
-# Length, change, last chunk, position of its first event, whether the last time is an integer, the
-# last time, the user's secret; then the id.
-RECORD = struct.Struct(f"<qqqq?8s{SECRET_BYTES}s")
+# Length, change, last chunk, whether the last time is an integer, the last time, the user's secret;
+# then the id.
+RECORD = struct.Struct(f"<qqq?8s{SECRET_BYTES}s")
 INTEGER, FLOAT = struct.Struct("<q"), struct.Struct("<d")
 # Numbers in a node of the directory; a node for each six bits of a hash.
 BITS = 6
@@ -45,18 +46,23 @@ class Rows:
     """A table of ``number`` and ``content`` whose content is appended and written over only."""
 
     def __init__(self, database: sqlite3.Connection, table: str):
-        self._database = database
+        self._database, self._table = database, table
         self._read = f"SELECT content FROM {table} WHERE number = ?"
         self._append = f"INSERT INTO {table} (content) VALUES (?)"
         self._write = f"UPDATE {table} SET content = ? WHERE number = ?"
         self._clear = f"UPDATE {table} SET content = zeroblob(length(content)) WHERE number = ?"
 
-    def read(self, number: int) -> bytes:
-        """Content of a row."""
+    def find(self, number: int) -> bytes | None:
+        """Content of a row; None where there is none."""
         found = self._database.execute(self._read, (number,)).fetchone()
+        return None if found is None else found[0]
+
+    def read(self, number: int) -> bytes:
+        """Content of a row that must be there."""
+        found = self.find(number)
         if found is None:
-            raise Damaged(f"the row {number} is missing ({self._read})")
-        return found[0]
+            raise Damaged(f"row {number} of {self._table} is missing")
+        return found
 
     def append(self, content: bytes) -> int:
         """Put a row behind the others; gives its number."""
@@ -74,12 +80,19 @@ class Rows:
 
 
 class User(NamedTuple):
-    """What is known of a user, in a row of one length for good."""
+    """What is known of a user, in a row of one length for good.
+
+    Attributes:
+        length: events of the history.
+        change: the user's in the order of changes; 0 for a new user.
+        chunk: the last one, 0 for none.
+        last: time of the last event.
+        secret: key of the hashes of the user's event keys, which say nothing once it is erased.
+    """
 
     length: int
     change: int
     chunk: int
-    first: int
     last: Time
     secret: bytes
     id: str
@@ -87,14 +100,14 @@ class User(NamedTuple):
     def packed(self) -> bytes:
         whole = isinstance(self.last, int)
         last = INTEGER.pack(self.last) if isinstance(self.last, int) else FLOAT.pack(self.last)
-        fixed = (self.length, self.change, self.chunk, self.first, whole, last, self.secret)
+        fixed = (self.length, self.change, self.chunk, whole, last, self.secret)
         return RECORD.pack(*fixed) + self.id.encode()
 
     @staticmethod
     def unpacked(content: bytes) -> User:
-        length, change, chunk, first, whole, last, secret = RECORD.unpack_from(content)
+        length, change, chunk, whole, last, secret = RECORD.unpack_from(content)
         (time,) = (INTEGER if whole else FLOAT).unpack(last)
-        return User(length, change, chunk, first, time, secret, content[RECORD.size :].decode())
+        return User(length, change, chunk, time, secret, content[RECORD.size :].decode())
 
 
 def keyed_hash(key: bytes, text: str) -> bytes:
@@ -129,8 +142,10 @@ class Directory:
         digest = self._digest(user)
         kept = self._numbers.pop(digest, 0)
         number = kept or self.entry(user).number
-        found = User.unpacked(self._users.read(number)) if number else None
-        if found is not None and found.id == user:
+        # A number that was kept may be of a transaction that was undone, or of a user who is gone.
+        content = self._users.find(number)
+        found = None if content is None else User.unpacked(content)
+        if found is not None and found.length and found.id == user:
             if len(self._numbers) >= MOST_KEPT:
                 self._numbers.clear()
             self._numbers[digest] = number

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from blossomrec.errors import DataError
+from blossomrec.serving.clock import Clock, Time
 from blossomrec.serving.refusals import unavailable
+from blossomrec.serving.sqlite_chunks import Chunks
 from blossomrec.serving.sqlite_formats import (
     APPLICATION,
     FORMAT,
@@ -22,19 +24,14 @@ from blossomrec.serving.sqlite_formats import (
 )
 from blossomrec.serving.sqlite_rows import (
     SECRET_BYTES,
-    Damaged,
     Directory,
     Rows,
     User,
-    chunks_of,
     keyed_hash,
-    lines_of,
     packed_event,
-    unpacked_events,
 )
 from blossomrec.serving.store import (
     Appended,
-    Clock,
     Counts,
     Event,
     ItemId,
@@ -42,7 +39,6 @@ from blossomrec.serving.store import (
     Notices,
     Profile,
     Tail,
-    Time,
     new_events,
 )
 
@@ -91,7 +87,7 @@ class SQLiteStore:
         run("PRAGMA secure_delete = ON")
         # No temporary file ever holds what people did.
         run("PRAGMA temp_store = MEMORY")
-        self._users, self._chunks = Rows(self._database, "users"), Rows(self._database, "chunks")
+        self._users, self._chunks = Rows(self._database, "users"), Chunks(self._database)
         self._files: dict[str, tuple[int, int] | None] = {}
         self._unit: str | None = None
         with self.transaction():
@@ -188,7 +184,7 @@ class SQLiteStore:
         length = 0 if known is None else known.length
         if new:
             if known is None:
-                known = User(0, 0, 0, 0, 0, secrets.token_bytes(SECRET_BYTES), user)
+                known = User(0, 0, 0, 0, secrets.token_bytes(SECRET_BYTES), user)
                 number = self._directory.join(known)
             self._grow(number, known, new)
         if new and clock.unit != unit:
@@ -204,12 +200,12 @@ class SQLiteStore:
         ).fetchone()
         if found is None:
             return None
-        ((item, timestamp, _),) = self._events(number, found[0], found[0] + 1)
+        ((item, timestamp, _),) = self._chunks.read(number, found[0], found[0] + 1)
         return item, timestamp
 
     def _grow(self, number: int, user: User, new: Sequence[Event]) -> None:
         length = user.length + len(new)
-        chunk, first = self._store(number, user, [packed_event(event) for event in new])
+        chunk = self._chunks.append(number, user, [packed_event(event) for event in new])
         for position, event in enumerate(new, user.length):
             if event.key is not None:
                 row = (number, keyed_hash(user.secret, event.key), position)
@@ -224,59 +220,8 @@ class SQLiteStore:
         else:
             run("INSERT INTO changes VALUES (?, ?, ?)", (change, number, length))
         last: Any = new[-1].timestamp
-        grown = User(length, change, chunk, first, last, user.secret, user.id)
+        grown = User(length, change, chunk, last, user.secret, user.id)
         self._users.write(number, grown.packed())
-
-    def _store(self, number: int, user: User, events: list[bytes]) -> tuple[int, int]:
-        """Write events behind those of a user; the last chunk and the position of its first."""
-        chunk, position, first, size = user.chunk, user.length, user.first, 0
-        if chunk:
-            content = self._chunks.read(chunk)
-            size, kept = len(content), content.rstrip(b"\0")
-            fitting = 0
-            while fitting < len(events) and len(kept) + len(events[fitting]) <= size:
-                kept += events[fitting]
-                fitting += 1
-            if fitting:
-                self._chunks.write(chunk, kept.ljust(size, b"\0"))
-            events, position = events[fitting:], position + fitting
-        for count, content in chunks_of(events, size):
-            chunk, first = self._new_chunk(content), position
-            self._database.execute(
-                "INSERT INTO histories VALUES (?, ?, ?)", (number, position, chunk)
-            )
-            position += count
-        return chunk, first
-
-    def _new_chunk(self, content: bytes) -> int:
-        free = self._database.execute(
-            "SELECT chunk FROM free_chunks WHERE size = ? LIMIT 1", (len(content),)
-        ).fetchone()
-        if free is None:
-            return self._chunks.append(content)
-        self._database.execute(
-            "DELETE FROM free_chunks WHERE size = ? AND chunk = ?", (len(content), *free)
-        )
-        self._chunks.write(free[0], content)
-        return free[0]
-
-    def _events(self, number: int, start: int, end: int) -> list[Any]:
-        """Item, time and key of a user's events from position ``start`` to before ``end``."""
-        rows = self._database.execute(
-            "SELECT position, content FROM histories JOIN chunks ON number = chunk"
-            " WHERE user = ?1 AND position < ?3 AND position >= (SELECT max(position)"
-            " FROM histories WHERE user = ?1 AND position <= ?2) ORDER BY position",
-            (number, start, end),
-        )
-        at, lines = start, list[bytes]()
-        for position, content in rows:
-            at = at if lines else position
-            if position != at + len(lines):
-                break
-            lines += lines_of(content)
-        if not at <= start < end <= at + len(lines):
-            raise Damaged(f"events of the user with number {number} are missing")
-        return unpacked_events(lines[start - at : end - at])
 
     def tail(self, user: str, number: int, start: int, most: int) -> Tail | None:
         with self._snapshot():
@@ -288,7 +233,7 @@ class SQLiteStore:
                 start = 0
             if start == length:
                 return Tail(here, start, length, [])
-            events = self._events(here, start, min(start + most, length))
+            events = self._chunks.read(here, start, min(start + most, length))
             return Tail(here, start, length, [event[0] for event in events])
 
     def profile(self, user: str, last: int) -> Profile | None:
@@ -297,7 +242,7 @@ class SQLiteStore:
             if found is None:
                 return None
             number, length = found[0], found[1].length
-            events = self._events(number, max(0, length - last), length) if last else []
+            events = self._chunks.read(number, max(0, length - last), length) if last else []
             return Profile(length, [Event(*event) for event in events])
 
     def delete(self, user: str) -> int:
@@ -305,14 +250,7 @@ class SQLiteStore:
         if found is None:
             return 0
         (number, known), run = found, self._database.execute
-        for (chunk,) in run("SELECT chunk FROM histories WHERE user = ?", (number,)).fetchall():
-            self._chunks.clear(chunk)
-            run(
-                "INSERT INTO free_chunks SELECT length(content), number FROM chunks"
-                " WHERE number = ?",
-                (chunk,),
-            )
-        run("DELETE FROM histories WHERE user = ?", (number,))
+        self._chunks.clear(number)
         run("DELETE FROM event_keys WHERE user = ?", (number,))
         run("DELETE FROM changes WHERE change = ?", (known.change,))
         self._directory.leave(number, user)

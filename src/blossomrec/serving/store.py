@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
+from blossomrec.serving.clock import Clock, Time, other_unit
 from blossomrec.serving.refusals import Refusal, shown, unavailable
 
 ItemId = int | str
-Time = int | float
 T = TypeVar("T")
 
 # Transactions that another process came in between, before the server is called busy.
 ATTEMPTS = 50
 LONGEST_PAUSE = 0.01
-LONGEST_ID = 256
-REFUSED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffd]")
-# How many of each there are in a second. As seconds, a time since 1970 has 9 or 10 digits from 1973
-# to 2286; in another unit it has more of them, so that it shows which one it is in.
-UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
-EPOCH_SECONDS = (10**8, 10**10)
 
 
 class Event(NamedTuple):
@@ -235,75 +228,6 @@ def carried_out(store: EventStore, work: Callable[[], T]) -> T:
     raise unavailable("store_busy", message)
 
 
-def check_text(text: str) -> None:
-    """The rule for ids of users and for keys, wherever they come from.
-
-    Any text of 1 to 256 code points is an id, also with joiners and spaces that cannot be seen, but
-    for control characters, halves of surrogate pairs, and U+FFFD, which stands for bytes that were
-    no UTF-8 and in which users would be mixed up. Ids are the same if their code points are.
-
-    Raises:
-        ValueError: it is none, and why.
-    """
-    if not 1 <= len(text) <= LONGEST_ID:
-        raise ValueError(f"an id has 1 to {LONGEST_ID} characters, this one {len(text)}")
-    refused = REFUSED.search(text)
-    if refused is not None:
-        raise ValueError(
-            "an id has no control characters, halves of surrogate pairs or U+FFFD: "
-            f"U+{ord(refused[0]):04X} is in it"
-        )
-
-
-def unit_of(timestamp: Time) -> str | None:
-    """The unit in which a number looks like a time since 1970; None where it looks like none."""
-    low, high = EPOCH_SECONDS
-    for unit, size in UNITS.items():
-        if low * size <= timestamp < high * size:
-            return unit
-    return None
-
-
-@dataclass
-class Clock:
-    """What time it is, in the unit of a store's events.
-
-    Attributes:
-        now: seconds since 1970.
-        unit: one of ``UNITS``; None while no event has shown it, and is then that of the first one
-            that looks like a time since 1970.
-        ahead: seconds after now that an event may have as its time; None for any time.
-    """
-
-    now: Time
-    unit: str | None
-    ahead: float | None = None
-
-    def time(self) -> Time:
-        """Now, as the time of an event."""
-        return self._in_unit(self.now)
-
-    def check(self, index: int, timestamp: Time) -> None:
-        """Learn the unit from the time of an event, and raise Refusal if that is too far ahead."""
-        self.unit = self.unit or unit_of(timestamp)
-        if self.ahead is None or self.unit is None:
-            return
-        if timestamp <= self._in_unit(self.now + self.ahead):
-            return
-        field = f"events[{index}].timestamp"
-        raise Refusal(
-            422,
-            "in_the_future",
-            f"{field} is {timestamp}: it is {self.time()} now, and events may be at most "
-            f"{self.ahead:g} seconds ahead{_other_unit(timestamp, self.unit)}",
-            field=field,
-            value=timestamp,
-        )
-
-    def _in_unit(self, seconds: Time) -> int:
-        return int(seconds * UNITS[self.unit or "seconds"])
-
-
 def new_events(
     events: Sequence[Event],
     last: Time | None,
@@ -348,18 +272,11 @@ def _time(index: int, event: Event, last: Time | None, clock: Clock) -> Time:
             "out_of_order",
             f"{field} is {event.timestamp}: the event before it was at {last}; events are appended "
             "in order of time (leave the timestamp out for the time of arrival)"
-            f"{_other_unit(event.timestamp, clock.unit)}",
+            f"{other_unit(event.timestamp, clock.unit)}",
             field=field,
             value=event.timestamp,
         )
     return event.timestamp
-
-
-def _other_unit(timestamp: Time, unit: str | None) -> str:
-    seems = unit_of(timestamp)
-    if unit is None or seems in (None, unit):
-        return ""
-    return f"; times are in {unit} here, and this one looks like {seems}"
 
 
 def _check_repeat(index: int, event: Event, known: tuple[ItemId, Time]) -> None:
