@@ -80,8 +80,9 @@ class Histories:
                 self._metrics.warming.set(len(users) - place)
                 if user in release.cache:
                     continue
-                # Who has been deleted meanwhile is refused.
-                with contextlib.suppress(Refusal):
+                # Who has been deleted meanwhile is refused; whose history cannot be read keeps
+                # nobody else from theirs.
+                with contextlib.suppress(Refusal, *self._reader.failures):
                     history = yield from self._encoded(release, user)
                     if not release.cache.put_behind(user, history):
                         return

@@ -40,7 +40,7 @@ def check_key(value: Any) -> str | None:
 
 
 def check_time(value: Any) -> int | float | None:
-    """A time in the unit of the user's other events."""
+    """A time in the unit of the store's times."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -77,7 +77,7 @@ class EventIn(_Strict):
     """One event."""
 
     item: ItemId
-    timestamp: Time = Field(None, description="in the unit of the user's other events; now if left")
+    timestamp: Time = Field(None, description="in the unit of the store's times; now if left")
     key: Key = Field(None, description="an event with a key that is stored is not stored again")
 
 
