@@ -90,10 +90,9 @@ def test_a_wrong_table_stores_nothing(store, capsys, tmp_path):
 @pytest.mark.parametrize(
     "user, words",
     [
-        ("a\tb", r"'a\tb': an id has no control characters.*U\+0009 is in it"),
+        ("a\tb", r"an id has no control characters.*U\+0009 is in it"),
         ("\ufffd", r"U\+FFFD is in it"),
         ("x" * 257, "1 to 256 characters, this one 257"),
-        ("", "1 to 256 characters, this one 0"),
     ],
 )
 def test_an_id_that_no_request_takes_is_refused_with_its_row(store, tmp_path, user, words):
