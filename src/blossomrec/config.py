@@ -200,6 +200,9 @@ class ServingConfig:
     max_items: int = option(10_000, "most ids in a list of a request", low=1)
     max_events: int = option(1_000, "most events appended by a request", low=1)
     max_similar: int = option(20, "most items of a request for similar ones", low=1)
+    max_future: float = option(
+        86_400.0, "seconds after now that an event may have as its time", low=0
+    )
     max_body: int = option(1 << 20, "largest body of a request, in bytes", low=1)
 
     def checked(self, longest: int) -> ServingConfig:

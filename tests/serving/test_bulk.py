@@ -109,3 +109,55 @@ def test_options_of_reading_are_for_tables(store, tiny_log):
         import_events(tiny_log.folder, store, ties="shuffle")
     with pytest.raises(ConfigError, match="unknown option users"):
         import_events(tiny_log.folder, store, users="x")
+
+
+@pytest.mark.parametrize(
+    "user, words",
+    [
+        ("a\tb", r"an id has no control characters.*U\+0009 is in it"),
+        ("\ufffd", r"U\+FFFD is in it"),
+        ("x" * 257, "1 to 256 characters, this one 257"),
+    ],
+)
+def test_an_id_that_no_request_takes_is_refused_with_its_row(store, tmp_path, user, words):
+    table = pl.DataFrame(
+        {"who": ["ok", "ok", user, user], "item_id": [1, 2, 3, 4], "timestamp": [1, 2, 3, 4]}
+    )
+    with pytest.raises(DataError, match=f"frame, column 'who', row 3: .*{words}"):
+        import_events(table, store, user="who")
+    log = EventLog.prepare(table, tmp_path / "log", user="who")
+    with pytest.raises(DataError, match=f"log, user [12]: .*{words}"):
+        import_events(log.folder, store)
+    assert store.counts() == (0, 0)
+
+
+def test_ids_with_joiners_and_spaces_are_taken(store):
+    users = ["می\u200cخ", "\U0001f468\u200d\U0001f469", "Anna\u00a0S", "é", "e\u0301", "x" * 256]
+    table = pl.DataFrame(
+        {"user_id": users, "item_id": range(len(users)), "timestamp": [1] * len(users)}
+    )
+    assert import_events(table, store) == Imported(len(users), len(users), 0)
+    for item, user in enumerate(users):
+        assert store.profile(user, 9).last == [Event(item, 1)]
+
+
+def test_times_in_another_unit_than_the_store_are_refused(store):
+    def table(user, time):
+        return pl.DataFrame({"user_id": [user] * 2, "item_id": [1, 2], "timestamp": [5, time]})
+
+    assert import_events(table("anna", 1_700_000_000), store).users == 1
+    assert store.unit() == "seconds"
+    # Numbers that are no times since 1970 have no unit.
+    assert import_events(table("ben", 6), store).users == 1
+    words = "frame are in milliseconds, such as 1700000000000, those of the store in seconds"
+    with pytest.raises(DataError, match=words):
+        import_events(table("carl", 1_700_000_000_000), store)
+    assert store.counts() == (2, 4)
+
+
+def test_the_unit_of_datetimes_is_that_of_what_comes_after(store):
+    table = pl.DataFrame({"user_id": ["a"], "item_id": [1], "timestamp": ["2024-01-31T18:45:00"]})
+    import_events(table, store)
+    with store.transaction():
+        store.append("a", [Event(2)], 1_764_000_000)
+    assert store.profile("a", 1).last == [Event(2, 1_764_000_000_000_000)]

@@ -62,21 +62,17 @@ class Load(threading.Thread):
 
 
 def stored_keys(path):
-    """(user, key) of every stored event, after a look at the order of positions."""
+    """(user, key) of every stored event, after a look at the file."""
     store = SQLiteStore(path)
-    rows = store._database.execute(
-        "SELECT id, position, key, length FROM events JOIN users ON user = number"
-        " ORDER BY id, position"
-    ).fetchall()
     assert store._database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    users = {}
-    for user, position, key, length in rows:
-        keys = users.setdefault(user, ([], length))[0]
-        assert position == len(keys)
-        keys.append(key)
-    assert all(len(keys) == length for keys, length in users.values())
+    stored = []
+    for user, length, _ in store.members(1_000):
+        last = store.profile(user, length).last
+        assert len(last) == length
+        stored += [(user, event.key) for event in last]
+        assert store.append(user, last, 0) == (0, length, length)
     store.close()
-    return [(user, key) for user, (keys, _) in users.items() for key in keys]
+    return stored
 
 
 def test_no_acknowledged_event_is_lost_by_kill_9(run, item_ids, tmp_path):

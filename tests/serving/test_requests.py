@@ -123,7 +123,7 @@ def test_of_a_bad_batch_nothing_is_stored(server, item_ids, events, status, code
         ({}, "user_id", "either user_id or history"),
         ({"user_id": "a", "history": [50_003]}, "user_id", "either user_id or history"),
         ({"user_id": ["a"]}, "user_id", "a whole number or text"),
-        ({"user_id": "a\nb"}, "user_id", "printable"),
+        ({"user_id": "a\nb"}, "user_id", "U+000A is in it"),
         ({"user_id": "a" * 257}, "user_id", "1 to 256 characters"),
         ({"history": []}, "history", "history is empty"),
         ({"history": "50003"}, "history", "list"),

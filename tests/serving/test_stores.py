@@ -1,6 +1,7 @@
 """What every store of events does, wherever it keeps them."""
 
 import contextlib
+import random
 import subprocess
 import sys
 import threading
@@ -58,6 +59,33 @@ def test_a_tail_goes_on_where_it_ended(store):
         assert (tail.start, tail.items) == (0, [0, 1])
 
 
+def test_any_part_of_any_history_is_found(store):
+    draw, histories = random.Random(3), {}
+    for turn in range(120):
+        user = f"u{draw.randrange(7)}"
+        history = histories.setdefault(user, [])
+        begin = 20 * turn
+        words = ["x" * draw.choice([1, 9, 300]), "\n", '"],["', "\\", "Ünï\u200c\U0001f600"]
+        events = [
+            Event(draw.choice([turn, draw.choice(words)]), begin + place / 8, f"{turn}\n{place}")
+            for place in range(draw.choice([1, 1, 2, 8, 90]))
+        ]
+        append(store, user, *events)
+        history += events
+    for user, history in histories.items():
+        number = store.tail(user, 0, 0, 1).number
+        for _ in range(20):
+            start, most = draw.randrange(len(history)), draw.choice([1, 3, 50, 4_000])
+            tail = store.tail(user, number, start, most)
+            assert tail.items == [event.item for event in history[start : start + most]]
+            assert (tail.start, tail.length) == (start, len(history))
+            assert store.profile(user, most).last == history[-most:]
+        for event in draw.sample(history, 5):
+            assert append(store, user, event).repeated == 1
+    events = sum(map(len, histories.values()))
+    assert store.counts() == (len(histories), events)
+
+
 def test_an_event_with_a_known_key_is_stored_once(store):
     assert append(store, "anna", (1, 5, "a"), (1, 5, "a"), (2, 6, "b")) == Appended(2, 1, 2)
     assert append(store, "anna", (1, 5, "a"), (2, None, "b"), (3, 7, "c")) == Appended(1, 2, 3)
@@ -92,6 +120,89 @@ def test_events_are_in_order_of_time(store):
 def test_an_event_without_a_time_is_now_and_never_before_the_last(store):
     append(store, "anna", (1, None), (2, None), (3, 5_000), (4, None))
     assert [event.timestamp for event in store.profile("anna", 9).last] == [NOW, NOW, 5_000, 5_000]
+
+
+TIMES = {"seconds": 10**0, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+
+
+@pytest.mark.parametrize("unit", TIMES)
+def test_the_first_time_that_looks_like_one_shows_the_unit_of_all(store, place, unit):
+    now, size = 1_764_000_000.5, TIMES[unit]
+    append(store, "anna", (1, 5), (2, None), (3, 7_700))
+    assert store.unit() is None
+    append(store, "ben", (1, 1_600_000_000 * size))
+    with store.transaction():
+        store.append("ben", [Event(2)], now)
+        store.append("carl", [Event(3)], now)
+    for mine in (store, other := place.open()):
+        assert mine.unit() == unit
+        times = [event.timestamp for event in mine.profile("ben", 1).last]
+        assert (
+            times
+            == [int(now * size)]
+            == [event.timestamp for event in mine.profile("carl", 1).last]
+        )
+    other.close()
+
+
+def test_a_time_in_the_future_is_refused_and_locks_nobody(store):
+    now, day = 1_764_000_000, 86_400
+    for first in (now + day + 1, 4_000_000_000, (now + 2 * day) * 1000, 9 * 10**18):
+        with pytest.raises(Refusal, match=f"timestamp is {first}: it is .* now, and events"):
+            store_append(store, "anna", [Event(1, 1), Event(1, first)], now, day)
+    assert store.profile("anna", 1) is None and store.unit() is None
+    store_append(store, "anna", [Event(1, now - 9), Event(2, now + day)], now, day)
+    with pytest.raises(
+        Refusal, match=r"are in seconds here, and this one looks like milli"
+    ) as told:
+        store_append(store, "ben", [Event(1, now), Event(1, now * 1000)], now, day)
+    assert (told.value.status, told.value.code) == (422, "in_the_future")
+    assert (told.value.field, told.value.value) == ("events[1].timestamp", now * 1000)
+    with pytest.raises(Refusal, match="at most 86400 seconds ahead"):
+        store_append(store, "ben", [Event(1, 5 * 10**10)], now, day)
+    # Without a bound anything goes, as in an import.
+    store_append(store, "ben", [Event(1, now * 1000)], now, None)
+    with pytest.raises(Refusal, match="looks like microseconds") as told:
+        store_append(store, "dora", [Event(1, now * 10**6)], now, 0)
+
+
+def test_who_came_in_what_was_undone_is_not_there(store):
+    """Nor is whoever gets the place meanwhile taken for them."""
+    for undo in range(2):
+        with pytest.raises(RuntimeError), store.transaction():
+            for _ in range(2):
+                store.append("anna", [Event(1, 1)], NOW)
+            raise RuntimeError
+        if undo:
+            append(store, "ben", (2, 2))
+        assert store.profile("anna", 1) is None and store.numbers(["anna"]) == [0]
+    append(store, "anna", (3, 3))
+    assert store.tail("anna", 0, 0, 9).items == [3]
+
+
+def test_a_unit_of_an_append_that_fails_is_no_unit(store):
+    with pytest.raises(RuntimeError), store.transaction():
+        store.append("anna", [Event(1, 1_600_000_000_000)], NOW)
+        raise RuntimeError
+    with store.transaction():
+        with pytest.raises(RuntimeError), store.attempt():
+            store.append("anna", [Event(1, 1_600_000_000_000)], NOW)
+            raise RuntimeError
+        store.append("anna", [Event(1, 1_600_000_000)], NOW)
+    assert store.unit() == "seconds"
+
+
+def store_append(store, user, events, now, ahead):
+    return carried_out(store, lambda: store.append(user, events, now, ahead))
+
+
+def test_a_store_can_be_looked_at(store):
+    before = store.notices()
+    for _ in range(2):
+        store.check()
+    assert store.notices() == before
+    append(store, "anna", (1, 1))
+    assert store.counts() == (1, 1)
 
 
 def test_a_transaction_is_all_or_nothing_and_an_attempt_undone_alone(store):

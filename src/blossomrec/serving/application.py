@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -36,6 +38,31 @@ BAD = {400: "no JSON", 415: "not application/json", 422: "the message names fiel
 User = Annotated[
     schemas.UserId, Path(description="the user's id", min_length=1, max_length=schemas.LONGEST_ID)
 ]
+
+
+class _AnyText(PathConvertor):
+    """An id may contain a slash; one that was imported long ago, a line feed."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", _AnyText())
+
+
+def _stored_user(
+    request: Request, user_id: Annotated[str, Path(description="the user's id", min_length=1)]
+) -> str:
+    """The id of a user who may have been stored before ids had to keep to a rule."""
+    if "\ufffd" in user_id:
+        try:
+            urllib.parse.unquote(request.scope["raw_path"], errors="strict")
+        except UnicodeDecodeError as error:
+            message = f"user_id is {shown(user_id)}: it is not in UTF-8"
+            raise Refusal(422, "invalid", message, field="user_id", value=user_id) from error
+    return user_id
+
+
+StoredUser = Annotated[str, Depends(_stored_user)]
 
 
 class Json(JSONResponse):
@@ -92,8 +119,7 @@ def _add_users(app: FastAPI, service: Service) -> None:
     conflicts = _described(BAD | {409: "out of order in time, or a key used for another event"})
     unknown = _described({404: "no events of this user", 422: BAD[422]})
 
-    # An id may contain a slash.
-    @app.post("/v1/users/{user_id:path}/events", responses=conflicts, tags=["users"])
+    @app.post("/v1/users/{user_id:text}/events", responses=conflicts, tags=["users"])
     async def append_events(user_id: User, body: schemas.EventsIn) -> schemas.Appended:
         """Append events; all of them are on disk when this answers, or none is stored."""
         _check_size("events", body.events, service.config.max_events)
@@ -114,9 +140,9 @@ def _add_users(app: FastAPI, service: Service) -> None:
         last = found[-1].change if len(found) == most else None
         return _sent({"users": listed, "next": last})
 
-    @app.get("/v1/users/{user_id:path}", responses=unknown, tags=["users"])
+    @app.get("/v1/users/{user_id:text}", responses=unknown, tags=["users"])
     async def user(
-        user_id: User,
+        user_id: StoredUser,
         last: Annotated[int, Query(ge=0, le=MOST_SHOWN, description="events to show")] = 20,
     ) -> schemas.UserOut:
         """How long a user's history is, and its last events."""
@@ -124,8 +150,8 @@ def _add_users(app: FastAPI, service: Service) -> None:
         events = [{"item": one.item, "timestamp": one.timestamp} for one in profile.last]
         return _sent({"user_id": user_id, "length": profile.length, "events": events})
 
-    @app.delete("/v1/users/{user_id:path}", responses=unknown, tags=["users"])
-    async def delete_user(user_id: User) -> schemas.Deleted:
+    @app.delete("/v1/users/{user_id:text}", responses=unknown, tags=["users"])
+    async def delete_user(user_id: StoredUser) -> schemas.Deleted:
         """Delete a user and all events, from memory and from the files."""
         return _sent({"user_id": user_id, "events": await service.delete(user_id)})
 
@@ -217,8 +243,8 @@ def _add_operation(app: FastAPI, service: Service) -> None:
 
     @app.get("/readyz", tags=["operation"])
     async def readyz() -> schemas.Ready:
-        """Which model answers; 503 where none does."""
-        service.check_alive()
+        """Which model answers; 503 where none does, or where the store cannot be used."""
+        await service.check_ready()
         release = service.release
         answer = {"model": release.version, "items": len(release.catalogue)}
         return _sent({"ready": True, **answer, "max_len": release.max_len})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,10 @@ from blossomrec.data.events import describe, read_table
 from blossomrec.data.log import LOG_FILE, EventLog
 from blossomrec.data.options import ReadOptions, with_given
 from blossomrec.data.preparation import order_table
-from blossomrec.errors import ConfigError
+from blossomrec.errors import ConfigError, DataError
+from blossomrec.serving.clock import unit_of
+from blossomrec.serving.ids import check_text
+from blossomrec.serving.refusals import shown
 from blossomrec.serving.store import Event, EventStore, carried_out
 
 # Events in one transaction: others who write have to wait for it.
@@ -42,11 +45,43 @@ def import_events(source: str | Path | pl.DataFrame, store: EventStore, **option
         DataError: the source is wrong; nothing has been stored then.
         ConfigError: an option is unknown or wrong.
     """
+    read = _read(source, with_given(ReadOptions, options))
+    _check_users(read)
+    _check_unit(read, store)
     users = events = kept = 0
-    for group in _groups(_histories(source, with_given(ReadOptions, options))):
+    for group in _groups(read.histories):
         part = carried_out(store, lambda group=group: _store_group(store, group))
         users, events, kept = users + part.users, events + part.events, kept + part.kept
     return Imported(users, events, kept)
+
+
+class _Source(NamedTuple):
+    """What is to be imported: its name, its users and where they stand, its largest time."""
+
+    name: str
+    users: list[str]
+    rows: Callable[[str], str]
+    latest: Any
+    histories: Iterator[tuple[str, list[Event]]]
+
+
+def _check_users(read: _Source) -> None:
+    """Raise DataError for an id that no request could name."""
+    for user in read.users:
+        try:
+            check_text(user)
+        except ValueError as error:
+            raise DataError(f"{read.name}, {read.rows(user)}: {shown(user)}: {error}") from error
+
+
+def _check_unit(read: _Source, store: EventStore) -> None:
+    """Raise DataError where the times would be compared with those of another unit."""
+    found, unit = unit_of(read.latest), store.unit()
+    if found and unit and found != unit:
+        raise DataError(
+            f"the times of {read.name} are in {found}, such as {read.latest}, those of the store "
+            f"in {unit}: give a column of times in {unit}"
+        )
 
 
 def _store_group(store: EventStore, group: list[tuple[str, list[Event]]]) -> Imported:
@@ -70,31 +105,50 @@ def _groups(
     yield group
 
 
-def _histories(
-    source: str | Path | pl.DataFrame, options: ReadOptions
-) -> Iterator[tuple[str, list[Event]]]:
+def _read(source: str | Path | pl.DataFrame, options: ReadOptions) -> _Source:
     if isinstance(source, (str, Path)) and (Path(source) / LOG_FILE).is_file():
         if options != ReadOptions():
             raise ConfigError(f"{source} is a prepared log: how a table is read is no option of it")
         return _of_log(EventLog.open(source))
     table = read_table(source, options).events
-    return _of_table(order_table(table, options.ties, describe(source)))
+    return _of_table(source, table, options)
 
 
-def _of_log(log: EventLog) -> Iterator[tuple[str, list[Event]]]:
-    users = log.user_vocabulary.ids(np.arange(log.num_users)).to_list()
-    for row, user in enumerate(users):
-        times = log.timestamps[log.offsets[row] : log.offsets[row + 1]].tolist()
-        yield str(user), _events(log.item_vocabulary.ids(log.history(row)), times)
+def _of_log(log: EventLog) -> _Source:
+    users = [str(user) for user in log.user_vocabulary.ids(np.arange(log.num_users)).to_list()]
+
+    def histories() -> Iterator[tuple[str, list[Event]]]:
+        for row, user in enumerate(users):
+            times = log.timestamps[log.offsets[row] : log.offsets[row + 1]].tolist()
+            yield user, _events(log.item_vocabulary.ids(log.history(row)), times)
+
+    latest = log.timestamps.max().item() if len(log.timestamps) else 0
+
+    def row(user: str) -> str:
+        return f"user {users.index(user) + 1}"
+
+    return _Source(str(log.folder), users, row, latest, histories())
 
 
-def _of_table(table: pl.DataFrame) -> Iterator[tuple[str, list[Event]]]:
+def _of_table(source: Any, table: pl.DataFrame, options: ReadOptions) -> _Source:
     if table["timestamp"].dtype == pl.Datetime:
         table = table.with_columns(pl.col("timestamp").cast(pl.Int64))
-    for (user,), part in table.partition_by(
-        "user_id", as_dict=True, maintain_order=True, include_key=False
-    ).items():
-        yield str(user), _events(part["item_id"], part["timestamp"].to_list())
+    ids = table["user_id"].cast(pl.String)
+    # Rows are told as they stand in the table, before it is put in order.
+    ordered = order_table(table, options.ties, describe(source))
+
+    def histories() -> Iterator[tuple[str, list[Event]]]:
+        for (user,), part in ordered.partition_by(
+            "user_id", as_dict=True, maintain_order=True, include_key=False
+        ).items():
+            yield str(user), _events(part["item_id"], part["timestamp"].to_list())
+
+    def row(user: str) -> str:
+        first = (ids == user).arg_max()
+        return f"column {options.user!r}, row {0 if first is None else first + 1}"
+
+    users = ids.unique(maintain_order=True).to_list()
+    return _Source(describe(source), users, row, table["timestamp"].max(), histories())
 
 
 def _events(items: pl.Series, times: list[Any]) -> list[Event]:

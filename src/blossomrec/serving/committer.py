@@ -88,7 +88,7 @@ class Committer:
             try:
                 self._commit(changes)
             except Exception as error:
-                refusal = of_store(error, self._store.failures)
+                refusal = of_store(error, self._store)
                 for change in changes:
                     # It may have been carried out, with the answer lost.
                     self._hand(change, _Report(outcome.fail, change.future, refusal), None)
@@ -120,7 +120,7 @@ class Committer:
             with self._store.attempt():
                 return _Report(outcome.succeed, change.future, change.operation(self._store))
         except Exception as error:
-            return _Report(outcome.fail, change.future, of_store(error, self._store.failures))
+            return _Report(outcome.fail, change.future, of_store(error, self._store))
 
     def _erase(self) -> None:
         """Once for all deletions that wait: events are gone before their traces are looked for."""
@@ -137,7 +137,7 @@ class Committer:
                     self._store.erase()
                     erased = deletions[-1].count
             except Exception as error:
-                refusal = of_store(error, self._store.failures)
+                refusal = of_store(error, self._store)
                 reports = [report._replace(give=outcome.fail, result=refusal) for report in reports]
             for report in reports:
                 report()

@@ -196,7 +196,7 @@ class Engine:
         except Exception as error:
             # Without it, items that are out of stock could be recommended.
             for job in self._waiting:
-                outcome.fail(job.future, of_store(error, self._reader.failures))
+                outcome.fail(job.future, of_store(error, self._reader))
         for entry in arrived:
             if isinstance(entry, Call):
                 _attempt(
@@ -242,7 +242,7 @@ class Engine:
                 try:
                     opened[user] = self._histories.read_on(release, user, job.history)
                 except Exception as error:
-                    outcome.fail(job.future, of_store(error, self._reader.failures))
+                    outcome.fail(job.future, of_store(error, self._reader))
                     continue
             job.history, job.read = opened[user]
             if job.read and not len(job.history.rows):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Generator, Iterable, Iterator
 
 from blossomrec.serving.history import UserHistory
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.refusals import Refusal, unknown_user
+from blossomrec.serving.refusals import Refusal, shown, unavailable, unknown_user
 from blossomrec.serving.release import Release
 from blossomrec.serving.store import EventStore
 
@@ -17,6 +18,8 @@ READ_AT_ONCE = 4_096
 PIECE = 256
 # Users whose deletion by others is looked for in one go.
 USERS_AT_ONCE = 256
+
+logger = logging.getLogger("blossomrec.serving")
 
 
 class Histories:
@@ -49,6 +52,11 @@ class Histories:
             # Another process may have deleted the user.
             release.cache.drop(user)
             raise unknown_user(user)
+        if tail.start < tail.length and not tail.items:
+            # Otherwise it would be read on and on.
+            message = f"the history of {shown(user)} is shorter than its length says"
+            logger.error("the store of events is damaged: %s", message)
+            raise unavailable("store_damaged", message, passes=False)
         if tail.number != history.number or tail.start != history.read:
             history = UserHistory(tail.number)
         if tail.start == history.read:
@@ -72,8 +80,9 @@ class Histories:
                 self._metrics.warming.set(len(users) - place)
                 if user in release.cache:
                     continue
-                # Who has been deleted meanwhile is refused.
-                with contextlib.suppress(Refusal):
+                # Who has been deleted meanwhile is refused; whose history cannot be read keeps
+                # nobody else from theirs.
+                with contextlib.suppress(Refusal, *self._reader.failures):
                     history = yield from self._encoded(release, user)
                     if not release.cache.put_behind(user, history):
                         return

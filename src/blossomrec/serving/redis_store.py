@@ -14,17 +14,25 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.serving.clock import Clock, Time
 from blossomrec.serving.redis_files import check_durable, rewrite_files
-from blossomrec.serving.redis_transaction import NOBODY, Staged, User, key_of, parts
+from blossomrec.serving.redis_transaction import (
+    NOBODY,
+    TOGETHER,
+    Staged,
+    User,
+    key_of,
+    parts,
+)
 from blossomrec.serving.store import (
     Appended,
+    Counts,
     Event,
     ItemId,
     Member,
     Notices,
     Profile,
     Tail,
-    Time,
     new_events,
 )
 
@@ -42,7 +50,8 @@ class RedisStore:
 
     Keys, all with a prefix: ``user:ID`` (number, length, time of the last event), ``events:NUMBER``
     (a list), ``keys:NUMBER`` (events by the senders' keys), ``recent`` (users by last change),
-    ``changes`` (their number), ``off`` (items), ``notices``, ``format``.
+    ``changes`` (their number), ``off`` (items), ``notices``, ``unit`` (of the times), ``looks``
+    (whether it can be written to), ``format``.
 
     Raises:
         ConfigError: the URL is none.
@@ -67,6 +76,7 @@ class RedisStore:
         except ValueError as error:
             raise ConfigError(f"store is {shown_url(url)}: {error}") from error
         self._url, self._staged = url, None
+        self._unit: str | None = None
         try:
             check_durable(self._redis, shown_url(url))
             self._redis.set(key_of("format"), FORMAT, nx=True)
@@ -102,12 +112,16 @@ class RedisStore:
         assert self._staged is not None, "changes stand inside a transaction"
         return self._staged
 
-    def append(self, user: str, events: Sequence[Event], now: Time) -> Appended:
+    def append(
+        self, user: str, events: Sequence[Event], now: Time, ahead: float | None = None
+    ) -> Appended:
         staged = self._open()
         state = self._state(user)
         keys = [event.key for event in events if event.key is not None]
         stored = self._keyed(state.number, keys)
-        new = new_events(events, state.last, stored.get, now)
+        staged.unit = staged.unit or self.unit()
+        clock = Clock(now, staged.unit, ahead)
+        new = new_events(events, state.last, stored.get, clock)
         length = state.length + len(new)
         if new:
             # At random, so that a number is not met again where the server was emptied meanwhile.
@@ -115,6 +129,9 @@ class RedisStore:
             last = cast(Time, new[-1].timestamp)
             staged.users[user] = User(number, length, last)
             self._stage(user, number, length, last, new)
+            if clock.unit != staged.unit:
+                staged.unit = clock.unit
+                staged.commands.append(["SETNX", key_of("unit"), cast(str, clock.unit)])
         return Appended(len(new), len(events) - len(new), length)
 
     def _state(self, user: str) -> User:
@@ -230,6 +247,26 @@ class RedisStore:
     def notices(self) -> Notices:
         found = self._redis.hmget(key_of("notices"), Notices._fields)
         return Notices(*(int(count or 0) for count in found))
+
+    def unit(self) -> str | None:
+        # It stays what it is once it is known.
+        self._unit = self._unit or self._redis.get(key_of("unit"))
+        return self._unit
+
+    def counts(self) -> Counts:
+        users = events = 0
+        before = None
+        while found := self.members(TOGETHER, before):
+            users, events = users + len(found), events + sum(one.length for one in found)
+            before = found[-1].change
+        return Counts(users, events)
+
+    def check(self) -> None:
+        self._redis.incr(key_of("looks"))
+
+    def passes(self, error: Exception) -> bool:
+        # Such as MISCONF, the disk is full, or OOM, the memory is.
+        return not isinstance(error, redis.ResponseError)
 
     def close(self) -> None:
         self._redis.close()

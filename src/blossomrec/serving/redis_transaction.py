@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from blossomrec.serving.store import Conflict, ItemId, Time
+from blossomrec.serving.clock import Time
+from blossomrec.serving.store import Conflict, ItemId
 
 PREFIX = "blossomrec:"
 # Arguments of one command inside a script, which Lua puts on its stack.
@@ -46,6 +47,7 @@ class Staged:
         users: users as they will be.
         keyed: item and time of events with keys, by number of the user and key.
         off: items that will be off, as JSON; None where none are switched.
+        unit: of the times, once it is known.
         commands: of Redis, in order.
     """
 
@@ -53,6 +55,7 @@ class Staged:
     users: dict[str, User] = field(default_factory=dict)
     keyed: dict[tuple[int, str], tuple[ItemId, Time]] = field(default_factory=dict)
     off: frozenset[str] | None = None
+    unit: str | None = None
     commands: list[list[str]] = field(default_factory=list)
 
     def copy(self) -> Staged:

@@ -7,7 +7,10 @@ import logging
 import math
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blossomrec.serving.store import EventStore
 
 LONGEST_SHOWN = 80
 RETRY_SECONDS = 1
@@ -74,16 +77,21 @@ def unknown_user(user: str) -> Refusal:
     return Refusal(404, "unknown_user", message, field="user_id", value=user)
 
 
-def unavailable(code: str, message: str, *, details: object = None) -> Refusal:
-    """The server cannot answer now and may be asked again; ``details`` are for its log alone."""
+def unavailable(code: str, message: str, *, passes: bool = True, details: object = None) -> Refusal:
+    """The server cannot answer now; may be asked again in a moment where the reason passes.
+
+    ``details`` are for its log alone.
+    """
     number = None if details is None else logged(f"{message}: {details}")
-    return Refusal(503, code, message, id=number, headers={"Retry-After": str(RETRY_SECONDS)})
+    headers = {"Retry-After": str(RETRY_SECONDS)} if passes else {}
+    return Refusal(503, code, message, id=number, headers=headers)
 
 
-def of_store(error: Exception, failures: tuple[type[Exception], ...]) -> Exception:
-    """What is answered for an error of a store: one among its ``failures`` may pass."""
-    if isinstance(error, failures):
-        return unavailable("store_failed", "the store of events failed", details=error)
+def of_store(error: Exception, store: EventStore) -> Exception:
+    """What is answered for an error of a store."""
+    if isinstance(error, store.failures):
+        message = "the store of events failed"
+        return unavailable("store_failed", message, passes=store.passes(error), details=error)
     return error
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-LONGEST_ID = 256
+from blossomrec.serving.ids import LONGEST_ID, check_text
+
 LARGEST_TIME = 2**63 - 1
 
 
@@ -25,9 +26,7 @@ def check_id(value: Any) -> int | str:
 def check_user(value: Any) -> str:
     """A user's id as text; 12 and "12" are the same user."""
     text = str(check_id(value))
-    # The last one stands for bytes that are no UTF-8, in which users would be mixed up.
-    if not text.isprintable() or "\ufffd" in text:
-        raise ValueError("a user's id has printable characters only")
+    check_text(text)
     return text
 
 
@@ -41,7 +40,7 @@ def check_key(value: Any) -> str | None:
 
 
 def check_time(value: Any) -> int | float | None:
-    """A time in the unit of the user's other events."""
+    """A time in the unit of the store's times."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -78,7 +77,7 @@ class EventIn(_Strict):
     """One event."""
 
     item: ItemId
-    timestamp: Time = Field(None, description="in the unit of the user's other events; now if left")
+    timestamp: Time = Field(None, description="in the unit of the store's times; now if left")
     key: Key = Field(None, description="an event with a key that is stored is not stored again")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -18,12 +20,24 @@ from blossomrec.serving.engine import Engine, Question
 from blossomrec.serving.explainer import Explainer, check_model
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.ranking import Best, Choice
+from blossomrec.serving.reader import Reader
 from blossomrec.serving.refusals import unavailable, unknown_item, unknown_user
 from blossomrec.serving.release import Release, load_release
-from blossomrec.serving.store import Appended, Event, EventStore, ItemId, Member, Profile
+from blossomrec.serving.store import (
+    Appended,
+    Event,
+    EventStore,
+    ItemId,
+    Member,
+    Profile,
+)
 
 T = TypeVar("T")
 LARGEST_STORED = 2**63 - 1
+# How long one look at the store counts: whoever may ask may ask often.
+LOOK_SECONDS = 1.0
+# How long the end waits for the counting of what the store holds.
+COUNTING_SECONDS = 1.0
 
 logger = logging.getLogger("blossomrec.serving")
 
@@ -35,7 +49,7 @@ class Service:
 
     Args:
         run: folder of the model.
-        open_store: gives a new object for the same store; called twice.
+        open_store: gives a new object for the same store; called four times.
         config: limits, waiting times, memory.
         device: "auto", "cpu" or "cuda".
         threads: of PyTorch, for one operation of the model; None leaves its own number.
@@ -57,11 +71,18 @@ class Service:
         self.config, self._run, self._device = config or ServingConfig(), run, device
         self.metrics = Metrics()
         self.release = load_release(run, self.config, self.metrics, device=device)
-        store, reader = open_store(), open_store()
+        store, reader, engine_reader = open_store(), open_store(), open_store()
         self._committer = Committer(store, self.config.queue, self.metrics)
-        self._engine = Engine(reader, self.release, self.config, self.metrics, threads=threads)
+        self._reader = Reader(reader, self.config.queue, self.metrics)
+        self._engine = Engine(
+            engine_reader, self.release, self.config, self.metrics, threads=threads
+        )
         self._explainer = Explainer(threads)
         self.metrics.model.labels(self.release.version).set(1)
+        self._looked: tuple[float, asyncio.Future[None]] | None = None
+        # Counting can take long: nobody waits for it.
+        self._counting = threading.Thread(target=_tell, args=(open_store,), daemon=True)
+        self._counting.start()
 
     async def append(self, user: str, events: Sequence[Event]) -> Appended:
         """Make events durable; they are seen by every request that follows."""
@@ -69,8 +90,10 @@ class Service:
             event._replace(item=self._stored(f"events[{index}].item", event.item))
             for index, event in enumerate(events)
         ]
-        now = int(time.time())
-        appended: Appended = await self._changed(lambda store: store.append(user, events, now))
+        now, ahead = time.time(), self.config.max_future
+        appended: Appended = await self._changed(
+            lambda store: store.append(user, events, now, ahead)
+        )
         self.metrics.stored.inc(appended.stored)
         return appended
 
@@ -132,7 +155,7 @@ class Service:
 
     async def profile(self, user: str, last: int) -> Profile:
         """Length and last events of a user."""
-        profile: Profile | None = await self._changed(lambda store: store.profile(user, last))
+        profile: Profile | None = await self._read(lambda store: store.profile(user, last))
         if profile is None:
             raise unknown_user(user)
         events = [event._replace(item=self._shown(event.item)) for event in profile.last]
@@ -159,11 +182,11 @@ class Service:
 
     async def off(self) -> list[ItemId]:
         """All items that are off."""
-        return self._all_shown(await self._changed(lambda store: store.off()))
+        return self._all_shown(await self._read(lambda store: store.off()))
 
     async def members(self, most: int, before: int | None = None) -> list[Member]:
         """Users, those who had an event last first; see :meth:`EventStore.members`."""
-        return await self._changed(lambda store: store.members(most, before))
+        return await self._read(lambda store: store.members(most, before))
 
     async def reload(self) -> Release:
         """Serve what the run folder holds now; requests under way end with the model before.
@@ -196,16 +219,28 @@ class Service:
         logger.info("serving version %s of %s", release.version, release.run)
         return release
 
-    def check_alive(self) -> None:
-        """Raise Refusal, 503, unless the model and the store can be asked."""
-        if not (self._committer.alive and self._engine.alive):
-            raise unavailable("stopped", "the server has stopped working: start it again")
+    async def check_ready(self) -> None:
+        """Raise Refusal, 503, unless the model and the store do their work.
+
+        The store is looked at by writing to it, at most once a second.
+        """
+        if not (self._committer.alive and self._engine.alive and self._reader.alive):
+            message = "the server has stopped working: start it again"
+            raise unavailable("stopped", message, passes=False)
+        now = time.monotonic()
+        if self._looked is None or now > self._looked[0] + LOOK_SECONDS:
+            look = asyncio.ensure_future(self._read(lambda store: store.check()))
+            self._looked = now, look
+        # Who gives up takes nothing from the others that wait for the same look.
+        await asyncio.shield(self._looked[1])
 
     def close(self) -> None:
         """Finish what has been accepted, then give back threads and files."""
         self._committer.close()
+        self._reader.close()
         self._engine.close()
         self._explainer.close()
+        self._counting.join(COUNTING_SECONDS)
 
     def _stored(self, field: str, item: ItemId) -> ItemId:
         """An item's id as the catalogue writes it, in a form that every store takes."""
@@ -227,12 +262,31 @@ class Service:
     async def _changed(self, operation: Callable[[EventStore], Any], *, erase: bool = False) -> Any:
         return await self._waited(self._committer.submit(operation, erase=erase))
 
+    async def _read(self, operation: Callable[[EventStore], Any]) -> Any:
+        return await self._waited(self._reader.submit(operation))
+
     async def _waited(self, future: Future[T]) -> T:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.config.timeout)
         except TimeoutError as error:
             message = f"no answer within {self.config.timeout:g} s; it may still be carried out"
             raise unavailable("timeout", message) from error
+
+
+def _tell(open_store: Callable[[], EventStore]) -> None:
+    """Log what the store holds: whoever has taken the wrong one sees it."""
+    try:
+        with contextlib.closing(open_store()) as store:
+            counts, unit = store.counts(), store.unit()
+    except Exception as error:
+        logger.warning("what the store holds could not be counted: %s", error)
+        return
+    logger.info(
+        "the store holds %s users with %s events, %s",
+        f"{counts.users:,}",
+        f"{counts.events:,}",
+        f"their times in {unit}" if unit else "the unit of their times not known",
+    )
 
 
 def _named(release: Release, best: Best) -> list[tuple[ItemId, float]]:

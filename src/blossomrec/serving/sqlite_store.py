@@ -4,68 +4,59 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from blossomrec.errors import DataError
+from blossomrec.serving.clock import Clock, Time
 from blossomrec.serving.refusals import unavailable
+from blossomrec.serving.sqlite_chunks import Chunks
+from blossomrec.serving.sqlite_formats import (
+    APPLICATION,
+    FORMAT,
+    define,
+    drop_old,
+    old_histories,
+    put_aside,
+)
+from blossomrec.serving.sqlite_rows import (
+    SECRET_BYTES,
+    Directory,
+    Rows,
+    User,
+    keyed_hash,
+    packed_event,
+)
 from blossomrec.serving.store import (
     Appended,
+    Counts,
     Event,
     ItemId,
     Member,
     Notices,
     Profile,
     Tail,
-    Time,
     new_events,
 )
 
-FORMAT = 2
-APPLICATION = 0x626C6F73  # "blos"
 BUSY_SECONDS = 20.0
 LATEST = 2**63 - 1
-# AUTOINCREMENT: the number of a deleted user is never given again. A column without a type keeps
-# integers and text as they are.
-SCHEMA = """
-CREATE TABLE users (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    length INTEGER NOT NULL,
-    last NOT NULL,
-    change INTEGER NOT NULL
-);
-CREATE TABLE events (
-    user INTEGER NOT NULL,
-    position INTEGER NOT NULL,
-    item NOT NULL,
-    timestamp NOT NULL,
-    key TEXT,
-    PRIMARY KEY (user, position)
-) WITHOUT ROWID;
-CREATE UNIQUE INDEX event_keys ON events (user, key) WHERE key IS NOT NULL;
-CREATE TABLE items_off (item NOT NULL PRIMARY KEY) WITHOUT ROWID;
-"""
-# What format 2 adds to format 1.
-NOTICES = """
-CREATE UNIQUE INDEX user_changes ON users (change);
-CREATE TABLE notices (switches INTEGER NOT NULL, deletions INTEGER NOT NULL);
-INSERT INTO notices VALUES (0, 0);
-"""
-FROM_FORMAT_1 = """
-ALTER TABLE users ADD COLUMN change INTEGER NOT NULL DEFAULT 0;
-UPDATE users SET change = number;
-"""
+# Bytes that the disk must have left for the store to be called ready.
+LEAST_FREE = 1 << 20
+# They pass when others have done their work; those of the disk and of the file do not.
+PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 class SQLiteStore:
     """An :class:`EventStore` in the file ``path``, which is made where it is missing.
 
     A transaction that has ended survives the end of the process and of the machine
-    (``synchronous = FULL``); deleted content is overwritten (``secure_delete``). Several processes
-    may use a file at the same time, on one machine. A file of format 1 is brought to format 2.
+    (``synchronous = FULL``). What is deleted is written over in its place, and is in no other
+    (see ``sqlite_rows``). Several processes may use a file at the same time, on one machine. A file
+    of an earlier format is brought to this one.
 
     Raises:
         DataError: the file cannot be opened or is something else.
@@ -94,39 +85,78 @@ class SQLiteStore:
         run = self._database.execute
         run("PRAGMA synchronous = FULL")
         run("PRAGMA secure_delete = ON")
+        # No temporary file ever holds what people did.
+        run("PRAGMA temp_store = MEMORY")
+        self._users, self._chunks = Rows(self._database, "users"), Chunks(self._database)
+        self._files: dict[str, tuple[int, int] | None] = {}
+        self._unit: str | None = None
         with self.transaction():
             if run("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-                self._define(SCHEMA + NOTICES)
-                run(f"PRAGMA application_id = {APPLICATION}")
+                define(self._database)
             found, application = self._number("user_version"), self._number("application_id")
-            if (application, found) == (APPLICATION, 1):
-                self._define(FROM_FORMAT_1 + NOTICES)
+            if application == APPLICATION and found in (1, 2):
+                self._take_over(found)
                 found = FORMAT
+            if application == APPLICATION and found == FORMAT:
+                self._open_directory()
         if application != APPLICATION:
             raise DataError(f"{self.path} is an SQLite file, but not a store of events")
         if found != FORMAT:
             raise DataError(f"{self.path} has format {found}: this version reads format {FORMAT}")
         # Once it is known to be ours: this is written into the file.
         run("PRAGMA journal_mode = WAL")
+        run("SELECT 1 FROM store").fetchone()
+        self._files = {path: _identity(path) for path in (str(self.path), f"{self.path}-wal")}
 
-    def _define(self, statements: str) -> None:
-        for statement in statements.split(";"):
-            self._database.execute(statement)
-        self._database.execute(f"PRAGMA user_version = {FORMAT}")
+    def _take_over(self, found: int) -> None:
+        put_aside(self._database)
+        define(self._database)
+        self._open_directory()
+        for user, events in old_histories(self._database, found):
+            self.append(user, events, 0)
+        drop_old(self._database)
+
+    def _open_directory(self) -> None:
+        (key,) = self._database.execute("SELECT hash_key FROM store").fetchone()
+        self._directory = Directory(self._users, Rows(self._database, "nodes"), key)
 
     def _number(self, pragma: str) -> int:
         return self._database.execute(f"PRAGMA {pragma}").fetchone()[0]
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
+        self._check_there(*self._files)
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._database.execute("COMMIT")
         except BaseException:
+            self._unit = None
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
             raise
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """All that is read inside was there at the same time."""
+        if self._database.in_transaction:
+            yield
+            return
+        self._database.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self._database.in_transaction:
+                self._database.execute("COMMIT")
+
+    def _check_there(self, *paths: str) -> None:
+        """What is written to a file that nobody can find is lost with the process."""
+        for path in paths:
+            if _identity(path) != self._files[path]:
+                raise sqlite3.OperationalError(
+                    f"{path} has been removed or replaced: stop all that use it, put it back and "
+                    "start again"
+                )
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
@@ -134,6 +164,7 @@ class SQLiteStore:
         try:
             yield
         except BaseException:
+            self._unit = None
             # After some errors, such as a full disk, SQLite has undone the whole transaction.
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK TO attempt")
@@ -142,79 +173,89 @@ class SQLiteStore:
             if self._database.in_transaction:
                 self._database.execute("RELEASE attempt")
 
-    def append(self, user: str, events: Sequence[Event], now: Time) -> Appended:
-        number, length, last = self._user(user) or (None, 0, None)
-        new = new_events(events, last, lambda key: self._keyed(number, key), now)
+    def append(
+        self, user: str, events: Sequence[Event], now: Time, ahead: float | None = None
+    ) -> Appended:
+        number, known = self._directory.find(user) or (0, None)
+        last = None if known is None else known.last
+        unit = self.unit()
+        clock = Clock(now, unit, ahead)
+        new = new_events(events, last, lambda key: self._keyed(number, known, key), clock)
+        length = 0 if known is None else known.length
         if new:
-            number = self._grown(user, number, length + len(new), new[-1].timestamp)
-            rows = [(number, place, *one) for place, one in enumerate(new, length)]
-            self._database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
+            if known is None:
+                known = User(0, 0, 0, 0, secrets.token_bytes(SECRET_BYTES), user)
+                number = self._directory.join(known)
+            self._grow(number, known, new)
+        if new and clock.unit != unit:
+            self._database.execute("UPDATE store SET unit = ?", (clock.unit,))
         return Appended(len(new), len(events) - len(new), length + len(new))
 
-    def _user(self, user: str) -> tuple[int, int, Any] | None:
-        found = self._database.execute(
-            "SELECT number, length, last FROM users WHERE id = ?", (user,)
-        )
-        return found.fetchone()
-
-    def _keyed(self, number: int | None, key: str) -> tuple[ItemId, Time] | None:
-        if number is None:
+    def _keyed(self, number: int, user: User | None, key: str) -> tuple[ItemId, Time] | None:
+        if user is None:
             return None
         found = self._database.execute(
-            "SELECT item, timestamp FROM events WHERE user = ? AND key = ?", (number, key)
-        )
-        return found.fetchone()
+            "SELECT position FROM event_keys WHERE user = ? AND hash = ?",
+            (number, keyed_hash(user.secret, key)),
+        ).fetchone()
+        if found is None:
+            return None
+        ((item, timestamp, _),) = self._chunks.read(number, found[0], found[0] + 1)
+        return item, timestamp
 
-    def _grown(self, user: str, number: int | None, length: int, last: Time | None) -> int:
-        """Write how long a user's history is and when it ends; gives the user's number."""
-        found = self._database.execute("SELECT ifnull(max(change), 0) + 1 FROM users")
-        values = (length, last, found.fetchone()[0])
-        if number is not None:
-            self._database.execute(
-                "UPDATE users SET length = ?, last = ?, change = ? WHERE number = ?",
-                (*values, number),
+    def _grow(self, number: int, user: User, new: Sequence[Event]) -> None:
+        length = user.length + len(new)
+        chunk = self._chunks.append(number, user, [packed_event(event) for event in new])
+        for position, event in enumerate(new, user.length):
+            if event.key is not None:
+                row = (number, keyed_hash(user.secret, event.key), position)
+                self._database.execute("INSERT INTO event_keys VALUES (?, ?, ?)", row)
+        run = self._database.execute
+        (change,) = run("SELECT ifnull(max(change), 0) + 1 FROM changes").fetchone()
+        if user.change:
+            run(
+                "UPDATE changes SET change = ?, length = ? WHERE change = ?",
+                (change, length, user.change),
             )
-            return number
-        made = self._database.execute(
-            "INSERT INTO users (id, length, last, change) VALUES (?, ?, ?, ?)", (user, *values)
-        )
-        assert made.lastrowid is not None
-        return made.lastrowid
+        else:
+            run("INSERT INTO changes VALUES (?, ?, ?)", (change, number, length))
+        last: Any = new[-1].timestamp
+        grown = User(length, change, chunk, last, user.secret, user.id)
+        self._users.write(number, grown.packed())
 
     def tail(self, user: str, number: int, start: int, most: int) -> Tail | None:
-        found = self._user(user)
-        if found is None:
-            return None
-        if found[0] != number or start > found[1]:
-            start = 0
-        if start == found[1]:
-            return Tail(found[0], start, found[1], [])
-        rows = self._database.execute(
-            "SELECT item FROM events WHERE user = ? AND position >= ? AND position < ?"
-            " ORDER BY position",
-            (found[0], start, min(start + most, found[1])),
-        )
-        return Tail(found[0], start, found[1], [item for (item,) in rows.fetchall()])
+        with self._snapshot():
+            found = self._directory.find(user)
+            if found is None:
+                return None
+            here, length = found[0], found[1].length
+            if here != number or start > length:
+                start = 0
+            if start == length:
+                return Tail(here, start, length, [])
+            events = self._chunks.read(here, start, min(start + most, length))
+            return Tail(here, start, length, [event[0] for event in events])
 
     def profile(self, user: str, last: int) -> Profile | None:
-        found = self._user(user)
-        if found is None:
-            return None
-        rows = self._database.execute(
-            "SELECT item, timestamp, key FROM events WHERE user = ? AND position >= ?"
-            " ORDER BY position",
-            (found[0], found[1] - last),
-        )
-        return Profile(found[1], [Event(*row) for row in rows.fetchall()])
+        with self._snapshot():
+            found = self._directory.find(user)
+            if found is None:
+                return None
+            number, length = found[0], found[1].length
+            events = self._chunks.read(number, max(0, length - last), length) if last else []
+            return Profile(length, [Event(*event) for event in events])
 
     def delete(self, user: str) -> int:
-        found = self._user(user)
+        found = self._directory.find(user)
         if found is None:
             return 0
-        self._database.execute("DELETE FROM events WHERE user = ?", (found[0],))
-        self._database.execute("DELETE FROM users WHERE number = ?", (found[0],))
-        self._database.execute("UPDATE notices SET deletions = deletions + 1")
-        return found[1]
+        (number, known), run = found, self._database.execute
+        self._chunks.clear(number)
+        run("DELETE FROM event_keys WHERE user = ?", (number,))
+        run("DELETE FROM changes WHERE change = ?", (known.change,))
+        self._directory.leave(number, user)
+        run("UPDATE store SET deletions = deletions + 1")
+        return known.length
 
     def erase(self) -> None:
         # A connection of its own, because the other one may be inside a transaction.
@@ -229,20 +270,23 @@ class SQLiteStore:
 
     def members(self, most: int, before: int | None = None) -> list[Member]:
         found = self._database.execute(
-            "SELECT id, length, change FROM users WHERE change < ? ORDER BY change DESC LIMIT ?",
+            "SELECT content, changes.length, change FROM changes"
+            " JOIN users ON number = changes.user WHERE change < ? ORDER BY change DESC LIMIT ?",
             (LATEST if before is None else before, most),
         )
-        return [Member(*row) for row in found.fetchall()]
+        return [Member(User.unpacked(row).id, *rest) for row, *rest in found.fetchall()]
 
     def numbers(self, users: Sequence[str]) -> list[int]:
-        return [found[0] if (found := self._user(user)) else 0 for user in users]
+        with self._snapshot():
+            found = map(self._directory.find, users)
+            return [0 if one is None else one[0] for one in found]
 
     def switch(self, off: Sequence[ItemId], on: Sequence[ItemId]) -> list[ItemId]:
         self._database.executemany(
             "INSERT OR IGNORE INTO items_off VALUES (?)", [(item,) for item in off]
         )
         self._database.executemany("DELETE FROM items_off WHERE item = ?", [(item,) for item in on])
-        self._database.execute("UPDATE notices SET switches = switches + 1")
+        self._database.execute("UPDATE store SET switches = switches + 1")
         return self.off()
 
     def off(self) -> list[ItemId]:
@@ -250,7 +294,45 @@ class SQLiteStore:
         return [item for (item,) in found.fetchall()]
 
     def notices(self) -> Notices:
-        return Notices(*self._database.execute("SELECT * FROM notices").fetchone())
+        found = self._database.execute("SELECT switches, deletions FROM store")
+        return Notices(*found.fetchone())
+
+    def unit(self) -> str | None:
+        # It stays what it is once it is known.
+        if self._unit is None:
+            (self._unit,) = self._database.execute("SELECT unit FROM store").fetchone()
+        return self._unit
+
+    def counts(self) -> Counts:
+        found = self._database.execute("SELECT count(*), ifnull(sum(length), 0) FROM changes")
+        return Counts(*found.fetchone())
+
+    def check(self) -> None:
+        self._check_there(*self._files)
+        disk = os.statvfs(self.path.parent)
+        if disk.f_bavail * disk.f_frsize < LEAST_FREE:
+            raise sqlite3.OperationalError(f"the disk of {self.path} is full")
+        # A connection of its own: what the other one has in memory says nothing of the file.
+        with contextlib.closing(self._connected()) as database:
+            try:
+                database.execute("PRAGMA busy_timeout = 0")
+                database.execute("UPDATE store SET looks = looks + 1")
+            except sqlite3.Error as error:
+                # Who waits for another one's work finds the store at work.
+                if not self.passes(error):
+                    raise
+
+    def passes(self, error: Exception) -> bool:
+        # Extended codes have the plain one in their last byte.
+        return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in PASSING
 
     def close(self) -> None:
         self._database.close()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
+from blossomrec.serving.clock import Clock, Time, other_unit
 from blossomrec.serving.refusals import Refusal, shown, unavailable
 
 ItemId = int | str
-Time = int | float
 T = TypeVar("T")
 
 # Transactions that another process came in between, before the server is called busy.
@@ -25,7 +25,7 @@ class Event(NamedTuple):
 
     Attributes:
         item: external id.
-        timestamp: in the unit of the user's other events; None for "now, after the last one".
+        timestamp: in the unit of the store's other events; None for "now, after the last one".
         key: chosen by the sender; an event whose key is stored is not stored again.
     """
 
@@ -90,6 +90,13 @@ class Notices(NamedTuple):
     deletions: int
 
 
+class Counts(NamedTuple):
+    """What a store holds."""
+
+    users: int
+    events: int
+
+
 class Conflict(Exception):  # noqa: N818 (an answer, not a fault)
     """Another process has changed what a transaction has read: nothing of it is stored."""
 
@@ -103,7 +110,7 @@ class EventStore(Protocol):
     is not there by ``numbers``, may be what was there before.
 
     Attributes:
-        failures: errors that a disk or a connection is the cause of, and that may pass.
+        failures: errors that a file, a disk or a connection is the cause of.
     """
 
     failures: tuple[type[Exception], ...]
@@ -120,11 +127,18 @@ class EventStore(Protocol):
         """Inside a transaction: what is changed inside is undone alone when it fails."""
         ...
 
-    def append(self, user: str, events: Sequence[Event], now: Time) -> Appended:
+    def append(
+        self, user: str, events: Sequence[Event], now: Time, ahead: float | None = None
+    ) -> Appended:
         """Put events behind those of a user.
 
+        Args:
+            now: seconds since 1970.
+            ahead: seconds after now that an event may have as its time; None for any time.
+
         Raises:
-            Refusal: 409, an event is older than the one before it, or its key belongs to another.
+            Refusal: 409, an event is older than the one before it, or its key belongs to another;
+                422, it is too far in the future.
         """
         ...
 
@@ -174,6 +188,23 @@ class EventStore(Protocol):
         """What tells other processes to look; cheap enough to be asked before every answer."""
         ...
 
+    def unit(self) -> str | None:
+        """The unit of the times, one of ``UNITS``, as the first one showed that looked like a time
+        since 1970; None while none did."""
+        ...
+
+    def counts(self) -> Counts:
+        """How many users and events there are; takes a while where there are many."""
+        ...
+
+    def check(self) -> None:
+        """Raise one of ``failures`` unless the store can be read and written to."""
+        ...
+
+    def passes(self, error: Exception) -> bool:
+        """Whether one of ``failures`` may be gone by itself in a moment."""
+        ...
+
     def close(self) -> None:
         """Give files and connections back."""
         ...
@@ -201,7 +232,7 @@ def new_events(
     events: Sequence[Event],
     last: Time | None,
     keyed: Callable[[str], tuple[ItemId, Time] | None],
-    now: Time,
+    clock: Clock,
 ) -> list[Event]:
     """Those of the events that are to be stored, each with its time.
 
@@ -220,24 +251,28 @@ def new_events(
             if known is not None:
                 _check_repeat(index, event, known)
                 continue
-        last = _time(index, event, last, now)
+        last = _time(index, event, last, clock)
         new.append(event._replace(timestamp=last))
         if event.key is not None:
             keys[event.key] = (event.item, last)
     return new
 
 
-def _time(index: int, event: Event, last: Time | None, now: Time) -> Time:
+def _time(index: int, event: Event, last: Time | None, clock: Clock) -> Time:
     """When an event was; not before the last one."""
     if event.timestamp is None:
+        now = clock.time()
+        clock.check(index, now)
         return now if last is None else max(now, last)
+    clock.check(index, event.timestamp)
     if last is not None and event.timestamp < last:
         field = f"events[{index}].timestamp"
         raise Refusal(
             409,
             "out_of_order",
             f"{field} is {event.timestamp}: the event before it was at {last}; events are appended "
-            "in order of time (leave the timestamp out for the time of arrival)",
+            "in order of time (leave the timestamp out for the time of arrival)"
+            f"{other_unit(event.timestamp, clock.unit)}",
             field=field,
             value=event.timestamp,
         )
