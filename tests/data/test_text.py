@@ -136,7 +136,9 @@ class TestRows:
         table = read_table(write("e.CSV.GZ", content + more), ReadOptions())
         assert (table.lines, table.events.height) == (43, 42)
 
-    @pytest.mark.parametrize("content", [b"user_id", gzip.compress(b"x" * 10_000)[:-20]])
+    @pytest.mark.parametrize(
+        "content", [b"user_id", gzip.compress(b"x" * 10_000)[:-20]], ids=["text", "cut"]
+    )
     def test_damaged_compression(self, write, content):
         assert "cannot be read" in refusal(write("e.csv.gz", content))
 
