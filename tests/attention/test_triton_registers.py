@@ -76,8 +76,8 @@ def compile_all(heads, groups, size, dtype, folder):
     import torch
     import triton
 
-    from blossomrec.attention.geometry import Pattern
-    from blossomrec.attention.triton import (
+    from blossomrec.attention.backends.gpu.kernel_pattern import Pattern
+    from blossomrec.attention.backends.triton import (
         backward_keys,
         backward_queries,
         forward,
@@ -86,7 +86,7 @@ def compile_all(heads, groups, size, dtype, folder):
         partial_sums,
         selection,
     )
-    from blossomrec.attention.triton.launch import PRECISION, Shape, launch_for
+    from blossomrec.attention.backends.triton.launch import PRECISION, Shape, launch_for
 
     kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
     launch = launch_for(size, heads // groups, kind)

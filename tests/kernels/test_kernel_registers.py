@@ -63,7 +63,7 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
 
 
 def compile_all(folder):
-    from blossomrec.kernels import (
+    from blossomrec.attention.backends.gpu.products import (
         catalogue,
         drawing,
         feed_forward,
