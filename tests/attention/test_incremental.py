@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from blossomrec.attention import incremental
+from blossomrec.attention.state import extend
 from implementations import CPU, CPU_MISSING
 from whole_history import Recorder, relative_error
 
@@ -119,7 +119,7 @@ def test_random_splits_and_trims(impl, parts, keeps, compress, block_size, block
     ],
 )
 def test_many_users_at_once(impl, tile, monkeypatch):
-    monkeypatch.setitem(incremental.TILE_ROWS, "cpu", tile)
+    monkeypatch.setitem(extend.TILE_ROWS, "cpu", tile)
     attention = make_attention(sinks=3, impl=impl)
     lengths, counts = [0, 333, 15, 80, 200], [20, 1, 1, 0, 33]
     states = [
