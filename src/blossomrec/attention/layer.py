@@ -264,10 +264,8 @@ class BlossomAttention(nn.Module):
             ValueError: ``counts`` do not fit, or a state is that of another attention.
         """
         check_extension(x, counts, states, self._layout)
-        q, k, v = (
-            project(x).view(len(x), -1, self.heads.size)
-            for project in (self.query, self.key, self.value)
-        )
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        q, k, v = (each.unflatten(-1, (-1, self.heads.size)) for each in (q, k, v))
         gates, parts = self._gates(x), self.backend(x).parts
         out, selected, states = parts.extend(
             q, k, v, gates, counts, states, self.compress.pool, self.spec
