@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from blossomrec.attention.code_cache import NotBuiltError
-from blossomrec.attention.native import compiler
-from blossomrec.attention.native.library import SWITCH
+from blossomrec.attention.backends.code_cache import NotBuiltError
+from blossomrec.attention.backends.cpu import compiler
+from blossomrec.attention.backends.cpu.library import SWITCH
 
 
 def _missing() -> str:
@@ -22,7 +22,5 @@ def _missing() -> str:
     return ""
 
 
-NATIVE_MISSING = _missing()
-NATIVE = pytest.param(
-    "native", marks=pytest.mark.skipif(bool(NATIVE_MISSING), reason=NATIVE_MISSING)
-)
+CPU_MISSING = _missing()
+CPU = pytest.param("cpu", marks=pytest.mark.skipif(bool(CPU_MISSING), reason=CPU_MISSING))

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from blossomrec.attention import AttentionOutput, BlossomAttention, module, reference
+from blossomrec.attention import AttentionOutput, BlossomAttention, layer, reference
 
 
 def relative_error(value, exact):
@@ -33,16 +33,17 @@ class Recorder:
         """
         selections = iter([torch.cat(each) for each in self.selected.values()])
 
-        def attend(q, k, v, block_keys, gates, cu_seqlens, *, block_size, window, sinks, **others):
+        def attend(q, k, v, block_keys, gates, cu_seqlens, spec, **others):
             selected = next(selections)
-            assert_best(q, block_keys, selected, first, block_size, others["top_n"])
+            assert_best(q, block_keys, selected, first, spec.block_size, spec.top_n)
             seen = torch.arange(len(q)) >= first[:, None]
-            far = reference.long_term_mask(selected, block_size, causal=True) & seen
-            near = reference.short_term_mask(len(q), window, sinks, True, q.device) & seen
-            long, short = (reference.attend(q, k, v, mask) for mask in (far, near[None]))
+            far = reference.long_term_mask(selected, spec.block_size, causal=True) & seen
+            near = reference.short_term_mask(len(q), spec.window, spec.sinks, True, q.device) & seen
+            masks = (far, near[None])
+            long, short = (reference.masked_attention(q, k, v, mask) for mask in masks)
             return (gates[..., :1] * long + gates[..., 1:] * short).to(q.dtype), selected
 
-        monkeypatch.setattr(module, "blossom_attention", attend)
+        monkeypatch.setattr(layer, "blossom_attention", attend)
 
 
 def assert_best(q, block_keys, selected, first, block_size, top_n):

@@ -83,7 +83,7 @@ class ModelConfig:
     selector_weight: float = option(
         1.0, "Blossom: weight of the loss that teaches the selector, 0 leaves it untaught", low=0
     )
-    attention_impl: Literal["auto", "reference", "torch", "native", "triton", "cuda"] = option(
+    attention_impl: Literal["auto", "reference", "torch", "cpu", "triton", "cuda"] = option(
         "auto", "implementation of Blossom attention"
     )
 

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from blossomrec import kernels
+from blossomrec.attention.backends.gpu.products import product
 from blossomrec.config import TrainingConfig
 from blossomrec.errors import ConfigError
+from blossomrec.models import fused
 
 # Fewer rows than this in a tile would spend more time on adding up the gradient of the catalogue
 # than on the products themselves.
@@ -74,18 +75,18 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
 
 
 def _kernels_take(hidden: Tensor, dtype: torch.dtype) -> bool:
-    if not len(hidden) or not kernels.usable(hidden):
+    if not len(hidden) or not fused.usable(hidden):
         return False
-    from blossomrec.kernels import catalogue
+    from blossomrec.models.fused import catalogue_loss
 
-    return catalogue.takes(hidden, dtype)
+    return catalogue_loss.takes(hidden, dtype)
 
 
 def _by_kernels(
     factors: Tensor, items: Tensor, targets: Tensor, chunk_elements: int, differentiate: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Summed loss and gradients, as :func:`_by_tiles`, on a GPU in 16 bits."""
-    from blossomrec.kernels.catalogue import summed_cross_entropy
+    from blossomrec.models.fused.catalogue_loss import summed_cross_entropy
 
     # In 16 bits eight times as many gradients of logits take what four float32 tiles take.
     return summed_cross_entropy(factors, items, targets, 8 * chunk_elements, differentiate)
@@ -123,7 +124,7 @@ def _add_rows(
     target_logits = torch.zeros_like(normaliser)
     logits = normaliser
     for column in columns:
-        logits = kernels.product(factors, items[column].T)
+        logits = product(factors, items[column].T)
         normaliser = torch.logaddexp(normaliser, logits.logsumexp(1))
         target_logits += _at_targets(logits, targets, column.start)
     # Where there is no target nothing is likely, and nothing is lost.
@@ -132,12 +133,12 @@ def _add_rows(
     for column in columns if gradients else ():
         # A single tile is still there; several are computed again rather than kept.
         if len(columns) > 1:
-            logits = kernels.product(factors, items[column].T)
+            logits = product(factors, items[column].T)
         excess = logits.sub_(normaliser[:, None]).exp_()
         _subtract_targets(excess, targets, column.start)
         excess = excess.to(factors.dtype)
-        gradients[0][rows] += kernels.product(excess, items[column])
-        gradients[1][column] += kernels.product(excess.T, factors)
+        gradients[0][rows] += product(excess, items[column])
+        gradients[1][column] += product(excess.T, factors)
     return (normaliser - target_logits).masked_fill(~counted, 0.0).sum()
 
 

@@ -10,7 +10,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from blossomrec.attention.cuda import compiler
+from blossomrec.attention.backends.cuda import compiler
 
 COMPILER = shutil.which("g++") or shutil.which("c++")
 LANES = Path(__file__).with_name("lanes.h")

@@ -1,14 +1,11 @@
 """A layer and random events, to be extended part by part."""
 
 import torch
-
-from blossomrec.attention import BlossomAttention
+from inputs import make_layer
 
 
 def make_attention(**options):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_heads": 4, "num_kv_heads": 2}
-    attention = BlossomAttention(**sizes | options)
+    attention = make_layer(**options)
     torch.nn.init.normal_(attention.gate.weight, std=0.3)
     return attention.eval()
 

@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from blossomrec.attention import BlossomAttention, BlossomSpec, blossom_attention
+
 AWKWARD = (1, 15, 16, 17, 31, 32, 33, 79, 80, 81, 333)
 
 
@@ -71,3 +73,20 @@ def relative_error(value: Tensor, exact: Tensor) -> float:
     """Norm of the difference over the norm of the exact value."""
     difference = (value.double() - exact.double()).norm()
     return float(difference / exact.double().norm().clamp(min=1e-30))
+
+
+def attend(*rows, selected=None, impl="auto", **spec):
+    """The operation with parts of its definition by name."""
+    return blossom_attention(*rows, BlossomSpec(**spec), selected=selected, impl=impl)
+
+
+def make_layer(*, hidden_size=32, num_heads=4, num_kv_heads=2, impl="auto", **spec):
+    """A seeded layer with parts of its definition by name."""
+    torch.manual_seed(0)
+    return BlossomAttention(
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        spec=BlossomSpec(**spec),
+        impl=impl,
+    )

@@ -7,7 +7,6 @@ import torch
 from extending import in_parts, make_attention, make_events
 
 from blossomrec.attention import AttentionState
-from blossomrec.errors import DataError
 from whole_history import relative_error
 
 
@@ -121,7 +120,7 @@ def test_to_a_dict_and_back(keep, tmp_path):
 def test_a_broken_dict(change, message):
     attention = make_attention()
     tensors = in_parts(attention, make_events(101), [101])[1].to_dict() | change
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ValueError, match=message):
         AttentionState.from_dict({name: x for name, x in tensors.items() if x is not None})
 
 

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from inputs import random_inputs
+from inputs import attend, random_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from blossomrec.attention import blossom_attention
 from blossomrec.bench import memory
-from implementations import NATIVE_MISSING
+from implementations import CPU_MISSING
 
 
 class LargestTensor(TorchDispatchMode):
@@ -30,7 +29,7 @@ def largest(length, causal):
     inputs = random_inputs([length], heads=2, groups=1)
     leaves = inputs.differentiable()
     with LargestTensor() as seen:
-        out, _ = blossom_attention(*inputs.all(), impl="torch", causal=causal)
+        out, _ = attend(*inputs.all(), impl="torch", causal=causal)
         torch.autograd.grad(out.sum(), leaves)
     return seen.elements
 
@@ -48,14 +47,14 @@ def peak_of_the_operator(length, causal):
     leaves = inputs.differentiable()
 
     def run():
-        out, _ = blossom_attention(*inputs.all(), impl="native", causal=causal)
+        out, _ = attend(*inputs.all(), impl="cpu", causal=causal)
         torch.autograd.grad(out.sum(), leaves)
 
     run()
     return memory.peak_mib(run, "cpu")
 
 
-@pytest.mark.skipif(bool(NATIVE_MISSING), reason=NATIVE_MISSING)
+@pytest.mark.skipif(bool(CPU_MISSING), reason=CPU_MISSING)
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the system does not forget an earlier peak"
 )

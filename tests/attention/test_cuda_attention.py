@@ -3,10 +3,9 @@
 import pytest
 import torch
 from cuda_emulator import COMPILER, Emulator
-from inputs import AWKWARD, random_inputs, relative_error
+from inputs import AWKWARD, attend, random_inputs, relative_error
 
-from blossomrec.attention import blossom_attention
-from blossomrec.attention.cuda import compiler, launch, operators
+from blossomrec.attention.backends.cuda import compiler, launch, operators
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -40,7 +39,7 @@ def forget():
 
 def outputs_and_gradients(inputs, impl, **options):
     leaves = inputs.differentiable()
-    out, selected = blossom_attention(*inputs.all(), impl=impl, **options)
+    out, selected = attend(*inputs.all(), impl=impl, **options)
     direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     return [out.detach(), *torch.autograd.grad(out, leaves, direction)], selected
 
@@ -51,9 +50,9 @@ def check_parity(inputs, **form):
     exact = inputs.to(dtype=torch.float64)
     chosen = form.pop("selected", None)
     if chosen is None:
-        _, chosen = blossom_attention(*exact.all(), impl="reference", **form)
+        _, chosen = attend(*exact.all(), impl="reference", **form)
         with torch.no_grad():
-            _, selected = blossom_attention(*inputs.all(), impl="cuda", **form)
+            _, selected = attend(*inputs.all(), impl="cuda", **form)
         assert torch.equal(selected, chosen)
     expected, _ = outputs_and_gradients(exact, "reference", selected=chosen, **form)
     values, _ = outputs_and_gradients(inputs, "cuda", selected=chosen, **form)
@@ -107,7 +106,7 @@ def test_equal_scores_choose_the_lower_block():
     inputs = random_inputs([16 * 24], heads=1, groups=1, size=16, dtype=H).to(DEVICE)
     inputs.block_keys[:] = 0.0
     inputs.block_keys[1::2] = -0.0
-    _, selected = blossom_attention(*inputs.all(), impl="cuda")
+    _, selected = attend(*inputs.all(), impl="cuda")
     assert selected[-1].flatten().tolist() == [0, 1, 2, 3]
 
 
@@ -124,24 +123,24 @@ def test_selection_among_many_blocks(top_n, causal, keys):
     selected = operators.select_blocks(inputs.q, block_keys, inputs.cu_seqlens, top_n, causal)
     inputs.block_keys = block_keys
     exact = inputs.to(dtype=torch.float64)
-    _, expected = blossom_attention(*exact.all(), impl="torch", top_n=top_n, causal=causal)
+    _, expected = attend(*exact.all(), impl="torch", top_n=top_n, causal=causal)
     assert torch.equal(selected[rows], expected[rows])
 
 
 def test_the_future_changes_nothing():
     inputs = random_inputs([150], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
-    before, _ = blossom_attention(*inputs.all(), impl="cuda")
+    before, _ = attend(*inputs.all(), impl="cuda")
     for x in (inputs.q, inputs.k, inputs.v, inputs.gates):
         x.data[100:] = 7.0
     inputs.block_keys[6:] = 7.0
-    after, _ = blossom_attention(*inputs.all(), impl="cuda")
+    after, _ = attend(*inputs.all(), impl="cuda")
     assert torch.equal(before[:100], after[:100])
     assert not torch.equal(before[100:], after[100:])
 
 
 def test_another_history_changes_nothing():
     inputs = random_inputs([20, 40, 20], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
-    _, selected = blossom_attention(*inputs.all(), impl="cuda", causal=False)
+    _, selected = attend(*inputs.all(), impl="cuda", causal=False)
     before, _ = outputs_and_gradients(inputs, "cuda", selected=selected, causal=False)
     for x in (inputs.q, inputs.k, inputs.v, inputs.gates):
         x.data[20:60] = torch.nan
@@ -153,25 +152,25 @@ def test_another_history_changes_nothing():
 
 def test_rows_at_any_stride():
     inputs = random_inputs([35], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
-    expected, _ = blossom_attention(*inputs.all(), impl="cuda")
+    expected, _ = attend(*inputs.all(), impl="cuda")
     joint = torch.cat((inputs.q, inputs.k, inputs.v), dim=1)
     inputs.q, inputs.k, inputs.v = joint.split((4, 1, 1), dim=1)
     inputs.gates = inputs.gates.transpose(0, 1).contiguous().transpose(0, 1)
-    value, _ = blossom_attention(*inputs.all(), impl="cuda")
+    value, _ = attend(*inputs.all(), impl="cuda")
     assert torch.equal(value, expected)
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 0]], ids=str)
 def test_no_events(lengths):
     inputs = random_inputs(lengths, size=16, dtype=H).to(DEVICE)
-    out, selected = blossom_attention(*inputs.all(), impl="cuda")
+    out, selected = attend(*inputs.all(), impl="cuda")
     assert out.shape == (0, 4, 16)
     assert selected.shape == (0, 2, 4)
 
 
 def test_the_operators_are_registered_in_full():
     inputs = random_inputs([18], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
-    _, selected = blossom_attention(*inputs.all(), impl="cuda")
+    _, selected = attend(*inputs.all(), impl="cuda")
     leaves = inputs.differentiable()
     torch.library.opcheck(operators.attend, (*leaves, selected, inputs.cu_seqlens, 8, True))
     arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, 4, True)
@@ -183,7 +182,7 @@ def test_compiled_as_one_graph():
     leaves = inputs.differentiable()
 
     def loss():
-        out, _ = blossom_attention(*inputs.all(), impl="cuda")
+        out, _ = attend(*inputs.all(), impl="cuda")
         return out.float().sin().sum()
 
     expected = torch.autograd.grad(loss(), leaves)
@@ -208,7 +207,7 @@ def test_compiled_as_one_graph():
 def test_what_the_kernels_do_not_take_is_named(sizes, form, message):
     inputs = random_inputs([20], **({"dtype": H} | sizes)).to(DEVICE)
     with pytest.raises(ValueError, match=message):
-        blossom_attention(*inputs.all(), impl="cuda", **form)
+        attend(*inputs.all(), impl="cuda", **form)
 
 
 def test_tensors_elsewhere_are_named():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from blossomrec.attention.cuda import compiler
+from blossomrec.attention.backends.cuda import compiler
 
 CONSTANTS = {"R": 4, "G": 2}
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from blossomrec.attention.cuda import compiler, launch
+from blossomrec.attention.backends.cuda import compiler, launch
 
 NVCC = shutil.which("nvcc")
 # Bytes of a thread: some addresses kept aside. A tile that does not fit takes hundreds.

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from blossomrec.attention import incremental
-from implementations import NATIVE, NATIVE_MISSING
+from blossomrec.attention.state import extend
+from implementations import CPU, CPU_MISSING
 from whole_history import Recorder, relative_error
 
 PARTS = [1, 15, 16, 17, 31, 32, 33, 79, 80, 81, 333, 1000]
-BOTH = pytest.mark.parametrize("impl", ["torch", NATIVE])
+BOTH = pytest.mark.parametrize("impl", ["torch", CPU])
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
 
 
@@ -40,7 +40,7 @@ def test_equal_to_the_whole_history(parts, compress, sinks, impl):
     check_against_definition(attention, x, parts)
 
 
-@pytest.mark.parametrize("impl", ["reference", "torch", NATIVE])
+@pytest.mark.parametrize("impl", ["reference", "torch", CPU])
 def test_equal_to_forward(impl):
     attention = make_attention(impl=impl, sinks=2)
     x = make_events(700)
@@ -115,11 +115,11 @@ def test_random_splits_and_trims(impl, parts, keeps, compress, block_size, block
         ("torch", 1),
         ("torch", 7),
         ("torch", 128),
-        pytest.param(*NATIVE.values, 0, marks=NATIVE.marks),
+        pytest.param(*CPU.values, 0, marks=CPU.marks),
     ],
 )
 def test_many_users_at_once(impl, tile, monkeypatch):
-    monkeypatch.setitem(incremental.TILE_ROWS, "cpu", tile)
+    monkeypatch.setitem(extend.TILE_ROWS, "cpu", tile)
     attention = make_attention(sinks=3, impl=impl)
     lengths, counts = [0, 333, 15, 80, 200], [20, 1, 1, 0, 33]
     states = [
@@ -227,10 +227,10 @@ def test_inference_mode_and_gradients_do_not_mix(impl):
     assert state.length == 60
 
 
-@pytest.mark.skipif(bool(NATIVE_MISSING), reason=NATIVE_MISSING)
+@pytest.mark.skipif(bool(CPU_MISSING), reason=CPU_MISSING)
 def test_the_operator_reads_no_row_of_another_state():
     """Room behind the rows of a state, and events that have not come yet, hold anything."""
-    attention, x = make_attention(impl="native", sinks=2), make_events(300)
+    attention, x = make_attention(impl="cpu", sinks=2), make_events(300)
     _, state = attention.extend(x[:200], attention.start())
     _, state = attention.extend(x[200:201], state)
     expected = [attention.extend(x[201:202], state)[0].hidden]
@@ -248,6 +248,6 @@ def test_autocast_goes_through_pytorch():
 
 
 def test_a_type_that_the_operator_does_not_take_is_named():
-    attention = make_attention(impl="native").double()
+    attention = make_attention(impl="cpu").double()
     with pytest.raises(ValueError, match=r"type is torch\.float64"):
         attention.extend(make_events(5).double(), attention.start())

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from inputs import AWKWARD, random_inputs, relative_error
-
-from blossomrec.attention import blossom_attention
+from inputs import AWKWARD, attend, random_inputs, relative_error
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,7 +24,7 @@ def needs_16_bits(impl, dtype):
 
 def outputs_and_gradients(inputs, **form):
     leaves = inputs.differentiable()
-    out, _ = blossom_attention(*inputs.all(), **form)
+    out, _ = attend(*inputs.all(), **form)
     direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     return [out.detach(), *torch.autograd.grad(out, leaves, direction)]
 
@@ -45,7 +43,7 @@ def test_parity(impl, dtype, causal, sinks, heads, groups, size):
     inputs = on_gpu(RAGGED, dtype, heads=heads, groups=groups, size=size)
     form = dict(causal=causal, sinks=sinks)
     exact = inputs.to(dtype=torch.float64)
-    _, selected = blossom_attention(*exact.all(), impl="reference", **form)
+    _, selected = attend(*exact.all(), impl="reference", **form)
     expected = outputs_and_gradients(exact, impl="reference", selected=selected, **form)
     values = outputs_and_gradients(inputs, impl=impl, selected=selected, **form)
     for name, value, other in zip(("out", "q", "k", "v", "gates"), values, expected, strict=True):
@@ -57,7 +55,7 @@ def test_one_long_history_beside_thousands_of_short_ones(impl, dtype):
     needs_16_bits(impl, dtype)
     inputs = on_gpu([3] * 2_000 + [65_536, 17] + [3] * 1_000, dtype, heads=8, size=16)
     exact = inputs.to(dtype=torch.float32)
-    _, selected = blossom_attention(*exact.all(), impl="torch")
+    _, selected = attend(*exact.all(), impl="torch")
     expected = outputs_and_gradients(exact, impl="torch", selected=selected)
     values = outputs_and_gradients(inputs, selected=selected, impl=impl)
     for value, other in zip(values, expected, strict=True):
@@ -70,7 +68,7 @@ def test_the_choice_is_the_best_by_score_margin(impl, dtype, size):
     needs_16_bits(impl, dtype)
     length = 4_000
     inputs = on_gpu([length], dtype, size=size)
-    _, selected = blossom_attention(*inputs.all(), impl=impl)
+    _, selected = attend(*inputs.all(), impl=impl)
     mean_q = inputs.q.double().view(length, 2, 2, size).mean(2)
     scores = torch.einsum("tgd,jgd->tgj", mean_q, inputs.block_keys.double()) / size**0.5
     own = torch.arange(length, device="cuda")[:, None] // 16
@@ -102,7 +100,7 @@ def test_a_graph_is_replayed_for_other_lengths(impl):
     leaves = inputs.differentiable()
 
     def step():
-        out, selected = blossom_attention(*inputs.all(), impl=impl)
+        out, selected = attend(*inputs.all(), impl=impl)
         return [out, selected, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
 
     side = torch.cuda.Stream()
@@ -124,7 +122,7 @@ def test_compiled_as_one_graph(impl):
     leaves = inputs.differentiable()
 
     def loss():
-        out, _ = blossom_attention(*inputs.all(), impl=impl)
+        out, _ = attend(*inputs.all(), impl=impl)
         return out.float().sin().sum()
 
     expected = torch.autograd.grad(loss(), leaves)

@@ -4,27 +4,24 @@ import math
 
 import pytest
 import torch
-from inputs import random_inputs, relative_error
+from inputs import attend, make_layer, random_inputs, relative_error
 
-from blossomrec.attention import BlossomAttention, blossom_attention, selector
-from blossomrec.attention.module import GATES
+from blossomrec.attention import BlossomAttention, BlossomSpec, selector
+from blossomrec.attention.api import resolve
+from blossomrec.attention.layer import GATE_SIZES
 from blossomrec.attention.packing import Packing
-from blossomrec.attention.selector import _draw, _numbers, selector_loss
-from implementations import NATIVE
+from blossomrec.attention.selector import selector_loss
+from blossomrec.attention.spec import Heads
+from implementations import CPU
 
 CU_SEQLENS = torch.tensor([0, 200, 201, 333], dtype=torch.int32)
 ALL = torch.arange(333)
 
 
-def layer(**options):
-    torch.manual_seed(0)
-    return BlossomAttention(hidden_size=32, num_heads=4, num_kv_heads=2, **options)
-
-
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
 def test_gradient_reaches_every_parameter(compress, causal):
-    attention = layer(compress=compress, causal=causal)
+    attention = make_layer(compress=compress, causal=causal)
     given = attention(torch.randn(333, 32), CU_SEQLENS, lessons=ALL)
     (given.hidden.square().sum() + given.selector_loss).backward()
     for name, parameter in attention.named_parameters():
@@ -33,7 +30,7 @@ def test_gradient_reaches_every_parameter(compress, causal):
 
 
 def test_the_selector_loss_teaches_what_the_importance_is_made_of():
-    attention = layer()
+    attention = make_layer()
     given = attention(torch.randn(333, 32), CU_SEQLENS, lessons=ALL)
     given.selector_loss.backward()
     reached = {name.split(".")[0] for name, p in attention.named_parameters() if p.grad is not None}
@@ -45,8 +42,8 @@ def test_the_target_of_the_selector_loss_is_fixed():
     q, k = torch.randn(100, 4, 8, requires_grad=True), torch.randn(100, 2, 8, requires_grad=True)
     block_keys = torch.randn(6, 2, 8, requires_grad=True)
     cu_seqlens = torch.tensor([0, 100], dtype=torch.int32)
-    form = {"max_length": 100, "block_size": 16, "causal": True}
-    selector_loss(q, k, block_keys, cu_seqlens, ALL[:100], **form).backward()
+    form = {"rows": ALL[:100], "max_length": 100, "spec": BlossomSpec()}
+    selector_loss(q, k, block_keys, cu_seqlens, **form).backward()
     assert k.grad is None
     assert q.grad.norm() > 0 and block_keys.grad.norm() > 0
 
@@ -59,9 +56,9 @@ def test_equal_importance_and_attention_have_no_divergence():
     q = torch.randn(160, 2, 8).repeat_interleave(2, 1)
     cu_seqlens = torch.tensor([0, 96, 160], dtype=torch.int32)
     for causal in (True, False):
-        form = {"max_length": 96, "block_size": 16, "causal": causal}
-        assert selector_loss(q, k, block_keys, cu_seqlens, ALL[:160], **form).abs() < 1e-5
-        assert selector_loss(q, k, block_keys.flip(0), cu_seqlens, ALL[:160], **form) > 0.1
+        form = {"rows": ALL[:160], "max_length": 96, "spec": BlossomSpec(causal=causal)}
+        assert selector_loss(q, k, block_keys, cu_seqlens, **form).abs() < 1e-5
+        assert selector_loss(q, k, block_keys.flip(0), cu_seqlens, **form) > 0.1
 
 
 def test_lessons_are_drawn_evenly_from_the_given_rows():
@@ -73,8 +70,8 @@ def test_lessons_are_drawn_evenly_from_the_given_rows():
     packing = Packing.of(cu_seqlens, total, 16)
     times = torch.zeros(total)
     for _ in range(200):
-        lessons = selector._draw(cu_seqlens, packing, given, *selector._numbers(300, 4))
-        assert selector.LESSONS - 64 < lessons.numel() <= selector.LESSONS
+        lessons = selector._draw(cu_seqlens, packing, given, *selector.sample_sizes(300, 4))
+        assert selector.SAMPLES - 64 < lessons.numel() <= selector.SAMPLES
         assert (packing.history[lessons] == packing.history[lessons[:, :1]]).all()
         times += torch.bincount(lessons.flatten(), minlength=total)
     assert (times[1::2] == 0).all()
@@ -89,12 +86,12 @@ def test_very_long_histories_have_fewer_lessons():
     cu_seqlens = torch.tensor([0, 300_000], dtype=torch.int32)
     packing = Packing.of(cu_seqlens, 300_000, 16)
     rows = torch.arange(300_000)
-    lessons = selector._draw(cu_seqlens, packing, rows, *selector._numbers(300_000, 8)).numel()
+    lessons = selector._draw(cu_seqlens, packing, rows, *selector.sample_sizes(300_000, 8)).numel()
     assert lessons > 1
-    assert lessons * 8 * 300_000 <= selector.MOST_SCORES
+    assert lessons * 8 * 300_000 <= selector.MAX_SCORES
 
 
-@pytest.mark.parametrize("impl", ["torch", NATIVE])
+@pytest.mark.parametrize("impl", ["torch", CPU])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_the_selector_loss_written_out(causal, impl, monkeypatch):
     """Every event a lesson, against a loop over events, heads and blocks."""
@@ -109,9 +106,9 @@ def test_the_selector_loss_written_out(causal, impl, monkeypatch):
         )
     ).view(3, 70)
     monkeypatch.setattr(selector, "_draw", lambda *_: by_history)
-    form = {"max_length": 70, "block_size": 16, "causal": causal, "impl": impl}
-    given = (inputs.q, inputs.k, block_keys, inputs.cu_seqlens, events)
-    value = selector.selector_loss(*given, **form)
+    spec, rows = BlossomSpec(causal=causal), (inputs.q, inputs.k, block_keys, inputs.cu_seqlens)
+    parts = resolve(spec, Heads(4, 2, 8), torch.float32, "cpu", impl).parts
+    value = parts.selector_loss(*rows, rows=events, max_length=70, spec=spec)
     divergences = []
     for row in by_history.flatten().tolist():
         start, length, first = ((0, 70, 0), (70, 20, 4), (90, 40, 5))[(row >= 70) + (row >= 90)]
@@ -145,19 +142,20 @@ def test_queries_and_keys_of_two_types_teach_the_same(of_queries, of_keys):
     q, k = inputs.q.to(of_queries), inputs.k.to(of_keys)
     # What the operator does not take as it is has to be compared with PyTorch's form.
     impl = "auto" if of_queries == torch.float32 else "torch"
-    form = {"max_length": 200, "block_size": 16, "causal": True, "impl": impl}
+    parts = resolve(BlossomSpec(), Heads(4, 2, 8), torch.float32, "cpu", impl).parts
+    form = {"rows": ALL[:200], "max_length": 200, "spec": BlossomSpec()}
     losses = []
     for pair in ((q, k), (q.float(), k.float())):
         torch.manual_seed(0)
-        given = (*pair, inputs.block_keys, inputs.cu_seqlens, ALL[:200])
-        losses.append(selector_loss(*given, **form))
+        given = (*pair, inputs.block_keys, inputs.cu_seqlens)
+        losses.append(parts.selector_loss(*given, **form))
     assert torch.equal(*losses)
 
 
 def test_one_path_alone_has_no_gate_and_nothing_dead():
     x = torch.randn(333, 32)
     for paths, weights in (("long", [1.0, 0.0]), ("short", [0.0, 1.0])):
-        attention = layer(paths=paths)
+        attention = make_layer(paths=paths)
         given = attention(x, CU_SEQLENS, lessons=ALL)
         assert given.gates.unique(dim=0).tolist() == [[weights] * 4]
         loss = given.hidden.square().sum()
@@ -168,15 +166,15 @@ def test_one_path_alone_has_no_gate_and_nothing_dead():
             assert parameter.grad is not None and parameter.grad.norm() > 1e-6, name
 
 
-@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("gate", GATE_SIZES)
 def test_the_gate_starts_short_term(gate):
-    given = layer(gate=gate)(torch.randn(333, 32), CU_SEQLENS)
+    given = make_layer(gate=gate)(torch.randn(333, 32), CU_SEQLENS)
     expected = torch.tensor([-2.0, 2.0]).sigmoid().expand(333, 4, 2)
     torch.testing.assert_close(given.gates, expected)
 
 
 def test_a_convex_gate_shares_one_weight_among_the_paths():
-    attention, x = layer(gate="convex"), torch.randn(333, 32)
+    attention, x = make_layer(gate="convex"), torch.randn(333, 32)
     torch.nn.init.normal_(attention.gate.weight)
     given = attention(x, CU_SEQLENS)
     longs = (x @ attention.gate.weight.T + attention.gate.bias).sigmoid()
@@ -188,7 +186,7 @@ def test_a_convex_gate_shares_one_weight_among_the_paths():
 
 def test_short_histories_give_a_loss_of_zero():
     cu_seqlens = torch.arange(0, 31, 3, dtype=torch.int32)
-    given = layer()(torch.randn(30, 32), cu_seqlens, lessons=ALL[:30])
+    given = make_layer()(torch.randn(30, 32), cu_seqlens, lessons=ALL[:30])
     given.selector_loss.backward()
     assert given.selector_loss == 0
 
@@ -197,7 +195,7 @@ def test_short_histories_give_a_loss_of_zero():
 def test_the_selector_learns_to_find_the_block_that_attention_wants(causal):
     """One block of each history holds keys that match the queries; which one is random."""
     torch.manual_seed(0)
-    attention = layer(causal=causal)
+    attention = make_layer(causal=causal)
     optimizer = torch.optim.Adam(attention.compress.parameters(), lr=3e-3)
     wanted_q = torch.randn(1, 4, 8).abs()
 
@@ -211,7 +209,7 @@ def test_the_selector_learns_to_find_the_block_that_attention_wants(causal):
             k[start + 5 : start + 8] += 2 * wanted_q.view(2, 2, 8).mean(1)
         q = wanted_q + 0.3 * torch.randn(length * count, 4, 8)
         block_keys = attention.compress(k, cu_seqlens)
-        _, selected = blossom_attention(
+        _, selected = attend(
             q, k, k, block_keys.detach(), torch.ones(len(q), 4, 2), cu_seqlens, causal=causal
         )
         loss = selector_loss(
@@ -219,10 +217,9 @@ def test_the_selector_learns_to_find_the_block_that_attention_wants(causal):
             k,
             block_keys,
             cu_seqlens,
-            torch.arange(len(q)),
+            rows=torch.arange(len(q)),
             max_length=320,
-            block_size=16,
-            causal=causal,
+            spec=BlossomSpec(causal=causal),
         )
         last = selected[torch.arange(count) * length + length - 1]
         found = (last == planted[:, None, None]).any(-1).float().mean()
@@ -242,23 +239,23 @@ def test_the_selector_learns_to_find_the_block_that_attention_wants(causal):
 def test_wrong_arguments_are_named():
     inputs = random_inputs([40])
     with pytest.raises(ValueError, match=r"gates is \[40, 4, 1\]: \[40, 4, 2\]"):
-        blossom_attention(*inputs.all()[:4], inputs.gates[..., :1], inputs.cu_seqlens)
+        attend(*inputs.all()[:4], inputs.gates[..., :1], inputs.cu_seqlens)
     with pytest.raises(ValueError, match="top_n is 0"):
-        blossom_attention(*inputs.all(), top_n=0)
+        attend(*inputs.all(), top_n=0)
     with pytest.raises(ValueError, match="impl is 'cuda'"):
-        blossom_attention(*inputs.all(), impl="cuda")
+        attend(*inputs.all(), impl="cuda")
     with pytest.raises(ValueError, match="hidden_size 30"):
         BlossomAttention(hidden_size=30, num_heads=4, num_kv_heads=2)
     with pytest.raises(ValueError, match="compress is 'max'"):
-        layer(compress="max")
+        make_layer(compress="max")
     with pytest.raises(ValueError, match="paths is 'none'"):
-        layer(paths="none")
+        make_layer(paths="none")
     with pytest.raises(ValueError, match="gate is 'open': choose one of independent, convex"):
-        layer(gate="open")
+        make_layer(gate="open")
 
 
 def test_autocast_leaves_scores_and_selection_in_float32():
-    attention, x = layer(), torch.randn(333, 32)
+    attention, x = make_layer(), torch.randn(333, 32)
     exact = attention(x, CU_SEQLENS, lessons=ALL)
     with torch.autocast("cpu", torch.bfloat16):
         given = attention(x, CU_SEQLENS, lessons=ALL)
@@ -271,7 +268,7 @@ def test_autocast_leaves_scores_and_selection_in_float32():
 def test_gradients_do_not_depend_on_the_order_of_threads():
     # Deterministic algorithms would hide an operation whose sums depend on it.
     torch.use_deterministic_algorithms(False)
-    attention, x = layer(), torch.randn(4_096, 32)
+    attention, x = make_layer(), torch.randn(4_096, 32)
     cu_seqlens = torch.tensor([0, 256, 512, 768, 1_024, 2_048, 4_096], dtype=torch.int32)
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
@@ -294,7 +291,7 @@ def test_lessons_are_drawn_equally_often():
     cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     rows = torch.arange(0, 1_600, 25)  # 32 of the first history, 7 and 25 of the others
     packing = Packing.of(cu_seqlens, 1_600, 16)
-    runs = _draw(cu_seqlens, packing, rows, *_numbers(800, 4))
+    runs = selector._draw(cu_seqlens, packing, rows, *selector.sample_sizes(800, 4))
     assert (packing.history[runs] == packing.history[runs[:, :1]]).all()
     # Histories as often as their share of the rows says, but for the parts at its two ends.
     share = torch.tensor([32, 7, 25]) / 64
@@ -312,7 +309,7 @@ def test_each_row_is_a_lesson_exactly_twice_where_runs_are_twice_as_long():
     cu_seqlens = torch.tensor([0, 2_048, 4_096], dtype=torch.int32)
     rows = torch.arange(0, 4_096, 64)
     packing = Packing.of(cu_seqlens, 4_096, 16)
-    runs = _draw(cu_seqlens, packing, rows, *_numbers(2_048, 4))
+    runs = selector._draw(cu_seqlens, packing, rows, *selector.sample_sizes(2_048, 4))
     assert runs.shape == (8, 64)
     for run in runs:
         assert (run.unique(return_counts=True)[1] == 2).all()

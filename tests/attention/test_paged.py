@@ -7,7 +7,7 @@ import torch
 from extending import in_parts, make_attention, make_events, whole
 
 from blossomrec.attention import PagedStates
-from blossomrec.attention.paged import OutOfPagesError, StepGraph
+from blossomrec.attention.state.paged import OutOfPagesError, StepGraph
 from whole_history import relative_error
 
 CROSSED = [15, 16, 17, 31, 32, 33, 79, 80, 81, 333]
@@ -171,9 +171,9 @@ def test_half_precision(impl):
 @pytest.mark.parametrize("spans", [1, 3])
 def test_equal_scores_choose_the_lower_block(impl, spans, monkeypatch):
     if impl == "triton":
-        from blossomrec.attention.triton import incremental
+        from blossomrec.attention.backends.gpu import step
 
-        monkeypatch.setattr(incremental, "SPAN", 16 if spans > 1 else 256)
+        monkeypatch.setattr(step, "SPAN", 16 if spans > 1 else 256)
     attention = make(impl, compress="mean")
     with torch.no_grad():
         attention.key.weight.zero_()
@@ -187,9 +187,9 @@ def test_equal_scores_choose_the_lower_block(impl, spans, monkeypatch):
 
 def test_spans_are_merged(monkeypatch):
     pytest.importorskip("triton")
-    from blossomrec.attention.triton import incremental
+    from blossomrec.attention.backends.gpu import step
 
-    monkeypatch.setattr(incremental, "SPAN", 4)
+    monkeypatch.setattr(step, "SPAN", 4)
     both = Both(make("triton", compress="mean"))
     users = [both.add(length) for length in (700, 3, 63, 64, 129)]
     for _ in range(2):
@@ -197,7 +197,7 @@ def test_spans_are_merged(monkeypatch):
 
 
 def test_a_long_history_beside_short_ones(monkeypatch):
-    from blossomrec.attention.paged import eager
+    from blossomrec.attention.state.paged import eager
 
     monkeypatch.setattr(eager, "TILE_BLOCKS", 50)
     both = Both(make())

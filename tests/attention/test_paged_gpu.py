@@ -5,7 +5,7 @@ import torch
 from extending import make_attention
 
 from blossomrec.attention import AttentionState, PagedStates
-from blossomrec.attention.paged import StepGraph
+from blossomrec.attention.state.paged import StepGraph
 from whole_history import relative_error
 
 pytestmark = [

@@ -2,31 +2,31 @@
 
 import pytest
 import torch
-from inputs import AWKWARD, random_inputs, relative_error
+from inputs import AWKWARD, attend, random_inputs, relative_error
 
-from blossomrec.attention import blossom_attention, eager
-from blossomrec.attention.eager import selection, sparse
-from implementations import NATIVE
+from blossomrec.attention.backends import torch as torch_backend
+from blossomrec.attention.backends.torch import selection, sparse
+from implementations import CPU
 
-IMPLEMENTATIONS = ["torch", NATIVE]
+IMPLEMENTATIONS = ["torch", CPU]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 RAGGED = [*AWKWARD, 0, 2, 160]
 
 
 def outputs_and_gradients(inputs, impl, **options):
     leaves = inputs.differentiable()
-    out, selected = blossom_attention(*inputs.all(), impl=impl, **options)
+    out, selected = attend(*inputs.all(), impl=impl, **options)
     direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     return [out.detach(), *torch.autograd.grad(out, leaves, direction)], selected
 
 
-@pytest.fixture(params=["torch-dense", "torch-sparse", "torch-mixed", NATIVE])
+@pytest.fixture(params=["torch-dense", "torch-sparse", "torch-mixed", CPU])
 def impl(request, monkeypatch):
     """Each implementation; the one in plain torch with every history on either of its ways."""
-    if request.param == "native":
-        return "native"
+    if request.param == "cpu":
+        return "cpu"
     limit = {"torch-dense": 1_000_000, "torch-sparse": 0, "torch-mixed": 80}[request.param]
-    monkeypatch.setitem(eager.DENSE_LENGTH, "cpu", limit)
+    monkeypatch.setitem(torch_backend.DENSE_LENGTH, "cpu", limit)
     return "torch"
 
 
@@ -36,11 +36,11 @@ def impl(request, monkeypatch):
 def test_outputs_and_gradients(impl, dtype, causal, sinks):
     inputs = random_inputs(RAGGED, dtype=dtype)
     form = dict(causal=causal, sinks=sinks)
-    if impl == "native" and dtype != torch.float32:
+    if impl == "cpu" and dtype != torch.float32:
         with pytest.raises(ValueError, match=f"the type is {dtype}"):
-            blossom_attention(*inputs.all(), impl=impl, **form)
+            attend(*inputs.all(), impl=impl, **form)
         return
-    _, selected = blossom_attention(*inputs.all(), impl="reference", **form)
+    _, selected = attend(*inputs.all(), impl="reference", **form)
     # In low precision the exact values are those of the same rounded inputs in float64.
     exact = inputs.to(dtype=torch.float64)
     expected, _ = outputs_and_gradients(exact, "reference", selected=selected, **form)
@@ -88,7 +88,7 @@ def test_equal_scores_choose_the_lower_block(impl):
     inputs.block_keys[:] = 0.0
     inputs.block_keys[1::2] = -0.0
     for name in ("reference", impl):
-        _, selected = blossom_attention(*inputs.all(), impl=name)
+        _, selected = attend(*inputs.all(), impl=name)
         assert (selected[-1] == torch.arange(4)).all()
 
 
@@ -104,7 +104,7 @@ def test_a_block_chosen_by_everyone(impl):
 @pytest.mark.parametrize("name", ["reference", *IMPLEMENTATIONS])
 def test_the_future_changes_nothing(name):
     inputs = random_inputs([333])
-    before, chosen = blossom_attention(*inputs.all(), impl=name)
+    before, chosen = attend(*inputs.all(), impl=name)
     other = random_inputs([333], seed=7)
     for moment in (0, 15, 16, 100, 200, 331):
         for attribute in ("q", "k", "v", "gates"):
@@ -113,7 +113,7 @@ def test_the_future_changes_nothing(name):
             setattr(other, attribute, changed)
         blocks = (moment + 1) // 16
         other.block_keys = torch.cat((inputs.block_keys[:blocks], other.block_keys[blocks:]))
-        after, selected = blossom_attention(*other.all(), impl=name)
+        after, selected = attend(*other.all(), impl=name)
         assert torch.equal(after[: moment + 1], before[: moment + 1])
         assert torch.equal(selected[: moment + 1], chosen[: moment + 1])
         other = random_inputs([333], seed=moment + 8)
@@ -123,19 +123,19 @@ def test_the_future_changes_nothing(name):
 @pytest.mark.parametrize("name", ["reference", *IMPLEMENTATIONS])
 def test_packed_histories_do_not_meet(name, causal):
     inputs = random_inputs(RAGGED)
-    together, chosen = blossom_attention(*inputs.all(), impl=name, causal=causal)
+    together, chosen = attend(*inputs.all(), impl=name, causal=causal)
     bounds = inputs.cu_seqlens.tolist()
     for number in range(len(RAGGED)):
-        alone, selected = blossom_attention(*inputs.history(number).all(), impl=name, causal=causal)
+        alone, selected = attend(*inputs.history(number).all(), impl=name, causal=causal)
         rows = slice(bounds[number], bounds[number + 1])
         assert torch.equal(selected, chosen[rows])
         assert relative_error(alone, together[rows]) < 1e-6
 
 
 def test_the_choice_is_the_best_by_score_margin(impl):
-    dtype = torch.float32 if impl == "native" else torch.bfloat16
+    dtype = torch.float32 if impl == "cpu" else torch.bfloat16
     inputs = random_inputs([1000], dtype=dtype)
-    _, selected = blossom_attention(*inputs.all(), impl=impl)
+    _, selected = attend(*inputs.all(), impl=impl)
     mean_q = inputs.q.double().view(1000, 2, 2, 8).mean(2)
     scores = torch.einsum("tgd,jgd->tgj", mean_q, inputs.block_keys.double()) / 8**0.5
     own = torch.arange(1000)[:, None] // 16
@@ -148,7 +148,7 @@ def test_the_choice_is_the_best_by_score_margin(impl):
 
 def test_an_empty_batch(impl):
     inputs = random_inputs([])
-    out, selected = blossom_attention(*inputs.all(), impl=impl)
+    out, selected = attend(*inputs.all(), impl=impl)
     assert out.shape == (0, 4, 8)
     assert selected.shape == (0, 2, 4)
 
@@ -160,10 +160,10 @@ def test_an_empty_batch(impl):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_on_a_gpu(dtype, causal, limit, monkeypatch):
     torch.use_deterministic_algorithms(False)
-    monkeypatch.setitem(eager.DENSE_LENGTH, "cuda", limit)
+    monkeypatch.setitem(torch_backend.DENSE_LENGTH, "cuda", limit)
     inputs = random_inputs([*RAGGED, 3_000], heads=8, size=16).to("cuda", dtype)
     form = dict(causal=causal, sinks=2)
-    _, selected = blossom_attention(*inputs.all(), impl="torch", **form)
+    _, selected = attend(*inputs.all(), impl="torch", **form)
     exact = inputs.to(dtype=torch.float64)
     expected, _ = outputs_and_gradients(exact, "reference", selected=selected, **form)
     values, _ = outputs_and_gradients(inputs, "torch", selected=selected, **form)

@@ -3,10 +3,9 @@
 import brute_force
 import pytest
 import torch
-from inputs import AWKWARD, random_inputs, relative_error
+from inputs import AWKWARD, attend, random_inputs, relative_error
 from torch.nn.functional import scaled_dot_product_attention
 
-from blossomrec.attention import blossom_attention
 from blossomrec.attention.rotary import rotate
 
 FORMS = [
@@ -21,7 +20,7 @@ FORMS = [
 @pytest.mark.parametrize("length", AWKWARD)
 def test_reference_is_the_definition(length, form):
     inputs = random_inputs([length], dtype=torch.float64, seed=length)
-    out, selected = blossom_attention(*inputs.all(), **form, impl="reference")
+    out, selected = attend(*inputs.all(), **form, impl="reference")
     arrays = [x.numpy() for x in inputs.all()[:5]]
     expected, chosen = brute_force.blossom(*arrays, **form)
     assert (selected.numpy() == chosen).all()
@@ -34,7 +33,7 @@ def test_reference_at_other_sizes(block_size, top_n, window):
         [101], heads=6, groups=3, size=4, block_size=block_size, dtype=torch.float64
     )
     sizes = dict(block_size=block_size, top_n=top_n, window=window)
-    out, selected = blossom_attention(*inputs.all(), **sizes, impl="reference")
+    out, selected = attend(*inputs.all(), **sizes, impl="reference")
     expected, chosen = brute_force.blossom(*(x.numpy() for x in inputs.all()[:5]), **sizes)
     assert (selected.numpy() == chosen).all()
     assert relative_error(out, torch.from_numpy(expected)) < 1e-12
@@ -44,7 +43,7 @@ def test_reference_at_other_sizes(block_size, top_n, window):
 def test_long_term_path_is_dense_while_every_block_is_selected(impl):
     inputs = random_inputs([96], dtype=torch.float64)
     inputs.gates[..., 0], inputs.gates[..., 1] = 1.0, 0.0
-    out, _ = blossom_attention(*inputs.all(), impl=impl)
+    out, _ = attend(*inputs.all(), impl=impl)
     q, k, v = (x.transpose(0, 1)[None] for x in (inputs.q, inputs.k, inputs.v))
     dense = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     dense = dense[0].transpose(0, 1)

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from inputs import AWKWARD, random_inputs, relative_error
+from inputs import AWKWARD, attend, random_inputs, relative_error
 
 pytest.importorskip("triton")
 
-from blossomrec.attention import blossom_attention
-from blossomrec.attention.triton import launch, operators
+
+from blossomrec.attention.backends.triton import launch, operators
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3}
@@ -18,7 +18,7 @@ NAMES = ("out", "q", "k", "v", "gates")
 
 def outputs_and_gradients(inputs, impl, **options):
     leaves = inputs.differentiable()
-    out, selected = blossom_attention(*inputs.all(), impl=impl, **options)
+    out, selected = attend(*inputs.all(), impl=impl, **options)
     direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     return [out.detach(), *torch.autograd.grad(out, leaves, direction)], selected
 
@@ -29,9 +29,9 @@ def check_parity(inputs, tolerance=1e-5, **form):
     exact = inputs.to(dtype=torch.float64)
     chosen = form.pop("selected", None)
     if chosen is None:
-        _, chosen = blossom_attention(*exact.all(), impl="reference", **form)
+        _, chosen = attend(*exact.all(), impl="reference", **form)
         with torch.no_grad():
-            _, selected = blossom_attention(*inputs.all(), impl="triton", **form)
+            _, selected = attend(*inputs.all(), impl="triton", **form)
         assert torch.equal(selected, chosen)
     expected, _ = outputs_and_gradients(exact, "reference", selected=chosen, **form)
     values, _ = outputs_and_gradients(inputs, "triton", selected=chosen, **form)
@@ -91,7 +91,7 @@ def test_equal_scores_choose_the_lower_block():
     inputs = random_inputs([160], heads=1, groups=1, size=16).to(DEVICE)
     inputs.block_keys[:] = 0.0
     inputs.block_keys[1::2] = -0.0
-    _, selected = blossom_attention(*inputs.all(), impl="triton")
+    _, selected = attend(*inputs.all(), impl="triton")
     assert selected[-1].flatten().tolist() == [0, 1, 2, 3]
 
 
@@ -107,16 +107,14 @@ def test_selection_among_many_blocks(causal, top_n):
             inputs.q, inputs.block_keys, inputs.cu_seqlens, 16, top_n, causal
         )
     exact = inputs.to(dtype=torch.float64)
-    _, expected = blossom_attention(
-        *exact.all(), impl="torch", top_n=top_n, causal=causal, selected=None
-    )
+    _, expected = attend(*exact.all(), impl="torch", top_n=top_n, causal=causal, selected=None)
     assert torch.equal(selected[rows], expected[rows])
 
 
 def test_another_history_changes_nothing():
     inputs = random_inputs([20, 40, 20], heads=1, groups=1, size=16).to(DEVICE)
     form = dict(impl="triton", causal=False, sinks=1)
-    _, selected = blossom_attention(*inputs.all(), **form)
+    _, selected = attend(*inputs.all(), **form)
     before, _ = outputs_and_gradients(inputs, selected=selected, **form)
     for x in (inputs.q, inputs.k, inputs.v, inputs.gates):
         x.data[20:60] = torch.nan
@@ -128,25 +126,25 @@ def test_another_history_changes_nothing():
 
 def test_rows_at_any_stride():
     inputs = random_inputs([35], heads=2, groups=1, size=16).to(DEVICE)
-    expected, _ = blossom_attention(*inputs.all(), impl="triton")
+    expected, _ = attend(*inputs.all(), impl="triton")
     joint = torch.cat((inputs.q, inputs.k, inputs.v), dim=1)
     inputs.q, inputs.k, inputs.v = joint.split((2, 1, 1), dim=1)
     inputs.gates = inputs.gates.transpose(0, 1).contiguous().transpose(0, 1)
-    value, _ = blossom_attention(*inputs.all(), impl="triton")
+    value, _ = attend(*inputs.all(), impl="triton")
     assert torch.equal(value, expected)
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 0]], ids=str)
 def test_no_events(lengths):
     inputs = random_inputs(lengths, size=16).to(DEVICE)
-    out, selected = blossom_attention(*inputs.all(), impl="triton")
+    out, selected = attend(*inputs.all(), impl="triton")
     assert out.shape == (0, 4, 16)
     assert selected.shape == (0, 2, 4)
 
 
 def test_the_operators_are_registered_in_full():
     inputs = random_inputs([18], heads=1, groups=1, size=16).to(DEVICE)
-    _, selected = blossom_attention(*inputs.all(), impl="triton")
+    _, selected = attend(*inputs.all(), impl="triton")
     leaves = inputs.differentiable()
     arguments = (*leaves, selected, inputs.cu_seqlens, 16, 8, 0, True)
     torch.library.opcheck(operators.attend, arguments)
@@ -167,4 +165,4 @@ def test_the_operators_are_registered_in_full():
 def test_what_the_kernels_do_not_take_is_named(sizes, message):
     inputs = random_inputs([20], **sizes).to(DEVICE)
     with pytest.raises(ValueError, match=message):
-        blossom_attention(*inputs.all(), impl="triton", block_size=sizes.get("block_size", 16))
+        attend(*inputs.all(), impl="triton", block_size=sizes.get("block_size", 16))

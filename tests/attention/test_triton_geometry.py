@@ -6,13 +6,11 @@ from inputs import AWKWARD
 
 pytest.importorskip("triton")
 
-from blossomrec.attention.geometry import (
-    Pattern,
-    tile_table,
-)
+from blossomrec.attention.backends.gpu.geometry import tile_table
+from blossomrec.attention.backends.gpu.kernel_pattern import Pattern
+from blossomrec.attention.backends.triton.inverse_lists import InverseLists
 from blossomrec.attention.packing import block_rows
 from blossomrec.attention.pattern import distances
-from blossomrec.attention.triton.inverse_lists import InverseLists
 
 LENGTHS = [0, *AWKWARD, 0, 2]
 

@@ -76,17 +76,18 @@ def compile_all(heads, groups, size, dtype, folder):
     import torch
     import triton
 
-    from blossomrec.attention.geometry import Pattern
-    from blossomrec.attention.triton import (
+    from blossomrec.attention.backends.gpu import step
+    from blossomrec.attention.backends.gpu.kernel_pattern import Pattern
+    from blossomrec.attention.backends.gpu.kernels import step as step_kernels
+    from blossomrec.attention.backends.gpu.launch import Shape
+    from blossomrec.attention.backends.triton import (
         backward_keys,
         backward_queries,
         forward,
-        incremental,
-        incremental_kernels,
         partial_sums,
         selection,
     )
-    from blossomrec.attention.triton.launch import PRECISION, Shape, launch_for
+    from blossomrec.attention.backends.triton.launch import PRECISION, launch_for
 
     kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
     launch = launch_for(size, heads // groups, kind)
@@ -105,8 +106,8 @@ def compile_all(heads, groups, size, dtype, folder):
     # 256 users, one of whom has 65,536 events.
     paged = {
         **constants,
-        **incremental.pattern_constants(8, 4, 65_536),
-        **{"MEAN": True, "SINKS": 4, "SPAN": incremental.SPAN},
+        **step.pattern_constants(8, 4, 65_536),
+        **{"MEAN": True, "SINKS": 4, "SPAN": step.SPAN},
         **{"SPANS": 16, "MERGED": 64, "PLACES": 8},
     }
     kernels = [
@@ -116,9 +117,9 @@ def compile_all(heads, groups, size, dtype, folder):
         (partial_sums.list_sums_kernel, constants, launch.backward_keys),
         (partial_sums.sink_sums_kernel, with_sinks, launch.backward_keys),
         (selection.selection_kernel, constants | scores, launch.selection),
-        (incremental_kernels.append_kernel, paged, Shape(1, 1)),
-        (incremental_kernels.span_kernel, paged, incremental.span_shape(size)),
-        (incremental_kernels.step_kernel, paged, incremental.step_shape(size, 16)),
+        (step_kernels.append_kernel, paged, Shape(1, 1)),
+        (step_kernels.span_kernel, paged, step.span_shape(size)),
+        (step_kernels.step_kernel, paged, step.step_shape(size, 16)),
     ]
     return dict(compile_kernel(*kernel, dtype, folder) for kernel in kernels)
 

@@ -5,7 +5,7 @@ from blossomrec.attention import PagedStates
 from blossomrec.bench import attention, encoder, incremental, training
 from blossomrec.bench.options import BenchOptions
 from blossomrec.errors import ConfigError
-from implementations import NATIVE_MISSING
+from implementations import CPU_MISSING
 
 
 def options(device="cpu", dtype=torch.float32, lengths=(64,), tokens=128, **others):
@@ -41,13 +41,13 @@ def test_peers_of_the_attention_on_a_gpu():
     assert "flash" in uneven and not uneven & {"cudnn", "flex-short"}
 
 
-@pytest.mark.skipif(bool(NATIVE_MISSING), reason=NATIVE_MISSING)
+@pytest.mark.skipif(bool(CPU_MISSING), reason=CPU_MISSING)
 def test_the_operator_stands_beside_pytorch_on_a_cpu_in_float32():
     found = {case.impl for case in attention.cases(options())}
-    assert found == {"native", "torch", "dense", "naive", "floor"}
+    assert found == {"cpu", "torch", "dense", "naive", "floor"}
     for others in (options(dtype=torch.bfloat16), options("cuda")):
         for bench in (attention, encoder, incremental):
-            assert "native" not in {case.impl for case in bench.cases(others)}
+            assert "cpu" not in {case.impl for case in bench.cases(others)}
 
 
 def test_ragged_batches_stand_beside_equal_ones_of_their_mean_length(tiny_log):

@@ -6,7 +6,7 @@ from blossomrec.bench import attention, operations
 from blossomrec.bench.flex import TILE, power_law_mask
 from blossomrec.bench.options import FASTEST_DENSE, PUBLISHED, BenchOptions, Layout
 from blossomrec.bench.parity import Check, largest_error, relative_error
-from implementations import NATIVE_MISSING
+from implementations import CPU_MISSING
 
 RAGGED = (33, 1, 17, 120)
 ALIKE = (96, 96)
@@ -30,7 +30,7 @@ FORM = ("cpu", torch.float32)
 TIMED = {
     "blossom-mean": lambda: operations.blossom("torch", "mean", PUBLISHED, RAGGED, *FORM),
     "blossom-mlp": lambda: operations.blossom("torch", "mlp", Layout(4, 2, 64), RAGGED, *FORM),
-    "blossom-native": lambda: operations.blossom("native", "mlp", PUBLISHED, RAGGED, *FORM),
+    "blossom-native": lambda: operations.blossom("cpu", "mlp", PUBLISHED, RAGGED, *FORM),
     "short": lambda: operations.short_path("torch", PUBLISHED, RAGGED, *FORM),
     "dense": lambda: operations.dense("dense", PUBLISHED, ALIKE, *FORM),
     "dense-fastest": lambda: operations.dense("dense", FASTEST_DENSE, ALIKE, *FORM),
@@ -39,8 +39,8 @@ TIMED = {
 }
 
 
-NATIVE = pytest.mark.skipif(bool(NATIVE_MISSING), reason=NATIVE_MISSING)
-NAMES = [pytest.param(n, marks=NATIVE if n == "blossom-native" else ()) for n in TIMED]
+CPU = pytest.mark.skipif(bool(CPU_MISSING), reason=CPU_MISSING)
+NAMES = [pytest.param(n, marks=CPU if n == "blossom-native" else ()) for n in TIMED]
 
 
 @pytest.mark.parametrize("name", NAMES)

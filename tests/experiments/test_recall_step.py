@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from blossomrec.attention import module
+from blossomrec.attention import layer as attention_layer
 from blossomrec.config import ModelConfig
 from blossomrec.experiments.recall_options import RecallTraining
 from blossomrec.experiments.recall_step import BATCHES, RecallStep, optimizer_of, stage_batches
@@ -39,11 +39,11 @@ def test_batches_are_histories_with_their_queries():
         assert (rows == task.rows).all() and (answers == task.answers).all()
 
 
-def without_waiting(q, k, v, block_keys, gates, cu_seqlens, *, top_n, **form):
+def without_waiting(q, k, v, block_keys, gates, cu_seqlens, spec, *, impl):
     """Stands for the kernels: as they do, it gives a gradient to all four."""
     keys, values = (each.repeat_interleave(q.shape[1] // k.shape[1], 1) for each in (k, v))
     out = (q * keys).sum(-1, keepdim=True).sigmoid() * values * gates.sum(-1, keepdim=True)
-    return out, torch.zeros(len(q), k.shape[1], top_n, dtype=torch.int32)
+    return out, torch.zeros(len(q), k.shape[1], spec.top_n, dtype=torch.int32)
 
 
 GRAPHS = [name for name, each in CANDIDATES.items() if each.graph and name != "full"]
@@ -51,7 +51,7 @@ GRAPHS = [name for name, each in CANDIDATES.items() if each.graph and name != "f
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_no_step_waits_for_the_device(monkeypatch, name):
-    monkeypatch.setattr(module, "blossom_attention", without_waiting)
+    monkeypatch.setattr(attention_layer, "blossom_attention", without_waiting)
     model, step = made(name)
     batches = next(stage_batches(TINY, 128, 0))
     step(batches[0])  # whose first-time work may wait
@@ -84,18 +84,18 @@ def test_more_blocks_are_selected_early(monkeypatch):
     assert selected == [16, 16, 8, 8, 4, 4]
     assert training.selected(4, 64, 0) == TINY.selected(4, 128, 0) == 4
     model, _ = made()
-    seen, attend = [], module.blossom_attention
+    seen, attend = [], attention_layer.blossom_attention
 
-    def spy(*tensors, **form):
+    def spy(*given, impl):
         if torch.is_grad_enabled():
-            seen.append(form["top_n"])
-        return attend(*tensors, **form)
+            seen.append(given[-1].top_n)
+        return attend(*given, impl=impl)
 
-    monkeypatch.setattr(module, "blossom_attention", spy)
+    monkeypatch.setattr(attention_layer, "blossom_attention", spy)
     steps = {"first_steps": 1, "last_steps": 4, "early_top_n": 8, "early_steps": 3}
     train_recall(model, dataclasses.replace(TINY, **steps), device=CPU)
     assert seen == 2 * [4] + 6 * [8] + 2 * [4]
-    assert all(layer.attention.top_n == 4 for layer in model.layers)
+    assert all(layer.attention.spec.top_n == 4 for layer in model.layers)
 
 
 @pytest.mark.gpu

@@ -243,7 +243,7 @@ def test_planted_own_blocks_are_left_out(task):
 
 
 def test_queries_and_keys_are_those_that_the_layer_attends_with(task, monkeypatch):
-    import blossomrec.attention.module as module
+    import blossomrec.attention.layer as module
     from blossomrec.experiments import selector_profile
 
     used, measured = [], []

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton")
 
-from blossomrec import kernels
-from blossomrec.kernels import catalogue
 from blossomrec.losses import cross_entropy
+from blossomrec.models import fused
+from blossomrec.models.fused import catalogue_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -32,21 +32,21 @@ def relative_error(value, exact):
 )
 def test_sum_and_gradients(rows, items, size, most):
     hidden, weight, targets = problem(rows, items, size)
-    loss, gradients = catalogue.summed_cross_entropy(hidden, weight, targets, most, True)
+    loss, gradients = catalogue_loss.summed_cross_entropy(hidden, weight, targets, most, True)
     exact = [each.double().requires_grad_() for each in (hidden, weight)]
     expected = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="sum")
     assert float(loss) == pytest.approx(float(expected.detach()), abs=1e-5 * rows)
     for value, other in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
         assert value.dtype == torch.float32
         assert float((value - other).norm()) < 1e-3 * float(other.norm()) + 1e-5
-    assert catalogue.summed_cross_entropy(hidden, weight, targets, most, False)[1] == []
+    assert catalogue_loss.summed_cross_entropy(hidden, weight, targets, most, False)[1] == []
 
 
 @pytest.mark.parametrize("most", [1 << 12, 1 << 26], ids=["some", "one"])
 def test_rows_without_target_count_nothing(most):
     hidden, weight, targets = problem(37, 129, 8)
     targets[[0, 5, 36]] = -1
-    loss, gradients = catalogue.summed_cross_entropy(hidden, weight, targets, most, True)
+    loss, gradients = catalogue_loss.summed_cross_entropy(hidden, weight, targets, most, True)
     exact = [each.double().requires_grad_() for each in (hidden, weight)]
     logits = exact[0] @ exact[1].T
     expected = F.cross_entropy(logits, targets, reduction="sum", ignore_index=-1)
@@ -58,19 +58,20 @@ def test_rows_without_target_count_nothing(most):
 
 def test_large_logits():
     hidden, weight, targets = problem(40, 200, 16, scale=100.0)
-    loss, _ = catalogue.summed_cross_entropy(hidden, weight, targets, 1 << 20, False)
+    loss, _ = catalogue_loss.summed_cross_entropy(hidden, weight, targets, 1 << 20, False)
     expected = F.cross_entropy(hidden.double() @ weight.double().T, targets, reduction="sum")
     assert relative_error(loss, expected) < 1e-6
 
 
 def test_the_loss_takes_the_kernels_where_it_may(monkeypatch):
-    monkeypatch.setattr(kernels, "usable", lambda x: True)
-    monkeypatch.setattr(catalogue, "usable", lambda x: True)
+    monkeypatch.setattr(fused, "usable", lambda x: True)
     hidden, weight, targets = problem(37, 129, 8)
     leaves = [each.float().requires_grad_() for each in (hidden, weight)]
     found = []
-    kernel = catalogue.summed_cross_entropy
-    monkeypatch.setattr(catalogue, "summed_cross_entropy", lambda *a: found.append(a) or kernel(*a))
+    kernel = catalogue_loss.summed_cross_entropy
+    monkeypatch.setattr(
+        catalogue_loss, "summed_cross_entropy", lambda *a: found.append(a) or kernel(*a)
+    )
     with torch.autocast(DEVICE, torch.float16):
         loss = cross_entropy(*leaves, targets)
     assert len(found) == 1

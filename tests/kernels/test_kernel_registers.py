@@ -20,7 +20,7 @@ TYPES = {
     **dict.fromkeys(("importance", "losses", "slopes", "counted"), "*fp32"),
     **dict.fromkeys(("means", "grad_means", "result", "partial"), "*fp32"),
     **dict.fromkeys(("block_keys", "grad_q", "grad_keys"), "*bf16"),
-    **dict.fromkeys(("lessons", "firsts", "first_blocks"), "*i64"),
+    **dict.fromkeys(("samples", "firsts", "first_blocks"), "*i64"),
     **{"drawn": "*fp32", "cu_seqlens": "*i32", "table": "*i32", "bounds": "*i64"},
     **{"frequencies": "*fp32", "places": "*fp32"},
     **dict.fromkeys(("seed", "starts", "numbers", "rows", "targets", "owns"), "*i64"),
@@ -40,7 +40,7 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
-        counts = kernel.fn.__module__.split(".")[-1] not in ("lessons", "importance", "drawing")
+        counts = kernel.fn.__module__.split(".")[-1] not in ("block_mass", "importance", "sampling")
         kind = "i32" if name == "rows" and counts else None
         kind = kind or TYPES.get(name, "i32")
         signature[name] = "constexpr" if name in constants else kind
@@ -63,30 +63,26 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
 
 
 def compile_all(folder):
-    from blossomrec.kernels import (
-        catalogue,
-        drawing,
-        feed_forward,
-        geometry,
-        importance,
-        lessons,
-        norm,
-        projection,
+    from blossomrec.attention.backends.gpu import block_mass, geometry, importance, projection
+    from blossomrec.attention.backends.gpu.kernels import (
+        activation,
+        sampling,
         windows,
     )
+    from blossomrec.models.fused import catalogue_loss, norm
 
     norms = {"HAS_BIAS": True, "DROPPED": 13_107, "KEPT": 1.25, "ROWS": 8, "BLOCK": 128}
-    heads = projection._form(projection.Heads(8, 2, 16, 4), True)
+    heads = projection._form(projection.Sizes(8, 2, 16, 4), True)
     window = {"S": 16, "WINDOW": 32, "G": 2, "D": 16, "PLACES": 32, "COLUMNS": 32}
     sums = {"G": 2, "R": 4, "D": 16, "S": 16, "D_BLOCK": 16}
-    sums |= {"QUERIES": lessons.QUERIES, "BLOCKS": lessons.BLOCKS}
-    items = {"D": 128, "D_BLOCK": 128, "SPAN": catalogue.SPAN}
-    items |= {"ROWS": catalogue.ROWS, "ITEMS": catalogue.ITEMS}
+    sums |= {"QUERIES": block_mass.QUERIES, "BLOCKS": block_mass.BLOCKS}
+    items = {"D": 128, "D_BLOCK": 128, "SPAN": catalogue_loss.SPAN}
+    items |= {"ROWS": catalogue_loss.ROWS, "ITEMS": catalogue_loss.ITEMS}
     choice = {"G": 2, "R": 4, "CAUSAL": True, "PLACES": 4_096}
     teaching = {"G": 2, "R": 4, "D": 16, "D_BLOCK": 16, "H_BLOCK": 8, "S": 16, "STEPS": 14}
     teaching |= {
         "BLOCKS": importance.BLOCKS,
-        "LESSONS": importance.LESSONS,
+        "SAMPLES": importance.SAMPLES,
         "PLACES": 64,
         "RUNS": 64,
     }
@@ -97,29 +93,29 @@ def compile_all(folder):
         (geometry.tiles_kernel, where),
         (geometry.blocks_kernel, where),
         (geometry.angles_kernel, where),
-        (drawing.draw_kernel, teaching),
+        (sampling.draw_kernel, teaching),
         (importance.importance_kernel, teaching),
         (importance.mean_gradients_kernel, teaching),
         (importance.scatter_kernel, teaching | {"PLACES": 512}),
         (importance.key_gradients_kernel, teaching),
-        (lessons.mean_kernel, {"PLACES": 1_024}),
+        (block_mass.mean_kernel, {"PLACES": 1_024}),
         (norm.add_norm_kernel, norms),
         (norm.add_norm_backward_kernel, norms),
-        (feed_forward.activation_kernel, {"RELU": False, "ROWS": 4, "BLOCK": 256}),
-        (feed_forward.activation_backward_kernel, {"RELU": False, "ROWS": 4, "BLOCK": 256}),
+        (activation.activation_kernel, {"RELU": False, "ROWS": 4, "BLOCK": 256}),
+        (activation.activation_backward_kernel, {"RELU": False, "ROWS": 4, "BLOCK": 256}),
         (projection.split_kernel, heads),
         (projection.join_kernel, heads),
         (windows.windows_kernel, window),
-        (feed_forward.activation_kernel, {"RELU": True, "ROWS": 2, "BLOCK": 512}),
-        (feed_forward.activation_backward_kernel, {"RELU": True, "ROWS": 2, "BLOCK": 512}),
+        (activation.activation_kernel, {"RELU": True, "ROWS": 2, "BLOCK": 512}),
+        (activation.activation_backward_kernel, {"RELU": True, "ROWS": 2, "BLOCK": 512}),
         (windows.windows_backward_kernel, window | {"PLACES": 16}),
-        (lessons.block_sums_kernel, sums),
+        (block_mass.block_sums_kernel, sums),
     ]
     wide = [
-        (catalogue.normaliser_kernel, items, catalogue.WARPS),
-        (catalogue.loss_kernel, items, 4),
-        (catalogue.excess_kernel, items, catalogue.WARPS),
-        (lessons.divergence_kernel, choice, 16),
+        (catalogue_loss.normaliser_kernel, items, catalogue_loss.WARPS),
+        (catalogue_loss.loss_kernel, items, 4),
+        (catalogue_loss.excess_kernel, items, catalogue_loss.WARPS),
+        (block_mass.divergence_kernel, choice, 16),
     ]
     found = [compile_kernel(kernel, constants, folder) for kernel, constants in kernels]
     found += [compile_kernel(kernel, constants, folder, warps) for kernel, constants, warps in wide]

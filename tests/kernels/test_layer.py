@@ -8,14 +8,19 @@ from torch import nn
 
 pytest.importorskip("triton")
 
-from blossomrec import kernels
-from blossomrec.attention import BlossomAttention
+from blossomrec.attention import BlossomAttention, BlossomSpec
+from blossomrec.attention.backends import Backend
+from blossomrec.attention.backends import torch as torch_backend
+from blossomrec.attention.backends.gpu import activation
+from blossomrec.attention.backends.gpu.parts import GpuParts
+from blossomrec.attention.backends.parts import Parts
 from blossomrec.config import ModelConfig
-from blossomrec.kernels import feed_forward
-from blossomrec.kernels import norm as norm_kernels
-from blossomrec.kernels.dropout import constants
-from blossomrec.kernels.feed_forward import feed_forward_norm
-from blossomrec.kernels.norm import add_norm
+from blossomrec.models import fused
+from blossomrec.models.fused import feed_forward
+from blossomrec.models.fused import norm as norm_kernels
+from blossomrec.models.fused.dropout import constants
+from blossomrec.models.fused.feed_forward import feed_forward_norm
+from blossomrec.models.fused.norm import add_norm
 from blossomrec.models.transformer import TransformerLayer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,13 +47,23 @@ def shaken(module):
     return module
 
 
+def computed_by(parts):
+    """A layer's ``backend``: the operation in PyTorch, and these parts around it."""
+    return lambda x: Backend("torch", torch_backend.attend, parts)
+
+
+def with_kernels(layer):
+    layer.attention.backend = computed_by(GpuParts())
+    return layer
+
+
 def gradients(out, leaves, seed=5):
     return torch.autograd.grad(out, leaves, draw(*out.shape, seed=seed, dtype=out.dtype))
 
 
 def few_programs(monkeypatch):
     """So few that each goes through several tiles."""
-    for module in (feed_forward, norm_kernels):
+    for module in (activation, norm_kernels):
         monkeypatch.setattr(module, "PROGRAMS", 2)
 
 
@@ -147,9 +162,7 @@ def test_projections(monkeypatch, heads, groups, size, share, paths, gate):
         hidden_size=heads * size,
         num_heads=heads,
         num_kv_heads=groups,
-        rotary_share=share,
-        paths=paths,
-        gate=gate,
+        spec=BlossomSpec(rotary_share=share, paths=paths, gate=gate),
     )
     attention = shaken(attention)
     cu_seqlens = torch.tensor([0, 5, 5, 38, 39], dtype=torch.int32, device=DEVICE)
@@ -158,15 +171,13 @@ def test_projections(monkeypatch, heads, groups, size, share, paths, gate):
     if paths == "both":
         leaves += [attention.gate.weight, attention.gate.bias]
 
-    def results():
+    def results(parts):
+        monkeypatch.setattr(attention, "backend", computed_by(parts))
         found = attention.project(x, cu_seqlens)
         total = sum((draw(*each.shape, seed=9) * each).sum() for each in found)
         return *found, *torch.autograd.grad(total, leaves)
 
-    monkeypatch.setattr(kernels, "usable", lambda x: False)
-    expected = results()
-    monkeypatch.setattr(kernels, "usable", lambda x: True)
-    for value, other in zip(results(), expected, strict=True):
+    for value, other in zip(results(GpuParts()), results(Parts()), strict=True):
         assert value.shape == other.shape
         assert relative_error(value, other) < 1e-5
 
@@ -182,7 +193,11 @@ def test_a_layer_is_the_same_with_kernels(monkeypatch, attention):
     x = draw(100, 32).requires_grad_()
     lessons = torch.arange(100, device=DEVICE) if attention == "blossom" else None
 
-    def results():
+    def results(kernels):
+        monkeypatch.setattr(fused, "usable", lambda x: kernels)
+        if attention == "blossom":
+            parts = GpuParts() if kernels else Parts()
+            monkeypatch.setattr(layer.attention, "backend", computed_by(parts))
         torch.manual_seed(1)
         out, attended = layer(x, cu_seqlens, 57, lessons)
         total = (out * draw(100, 32, seed=4)).sum()
@@ -190,17 +205,14 @@ def test_a_layer_is_the_same_with_kernels(monkeypatch, attention):
             total = total + attended.selector_loss
         return out, *torch.autograd.grad(total, [x, *layer.parameters()])
 
-    monkeypatch.setattr(kernels, "usable", lambda x: True)
-    values = results()
-    monkeypatch.setattr(kernels, "usable", lambda x: False)
-    for value, other in zip(values, results(), strict=True):
+    for value, other in zip(results(True), results(False), strict=True):
         assert relative_error(value, other) < 1e-4
 
 
 def test_a_layer_under_autocast_keeps_rows_in_16_bits(monkeypatch):
-    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    monkeypatch.setattr(fused, "usable", lambda x: True)
     config = ModelConfig(hidden_size=32, heads=4, kv_heads=2, inner_size=48, dropout=0.1)
-    layer = TransformerLayer(config, causal=True).to(DEVICE)
+    layer = with_kernels(TransformerLayer(config, causal=True).to(DEVICE))
     cu_seqlens = torch.tensor([0, 20], dtype=torch.int32, device=DEVICE)
     x = draw(20, 32).requires_grad_()
     with torch.autocast(DEVICE, torch.float16):
@@ -213,7 +225,7 @@ def test_a_layer_under_autocast_keeps_rows_in_16_bits(monkeypatch):
 
 def kept_bytes(config, rows=2_048):
     """Memory kept for the backward pass of a layer with lessons, its parameters left out."""
-    layer = TransformerLayer(config, causal=True).to(DEVICE)
+    layer = with_kernels(TransformerLayer(config, causal=True).to(DEVICE))
     cu_seqlens = torch.tensor([0, rows], dtype=torch.int32, device=DEVICE)
     x, lessons = draw(rows, config.hidden_size).requires_grad_(), torch.arange(32, device=DEVICE)
     own = {each.untyped_storage().data_ptr() for each in layer.parameters()}
@@ -235,7 +247,7 @@ def kept_bytes(config, rows=2_048):
 
 def test_windows_of_keys_are_not_kept(monkeypatch):
     """Pooling by a perceptron keeps no more than by means: its windows are four times the keys."""
-    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    monkeypatch.setattr(fused, "usable", lambda x: True)
     sizes = {"hidden_size": 32, "heads": 4, "kv_heads": 2, "inner_size": 48, "dropout": 0.1}
     mean, mlp = (kept_bytes(ModelConfig(compress=way, **sizes)) for way in ("mean", "mlp"))
     keys = 2_048 * 2 * 8 * 2

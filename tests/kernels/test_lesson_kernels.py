@@ -7,11 +7,14 @@ import torch
 
 pytest.importorskip("triton")
 
-from blossomrec import kernels
+from blossomrec.attention import BlossomSpec
+from blossomrec.attention.backends.gpu import block_mass, importance
+from blossomrec.attention.backends.gpu.block_mass import block_sums
+from blossomrec.attention.backends.gpu.geometry import first_blocks
+from blossomrec.attention.backends.gpu.parts import GpuParts
+from blossomrec.attention.backends.gpu.sampling import draw_samples
+from blossomrec.attention.backends.parts import Parts
 from blossomrec.attention.compress import MeanCompression, MLPCompression
-from blossomrec.attention.selector import selector_loss
-from blossomrec.kernels import importance
-from blossomrec.kernels.lessons import block_sums
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = [0, 1, 15, 16, 17, 33, 80, 0, 2, 100, 48, 3]
@@ -26,17 +29,9 @@ def draw(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
 
 
-def with_and_without_kernels(monkeypatch, results):
-    found = []
-    for wanted in (True, False):
-        monkeypatch.setattr(kernels, "usable", lambda x, wanted=wanted: wanted)
-        found.append(results())
-    return found
-
-
 @pytest.mark.parametrize("window", [0, 16, 32, 48], ids=["mean", "16", "32", "48"])
 @pytest.mark.parametrize("groups, size", [(2, 8), (3, 5)])
-def test_compression_and_its_gradients(monkeypatch, window, groups, size):
+def test_compression_and_its_gradients(window, groups, size):
     torch.manual_seed(0)
     compress = MeanCompression(block_size=16)
     if window:
@@ -45,26 +40,25 @@ def test_compression_and_its_gradients(monkeypatch, window, groups, size):
     k = draw(sum(LENGTHS), groups, size).requires_grad_()
     blocks = sum(length // 16 for length in LENGTHS)
 
-    def results():
-        value = compress(k, packed())[:blocks]
+    def results(parts):
+        value = parts.block_keys(compress, k, packed())[:blocks]
         leaves = [k, *compress.parameters()]
         return value, *torch.autograd.grad((value * draw(*value.shape, seed=1)).sum(), leaves)
 
-    for one, other in zip(*with_and_without_kernels(monkeypatch, results), strict=True):
+    for one, other in zip(results(GpuParts()), results(Parts()), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [0, 32], ids=["mean", "mlp"])
-def test_no_complete_block(monkeypatch, window):
-    monkeypatch.setattr(kernels, "usable", lambda x: True)
+def test_no_complete_block(window):
     compress = MeanCompression(block_size=16)
     if window:
         compress = MLPCompression(head_dim=8, block_size=16, window=window).to(DEVICE)
     k = draw(18, 2, 8).requires_grad_()
-    value = compress(k, packed([3, 15]))
+    value = GpuParts().block_keys(compress, k, packed([3, 15]))
     assert value.shape == (1, 2, 8)
     assert not torch.autograd.grad(0.0 * value.sum(), k)[0].any()
-    assert compress(k[:0], packed([])).shape == (0, 2, 8)
+    assert GpuParts().block_keys(compress, k[:0], packed([])).shape == (0, 2, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -84,35 +78,32 @@ def test_block_sums(heads, groups, size, block_size, dtype):
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_lessons_of_the_selector(monkeypatch, causal):
-    # Several tiles of blocks and of lessons: 18 blocks in the longest, and room for 40.
+def test_distillation_of_the_selector(monkeypatch, causal):
+    # Several tiles of blocks and of samples: 18 blocks in the longest, and room for 40.
     monkeypatch.setattr(importance, "BLOCKS", 16)
     lengths = [*LENGTHS, 300]
     total = sum(lengths)
     q, k = draw(total, 4, 16).requires_grad_(), draw(total, 2, 16, seed=1)
     block_keys = draw(total // 16, 2, 16, seed=2).requires_grad_()
     rows = torch.arange(total, device=DEVICE)
-    form = {"max_length": 640, "block_size": 16, "causal": causal}
+    form = {"rows": rows, "max_length": 640, "spec": BlossomSpec(causal=causal)}
 
-    def results():
+    def results(parts):
         torch.manual_seed(0)
-        loss = selector_loss(q, k, block_keys, packed(lengths), rows, **form)
+        loss = parts.selector_loss(q, k, block_keys, packed(lengths), **form)
         return loss, *torch.autograd.grad(loss, [q, block_keys])
 
-    for one, other in zip(*with_and_without_kernels(monkeypatch, results), strict=True):
+    for one, other in zip(results(GpuParts()), results(Parts()), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_places_for_no_row_change_no_lesson(monkeypatch):
-    from blossomrec.attention.packing import first_blocks
-    from blossomrec.kernels.drawing import draw_lessons
-
+def test_places_for_no_row_change_no_sample():
     total, drawn = sum(LENGTHS), []
     rows = torch.arange(20, 260, 3, device=DEVICE)
     before = first_blocks(packed(), 16)
     for given in (rows, torch.cat([rows, rows.new_full((70,), total)])):
         torch.manual_seed(2)
-        drawn.append(draw_lessons(given, packed(), before, total, 16, 40, 12))
+        drawn.append(draw_samples(given, packed(), before, total, 16, 40, 12))
     for one, other in zip(*drawn, strict=True):
         assert torch.equal(one, other)
     found = drawn[0].rows.flatten().tolist()
@@ -120,18 +111,15 @@ def test_places_for_no_row_change_no_lesson(monkeypatch):
 
 
 def test_a_history_of_too_many_blocks_for_one_program(monkeypatch):
-    from blossomrec.kernels import lessons
-
     q, k = draw(100, 2, 16).requires_grad_(), draw(100, 1, 16, seed=1)
     block_keys = draw(6, 1, 16, seed=2).requires_grad_()
     rows = torch.arange(100, device=DEVICE)
-    form = {"max_length": 100, "block_size": 16, "causal": True}
-    monkeypatch.setattr(kernels, "usable", lambda x: True)
+    form = {"rows": rows, "max_length": 100, "spec": BlossomSpec()}
     found = []
-    for most in (lessons.MOST_BLOCKS, 5):
-        monkeypatch.setattr(lessons, "MOST_BLOCKS", most)
+    for limit in (block_mass.MAX_BLOCKS, 5):
+        monkeypatch.setattr(block_mass, "MAX_BLOCKS", limit)
         torch.manual_seed(0)
-        loss = selector_loss(q, k, block_keys, packed([100]), rows, **form)
+        loss = GpuParts().selector_loss(q, k, block_keys, packed([100]), **form)
         found.append([loss, *torch.autograd.grad(loss, [q, block_keys])])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -8,7 +8,7 @@ import torch
 from small_models import NUM_ITEMS, hidden_states, small_model
 
 from blossomrec.attention import PagedStates
-from blossomrec.attention.paged import StepGraph
+from blossomrec.attention.state.paged import StepGraph
 from blossomrec.models.state import ModelState
 from whole_history import relative_error
 

@@ -5,11 +5,9 @@ import pytest
 import torch
 from small_training import logged, outcome, small_config, small_train
 
-from blossomrec import kernels
-from blossomrec.attention import api
 from blossomrec.data.batches import ClozeBatches, TrainingBatches
 from blossomrec.errors import ConfigError
-from blossomrec.models import build_model
+from blossomrec.models import build_model, fused
 from blossomrec.training.device import open_fabric
 from blossomrec.training.objective import device_steps
 from blossomrec.training.setup import build_parts
@@ -103,14 +101,14 @@ def test_a_batch_that_does_not_fit_is_trained_on_as_it_is(tiny_log, split):
 
 def test_lessons_with_places_for_no_row_are_those_without(tiny_log, split):
     from blossomrec.attention.packing import Packing
-    from blossomrec.attention.selector import _draw, _numbers
+    from blossomrec.attention.selector import _draw, sample_sizes
 
     cu_seqlens = torch.tensor([0, 30, 30, 95, 100], dtype=torch.int32)
     packing, rows = Packing.of(cu_seqlens, 100, 4), torch.arange(3, 95, 2)
     drawn = []
     for given in (rows, torch.cat([rows, torch.full((54,), 100)])):
         torch.manual_seed(2)
-        drawn.append(_draw(cu_seqlens, packing, given, *_numbers(65, 4)))
+        drawn.append(_draw(cu_seqlens, packing, given, *sample_sizes(65, 4)))
     assert torch.equal(*drawn)
     assert set(drawn[0].flatten().tolist()) <= set(rows.tolist())
 
@@ -118,10 +116,14 @@ def test_lessons_with_places_for_no_row_are_those_without(tiny_log, split):
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_nothing_in_a_step_waits_for_the_device(tiny_log, split, monkeypatch, norm):
     pytest.importorskip("triton")
-    monkeypatch.setattr(kernels, "usable", lambda x: True)
-    monkeypatch.setattr(kernels, "place_rows", lambda cu_seqlens: True)
-    monkeypatch.setattr(api, "kernels_take", lambda *arguments: True)
-    sizes = {"block_size": 16, "compress_window": 16, "max_len": 40, "hidden_size": 32}
+    monkeypatch.setattr(fused, "usable", lambda x: True)
+    sizes = {
+        "attention_impl": "triton",
+        "block_size": 16,
+        "compress_window": 16,
+        "max_len": 40,
+        "hidden_size": 32,
+    }
     parts = parts_of(tiny_log, split, norm=norm, tokens_per_batch=80, **sizes)
     first, second = steps_of(parts, parts.shape)[:2]
     update = build_update(parts, 1.0)

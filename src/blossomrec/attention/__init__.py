@@ -1,14 +1,16 @@
 """Blossom attention: the operation, its implementations and the layer. Imports torch only."""
 
 from blossomrec.attention.api import blossom_attention
-from blossomrec.attention.module import AttentionOutput, BlossomAttention
-from blossomrec.attention.paged import PagedStates
-from blossomrec.attention.state import AttentionState
+from blossomrec.attention.layer import AttentionOutput, BlossomAttention
+from blossomrec.attention.spec import BlossomSpec
+from blossomrec.attention.state.attention_state import AttentionState
+from blossomrec.attention.state.paged import PagedStates
 
 __all__ = [
     "AttentionOutput",
     "AttentionState",
     "BlossomAttention",
+    "BlossomSpec",
     "PagedStates",
     "blossom_attention",
 ]

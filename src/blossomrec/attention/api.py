@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import astuple
+from functools import cache, lru_cache
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from blossomrec.attention import eager, native, reference
+from blossomrec.attention.backends import Backend
+from blossomrec.attention.spec import BlossomSpec, Heads, Target
 
-
-def _triton_attention(*tensors: Tensor, **form) -> tuple[Tensor, Tensor]:
-    # Imported when called: the kernels need a package that not every machine has.
-    from blossomrec.attention import triton
-
-    return triton.blossom_attention(*tensors, **form)
-
-
-def _cuda_attention(*tensors: Tensor, **form) -> tuple[Tensor, Tensor]:
-    from blossomrec.attention import cuda
-
-    return cuda.blossom_attention(*tensors, **form)
-
-
-IMPLEMENTATIONS = {
-    "reference": reference.blossom_attention,
-    "torch": eager.blossom_attention,
-    "native": native.blossom_attention,
-    "triton": _triton_attention,
-    "cuda": _cuda_attention,
+FOLDER = "blossomrec.attention.backends"
+# Implementations of the operation by name; each module has ``attend`` and ``unsupported``.
+MODULES = {
+    "reference": "blossomrec.attention.reference",
+    "torch": f"{FOLDER}.torch",
+    "cpu": f"{FOLDER}.cpu",
+    "triton": f"{FOLDER}.triton",
+    "cuda": f"{FOLDER}.cuda",
 }
+IMPLEMENTATIONS = tuple(MODULES)
+# What surrounds the operation in a layer, by class.
+PARTS = {
+    "Parts": f"{FOLDER}.parts",
+    "CpuParts": f"{FOLDER}.cpu.parts",
+    "GpuParts": f"{FOLDER}.gpu.parts",
+}
+# Those that "auto" tries on each kind of device; the last takes everything.
+FASTEST = {"cuda": ("cuda", "triton", "torch"), "cpu": ("cpu", "torch")}
+
+_loaded: dict[str, Backend] = {}
 
 
 def blossom_attention(
@@ -40,16 +43,12 @@ def blossom_attention(
     block_keys: Tensor,
     gates: Tensor,
     cu_seqlens: Tensor,
+    spec: BlossomSpec | None = None,
     *,
-    block_size: int = 16,
-    top_n: int = 4,
-    window: int = 8,
-    sinks: int = 0,
-    causal: bool = True,
     selected: Tensor | None = None,
-    impl: str = "auto",
+    impl: str | Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Gated sum of attention to selected blocks and to a power-law pattern of recent events.
+    """Sparse attention: gated sum of selected blocks and a power-law pattern of recent events.
 
     Long term: one softmax over the event's own block (up to itself when causal) and the ``top_n``
     eligible blocks with the highest importance, the mean of the group's queries times the block
@@ -63,17 +62,14 @@ def blossom_attention(
             rows are not used.
         gates: [T, H, 2] weights of the long-term and the short-term path.
         cu_seqlens: int32 [B+1], rising from 0 to T: where each history starts.
-        block_size: events in a block.
-        top_n: blocks selected for each event and key/value head.
-        window: distances below it are always seen.
-        sinks: how many first (causal) or last (bidirectional) events everyone sees.
-        causal: an event sees no later event; otherwise both directions are seen.
+        spec: the definition; the defaults of :class:`BlossomSpec` where it is None.
         selected: int32 [T, G, top_n], distinct eligible block numbers inside the history, -1 for
             none: use these instead of selecting.
-        impl: "auto", "reference", "torch", "native", "triton" or "cuda". An explicit choice never
-            falls back (where there is no event, nobody computes anything); "auto" is the fastest
-            that takes these sizes and types: on an NVIDIA GPU "cuda" for 16 bits and "triton" for
-            more, on a CPU "native" for float32 where it can be compiled, else "torch".
+        impl: "auto", "reference", "torch", "cpu", "triton" or "cuda", or what :func:`resolve` gave.
+            An explicit choice never falls back (where there is no event, nobody computes anything);
+            "auto" is the fastest that takes these sizes and types: on an NVIDIA GPU "cuda" for 16
+            bits and "triton" for more, on a CPU "cpu" for float32 where it can be compiled, else
+            "torch".
 
     Returns:
         The output [T, H, d] in the type of ``q``, and the selected blocks, int32 [T, G, top_n],
@@ -81,78 +77,110 @@ def blossom_attention(
 
     Raises:
         ValueError: an argument has a wrong shape or value; the message names it.
+
+    Example:
+        >>> q, k, v = (torch.randn(40, heads, 16) for heads in (8, 2, 2))
+        >>> gates, bounds = torch.rand(40, 8, 2), torch.tensor([0, 40], dtype=torch.int32)
+        >>> out, selected = blossom_attention(q, k, v, k[15::16], gates, bounds)
+        >>> out.shape, selected.shape
+        (torch.Size([40, 8, 16]), torch.Size([40, 2, 4]))
     """
-    _check(q, k, v, block_keys, gates, cu_seqlens, selected, top_n)
-    for name, value, low in (
-        ("block_size", block_size, 1),
-        ("top_n", top_n, 1),
-        ("window", window, 1),
-        ("sinks", sinks, 0),
-    ):
-        if value < low:
-            raise ValueError(f"{name} is {value}: it must be at least {low}")
-    if impl == "auto":
-        sizes = {"block_size": block_size, "top_n": top_n, "window": window, "sinks": sinks}
-        impl = fastest(q, k, gates, sizes)
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl is {impl!r}: choose one of auto, {', '.join(IMPLEMENTATIONS)}")
+    spec = spec or BlossomSpec()
+    heads = _check(q, k, v, block_keys, gates, cu_seqlens, selected, spec.top_n)
+    if isinstance(impl, str):
+        impl = resolve(spec, heads, q.dtype, q.device.type, impl)
     # Types are chosen inside: scores and selection are float32 whatever the layers around use.
     with torch.autocast(q.device.type, enabled=False):
         if not len(q):
-            return q * gates[..., :1], q.new_empty(0, k.shape[1], top_n, dtype=torch.int32)
-        return IMPLEMENTATIONS[impl](
-            q,
-            k,
-            v,
-            block_keys,
-            gates,
-            cu_seqlens,
-            block_size=block_size,
-            top_n=top_n,
-            window=window,
-            sinks=sinks,
-            causal=causal,
-            selected=selected,
-        )
+            return q * gates[..., :1], q.new_empty(0, k.shape[1], spec.top_n, dtype=torch.int32)
+        return impl.attend(q, k, v, block_keys, gates, cu_seqlens, spec, selected)
 
 
-def fastest(q: Tensor, k: Tensor, gates: Tensor, sizes: dict[str, int]) -> str:
-    """The implementation that "auto" stands for.
+def resolve(
+    spec: BlossomSpec, heads: Heads, dtype: torch.dtype, device: str, impl: str = "auto"
+) -> Backend:
+    """The implementation for a layer, decided here and nowhere else.
 
-    q: [T, H, d], k: [T, G, d], gates: [T, H, 2], on their device and of their type; sizes: block
-    size, top n, window and sinks by name.
+    Args:
+        spec: the definition of the operation.
+        heads: H, G, d.
+        dtype: of queries, keys and values.
+        device: "cpu" or "cuda".
+        impl: see :func:`blossom_attention`.
+
+    Raises:
+        ValueError: ``impl`` is unknown, or does not take these sizes, types or this device.
+
+    Example:
+        >>> resolve(BlossomSpec(), Heads(8, 2, 16), torch.float64, "cpu").name
+        'torch'
     """
-    block_size = sizes["block_size"]
-    if q.is_cuda:
-        from blossomrec.attention.cuda import launch
-
-        if launch.available() and not launch.unsupported(q, k, gates, **sizes):
-            return "cuda"
-    if kernels_take(q, k, block_size):
-        return "triton"
-    return "native" if native.wanted("auto", q, k, block_size) else "torch"
+    if impl != "auto" and impl not in MODULES:
+        raise ValueError(f"impl is {impl!r}: choose one of auto, {', '.join(MODULES)}")
+    if torch.compiler.is_compiling():
+        sizes = (heads.queries, heads.keys, heads.size)
+        return _loaded[_choose_traced(impl, dtype, device, *sizes, *astuple(spec))]
+    return _loaded[_choose(Target(spec, heads, dtype, device), impl)]
 
 
-def kernels_take(q: Tensor, k: Tensor, block_size: int) -> bool:
-    """Whether the Triton kernels take queries [T, H, d] and keys [T, G, d] where they are."""
-    return q.is_cuda and not kernels_refuse(q, k, block_size)
+# While a graph is traced the answer is looked up, not traced itself. Objects made in the graph are
+# not there yet: it takes and gives plain values.
+@torch.compiler.assume_constant_result
+def _choose_traced(
+    impl: str, dtype: torch.dtype, device: str, queries: int, keys: int, size: int, *spec: Any
+) -> str:
+    return _choose(Target(BlossomSpec(*spec), Heads(queries, keys, size), dtype, device), impl)
 
 
-def kernels_refuse(q: Tensor, k: Tensor, block_size: int) -> str:
-    """Why, on a GPU, the Triton kernels do not take tensors like these; empty where they do."""
-    if not _has_triton():
+def refusal(spec: BlossomSpec, heads: Heads, dtype: torch.dtype, device: str, impl: str) -> str:
+    """Why an implementation does not take such a layer, as a sentence; empty where it does."""
+    return _refusal(Target(spec, heads, dtype, device), impl)
+
+
+@lru_cache(maxsize=256)
+def _choose(target: Target, impl: str) -> str:
+    """The key in ``_loaded`` of the implementation that ``impl`` stands for."""
+    names = FASTEST.get(target.device, ("torch",)) if impl == "auto" else (impl,)
+    for name in names:
+        refused = _refusal(target, name)
+        if not refused:
+            parts = _parts(target, impl, name)
+            key = f"{name} {parts}"
+            if key not in _loaded:
+                made = getattr(import_module(PARTS[parts]), parts)()
+                _loaded[key] = Backend(name, _module(name).attend, made)
+            return key
+    raise ValueError(f"impl is {impl!r}: {refused}; impl='torch' takes all")
+
+
+def _refusal(target: Target, impl: str) -> str:
+    if impl == "triton" and not has_triton():
         return "Triton is not installed"
-    from blossomrec.attention.triton.launch import unsupported
+    return _module(impl).unsupported(target)
 
-    return unsupported(q, k, block_size)
+
+def _module(name: str):
+    # Imported when asked for: the kernels need packages that not every machine has.
+    return import_module(MODULES[name])
+
+
+def _parts(target: Target, impl: str, name: str) -> str:
+    """What stands around the operation: kernels on a GPU unless they were told to stay away."""
+    if name == "cpu":
+        return "CpuParts"
+    may_fuse = target.device == "cuda" and impl not in ("reference", "torch")
+    if name == "triton" or (may_fuse and has_triton() and target.dtype.itemsize <= 4):
+        return "GpuParts"
+    return "Parts"
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether kernels written in Triton can be launched or interpreted here."""
     return find_spec("triton") is not None
 
 
-def _check(q, k, v, block_keys, gates, cu_seqlens, selected, top_n) -> None:
+def _check(q, k, v, block_keys, gates, cu_seqlens, selected, top_n) -> Heads:
     if q.dim() != 3 or k.dim() != 3:
         raise ValueError(f"q is {list(q.shape)}, k {list(k.shape)}: [T, H, d] and [T, G, d] needed")
     total, heads, size = q.shape
@@ -174,3 +202,4 @@ def _check(q, k, v, block_keys, gates, cu_seqlens, selected, top_n) -> None:
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} is {list(tensor.shape)}: {list(shape)} is needed")
+    return Heads(heads, groups, size)

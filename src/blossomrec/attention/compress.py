@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from blossomrec import kernels
-from blossomrec.attention.memo import per_batch
-from blossomrec.attention.packing import block_rows, tile_bounds
+from blossomrec.attention.packing import block_rows
+from blossomrec.attention.spec import BlossomSpec
 
 
 def keys_of_blocks(k: Tensor, cu_seqlens: Tensor, block_size: int) -> Tensor:
@@ -22,27 +21,17 @@ def keys_of_blocks(k: Tensor, cu_seqlens: Tensor, block_size: int) -> Tensor:
     return k.index_select(0, rows.flatten()).unflatten(0, rows.shape) * used[:, None, None, None]
 
 
-def windows_of_blocks(k: Tensor, cu_seqlens: Tensor, block_size: int, window: int) -> Tensor:
-    """The ``window`` keys that end with each complete block, [J, G, window * d], on a GPU."""
-    from blossomrec.kernels.windows import key_windows
-
-    return key_windows(k, *_starts_and_numbers(cu_seqlens, len(k), block_size), block_size, window)
-
-
-@per_batch
-def _starts_and_numbers(cu_seqlens: Tensor, total: int, block_size: int) -> tuple[Tensor, Tensor]:
-    """Packed row of each block's first key and the block's number, as the kernel wants them."""
-    from blossomrec.kernels.geometry import NO_BLOCK, blocks_of
-
-    if kernels.place_rows(cu_seqlens):
-        bounds = tile_bounds(cu_seqlens, block_size, block_size)
-        return blocks_of(cu_seqlens, bounds, total // block_size, block_size)
-    rows, number, used = block_rows(cu_seqlens, total, block_size)
-    return rows[:, 0].contiguous(), torch.where(used, number, NO_BLOCK)
+def build_compression(spec: BlossomSpec, head_dim: int) -> MeanCompression | MLPCompression:
+    """The module that makes the block keys of a layer."""
+    if not spec.learns_compression:
+        return MeanCompression(block_size=spec.block_size)
+    return MLPCompression(
+        head_dim=head_dim, block_size=spec.block_size, window=spec.compress_window
+    )
 
 
 class MeanCompression(nn.Module):
-    """Block key = mean of the block's own keys; no parameters."""
+    """Mean pooling: block key = mean of the block's own keys; no parameters."""
 
     def __init__(self, *, block_size: int):
         super().__init__()
@@ -50,9 +39,6 @@ class MeanCompression(nn.Module):
 
     def forward(self, k: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T, G, d] and int32 [B+1] to [J, G, d]."""
-        if kernels.usable(k):
-            blocks = windows_of_blocks(k, cu_seqlens, self.block_size, self.block_size)
-            return blocks.unflatten(2, (self.block_size, -1)).mean(2)
         return keys_of_blocks(k, cu_seqlens, self.block_size).mean(1)
 
     def pool(self, windows: Tensor) -> Tensor:
@@ -61,7 +47,7 @@ class MeanCompression(nn.Module):
 
 
 class MLPCompression(nn.Module):
-    """Block key = two-layer perceptron over a window of keys, with a learned vector per place.
+    """Block key = two-layer perceptron over a window of keys, with a learned vector per position.
 
     BlossomRec (arXiv 2512.13368): window * d -> window * d -> d with ReLU, shared by the heads. The
     window is a whole number of blocks and ends where the block ends; keys before the start of the
@@ -81,12 +67,7 @@ class MLPCompression(nn.Module):
 
     def forward(self, k: Tensor, cu_seqlens: Tensor) -> Tensor:
         """[T, G, d] and int32 [B+1] to [J, G, d]."""
-        if kernels.usable(k):
-            from blossomrec.kernels.compression import pooled_windows
-
-            where = _starts_and_numbers(cu_seqlens, len(k), self.block_size)
-            return pooled_windows(k, self.places, self.inner, self.outer, where, self.block_size)
-        # The vectors of the places are the same for every block: they join the bias.
+        # The vectors of the positions are the same for every block: they join the bias.
         hidden = self.inner(self.places.flatten())
         return self.outer(self._shifted_sum(hidden, k, cu_seqlens).relu())
 

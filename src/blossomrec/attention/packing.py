@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blossomrec import kernels
 from blossomrec.attention.memo import per_batch
 
 
@@ -31,18 +30,8 @@ def complete_blocks(cu_seqlens: Tensor, block_size: int) -> Tensor:
 
 
 @per_batch
-def tile_bounds(cu_seqlens: Tensor, tile: int, block_size: int) -> Tensor:
-    """Where each history's tiles and complete blocks begin among all, int64 [2, B+1], on a GPU."""
-    from blossomrec.kernels.geometry import bounds_of
-
-    return bounds_of(cu_seqlens, tile, block_size)
-
-
-@per_batch
 def first_blocks(cu_seqlens: Tensor, block_size: int) -> Tensor:
     """Row in the block keys of each history's block 0, and their number, int64 [B+1]."""
-    if kernels.place_rows(cu_seqlens):
-        return tile_bounds(cu_seqlens, block_size, block_size)[1]
     return torch.nn.functional.pad(complete_blocks(cu_seqlens, block_size).cumsum(0), (1, 0))
 
 

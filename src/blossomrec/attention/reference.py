@@ -13,24 +13,21 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention.packing import complete_blocks
+from blossomrec.attention.spec import BlossomSpec, Target
 
 
-def blossom_attention(
+def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     block_keys: Tensor,
     gates: Tensor,
     cu_seqlens: Tensor,
-    *,
-    block_size: int,
-    top_n: int,
-    window: int,
-    sinks: int,
-    causal: bool,
+    spec: BlossomSpec,
     selected: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
+    block_size, causal = spec.block_size, spec.causal
     ends = [0, *complete_blocks(cu_seqlens, block_size).cumsum(0).tolist()]
     bounds = cu_seqlens.tolist()
     outputs, choices = [q.new_zeros(0, *q.shape[1:])], []
@@ -38,17 +35,22 @@ def blossom_attention(
         rows = slice(start, end)
         if selected is None:
             keys = block_keys[ends[history] : ends[history + 1]]
-            chosen = select_blocks(q[rows], keys, block_size, top_n, causal)
+            chosen = select_blocks(q[rows], keys, block_size, spec.top_n, causal)
         else:
             chosen = selected[rows]
         long_mask = long_term_mask(chosen, block_size, causal)
-        short_mask = short_term_mask(end - start, window, sinks, causal, q.device)
-        long = attend(q[rows], k[rows], v[rows], long_mask)
-        short = attend(q[rows], k[rows], v[rows], short_mask[None])
+        short_mask = short_term_mask(end - start, spec.window, spec.sinks, causal, q.device)
+        long = masked_attention(q[rows], k[rows], v[rows], long_mask)
+        short = masked_attention(q[rows], k[rows], v[rows], short_mask[None])
         outputs.append(gates[rows, :, :1] * long + gates[rows, :, 1:] * short)
         choices.append(chosen)
-    empty = torch.zeros(0, k.shape[1], top_n, dtype=torch.int32, device=q.device)
+    empty = torch.zeros(0, k.shape[1], spec.top_n, dtype=torch.int32, device=q.device)
     return torch.cat(outputs).to(q.dtype), torch.cat([empty, *choices])
+
+
+def unsupported(target: Target) -> str:
+    """What is not taken, as a sentence: nothing."""
+    return ""
 
 
 def select_blocks(
@@ -108,7 +110,7 @@ def short_term_mask(
     return mask | (event >= length - sinks)[None]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Softmax attention, scale 1/sqrt(d): q [L, H, d], k and v [L, G, d], mask [G or 1, L, L]."""
     length, heads, size = q.shape
     groups = k.shape[1]

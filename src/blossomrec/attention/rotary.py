@@ -5,10 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blossomrec import kernels
-from blossomrec.attention.memo import per_batch
-from blossomrec.attention.packing import positions as positions_of
-
 THETA = 10_000.0
 
 
@@ -28,30 +24,18 @@ def rotate(x: Tensor, positions: Tensor, share: float = 1.0) -> Tensor:
     Returns:
         [T, heads, d] in the type of ``x``; the angles are computed in float32 or better.
     """
-    half = turned_pairs(x.shape[-1], share)
+    half = rotated_pairs(x.shape[-1], share)
     exact = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = _turns(positions, half, exact)[:, :, None].unbind(1)
+    cos, sin = _cos_sin(positions, half, exact)[:, :, None].unbind(1)
     first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     first, second = first.to(exact), second.to(exact)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return torch.cat((turned.to(x.dtype), rest), dim=-1)
 
 
-def turned_pairs(size: int, share: float) -> int:
+def rotated_pairs(size: int, share: float) -> int:
     """m / 2, the pairs of dimensions that are turned in a head of ``size``."""
     return round(size * share / 2)
-
-
-@per_batch
-def turns(cu_seqlens: Tensor, total: int, pairs: int) -> Tensor:
-    """Cosine and sine of the angles of every packed row, float32 [T, 2, m/2]."""
-    if kernels.place_rows(cu_seqlens):
-        from blossomrec.kernels.geometry import angles_of
-
-        each = frequencies(pairs, torch.float32, cu_seqlens.device)
-        angles = angles_of(cu_seqlens, total, each)
-        return torch.stack((angles.cos(), angles.sin()), dim=1)
-    return _turns(positions_of(cu_seqlens, total), pairs, torch.float32)
 
 
 def frequencies(pairs: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -59,6 +43,7 @@ def frequencies(pairs: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return THETA ** -(torch.arange(pairs, device=device, dtype=dtype) / max(pairs, 1))
 
 
-def _turns(positions: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
+def _cos_sin(positions: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
+    """Cosine and sine of each position's angles, [T, 2, pairs]."""
     angles = positions.to(dtype)[:, None] * frequencies(pairs, dtype, positions.device)
     return torch.stack((angles.cos(), angles.sin()), dim=1)

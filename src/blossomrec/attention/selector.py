@@ -11,124 +11,57 @@ queries and keys fit for that.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from blossomrec import kernels
-from blossomrec.attention import native
-from blossomrec.attention.packing import Packing, first_blocks
+from blossomrec.attention.packing import Packing
+from blossomrec.attention.spec import BlossomSpec
 
-# Events of a batch that are lessons. Each looks at its whole history once, so their number must not
-# grow with the batch: the cost of the lessons is then linear in the length of a history.
-LESSONS = 512
-# Scores held at a time; very long histories have fewer lessons.
-MOST_SCORES = 1 << 25
+# Events of a batch that are sampled. Each looks at its whole history once, so their number must not
+# grow with the batch: the cost of the loss is then linear in the length of a history.
+SAMPLES = 512
+# Scores held at a time; of very long histories fewer events are sampled.
+MAX_SCORES = 1 << 25
 
 
-def selector_loss(
-    q: Tensor,
-    k: Tensor,
-    block_keys: Tensor,
-    cu_seqlens: Tensor,
-    rows: Tensor,
-    *,
-    max_length: int,
-    block_size: int,
-    causal: bool,
-    impl: str = "auto",
-) -> Tensor:
-    """Kullback-Leibler divergence of the softmax over importance from the mass of attention.
+class Sample(NamedTuple):
+    """Sampled events in X runs of C events of one history each, and the blocks they choose from.
 
-    Args:
-        q: [T, H, d], rotary applied.
-        k: [T, G, d], rotary applied; only the target is made of it.
-        block_keys: [N or more, G, d] keys of all complete blocks; their gradient is the way to the
-            keys.
-        cu_seqlens: int32 [B+1].
-        rows: int64 [C], rising: packed rows of the events from which lessons may be drawn; T, which
-            is no row, may fill up the end.
-        max_length: longest history, in events, or more.
-        impl: as of :func:`~blossomrec.attention.blossom_attention`; on a CPU it decides whether the
-            C++ operator is used.
-
-    Returns:
-        Scalar, in nats, mean over the drawn events and key/value heads; zero, still connected to
-        ``q`` and ``block_keys``, where no event has two blocks to choose from.
+    rows: int64 [X, C], packed rows. starts: int64 [X], first row of each run's history. eligible:
+    bool [X, C, 1, J], at least one block in each row.
     """
-    blocks = max_length // block_size
-    if blocks < 2 or not len(rows) or not len(block_keys):
-        return 0.0 * (q.sum() + block_keys.sum())
-    runs, together = _numbers(max_length, q.shape[1])
-    if _kernels_take(q, blocks, block_size):
-        from blossomrec.kernels.drawing import draw_lessons
-        from blossomrec.kernels.importance import lessons_loss
 
-        before = first_blocks(cu_seqlens, block_size)
-        drawn = draw_lessons(rows, cu_seqlens, before, len(q), block_size, runs, together)
-        return lessons_loss(q, k, block_keys, drawn, blocks, (block_size, causal))
-    groups, size = k.shape[1:]
-    packing = Packing.of(cu_seqlens, len(q), block_size)
-    lessons = _draw(cu_seqlens, packing, rows, runs, together)
-    # The events of a run share a history, and with it its blocks.
-    number = torch.arange(blocks, device=q.device)
-    eligible = _eligible(packing, lessons, number, causal)  # [runs, c, J]
-    counted = eligible.sum(-1) >= 2
-    eligible = (eligible | ~counted[..., None])[:, :, None]
-    target = q.detach(), k.detach()
-    with torch.autocast(q.device.type, enabled=False):
-        if native.wanted(impl, q, k, block_size):
-            form = lessons, blocks, block_size, causal
-            shares = native.block_shares(*target, cu_seqlens.to(torch.int32).contiguous(), *form)
-        else:
-            starts = packing.start[lessons[:, 0]]
-            shares = _block_shares(*target, lessons, starts, eligible, block_size)
-        queries = _rows_of(q, lessons).unflatten(2, (groups, -1))  # [runs, c, G, R, d]
-        found = _rows_of(block_keys, packing.first_block[lessons[:, :1]] + number)
-        importance = torch.einsum("xcgd,xjgd->xcgj", queries.mean(3), found) / math.sqrt(size)
-        return _divergence(importance, shares, eligible, counted)
+    rows: Tensor
+    starts: Tensor
+    eligible: Tensor
 
 
-def _kernels_take(q: Tensor, blocks: int, block_size: int) -> bool:
-    if not kernels.usable(q) or block_size & (block_size - 1):
-        return False
-    from blossomrec.kernels.lessons import MOST_BLOCKS
-
-    return blocks <= MOST_BLOCKS
+# Share of attention of each block: of q, k, cu_seqlens, a sample and the definition.
+Shares = Callable[[Tensor, Tensor, Tensor, Sample, BlossomSpec], Tensor]
 
 
-def _divergence(importance: Tensor, shares: Tensor, eligible: Tensor, counted: Tensor) -> Tensor:
-    """Mean divergence of the softmax over importance, float32 [X, C, G, J], from the shares."""
-    log_share = importance.masked_fill(~eligible, -math.inf).log_softmax(-1)
-    # Blocks that are not eligible have no share; their -inf must not meet it.
-    log_share = log_share.masked_fill(~eligible, 0.0)
-    by_lesson = (shares.xlogy(shares) - shares * log_share).sum(-1).mean(-1)
-    return (by_lesson * counted).sum() / counted.sum().clamp(min=1)
-
-
-def _block_shares(
-    q: Tensor, k: Tensor, lessons: Tensor, starts: Tensor, eligible: Tensor, block_size: int
+def block_shares(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor, sample: Sample, spec: BlossomSpec
 ) -> Tensor:
     """Share of attention that blocks get among each other, mean over a group's heads.
 
     Args:
-        lessons: int64 [X, C], packed rows.
-        starts: int64 [X], first row of each run's history.
-        eligible: bool [X, C, 1, J], at least one in each row.
+        q: [T, H, d].
+        k: [T, G, d].
+        sample: X runs of C events.
 
     Returns:
         float32 [X, C, G, J], summing to one over the eligible blocks.
     """
+    eligible = sample.eligible
     blocks = eligible.shape[-1]
-    if kernels.usable(q) and not block_size & (block_size - 1):
-        from blossomrec.kernels.lessons import block_sums
-
-        sums = block_sums(q, k, lessons, starts, blocks, block_size)
-        return sums.masked_fill(~eligible[:, :, :, None], -math.inf).softmax(-1).mean(3)
-    event = starts[:, None] + torch.arange(blocks * block_size, device=q.device)
-    keys = k[event.clamp(max=len(k) - 1)].float().unflatten(1, (blocks, block_size))
-    queries = q[lessons].float().unflatten(2, (k.shape[1], -1)) / math.sqrt(q.shape[-1])
+    event = sample.starts[:, None] + torch.arange(blocks * spec.block_size, device=q.device)
+    keys = k[event.clamp(max=len(k) - 1)].float().unflatten(1, (blocks, spec.block_size))
+    queries = q[sample.rows].float().unflatten(2, (k.shape[1], -1)) / math.sqrt(q.shape[-1])
     scores = torch.einsum("xcgrd,xjsgd->xcgrjs", queries, keys)
     # There are many: they are changed where they are.
     scores.masked_fill_(~eligible[:, :, :, None, :, None], -math.inf)
@@ -136,15 +69,79 @@ def _block_shares(
     return (sums / sums.sum(-1, keepdim=True)).mean(3)
 
 
-def _numbers(max_length: int, heads: int) -> tuple[int, int]:
-    """How many runs of how many lessons are drawn."""
-    most = max(1, MOST_SCORES // (heads * max_length))
-    together = min(64, max(8, max_length // 32), most)
-    return min(LESSONS, most) // together, together
+def selector_loss(
+    q: Tensor,
+    k: Tensor,
+    block_keys: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    rows: Tensor,
+    max_length: int,
+    spec: BlossomSpec,
+    shares: Shares = block_shares,
+) -> Tensor:
+    """Distillation: the softmax over importance against the mass of attention of each block.
+
+    Args:
+        q: [T, H, d], rotary applied.
+        k: [T, G, d], rotary applied; only the target is made of it.
+        block_keys: [N or more, G, d] keys of all complete blocks; their gradient is the way to the
+            keys.
+        cu_seqlens: int32 [B+1].
+        rows: int64 [C], rising: packed rows of the events from which some are sampled; T, which is
+            no row, may fill up the end.
+        max_length: longest history, in events, or more.
+        shares: computes the target.
+
+    Returns:
+        Scalar, Kullback-Leibler divergence in nats, mean over the sampled events and key/value
+        heads; zero, still connected to ``q`` and ``block_keys``, where no event has two blocks to
+        choose from.
+    """
+    blocks = max_length // spec.block_size
+    if no_choice(blocks, rows, block_keys):
+        return 0.0 * (q.sum() + block_keys.sum())
+    runs, together = sample_sizes(max_length, q.shape[1])
+    groups, size = k.shape[1:]
+    packing = Packing.of(cu_seqlens, len(q), spec.block_size)
+    sampled = _draw(cu_seqlens, packing, rows, runs, together)
+    # The events of a run share a history, and with it its blocks.
+    number = torch.arange(blocks, device=q.device)
+    eligible = _eligible(packing, sampled, number, spec.causal)  # [runs, c, J]
+    counted = eligible.sum(-1) >= 2
+    eligible = (eligible | ~counted[..., None])[:, :, None]
+    sample = Sample(sampled, packing.start[sampled[:, 0]], eligible)
+    with torch.autocast(q.device.type, enabled=False):
+        target = shares(q.detach(), k.detach(), cu_seqlens, sample, spec)
+        queries = _rows_of(q, sampled).unflatten(2, (groups, -1))  # [runs, c, G, R, d]
+        found = _rows_of(block_keys, packing.first_block[sampled[:, :1]] + number)
+        importance = torch.einsum("xcgd,xjgd->xcgj", queries.mean(3), found) / math.sqrt(size)
+        return _divergence(importance, target, eligible, counted)
+
+
+def no_choice(blocks: int, rows: Tensor, block_keys: Tensor) -> bool:
+    """Whether no event can have two blocks to choose from."""
+    return blocks < 2 or not len(rows) or not len(block_keys)
+
+
+def sample_sizes(max_length: int, heads: int) -> tuple[int, int]:
+    """How many runs of how many events are sampled."""
+    limit = max(1, MAX_SCORES // (heads * max_length))
+    together = min(64, max(8, max_length // 32), limit)
+    return min(SAMPLES, limit) // together, together
+
+
+def _divergence(importance: Tensor, shares: Tensor, eligible: Tensor, counted: Tensor) -> Tensor:
+    """Mean divergence of the softmax over importance, float32 [X, C, G, J], from the shares."""
+    log_share = importance.masked_fill(~eligible, -math.inf).log_softmax(-1)
+    # Blocks that are not eligible have no share; their -inf must not meet it.
+    log_share = log_share.masked_fill(~eligible, 0.0)
+    by_event = (shares.xlogy(shares) - shares * log_share).sum(-1).mean(-1)
+    return (by_event * counted).sum() / counted.sum().clamp(min=1)
 
 
 def _draw(cu_seqlens: Tensor, packing: Packing, rows: Tensor, runs: int, together: int) -> Tensor:
-    """Lessons out of ``rows``, int64 [runs, c]: a run is c events of one history.
+    """A sample of ``rows``, int64 [runs, c]: a run is c events of one history.
 
     A history is drawn as often as it has rows, then its events are, all alike: every row is as
     likely as every other. Draws are stratified, so that each row is one about as often as it is

@@ -1,6 +1,6 @@
 """One more event of each user, over the length of the history that came before.
 
-One layer, projections included: Blossom attention over a kept state (``torch``, and ``native`` on a
+One layer, projections included: Blossom attention over a kept state (``torch``, and ``cpu`` on a
 CPU), over states of all users in pages (``paged``, on a GPU as one CUDA graph), over the whole
 history again (``recompute``, for one user), and dense attention over kept keys and values
 (``dense-cache``). A call waits for its answer, as a request does. ``peak_mib`` is what the users
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blossomrec.attention import AttentionState, BlossomAttention, PagedStates
-from blossomrec.attention.paged import Step, StepGraph
+from blossomrec.attention import AttentionState, BlossomAttention, BlossomSpec, PagedStates
+from blossomrec.attention.state.paged import Step, StepGraph
 from blossomrec.bench.lines import Line, result_line
 from blossomrec.bench.memory import peak_mib
 from blossomrec.bench.options import PUBLISHED, BenchOptions, is_blossom
@@ -35,8 +35,8 @@ WAYS = (
     ("torch", "mlp"),
     ("paged", "mean"),
     ("paged", "mlp"),
-    ("native", "mean"),
-    ("native", "mlp"),
+    ("cpu", "mean"),
+    ("cpu", "mlp"),
     ("recompute", "mean"),
     ("recompute", "mlp"),
     ("dense-cache", "none"),
@@ -63,7 +63,7 @@ def cases(options: BenchOptions) -> list[Case]:
         for impl, compress in WAYS
         if options.wants(impl)
         and (users == 1 or impl != "recompute")
-        and (impl != "native" or "native" in options.blossom)
+        and (impl != "cpu" or "cpu" in options.blossom)
     ]
 
 
@@ -118,7 +118,7 @@ def layer(impl: str, compress: str, options: BenchOptions) -> BlossomAttention |
             made = FullAttention(**sizes)
         else:
             impl = impl if is_blossom(impl) else "auto"
-            made = BlossomAttention(compress=compress, impl=impl, **sizes)
+            made = BlossomAttention(spec=BlossomSpec(compress=compress), impl=impl, **sizes)
     return made.to(options.device, options.dtype).eval()
 
 
@@ -134,7 +134,7 @@ def next_event(
     x = torch.randn(case.users, PUBLISHED.hidden_size, **like)
     if isinstance(attention, BlossomAttention) and case.impl == "paged":
         # Room for what is timed as well, so that nothing grows meanwhile.
-        blocks = (case.length + 2 * MOST) // attention.block_size
+        blocks = (case.length + 2 * MOST) // attention.spec.block_size
         pages = case.users * blocks
         pool = PagedStates([attention.start()], pages=pages, users=case.users, blocks=blocks)
         users = [pool.add([kept_state(attention, case.length, each)]) for each in range(case.users)]

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from blossomrec.attention import blossom_attention
+from blossomrec.attention import BlossomSpec, blossom_attention
+from blossomrec.attention.api import resolve
 from blossomrec.attention.compress import MeanCompression, MLPCompression
+from blossomrec.attention.spec import Heads
 from blossomrec.bench.histories import packed
 from blossomrec.bench.options import BLOCK_SIZE, Layout
 from blossomrec.models.full import bucketed_attention, packed_attention
@@ -75,14 +77,16 @@ def blossom(
         else:
             compression = MeanCompression(block_size=BLOCK_SIZE)
     compression = compression.to(device, dtype).requires_grad_(False)
+    heads = Heads(layout.heads, layout.kv_heads, layout.head_dim)
+    parts = resolve(BlossomSpec(), heads, dtype, leaves[0].device.type, impl).parts
 
     def function(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
-        keys = compression(k.detach(), cu_seqlens)
+        keys = parts.block_keys(compression, k.detach(), cu_seqlens)
         return blossom_attention(q, k, v, keys, gates, cu_seqlens, impl=impl)[0]
 
     @torch.no_grad()
     def selection(chosen_by: str) -> Tensor:
-        keys = compression(leaves[1], cu_seqlens)
+        keys = parts.block_keys(compression, leaves[1], cu_seqlens)
         rows = [*leaves[:3], keys, leaves[3]]
         if chosen_by == "reference":
             rows = [row.double() for row in rows]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from blossomrec.attention.api import IMPLEMENTATIONS
-from blossomrec.attention.native.library import missing
+from blossomrec.attention.backends.cpu.library import missing
 from blossomrec.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,7 +84,7 @@ class BenchOptions:
             return ("cuda", "triton") if self.half else ("triton",)
         layout = PUBLISHED
         absent = missing(layout.head_dim, layout.heads // layout.kv_heads, BLOCK_SIZE)
-        return ("torch",) if absent or self.dtype != torch.float32 else ("torch", "native")
+        return ("torch",) if absent or self.dtype != torch.float32 else ("torch", "cpu")
 
     def wants(self, impl: str) -> bool:
         """Whether this implementation or peer is to be measured."""

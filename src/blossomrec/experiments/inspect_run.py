@@ -157,7 +157,7 @@ def _form(run: str | Path, model: SequenceModel) -> SelectionForm:
     """What the model's layers, all alike, may select."""
     for layer in model.modules():
         if isinstance(layer, BlossomAttention):
-            return SelectionForm(layer.block_size, layer.top_n, layer.causal)
+            return SelectionForm(layer.spec.block_size, layer.spec.top_n, layer.spec.causal)
     config = model.config
     kind = "recurrent" if config.backbone == "gru4rec" else f"{config.attention} attention"
     raise RunError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import re
 import time
@@ -158,9 +159,9 @@ def _batches(
 def _select(model: SequenceModel, top_n: int) -> bool:
     """Let ``top_n`` blocks be selected; whether that changes anything."""
     layers = [each for each in model.modules() if isinstance(each, BlossomAttention)]
-    changed = any(layer.top_n != top_n for layer in layers)
+    changed = any(layer.spec.top_n != top_n for layer in layers)
     for layer in layers:
-        layer.top_n = top_n
+        layer.spec = dataclasses.replace(layer.spec, top_n=top_n)
     return changed
 
 

@@ -83,13 +83,13 @@ class LayerTotals:
     """
 
     def __init__(self, attention: BlossomAttention, *, histories: int, longest: int):
-        heads, self._size = attention.num_kv_heads, attention.block_size
+        heads, self._size = attention.heads.keys, attention.spec.block_size
         # By history, so that intervals can draw histories again.
         self.mass = np.zeros((histories, len(MASSES), heads))
         self._distances = np.zeros((heads, -(-longest // self._size)), dtype=np.int64)
         self._hub_counts, self._entropy = np.zeros((heads, RANKS)), np.zeros(heads)
-        self._gates = np.zeros((attention.num_heads, 2))
-        self._balance = np.zeros(attention.num_heads)
+        self._gates = np.zeros((attention.heads.queries, 2))
+        self._balance = np.zeros(attention.heads.queries)
         self._events = 0
 
     def add(
@@ -106,14 +106,14 @@ class LayerTotals:
         choosing = choosing_rows(
             cu_seqlens,
             len(output.selected),
-            block_size=layer.block_size,
-            top_n=layer.top_n,
-            causal=layer.causal,
+            block_size=layer.spec.block_size,
+            top_n=layer.spec.top_n,
+            causal=layer.spec.causal,
         )
         np.add.at(self.mass, histories, _mass(attended, cu_seqlens, rows))
         self._add_distances(output.selected, cu_seqlens, choosing)
         for events, counts in choices_by_block(
-            output.selected, cu_seqlens, block_size=layer.block_size, causal=layer.causal
+            output.selected, cu_seqlens, block_size=layer.spec.block_size, causal=layer.spec.causal
         ):
             self._hub_counts += ranked(_array(counts))
             self._entropy += events * _array(evenness(counts))
@@ -184,17 +184,17 @@ def _mass(attended: Attended, cu_seqlens: Tensor, rows: Tensor) -> np.ndarray:
         selected,
         cu_seqlens,
         rows,
-        block_size=layer.block_size,
-        causal=layer.causal,
+        block_size=layer.spec.block_size,
+        causal=layer.spec.causal,
     )
     short_term = pattern_coverage(
         attended.q,
         attended.k,
         cu_seqlens,
         rows,
-        window=layer.window,
-        sinks=layer.sinks,
-        causal=layer.causal,
+        window=layer.spec.window,
+        sinks=layer.spec.sinks,
+        causal=layer.spec.causal,
     )
     return _array(torch.stack((mass.covered, mass.best, mass.random, mass.own, short_term), 1))
 

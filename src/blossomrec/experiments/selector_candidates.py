@@ -19,15 +19,15 @@ from blossomrec.attention.compress import MLPCompression
 from blossomrec.config import ModelConfig
 from blossomrec.errors import ConfigError
 from blossomrec.models.sequence import SequenceModel, build_model
-from blossomrec.models.transformer import TransformerLayer, blossom_options
+from blossomrec.models.transformer import TransformerLayer, build_blossom
 
 
 class DetachedLesson(BlossomAttention):
     """The selector's loss teaches the compression alone; queries and keys do not feel it."""
 
-    def _teach(self, q, k, block_keys, cu_seqlens, *others) -> Tensor | None:
-        block_keys = self.compress(k.detach(), cu_seqlens)
-        return super()._teach(q.detach(), k, block_keys, cu_seqlens, *others)
+    def distil(self, q, k, block_keys, cu_seqlens, backend, **given) -> Tensor | None:
+        block_keys = backend.parts.block_keys(self.compress, k.detach(), cu_seqlens)
+        return super().distil(q.detach(), k, block_keys, cu_seqlens, backend, **given)
 
 
 class StraightThrough(BlossomAttention):
@@ -37,31 +37,31 @@ class StraightThrough(BlossomAttention):
     is and gives the importance a gradient of the recommendation loss.
     """
 
-    def _attend(self, q, k, v, block_keys, gates, cu_seqlens) -> tuple[Tensor, Tensor]:
-        out, selected = super()._attend(q, k, v, block_keys, gates, cu_seqlens)
-        importance = _importance(q, block_keys, cu_seqlens, self.block_size)  # [B, G, L, J]
+    def attend(self, q, k, v, block_keys, gates, cu_seqlens, backend) -> tuple[Tensor, Tensor]:
+        out, selected = super().attend(q, k, v, block_keys, gates, cu_seqlens, backend)
+        importance = _importance(q, block_keys, cu_seqlens, self.spec.block_size)  # [B, G, L, J]
         log_shares = importance.log_softmax(-1).transpose(1, 2).flatten(0, 1)  # [T, G, J]
         log_share = log_shares.gather(-1, selected.clamp(min=0).long())
         # Where nothing is selected, nothing is eligible, and the softmax over nothing is no number.
         log_share = log_share.masked_fill(selected < 0, 0.0)
         bias = log_share - log_share.detach()
         q, k, v = (each.detach().float() for each in (q, k, v))
-        long = _long_term(q, k, v, selected, cu_seqlens, self.block_size, own=True, bias=bias)
+        long = _long_term(q, k, v, selected, cu_seqlens, self.spec.block_size, own=True, bias=bias)
         return out + (gates[..., :1] * (long - long.detach())).to(out.dtype), selected
 
-    def _teach(self, *others) -> Tensor | None:
+    def distil(self, *others, **given) -> Tensor | None:
         return None
 
 
 class WithoutOwnBlock(BlossomAttention):
     """The long-term path sees the selected blocks alone, not the event's own one."""
 
-    def _attend(self, q, k, v, block_keys, gates, cu_seqlens) -> tuple[Tensor, Tensor]:
+    def attend(self, q, k, v, block_keys, gates, cu_seqlens, backend) -> tuple[Tensor, Tensor]:
         long_gate, short_gate = gates.split(1, dim=-1)
         only_short = torch.cat((torch.zeros_like(long_gate), short_gate), -1)
-        out, selected = super()._attend(q, k, v, block_keys, only_short, cu_seqlens)
+        out, selected = super().attend(q, k, v, block_keys, only_short, cu_seqlens, backend)
         q, k, v = (each.float() for each in (q, k, v))
-        long = _long_term(q, k, v, selected, cu_seqlens, self.block_size, own=False)
+        long = _long_term(q, k, v, selected, cu_seqlens, self.spec.block_size, own=False)
         return out + (long_gate * long).to(out.dtype), selected
 
 
@@ -72,40 +72,42 @@ class CompressedBranch(BlossomAttention):
     def __init__(self, **options: Any):
         super().__init__(**options)
         self.compress_values = MLPCompression(
-            head_dim=self.head_dim, block_size=self.block_size, window=2 * self.block_size
+            head_dim=self.heads.size,
+            block_size=self.spec.block_size,
+            window=2 * self.spec.block_size,
         )
-        self.branch_gate = nn.Linear(options["hidden_size"], self.num_heads)
+        self.branch_gate = nn.Linear(options["hidden_size"], self.heads.queries)
         nn.init.zeros_(self.branch_gate.weight)
 
     def forward(self, x, cu_seqlens, **options):
         self._x = x
         return super().forward(x, cu_seqlens, **options)
 
-    def _attend(self, q, k, v, block_keys, gates, cu_seqlens) -> tuple[Tensor, Tensor]:
-        out, selected = super()._attend(q, k, v, block_keys, gates, cu_seqlens)
+    def attend(self, q, k, v, block_keys, gates, cu_seqlens, backend) -> tuple[Tensor, Tensor]:
+        out, selected = super().attend(q, k, v, block_keys, gates, cu_seqlens, backend)
         count, groups = len(cu_seqlens) - 1, k.shape[1]
         heads = q.float().view(count, -1, groups, q.shape[1] // groups, q.shape[-1])
-        keys = _by_history(block_keys, count, heads.shape[1] // self.block_size)
+        keys = _by_history(block_keys, count, heads.shape[1] // self.spec.block_size)
         values = self.compress_values(v, cu_seqlens)
         values = _by_history(values, count, keys.shape[1])
         scores = torch.einsum("blgrd,bjgd->bgrlj", heads, keys) / math.sqrt(q.shape[-1])
-        earlier = _earlier_blocks(heads.shape[1], keys.shape[1], self.block_size, q.device)
+        earlier = _earlier_blocks(heads.shape[1], keys.shape[1], self.spec.block_size, q.device)
         weights = scores.masked_fill(~earlier, -math.inf).softmax(-1).nan_to_num(0.0)
         branch = torch.einsum("bgrlj,bjgd->blgrd", weights, values).reshape(q.shape)
         gate = self.branch_gate(self._x).sigmoid()[..., None]
         return out + (gate * branch).to(out.dtype), selected
 
-    def _teach(self, *others) -> Tensor | None:
+    def distil(self, *others, **given) -> Tensor | None:
         return None
 
 
 class NoisyLessons(BlossomAttention):
     """Lessons are drawn with replacement, so that some events are many and others none."""
 
-    def _teach(self, q, k, block_keys, cu_seqlens, lessons, max_length) -> Tensor | None:
-        places = torch.randint(len(lessons), (8 * len(lessons),), device=lessons.device)
-        drawn = lessons[places.sort().values]
-        return super()._teach(q, k, block_keys, cu_seqlens, drawn, max_length)
+    def distil(self, *others, rows: Tensor, max_length: int) -> Tensor | None:
+        places = torch.randint(len(rows), (8 * len(rows),), device=rows.device)
+        drawn = rows[places.sort().values]
+        return super().distil(*others, rows=drawn, max_length=max_length)
 
 
 class DenseLessons(BlossomAttention):
@@ -116,14 +118,14 @@ class DenseLessons(BlossomAttention):
         self._lessons = lessons if self.training else None
         return super().forward(x, cu_seqlens, lessons=lessons, **options)
 
-    def _attend(self, q, k, v, block_keys, gates, cu_seqlens) -> tuple[Tensor, Tensor]:
+    def attend(self, q, k, v, block_keys, gates, cu_seqlens, backend) -> tuple[Tensor, Tensor]:
         rows = self._lessons
         if rows is None:
-            return super()._attend(q, k, v, block_keys, gates, cu_seqlens)
+            return super().attend(q, k, v, block_keys, gates, cu_seqlens, backend)
         # Of the path that sees everything instead, nothing is to come from the selected blocks.
         kept = torch.ones_like(gates).index_fill(0, rows, 0)
         kept[..., 1] = 1
-        out, selected = super()._attend(q, k, v, block_keys, gates * kept, cu_seqlens)
+        out, selected = super().attend(q, k, v, block_keys, gates * kept, cu_seqlens, backend)
         dense = _attend_to_all(q, k, v, rows, len(cu_seqlens) - 1)
         weighted = gates.index_select(0, rows)[..., :1] * dense
         return out.index_add(0, rows, weighted.to(out.dtype)), selected
@@ -250,7 +252,7 @@ def build_candidate(name: str, config: ModelConfig, num_items: int) -> SequenceM
     if candidate.attention is not None:
         for layer in model.modules():
             if isinstance(layer, TransformerLayer):
-                layer.attention = candidate.attention(**blossom_options(config, causal=True))
+                layer.attention = build_blossom(config, causal=True, layer=candidate.attention)
     if not candidate.taught:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".compress." not in name)

@@ -78,7 +78,7 @@ def recorded(model: SequenceModel) -> Iterator[list[Attended]]:
 
     def keep(layer: nn.Module, args: tuple[Tensor, ...], output: AttentionOutput) -> None:
         assert isinstance(layer, BlossomAttention)
-        found.append(Attended(layer, *layer.queries_and_keys(*args), output))
+        found.append(Attended(layer, *layer.project(*args)[:2], output))
 
     layers = [each for each in model.modules() if isinstance(each, BlossomAttention)]
     handles = [layer.register_forward_hook(keep) for layer in layers]
@@ -143,9 +143,9 @@ def _measured_rows(
     choosing = choosing_rows(
         batch.cu_seqlens,
         len(batch.items),
-        block_size=layer.block_size,
-        top_n=layer.top_n,
-        causal=layer.causal,
+        block_size=layer.spec.block_size,
+        top_n=layer.spec.top_n,
+        causal=layer.spec.causal,
     )
     if rows is None:
         drawn = torch.randperm(len(choosing), generator=torch.Generator().manual_seed(seed))
@@ -153,13 +153,13 @@ def _measured_rows(
     else:
         kept = torch.isin(rows, choosing)
         if planted is not None:
-            packing = Packing.of(batch.cu_seqlens, len(batch.items), layer.block_size)
+            packing = Packing.of(batch.cu_seqlens, len(batch.items), layer.spec.block_size)
             kept &= planted != packing.block[rows]
             planted = planted[kept]
         rows = rows[kept]
     if not len(rows):
         raise ValueError(
-            f"no event to measure has more than top_n, {layer.top_n}, blocks to choose from"
+            f"no event to measure has more than top_n, {layer.spec.top_n}, blocks to choose from"
         )
     return rows, planted
 
@@ -168,12 +168,12 @@ def _measure_layer(
     attended: Attended, cu_seqlens: Tensor, rows: Tensor, planted: Tensor | None
 ) -> LayerSelection:
     layer, selected = attended.layer, _selected(attended)
-    form = {"block_size": layer.block_size, "causal": layer.causal}
+    form = {"block_size": layer.spec.block_size, "causal": layer.spec.causal}
     mass = attention_coverage(attended.q, attended.k, selected, cu_seqlens, rows, **form)
     covered, best, own = mass.covered.mean(0), mass.best.mean(0), mass.own.mean(0)
     hubs = hubness(selected, cu_seqlens, **form)
     hits = None if planted is None else planted_hits(selected, rows, planted).float()
-    distances = selected_distances(selected, cu_seqlens, layer.block_size).double()
+    distances = selected_distances(selected, cu_seqlens, layer.spec.block_size).double()
     assert attended.output.gates is not None
     return LayerSelection(
         recall=None if hits is None else _numbers(hits.mean(0)),

@@ -15,7 +15,7 @@ from blossomrec.attention import AttentionOutput, AttentionState
 from blossomrec.attention.buckets import Buckets
 from blossomrec.attention.packing import positions
 from blossomrec.attention.rotary import rotate
-from blossomrec.attention.state import check_extension, extend_states, new_positions
+from blossomrec.attention.state.attention_state import check_extension, extend_states, new_positions
 
 # New events attended together: bounds the mask, a row of the history for each.
 TILE_ROWS = 64

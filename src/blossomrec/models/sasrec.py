@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention import PagedStates
-from blossomrec.attention.paged import Step
+from blossomrec.attention.state.paged import Step
 from blossomrec.config import ModelConfig
 from blossomrec.models.state import ModelState
 from blossomrec.models.transformer import TransformerModel

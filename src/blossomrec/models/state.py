@@ -83,7 +83,11 @@ class ModelState:
             by_layer.setdefault(int(number), {})[part] = tensor
         if sorted(by_layer) != list(range(len(by_layer))) or not by_layer:
             raise DataError(f"the model state has layers {sorted(by_layer)}")
-        layers = tuple(AttentionState.from_dict(by_layer[number]) for number in sorted(by_layer))
+        try:
+            parts = [AttentionState.from_dict(by_layer[number]) for number in sorted(by_layer)]
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        layers = tuple(parts)
         lengths = sorted({(layer.first, layer.length) for layer in layers})
         last = tensors.get("last")
         if len(lengths) > 1 or (last is None) != (lengths[0][1] == 0):

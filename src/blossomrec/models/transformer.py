@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from dataclasses import fields
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from blossomrec import kernels
-from blossomrec.attention import AttentionOutput, AttentionState, BlossomAttention
+from blossomrec.attention import AttentionOutput, AttentionState, BlossomAttention, BlossomSpec
 from blossomrec.attention.memo import of_one_graph
-from blossomrec.attention.paged import PagedLayer, Step
+from blossomrec.attention.state.paged import PagedLayer, Step
 from blossomrec.config import ModelConfig
+from blossomrec.models import fused
 from blossomrec.models.full import FullAttention
 from blossomrec.models.sequence import Encoded, SequenceModel
 
@@ -27,27 +28,26 @@ def build_attention(config: ModelConfig, *, causal: bool) -> BlossomAttention | 
             rotary_share=config.rotary_share,
             causal=causal,
         )
-    return BlossomAttention(**blossom_options(config, causal=causal))
+    return build_blossom(config, causal=causal)
 
 
-def blossom_options(config: ModelConfig, *, causal: bool) -> dict[str, Any]:
-    """What :class:`BlossomAttention` is made with."""
-    return {
-        "hidden_size": config.hidden_size,
-        "num_heads": config.heads,
-        "num_kv_heads": config.kv_heads,
-        "block_size": config.block_size,
-        "top_n": config.top_n,
-        "window": config.window,
-        "sinks": config.sinks,
-        "causal": causal,
-        "compress": config.compress,
-        "compress_window": config.compress_window,
-        "rotary_share": config.rotary_share,
-        "paths": config.paths,
-        "gate": config.gate,
-        "impl": config.attention_impl,
-    }
+def build_blossom(
+    config: ModelConfig, *, causal: bool, layer: type[BlossomAttention] = BlossomAttention
+) -> BlossomAttention:
+    """Blossom attention, or a subclass of it, as a configuration defines it."""
+    return layer(
+        hidden_size=config.hidden_size,
+        num_heads=config.heads,
+        num_kv_heads=config.kv_heads,
+        spec=blossom_spec(config, causal=causal),
+        impl=config.attention_impl,
+    )
+
+
+def blossom_spec(config: ModelConfig, *, causal: bool) -> BlossomSpec:
+    """The definition of Blossom attention that a configuration stands for."""
+    names = [one.name for one in fields(BlossomSpec) if one.name != "causal"]
+    return BlossomSpec(causal=causal, **{name: getattr(config, name) for name in names})
 
 
 class TransformerLayer(nn.Module):
@@ -56,6 +56,8 @@ class TransformerLayer(nn.Module):
     def __init__(self, config: ModelConfig, *, causal: bool):
         super().__init__()
         self.pre_norm = config.norm == "pre"
+        # Kernels may be had on a GPU, unless nothing but plain PyTorch is to run.
+        self.may_fuse = config.attention_impl not in fused.PLAIN
         self.attention = build_attention(config, causal=causal)
         self.inner = nn.Linear(config.hidden_size, config.inner_size)
         self.outer = nn.Linear(config.inner_size, config.hidden_size)
@@ -106,7 +108,7 @@ class TransformerLayer(nn.Module):
         return self.attention_norm(x) if self.pre_norm else x
 
     def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        if kernels.usable(x) and not self.pre_norm:
+        if self.may_fuse and not self.pre_norm and fused.usable(x):
             return self._in_few_passes(x, attended)
         x = x + self.dropout(attended)
         if self.pre_norm:
@@ -115,8 +117,8 @@ class TransformerLayer(nn.Module):
         return self.feed_forward_norm(x + self._feed_forward(x))
 
     def _in_few_passes(self, x: Tensor, attended: Tensor) -> Tensor:
-        from blossomrec.kernels.feed_forward import feed_forward_norm
-        from blossomrec.kernels.norm import add_norm
+        from blossomrec.models.fused.feed_forward import feed_forward_norm
+        from blossomrec.models.fused.norm import add_norm
 
         p = self.dropout.p if self.training else 0.0
         x = add_norm(x, attended, self.attention_norm, p)

@@ -191,15 +191,15 @@ class _AttentionBack:
     ):
         assert attended.selected is not None and attended.gates is not None
         self._attention, self._selected, self._gates = attention, attended.selected, attended.gates
-        self._q, self._k = attention.queries_and_keys(x, cu_seqlens)
-        self._v = attention.value(x).unflatten(-1, (attention.num_kv_heads, -1))
+        self._q, self._k, *_ = attention.project(x, cu_seqlens)
+        self._v = attention.value(x).unflatten(-1, (attention.heads.keys, -1))
         self._by_value = torch.zeros_like(self._v)
         self._reached = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self._weights, self._passed = (x.new_zeros(2, len(x)) for _ in range(2))
 
     def add(self, rows: Tensor, gradient: Tensor) -> None:
         """Go back from the attention's output at ``rows``, [C], with derivatives [C, D]."""
-        groups = self._attention.num_kv_heads
+        groups = self._attention.heads.keys
         # The output matrix, then a head's dimensions as [C, G, R, d].
         by_out = (gradient @ self._attention.output.weight).unflatten(-1, (groups, -1, self._size))
         gates = self._gates[rows].unflatten(1, (groups, -1))
@@ -225,21 +225,21 @@ class _AttentionBack:
 
     def _far(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Events of the own block and of the selected ones."""
-        size = self._attention.block_size
-        own = (rows // size)[:, None, None].expand(-1, self._attention.num_kv_heads, 1)
+        size = self._attention.spec.block_size
+        own = (rows // size)[:, None, None].expand(-1, self._attention.heads.keys, 1)
         blocks = torch.cat((own, self._selected[rows].long()), dim=-1)
         places = (blocks[..., None] * size + torch.arange(size, device=rows.device)).flatten(2)
         return _seen(places, rows)
 
     def _near(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Events at the distances of the pattern, and the sinks that are not among them."""
-        window, sinks = self._attention.window, self._attention.sinks
+        window, sinks = self._attention.spec.window, self._attention.spec.sinks
         distances = torch.tensor(pattern.distances(window, len(self._q)), device=rows.device)
         sink = torch.arange(sinks, device=rows.device)
         again = pattern.is_visible((rows[:, None] - sink).clamp(min=0), window)
         sinks_once = torch.where(again, -1, sink)
         places = torch.cat((rows[:, None] - distances, sinks_once), dim=-1)
-        return _seen(places[:, None].expand(-1, self._attention.num_kv_heads, -1), rows)
+        return _seen(places[:, None].expand(-1, self._attention.heads.keys, -1), rows)
 
     def flow(self) -> tuple[Tensor, Tensor]:
         """Rows reached, and the derivative by the input of the attention there."""
@@ -253,14 +253,14 @@ class _AttentionBack:
         return LayerShares(
             gates=self._gates[-1].float().cpu().numpy(),
             selected={block: count for block, count in numbered if block >= 0},
-            kv_heads=self._attention.num_kv_heads,
+            kv_heads=self._attention.heads.keys,
             long=PathShares(weights[0], passed[0]),
             short=PathShares(weights[1], passed[1]),
         )
 
     @property
     def _size(self) -> int:
-        return self._attention.head_dim
+        return self._attention.heads.size
 
 
 def _seen(places: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

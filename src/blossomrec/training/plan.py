@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from blossomrec.attention.api import fastest
+from blossomrec.attention.api import resolve
+from blossomrec.attention.spec import Heads
 from blossomrec.config import RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
+from blossomrec.models.transformer import blossom_spec
 from blossomrec.training.device import resolve_precision
 from blossomrec.training.setup import Parts
 
@@ -55,22 +56,12 @@ def _attention(config: RunConfig, parts: Parts) -> str:
         return "no attention"
     if model.attention == "full":
         return "full attention of PyTorch"
-    impl = model.attention_impl
-    if impl == "auto":
-        names = "block_size", "top_n", "window", "sinks"
-        q, k, gates = _heads(config, parts)
-        impl = fastest(q, k, gates, {name: getattr(model, name) for name in names})
-    return f"blossom attention by {impl}"
-
-
-def _heads(config: RunConfig, parts: Parts) -> Iterator[torch.Tensor]:
-    """Queries, keys and gates of one event, on the device and of the type of the training."""
-    model, device = config.model, parts.fabric.device
-    exact = resolve_precision(config.training, device.type) == "32-true"
+    kind = parts.fabric.device.type
+    exact = resolve_precision(config.training, kind) == "32-true"
     dtype = torch.float32 if exact else torch.bfloat16
-    size = model.hidden_size // model.heads
-    for shape in (model.heads, size), (model.kv_heads, size), (model.heads, 2):
-        yield torch.empty(1, *shape, dtype=dtype, device=device)
+    spec = blossom_spec(model, causal=model.backbone != "bert4rec")
+    heads = Heads(model.heads, model.kv_heads, model.hidden_size // model.heads)
+    return f"blossom attention by {resolve(spec, heads, dtype, kind, model.attention_impl).name}"
 
 
 def _too_large(parts: Parts, validation_cases: int, log: EventLog, config: RunConfig) -> list[str]:

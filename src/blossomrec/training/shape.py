@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from blossomrec.attention.api import refusal
+from blossomrec.attention.spec import Heads
 from blossomrec.config import ModelConfig, RunConfig
 from blossomrec.data.batches import Batch, TrainingBatches
 from blossomrec.errors import ConfigError
+from blossomrec.models.full import packed_kernel_takes
+from blossomrec.models.transformer import blossom_spec
 
 # Room for batches with more histories than the first epoch has in any; one that needs more still
 # is trained on as it is.
@@ -113,19 +117,14 @@ def waiting_attention(model: ModelConfig, *, exact: bool) -> str:
     Args:
         exact: whether it computes in float32, not in bfloat16.
     """
-    size = model.hidden_size // model.heads
-    q, k = (
-        torch.empty(1, heads, size, dtype=torch.float32 if exact else torch.bfloat16, device="meta")
-        for heads in (model.heads, model.kv_heads)
-    )
+    heads = Heads(model.heads, model.kv_heads, model.hidden_size // model.heads)
+    dtype = torch.float32 if exact else torch.bfloat16
     if model.attention == "full":
-        from blossomrec.models.full import packed_kernel_takes
-
+        q = torch.empty(1, heads.queries, heads.size, dtype=dtype, device="meta")
         return "" if packed_kernel_takes(q) else "there is no kernel for this dense attention"
-    from blossomrec.attention.api import kernels_refuse
-
     if model.attention_impl in ("reference", "torch"):
         return f"model.attention_impl is {model.attention_impl!r}, which waits for lengths"
-    refused = kernels_refuse(q, k, model.block_size)
+    spec = blossom_spec(model, causal=model.backbone != "bert4rec")
+    refused = refusal(spec, heads, dtype, "cuda", "triton")
     # Explicitly asked for, the kernels say themselves what they do not take.
     return refused if model.attention_impl == "auto" else ""

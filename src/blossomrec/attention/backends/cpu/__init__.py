@@ -1,0 +1,49 @@
+"""Blossom attention in C++ for processors: forward, backward, selection, new events.
+
+Compiled on first use with the system's compiler, loaded without PyTorch's headers.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from blossomrec.attention.backends.cpu import operators
+from blossomrec.attention.backends.cpu.library import missing
+from blossomrec.attention.spec import BlossomSpec, Target
+
+__all__ = ["attend", "unsupported"]
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_keys: Tensor,
+    gates: Tensor,
+    cu_seqlens: Tensor,
+    spec: BlossomSpec,
+    selected: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
+    k, v, gates, block_keys = (x.to(q.dtype) for x in (k, v, gates, block_keys))
+    cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
+    chosen = selected
+    if chosen is None:
+        form = (spec.block_size, spec.top_n, spec.causal)
+        chosen = operators.select_blocks(q.detach(), block_keys.detach(), cu_seqlens, *form)
+    chosen = cast(Tensor, chosen).to(torch.int32)
+    form = (spec.block_size, spec.window, spec.sinks, spec.causal)
+    out, _ = operators.attend(q, k, v, gates, chosen, cu_seqlens, *form)
+    return out, chosen
+
+
+def unsupported(target: Target) -> str:
+    """What stands in the way of the operator, as a sentence; empty where nothing does."""
+    if target.device != "cpu":
+        return f"the device is {target.device}, the operator is for a CPU"
+    if target.dtype != torch.float32:
+        return f"the type is {target.dtype}, the operator takes torch.float32"
+    return missing(target.heads.size, target.heads.per_group, target.spec.block_size)

@@ -1,0 +1,106 @@
+"""The compiled operator: its functions, and the structure that tells them what to compute."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+
+import torch
+
+from blossomrec.attention.backends.code_cache import NotBuiltError
+from blossomrec.attention.backends.cpu.compiler import build
+
+# Set to 0, the operator is neither compiled nor used.
+SWITCH = "BLOSSOMREC_CPU_BACKEND"
+
+
+def _fields(pointers: str, numbers: str) -> list[tuple[str, type]]:
+    fields: list[tuple[str, type]] = [(name, ctypes.c_void_p) for name in pointers.split()]
+    return fields + [(name, ctypes.c_int64) for name in numbers.split()]
+
+
+class Problem(ctypes.Structure):
+    """``struct Problem`` of ``source/problem.h``, which says what the fields are.
+
+    What pointers lead to is contiguous, on the CPU, and outlives the call.
+    """
+
+    _fields_ = _fields(
+        "q k v block_keys gates cu_seqlens selected normalisers out "
+        "grad grad_q grad_k grad_v grad_gates samples shares",
+        "rows histories groups top_n window sinks causal threads count blocks wrong",
+    )
+
+
+class Step(ctypes.Structure):
+    """``struct Step`` of ``source/step.h``, which says what the fields are."""
+
+    _fields_ = _fields(
+        "q k v gates frequencies users out selected",
+        "rows count groups pairs top_n window sinks threads",
+    )
+
+
+class Library:
+    """The functions compiled for one shape of heads."""
+
+    def __init__(self, head_dim: int, per_group: int, block_size: int):
+        path = build(HEAD_SIZE=head_dim, HEADS_PER_GROUP=per_group, BLOCK_SIZE=block_size)
+        try:
+            self._functions = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise NotBuiltError(f"{path} cannot be loaded: {error}") from error
+
+    def run(self, name: str, problem: Problem | Step) -> None:
+        """Call a function of the library; the interpreter's lock is free meanwhile.
+
+        Raises:
+            MemoryError: there is no memory for the function's own tables.
+            ValueError: ``cu_seqlens``, a selected block, a sample or the number of blocks is wrong.
+        """
+        status = getattr(self._functions, name)(ctypes.byref(problem))
+        if status == 1:
+            raise MemoryError(f"no memory for {problem.rows} rows of Blossom attention")
+        if status == 2:
+            raise ValueError(f"cu_seqlens does not rise from 0 to {problem.rows}, the rows of q")
+        if status == 3:
+            raise ValueError(
+                f"selected has a block in row {problem.wrong} that is not complete, not eligible "
+                "or not of that history"
+            )
+        if status == 4:
+            raise ValueError(f"a sample is row {problem.wrong}, there are {problem.rows}")
+        if status == 5:
+            raise ValueError(f"there are more than {problem.blocks} blocks in the longest history")
+
+
+def library(head_dim: int, per_group: int, block_size: int) -> Library:
+    """The library for heads of a size, query heads a key/value head, and events in a block.
+
+    Raises:
+        NotBuiltError: it is switched off, or cannot be compiled or loaded.
+    """
+    found = _find(head_dim, per_group, block_size)
+    if isinstance(found, str):
+        raise NotBuiltError(found)
+    return found
+
+
+# While a graph is traced the answer is looked up, not traced itself.
+@torch.compiler.assume_constant_result
+def missing(head_dim: int, per_group: int, block_size: int) -> str:
+    """Why there is no library for such heads; empty where there is one."""
+    found = _find(head_dim, per_group, block_size)
+    return found if isinstance(found, str) else ""
+
+
+@cache
+def _find(head_dim: int, per_group: int, block_size: int) -> Library | str:
+    """The library, or why there is none: a compiler that failed once is not asked again."""
+    if os.environ.get(SWITCH) == "0":
+        return f"it is switched off by {SWITCH}=0"
+    try:
+        return Library(head_dim, per_group, block_size)
+    except NotBuiltError as error:
+        return str(error)

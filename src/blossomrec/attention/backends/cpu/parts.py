@@ -1,0 +1,34 @@
+"""What a layer does around the operation, where the C++ operator does it better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blossomrec.attention.backends.cpu import operators, step
+from blossomrec.attention.backends.parts import Parts
+from blossomrec.attention.selector import Sample, selector_loss
+from blossomrec.attention.spec import BlossomSpec
+
+
+class CpuParts(Parts):
+    """Distillation in one pass over the keys, and new events of several users in one call."""
+
+    def selector_loss(
+        self, q: Tensor, k: Tensor, block_keys: Tensor, cu_seqlens: Tensor, **given: Any
+    ) -> Tensor:
+        return selector_loss(q, k, block_keys, cu_seqlens, **given, shares=block_shares)
+
+    def extend(self, q, k, v, gates, counts, states, pool, spec):
+        return step.extend(q, k, v, gates, counts, states, pool, spec)
+
+
+def block_shares(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor, sample: Sample, spec: BlossomSpec
+) -> Tensor:
+    """See :func:`blossomrec.attention.selector.block_shares`."""
+    bounds = cu_seqlens.to(torch.int32).contiguous()
+    form = (sample.eligible.shape[-1], spec.block_size, spec.causal)
+    return operators.block_shares(q, k, bounds, sample.rows, *form)

@@ -1,0 +1,120 @@
+// What the library offers: selection and its samples, attention, its gradients, and new events.
+#include "problem.h"
+
+#include "backward_keys.h"
+#include "backward_queries.h"
+#include "forward.h"
+#include "samples.h"
+#include "selection.h"
+#include "step.h"
+
+// Work that a thread is worth its start for: about a tenth of a millisecond.
+constexpr int FEW_TILES = 4, FEW_EVENTS = 8, FEW_SAMPLES = 16;
+
+// Whether all selected blocks are complete, eligible ones of the event's history.
+static Status check_selection(Problem &problem, const Chunks &chunks) {
+    for (int64_t index = 0; index < chunks.count; index++) {
+        const Chunk &at = chunks[index];
+        for (int64_t i = 0; i < at.events() * problem.groups * problem.top_n; i++) {
+            const int32_t block = problem.selected[at.row * problem.groups * problem.top_n + i];
+            const int64_t lane = i / (problem.groups * problem.top_n);
+            const int32_t own = (at.position + lane) / S, blocks = at.length / S;
+            const bool eligible = problem.causal ? block < own : block < blocks && block != own;
+            if (block < -1 || !eligible) {
+                problem.wrong = at.row + lane;
+                return WRONG_SELECTION;
+            }
+        }
+    }
+    return FINE;
+}
+
+extern "C" int blossom_select(Problem *given) {
+    const Problem &problem = *given;
+    const Chunks chunks(problem);
+    if (chunks.status) return chunks.status;
+    return in_parallel(
+        chunks.count * problem.groups, problem.threads, FEW_TILES, selection_room(problem),
+        [&](int64_t piece, Vector *scratch) {
+            select_tile(problem, chunks[piece / problem.groups], piece % problem.groups, scratch);
+        });
+}
+
+extern "C" int blossom_samples(Problem *given) {
+    Problem &problem = *given;
+    const Chunks chunks(problem);
+    if (chunks.status) return chunks.status;
+    if (problem.blocks < chunks.longest / S) return FEW_BLOCKS;
+    for (int64_t index = 0; index < problem.count; index++) {
+        const int64_t row = problem.samples[index];
+        if (row >= 0 && row < problem.rows) continue;
+        problem.wrong = row;
+        return WRONG_LESSON;
+    }
+    const Columns keys(chunks, problem.groups, D);
+    if (!keys.data.data) return NO_MEMORY;
+    for (int64_t chunk = 0; chunk < chunks.count; chunk++)
+        for (int64_t group = 0; group < problem.groups; group++)
+            copy_columns(
+                problem.k, chunks[chunk], group, problem.groups * D, D, keys.at(group, chunk));
+    return in_parallel(
+        problem.count * problem.groups, problem.threads, FEW_SAMPLES,
+        SampleScratch(chunks, nullptr).arena.used,
+        [&](int64_t piece, Vector *scratch) {
+            sample(problem, chunks, keys, piece / problem.groups, piece % problem.groups, scratch);
+        });
+}
+
+extern "C" int blossom_forward(Problem *problem) {
+    const Chunks chunks(*problem);
+    if (chunks.status) return chunks.status;
+    if (const Status wrong = check_selection(*problem, chunks)) return wrong;
+    Batch batch(*problem, chunks);
+    if (const Status failed = batch.fill()) return failed;
+    return batch.each(FEW_TILES, ForwardTile(batch, 0, 0, nullptr).arena.used, forward_tile);
+}
+
+extern "C" int blossom_backward(Problem *problem) {
+    const Chunks chunks(*problem);
+    if (chunks.status) return chunks.status;
+    Batch batch(*problem, chunks);
+    if (const Status failed = batch.fill()) return failed;
+    // The gradients of the gates are the means that the gradients of the scores are taken from.
+    Status failed = batch.each(
+        FEW_TILES, QueryTile(batch, 0, 0, nullptr).arena.used, backward_queries_tile);
+    if (failed) return failed;
+    InverseLists lists(*problem, chunks);
+    if ((failed = lists.fill(batch))) return failed;
+    return batch.each(
+        FEW_TILES, KeyTile(batch, 0, 0, nullptr).arena.used,
+        [&](const Batch &all, int64_t chunk, int64_t group, Vector *scratch) {
+            backward_keys_tile(all, lists, chunk, group, scratch);
+        });
+}
+
+// Turns queries and keys of the new events, and puts keys and values where they are kept.
+extern "C" int blossom_append(Step *step) {
+    append(*step);
+    return FINE;
+}
+
+// Attention of the new events, whose block keys must be there.
+extern "C" int blossom_step(Step *step) {
+    // Where each row's user and event are.
+    struct Place {
+        const User *user;
+        int64_t event;
+    };
+    const Buffer<Place> places(step->rows);
+    if (!places.data) return NO_MEMORY;
+    int64_t row = 0;
+    for (int64_t each = 0; each < step->count; each++)
+        for (int64_t event = 0; event < step->users[each].count; event++)
+            places.data[row++] = {step->users + each, event};
+    return in_parallel(
+        step->rows, step->threads, FEW_EVENTS, StepScratch(*step, nullptr).arena.used,
+        [&](int64_t piece, Vector *scratch) {
+            const Place &place = places.data[piece];
+            step_event(*step, *place.user, place.event, piece, scratch);
+        });
+}

@@ -1,0 +1,195 @@
+"""CUDA C++ compiled when it is first needed, by the compiler that comes with PyTorch (NVRTC)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blossomrec.attention.backends.code_cache import NotBuiltError, cache_folder, check_owner, put
+
+SOURCES = Path(__file__).parent / "kernels"
+# What each program is made of, in this order.
+PROGRAMS = {
+    "pack": ("warp.cuh", "pack.cu"),
+    "selection": ("warp.cuh", "selection.cu"),
+    "forward": ("warp.cuh", "pattern.cuh", "unit.cuh", "forward.cu"),
+    "backward_queries": ("warp.cuh", "pattern.cuh", "unit.cuh", "backward_queries.cu"),
+    "backward_keys": ("warp.cuh", "pattern.cuh", "unit.cuh", "backward_keys.cu"),
+}
+WARP = 32
+
+
+class CompilationError(NotBuiltError):
+    """The kernels cannot be compiled or loaded here; the message says why."""
+
+
+def source(program: str) -> str:
+    """The text of one of PROGRAMS."""
+    return "\n".join((SOURCES / part).read_text() for part in PROGRAMS[program])
+
+
+def kernel(program: str, name: str, constants: Mapping[str, int]) -> Callable[..., None]:
+    """A kernel of independent warps, compiled when it is first launched on a device.
+
+    Args:
+        program: one of PROGRAMS.
+        name: of a function in it.
+        constants: values of the names that the source leaves open.
+
+    Returns:
+        A function of the number of warps and of the kernel's arguments: tensors, integers (32 bits)
+        and floats (float32). It launches on the current stream of the first tensor's device.
+    """
+    defines = tuple(sorted(constants.items()))
+    functions: dict[int, ctypes.c_void_p] = {}
+
+    def launch(warps: int, *arguments: Any) -> None:
+        if not warps:
+            return
+        device = arguments[0].device.index
+        if not arguments[0].is_cuda:
+            raise CompilationError(f"{name} needs an NVIDIA GPU, not {arguments[0].device}")
+        if device not in functions:
+            functions[device] = _function(_module(program, defines, device), name)
+        values = [as_argument(each) for each in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        if device == torch.cuda.current_device():
+            _launch(functions[device], warps, pointers, device)
+        else:
+            with torch.cuda.device(device):
+                _launch(functions[device], warps, pointers, device)
+
+    return launch
+
+
+def as_argument(value: Any) -> Any:
+    """A tensor's address, an int or a float as C knows it."""
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int(value)
+
+
+def _launch(function: ctypes.c_void_p, warps: int, pointers: Any, device: int) -> None:
+    stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+    launched = _driver().cuLaunchKernel(
+        function, warps, 1, 1, WARP, 1, 1, 0, stream, pointers, None
+    )
+    _check(launched, "launch of a kernel")
+
+
+def _function(module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
+    function = ctypes.c_void_p()
+    found = _driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode())
+    _check(found, f"kernel {name}")
+    return function
+
+
+@cache
+def _module(program: str, constants: tuple, device: int) -> ctypes.c_void_p:
+    major, minor = torch.cuda.get_device_capability(device)
+    code = compiled(program, dict(constants), f"sm_{major}{minor}")
+    module = ctypes.c_void_p()
+    with torch.cuda.device(device):
+        _check(_driver().cuModuleLoadData(ctypes.byref(module), code), f"loading {program}")
+    return module
+
+
+def compiled(program: str, constants: Mapping[str, int], architecture: str) -> bytes:
+    """Machine code of one of PROGRAMS, kept in the user's cache.
+
+    Raises:
+        CompilationError: there is no NVRTC, or it refuses the source.
+    """
+    options = [
+        f"--gpu-architecture={architecture}",
+        "--std=c++17",
+        "--device-as-default-execution-space",
+        *(f"-D{key}={int(value)}" for key, value in constants.items()),
+    ]
+    text = source(program)
+    made_from = "\0".join([str(torch.version.cuda), *options, text])
+    try:
+        kept = cache_folder("cuda") / f"{hashlib.sha256(made_from.encode()).hexdigest()[:32]}.cubin"
+        if kept.exists():
+            check_owner(kept)
+            return kept.read_bytes()
+    except NotBuiltError:
+        # Nothing there is trusted, and nothing is kept.
+        return _compile(program, text, options)
+    code = _compile(program, text, options)
+
+    def write(path: Path) -> None:
+        path.write_bytes(code)
+
+    # Without room for it, it is compiled again next time.
+    with contextlib.suppress(OSError):
+        put(kept, write)
+    return code
+
+
+def _compile(program: str, text: str, options: list[str]) -> bytes:
+    nvrtc, handle = _nvrtc(), ctypes.c_void_p()
+    given = (ctypes.c_char_p * len(options))(*(each.encode() for each in options))
+    name = f"{program}.cu".encode()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(handle), text.encode(), name, 0, None, None)
+    try:
+        if nvrtc.nvrtcCompileProgram(handle, len(options), given):
+            log = _bytes(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, handle)
+            raise CompilationError(f"{program}.cu, {options[0]}: {log.decode()}")
+        return _bytes(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, handle)
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(handle))
+
+
+def _bytes(size_of: Any, bytes_of: Any, handle: ctypes.c_void_p) -> bytes:
+    size = ctypes.c_size_t()
+    size_of(handle, ctypes.byref(size))
+    text = ctypes.create_string_buffer(size.value)
+    bytes_of(handle, text)
+    return text.raw
+
+
+def _check(code: int, what: str) -> None:
+    if code:
+        text = ctypes.c_char_p()
+        _driver().cuGetErrorString(code, ctypes.byref(text))
+        raise CompilationError(f"{what}: {(text.value or b'error').decode()} ({code})")
+
+
+def libraries() -> None:
+    """Load what compiling and launching need; CompilationError where something is missing."""
+    _driver()
+    _nvrtc()
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise CompilationError(f"no CUDA driver: {error}") from error
+
+
+@cache
+def _nvrtc() -> ctypes.CDLL:
+    version = (torch.version.cuda or "").split(".")[0]
+    packages = Path(torch.__file__).parents[1] / "nvidia"
+    found = [
+        f"libnvrtc.so.{version}",
+        *map(str, sorted(packages.glob(f"*/lib/libnvrtc.so.{version}"))),
+        "libnvrtc.so",
+    ]
+    for name in found:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise CompilationError(f"NVRTC, CUDA's compiler, is not found: tried {', '.join(found)}")

@@ -1,0 +1,167 @@
+"""What the CUDA kernels take, and the constants that they are compiled with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blossomrec.attention.backends.cuda import compiler
+from blossomrec.attention.backends.gpu.kernel_pattern import Pattern
+from blossomrec.attention.spec import Target
+
+BLOCK_SIZE = 16
+HEAD_SIZES = (16, 32, 64)
+HEADS_PER_GROUP = (1, 2, 4, 8)
+DTYPES = (torch.bfloat16, torch.float16)
+# Choices of the events of a unit (8 / R of them) that a warp has lanes for.
+MAX_CHOICES = 32
+# Neighbouring blocks whose scores a warp keeps in its registers.
+MAX_NEAR = 2
+# Entries of an inverse list that one warp takes.
+CHUNK = 128
+# Entries of which one warp finds the beginnings of lists, as in backward_keys.cu.
+STARTS_OF_A_WARP = 256
+# Lists whose numbers fit 16 bits.
+SHORT_LISTS = 1 << 15
+# Warps of a multiprocessor at a time, by head size: what their registers leave room for.
+RESIDENT = {
+    16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
+    32: {"FORWARD": 9, "QUERIES": 10, "KEYS": 10, "LISTS": 12},
+    64: {"FORWARD": 8, "QUERIES": 8, "KEYS": 8, "LISTS": 8},
+}
+
+
+@cache
+def available() -> bool:
+    """Whether kernels can be compiled and loaded: it takes an Ampere GPU or newer, and NVRTC."""
+    if torch.version.cuda is None or torch.cuda.get_device_capability()[0] < 8:
+        return False
+    try:
+        compiler.libraries()
+    except compiler.CompilationError:
+        return False
+    return True
+
+
+def unsupported(target: Target) -> str:
+    """What the kernels do not take, as a sentence; empty where all is well."""
+    spec, per_group = target.spec, target.heads.per_group
+    if target.device == "cuda" and not available():
+        return "the GPU is older than Ampere, or CUDA's compiler (NVRTC) is not found"
+    for name, value, choices in (
+        ("the head size", target.heads.size, HEAD_SIZES),
+        ("the number of query heads a key/value head", per_group, HEADS_PER_GROUP),
+        ("block_size", spec.block_size, (BLOCK_SIZE,)),
+        ("sinks", spec.sinks, (0,)),
+        ("the type", target.dtype, DTYPES),
+    ):
+        if value not in choices:
+            return f"{name} is {value}, the kernels take {', '.join(map(str, choices))}"
+    for name, value, high in (
+        ("top_n", spec.top_n, MAX_CHOICES * per_group // 8),
+        ("window", spec.window, MAX_NEAR * BLOCK_SIZE + 1),
+    ):
+        if value > high:
+            return f"{name} is {value}, the kernels take at most {high} here"
+    return ""
+
+
+class Selection(NamedTuple):
+    """Kernels of the selection."""
+
+    split_keys: Callable[..., None]
+    select_blocks: Callable[..., None]
+
+
+class Attention(NamedTuple):
+    """Kernels of both paths."""
+
+    pack_blocks: Callable[..., None]
+    forward: Callable[..., None]
+    backward_queries: Callable[..., None]
+    list_starts: Callable[..., None]
+    list_sums: Callable[..., None]
+    backward_keys: Callable[..., None]
+
+
+def selection_kernels(
+    q: Tensor, groups: int, top_n: int, causal: bool, key_parts: int
+) -> Selection:
+    """For block keys that are sums of ``key_parts`` bfloat16."""
+    return _selection(_sizes(q, groups, top_n), causal, key_parts)
+
+
+def attention_kernels(
+    q: Tensor, groups: int, top_n: int, window: int, causal: bool, short_lists: bool
+) -> Attention:
+    """For histories of at most as many events as ``q`` has."""
+    pattern = Pattern.of(BLOCK_SIZE, window, 0, causal, len(q))
+    sizes = _sizes(q, groups, top_n)
+    powers = 2 * sizes[0]
+    # A kernel has one step at least, though it may have nothing to do in it.
+    return _attention(
+        sizes,
+        pattern.near,
+        pattern.first_far,
+        max(1, -(-pattern.far // powers)),
+        window,
+        causal,
+        short_lists,
+    )
+
+
+def _sizes(q: Tensor, groups: int, top_n: int) -> tuple[int, int, int, int, bool]:
+    return q.shape[1] // groups, groups, q.shape[2], top_n, q.dtype == torch.bfloat16
+
+
+def _constants(sizes: tuple[int, int, int, int, bool], causal: bool) -> dict[str, int]:
+    per_group, groups, size, top_n, is_bfloat16 = sizes
+    return {
+        "R": per_group,
+        "G": groups,
+        "D": size,
+        "N": top_n,
+        "BF16": int(is_bfloat16),
+        "QUERY_BF16": int(is_bfloat16),
+        "CAUSAL": int(causal),
+    }
+
+
+@lru_cache(maxsize=64)
+def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: int) -> Selection:
+    # Products are of bfloat16 whatever the queries are: three of them make a float32.
+    constants = {**_constants(sizes, causal), "BF16": 1, "PARTS": key_parts}
+    return Selection(*(compiler.kernel("selection", name, constants) for name in Selection._fields))
+
+
+@lru_cache(maxsize=64)
+def _attention(
+    sizes: tuple[int, int, int, int, bool],
+    near: int,
+    first_far: int,
+    far_steps: int,
+    window: int,
+    causal: bool,
+    short_lists: bool,
+) -> Attention:
+    constants = {
+        **_constants(sizes, causal),
+        "WINDOW": window,
+        "NEAR": near,
+        "FIRST_FAR": first_far,
+        "FAR_STEPS": far_steps,
+        "CHUNK": CHUNK,
+        "SHORT_LISTS": int(short_lists),
+        **{f"WARPS_{name}": warps for name, warps in RESIDENT[sizes[2]].items()},
+    }
+    programs = ("pack", "forward", "backward_queries", *["backward_keys"] * 3)
+    return Attention(
+        *(
+            compiler.kernel(program, name, constants)
+            for program, name in zip(programs, Attention._fields, strict=True)
+        )
+    )

@@ -1,0 +1,183 @@
+"""The kernels as operators that PyTorch knows: autograd and ``torch.compile`` see them whole."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from blossomrec.attention.backends.cuda.launch import (
+    BLOCK_SIZE,
+    CHUNK,
+    SHORT_LISTS,
+    STARTS_OF_A_WARP,
+    Attention,
+    attention_kernels,
+    selection_kernels,
+)
+from blossomrec.attention.backends.gpu.geometry import tile_table
+from blossomrec.attention.backends.operator import empty_gradients, operator, register_gradient
+
+
+def _empty_select_blocks(q, block_keys, cu_seqlens, top_n, causal):
+    return q.new_empty(len(q), block_keys.shape[1], top_n, dtype=torch.int32)
+
+
+@operator(_empty_select_blocks)
+def select_blocks(
+    q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, top_n: int, causal: bool
+) -> Tensor:
+    """The ``top_n`` most important blocks of each event, int32 [T, G, top_n], see the reference."""
+    total, groups, q = len(q), block_keys.shape[1], _rows(q)
+    exact = block_keys.dtype == torch.bfloat16
+    kernels = selection_kernels(q, groups, top_n, causal, 1 if exact else 3)
+    keys = block_keys.contiguous()
+    if not exact:
+        whole = keys.float()
+        keys = q.new_empty(3, *whole.shape, dtype=torch.bfloat16)
+        kernels.split_keys(-(-whole.numel() // 32), whole, keys, whole.numel())
+    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
+    selected = q.new_empty(total, groups, top_n, dtype=torch.int32)
+    kernels.select_blocks(
+        len(table) * groups,
+        q,
+        keys,
+        table,
+        selected,
+        len(table),
+        len(block_keys),
+        *q.stride()[:2],
+    )
+    return selected
+
+
+def _empty_attend(q, k, v, gates, selected, cu_seqlens, window, causal):
+    return q.new_empty(q.shape), q.new_empty(2, *q.shape[:2], dtype=torch.float32)
+
+
+@operator(_empty_attend)
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Tensor,
+    selected: Tensor,
+    cu_seqlens: Tensor,
+    window: int,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """Both paths and the gate: out [T, H, d], and the normalisers [2, T, H] of the softmaxes."""
+    total, heads, size = q.shape
+    groups, gates = k.shape[1], gates.contiguous()
+    q, k, v = map(_rows, (q, k, v))
+    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
+    tiles = len(table) * groups
+    kernels = attention_kernels(q, groups, selected.shape[2], window, causal, tiles < SHORT_LISTS)
+    out, normalisers = q.new_empty(q.shape), q.new_empty(2, total, heads, dtype=torch.float32)
+    kernels.forward(
+        tiles,
+        q,
+        k,
+        v,
+        gates,
+        _packed(kernels, k, v, table, transposed=True),
+        selected,
+        table,
+        out,
+        normalisers,
+        total,
+        _scale(size),
+        *_strides(q, k, v),
+    )
+    return out, normalisers
+
+
+@operator(empty_gradients)
+def attend_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Tensor,
+    selected: Tensor,
+    cu_seqlens: Tensor,
+    out: Tensor,
+    normalisers: Tensor,
+    window: int,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and gates."""
+    total, _, size = q.shape
+    groups, scale, grad, gates = k.shape[1], _scale(size), grad.contiguous(), gates.contiguous()
+    q, k, v = map(_rows, (q, k, v))
+    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
+    tiles = len(table) * groups
+    short = tiles < SHORT_LISTS
+    kernels = attention_kernels(q, groups, selected.shape[2], window, causal, short)
+    packed = _packed(kernels, k, v, table, transposed=False)
+    grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+    grad_gates, shifts = torch.empty_like(gates), torch.empty_like(normalisers)
+    lists = torch.empty_like(selected, dtype=torch.int16 if short else torch.int32)
+    kernels.backward_queries(
+        tiles,
+        q,
+        k,
+        v,
+        gates,
+        packed,
+        selected,
+        table,
+        out,
+        normalisers,
+        grad,
+        grad_q,
+        grad_gates,
+        shifts,
+        lists,
+        len(table),
+        total,
+        scale,
+        *_strides(q, k, v),
+    )
+    # Sorted as they are told apart by place, each list is in the order of its events.
+    ordered, order = lists.flatten().sort(stable=True)
+    entries = len(ordered)
+    chunks = -(-entries // CHUNK)
+    starts = q.new_empty(tiles + 1, dtype=torch.int32)
+    sums = q.new_empty(chunks, 2, BLOCK_SIZE, size, dtype=torch.float32)
+    kernels.list_starts(entries // STARTS_OF_A_WARP + 1, ordered, starts, entries, tiles)
+    given = (q, gates, packed)
+    kept = (normalisers, shifts, grad)
+    sizes = (scale, *_strides(q))
+    kernels.list_sums(chunks, *given, *kept, order, starts, ordered, sums, entries, tiles, *sizes)
+    kernels.backward_keys(
+        tiles, *given, table, *kept, grad_k, grad_v, order, starts, sums, total, *sizes
+    )
+    return grad_q, grad_k, grad_v, grad_gates
+
+
+register_gradient("cuda_attend", attend_backward, kept=2)
+
+
+def _packed(kernels: Attention, k: Tensor, v: Tensor, table: Tensor, *, transposed: bool) -> Tensor:
+    """Keys and values block by block as tensor cores take them, [tiles, G, 2, S, d]."""
+    groups, size = k.shape[1:]
+    packed = k.new_empty(len(table), groups, 2, BLOCK_SIZE, size)
+    kernels.pack_blocks(len(table) * groups, k, v, table, packed, *_strides(k, v), int(transposed))
+    return packed
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The kernels read rows of heads at any stride, four numbers at a time."""
+    aligned = x.stride(-1) == 1 and not any(stride % 4 for stride in x.stride()[:2])
+    return x if aligned and x.data_ptr() % 8 == 0 else x.contiguous()
+
+
+def _strides(*rows: Tensor) -> list[int]:
+    return [stride for x in rows for stride in x.stride()[:2]]
+
+
+def _scale(size: int) -> float:
+    """Scores are exponents of two: the change of base is one factor with 1/sqrt(d)."""
+    return math.log2(math.e) / math.sqrt(size)

@@ -1,0 +1,70 @@
+"""The two paths as constants of the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The two paths as constants of the kernels.
+
+    Attributes:
+        near: neighbouring blocks, on one side, that hold every visible distance up to
+            ``near * block_size``.
+        first_far, far: exponent of the first power of two beyond, and how many of them the longest
+            possible history has.
+        sink_blocks: blocks that can hold sinks.
+    """
+
+    block_size: int
+    window: int
+    sinks: int
+    causal: bool
+    near: int
+    first_far: int
+    far: int
+    sink_blocks: int
+
+    @staticmethod
+    def of(block_size: int, window: int, sinks: int, causal: bool, total: int) -> Pattern:
+        near = max(1, -(-(window - 1) // block_size))
+        first_far = (near * block_size).bit_length()
+        # The last sinks of a history need not begin where a block does.
+        sink_blocks = -(-sinks // block_size) + (sinks > 0 and not causal)
+        return Pattern(
+            block_size=block_size,
+            window=window,
+            sinks=sinks,
+            causal=causal,
+            near=near,
+            first_far=first_far,
+            far=max(0, (total - 1).bit_length() - first_far),
+            sink_blocks=sink_blocks,
+        )
+
+    def query_constants(self, keys: int) -> dict[str, int | bool]:
+        """Constants of the kernels of the queries, which take ``keys`` far keys at a step."""
+        sides = 1 if self.causal else 2
+        return {
+            "KEYS": keys,
+            "S": self.block_size,
+            "WINDOW": self.window,
+            "SINKS": self.sinks,
+            "CAUSAL": self.causal,
+            "NEAR": self.near,
+            "NEAR_STEPS": sides * self.near + 1 + self.sink_blocks,
+            "FIRST_FAR": self.first_far,
+            "FAR_STEPS": -(-self.far // keys),
+        }
+
+    def key_constants(self) -> dict[str, int | bool]:
+        """Constants of the kernel of the keys."""
+        return {
+            "S": self.block_size,
+            "WINDOW": self.window,
+            "CAUSAL": self.causal,
+            "NEAR": self.near,
+            "FIRST_FAR": self.first_far,
+            "SINK_BLOCKS": self.sink_blocks,
+        }

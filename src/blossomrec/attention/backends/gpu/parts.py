@@ -1,0 +1,96 @@
+"""What a layer does around the operation on a GPU: few passes over memory, few launches."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blossomrec.attention import selector
+from blossomrec.attention.backends.gpu import block_mass, importance, step
+from blossomrec.attention.backends.gpu.compression import pooled_windows
+from blossomrec.attention.backends.gpu.geometry import block_starts, cos_sin, first_blocks
+from blossomrec.attention.backends.gpu.launch import unsupported
+from blossomrec.attention.backends.gpu.projection import Sizes, project
+from blossomrec.attention.backends.gpu.sampling import draw_samples
+from blossomrec.attention.backends.gpu.windows import key_windows
+from blossomrec.attention.backends.parts import Parts, Projections
+from blossomrec.attention.compress import MeanCompression, MLPCompression
+from blossomrec.attention.rotary import rotated_pairs
+from blossomrec.attention.selector import Sample
+from blossomrec.attention.spec import BlossomSpec, Heads, Target
+from blossomrec.attention.state.paged import eager
+
+
+class GpuParts(Parts):
+    """Kernels written in Triton; where one does not take a size, plain PyTorch."""
+
+    def project(
+        self, x: Tensor, weights: Projections, cu_seqlens: Tensor, heads: Heads, spec: BlossomSpec
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        pairs = rotated_pairs(heads.size, spec.rotary_share)
+        angles = cos_sin(cu_seqlens, len(x), pairs)
+        *matrices, gate, bias = weights
+        if gate is not None:
+            matrices.append(gate)
+        return project(
+            x, tuple(matrices), bias, angles, Sizes(heads.queries, heads.keys, heads.size, pairs)
+        )
+
+    def block_keys(
+        self, compression: MeanCompression | MLPCompression, k: Tensor, cu_seqlens: Tensor
+    ) -> Tensor:
+        size = compression.block_size
+        where = block_starts(cu_seqlens, len(k), size)
+        if isinstance(compression, MeanCompression):
+            return key_windows(k, *where, size, size).unflatten(2, (size, -1)).mean(2)
+        parameters = compression.places, compression.inner, compression.outer
+        return pooled_windows(k, *parameters, where, size)
+
+    def selector_loss(
+        self, q: Tensor, k: Tensor, block_keys: Tensor, cu_seqlens: Tensor, **given: Any
+    ) -> Tensor:
+        rows, max_length, spec = given["rows"], given["max_length"], given["spec"]
+        blocks, size = max_length // spec.block_size, spec.block_size
+        if selector.no_choice(blocks, rows, block_keys) or size & (size - 1):
+            return super().selector_loss(q, k, block_keys, cu_seqlens, **given)
+        if blocks > block_mass.MAX_BLOCKS:
+            loss = partial(selector.selector_loss, shares=block_shares)
+            return loss(q, k, block_keys, cu_seqlens, **given)
+        sizes = selector.sample_sizes(max_length, q.shape[1])
+        before = first_blocks(cu_seqlens, size)
+        samples = draw_samples(rows, cu_seqlens, before, len(q), size, *sizes)
+        form = (size, spec.causal)
+        return importance.distillation_loss(q, k, block_keys, samples, blocks, form)
+
+    def append_paged(self, k, v, layer, step_, compression):
+        if _refuse_step(k, k.shape[1], layer.block_size):
+            super().append_paged(k, v, layer, step_, compression)
+            return
+        mean = isinstance(compression, MeanCompression)
+        step.append(k, v, layer, step_, mean=mean)
+        if not mean:
+            eager.close_blocks(layer, step_, compression)
+
+    def attend_paged(self, q, gates, layer, step_, spec):
+        if _refuse_step(q, layer.block_keys.shape[1], layer.block_size):
+            return super().attend_paged(q, gates, layer, step_, spec)
+        with torch.autocast(q.device.type, enabled=False):
+            return step.attend(q, gates, layer, step_, spec)
+
+
+def _refuse_step(q: Tensor, groups: int, block_size: int) -> str:
+    heads = Heads(q.shape[1], groups, q.shape[2])
+    return unsupported(Target(BlossomSpec(block_size=block_size), heads, q.dtype, q.device.type))
+
+
+def block_shares(
+    q: Tensor, k: Tensor, cu_seqlens: Tensor, sample: Sample, spec: BlossomSpec
+) -> Tensor:
+    """See :func:`blossomrec.attention.selector.block_shares`; scores are never in memory."""
+    eligible = sample.eligible
+    form = (eligible.shape[-1], spec.block_size)
+    sums = block_mass.block_sums(q, k, sample.rows, sample.starts, *form)
+    return sums.masked_fill(~eligible[:, :, :, None], -torch.inf).softmax(-1).mean(3)

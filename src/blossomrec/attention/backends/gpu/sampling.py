@@ -1,0 +1,68 @@
+# A kernel takes numbers where it declares constexpr.
+# pyright: reportArgumentType=false, reportCallIssue=false
+"""The events that the selector is distilled from, drawn on the device, which has the lengths."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from blossomrec.attention.backends.gpu.kernels.sampling import draw_kernel
+
+
+class SampledEvents(NamedTuple):
+    """Events in runs of one history each, int64.
+
+    rows: packed rows, [X, C]; owns: number of the block that each stands in; numbers: complete
+    blocks of its history; starts: first packed row of each run's history, [X]; firsts: row of its
+    first block key.
+    """
+
+    rows: Tensor
+    owns: Tensor
+    numbers: Tensor
+    starts: Tensor
+    firsts: Tensor
+
+
+def draw_samples(
+    rows: Tensor,
+    cu_seqlens: Tensor,
+    first_blocks: Tensor,
+    events: int,
+    block_size: int,
+    runs: int,
+    count: int,
+) -> SampledEvents:
+    """``runs`` times ``count`` samples.
+
+    Args:
+        rows: int64 [N], rising: rows that samples are drawn from; ``events`` and more are none.
+        cu_seqlens: int32 [B+1].
+        first_blocks: int64 [B+1], row of each history's first block key.
+        events: T.
+        block_size: events in a block.
+    """
+    # Of 32 bits, they cannot be rounded up to the next stratum.
+    drawn = torch.rand(runs, count + 1, device=rows.device)
+    of_samples, of_runs = rows.new_empty(3, runs, count), rows.new_empty(2, runs)
+    samples = SampledEvents(*of_samples.unbind(), *of_runs.unbind())
+    draw_kernel[(runs,)](
+        drawn,
+        rows,
+        cu_seqlens,
+        first_blocks,
+        *samples,
+        events,
+        len(rows),
+        len(cu_seqlens) - 1,
+        count,
+        S=block_size,
+        PLACES=triton.next_power_of_2(count),
+        STEPS=max(len(rows), len(cu_seqlens)).bit_length(),
+        num_warps=1,
+    )
+    return samples

@@ -1,0 +1,82 @@
+"""Blossom attention without a kernel of its own: linear memory, differentiable, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blossomrec.attention import pattern
+from blossomrec.attention.backends.torch.dense import dense_paths
+from blossomrec.attention.backends.torch.selection import select_blocks
+from blossomrec.attention.backends.torch.sparse import BlockKeys, NearKeys, SparseAttention
+from blossomrec.attention.buckets import Buckets
+from blossomrec.attention.packing import Packing, histories
+from blossomrec.attention.spec import BlossomSpec, Target
+
+# Histories up to this length are attended densely: below it the gathers cost more.
+DENSE_LENGTH = {"cpu": 256, "cuda": 512}
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_keys: Tensor,
+    gates: Tensor,
+    cu_seqlens: Tensor,
+    spec: BlossomSpec,
+    selected: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
+    block_size, top_n, causal = spec.block_size, spec.top_n, spec.causal
+    packing = Packing.of(cu_seqlens, len(q), block_size)
+    shortest, longest = torch.stack(packing.length.aminmax()).tolist()
+    selects_all = selected is None and causal and longest <= (top_n + 1) * block_size
+    if selected is None:
+        with torch.no_grad():
+            selected = select_blocks(q, block_keys, packing, longest, top_n, causal)
+    form = {"window": spec.window, "sinks": spec.sinks, "causal": causal}
+
+    def dense(cu_seqlens: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v, selected = rows
+        buckets = Buckets.of(cu_seqlens, len(q), min(longest, limit))
+        sizes = {"block_size": block_size, "selects_all": selects_all}
+        return dense_paths(q, k, v, selected, buckets, **sizes, **form)
+
+    def sparse(cu_seqlens: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v, selected = rows
+        packing = Packing.of(cu_seqlens, len(q), block_size)
+        blocks = BlockKeys(packing, selected, causal)
+        events = NearKeys(packing, pattern.distances(spec.window, longest), **form)
+        long = SparseAttention.apply(q, packing.pad(k), packing.pad(v), blocks)
+        return long, SparseAttention.apply(q, k, v, events)
+
+    limit = DENSE_LENGTH[q.device.type]
+    rows = (q, k, v, selected)
+    if longest <= limit:
+        long, short = dense(cu_seqlens, *rows)
+    elif shortest > limit:
+        long, short = sparse(cu_seqlens, *rows)
+    else:
+        long, short = _by_length(cu_seqlens.diff() > limit, cu_seqlens, rows, sparse, dense)
+    return gates[..., :1] * long + gates[..., 1:] * short, selected
+
+
+def unsupported(target: Target) -> str:
+    """What is not taken, as a sentence: nothing."""
+    return ""
+
+
+def _by_length(is_long, cu_seqlens, rows, sparse, dense) -> tuple[Tensor, Tensor]:
+    """Long histories through one function, short ones through the other."""
+    lengths = cu_seqlens.diff()
+    owner = is_long[histories(cu_seqlens, len(rows[0]))]
+    places, results = [], []
+    for attend, chosen, mine in ((sparse, is_long, owner), (dense, ~is_long, ~owner)):
+        place = mine.nonzero().flatten()
+        part = torch.nn.functional.pad(lengths[chosen].cumsum(0), (1, 0)).to(cu_seqlens.dtype)
+        results.append(attend(part, *(x.index_select(0, place) for x in rows)))
+        places.append(place)
+    order = torch.cat(places).argsort()
+    long, short = (torch.cat(parts).index_select(0, order) for parts in zip(*results, strict=True))
+    return long, short

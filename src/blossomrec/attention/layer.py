@@ -1,0 +1,295 @@
+"""Blossom attention as a layer: projections, rotary embedding, compression, gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from blossomrec.attention.api import blossom_attention, resolve
+from blossomrec.attention.backends import Backend
+from blossomrec.attention.backends.parts import Projections
+from blossomrec.attention.compress import build_compression
+from blossomrec.attention.rotary import rotate
+from blossomrec.attention.spec import BlossomSpec, Heads
+from blossomrec.attention.state.attention_state import AttentionState, check_extension
+from blossomrec.attention.state.paged import PagedLayer, Step
+
+# The gate starts short-term: sigmoid(-2) = 0.12 long, sigmoid(2) = 0.88 short.
+GATE_START = (-2.0, 2.0)
+# Numbers that a head's gate is made of.
+GATE_SIZES = {"independent": 2, "convex": 1}
+# Weights of the two paths where one is left out.
+FIXED_GATES = {"long": (1.0, 0.0), "short": (0.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class AttentionOutput:
+    """What an attention layer gives.
+
+    Attributes:
+        hidden: [T, D].
+        selector_loss: scalar that teaches the selector, None where nothing is to be taught.
+        selected: int32 [T, G, n] selected blocks, -1 for none; None for dense attention.
+        gates: [T, H, 2] weights of the long and short path; None for dense attention.
+    """
+
+    hidden: Tensor
+    selector_loss: Tensor | None = None
+    selected: Tensor | None = None
+    gates: Tensor | None = None
+
+
+class BlossomAttention(nn.Module):
+    """Block-level fused sparse attention over packed histories (BlossomRec, arXiv 2512.13368).
+
+    Args:
+        hidden_size: D, a multiple of ``num_heads``.
+        num_heads: H query heads.
+        num_kv_heads: G key/value heads, dividing H; the heads of a group select together.
+        spec: the definition of the operation; its defaults where it is None.
+        impl: see :func:`blossomrec.attention.blossom_attention`. "reference" and "torch" keep all
+            fused kernels out of the layer.
+
+    Raises:
+        ValueError: sizes do not fit each other.
+
+    Example:
+        >>> layer = BlossomAttention(hidden_size=64, num_heads=4, num_kv_heads=2)
+        >>> layer(torch.randn(50, 64), torch.tensor([0, 20, 50], dtype=torch.int32)).hidden.shape
+        torch.Size([50, 64])
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        spec: BlossomSpec | None = None,
+        impl: str = "auto",
+    ):
+        super().__init__()
+        if hidden_size % num_heads or num_heads % num_kv_heads or hidden_size // num_heads % 2:
+            raise ValueError(
+                f"hidden_size {hidden_size}, num_heads {num_heads}, num_kv_heads {num_kv_heads}: "
+                "each must be a multiple of the next, with an even hidden_size / num_heads"
+            )
+        self.spec, self.impl = spec or BlossomSpec(), impl
+        self.heads = Heads(num_heads, num_kv_heads, hidden_size // num_heads)
+        size = self.heads.size
+        self.query = nn.Linear(hidden_size, num_heads * size, bias=False)
+        self.key = nn.Linear(hidden_size, num_kv_heads * size, bias=False)
+        self.value = nn.Linear(hidden_size, num_kv_heads * size, bias=False)
+        self.output = nn.Linear(num_heads * size, hidden_size, bias=False)
+        self.compress = build_compression(self.spec, size)
+        numbers = num_heads * GATE_SIZES[self.spec.gate]
+        self.gate = nn.Linear(hidden_size, numbers) if self.spec.is_gated else None
+        self.reset_gate()
+
+    def reset_gate(self) -> None:
+        """Start with the short-term path open and the long-term one nearly closed."""
+        if self.gate is None:
+            return
+        nn.init.zeros_(self.gate.weight)
+        with torch.no_grad():
+            numbers = GATE_SIZES[self.spec.gate]
+            start = torch.tensor(GATE_START[:numbers]).repeat(self.heads.queries)
+            self.gate.bias.copy_(start)
+
+    def forward(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        *,
+        max_length: int | None = None,
+        lessons: Tensor | None = None,
+    ) -> AttentionOutput:
+        """Attend within each packed history.
+
+        Args:
+            x: [T, D] packed events.
+            cu_seqlens: int32 [B+1].
+            max_length: longest history, in events; looked up where it is not given and needed.
+            lessons: int64 [C], rising: packed rows of the events from which the distillation of the
+                selector may sample; T, which is no row, may fill up the end. None: it is not
+                computed.
+        """
+        backend = self.backend(x)
+        q, k, v, gates = self.project(x, cu_seqlens)
+        block_keys = backend.parts.block_keys(self.compress, k, cu_seqlens)
+        out, selected = self.attend(q, k, v, block_keys, gates, cu_seqlens, backend)
+        loss = None
+        if lessons is not None and self.spec.selects:
+            if max_length is None:
+                max_length = int(cu_seqlens.diff().max())
+            given = {"rows": lessons, "max_length": max_length}
+            loss = self.distil(q, k, block_keys, cu_seqlens, backend, **given)
+        return AttentionOutput(self.output(out.flatten(1)), loss, selected, gates)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        block_keys: Tensor,
+        gates: Tensor,
+        cu_seqlens: Tensor,
+        backend: Backend,
+    ) -> tuple[Tensor, Tensor]:
+        """The operation: output [T, H, d] and selected blocks; for a subclass to change."""
+        rows = (q, k, v, block_keys.detach(), gates)
+        return blossom_attention(*rows, cu_seqlens, self.spec, impl=backend)
+
+    def distil(
+        self,
+        q: Tensor,
+        k: Tensor,
+        block_keys: Tensor,
+        cu_seqlens: Tensor,
+        backend: Backend,
+        **given: Any,
+    ) -> Tensor | None:
+        """The distillation loss of the selector, sampled from ``rows``; for a subclass to change.
+
+        Args:
+            given: rows and max_length, see :func:`blossomrec.attention.selector.selector_loss`.
+        """
+        return backend.parts.selector_loss(q, k, block_keys, cu_seqlens, spec=self.spec, **given)
+
+    def backend(self, x: Tensor) -> Backend:
+        """What computes this layer for inputs like x, [T, D]."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        return resolve(self.spec, self.heads, dtype, kind, self.impl)
+
+    def project(self, x: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rotated queries [T, H, d] and keys [T, G, d], values [T, G, d], gates [T, H, 2]."""
+        weights = Projections(
+            self.query.weight, self.key.weight, self.value.weight, *self._gate_parameters()
+        )
+        parts = self.backend(x).parts
+        q, k, v, gates = parts.project(x, weights, cu_seqlens, self.heads, self.spec)
+        return q, k, v, self._fixed_gates(q) if gates is None else gates
+
+    def block_keys(self, k: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Keys of all complete blocks, [J, G, d], of rotated keys [T, G, d]; see ``compress``."""
+        return self.backend(k.flatten(1)).parts.block_keys(self.compress, k, cu_seqlens)
+
+    def _gates(self, x: Tensor) -> Tensor:
+        """Weights of the long-term and the short-term path, [T, H, 2]."""
+        weight, bias = self._gate_parameters()
+        if weight is None:
+            return self._fixed_gates(x)
+        return linear(x, weight, bias).view(len(x), self.heads.queries, 2).sigmoid()
+
+    def _fixed_gates(self, x: Tensor) -> Tensor:
+        """Of one path alone, in the type of x, [T, H, 2]."""
+        # Filled on the device, so that a CUDA graph can be captured.
+        weights = FIXED_GATES[self.spec.paths]
+        shares = [x.new_full((len(x), self.heads.queries), weight) for weight in weights]
+        return torch.stack(shares, -1)
+
+    def _gate_parameters(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Weight [2 * H, D] and bias [2 * H] of what the sigmoids of the two paths are taken of."""
+        if self.gate is None:
+            return None, None
+        if self.spec.gate == "independent":
+            return self.gate.weight, self.gate.bias
+        # sigmoid(-z) is 1 - sigmoid(z).
+        weight, bias = (
+            torch.stack((x, -x), 1).flatten(0, 1) for x in (self.gate.weight, self.gate.bias)
+        )
+        return weight, bias
+
+    def start(self) -> AttentionState:
+        """The state of a user without events.
+
+        Raises:
+            ValueError: the attention is bidirectional, so that a new event changes all old ones.
+        """
+        if not self.spec.causal:
+            raise ValueError("causal is False: only causal attention can be extended")
+        return AttentionState.empty(
+            num_kv_heads=self.heads.keys,
+            head_dim=self.heads.size,
+            block_size=self.spec.block_size,
+            reach=self.spec.keys_of_block,
+            like=self.key.weight.detach(),
+        )
+
+    @property
+    def _layout(self) -> tuple[object, ...]:
+        """That of the states which :meth:`start` makes."""
+        weight, heads = self.key.weight, (self.heads.keys, self.heads.size)
+        reach = self.spec.keys_of_block
+        return self.spec.block_size, reach, *heads, weight.dtype, weight.device
+
+    def extend(self, x: Tensor, state: AttentionState) -> tuple[AttentionOutput, AttentionState]:
+        """Attend from the next events of one user; see :meth:`extend_batch`.
+
+        Args:
+            x: [t, D], the events that follow those of ``state``.
+            state: made by :meth:`start`, or by an earlier call; it stays as it is.
+
+        Returns:
+            The output of the new events, as :meth:`forward` over the whole history gives it, and
+            the state after them.
+        """
+        output, (extended,) = self.extend_batch(x, [len(x)], [state])
+        return output, extended
+
+    @torch.no_grad()
+    def extend_batch(
+        self, x: Tensor, counts: Sequence[int], states: Sequence[AttentionState]
+    ) -> tuple[AttentionOutput, list[AttentionState]]:
+        """Attend from the next events of several users; no gradient flows.
+
+        The cost of an event does not grow with the history, but for one score a complete block.
+
+        Args:
+            x: [t, D], user after user.
+            counts: new events of each user, t in all.
+            states: of each user, each its own.
+
+        Returns:
+            The output of the new events and the states after them; selected blocks are numbered
+            from the start of the whole history.
+
+        Raises:
+            ValueError: ``counts`` do not fit, or a state is that of another attention.
+        """
+        check_extension(x, counts, states, self._layout)
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        q, k, v = (each.unflatten(-1, (-1, self.heads.size)) for each in (q, k, v))
+        gates, parts = self._gates(x), self.backend(x).parts
+        out, selected, states = parts.extend(
+            q, k, v, gates, counts, states, self.compress.pool, self.spec
+        )
+        hidden = self.output(out.flatten(1))
+        return AttentionOutput(hidden, None, selected, gates), states
+
+    @torch.no_grad()
+    def extend_paged(self, x: Tensor, layer: PagedLayer, step: Step) -> AttentionOutput:
+        """Attend from the next event of each of many users, whose states are kept in pages.
+
+        No work of the host grows with the users, and nothing waits for the device where the
+        kernels are used.
+
+        Args:
+            x: [B, D], of the users of ``step``, in its order.
+            layer: this layer's pages, of the :class:`PagedStates` that made ``step``; changed.
+            step: where the events go.
+        """
+        joint = torch.cat((self.query(x), self.key(x)), -1).unflatten(-1, (-1, self.heads.size))
+        joint = rotate(joint, step.position, self.spec.rotary_share)
+        q, k = joint.split((self.heads.queries, self.heads.keys), dim=1)
+        v = self.value(x).unflatten(-1, (self.heads.keys, self.heads.size))
+        gates, parts = self._gates(x), self.backend(x).parts
+        parts.append_paged(k, v, layer, step, self.compress)
+        out, selected = parts.attend_paged(q, gates, layer, step, self.spec)
+        return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)

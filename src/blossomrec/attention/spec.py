@@ -1,0 +1,102 @@
+"""What a Blossom attention computes, in one object that travels from the options to the kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+COMPRESSIONS = ("mlp", "mean")
+PATHS = ("both", "long", "short")
+GATES = ("independent", "convex")
+
+
+@dataclass(frozen=True)
+class BlossomSpec:
+    """The definition of Blossom attention apart from its width (BlossomRec, arXiv 2512.13368).
+
+    Attributes:
+        block_size: events in a block, S.
+        top_n: blocks selected for each event and key/value head, n.
+        window: distances below it are always seen by the short-term path, w.
+        sinks: how many first (causal) or last (bidirectional) events everyone sees.
+        causal: an event sees no later event; otherwise both directions are seen.
+        compress: "mlp" (learned) or "mean" (no parameters): how a block's keys become one key.
+        compress_window: keys that one block key is made of by "mlp", a multiple of block_size.
+        rotary_share: share of each head's dimensions that rotary embedding turns; the rest compare
+            contents, whatever the distance.
+        paths: "both", or one alone: "long" or "short", with weight 1 and no gate.
+        gate: "independent" weights of the two paths, as published, or "convex": they sum up to 1.
+
+    Raises:
+        ValueError: a value is out of bounds or unknown; the message names it.
+
+    Example:
+        >>> BlossomSpec(top_n=8).keys_of_block
+        32
+    """
+
+    block_size: int = 16
+    top_n: int = 4
+    window: int = 8
+    sinks: int = 0
+    causal: bool = True
+    compress: str = "mlp"
+    compress_window: int = 32
+    rotary_share: float = 0.5
+    paths: str = "both"
+    gate: str = "independent"
+
+    def __post_init__(self):
+        for name, low in (("block_size", 1), ("top_n", 1), ("window", 1), ("sinks", 0)):
+            value = getattr(self, name)
+            if value < low:
+                raise ValueError(f"{name} is {value}: it must be at least {low}")
+        for name, known in (("compress", COMPRESSIONS), ("paths", PATHS), ("gate", GATES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}: choose one of {', '.join(known)}")
+
+    @property
+    def selects(self) -> bool:
+        """Whether blocks are selected at all: not where the short-term path is alone."""
+        return self.paths != "short"
+
+    @property
+    def learns_compression(self) -> bool:
+        """Whether block keys are made by a perceptron; without a selection nothing is learned."""
+        return self.selects and self.compress == "mlp"
+
+    @property
+    def keys_of_block(self) -> int:
+        """Keys that one block key is made of, ending where the block ends."""
+        return self.compress_window if self.learns_compression else self.block_size
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the weights of the two paths are learned."""
+        return self.paths == "both"
+
+
+@dataclass(frozen=True)
+class Heads:
+    """H query heads, G key/value heads, and the d numbers of a head."""
+
+    queries: int
+    keys: int
+    size: int
+
+    @property
+    def per_group(self) -> int:
+        """Query heads that share a key/value head, R."""
+        return self.queries // self.keys
+
+
+class Target(NamedTuple):
+    """A layer that an implementation may take: definition, sizes, type of queries, device."""
+
+    spec: BlossomSpec
+    heads: Heads
+    dtype: torch.dtype
+    device: str

@@ -1,0 +1,78 @@
+"""A step of many users as one CUDA graph, for where the host takes longer than the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from blossomrec.attention.state.paged.pages import NOBODY, Step
+from blossomrec.attention.state.paged.states import PagedStates, Users
+
+
+class StepGraph:
+    """One event of each of up to ``users`` users, captured once and replayed.
+
+    Steps are filled up to ``users`` with events that are nobody's. It is captured anew when the
+    pages or the table have moved to larger tensors: make room beforehand. Elsewhere than on a GPU
+    the function is called as it is.
+
+    Args:
+        function: of the input of each event, [users, ...], and the step; gives [users, ...]. It
+            must not wait for the device, so it needs the kernels.
+        states: what the steps are taken of.
+        users: most users of a step.
+    """
+
+    def __init__(self, function: Callable[[Tensor, Step], Tensor], states: PagedStates, users: int):
+        self.function, self.states, self.users = function, states, users
+        self._generation = -1
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, users: Users) -> Tensor:
+        """Input [B, ...] of one more event of each of ``users``; gives the function's [B, ...].
+
+        Raises:
+            ValueError, OutOfPagesError: as :meth:`PagedStates.step`.
+        """
+        step = self.states.step(users, pad_to=self.users)
+        if not x.is_cuda:
+            return self.function(_filled(x, self.users), step)[: len(x)]
+        if self._generation != self.states.generation:
+            self._capture(x)
+        self._x[: len(x)].copy_(x)
+        self._step.rows.copy_(step.rows)
+        self._graph.replay()
+        # The next replay writes to the same place.
+        return self._out[: len(x)].clone()
+
+    def _capture(self, x: Tensor) -> None:
+        table = self.states.table
+        # Made in inference mode they could not be written to outside of it.
+        with torch.inference_mode(False):
+            self._x = _filled(x, self.users)
+            self._step = Step(
+                table=table,
+                rows=table.new_full((4, self.users), NOBODY),
+                # Any event may complete its block, and any user may come to be the longest.
+                closing=torch.arange(self.users, dtype=torch.int32, device=table.device),
+                columns=torch.full((self.users,), table.shape[1]),
+            )
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self.function(self._x, self._step)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._out = self.function(self._x, self._step)
+        self._generation = self.states.generation
+
+
+def _filled(x: Tensor, count: int) -> Tensor:
+    """x [B, ...] with zeros behind it, [count, ...]."""
+    filled = x.new_zeros(count, *x.shape[1:])
+    filled[: len(x)] = x
+    return filled

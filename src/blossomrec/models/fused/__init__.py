@@ -1,0 +1,24 @@
+"""Kernels of a Transformer around the attention: norms, feed-forward, the loss over a catalogue.
+
+The plain form of PyTorch stands where a kernel is called, and :func:`usable` says which of the two
+it is to be.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from blossomrec.attention.api import has_triton
+
+WIDEST = 4_096
+# Implementations of the attention around which nothing else is fused either.
+PLAIN = ("reference", "torch")
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the kernels take rows of ``x``, [..., D]."""
+    if not x.is_cuda or x.shape[-1] > WIDEST or not has_triton():
+        return False
+    from blossomrec.attention.backends.gpu.products import DTYPES
+
+    return x.dtype in DTYPES

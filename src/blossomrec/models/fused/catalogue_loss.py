@@ -1,0 +1,143 @@
+# A kernel takes numbers where it declares constexpr.
+# pyright: reportArgumentType=false, reportCallIssue=false
+"""Softmax over a catalogue: normalisers without logits in memory, gradients of logits in 16 bits.
+
+Logits are made twice, which costs less than one trip of float32 numbers to memory and back. The two
+products that follow the gradient of the logits are the matrix library's.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.functional import pad
+
+from blossomrec.attention.backends.gpu.products import product
+from blossomrec.models.fused.kernels.catalogue_loss import (
+    excess_kernel,
+    loss_kernel,
+    normaliser_kernel,
+)
+
+LARGEST_SIZE = 256
+ROWS, ITEMS, WARPS = 128, 128, 8
+# Tiles of items that a program goes through when it makes gradients of logits.
+SPAN = 4
+# Programs that fill a GPU: rows are few where a batch is small, so items are split as well.
+PROGRAMS = 264
+# The matrix library wants rows of a multiple of this.
+ALIGNMENT = 64
+# Fewer rows than this in a tile would spend more time on adding up the gradient of the catalogue
+# than on the products themselves.
+TILE_ROWS = 512
+
+
+def takes(hidden: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernels take factors of this size, and type under autocast."""
+    return dtype.itemsize == 2 and hidden.shape[1] <= LARGEST_SIZE
+
+
+def summed_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, most: int, differentiate: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Sum of the cross-entropy of all rows, and its gradients.
+
+    Args:
+        hidden: [M, D], M at least 1, in 16 bits.
+        weight: [I, D] in the same type.
+        targets: int64 [M], negative where the row is not to count.
+        most: gradients of logits that are held at a time.
+        differentiate: whether gradients are wanted.
+
+    Returns:
+        float32 scalar, and the gradients of ``hidden`` and ``weight`` in float32, none if not
+        wanted.
+    """
+    hidden, weight = hidden.contiguous(), weight.contiguous()
+    normalisers, losses = _normalisers(hidden, weight, targets)
+    loss = losses.sum()
+    if not differentiate:
+        return loss, []
+    rows, items = len(hidden), len(weight)
+    height = min(max(most // items, TILE_ROWS), rows)
+    width = min(_aligned(max(1, most // height - ALIGNMENT)), _aligned(items))
+    # Zero rows after the last item let the last tile be as wide as the others.
+    padded = pad(weight, (0, 0, 0, -items % width))
+    whole = height == rows and width >= items
+    gradients = []
+    if not whole:
+        gradients = [torch.zeros_like(each, dtype=torch.float32) for each in (hidden, padded)]
+    buffer = hidden.new_empty(height, width)
+    for first in range(0, rows, height):
+        part = slice(first, first + height)
+        factors = hidden[part]
+        excess = buffer[: len(factors)]
+        for start in range(0, items, width):
+            columns = slice(start, start + width)
+            spans, heights = triton.cdiv(width, SPAN * ITEMS), triton.cdiv(len(factors), ROWS)
+            excess_kernel[(spans, heights)](
+                factors,
+                weight,
+                targets[part],
+                normalisers[part],
+                excess,
+                len(factors),
+                items,
+                start,
+                width,
+                SPAN=SPAN,
+                **_form(hidden),
+            )
+            products = product(excess, padded[columns]), product(excess.T, factors)
+            if whole:
+                gradients = list(products)
+                continue
+            gradients[0][part] += products[0]
+            gradients[1][columns] += products[1]
+    return loss, [gradients[0], gradients[1][:items]]
+
+
+def _normalisers(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithm of each row's summed exponentials, and its loss, float32 [M].
+
+    Without a target nothing is likely and nothing is lost: infinity and zero.
+    """
+    tiles, heights = triton.cdiv(len(weight), ITEMS), triton.cdiv(len(hidden), ROWS)
+    each = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, heights)))
+    parts = triton.cdiv(tiles, each)
+    partial = hidden.new_empty(parts, len(hidden), dtype=torch.float32)
+    target_logits, normalisers, losses = hidden.new_empty(
+        3, len(hidden), dtype=torch.float32
+    ).unbind()
+    normaliser_kernel[(heights, parts)](
+        hidden,
+        weight,
+        targets,
+        partial,
+        target_logits,
+        len(hidden),
+        len(weight),
+        each,
+        **_form(hidden),
+    )
+    loss_kernel[(triton.cdiv(len(hidden), ROWS),)](
+        partial, targets, target_logits, normalisers, losses, len(hidden), parts, ROWS=ROWS
+    )
+    return normalisers, losses
+
+
+def _aligned(number: int) -> int:
+    return triton.cdiv(number, ALIGNMENT) * ALIGNMENT
+
+
+def _form(hidden: Tensor) -> dict[str, int]:
+    size = hidden.shape[1]
+    return {
+        "D": size,
+        "D_BLOCK": max(16, triton.next_power_of_2(size)),
+        "ROWS": ROWS,
+        "ITEMS": ITEMS,
+        "num_warps": WARPS,
+        "num_stages": 3 if size <= 128 else 2,
+    }
