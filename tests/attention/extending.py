@@ -6,7 +6,8 @@ from inputs import make_layer
 
 def make_attention(**options):
     attention = make_layer(**options)
-    torch.nn.init.normal_(attention.gate.weight, std=0.3)
+    if attention.gate is not None:
+        torch.nn.init.normal_(attention.gate.weight, std=0.3)
     return attention.eval()
 
 

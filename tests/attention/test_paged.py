@@ -151,10 +151,7 @@ def test_users_come_and_go(impl, compress, sinks, seed):
     ids=str,
 )
 def test_other_layouts(impl, options):
-    attention = make(impl, **{k: v for k, v in options.items() if k != "paths"})
-    if "paths" in options:
-        attention.gate, attention.paths = None, options["paths"]
-    both = Both(attention)
+    both = Both(make(impl, **options))
     users = [both.add(length) for length in (0, 14, 33, 79, 200)] + [both.add(150, 40)]
     for _ in range(3):
         both.step(users)

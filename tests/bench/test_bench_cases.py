@@ -118,7 +118,8 @@ def test_a_wrong_encoder_is_red(monkeypatch):
         model = original(config, items)
         if config.attention_impl != "reference":
             for layer in model.layers:
-                layer.attention.top_n = 1
+                attention = layer.attention
+                attention.spec = dataclasses.replace(attention.spec, top_n=1)
         return model
 
     monkeypatch.setattr(encoder, "SASRec", wrong)

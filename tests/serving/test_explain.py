@@ -44,10 +44,12 @@ def visible(layer, selected, length):
     attention = layer.attention
     event = torch.arange(length)
     distance = event[:, None] - event
-    own = event[:, None] // attention.block_size == event // attention.block_size
-    chosen = (selected[..., None] == event // attention.block_size).any(2).transpose(0, 1)
+    own = event[:, None] // attention.spec.block_size == event // attention.spec.block_size
+    chosen = (selected[..., None] == event // attention.spec.block_size).any(2).transpose(0, 1)
     long = (own | chosen) & (distance >= 0)
-    near = pattern.is_visible(distance.clamp(min=0), attention.window) | (event < attention.sinks)
+    near = pattern.is_visible(distance.clamp(min=0), attention.spec.window) | (
+        event < attention.spec.sinks
+    )
     return long, (near & (distance >= 0)).expand_as(long)
 
 
@@ -61,11 +63,11 @@ def reference(model, rows, item):
         attention = layer.attention
         given = held_norm(layer.attention_norm, x) if layer.pre_norm else x
         attended = attention(given.detach(), cu_seqlens)
-        q, k = attention.queries_and_keys(given.detach(), cu_seqlens)
-        v = attention.value(given).unflatten(-1, (attention.num_kv_heads, -1))
-        repeat = attention.num_heads // attention.num_kv_heads
+        q, k, *_ = attention.project(given.detach(), cu_seqlens)
+        v = attention.value(given).unflatten(-1, (attention.heads.keys, -1))
+        repeat = attention.heads.per_group
         k, v = (each.repeat_interleave(repeat, 1).transpose(0, 1) for each in (k, v))
-        scores = q.transpose(0, 1) @ k.mT / math.sqrt(attention.head_dim)
+        scores = q.transpose(0, 1) @ k.mT / math.sqrt(attention.heads.size)
         out = 0
         masks = visible(layer, attended.selected, length)
         for path, seen in enumerate(masks):
