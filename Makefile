@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 
 # The tables of the documentation, from the lines in results/.
 docs: $(READY)
-	$(BIN)/python benchmarks/measured.py
+	$(BIN)/python -m benchmarks tables
 
 clean:
 	rm -rf $(VENV) runs build dist

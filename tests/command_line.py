@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,32 @@ from blossomrec.cli import main
 from small_options import small_flags
 
 
-def succeed(capsys: Any, *arguments: Any) -> str:
+def succeed(capsys: Any, *arguments: Any, run: Callable[[list[str]], int] = main) -> str:
     """Run what must succeed; gives what it printed."""
     capsys.readouterr()
-    code = main([str(one) for one in arguments])
+    code = run([str(one) for one in arguments])
     shown = capsys.readouterr()
     assert code == 0, shown.err
     return shown.out
 
 
-def refuse(capsys: Any, *arguments: Any, words: Sequence[Any]) -> tuple[str, str]:
+def refuse(
+    capsys: Any,
+    *arguments: Any,
+    words: Sequence[Any],
+    run: Callable[[list[str]], int] = main,
+    name: str = "blossomrec",
+) -> tuple[str, str]:
     """Run what must fail with exit code 2 and one line that holds all the words.
 
     Gives what went to standard output and to standard error.
     """
     capsys.readouterr()
-    code = main([str(one) for one in arguments])
+    code = run([str(one) for one in arguments])
     shown = capsys.readouterr()
     assert code == 2
     assert len(shown.err.splitlines()) == 1, shown.err
-    assert shown.err.startswith("blossomrec: ")
+    assert shown.err.startswith(f"{name}: ")
     for word in words:
         assert str(word) in shown.err
     return shown.out, shown.err

@@ -29,8 +29,6 @@ VERBS = {
     "import-events": "Load histories into the store of events of a server.",
     "report": "Write one self-contained HTML page about several evaluated runs.",
     "demo": "The whole path on simulated events or on your own file.",
-    "bench": "Time and memory over the length of histories, beside peers.",
-    "reproduce": "Measure the models side by side on prepared logs, into a results file.",
 }
 
 
@@ -51,7 +49,7 @@ def build_app(defaults: dict[str, Any] | None = None) -> App:
         function = verb.replace("-", "_")
         app.command(f"blossomrec.commands:{function}", name=verb, help=help)
     given = (_options(defaults),) if defaults else ()
-    app.config = (*given, _own_options, _refuse_fractions)
+    app.config = (*given, _own_options, refuse_fractions)
     return app
 
 
@@ -74,7 +72,7 @@ def _own_options(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
         _options(stored_options(Path(given["--run"])))(app, commands, arguments)
 
 
-def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+def refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Raise ConfigError where a whole number is needed and another is given, never round it."""
     for argument in arguments:
         for token in argument.tokens if _is_whole(argument.hint) else ():

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -25,14 +25,10 @@ from blossomrec.errors import ConfigError, RunError
 from blossomrec.experiments.baselines import BASELINES
 from blossomrec.terminal import console, show
 
-Value = TypeVar("Value")
 ConfigFile = Annotated[
     Path | None, Parameter(help="YAML, TOML or JSON file with model, training, evaluation options")
 ]
 COMMAS = "with commas between them; an id that has a comma in double quotes"
-
-# One flag, several values behind it.
-Several = Annotated[list[Value], Parameter(consume_multiple=True)]
 
 
 def prepare(
@@ -385,88 +381,6 @@ def demo(
         epochs=epochs,
         seed=seed,
     )
-
-
-def reproduce(
-    logs: Path,
-    *,
-    out: Path = Path("results/accuracy.jsonl"),
-    runs: Path = Path("runs/accuracy"),
-    datasets: Several[str] | None = None,
-    models: Several[str] | None = None,
-    max_lens: Several[int] | None = None,
-    seeds: Several[int] | None = None,
-    epochs: int | None = None,
-    jobs: int = 1,
-) -> None:
-    """Measure the models side by side on prepared logs, into a results file.
-
-    Args:
-        logs: folder with a prepared log for each data set, such as ml-1m or amazon-beauty
-        out: JSONL file that gets a line for each model, data set, seed and ranking
-        runs: where the run folders go; training that was stopped goes on
-        datasets: names of data sets, all that are known without it
-        models: SASRec, BlossomRec, each with the other's key/value heads: SASRec-2kv,
-            BlossomRec-8kv; the long-term path alone: BlossomRec-long, BlossomRec-8kv-long; a gate
-            whose weights sum up to 1: BlossomRec-8kv-convex; BERT4Rec, BERT4Rec-Blossom,
-            BERT4Rec-Blossom-8kv; all without it
-        max_lens: longest histories to compare, in events; a data set's own without it
-        seeds: of the training, each a training of its own; 0 without it
-        epochs: most epochs, if other than a data set's own
-        jobs: how many train at the same time on the device
-    """
-    from blossomrec.experiments import accuracy
-
-    accuracy.measure_all(
-        logs,
-        runs,
-        out,
-        datasets=datasets or tuple(accuracy.DATASETS),
-        models=models or tuple(accuracy.MODELS),
-        max_lens=max_lens or (None,),
-        seeds=seeds or (0,),
-        epochs=epochs,
-        jobs=jobs,
-    )
-
-
-def bench(
-    what: Literal["attention", "encoder", "training", "incremental"],
-    *,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    lengths: Several[int] | None = None,
-    tokens: int | None = None,
-    impls: Several[str] | None = None,
-    lengths_of: Path | None = None,
-    log: Path | None = None,
-    steps: int | None = None,
-    users: Several[int] | None = None,
-    out: Path | None = None,
-    plot: Path | None = None,
-) -> None:
-    """Time and memory over the length of histories, beside peers; exit code 1 on a red parity.
-
-    Args:
-        what: the operation alone, two layers of it, an epoch of training, or one more event
-        device: where to measure
-        dtype: bfloat16 on a GPU and float32 elsewhere without it; incremental float32
-        lengths: events of a history, such as 1024 4096; for training the most the model sees
-        tokens: most events of all histories together
-        impls: implementations and peers to measure, such as triton flash; all without it
-        lengths_of: attention: prepared log from whose lengths ragged batches are also drawn
-        log: training: prepared log whose batches are trained on
-        steps: training: batches to time; an epoch without it
-        users: incremental: users who get an event at the same time, such as 1 256
-        out: JSONL file to which a line for each measurement is appended
-        plot: SVG file that gets time and memory over length
-    """
-    from blossomrec.bench.command import run_bench
-
-    logs = {"lengths_of": lengths_of, "log": log, "out": out, "plot": plot}
-    sizes = {"lengths": lengths, "tokens": tokens, "steps": steps, "users": users}
-    if not run_bench(what, device=device, dtype=dtype, impls=impls or (), **logs, **sizes):
-        raise SystemExit(1)
 
 
 def _ids(name: str, text: str | None) -> list[str] | None:

@@ -8,7 +8,7 @@ from inputs import attend, random_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from blossomrec.bench import memory
+from benchmarks.speed.instruments import memory
 from implementations import CPU_MISSING
 
 

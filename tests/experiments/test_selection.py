@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
+from benchmarks.selector.recall_task import RecallConfig, make_recall_task
 from blossomrec.config import ModelConfig
-from blossomrec.data.recall import RecallConfig, make_recall_task
 from blossomrec.experiments import selection
 from blossomrec.experiments.selection import (
     attention_coverage,

@@ -1,0 +1,84 @@
+"""The command line of the benchmarks: a table from verb to function, imported when it is used."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter
+
+from blossomrec.cli import refuse_fractions
+from blossomrec.errors import BlossomRecError
+
+VERBS = {
+    "speed": (
+        "speed.run_bench:run_bench",
+        "Time and memory over the length of histories, beside peers.",
+    ),
+    "data": (
+        "speed.bench_data:measure_data",
+        "Time and peak memory of preparing events and of ranking a large catalogue.",
+    ),
+    "accuracy": (
+        "accuracy.accuracy_study:measure_all",
+        "The models side by side on prepared logs, into a results file.",
+    ),
+    "selector": (
+        "selector.run_study:run_study",
+        "What the selector finds: on associative recall, and on prepared logs.",
+    ),
+    "serving": (
+        "serving.server_load:measure_server",
+        "Throughput and latency of a server with kept histories.",
+    ),
+    "explain": (
+        "serving.removed_events:measure_removed",
+        "Whether explanations name the events that count.",
+    ),
+    "approximate": (
+        "serving.approximate_recall:measure_approximate",
+        "Time and recall of looking for the best items in some of the lists.",
+    ),
+    "tables": (
+        "tables.pages:write_pages",
+        "Fill the tables of the docs and draw their pictures, from the lines in results/.",
+    ),
+}
+
+
+def build_app() -> App:
+    """The application."""
+    app = App(
+        name="python -m benchmarks",
+        help="What is measured of blossomrec, and the tables of the docs.",
+        suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(negative_iterable=()),
+    )
+    for verb, (function, help) in VERBS.items():
+        app.command(f"benchmarks.{function}", name=verb, help=help)
+    app.config = (refuse_fractions,)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns the exit code: 0, 1 where a verb says that a check failed, 2 for bad input.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        held = build_app()(
+            arguments, exit_on_error=False, print_error=False, result_action="return_value"
+        )
+        return 1 if held is False else 0
+    except (CycloptsError, BlossomRecError, OSError) as error:
+        print("benchmarks:", *map(str.strip, str(error).splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("benchmarks: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

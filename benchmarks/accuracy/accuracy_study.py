@@ -1,0 +1,202 @@
+"""Accuracy with dense and with Blossom attention on public logs, full and sampled ranking.
+
+The options of a data set are the same for all models of a backbone but for the attention itself.
+SASRec was published with as many key/value heads as query heads, BlossomRec with two; each is
+measured with the other number as well, without its short-term path, and with a gate that shares one
+weight among the paths, so that what comes of the heads, of selecting and of fusing is told apart.
+The same attentions stand in BERT4Rec, too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import Several
+from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig, check
+from blossomrec.errors import BlossomRecError, ConfigError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a data set is trained with, and how many of each user's last events are held out."""
+
+    max_len: int
+    dropout: float
+    tokens_per_batch: int
+    epochs: int = 100
+    last_events: int = 1
+
+
+DATASETS = {
+    "ml-1m": Preset(max_len=200, dropout=0.2, tokens_per_batch=8_192),
+    "amazon-beauty": Preset(max_len=50, dropout=0.5, tokens_per_batch=4_096),
+    "amazon-video-games": Preset(max_len=50, dropout=0.5, tokens_per_batch=4_096),
+    "gowalla": Preset(max_len=50, dropout=0.2, tokens_per_batch=8_192),
+    "ml-100k": Preset(max_len=200, dropout=0.5, tokens_per_batch=2_048),
+    "online-retail-2": Preset(max_len=200, dropout=0.2, tokens_per_batch=8_192),
+    "assist2017": Preset(max_len=200, dropout=0.2, tokens_per_batch=8_192),
+    # Fifty users: one event of each would say little.
+    "unix-commands": Preset(max_len=200, dropout=0.2, tokens_per_batch=8_192, last_events=100),
+}
+MODELS = {
+    "SASRec": {"attention": "full", "kv_heads": 8},
+    "SASRec-2kv": {"attention": "full", "kv_heads": 2},
+    "BlossomRec": {"attention": "blossom", "kv_heads": 2},
+    "BlossomRec-8kv": {"attention": "blossom", "kv_heads": 8},
+    "BlossomRec-8kv-convex": {"attention": "blossom", "kv_heads": 8, "gate": "convex"},
+    "BlossomRec-long": {"attention": "blossom", "kv_heads": 2, "paths": "long"},
+    "BlossomRec-8kv-long": {"attention": "blossom", "kv_heads": 8, "paths": "long"},
+    "BERT4Rec": {"backbone": "bert4rec", "attention": "full", "kv_heads": 8},
+    "BERT4Rec-Blossom": {"backbone": "bert4rec", "attention": "blossom", "kv_heads": 2},
+    "BERT4Rec-Blossom-8kv": {"backbone": "bert4rec", "attention": "blossom", "kv_heads": 8},
+}
+# BERT4Rec predicts the masked events of an epoch alone: more epochs, looked at as often.
+BERT4REC_EPOCHS = round(1 / TrainingConfig().mask_probability)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training: of which model on which data set.
+
+    Attributes:
+        max_len: longest history, in events; None is that of the preset.
+        seed: of the training.
+        epochs: most epochs; None are those of the preset.
+    """
+
+    dataset: str
+    model: str
+    max_len: int | None = None
+    seed: int = 0
+    epochs: int | None = None
+
+    @property
+    def name(self) -> str:
+        length = "" if self.max_len is None else f" {self.max_len:,}"
+        seed = f" seed {self.seed}" if self.seed else ""
+        return f"{self.dataset}{length} {self.model}{seed}"
+
+    def configure(self) -> RunConfig:
+        """The configuration; ConfigError names what is unknown or out of bounds."""
+        for name, known in ((self.dataset, DATASETS), (self.model, MODELS)):
+            if name not in known:
+                raise ConfigError(f"{name!r} is not known: choose from {', '.join(known)}")
+        preset = DATASETS[self.dataset]
+        max_len = preset.max_len if self.max_len is None else self.max_len
+        model = ModelConfig(max_len=max_len, dropout=preset.dropout, **MODELS[self.model])
+        times = BERT4REC_EPOCHS if model.backbone == "bert4rec" else 1
+        config = RunConfig(
+            model,
+            TrainingConfig(
+                # A history goes into one batch.
+                tokens_per_batch=max(preset.tokens_per_batch, max_len),
+                epochs=times * preset.epochs if self.epochs is None else self.epochs,
+                validate_every=times,
+                seed=self.seed,
+            ),
+            EvaluationConfig(last_events=preset.last_events),
+        )
+        check(config)
+        return config
+
+
+def measure_all(
+    logs: Path,
+    *,
+    out: Path = Path("results/accuracy.jsonl"),
+    runs: Path = Path("runs/accuracy"),
+    datasets: Several[str] | None = None,
+    models: Several[str] | None = None,
+    max_lens: Several[int] | None = None,
+    seeds: Several[int] | None = None,
+    epochs: int | None = None,
+    jobs: int = 1,
+) -> None:
+    """Measure the models side by side on prepared logs, into a results file.
+
+    Args:
+        logs: folder with a prepared log for each data set, such as ml-1m or amazon-beauty
+        out: JSONL file that gets a line for each model, data set, length, seed and ranking
+        runs: where the run folders go; training that was stopped goes on
+        datasets: names of data sets, all that are known without it
+        models: SASRec, BlossomRec, each with the other's key/value heads: SASRec-2kv,
+            BlossomRec-8kv; the long-term path alone: BlossomRec-long, BlossomRec-8kv-long; a gate
+            whose weights sum up to 1: BlossomRec-8kv-convex; BERT4Rec, BERT4Rec-Blossom,
+            BERT4Rec-Blossom-8kv; all without it
+        max_lens: longest histories to compare, in events; a data set's own without it
+        seeds: of the training, each a training of its own; 0 without it
+        epochs: most epochs, if other than a data set's own
+        jobs: how many train at the same time on the device
+
+    Raises:
+        ConfigError: a data set, a model or a number is wrong; nothing is begun.
+        BlossomRecError: some did not finish, after all others have; the message names them.
+    """
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}: it must be at least 1")
+    # Long ones first, so that none is left alone at the end.
+    choices = itertools.product(
+        datasets or DATASETS, max_lens or [None], list(models or MODELS)[::-1], seeds or [0]
+    )
+    cases = [Case(data, model, length, seed, epochs) for data, length, model, seed in choices]
+    for case in cases:
+        case.configure()
+    failed = []
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
+        waiting = {pool.submit(measure, case, logs, runs, out, jobs): case for case in cases}
+        for done in as_completed(waiting):
+            name = waiting[done].name
+            try:
+                print(f"{name}: {done.result()}", flush=True)
+            except Exception as error:
+                failed.append(f"{name}: {error}")
+                print(failed[-1], flush=True)
+    if failed:
+        raise BlossomRecError(f"{len(failed)} of {len(cases)} failed: {'; '.join(failed)}")
+
+
+def measure(case: Case, logs: Path, runs: Path, out: Path, jobs: int = 1) -> str:
+    """Train and evaluate one model on one data set, append its lines, say its headline."""
+    import torch
+
+    from benchmarks.results import append_result, result_line
+    from blossomrec.data.log import EventLog
+    from blossomrec.data.split import make_split
+    from blossomrec.experiments.measure import evaluate_run
+    from blossomrec.models import build_model
+    from blossomrec.training import train
+    from blossomrec.training.randomness import seeded
+
+    if jobs > 1:
+        torch.set_num_threads(1)
+    config = case.configure()
+    log = EventLog.open(logs / case.dataset)
+    run = runs / f"{case.dataset}-{case.model}-{config.model.max_len}-{case.seed}"
+    with seeded(case.seed):
+        model = build_model(config.model, log.num_items)
+    split = make_split(log, config.evaluation)
+    result = train(model, log, split, config, run, progress=False)
+    headline = [f"{result.epochs} epochs, {result.seconds_per_epoch:.2f} s each"]
+    for ranking in ("full", "uni100"):
+        evaluation = evaluate_run(run, log, ranking=ranking)
+        line = result_line(
+            evaluation,
+            dataset=case.dataset,
+            model=case.model,
+            attention=config.model.attention,
+            seed=case.seed,
+            max_len=config.model.max_len,
+            seconds_per_epoch=round(result.seconds_per_epoch, 3),
+            epochs=result.epochs,
+            peak_mib=round(result.peak_mib, 1),
+            device=next(model.parameters()).device,
+        )
+        append_result(out, line)
+        shown = (f"{key} {value:.4f}" for key, value in evaluation.metrics.items())
+        headline += [one for one in shown if "ndcg@10" in one or "hr@10" in one]
+    return ", ".join(headline)

@@ -1,0 +1,109 @@
+"""The models whose encoder and training are measured: one published size, several attentions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, BenchOptions, Layout
+from benchmarks.speed.operations import causal_mask, naive_attention
+from blossomrec.attention import AttentionOutput
+from blossomrec.attention.packing import positions
+from blossomrec.config import ModelConfig
+from blossomrec.models.full import FullAttention
+
+# Dense attention as it comes with PyTorch: of packed histories on a GPU, else of padded ones.
+FULL = {"cpu": "dense", "cuda": "flash"}
+# Multi-head attention of the released SASRec: as many key/value heads as query heads.
+NAIVE_LAYOUT = Layout(8, 8, 16)
+DROPOUT = 0.2
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An attention inside the encoder: its name, how block keys are made, its heads."""
+
+    impl: str
+    compress: str
+    layout: Layout
+
+    def config(self, length: int, *, reference: bool = False) -> ModelConfig:
+        """SASRec of the published size with this attention, or with what defines it."""
+        dense = self.compress == "none"
+        impl = "reference" if reference else self.impl
+        choices: dict[str, Any] = {
+            "attention": "full" if dense else "blossom",
+            "compress": "mlp" if dense else self.compress,
+            "attention_impl": "auto" if dense else impl,
+        }
+        return ModelConfig(
+            max_len=max(2, length),
+            hidden_size=self.layout.hidden_size,
+            heads=self.layout.heads,
+            kv_heads=self.layout.kv_heads,
+            dropout=DROPOUT,
+            **choices,
+        )
+
+
+def architectures(options: BenchOptions) -> list[Architecture]:
+    """Blossom attention with both ways to make block keys, and dense attention in two layouts."""
+    blossom = [
+        Architecture(impl, compress, PUBLISHED)
+        for impl in options.blossom
+        for compress in ("mean", "mlp")
+    ]
+    full = [
+        Architecture(FULL[options.device], "none", layout) for layout in (PUBLISHED, FASTEST_DENSE)
+    ]
+    return [*blossom, *full]
+
+
+def graph_choices(architecture: Architecture, options: BenchOptions) -> tuple[bool, ...]:
+    """Whether it is measured as it is (False) and as a CUDA graph (True)."""
+    # Dense attention in float32 has no packed kernel, and waits for lengths.
+    waits = architecture.impl == FULL["cuda"] and not options.half
+    return (False, True) if options.device == "cuda" and not waits else (False,)
+
+
+class NaiveAttention(FullAttention):
+    """Dense attention with all scores in memory, over histories of one length, as in RecBole."""
+
+    def forward(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        *,
+        max_length: int,
+        lessons: Tensor | None = None,
+    ) -> AttentionOutput:
+        place = positions(cu_seqlens, len(x))
+        rows = [
+            self._rotate(self.query(x), place),
+            self._rotate(self.key(x), place),
+            self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim)),
+        ]
+        q, k, v = (row.unflatten(0, (-1, max_length)).transpose(1, 2) for row in rows)
+        mask = causal_mask(max_length, str(x.device), x.dtype)
+        out = naive_attention(q, k, v, mask, DROPOUT if self.training else 0.0)
+        return AttentionOutput(self.output(out.transpose(1, 2).flatten(0, 1).flatten(1)))
+
+
+def naive_layers(layers: torch.nn.ModuleList) -> torch.nn.ModuleList:
+    """The layers, with scores in memory in place of what dense attention they had."""
+    for layer in cast("Iterable[Any]", layers):
+        old = layer.attention
+        naive = NaiveAttention(
+            hidden_size=old.query.in_features,
+            num_heads=old.num_heads,
+            num_kv_heads=old.num_kv_heads,
+            rotary_share=old.rotary_share,
+            causal=old.causal,
+        )
+        naive.load_state_dict(old.state_dict())
+        layer.attention = naive
+    return layers

@@ -1,0 +1,124 @@
+"""What the paper says of Blossom attention, beside what was measured here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from statistics import mean, variance
+
+from benchmarks.speed.bench_options import PUBLISHED
+from benchmarks.tables import speed_tables
+from benchmarks.tables.measured_lines import Line, table, trainings
+from benchmarks.tables.speed_tables import layout
+
+DATASETS = ("ml-1m", "gowalla", "amazon-beauty", "amazon-video-games")
+# A model and another beside it: dense and Blossom attention as published, with as many key/value
+# heads as each other, with the long-term path alone; then what heads, fusing and gate change by
+# themselves.
+PAIRS = (
+    ("SASRec", "BlossomRec"),
+    ("SASRec", "BlossomRec-8kv"),
+    ("SASRec", "BlossomRec-8kv-long"),
+    ("SASRec-2kv", "BlossomRec"),
+    ("SASRec-2kv", "BlossomRec-long"),
+    ("BERT4Rec", "BERT4Rec-Blossom"),
+    ("BERT4Rec", "BERT4Rec-Blossom-8kv"),
+    ("SASRec", "SASRec-2kv"),
+    ("BlossomRec-8kv-long", "BlossomRec-8kv"),
+    ("BlossomRec-8kv", "BlossomRec-8kv-convex"),
+)
+COSTS = {
+    "training, MiB": "peak_mib",
+    "inference, MiB": "inference_peak_mib",
+    "training step, ms": "forward_backward_ms",
+    "inference, ms": "forward_ms",
+}
+
+
+def accuracy() -> str:
+    """Change of NDCG@10 among all items from one model to another, on the data of the paper.
+
+    Means over seeds, and the standard error of the change where each has several.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    for lines in trainings("full"):
+        where = lines[0]["dataset"], lines[0]["model"]
+        if where[0] in DATASETS:
+            found[where] = [line["metrics"]["ndcg@10"] for line in lines]
+    rows = []
+    for first, second in PAIRS:
+        pairs = [(found.get((data, first)), found.get((data, second))) for data in DATASETS]
+        rows.append([f"{second} to {first}", *(_change(*pair) for pair in pairs)])
+    return table(["NDCG@10 of", *DATASETS], rows)
+
+
+def _change(first: list[float] | None, second: list[float] | None) -> str:
+    """Change from one mean to the other in per cent."""
+    if not first or not second:
+        return ""
+    change = f"{100 * (mean(second) / mean(first) - 1):+.1f}"
+    if min(len(first), len(second)) > 1:
+        error = math.sqrt(sum(variance(values) / len(values) for values in (first, second)))
+        change += f" ± {100 * error / mean(first):.1f}"
+    return f"{change} %"
+
+
+def cost() -> str:
+    """Two layers with Blossom attention beside dense attention that keeps its scores, and fused."""
+    rows = []
+    for gpu in (True, False):
+        lines = speed_tables.lines("encoder", gpu)
+        for length in sorted({line["length"] for line in lines if line["impl"] == "naive"}):
+            given = [line for line in lines if line["length"] == length]
+            naive = _one(given, ("naive",))
+            fused = _one(given, ("flash", "dense"))
+            blossom = _one(given, ("cuda", "cpu"))
+            where = "GPU" if gpu else "CPU"
+            for text, field in COSTS.items():
+                values = [line[field] for line in (naive, fused, blossom)]
+                times = [f"{value / values[2]:.1f}" for value in values[:2]]
+                shown = [f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for value in values]
+                rows.append([f"{where}, {length:,}, {text}", *shown, *times])
+    header = ["device, length", "all scores kept", "fused", "Blossom"]
+    return table([*header, "all scores / Blossom", "fused / Blossom"], rows)
+
+
+def growth() -> str:
+    """Powers of the length with which the time of a history grows, forward and backward."""
+    times: dict[str, dict[int, float]] = {}
+    for line in speed_tables.beside_cudnn():
+        if line["impl"] in ("cudnn", "cuda") and layout(line) == PUBLISHED:
+            found = times.setdefault(speed_tables.name(line), {})
+            found[line["length"]] = line["forward_backward_ms"]
+    ways = sorted(times)
+    rows = []
+    for low, high in pairwise(sorted(times[ways[0]])):
+        # All have the same number of events: a history as long again has half as many beside it.
+        powers = [
+            1 + math.log(times[way][high] / times[way][low]) / math.log(high / low) for way in ways
+        ]
+        rows.append([f"{low:,} to {high:,}", *(f"{power:.2f}" for power in powers)])
+    return table(["length", *ways], rows)
+
+
+def _one(lines: list[Line], impls: tuple[str, ...]) -> Line:
+    """That of an attention which stands beside the others, replayed as a graph where it can be."""
+    return max(
+        (
+            line
+            for line in lines
+            if line["impl"] in impls
+            and line["compress"] in ("none", "mlp")
+            and (line["impl"] == "naive" or layout(line) == PUBLISHED)
+            and line["lessons"] == (line["compress"] == "mlp")
+        ),
+        key=lambda line: line["graph"],
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "claims-accuracy": accuracy,
+    "claims-cost": cost,
+    "claims-growth": growth,
+}

@@ -1,0 +1,39 @@
+"""Tables of preparing events and of ranking a large catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.tables.measured_lines import read, table
+
+
+def preparing() -> str:
+    """Time and memory of reading and writing a log."""
+    rows = [
+        [line["source"], f"{line['events']:,}", f"{line['seconds']:.1f}", f"{line['peak_mib']:.0f}"]
+        for line in read("data.jsonl")
+        if line["bench"] == "prepare"
+    ]
+    return table(["source", "events", "seconds", "peak MiB"], rows)
+
+
+def ranking() -> str:
+    """Time and memory of ranking a large catalogue."""
+    rows = [
+        [
+            line["ranking"],
+            f"{line['items']:,}",
+            f"{line['users']:,}",
+            f"{line['seconds']:.0f}",
+            f"{line['peak_mib']:.0f}",
+        ]
+        for line in read("data.jsonl")
+        if line["bench"] == "ranking"
+    ]
+    return table(["ranking", "items", "users", "seconds", "peak MiB"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "prepare": preparing,
+    "ranking": ranking,
+}

@@ -1,0 +1,83 @@
+"""The pages whose tables, and the pictures, are made from the lines in results/.
+
+    python -m benchmarks tables            # write them
+    python -m benchmarks tables --check    # fail where one is out of date
+
+A table stands between ``<!-- measured: NAME -->`` and ``<!-- end -->``. A picture is drawn again
+where its description says that it is of other lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from benchmarks.speed.length_plots import draw, fingerprint
+from benchmarks.tables import (
+    accuracy_tables,
+    claims,
+    data_tables,
+    selector_tables,
+    serving_tables,
+    speed_tables,
+)
+from benchmarks.tables.measured_lines import ROOT, read
+
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving")),
+)
+IMAGES = ROOT / "docs" / "images"
+SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def hardware() -> str:
+    """Machines and versions that the lines were measured on."""
+    seen: dict[str, None] = {}
+    for name in ("accuracy", "lengths", "speed", "data", "selector", "serving"):
+        for line in read(f"{name}.jsonl"):
+            versions = line["versions"]
+            python, torch = versions["python"], versions["torch"]
+            seen[f"- {line['hardware']}: Python {python}, torch {torch}\n"] = None
+    return "".join(seen)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    **accuracy_tables.TABLES,
+    **speed_tables.TABLES,
+    **claims.TABLES,
+    **data_tables.TABLES,
+    **selector_tables.TABLES,
+    **serving_tables.TABLES,
+    "hardware": hardware,
+}
+
+
+def filled(text: str) -> str:
+    """``text`` with every section filled in."""
+    return SECTION.sub(lambda part: part[1] + TABLES[part[2]]() + part[3], text)
+
+
+def write_pages(*, check: bool = False) -> bool:
+    """Fill the tables of the docs and draw their pictures, from the lines in results/.
+
+    Args:
+        check: write nothing; exit code 1 where something is out of date
+    """
+    for page in PAGES:
+        text = page.read_text()
+        if filled(text) == text:
+            continue
+        if check:
+            print(f"{page} is out of date: run  make docs")
+            return False
+        page.write_text(filled(text))
+    for name, (bench, lines) in speed_tables.PICTURES.items():
+        path = IMAGES / f"{name}.svg"
+        if path.exists() and fingerprint(lines(), bench) in path.read_text():
+            continue
+        if check:
+            print(f"{path} is out of date: run  make docs")
+            return False
+        draw(lines(), bench, path)
+    return True

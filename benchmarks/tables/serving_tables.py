@@ -1,0 +1,90 @@
+"""Tables of a server: its load, its memory, its explanations, and of looking for the best items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.tables.measured_lines import Line, read, table
+
+
+def serving() -> str:
+    """Throughput and latency of a server."""
+    names = {"sqlite": "", "redis": ", Redis"}
+    rows = [
+        [
+            line["scenario"] + names[line.get("store", "sqlite")],
+            f"{line['history']:,}",
+            f"{line['users']:,}",
+            f"{line['requests']:,}",
+            str(line["errors"]),
+            f"{line['throughput']:,.0f}",
+            *(f"{line[name]:.1f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
+        ]
+        for line in _last("throughput")
+    ]
+    header = ["scenario", "events each", "users", "requests", "errors", "a second"]
+    return table([*header, "p50, ms", "p95, ms", "p99, ms"], rows)
+
+
+def capacity() -> str:
+    """Users whose histories fit into memory, and time of a user's event and question, by length."""
+    one = [line for line in _last("throughput") if line.get("store", "sqlite") == "sqlite"]
+    pairs = {line["history"]: line for line in one if line["scenario"] == "pair"}
+    rows = [
+        [
+            f"{line['history']:,}",
+            f"{line['kib_per_user']:,.0f}",
+            f"{2**20 / line['kib_per_user']:,.0f}",
+            *(f"{pairs[line['history']][name]:.1f}" for name in ("p50_ms", "p99_ms")),
+        ]
+        for line in _last("kib_per_user")
+    ]
+    header = ["events each", "KiB a user", "users in a GiB"]
+    return table([*header, "event and question, p50, ms", "p99, ms"], rows)
+
+
+def _last(field: str) -> list[Line]:
+    """The last line about each load of a server that has a field; later ones replace earlier."""
+    lines = {}
+    for line in read("serving.jsonl"):
+        if field in line and line["scenario"] != "rank":
+            lines[line["scenario"], line["history"], line.get("store", "sqlite")] = line
+    return [lines[key] for key in sorted(lines, key=lambda key: (key[2] != "sqlite", key[:2]))]
+
+
+def explaining() -> str:
+    """Change of the best recommendation's score, by which five events are removed."""
+    names = {
+        "explained": "the five that raise the score most",
+        "last": "the last five",
+        "attended": "the five with the most attention in the last layer",
+        "random_recent": "five of the last twenty",
+        "random": "five at random",
+    }
+    lines = [line for line in read("serving.jsonl") if line["scenario"] == "explain"]
+    rows = [
+        [text, *(f"{line['change'][name]:.2f}" for line in lines)] for name, text in names.items()
+    ]
+    return table(["removed", *(line["dataset"] for line in lines)], rows)
+
+
+def approximate() -> str:
+    """Time and recall of looking for the best items in some of the lists."""
+    rows = [
+        [
+            f"{line['probes']}" if line["probes"] else "all items",
+            f"{line['recall']:.3f}",
+            *(f"{line[name]:.2f}" for name in ("p50_ms", "p99_ms")),
+        ]
+        for line in read("serving.jsonl")
+        if line["scenario"] == "rank"
+    ]
+    return table(["lists", "recall@10", "p50, ms", "p99, ms"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "serving": serving,
+    "serving-capacity": capacity,
+    "explain": explaining,
+    "ranking-approximate": approximate,
+}

@@ -1,0 +1,214 @@
+"""Tables and pictures of time and memory from results/speed.jsonl.
+
+Each has the lines of one device and one commit, those measured last: times of two machines, or
+of two states of the code, never stand together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, Layout
+from benchmarks.tables.measured_lines import Line, read, table
+
+NAMES = {
+    "dense": "dense",
+    "cudnn": "dense, cuDNN",
+    "flash": "dense, FlashAttention",
+    "naive": "dense, all scores in memory, float32",
+    "torch": "Blossom in PyTorch, {}",
+    "cpu": "Blossom, {}",
+    "cuda": "Blossom, {}",
+    "paged": "Blossom, {}, in pages",
+    "triton": "Blossom in Triton, {}",
+    "dense-cache": "dense, kept",
+    "recompute": "recomputed, {}",
+    "full": "dense",
+}
+
+
+def lines(bench: str, gpu: bool) -> list[Line]:
+    """Lines of a bench on one kind of device, by rising length."""
+    found = [
+        line
+        for line in read("speed.jsonl")
+        if line["bench"] == bench and ("NVIDIA" in line["hardware"]) == gpu
+    ]
+    last = [
+        line
+        for line in found
+        if all(line[each] == found[-1][each] for each in ("hardware", "commit"))
+    ]
+    return sorted(last, key=lambda line: line["length"])
+
+
+def layout(line: Line) -> Layout:
+    return Layout(line["heads"], line["kv_heads"], line["head_dim"])
+
+
+def name(line: Line) -> str:
+    return NAMES[line["impl"]].format(line["compress"])
+
+
+def attention(gpu: bool) -> str:
+    """Time and memory of the operation, and of dense attention, over the length."""
+    digits = 2 if gpu else 1
+    rows = [
+        [
+            f"{line['length']:,}",
+            ", ".join(map(str, layout(line))),
+            name(line),
+            f"{line['forward_ms']:.{digits}f}",
+            f"{line['forward_backward_ms']:.{digits}f}",
+            f"{line['peak_mib']:.0f}",
+        ]
+        for line in lines("attention", gpu)
+        if line["length"] and line["impl"] in NAMES and line["impl"] != "naive"
+    ]
+    header = ["length", "H, G, d", "attention", "forward, ms", "forward and backward, ms"]
+    return table([*header, "peak MiB"], rows)
+
+
+def beside_cudnn() -> list[Line]:
+    """Lines of the operation on a GPU, without those that stand beside a ragged batch alone."""
+    measured = lines("attention", gpu=True)
+    lengths = {line["length"] for line in measured if line["impl"] == "cudnn"}
+    return [line for line in measured if line["length"] in lengths]
+
+
+def of_hidden_size(size: int, given: list[Line]) -> list[Line]:
+    return [line for line in given if line["heads"] * line["head_dim"] == size]
+
+
+def speed_up() -> str:
+    """Forward and backward of dense attention by cuDNN over that of Blossom, and that over the
+    floor; with the published heads.
+    """
+    rows = []
+    measured = beside_cudnn()
+    for length in sorted({line["length"] for line in measured}):
+        time = {
+            (line["impl"], line["compress"], layout(line)): line["forward_backward_ms"]
+            for line in measured
+            if line["length"] == length
+        }
+        floor = time.get(("floor", "none", PUBLISHED))
+        row = [f"{length:,}"]
+        for dense in (PUBLISHED, FASTEST_DENSE):
+            peer = time["cudnn", "none", dense]
+            row += [f"{peer / time['cuda', way, PUBLISHED]:.1f}" for way in ("mean", "mlp")]
+        row.append(f"{time['cuda', 'mean', PUBLISHED] / floor:.1f}" if floor else "")
+        rows.append(row)
+    header = ["length", "mean", "mlp", "mean, fastest dense", "mlp, fastest dense"]
+    return table([*header, "mean, over the floor"], rows)
+
+
+def ragged() -> str:
+    """Time of histories as long as real ones over that of equally long ones."""
+    rows = []
+    measured = lines("attention", gpu=True)
+    for line in measured:
+        if not line.get("ragged") or line["impl"] != "cuda":
+            continue
+        equal = next(
+            other
+            for other in measured
+            if other["length"] == round(line["ragged"]["mean"])
+            and [other[each] for each in ("impl", "compress", "heads", "head_dim")]
+            == [line[each] for each in ("impl", "compress", "heads", "head_dim")]
+        )
+        ratio = line["forward_backward_ms"] / equal["forward_backward_ms"]
+        given = line["ragged"]
+        rows.append(
+            [
+                f"{given['log']}, {name(line)}",
+                ", ".join(map(str, layout(line))),
+                f"{given['histories']:,}",
+                f"{given['mean']:.0f}",
+                f"{given['longest']:,}",
+                f"{ratio:.2f}",
+            ]
+        )
+    return table(["log", "H, G, d", "histories", "mean", "longest", "over equal lengths"], rows)
+
+
+def encoder() -> str:
+    """A training step and inference of two layers."""
+    rows = [
+        [
+            f"{line['length']:,}",
+            ", ".join(map(str, layout(line))),
+            name(line) + (", taught" if line.get("lessons") else ""),
+            f"{line['forward_backward_ms']:.1f}" + (" (graph)" if line.get("graph") else ""),
+            f"{line['peak_mib']:,.0f}",
+            f"{line['forward_ms']:.1f}",
+            f"{line['inference_peak_mib']:,.0f}",
+        ]
+        for line in lines("encoder", gpu=True)
+        if line["impl"] != "triton"
+    ]
+    header = ["length", "H, G, d", "attention", "training step, ms", "peak MiB"]
+    return table([*header, "inference, ms", "peak MiB"], rows)
+
+
+def training() -> str:
+    """An epoch of a prepared log."""
+    rows = [
+        [
+            f"{line['log']}, {line['length']:,}",
+            ", ".join(map(str, layout(line))),
+            name(line),
+            f"{line['tokens']:,}",
+            "graph" if line.get("graph") else "step by step",
+            f"{line['forward_backward_ms']:.1f}",
+            f"{line['epoch_seconds']:.2f}",
+            f"{line['peak_mib']:,.0f}",
+        ]
+        for line in lines("training", gpu=True)
+    ]
+    header = ["log, longest history", "H, G, d", "attention", "events a batch", "how"]
+    return table([*header, "step, ms", "epoch, seconds", "peak MiB"], rows)
+
+
+def incremental(gpu: bool) -> str:
+    """One more event of a number of users, and what is kept of them, over the length."""
+    rows = [
+        [
+            f"{line['length']:,}",
+            *([f"{line['users']:,}"] if gpu else []),
+            name(line),
+            f"{line['forward_ms']:.3f}",
+            "" if line["impl"] == "recompute" else f"{line['peak_mib']:,.1f}",
+        ]
+        for line in lines("incremental", gpu)
+    ]
+    header = ["events before", *(["users"] if gpu else []), "attention", "one more event, ms"]
+    return table([*header, "kept, MiB"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "attention-gpu": lambda: attention(gpu=True),
+    "attention-cpu": lambda: attention(gpu=False),
+    "speed-up": speed_up,
+    "ragged": ragged,
+    "encoder": encoder,
+    "training-speed": training,
+    "incremental": lambda: incremental(gpu=False),
+    "incremental-gpu": lambda: incremental(gpu=True),
+}
+
+
+def as_graphs() -> list[Line]:
+    """Lines of the encoder as CUDA graphs, without those of Triton."""
+    return [
+        line for line in lines("encoder", gpu=True) if line["graph"] and line["impl"] != "triton"
+    ]
+
+
+# Files in docs/images/: whose lines they show, and which.
+PICTURES: dict[str, tuple[str, Callable[[], list[Line]]]] = {
+    "speed-attention": ("attention", lambda: of_hidden_size(128, beside_cudnn())),
+    "speed-attention-256": ("attention", lambda: of_hidden_size(256, beside_cudnn())),
+    "speed-encoder": ("encoder", as_graphs),
+    "speed-incremental": ("incremental", lambda: lines("incremental", gpu=False)),
+}

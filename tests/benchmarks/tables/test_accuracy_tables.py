@@ -1,0 +1,49 @@
+"""The tables of accuracy, from lines whose answers are known."""
+
+from markdown_cells import cells
+
+from benchmarks.tables import accuracy_tables, measured_lines
+
+
+def line(model, value, seed=0, max_len=50, dataset="gowalla", ranking="full", epochs=10):
+    prefix = "" if ranking == "full" else f"{ranking}_"
+    metrics = {f"{prefix}{name}@10": value for name in ("hr", "mrr", "ndcg")}
+    names = {"dataset": dataset, "model": model, "max_len": max_len, "seed": seed}
+    return {**names, "ranking": ranking, "metrics": metrics, "epochs": epochs}
+
+
+def test_seeds_and_epochs_stand_beside_the_means(monkeypatch):
+    lines = [
+        line("SASRec", 0.2, epochs=20),
+        line("SASRec", 0.4, seed=1),
+        line("SASRec", 0.9, ranking="uni100"),
+        line("BlossomRec", 0.1, dataset="ml-1m", max_len=200),
+    ]
+    monkeypatch.setattr(measured_lines, "read", lambda name: lines)
+    assert cells(accuracy_tables.accuracy("full")) == [
+        ["ml-1m, 200", "BlossomRec", "1", "10", *["0.1000"] * 3],
+        ["gowalla, 50", "SASRec", "2", "15", *["0.3000"] * 3],
+    ]
+    assert cells(accuracy_tables.accuracy("uni100")) == [
+        ["gowalla, 50", "SASRec", "1", "10", *["0.9000"] * 3]
+    ]
+    assert cells(accuracy_tables.accuracy_in_short()) == [
+        ["ml-1m, 200", "", "0.1000", "", "", ""],
+        ["gowalla, 50", "0.3000", "", "", "", ""],
+    ]
+
+
+def test_longest_histories_are_columns_and_what_was_not_measured_is_empty(monkeypatch):
+    lines = [
+        line("SASRec", 0.2, max_len=1_024),
+        line("SASRec", 0.1),
+        line("BlossomRec", 0.3),
+        line("BlossomRec", 0.9, ranking="uni100", max_len=4_096),
+    ]
+    monkeypatch.setattr(accuracy_tables, "read", lambda name: lines)
+    text = accuracy_tables.lengths()
+    assert text.splitlines()[0] == "| data | model | 50 | 1,024 |"
+    assert cells(text) == [
+        ["gowalla", "SASRec", "0.1000", "0.2000"],
+        ["gowalla", "BlossomRec", "0.3000", ""],
+    ]
