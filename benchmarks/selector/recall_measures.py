@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.selector.measured_selection import (
+    SelectionMeasures,
+    measure_selection,
+    planted_hits,
+)
 from benchmarks.selector.recall_options import RecallTraining
 from blossomrec.attention import BlossomAttention
-from blossomrec.experiments.selection import planted_hits
-from blossomrec.experiments.selector_profile import SelectionMeasures, measure_selection
 from blossomrec.models.sequence import SequenceModel
 
 # What a model is measured on, about.

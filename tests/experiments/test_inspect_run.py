@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.selector.measured_selection import gate_balance, measure_selection
 from blossomrec.attention.reference import short_term_mask
 from blossomrec.data.batches import pack
 from blossomrec.errors import ConfigError, DataError, MissingExtraError, RunError
 from blossomrec.experiments import inspect_page, inspect_run, selection
 from blossomrec.experiments.inspect_plots import octaves
 from blossomrec.experiments.selection_totals import quantiles_of_counts
-from blossomrec.experiments.selector_profile import measure_selection, recorded
+from blossomrec.experiments.selector_profile import recorded
 from blossomrec.recommender import BlossomRec
 from blossomrec.training.run import load_model
 from command_line import refuse
@@ -82,7 +83,7 @@ def test_the_figures_are_those_of_one_batch_of_everything(either, tiny_log):
         )
         gates = each.output.gates[rows].double()
         np.testing.assert_allclose(layer.gates, gates.mean(0), rtol=1e-5)
-        balance = selection.gate_balance(each.output.gates[rows])
+        balance = gate_balance(each.output.gates[rows])
         np.testing.assert_allclose(layer.gate_balance, balance, rtol=1e-5)
         check_choices(layer, each.output.selected, batch.cu_seqlens.tolist(), set(rows.tolist()))
 

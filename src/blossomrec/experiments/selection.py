@@ -39,22 +39,6 @@ class Mass:
     random: Tensor
 
 
-def planted_hits(selected: Tensor, rows: Tensor, planted: Tensor) -> Tensor:
-    """Whether each named block is among those selected for its event.
-
-    The mean over events is recall@n, by key/value head; ``any(-1)`` joins the heads.
-
-    Args:
-        selected: int32 [T, G, n].
-        rows: int64 [M], packed rows of the events.
-        planted: int64 [M], a block number in the history of each.
-
-    Returns:
-        bool [M, G].
-    """
-    return (selected[rows] == planted[:, None, None]).any(-1)
-
-
 def choosing_rows(
     cu_seqlens: Tensor, total: int, *, block_size: int, top_n: int, causal: bool
 ) -> Tensor:
@@ -164,36 +148,6 @@ def _shares(mass: Tensor, selected: Tensor, packing: Packing, rows: Tensor, caus
     return torch.stack((covered, best, inside, able.sum(-1) * drawn[:, None]))
 
 
-@dataclass(frozen=True)
-class Hubness:
-    """How unevenly the choosing events of a history choose, mean over histories, float32 [G].
-
-    Attributes:
-        largest_share: share of these events that select the block that most of them select.
-        entropy: of the distribution of all choices over the history's complete blocks, over its
-            largest possible value: 1 where all blocks are chosen equally often, 0 for one alone.
-    """
-
-    largest_share: Tensor
-    entropy: Tensor
-
-
-def hubness(selected: Tensor, cu_seqlens: Tensor, *, block_size: int, causal: bool) -> Hubness:
-    """Whether a few blocks draw most choices, from ``selected``, int32 [T, G, n].
-
-    NaN where no event has anything to choose.
-    """
-    shares, entropies = [], []
-    for events, counts in choices_by_block(
-        selected, cu_seqlens, block_size=block_size, causal=causal
-    ):
-        shares.append(counts.amax(-1) / events)
-        entropies.append(evenness(counts))
-    if not shares:
-        return Hubness(*torch.full((2, selected.shape[1]), math.nan, device=selected.device))
-    return Hubness(torch.stack(shares).mean(0), torch.stack(entropies).mean(0))
-
-
 def evenness(counts: Tensor) -> Tensor:
     """Entropy of the shares of the last dimension over its largest possible value."""
     part = counts / counts.sum(-1, keepdim=True)
@@ -217,18 +171,6 @@ def choices_by_block(
         mine = rows[packing.history[rows] == history]
         first, blocks_there = int(packing.first_block[mine[0]]), int(packing.num_blocks[mine[0]])
         yield len(mine), choices[:, first : first + blocks_there]
-
-
-def gate_balance(gates: Tensor) -> Tensor:
-    """Long-term gate over the sum of both, mean over events: [T, H, 2] to [H]."""
-    return (gates[..., 0] / gates.sum(-1)).mean(0)
-
-
-def selected_distances(selected: Tensor, cu_seqlens: Tensor, block_size: int) -> Tensor:
-    """Distance in events from each event's own block to each block selected for it, from start to
-    start, without sign: int64 [number of selected blocks], from int32 [T, G, n]."""
-    own = Packing.of(cu_seqlens, len(selected), block_size).block[:, None, None]
-    return ((own - selected).abs() * block_size)[selected >= 0]
 
 
 def _eligible_blocks(packing: Packing, causal: bool) -> Tensor:
