@@ -82,7 +82,7 @@ def test_names_in_the_guide_are_those_of_the_code():
         ("models/scorer.py", "Scorer"),
         ("models/sequence.py", "SequenceModel"),
         ("models/sequence.py", "build_model"),
-        ("experiments/measure.py", "BASELINES"),
+        ("experiments/baselines.py", "BASELINES"),
         ("serving/store.py", "EventStore"),
         ("serving/store.py", "new_events"),
         ("serving/store.py", "carried_out"),

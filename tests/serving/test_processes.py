@@ -66,7 +66,7 @@ def stored_keys(path):
     store = SQLiteStore(path)
     assert store._database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     stored = []
-    for user, length, _ in store.members(1_000):
+    for user, length, *_ in store.members(1_000):
         last = store.profile(user, length).last
         assert len(last) == length
         stored += [(user, event.key) for event in last]

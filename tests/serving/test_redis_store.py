@@ -72,7 +72,7 @@ def test_a_server_that_may_lose_the_last_second_is_warned_of(start, caplog):
 
 def test_what_is_no_store_is_said(redis_server, run, capsys):
     redis_server.ask("SET", "blossomrec:format", "9")
-    with pytest.raises(DataError, match="has format 9: this version reads format 1"):
+    with pytest.raises(DataError, match="has format 9: this version reads format 2"):
         redis_server.open()
     redis_server.ask("FLUSHALL")
     for where, words in (

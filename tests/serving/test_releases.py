@@ -179,24 +179,34 @@ def test_a_server_ends_before_all_is_encoded_again(tiny_log, item_ids, tmp_path,
 def test_a_store_that_fails_ends_what_has_no_hurry_and_nothing_else(
     server, item_ids, monkeypatch, caplog
 ):
-    server.append("anna", item_ids[:3])
-    before = server.recommend(user_id="anna")
-    reader = server.service._engine._reader
+    for user in ("anna", "ben", "carl"):
+        server.append(user, item_ids[:3])
+        before = server.recommend(user_id=user)
+    reader, tail = server.service._engine._reader, server.service._engine._reader.tail
 
     def failing(*_):
         raise sqlite3.OperationalError("disk I/O error")
 
+    monkeypatch.setattr(
+        reader, "tail", lambda user, *rest: failing() if user == "carl" else tail(user, *rest)
+    )
+    server.reload()
+    # One that cannot be read keeps nobody else from theirs; the store itself is given up.
+    assert caplog.text.count("a history is not encoded again: disk I/O error") == 1
+    assert "given up" not in caplog.text
+    monkeypatch.undo()
+    server.recommend(user_id="carl")
     monkeypatch.setattr(reader, "tail", failing)
     server.reload()
     assert "given up" in caplog.text
     monkeypatch.undo()
-    assert server.recommend(user_id="anna") == before
+    assert server.recommend(user_id="carl") == before
     monkeypatch.setattr(reader, "notices", failing)
     # What is switched off is not known any more: nothing is recommended.
     for body in ({"user_id": "anna"}, {"history": item_ids[:2]}):
         server.refused(server.client.post("/v1/recommend", json=body), 503, "store_failed")
     monkeypatch.undo()
-    assert server.recommend(user_id="anna") == before
+    assert server.recommend(user_id="carl") == before
 
 
 def test_a_model_with_other_items_skips_those_it_does_not_know(

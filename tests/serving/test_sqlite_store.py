@@ -146,8 +146,10 @@ def test_a_file_of_a_format_before_is_taken_over(tmp_path, format_):
     for _ in range(2):
         store = SQLiteStore(path)
         listed = store.members(1_000)
-        assert [one.user for one in listed] == list(histories)[::-1]
-        for user, length, _ in listed:
+        # Of equal times the one who had events last comes first.
+        by_time = sorted(histories, key=lambda user: histories[user][-1].timestamp)
+        assert [one.user for one in listed] == by_time[::-1]
+        for user, length, *_ in listed:
             assert store.profile(user, length) == Profile(length, histories[user])
             assert length == len(histories[user])
         assert (store.off(), store.unit()) == ([7, "x"], "seconds")

@@ -273,24 +273,48 @@ def test_users_are_listed_by_their_last_event(store, place):
     with store.transaction():
         for number in range(7):
             store.append(f"u{number}", [Event(number, 10 - number)] * (number + 1), NOW)
-    append(store, "u2", (1, 99))
-    # A repeated event is no event.
-    append(store, "u4", (1, 99, "key"))
     append(store, "u0", (1, 99))
-    append(store, "u4", (1, 99, "key"))
+    append(store, "u4", (1, 98.5, "key"))
+    # Nor is it the order of arrival that counts, nor a repeated event.
+    append(store, "u2", (1, 97))
+    append(store, "u4", (1, 98.5, "key"))
     with store.transaction():
         store.delete("u6")
     for mine in (store, other := place.open()):
         listed = mine.members(3)
         assert [one.user for one in listed] == ["u0", "u4", "u2"]
-        assert [one.length for one in listed] == [2, 6, 4]
-        more = mine.members(100, before=listed[-1].change)
-        assert [one[:2] for one in more] == [("u5", 6), ("u3", 4), ("u1", 2)]
-        assert mine.members(3, before=more[-1].change) == []
+        assert [one[1:3] for one in listed] == [(2, 99), (6, 98.5), (4, 97)]
+        more = mine.members(100, before=listed[-1].cursor)
+        assert [one[:3] for one in more] == [("u1", 2, 9), ("u3", 4, 7), ("u5", 6, 5)]
+        assert mine.members(3, before=more[-1].cursor) == []
         assert isinstance(more[0], Member)
     assert store.numbers(["u0", "u6", "nobody"])[1:] == [0, 0]
     assert store.numbers(["u1"]) == [store.tail("u1", 0, 0, 1).number]
     other.close()
+
+
+def test_equal_times_are_listed_once_each(store):
+    """Also where those at whom a list goes on have had events, or are gone, in between."""
+    with store.transaction():
+        for number in range(9):
+            store.append(f"u{number}", [Event(1, 5)], NOW)
+        store.append("early", [Event(1, 4)], NOW)
+    first = store.members(3)
+    assert [one.last for one in first] == [5, 5, 5]
+    append(store, first[2].user, (1, 6))
+    second = store.members(3, before=first[-1].cursor)
+    with store.transaction():
+        store.delete(second[-1].user)
+    third = store.members(9, before=second[-1].cursor)
+    users = [one.user for one in (*first, *second, *third)]
+    assert len(users) == 10 and users[-1] == "early"
+    assert {*users} == {*(f"u{number}" for number in range(9)), "early"}
+
+
+@pytest.mark.parametrize("cursor", ["", "5", "x:1", "5:", "NaN:1", '"5":1', "1e400:1", "true:1"])
+def test_what_is_no_cursor_is_refused(store, cursor):
+    with pytest.raises(Refusal, match=r"before is .*: it is not the `next` of a list of users"):
+        store.members(3, before=cursor)
 
 
 def test_what_others_have_to_know_of_is_counted(store, place):

@@ -61,6 +61,14 @@ def test_a_run_of_the_first_format_turns_all_dimensions(run):
     assert read_run_config(run).config.model.rotary_share == 1.0
 
 
+def test_the_cpu_backend_by_its_earlier_name(run):
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    values["config"]["model"]["attention_impl"] = "native"
+    path.write_text(json.dumps(values))
+    assert read_run_config(run).config.model.attention_impl == "cpu"
+
+
 def test_configuration_is_complete_json(run, tiny_log):
     values = json.loads((run / "config.json").read_text())
     assert values["format"] == 2

@@ -25,7 +25,7 @@ from blossomrec.serving.store import Event
 DESCRIPTION = "Recommendations from the whole history of a user, which grows event by event."
 MOST_SHOWN = 1_000
 MOST_LISTED = 100
-LARGEST_CHANGE = 2**53 - 1
+LONGEST_CURSOR = 1_024
 # What any request may be answered with.
 COMMON = {
     401: "no or a wrong token",
@@ -131,13 +131,16 @@ def _add_users(app: FastAPI, service: Service) -> None:
     async def users(
         most: Annotated[int, Query(ge=1, le=MOST_LISTED, description="users to list")] = 20,
         before: Annotated[
-            int | None, Query(ge=0, le=LARGEST_CHANGE, description="`next` of the list before")
+            str | None,
+            Query(max_length=LONGEST_CURSOR, description="`next` of the list before"),
         ] = None,
     ) -> schemas.UsersOut:
-        """Users, those who had an event last first."""
+        """Users by the time of their last event, the latest first."""
         found = await service.members(most, before)
-        listed = [{"user_id": one.user, "length": one.length} for one in found]
-        last = found[-1].change if len(found) == most else None
+        listed = [
+            {"user_id": one.user, "length": one.length, "timestamp": one.last} for one in found
+        ]
+        last = found[-1].cursor if len(found) == most else None
         return _sent({"users": listed, "next": last})
 
     @app.get("/v1/users/{user_id:text}", responses=unknown, tags=["users"])

@@ -146,12 +146,12 @@ class Client:
         return self._ask("GET", f"{_path(user)}?last={as_whole(last, 'last')}", user=user)
 
     def users(self) -> Iterator[dict[str, Any]]:
-        """All users, those who had an event last first: user_id, length."""
+        """All users, by the time of their last event: user_id, length, timestamp."""
         path = "/v1/users?most=100"
         answer = self._ask("GET", path)
         yield from answer["users"]
         while answer["next"] is not None:
-            answer = self._ask("GET", f"{path}&before={answer['next']}")
+            answer = self._ask("GET", f"{path}&before={quote(answer['next'], safe='')}")
             yield from answer["users"]
 
     def delete(self, user: ItemId) -> int:

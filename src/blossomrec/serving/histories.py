@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Generator, Iterable, Iterator
 
@@ -18,6 +17,8 @@ READ_AT_ONCE = 4_096
 PIECE = 256
 # Users whose deletion by others is looked for in one go.
 USERS_AT_ONCE = 256
+# Histories that cannot be read before it is the store that fails, and all of it is given up.
+FAILURES = 3
 
 logger = logging.getLogger("blossomrec.serving")
 
@@ -75,17 +76,25 @@ class Histories:
 
         Stops after every bounded piece of work: the next one is done when it is asked for.
         """
+        failed = 0
         try:
             for place, user in enumerate(users):
                 self._metrics.warming.set(len(users) - place)
                 if user in release.cache:
                     continue
-                # Who has been deleted meanwhile is refused; whose history cannot be read keeps
-                # nobody else from theirs.
-                with contextlib.suppress(Refusal, *self._reader.failures):
+                try:
                     history = yield from self._encoded(release, user)
-                    if not release.cache.put_behind(user, history):
-                        return
+                except Refusal:
+                    continue  # deleted meanwhile
+                except self._reader.failures as error:
+                    # Whose history cannot be read keeps nobody else from theirs.
+                    logger.error("a history is not encoded again: %s", error)
+                    failed += 1
+                    if failed == FAILURES:
+                        raise
+                    continue
+                if not release.cache.put_behind(user, history):
+                    return
         finally:
             self._metrics.warming.set(0)
 

@@ -22,6 +22,7 @@ from blossomrec.serving.redis_transaction import (
     Staged,
     User,
     key_of,
+    order_by_time,
     parts,
 )
 from blossomrec.serving.store import (
@@ -33,10 +34,12 @@ from blossomrec.serving.store import (
     Notices,
     Profile,
     Tail,
+    cursor_of,
     new_events,
+    read_cursor,
 )
 
-FORMAT = 1
+FORMAT = 2
 SECONDS = 5.0
 NUMBER_BITS = 62
 
@@ -49,9 +52,9 @@ class RedisStore:
     where the server runs with ``appendonly yes`` and ``appendfsync always``.
 
     Keys, all with a prefix: ``user:ID`` (number, length, time of the last event), ``events:NUMBER``
-    (a list), ``keys:NUMBER`` (events by the senders' keys), ``recent`` (users by last change),
-    ``changes`` (their number), ``off`` (items), ``notices``, ``unit`` (of the times), ``looks``
-    (whether it can be written to), ``format``.
+    (a list), ``keys:NUMBER`` (events by the senders' keys), ``recent`` (users by the time of their
+    last event), ``off`` (items), ``notices``, ``unit`` (of the times), ``looks`` (whether it can be
+    written to), ``format``. A database of format 1 is brought to format 2.
 
     Raises:
         ConfigError: the URL is none.
@@ -81,6 +84,10 @@ class RedisStore:
             check_durable(self._redis, shown_url(url))
             self._redis.set(key_of("format"), FORMAT, nx=True)
             found = self._redis.get(key_of("format"))
+            if found == "1":
+                order_by_time(self._redis)
+                self._redis.set(key_of("format"), FORMAT)
+                found = str(FORMAT)
         except redis.RedisError as error:
             message = f"{shown_url(url)} cannot be used as a store of events: {error}"
             raise DataError(message) from error
@@ -205,17 +212,30 @@ class RedisStore:
     def erase(self) -> None:
         rewrite_files(self._redis)
 
-    def members(self, most: int, before: int | None = None) -> list[Member]:
-        latest = "+inf" if before is None else f"({before}"
-        found = self._redis.zrevrangebyscore(
-            key_of("recent"), latest, "-inf", start=0, num=most, withscores=True
-        )
+    def members(self, most: int, before: str | None = None) -> list[Member]:
+        start = 0 if before is None else self._place_behind(*read_cursor(before))
+        users = self._redis.zrevrange(key_of("recent"), start, start + most - 1)
         with self._redis.pipeline(transaction=False) as pipeline:
-            for user, _ in found:
-                pipeline.hget(key_of("user", user), "length")
-            lengths = pipeline.execute()
-        pairs = zip(found, lengths, strict=True)
-        return [Member(user, int(length or 0), int(at)) for (user, at), length in pairs]
+            for user in users:
+                pipeline.hmget(key_of("user", user), "number", "length", "last")
+            states = map(_user, pipeline.execute())
+        found = zip(users, states, strict=True)
+        # Who is deleted meanwhile is not listed.
+        return [
+            Member(user, state.length, state.last, cursor_of(state.last, user))
+            for user, state in found
+            if state.last is not None
+        ]
+
+    def _place_behind(self, last: Time, user: str) -> int:
+        """How many users come before those behind a cursor."""
+        if self._redis.zscore(key_of("recent"), user) == float(last):
+            return self._redis.zrevrank(key_of("recent"), user) + 1
+        # The user has had another event since, or is deleted: the place is among equal times.
+        later = self._redis.zcount(key_of("recent"), f"({last!r}", "+inf")
+        equal = self._redis.zrevrangebyscore(key_of("recent"), repr(last), repr(last))
+        # Equal times are in falling order of the ids' bytes.
+        return later + sum(other.encode() > user.encode() for other in equal)
 
     def numbers(self, users: Sequence[str]) -> list[int]:
         with self._redis.pipeline(transaction=False) as pipeline:
@@ -258,7 +278,7 @@ class RedisStore:
         before = None
         while found := self.members(TOGETHER, before):
             users, events = users + len(found), events + sum(one.length for one in found)
-            before = found[-1].change
+            before = found[-1].cursor
         return Counts(users, events)
 
     def check(self) -> None:

@@ -181,13 +181,14 @@ class Listed(BaseModel):
 
     user_id: str
     length: int
+    timestamp: float = Field(description="of the last event")
 
 
 class UsersOut(BaseModel):
-    """Users, those who had an event last first."""
+    """Users by the time of their last event, the latest first."""
 
     users: list[Listed]
-    next: int | None = Field(description="where the list goes on: `before`; null at its end")
+    next: str | None = Field(description="where the list goes on: `before`; null at its end")
 
 
 class Share(BaseModel):

@@ -184,8 +184,8 @@ class Service:
         """All items that are off."""
         return self._all_shown(await self._read(lambda store: store.off()))
 
-    async def members(self, most: int, before: int | None = None) -> list[Member]:
-        """Users, those who had an event last first; see :meth:`EventStore.members`."""
+    async def members(self, most: int, before: str | None = None) -> list[Member]:
+        """Users, by the time of their last event; see :meth:`EventStore.members`."""
         return await self._read(lambda store: store.members(most, before))
 
     async def reload(self) -> Release:

@@ -28,11 +28,8 @@ CREATE TABLE event_keys (
     position INTEGER NOT NULL,
     PRIMARY KEY (user, hash)
 ) WITHOUT ROWID;
-CREATE TABLE changes (
-    change INTEGER PRIMARY KEY,
-    user INTEGER NOT NULL,
-    length INTEGER NOT NULL
-);
+CREATE TABLE recent (user INTEGER PRIMARY KEY, last NOT NULL, length INTEGER NOT NULL);
+CREATE INDEX recent_last ON recent (last, user);
 CREATE TABLE free_chunks (
     size INTEGER NOT NULL,
     chunk INTEGER NOT NULL,

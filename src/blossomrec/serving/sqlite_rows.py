@@ -25,7 +25,7 @@ SMALLEST_CHUNK = 125
 LARGEST_CHUNK = 4_000
 # Length, change, last chunk, whether the last time is an integer, the last time, the user's secret;
 # then the id.
-RECORD = struct.Struct(f"<qqq?8s{SECRET_BYTES}s")
+RECORD = struct.Struct(f"<qq?8s{SECRET_BYTES}s")
 INTEGER, FLOAT = struct.Struct("<q"), struct.Struct("<d")
 # Numbers in a node of the directory; a node for each six bits of a hash.
 BITS = 6
@@ -84,14 +84,12 @@ class User(NamedTuple):
 
     Attributes:
         length: events of the history.
-        change: the user's in the order of changes; 0 for a new user.
         chunk: the last one, 0 for none.
         last: time of the last event.
         secret: key of the hashes of the user's event keys, which say nothing once it is erased.
     """
 
     length: int
-    change: int
     chunk: int
     last: Time
     secret: bytes
@@ -100,14 +98,14 @@ class User(NamedTuple):
     def packed(self) -> bytes:
         whole = isinstance(self.last, int)
         last = INTEGER.pack(self.last) if isinstance(self.last, int) else FLOAT.pack(self.last)
-        fixed = (self.length, self.change, self.chunk, whole, last, self.secret)
+        fixed = (self.length, self.chunk, whole, last, self.secret)
         return RECORD.pack(*fixed) + self.id.encode()
 
     @staticmethod
     def unpacked(content: bytes) -> User:
-        length, change, chunk, whole, last, secret = RECORD.unpack_from(content)
+        length, chunk, whole, last, secret = RECORD.unpack_from(content)
         (time,) = (INTEGER if whole else FLOAT).unpack(last)
-        return User(length, change, chunk, time, secret, content[RECORD.size :].decode())
+        return User(length, chunk, time, secret, content[RECORD.size :].decode())
 
 
 def keyed_hash(key: bytes, text: str) -> bytes:

@@ -39,11 +39,12 @@ from blossomrec.serving.store import (
     Notices,
     Profile,
     Tail,
+    cursor_of,
     new_events,
+    read_cursor,
 )
 
 BUSY_SECONDS = 20.0
-LATEST = 2**63 - 1
 # Bytes that the disk must have left for the store to be called ready.
 LEAST_FREE = 1 << 20
 # They pass when others have done their work; those of the disk and of the file do not.
@@ -184,7 +185,7 @@ class SQLiteStore:
         length = 0 if known is None else known.length
         if new:
             if known is None:
-                known = User(0, 0, 0, 0, secrets.token_bytes(SECRET_BYTES), user)
+                known = User(0, 0, 0, secrets.token_bytes(SECRET_BYTES), user)
                 number = self._directory.join(known)
             self._grow(number, known, new)
         if new and clock.unit != unit:
@@ -210,17 +211,10 @@ class SQLiteStore:
             if event.key is not None:
                 row = (number, keyed_hash(user.secret, event.key), position)
                 self._database.execute("INSERT INTO event_keys VALUES (?, ?, ?)", row)
-        run = self._database.execute
-        (change,) = run("SELECT ifnull(max(change), 0) + 1 FROM changes").fetchone()
-        if user.change:
-            run(
-                "UPDATE changes SET change = ?, length = ? WHERE change = ?",
-                (change, length, user.change),
-            )
-        else:
-            run("INSERT INTO changes VALUES (?, ?, ?)", (change, number, length))
         last: Any = new[-1].timestamp
-        grown = User(length, change, chunk, last, user.secret, user.id)
+        row = (number, last, length)
+        self._database.execute("INSERT OR REPLACE INTO recent VALUES (?, ?, ?)", row)
+        grown = User(length, chunk, last, user.secret, user.id)
         self._users.write(number, grown.packed())
 
     def tail(self, user: str, number: int, start: int, most: int) -> Tail | None:
@@ -252,7 +246,7 @@ class SQLiteStore:
         (number, known), run = found, self._database.execute
         self._chunks.clear(number)
         run("DELETE FROM event_keys WHERE user = ?", (number,))
-        run("DELETE FROM changes WHERE change = ?", (known.change,))
+        run("DELETE FROM recent WHERE user = ?", (number,))
         self._directory.leave(number, user)
         run("UPDATE store SET deletions = deletions + 1")
         return known.length
@@ -268,13 +262,22 @@ class SQLiteStore:
                 "write-ahead log could not be removed; delete again",
             )
 
-    def members(self, most: int, before: int | None = None) -> list[Member]:
+    def members(self, most: int, before: str | None = None) -> list[Member]:
+        behind: tuple[Any, ...] = ()
+        if before is not None:
+            last, tie = read_cursor(before)
+            # Another store's cursor is behind all users of that time.
+            behind = (last, int(tie) if tie.isdecimal() else 0)
         found = self._database.execute(
-            "SELECT content, changes.length, change FROM changes"
-            " JOIN users ON number = changes.user WHERE change < ? ORDER BY change DESC LIMIT ?",
-            (LATEST if before is None else before, most),
+            "SELECT content, recent.length, last, user FROM recent JOIN users ON number = user"
+            + (" WHERE (last, user) < (?, ?)" if behind else "")
+            + " ORDER BY last DESC, user DESC LIMIT ?",
+            (*behind, most),
         )
-        return [Member(User.unpacked(row).id, *rest) for row, *rest in found.fetchall()]
+        return [
+            Member(User.unpacked(row).id, length, last, cursor_of(last, user))
+            for row, length, last, user in found.fetchall()
+        ]
 
     def numbers(self, users: Sequence[str]) -> list[int]:
         with self._snapshot():
@@ -304,7 +307,7 @@ class SQLiteStore:
         return self._unit
 
     def counts(self) -> Counts:
-        found = self._database.execute("SELECT count(*), ifnull(sum(length), 0) FROM changes")
+        found = self._database.execute("SELECT count(*), ifnull(sum(length), 0) FROM recent")
         return Counts(*found.fetchone())
 
     def check(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -70,12 +72,15 @@ class Member(NamedTuple):
     """A user in a list of users.
 
     Attributes:
-        change: rises with every change of any user, so that a list can be gone on with from it.
+        length: events of the history.
+        last: time of the last event.
+        cursor: text from which a list can be gone on with.
     """
 
     user: str
     length: int
-    change: int
+    last: Time
+    cursor: str
 
 
 class Notices(NamedTuple):
@@ -164,11 +169,14 @@ class EventStore(Protocol):
         """
         ...
 
-    def members(self, most: int, before: int | None = None) -> list[Member]:
-        """Up to ``most`` users, those who had an event last first.
+    def members(self, most: int, before: str | None = None) -> list[Member]:
+        """Up to ``most`` users, by the time of their last event, the latest first.
 
         Args:
-            before: only those whose last change was before this one.
+            before: cursor of a member: only those behind it.
+
+        Raises:
+            Refusal: 422, ``before`` is no cursor.
         """
         ...
 
@@ -226,6 +234,22 @@ def carried_out(store: EventStore, work: Callable[[], T]) -> T:
             time.sleep(random.uniform(0, LONGEST_PAUSE) * attempt / ATTEMPTS)
     message = f"other processes changed the same users {ATTEMPTS} times in between"
     raise unavailable("store_busy", message)
+
+
+def cursor_of(last: Time, tie: int | str) -> str:
+    """Where a list of users goes on: behind a time, and behind ``tie`` among equal times."""
+    return f"{json.dumps(last)}:{tie}"
+
+
+def read_cursor(text: str) -> tuple[Time, str]:
+    """The two parts of what :func:`cursor_of` gave; Refusal for anything else."""
+    last, _, tie = text.partition(":")
+    with contextlib.suppress(ValueError):
+        moment = json.loads(last)
+        if tie and type(moment) in (int, float) and abs(moment) < 2**63:
+            return moment, tie
+    message = f"before is {shown(text)}: it is not the `next` of a list of users"
+    raise Refusal(422, "invalid", message, field="before", value=text)
 
 
 def new_events(

@@ -92,12 +92,21 @@ def read_run_config(run: str | Path) -> RunInfo:
     if not isinstance(values, dict) or values.get("format") not in (1, FORMAT):
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise RunError(f"{path} has format {shortened(found)}: this version reads format {FORMAT}")
-    if values["format"] == 1 and isinstance(values.get("config"), dict):
-        # Written before there was a choice: all dimensions were turned.
-        model = values["config"].get("model")
-        if isinstance(model, dict):
-            model.setdefault("rotary_share", 1.0)
+    _bring_up_to_date(values)
     return _run_info(path, values)
+
+
+def _bring_up_to_date(values: dict[str, Any]) -> None:
+    """Give options of earlier versions the names and values that they have now."""
+    config = values.get("config")
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, dict):
+        return
+    if values["format"] == 1:
+        # Written before there was a choice: all dimensions were rotated.
+        model.setdefault("rotary_share", 1.0)
+    if model.get("attention_impl") == "native":
+        model["attention_impl"] = "cpu"
 
 
 def open_vocabulary(run: str | Path, info: RunInfo) -> Vocabulary:

@@ -1,4 +1,4 @@
-// The users to choose from: those whose histories changed last come first, more of them on demand.
+// The users to choose from: those who had events last come first, more of them on demand.
 import { byId, element, moment, number } from "./elements.js";
 import { ask } from "./server.js";
 
@@ -9,8 +9,6 @@ let next = null;
 let turn = 0;
 let current = null;
 let chosen = () => {};
-// Time of a user's last event, with the length of the history that ends with it.
-const last = new Map();
 
 // choose: what is done with the id of a user.
 export function listenToUsers(choose, fail) {
@@ -18,45 +16,27 @@ export function listenToUsers(choose, fail) {
   byId("more-users").addEventListener("click", () => more().catch(fail));
 }
 
-// Gives the users that are listed now; when they had their last events is shown as it arrives.
+// Gives the users that are listed now.
 export async function listUsers() {
   const mine = ++turn;
   byId("latest").setAttribute("aria-busy", "true");
   try {
     const answer = await ask(`v1/users?most=${LISTED}`);
     if (mine === turn) draw(answer);
-    showTimes(answer.users, mine);
     return answer.users;
-  } catch (error) {
+  } finally {
     if (mine === turn) byId("latest").removeAttribute("aria-busy");
-    throw error;
   }
 }
 
 function draw(answer) {
   byId("users").replaceChildren(...answer.users.map(line));
   const words = answer.users.length
-    ? "Or one whose history changed last:"
+    ? "Or one of those who had events last:"
     : "No user has events yet. Type an id and add a first event, paste a history, or load " +
       "histories with blossomrec import-events.";
   byId("users-note").textContent = words;
   goOn(answer.next);
-}
-
-async function showTimes(users, mine) {
-  await Promise.allSettled(users.map(showTime));
-  if (mine === turn) byId("latest").removeAttribute("aria-busy");
-}
-
-async function showTime({ user_id: id, length }) {
-  if (last.get(id)?.length !== length) {
-    const { events } = await ask(`v1/users/${encodeURIComponent(id)}?last=1`);
-    last.set(id, { length, timestamp: events[0].timestamp });
-  }
-  const drawn = [...byId("users").querySelectorAll("button")];
-  const button = drawn.find((one) => one.dataset.user === id);
-  const words = `, ${moment(last.get(id).timestamp)}`;
-  if (button !== undefined) button.querySelector(".when").textContent = words;
 }
 
 // Say whose history is shown; null for nobody's.
@@ -68,12 +48,11 @@ export function markUser(id) {
 async function more() {
   const mine = ++turn;
   byId("latest").removeAttribute("aria-busy");
-  const answer = await ask(`v1/users?most=${LISTED}&before=${next}`);
+  const answer = await ask(`v1/users?most=${LISTED}&before=${encodeURIComponent(next)}`);
   if (mine !== turn) return;
   const lines = answer.users.map(line);
   byId("users").append(...lines);
   goOn(answer.next);
-  showTimes(answer.users, mine);
   // The button may be gone, and what is new should be read next.
   lines[0]?.firstChild.focus();
 }
@@ -83,13 +62,13 @@ function goOn(place) {
   byId("more-users").hidden = place === null;
 }
 
-function line({ user_id: id, length }) {
+function line({ user_id: id, length, timestamp }) {
   const events = `${number(length)} ${length === 1 ? "event" : "events"}`;
   const button = element(
     "button",
     { type: "button", title: id },
     element("span", { class: "name" }, id),
-    element("span", { class: "id" }, events, element("span", { class: "when" })),
+    element("span", { class: "id" }, `${events}, ${moment(timestamp)}`),
   );
   button.dataset.user = id;
   mark(button);
