@@ -1,0 +1,67 @@
+"""The command line of the benchmarks, which the package does not know."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import VERBS
+from blossomrec.recommender import BlossomRec
+from small_options import SMALL
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(benchmarks, verb):
+    shown = benchmarks(verb, "--help")
+    assert f"Usage: python -m benchmarks {verb}" in shown
+
+
+def test_the_package_imports_no_benchmark():
+    for path in (ROOT / "src").rglob("*.py"):
+        assert "benchmarks" not in path.read_text(), path
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["frobnicate"], ['"frobnicate"', "speed, data, accuracy"]),
+        (["tables", "--frob"], ["--frob"]),
+        (["selector", "nothing"], ['"nothing"', "drift"]),
+        (["selector", "parity", "recall"], ["parity and cost want the device for themselves"]),
+        (["selector", "logs"], ["--logs, the folder of prepared logs"]),
+        (["selector", "recall", "--candidates", "best"], ["'best'", "full, short, mlp"]),
+        (["selector", "recall", "--training", "{"], ["--training is '{'", "no JSON"]),
+        (["selector", "recall", "--model", "3"], ["--model is '3'", "options by name"]),
+        (["explain", "none"], ["none/config.json is missing"]),
+        (["serving", "none"], ["none/config.json is missing"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(refused, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    refused(*arguments, words=words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_explanations_are_measured(benchmarks, tiny_log, tmp_path, monkeypatch, one_thread):
+    from benchmarks.serving import removed_events
+
+    monkeypatch.setattr(removed_events, "LENGTHS", (10,))
+    monkeypatch.setattr(removed_events, "SHORTEST", 20)
+    run, out = tmp_path / "run", tmp_path / "out.jsonl"
+    BlossomRec(**SMALL).fit(tiny_log, run, progress=False)
+    shown = benchmarks("explain", run, "--users", 3, "--out", out)
+    (line,) = map(json.loads, out.read_text().splitlines())
+    assert (line["scenario"], line["users"]) == ("explain", 3)
+    assert set(line["change"]) == {"explained", "attended", "last", "random", "random_recent"}
+    assert f"{line['ratio']} times random" in shown
+
+
+def test_approximate_ranking_is_measured(benchmarks, tmp_path, one_thread):
+    pytest.importorskip("faiss")
+    out = tmp_path / "out.jsonl"
+    benchmarks("approximate", "--items", 5_000, "--out", out)
+    lines = list(map(json.loads, out.read_text().splitlines()))
+    assert [line["probes"] for line in lines] == [0, 4, 16, 64, 128]
+    assert lines[0]["recall"] == 1.0
