@@ -30,7 +30,7 @@ FORM = ("cpu", torch.float32)
 TIMED = {
     "blossom-mean": lambda: operations.blossom("torch", "mean", PUBLISHED, RAGGED, *FORM),
     "blossom-mlp": lambda: operations.blossom("torch", "mlp", Layout(4, 2, 64), RAGGED, *FORM),
-    "blossom-native": lambda: operations.blossom("cpu", "mlp", PUBLISHED, RAGGED, *FORM),
+    "blossom-cpu": lambda: operations.blossom("cpu", "mlp", PUBLISHED, RAGGED, *FORM),
     "short": lambda: operations.short_path("torch", PUBLISHED, RAGGED, *FORM),
     "dense": lambda: operations.dense("dense", PUBLISHED, ALIKE, *FORM),
     "dense-fastest": lambda: operations.dense("dense", FASTEST_DENSE, ALIKE, *FORM),
@@ -40,7 +40,7 @@ TIMED = {
 
 
 CPU = pytest.mark.skipif(bool(CPU_MISSING), reason=CPU_MISSING)
-NAMES = [pytest.param(n, marks=CPU if n == "blossom-native" else ()) for n in TIMED]
+NAMES = [pytest.param(n, marks=CPU if n == "blossom-cpu" else ()) for n in TIMED]
 
 
 @pytest.mark.parametrize("name", NAMES)
