@@ -31,7 +31,7 @@ def test_every_verb_stands_in_the_readme():
 
 
 def code_of(page):
-    """Fenced blocks of a page without their language, and inline code; a line that goes on is one."""
+    """Inline code and the lines of fenced blocks; a command over several lines is one of them."""
     text = page.read_text()
     fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     inline = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
