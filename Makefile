@@ -31,9 +31,10 @@ $(READY): pyproject.toml constraints.txt
 docs: $(READY)
 	$(BIN)/python benchmarks/measured.py
 
-# The documentation as a site, in build/site; a warning is an error. Its tools come on top.
+# The documentation as a site, in build/site. Its tools come on top. A warning is an error, but not
+# with --quiet, which would drop it before it is counted.
 site: $(SITE_READY)
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 $(SITE_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

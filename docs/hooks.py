@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from blossomrec.cli import build_app
@@ -22,15 +23,26 @@ SECTIONS = [
     ("Reading a table", PrepareOptions, "", "Of `prepare`; `import-events` takes the first ones."),
     ("Server", ServingConfig, "", "Of `serve`."),
 ]
+DOCS = Path(__file__).resolve().parent
+OUTWARD = re.compile(r"\[[^\]]+\]\((\.\./[^)#\s]+)\)")
 MARK = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
 # A role of Sphinx, as docstrings have it, once its target has become code.
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):<code>~?([\w.]+)</code>")
 FOREIGN = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace each mark by what it asks for."""
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Replace each mark by what it asks for, and each link that leaves the site by a path."""
+    folder = (DOCS / page.file.src_uri).parent
+    markdown = OUTWARD.sub(lambda link: _path_in_checkout(link, folder), markdown)
     return MARK.sub(lambda mark: PARTS[mark[1]](), markdown)
+
+
+def _path_in_checkout(link: re.Match[str], folder: Path) -> str:
+    """The path of what a link leads to outside of the docs; MkDocs judges all other links."""
+    target = (folder / link[1]).resolve()
+    outside = target.exists() and not target.is_relative_to(DOCS)
+    return f"`{target.relative_to(DOCS.parent)}`" if outside else link[0]
 
 
 def on_page_content(html: str, **_: Any) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,10 +26,14 @@ def hooks():
     return module
 
 
+def page_at(address):
+    return SimpleNamespace(file=SimpleNamespace(src_uri=address))
+
+
 def filled(hooks, name):
     text = (DOCS / "reference" / name).read_text()
     assert "<!-- generated: " in text
-    return hooks.on_page_markdown(text)
+    return hooks.on_page_markdown(text, page=page_at(f"reference/{name}"))
 
 
 def test_every_verb_has_its_part_of_the_reference(hooks):
@@ -57,15 +62,18 @@ def test_every_option_has_its_row(hooks):
 
 
 def test_a_page_that_loads_from_elsewhere_is_refused(hooks):
-    class Page:
-        class file:  # noqa: N801
-            src_uri = "index.md"
-
+    page = page_at("index.md")
     link = '<a href="https://example.org">there</a><link href="site.css" rel="stylesheet">'
-    assert hooks.on_post_page(link, page=Page) == link
+    assert hooks.on_post_page(link, page=page) == link
     for part in ('<script src="https://cdn.example/x.js">', "<img alt=x src=//cdn.example/x.png>"):
         with pytest.raises(ValueError, match=r"index\.md loads from elsewhere"):
-            hooks.on_post_page(link + part, page=Page)
+            hooks.on_post_page(link + part, page=page)
+
+
+def test_links_to_files_of_the_checkout_become_their_paths(hooks):
+    text = "[x](../results/speed.jsonl), [y](../missing.py), [z](events.md), [c](../docs/runs.md)"
+    changed = hooks.on_page_markdown(text, page=page_at("index.md"))
+    assert changed == text.replace("[x](../results/speed.jsonl)", "`results/speed.jsonl`")
 
 
 def test_roles_of_docstrings_become_plain_names(hooks):
@@ -75,7 +83,7 @@ def test_roles_of_docstrings_become_plain_names(hooks):
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="the extra docs is not installed")
 def test_the_site_builds_strictly_and_every_page_is_in_it(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = [path.relative_to(DOCS).with_suffix(".html") for path in DOCS.rglob("*.md")]
