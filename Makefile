@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SITE_READY := $(VENV)/.ready-site
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs site wheel clean
 
 demo: $(READY)
 	$(BIN)/blossomrec demo runs/demo
@@ -29,6 +30,19 @@ $(READY): pyproject.toml constraints.txt
 # The tables of the documentation, from the lines in results/.
 docs: $(READY)
 	$(BIN)/python -m benchmarks tables
+
+# The documentation as a site, in build/site. Its tools come on top. A warning is an error, but not
+# with --quiet, which would drop it before it is counted.
+site: $(SITE_READY)
+	$(BIN)/mkdocs build --strict
+
+$(SITE_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
+# What is published, in dist.
+wheel: $(READY)
+	$(BIN)/hatchling build -t wheel
 
 clean:
 	rm -rf $(VENV) runs build dist
