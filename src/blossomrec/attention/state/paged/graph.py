@@ -66,7 +66,8 @@ class StepGraph:
                 self.function(self._x, self._step)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Other threads may go on using the device meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._out = self.function(self._x, self._step)
         self._generation = self.states.generation
 
