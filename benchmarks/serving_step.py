@@ -31,7 +31,7 @@ from blossomrec.serving.encoder import Encoder, WholeEncoder, build_encoder
 from blossomrec.serving.history import UserHistory
 
 ITEMS = 100_000
-WARM_UP, STEPS, RECOMPUTED = 5, 30, 5
+WARM_UP, STEPS, RECOMPUTED = 10, 30, 5
 # Events in one go where everything is computed again.
 TOGETHER = 1 << 19
 # Histories that are compared, how many of them may select another block where two are about

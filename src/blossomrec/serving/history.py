@@ -36,8 +36,8 @@ class UserHistory:
         number: of the user in the store; 0 for a history that comes with its request.
         read: events read from the store, those of items that the model does not know included.
         seen: rows of the items in the history, int64, rising, each once.
-        state: of the events ``start`` .. ``encoded - 1``, of the encoder's own kind; None for models
-            that keep none.
+        state: of the events ``start`` .. ``encoded - 1``, as the encoder keeps it; None where it
+            keeps none.
         query: [1, D], what the next item is scored from after those events; None before.
     """
 
@@ -72,7 +72,8 @@ class UserHistory:
 
     def missing(self, max_len: int, step: int) -> int:
         """Events yet to be encoded; what was encoded is dropped if the window has moved."""
-        start = window_start(self._length, max_len, step)
+        # Asked several times a request: a window that never moved takes no further call.
+        start = window_start(self._length, max_len, step) if self._length > max_len else 0
         if start != self.start:
             self.forget_encoding(start)
         return self._length - self.encoded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -83,20 +84,20 @@ class PagedEncoder:
         return history.missing(self._max_len, self._step)
 
     def advance(self, histories: Sequence[UserHistory], most: int = WHOLE_EVENTS) -> int:
-        behind = {history: count for history in histories if (count := self.missing(history))}
-        few = {
-            history: count
-            for history, count in behind.items()
-            if history.state is not None and count <= FEW_STEPS
-        }
-        opened = sum(self._opened(history, count) for history, count in few.items())
+        few, whole, opened = dict[UserHistory, int](), list[UserHistory](), 0
+        for history in histories:
+            count = self.missing(history)
+            if history.state is not None and count <= FEW_STEPS:
+                few[history] = count
+                held = history.encoded - history.start
+                opened += (held + count - 1) // self._size - (held - 1) // self._size
+            elif count:
+                whole.append(history)
         if not self._make_room(opened, 0):
             for history in few:
                 history.forget_encoding(history.start)
-            few = {}
-        return self._take_steps(few) + self._encode_whole(
-            [history for history in behind if history not in few], most
-        )
+            few, whole = {}, [*few, *whole]
+        return self._take_steps(few) + self._encode_whole(whole, most)
 
     def _take_steps(self, counts: dict[UserHistory, int]) -> int:
         """Take each history so many events forward."""
@@ -114,11 +115,12 @@ class PagedEncoder:
 
     def _take_step(self, histories: list[UserHistory]) -> None:
         items = [history.rows[history.encoded] for history in histories]
-        kept = [_pages(history) for history in histories]
-        self._take_together(self._moved(items), [pages.user for pages in kept])
+        kept = [cast(UserPages, history.state) for history in histories]
+        self._take_together(self._pinned(items), [pages.user for pages in kept])
         for history, pages in zip(histories, kept, strict=True):
+            if not (history.encoded - history.start) % self._size:
+                pages.nbytes += self._page_bytes
             history.encoded += 1
-            pages.nbytes = self._nbytes(history)
 
     def _encode_whole(self, histories: list[UserHistory], most: int) -> int:
         """Encode histories from their first event, at least the first of them."""
@@ -151,12 +153,12 @@ class PagedEncoder:
         users = prefill.users.tolist()
         kept = [UserPages(user, self._returned) for user in users]
         hidden = self._model.prefill(self._batch(histories), self._states, prefill)
-        self._last.index_copy_(0, self._moved(users), hidden)
-        for history, pages in zip(histories, kept, strict=True):
+        self._last.index_copy_(0, self._pinned(users).to(self._device, non_blocking=True), hidden)
+        for history, pages, length in zip(histories, kept, lengths, strict=True):
             history.state, history.encoded = pages, len(history.rows)
             # A view: each step writes the next one there.
             history.query = self._last[pages.user : pages.user + 1]
-            pages.nbytes = self._nbytes(history)
+            pages.nbytes = self._blocks(length) * self._page_bytes
 
     def _make_room(self, pages: int, users: int) -> bool:
         """Whether so many pages and rows are free, once enough others have left."""
@@ -171,24 +173,10 @@ class PagedEncoder:
     def _batch(self, histories: list[UserHistory]) -> Batch:
         return pack([history.rows[history.start :] for history in histories]).to(self._device)
 
-    def _moved(self, numbers: list[int]) -> Tensor:
-        moved = torch.from_numpy(np.array(numbers, np.int64))
-        if self._device.type == "cuda":
-            moved = moved.pin_memory()
-        return moved.to(self._device, non_blocking=True)
+    def _pinned(self, numbers: list[int]) -> Tensor:
+        """On the host, to be copied to the device without a wait."""
+        found = torch.from_numpy(np.array(numbers, np.int64))
+        return found.pin_memory() if self._device.type == "cuda" else found
 
     def _blocks(self, events: int) -> int:
         return -(-events // self._size)
-
-    def _opened(self, history: UserHistory, count: int) -> int:
-        """Blocks that the next events of a history open."""
-        held = history.encoded - history.start
-        return self._blocks(held + count) - self._blocks(held)
-
-    def _nbytes(self, history: UserHistory) -> int:
-        return self._blocks(history.encoded - history.start) * self._page_bytes
-
-
-def _pages(history: UserHistory) -> UserPages:
-    assert isinstance(history.state, UserPages)
-    return history.state
