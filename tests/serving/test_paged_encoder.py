@@ -10,6 +10,7 @@ from serving_runs import Server, ask, close, write_run
 
 from blossomrec.config import ModelConfig
 from blossomrec.data.batches import pack
+from blossomrec.errors import ConfigError
 from blossomrec.models import build_model
 from blossomrec.serving import paged, release
 from blossomrec.serving.cache import HistoryCache
@@ -262,6 +263,16 @@ def test_after_a_step_that_failed_histories_are_encoded_again(model, monkeypatch
     gc.collect()
     assert users.free == free + 6
     users.ask("a", "b")
+
+
+def test_a_device_without_so_much_memory(model, monkeypatch):
+    def full(_, *, pages=0, **__):
+        if pages:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(paged.PagedStates, "reserve", full)
+    with pytest.raises(ConfigError, match="cache_mib is 16: cpu has not so much free"):
+        PagedEncoder(model, 20, 1, HistoryCache(16 << 20))
 
 
 def test_which_encoder_a_device_gets(model, monkeypatch):

@@ -13,12 +13,13 @@ from torch import Tensor
 from blossomrec.attention import PagedStates
 from blossomrec.attention.state.paged import Step, StepGraph
 from blossomrec.data.batches import Batch, pack
+from blossomrec.errors import ConfigError
 from blossomrec.models.sasrec import SASRec
 from blossomrec.serving.cache import HistoryCache
 from blossomrec.serving.history import UserHistory
 
-# New events of a user up to which steps of one event each are taken. More of them take longer than
-# encoding the whole history again, which a GPU does in about the time of eight steps.
+# New events of a user up to which steps of one event each are taken. Eight take as long as encoding
+# a whole history: 0.7 ms each, beside 5.6 ms for 2,000 events and for 16,000 (H200, two layers).
 FEW_STEPS = 8
 # Users of one step. Fewer take as long: the graph is filled up.
 STEP_USERS = 256
@@ -56,6 +57,9 @@ class PagedEncoder:
         max_len, step: see :func:`blossomrec.serving.history.window_start`.
         cache: of the histories encoded here, whose budget the pages have, taken at once. Who was
             asked for longest ago leaves it where pages are short.
+
+    Raises:
+        ConfigError: the device has not so much memory free.
     """
 
     def __init__(self, model: SASRec, max_len: int, step: int, cache: HistoryCache):
@@ -68,7 +72,11 @@ class PagedEncoder:
         blocks = self._blocks(max_len)
         users = int(self._capacity * self._page_bytes * TABLE_SHARE) // (4 * blocks)
         users = min(self._capacity, max(1, users))
-        states.reserve(pages=self._capacity, users=users, blocks=blocks)
+        try:
+            states.reserve(pages=self._capacity, users=users, blocks=blocks)
+        except torch.OutOfMemoryError as error:
+            message = f"cache_mib is {cache.budget >> 20}: {self._device} has not so much free"
+            raise ConfigError(message) from error
         self._last = last = torch.zeros(users + 1, weight.shape[1]).to(weight)
         self._returned: deque[int] = deque()
 
