@@ -226,6 +226,26 @@ def test_a_step_filled_up_with_nobody(impl):
         padded.step([padded.add() for _ in range(5)], pad_to=4)
 
 
+def test_whole_histories_fill_pages(impl):
+    attention, lengths = make(impl), [0, 1, 15, 16, 17, 40]
+    x = make_events(sum(lengths), size=64)
+    bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    pool = PagedStates([attention.start()], pages=12, users=3, blocks=9)
+    pool.drop(pool.add(attention.extend(x[:80], attention.start())[1:]))
+    poison(pool)
+    prefill = pool.prefill(lengths)
+    output = attention.prefill(x, bounds, pool.layers[0], prefill)
+    with torch.no_grad():
+        expected = attention(x, bounds)
+    assert torch.equal(output.selected, expected.selected)
+    assert relative_error(output.hidden, expected.hidden) < 1e-6
+    for user, events in zip(prefill.users, x.split(lengths), strict=True):
+        (read,), (_, state) = pool.read(user), attention.extend(events, attention.start())
+        assert (read.length, read.first) == (state.length, 0)
+        for name in ("keys", "values", "block_keys"):
+            torch.testing.assert_close(getattr(read, name), getattr(state, name))
+
+
 def test_a_user_that_comes_back_is_the_same():
     attention = make()
     state = in_parts(attention, make_events(100, size=64), [100])[1].trim(40)
@@ -267,6 +287,9 @@ def test_the_budget_holds():
     length, free = pool.length(first), pool.free_pages
     with pytest.raises(OutOfPagesError, match=f"max_bytes is {12 * page}"):
         pool.add([state])
+    with pytest.raises(OutOfPagesError, match=f"max_bytes is {12 * page}"):
+        pool.prefill([10, 80])
+    assert (pool.free_pages, pool.free_users) == (free, 0)
     for _ in range(16 * free):
         step = pool.step([first])
         attention.extend_paged(make_events(1, size=64), pool.layers[0], step)

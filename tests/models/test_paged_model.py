@@ -5,10 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from small_models import NUM_ITEMS, hidden_states, small_model
+from small_models import NUM_ITEMS, hidden_states, random_histories, small_model
 
 from blossomrec.attention import PagedStates
 from blossomrec.attention.state.paged import StepGraph
+from blossomrec.data.batches import pack
 from blossomrec.models.state import ModelState
 from whole_history import relative_error
 
@@ -29,6 +30,22 @@ def test_equal_to_encoding_the_whole_history(options):
     for user, history in histories.items():
         expected = hidden_states(model, np.array(history))[-1]
         assert relative_error(last[user], expected) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{"norm": "pre", "layers": 3}, {"compress": "mean"}], ids=str)
+def test_whole_histories_and_then_more(options):
+    model = small_model(**options)
+    states = PagedStates(model.start().layers)
+    histories = random_histories(1, 3, 4, 5, 17, 32, 39)
+    batch = pack(histories)
+    prefill = states.prefill([len(history) for history in histories])
+    hidden = model.prefill(batch, states, prefill)
+    assert relative_error(hidden, model.queries(batch)) < 1e-6
+    more = random_histories(*[9] * len(histories), seed=1)
+    for items in np.stack(more, 1):
+        hidden = model.extend_paged(torch.from_numpy(items), states, states.step(prefill.users))
+    grown = [np.concatenate(pair) for pair in zip(histories, more, strict=True)]
+    assert relative_error(hidden, model.queries(pack(grown))) < 1e-5
 
 
 def test_from_a_state_to_pages_and_back():
@@ -53,6 +70,13 @@ def test_wrong_calls():
     step = states.step([states.add()])
     with pytest.raises(ValueError, match="1 layers: this model has 2"):
         model.extend_paged(torch.tensor([0]), states, step)
+    batch = pack(random_histories(5))
+    with pytest.raises(ValueError, match="1 layers: this model has 2"):
+        model.prefill(batch, states, states.prefill([5]))
+    dense = small_model(attention="full")
+    assert not dense.captures_steps
+    with pytest.raises(ValueError, match="attention is full: only blossom"):
+        dense.stack()[0].prefill(torch.zeros(5, 16), batch.cu_seqlens, states.layers[0], None)
     with pytest.raises(RuntimeError, match="training mode"):
         model.train().extend_paged(torch.tensor([0]), states, step)
     with pytest.raises(ValueError, match="reach is 0: dense attention"):

@@ -15,9 +15,9 @@ from blossomrec.attention.backends import Backend
 from blossomrec.attention.backends.parts import Projections
 from blossomrec.attention.compress import build_compression
 from blossomrec.attention.rotary import rotate
-from blossomrec.attention.spec import BlossomSpec, Heads
+from blossomrec.attention.spec import BlossomSpec, Heads, Target
 from blossomrec.attention.state.attention_state import AttentionState, check_extension
-from blossomrec.attention.state.paged import PagedLayer, Step
+from blossomrec.attention.state.paged import PagedLayer, Prefill, Step
 
 # The gate starts short-term: sigmoid(-2) = 0.12 long, sigmoid(2) = 0.88 short.
 GATE_START = (-2.0, 2.0)
@@ -272,6 +272,32 @@ class BlossomAttention(nn.Module):
         )
         hidden = self.output(out.flatten(1))
         return AttentionOutput(hidden, None, selected, gates), states
+
+    @property
+    def captures_steps(self) -> bool:
+        """Whether :meth:`extend_paged` never waits for the device, as a CUDA graph needs it."""
+        weight = self.key.weight
+        target = Target(self.spec, self.heads, weight.dtype, weight.device.type)
+        return self.backend(weight).parts.captures_steps(target)
+
+    @torch.no_grad()
+    def prefill(
+        self, x: Tensor, cu_seqlens: Tensor, layer: PagedLayer, prefill: Prefill
+    ) -> AttentionOutput:
+        """Attend within whole histories, as :meth:`forward` does, and keep them in pages.
+
+        Args:
+            x: [T, D] packed events of the histories of ``prefill``, in its order.
+            cu_seqlens: int32 [B+1].
+            layer: this layer's pages, of the :class:`PagedStates` that made ``prefill``; changed.
+            prefill: where the events go.
+        """
+        backend = self.backend(x)
+        q, k, v, gates = self.project(x, cu_seqlens)
+        block_keys = backend.parts.block_keys(self.compress, k, cu_seqlens)
+        layer.write(k, v, block_keys, prefill)
+        out, selected = self.attend(q, k, v, block_keys, gates, cu_seqlens, backend)
+        return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)
 
     @torch.no_grad()
     def extend_paged(self, x: Tensor, layer: PagedLayer, step: Step) -> AttentionOutput:

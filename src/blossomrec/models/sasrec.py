@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from blossomrec.attention import PagedStates
-from blossomrec.attention.state.paged import Step
+from blossomrec.attention.memo import of_one_graph
+from blossomrec.attention.state.paged import Prefill, Step
 from blossomrec.config import ModelConfig
 from blossomrec.models.state import ModelState
 from blossomrec.models.transformer import TransformerModel
+
+if TYPE_CHECKING:
+    from blossomrec.data.batches import Batch
 
 
 class SASRec(TransformerModel):
@@ -68,15 +73,44 @@ class SASRec(TransformerModel):
             RuntimeError: the model is in training mode.
             ValueError: the states are those of another number of layers, or the attention is full.
         """
+        self._check_paged(states)
+        x = self.embed(items)
+        for layer, kept in zip(self.stack(), states.layers, strict=True):
+            x = layer.extend_paged(x, kept, step)
+        return self.final_norm(x)
+
+    @torch.no_grad()
+    def prefill(self, batch: Batch, states: PagedStates, prefill: Prefill) -> Tensor:
+        """Encode whole histories, as :meth:`queries` does, and keep them in pages.
+
+        Args:
+            batch: histories, none of them empty, of the users of ``prefill``, in its order.
+            states: as of :meth:`extend_paged`.
+            prefill: ``states.prefill(lengths)`` of the batch's lengths, not used before.
+
+        Returns:
+            Hidden states [B, D] at the last event of each history.
+
+        Raises:
+            RuntimeError, ValueError: as of :meth:`extend_paged`.
+        """
+        self._check_paged(states)
+        x, cu_seqlens = self.embed(batch.items), of_one_graph(batch.cu_seqlens)
+        for layer, kept in zip(self.stack(), states.layers, strict=True):
+            x = layer.prefill(x, cu_seqlens, kept, prefill)
+        return self.final_norm(x[batch.cu_seqlens[1:].long() - 1])
+
+    @property
+    def captures_steps(self) -> bool:
+        """Whether :meth:`extend_paged` can be part of a CUDA graph, on the device of the model."""
+        return all(layer.captures_steps for layer in self.stack())
+
+    def _check_paged(self, states: PagedStates) -> None:
         self._refuse_training()
         if len(states.layers) != len(self.layers):
             raise ValueError(
                 f"the states have {len(states.layers)} layers: this model has {len(self.layers)}"
             )
-        x = self.embed(items)
-        for layer, kept in zip(self.stack(), states.layers, strict=True):
-            x = layer.extend_paged(x, kept, step)
-        return self.final_norm(x)
 
     def _refuse_training(self) -> None:
         if self.training:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput, AttentionState, BlossomAttention, BlossomSpec
 from blossomrec.attention.memo import of_one_graph
-from blossomrec.attention.state.paged import PagedLayer, Step
+from blossomrec.attention.state.paged import PagedLayer, Prefill, Step
 from blossomrec.config import ModelConfig
 from blossomrec.models import fused
 from blossomrec.models.full import FullAttention
@@ -99,10 +99,29 @@ class TransformerLayer(nn.Module):
         Raises:
             ValueError: the attention is dense, which has no blocks to page by.
         """
+        attended = self._paged_attention.extend_paged(self._attention_input(x), kept, step)
+        return self._after_attention(x, attended.hidden)
+
+    def prefill(self, x: Tensor, cu_seqlens: Tensor, kept: PagedLayer, prefill: Prefill) -> Tensor:
+        """Whole histories, [T, D] to [T, D]; ``kept`` is changed.
+
+        Raises:
+            ValueError: as of :meth:`extend_paged`.
+        """
+        given = self._attention_input(x)
+        attended = self._paged_attention.prefill(given, cu_seqlens, kept, prefill)
+        return self._after_attention(x, attended.hidden)
+
+    @property
+    def captures_steps(self) -> bool:
+        """Whether :meth:`extend_paged` can be part of a CUDA graph."""
+        return isinstance(self.attention, BlossomAttention) and self.attention.captures_steps
+
+    @property
+    def _paged_attention(self) -> BlossomAttention:
         if not isinstance(self.attention, BlossomAttention):
             raise ValueError("attention is full: only blossom keeps states in pages")
-        attended = self.attention.extend_paged(self._attention_input(x), kept, step)
-        return self._after_attention(x, attended.hidden)
+        return self.attention
 
     def _attention_input(self, x: Tensor) -> Tensor:
         return self.attention_norm(x) if self.pre_norm else x

@@ -20,6 +20,7 @@ class HistoryCache:
 
     def __init__(self, budget: int):
         self.budget, self.nbytes, self.evictions = budget, 0, 0
+        self._told = 0
         self._kept: OrderedDict[str, tuple[UserHistory, int]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -42,8 +43,20 @@ class HistoryCache:
         self._kept[user] = history, size
         self.nbytes += size
         while self.nbytes > self.budget:
-            self.drop(next(iter(self._kept)))
-            self.evictions += 1
+            self.evict()
+
+    def evict(self) -> bool:
+        """Let the first to leave go; False if nobody is left."""
+        if not self._kept:
+            return False
+        self.drop(next(iter(self._kept)))
+        self.evictions += 1
+        return True
+
+    def new_evictions(self) -> int:
+        """How many had to leave since this was last asked."""
+        new, self._told = self.evictions - self._told, self.evictions
+        return new
 
     def put_behind(self, user: str, history: UserHistory) -> bool:
         """Keep a history as the first to leave; False, and not kept, where there is no room."""

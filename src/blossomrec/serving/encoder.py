@@ -10,8 +10,12 @@ import torch
 
 from blossomrec.data.batches import pack
 from blossomrec.errors import ConfigError
+from blossomrec.models.sasrec import SASRec
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.models.state import ModelState
+from blossomrec.serving.cache import HistoryCache
 from blossomrec.serving.history import UserHistory
+from blossomrec.serving.paged import PagedEncoder
 
 # A history with no more new events than this is brought up to date at once.
 FEW_EVENTS = 16
@@ -62,12 +66,15 @@ class StateEncoder:
                 parts.append(history.rows[history.encoded : history.encoded + count])
         items = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(self._device)
         counts = [len(part) for part in parts]
-        before = [history.state or self._model.start() for history in taken]
+        before = [self._state(history) for history in taken]
         _, states = self._model.extend_batch(items, counts, before)
         for history, state, count in zip(taken, states, counts, strict=True):
             history.state, history.query = state, state.query
             history.encoded += count
         return len(items)
+
+    def _state(self, history: UserHistory) -> ModelState:
+        return history.state if isinstance(history.state, ModelState) else self._model.start()
 
 
 class WholeEncoder:
@@ -96,10 +103,14 @@ class WholeEncoder:
         return len(batch.items)
 
 
-def build_encoder(model: SequenceModel, max_len: int, step: int) -> tuple[Encoder, bool]:
-    """The encoder that a model can have, and whether it keeps states."""
+def build_encoder(
+    model: SequenceModel, max_len: int, step: int, cache: HistoryCache
+) -> tuple[Encoder, bool]:
+    """The encoder that a model can have on its device, and whether it keeps states."""
     try:
         model.start()
     except ConfigError:
         return WholeEncoder(model, max_len, step), False
+    if isinstance(model, SASRec) and model.captures_steps:
+        return PagedEncoder(model, max_len, step, cache), True
     return StateEncoder(model, max_len, step), True

@@ -66,10 +66,9 @@ class Histories:
 
     def keep(self, release: Release, pairs: Iterable[tuple[str, UserHistory]]) -> None:
         """Keep histories for the next question; others leave to make room."""
-        before = release.cache.evictions
         for user, history in pairs:
             release.cache.put(user, history)
-        self._metrics.evictions.inc(release.cache.evictions - before)
+        self._metrics.evictions.inc(release.cache.new_evictions())
 
     def encode_again(self, release: Release, users: list[str]) -> Iterator[None]:
         """Encode histories of users, the first ones first, as long as there is room for them.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from torch import Tensor
-
-from blossomrec.models.state import ModelState
 
 # Of the objects around the numbers, about.
 OVERHEAD = 2_048
@@ -22,6 +22,13 @@ def window_start(length: int, max_len: int, step: int) -> int:
     return 0 if over <= 0 else -(-over // step) * step
 
 
+class KeptState(Protocol):
+    """What an encoder keeps of a history, to go on from."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
 class UserHistory:
     """A user's events as item rows of one model version, and their encoding by its weights.
 
@@ -29,7 +36,8 @@ class UserHistory:
         number: of the user in the store; 0 for a history that comes with its request.
         read: events read from the store, those of items that the model does not know included.
         seen: rows of the items in the history, int64, rising, each once.
-        state: of the events ``start`` .. ``encoded - 1``; None for models that keep none.
+        state: of the events ``start`` .. ``encoded - 1``, as the encoder keeps it; None where it
+            keeps none.
         query: [1, D], what the next item is scored from after those events; None before.
     """
 
@@ -37,7 +45,7 @@ class UserHistory:
         self.number, self.read = number, 0
         self._rows, self._length = np.empty(16, np.int32), 0
         self.seen = np.empty(0, np.int64)
-        self.state: ModelState | None = None
+        self.state: KeptState | None = None
         self.query: Tensor | None = None
         self.start = self.encoded = 0
 
@@ -64,7 +72,8 @@ class UserHistory:
 
     def missing(self, max_len: int, step: int) -> int:
         """Events yet to be encoded; what was encoded is dropped if the window has moved."""
-        start = window_start(self._length, max_len, step)
+        # Asked several times a request: a window that never moved takes no further call.
+        start = window_start(self._length, max_len, step) if self._length > max_len else 0
         if start != self.start:
             self.forget_encoding(start)
         return self._length - self.encoded

@@ -67,7 +67,8 @@ def load_release(
     if config.probes:
         ranking = ApproximateRanking(model, config.probes, metrics)
     max_len = config.max_len or info.config.model.max_len
-    encoder, keeps_state = build_encoder(model, max_len, config.step)
+    cache = HistoryCache(config.cache_mib << 20)
+    encoder, keeps_state = build_encoder(model, max_len, config.step, cache)
     return Release(
         run=run,
         version=digest(run / "model.safetensors")[:12],
@@ -75,7 +76,7 @@ def load_release(
         catalogue=Catalogue.of(vocabulary),
         encoder=encoder,
         ranking=ranking,
-        cache=HistoryCache(config.cache_mib << 20),
+        cache=cache,
         max_len=max_len,
         step=config.step,
         keeps_state=keeps_state,

@@ -13,7 +13,7 @@ from blossomrec.attention import selector
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.packing import positions
 from blossomrec.attention.rotary import rotate
-from blossomrec.attention.spec import BlossomSpec, Heads
+from blossomrec.attention.spec import BlossomSpec, Heads, Target
 from blossomrec.attention.state import extend
 from blossomrec.attention.state.attention_state import AttentionState
 from blossomrec.attention.state.paged import eager
@@ -82,6 +82,10 @@ class Parts:
     ) -> tuple[Tensor, Tensor, list[AttentionState]]:
         """See :func:`blossomrec.attention.state.extend.extend`."""
         return extend.extend(q, k, v, gates, counts, states, pool, spec)
+
+    def captures_steps(self, target: Target) -> bool:
+        """Whether a step over pages never waits for the device, as a CUDA graph needs it."""
+        return False
 
     def append_paged(
         self,

@@ -65,6 +65,9 @@ class GpuParts(Parts):
         form = (size, spec.causal)
         return importance.distillation_loss(q, k, block_keys, samples, blocks, form)
 
+    def captures_steps(self, target: Target) -> bool:
+        return target.device == "cuda" and not unsupported(target)
+
     def append_paged(self, k, v, layer, step_, compression):
         if _refuse_step(k, k.shape[1], layer.block_size):
             super().append_paged(k, v, layer, step_, compression)

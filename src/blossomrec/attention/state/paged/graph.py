@@ -33,15 +33,17 @@ class StepGraph:
     def __call__(self, x: Tensor, users: Users) -> Tensor:
         """Input [B, ...] of one more event of each of ``users``; gives the function's [B, ...].
 
+        The input may be on the host; from pinned memory it is copied without a wait.
+
         Raises:
             ValueError, OutOfPagesError: as :meth:`PagedStates.step`.
         """
         step = self.states.step(users, pad_to=self.users)
-        if not x.is_cuda:
+        if not self.states.table.is_cuda:
             return self.function(_filled(x, self.users), step)[: len(x)]
         if self._generation != self.states.generation:
             self._capture(x)
-        self._x[: len(x)].copy_(x)
+        self._x[: len(x)].copy_(x, non_blocking=True)
         self._step.rows.copy_(step.rows)
         self._graph.replay()
         # The next replay writes to the same place.
@@ -51,7 +53,7 @@ class StepGraph:
         table = self.states.table
         # Made in inference mode they could not be written to outside of it.
         with torch.inference_mode(False):
-            self._x = _filled(x, self.users)
+            self._x = _filled(x.to(table.device), self.users)
             self._step = Step(
                 table=table,
                 rows=table.new_full((4, self.users), NOBODY),
@@ -66,7 +68,8 @@ class StepGraph:
                 self.function(self._x, self._step)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Other threads may go on using the device meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._out = self.function(self._x, self._step)
         self._generation = self.states.generation
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +53,23 @@ class Step:
         return self.rows[3]
 
 
+@dataclass(frozen=True)
+class Prefill:
+    """Where the events of whole histories go; made by :meth:`PagedStates.prefill`.
+
+    Attributes:
+        users: row of each history's user, int64 [B], on the host.
+        page: page of each event, int64 [T], histories one after another, on the device.
+        index: of each event in its page, int64 [T], on the device.
+        complete: page of each complete block, int64 [J], on the device.
+    """
+
+    users: np.ndarray
+    page: Tensor
+    index: Tensor
+    complete: Tensor
+
+
 @dataclass
 class PagedLayer:
     """The pages of one layer.
@@ -76,8 +94,23 @@ class PagedLayer:
         """Bytes of one page and its block key."""
         return self.pages[0].nbytes + self.block_keys[0].nbytes
 
+    def write(self, k: Tensor, v: Tensor, block_keys: Tensor, prefill: Prefill) -> None:
+        """Put whole histories into their pages.
+
+        Args:
+            k, v: [T, G, d] rotated keys, and values.
+            block_keys: [J or more, G, d] of the complete blocks, history after history.
+            prefill: where they go.
+        """
+        events = torch.cat((k, v), -1).to(self.pages.dtype)
+        self.pages[prefill.page, :, prefill.index] = events
+        block_keys = block_keys[: len(prefill.complete)].to(self.block_keys.dtype)
+        self.block_keys.index_copy_(0, prefill.complete, block_keys)
+
     def grow(self, count: int) -> None:
         """Make it ``count`` pages."""
+        if count == len(self.pages):
+            return
         self.pages = grown(self.pages, count)
         self.block_keys = grown(self.block_keys, count)
 

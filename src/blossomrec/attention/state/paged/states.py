@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from blossomrec.attention.state.attention_state import AttentionState, GrowingRows
-from blossomrec.attention.state.paged.pages import NOBODY, OutOfPagesError, PagedLayer, Step, grown
+from blossomrec.attention.state.paged.pages import (
+    NOBODY,
+    OutOfPagesError,
+    PagedLayer,
+    Prefill,
+    Step,
+    grown,
+)
 
 # Rows of users, on the host.
 Users = Sequence[int] | np.ndarray | Tensor
@@ -91,6 +98,16 @@ class PagedStates:
         """Pages that wait for a block."""
         return len(self._free_pages)
 
+    @property
+    def free_users(self) -> int:
+        """Rows that wait for a user."""
+        return len(self._free_rows)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page and its block key, in all layers together."""
+        return sum(layer.page_bytes for layer in self.layers)
+
     def length(self, user: int) -> int:
         """Events of the user's history so far, those that have left included."""
         self._checked([user])
@@ -125,6 +142,35 @@ class PagedStates:
             layer.pages.index_copy_(0, rows, events)
             layer.block_keys.index_copy_(0, rows[: state.num_blocks], state.block_keys)
         return user
+
+    def prefill(self, lengths: Sequence[int] | np.ndarray) -> Prefill:
+        """Take in a user for each history of so many events, all of which are yet to be written.
+
+        Every layer is then to be brought up to it with ``prefill``, before the next step.
+
+        Args:
+            lengths: [B], on the host.
+
+        Raises:
+            OutOfPagesError: there is no room; nothing has changed.
+        """
+        lengths = np.asarray(lengths, np.int64)
+        size, count = self.block_size, len(lengths)
+        blocks = -(-lengths // size)
+        self._make_room(pages=int(blocks.sum()), rows=count, blocks=int(blocks.max(initial=0)))
+        users = np.array([self._free_rows.pop() for _ in range(count)], np.int64)
+        pages = np.array(self._take(int(blocks.sum())), np.int64)
+        history = np.repeat(np.arange(count), blocks)
+        block = np.arange(len(pages)) - np.repeat(blocks.cumsum() - blocks, blocks)
+        held = np.minimum(lengths[history] - block * size, size)
+        self._length[users], self._first[users] = lengths, 0
+        self._known[users] = NOBODY
+        self._known[users[history], block] = pages
+        index = np.arange(int(lengths.sum())) - np.repeat(held.cumsum() - held, held)
+        parts = users, np.repeat(pages, held), index, pages[held == size]
+        row, *where = (self._moved(torch.from_numpy(part)) for part in parts)
+        self.table.index_copy_(0, row, self._moved(torch.from_numpy(self._known[users])))
+        return Prefill(users, *where)
 
     def read(self, user: int) -> tuple[AttentionState, ...]:
         """The user's states of all layers, as values of their own."""
@@ -240,7 +286,7 @@ class PagedStates:
         return numbers.to(self.table.device, non_blocking=True)
 
     def _bytes(self, pages: int, rows: int, width: int) -> int:
-        return pages * sum(layer.page_bytes for layer in self.layers) + rows * width * 4
+        return pages * self.page_bytes + rows * width * 4
 
     def _make_room(self, *, pages: int = 0, rows: int = 0, blocks: int = 0) -> None:
         """So many more pages and rows free, and columns for ``blocks``; half as much again."""
