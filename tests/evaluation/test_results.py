@@ -3,7 +3,6 @@ import multiprocessing
 import platform
 
 import pytest
-from ranking_oracle import DotScorer
 
 import blossomrec
 from blossomrec.config import EvaluationConfig
@@ -11,6 +10,7 @@ from blossomrec.data.split import make_split
 from blossomrec.errors import ConfigError
 from blossomrec.evaluation import evaluate
 from blossomrec.evaluation.results import append_result, commit, result_line
+from ranking_oracle import DotScorer
 
 
 @pytest.fixture(scope="module")

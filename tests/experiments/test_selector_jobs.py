@@ -8,10 +8,10 @@ import torch
 
 from blossomrec.evaluation.storage import load_evaluation
 from blossomrec.experiments import recall_measures, selector_jobs
-from blossomrec.experiments.inspect_run import inspect_run
 from blossomrec.experiments.selector_candidates import CANDIDATES
 from blossomrec.experiments.selector_jobs import LogJob, RecallJob, accuracy, difference
 from blossomrec.experiments.selector_study import drift, study_logs, study_recall
+from blossomrec.report.inspect.inspection import inspect_run
 from small_options import MODEL, TRAINING
 
 CPU = torch.device("cpu")

@@ -5,11 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from small_models import NUM_ITEMS, hidden_states, small_model
 
 from blossomrec.attention import PagedStates
 from blossomrec.attention.state.paged import StepGraph
 from blossomrec.models.state import ModelState
+from small_models import NUM_ITEMS, hidden_states, small_model
 from whole_history import relative_error
 
 

@@ -9,9 +9,9 @@ import torch
 
 from blossomrec.attention import BlossomAttention
 from blossomrec.experiments.recall_options import RecallTraining
-from blossomrec.experiments.selection import planted_hits
-from blossomrec.experiments.selector_profile import SelectionMeasures, measure_selection
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.report.inspect.selection_measures import planted_hits
+from blossomrec.report.inspect.selector_profile import SelectionMeasures, measure_selection
 
 # What a model is measured on, about.
 QUERIES = 512

@@ -10,8 +10,9 @@ import torch
 
 from blossomrec.config import ModelConfig
 from blossomrec.data.recall import RecallConfig, make_recall_task
-from blossomrec.experiments import selection
-from blossomrec.experiments.selection import (
+from blossomrec.models.sequence import build_model
+from blossomrec.report.inspect import selection_measures
+from blossomrec.report.inspect.selection_measures import (
     attention_coverage,
     choosing_rows,
     gate_balance,
@@ -19,8 +20,7 @@ from blossomrec.experiments.selection import (
     planted_hits,
     selected_distances,
 )
-from blossomrec.experiments.selector_profile import measure_selection
-from blossomrec.models.sequence import build_model
+from blossomrec.report.inspect.selector_profile import measure_selection
 
 BLOCK, TOP_N, HEADS, GROUPS = 4, 2, 4, 2
 CU_SEQLENS = torch.tensor([0, 22, 27, 58], dtype=torch.int32)
@@ -76,7 +76,7 @@ def block_shares(q, k, row, start, length, causal) -> torch.Tensor:
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("tile", [1, 1 << 23])
 def test_coverage_against_loops(tensors, causal, tile, monkeypatch):
-    monkeypatch.setattr(selection, "_TILE_ELEMENTS", tile)
+    monkeypatch.setattr(selection_measures, "_TILE_ELEMENTS", tile)
     q, k = tensors
     selected = random_selection(causal)
     rows = torch.randperm(TOTAL, generator=torch.Generator().manual_seed(2))
@@ -244,7 +244,7 @@ def test_planted_own_blocks_are_left_out(task):
 
 def test_queries_and_keys_are_those_that_the_layer_attends_with(task, monkeypatch):
     import blossomrec.attention.layer as module
-    from blossomrec.experiments import selector_profile
+    from blossomrec.report.inspect import selector_profile
 
     used, measured = [], []
     attend, cover = module.blossom_attention, attention_coverage

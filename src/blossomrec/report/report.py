@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from blossomrec.errors import DataError
-from blossomrec.evaluation import page, plots, sections, wording
-from blossomrec.evaluation.comparison import LEVEL, Comparison
 from blossomrec.evaluation.evaluation import Evaluation
 from blossomrec.files import write_text
+from blossomrec.report import page, plots, sections, wording
+from blossomrec.report.comparison import LEVEL, Comparison
 
 
 @dataclass(frozen=True, eq=False)

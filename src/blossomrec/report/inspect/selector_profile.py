@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from blossomrec.attention import AttentionOutput, BlossomAttention
 from blossomrec.attention.packing import Packing
 from blossomrec.data.batches import Batch
-from blossomrec.experiments.selection import (
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.report.inspect.selection_measures import (
     attention_coverage,
     choosing_rows,
     gate_balance,
@@ -20,14 +21,13 @@ from blossomrec.experiments.selection import (
     planted_hits,
     selected_distances,
 )
-from blossomrec.models.sequence import SequenceModel
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 @dataclass(frozen=True)
 class LayerSelection:
-    """Measures of one layer; ``experiments/selection.py`` says how each is defined.
+    """Measures of one layer; ``report/inspect/selection_measures.py`` says how each is defined.
 
     Attributes:
         recall: for each key/value head, recall of the planted blocks; None if none were named.

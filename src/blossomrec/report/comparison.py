@@ -8,9 +8,9 @@ from html import escape
 
 import numpy as np
 
-from blossomrec.evaluation import page, wording
 from blossomrec.evaluation.evaluation import Evaluation
 from blossomrec.evaluation.significance import PairedTest, compare, holm
+from blossomrec.report import page, wording
 
 LEVEL = 0.05
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blossomrec.evaluation.attended import attended_share, distance_shares
-from blossomrec.evaluation.drawing import (
+from blossomrec.evaluation.slices import Slice
+from blossomrec.report.attended import attended_share, distance_shares
+from blossomrec.report.svg import (
     INK,
     MUTED,
     RULE,
@@ -18,7 +19,6 @@ from blossomrec.evaluation.drawing import (
     new_axes,
     to_svg,
 )
-from blossomrec.evaluation.slices import Slice
 
 Curve = tuple[int, str, Sequence[float], Sequence[float]]  # number of the colour, name, x, y
 Estimate = tuple[str, float, float, float]  # name, value, low, high

@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from blossomrec.experiments.inspect_run import Inspection
-from blossomrec.experiments.selection_totals import HeadChoices, Ratio, quantiles_of_counts
+from blossomrec.report.inspect.inspection import Inspection
+from blossomrec.report.inspect.selection_totals import HeadChoices, Ratio, quantiles_of_counts
 
 UNIFORM = "uniform choice"
 

@@ -5,13 +5,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from ranking_oracle import DotScorer
 
 from blossomrec.config import EvaluationConfig, RunConfig, to_dict
 from blossomrec.data.split import make_split
 from blossomrec.errors import DataError, MissingExtraError
-from blossomrec.evaluation import evaluate, plots
-from blossomrec.evaluation.report import ModelReport, ReportData, render_report, write_report
+from blossomrec.evaluation import evaluate
+from blossomrec.report import plots
+from blossomrec.report.report import ModelReport, ReportData, render_report, write_report
+from ranking_oracle import DotScorer
 
 SECTIONS = {
     "results": "Results",

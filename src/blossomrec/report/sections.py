@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from blossomrec.evaluation import page, plots, wording
-from blossomrec.evaluation.comparison import interval
 from blossomrec.evaluation.slices import FEW_NOTE
+from blossomrec.report import page, plots, wording
+from blossomrec.report.comparison import interval
 
 if TYPE_CHECKING:
-    from blossomrec.evaluation.report import ModelReport, ReportData
+    from blossomrec.report.report import ModelReport, ReportData
 
 
 def learning(data: ReportData) -> str:

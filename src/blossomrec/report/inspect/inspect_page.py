@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blossomrec.errors import ConfigError
-from blossomrec.evaluation import page, plots, wording
-from blossomrec.experiments import inspect_plots, inspect_tables
-from blossomrec.experiments.inspect_run import Inspection, inspect_run
-from blossomrec.experiments.inspect_tables import TextTable, interval, named_heads, percent
 from blossomrec.files import replacing, write_json
+from blossomrec.report import page, plots, wording
+from blossomrec.report.inspect import inspect_plots, inspect_tables
+from blossomrec.report.inspect.inspect_tables import TextTable, interval, named_heads, percent
+from blossomrec.report.inspect.inspection import Inspection, inspect_run
 from blossomrec.terminal import show
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def inspect_and_write(
     """Measure a run, print the tables, write the page and, beside it, the JSON.
 
     Args:
-        run, log, options: as of :func:`blossomrec.experiments.inspect_run.inspect_run`.
+        run, log, options: as of :func:`blossomrec.report.inspect.inspection.inspect_run`.
         out: the page; None is ``inspect.html`` in the run's folder.
 
     Raises:
