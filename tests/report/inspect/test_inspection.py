@@ -235,13 +235,13 @@ def test_without_matplotlib_there_are_tables_and_figures(capsys, run, tmp_path, 
     assert "layer 1, head 1" in shown
     assert [path.name for path in tmp_path.iterdir()] == ["page.json"]
     with pytest.raises(MissingExtraError):
-        inspect_page.render_page(inspection.inspect_run(run))
+        inspect_page.render_inspection(inspection.inspect_run(run))
 
 
 def test_one_selected_block_reads_well(tiny_log, tmp_path):
     pytest.importorskip("matplotlib", reason="the page draws its plots with matplotlib")
     run = train(tiny_log, tmp_path / "run", top_n=1)
-    page = inspect_page.render_page(inspection.inspect_run(run))
+    page = inspect_page.render_inspection(inspection.inspect_run(run))
     assert "The selected block covers <strong>" in page
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from blossomrec.report import svg
 from blossomrec.report.inspect.choice import UniformChoice
 from blossomrec.report.inspect.selection_totals import HeadChoices, LayerChoices
+from blossomrec.report.svg import Drawing
 
 
-def ratios(layers: Sequence[LayerChoices], alt: str) -> str:
+def ratios(layers: Sequence[LayerChoices], alt: str) -> Drawing:
     """Covered over best attention with its interval, for every head."""
     figure, axes, rows = _head_rows(layers)
     for row, place, head in rows:
@@ -24,7 +25,7 @@ def ratios(layers: Sequence[LayerChoices], alt: str) -> str:
     return svg.to_svg(figure, alt)
 
 
-def shares(layers: Sequence[LayerChoices], alt: str) -> str:
+def shares(layers: Sequence[LayerChoices], alt: str) -> Drawing:
     """Where the attention of every head lies: selected, own block, elsewhere."""
     figure, axes, rows = _head_rows(layers)
     for row, _, head in rows:
@@ -38,7 +39,7 @@ def shares(layers: Sequence[LayerChoices], alt: str) -> str:
     return svg.to_svg(figure, alt)
 
 
-def distances(layer: LayerChoices, uniform: UniformChoice, block_size: int, alt: str) -> str:
+def distances(layer: LayerChoices, uniform: UniformChoice, block_size: int, alt: str) -> Drawing:
     """Histogram of the distance to selected blocks; every bin reaches twice as far as the last."""
     figure, axes = svg.new_axes(2.7)
     chance = octaves(uniform.distances)
@@ -64,7 +65,7 @@ def octaves(shares: np.ndarray) -> np.ndarray:
     return np.add.reduceat(shares, starts)
 
 
-def hubs(layer: LayerChoices, uniform: UniformChoice, alt: str) -> str:
+def hubs(layer: LayerChoices, uniform: UniformChoice, alt: str) -> Drawing:
     """Share of the queries that select a history's favourite block, the next one, and so on."""
     figure, axes = svg.new_axes(2.7)
     places = np.arange(1, len(uniform.hub_shares) + 1)
