@@ -7,14 +7,14 @@ import pytest
 from jinja2 import UndefinedError
 
 from blossomrec.report import parts, svg
-from blossomrec.report.rendering import _environment, render_page
+from blossomrec.report.rendering import environment, render_page
 
 ITEM = "<script>alert(1)</script>"
 
 
 def draw(macro, *content):
     template = f"{{% from 'parts.html' import {macro} %}}{{{{ {macro}(*content) }}}}"
-    return _environment().from_string(template).render(content=content)
+    return environment().from_string(template).render(content=content)
 
 
 def test_what_a_template_lacks_is_an_error():
@@ -51,7 +51,7 @@ def test_every_model_of_a_key_looks_like_its_line():
     names = [f"model {number}" for number in range(len(svg.SERIES) + 1)]
     looks = [(entry.colour, entry.swatch) for entry in parts.key_of(names)]
     assert len(set(looks)) == len(svg.SERIES) and looks[0] == looks[-1]
-    style = _environment().get_template("style.css").render()
+    style = environment().get_template("style.css").render()
     for colour, _ in looks:
         assert f"{colour[4:-1]}: #" in style
 

@@ -21,11 +21,12 @@ def render_page(template: str, /, **content: Any) -> str:
     Example:
         >>> page = render_page("report.html", title="Recommenders compared", ...)
     """
-    return _environment().get_template(template).render(content)
+    return environment().get_template(template).render(content)
 
 
 @functools.cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates; text is escaped, and a name that is not given is an error."""
     return Environment(
         loader=PackageLoader("blossomrec.report"),
         autoescape=True,
