@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from blossomrec.evaluation.results import append_result, provenance
 from torch import Tensor
 
 from blossomrec.config import ModelConfig
 from blossomrec.data.batches import pack
-from blossomrec.evaluation.results import append_result, provenance
 from blossomrec.models.sequence import SequenceModel, build_model
 from blossomrec.serving.cache import HistoryCache
 from blossomrec.serving.encoder import Encoder, WholeEncoder, build_encoder

@@ -16,6 +16,8 @@ PACKAGE = ROOT / "src" / "blossomrec"
 # What Python does not import, and the wheel must not forget.
 SUFFIXES = {".cpp", ".h", ".cu", ".cuh", ".html", ".css", ".js", ".typed"}
 
+TEMPLATES = {"base.html", "inspect.html", "parts.html", "report.html", "style.css"}
+
 
 @pytest.fixture(scope="module")
 def project():
@@ -42,6 +44,8 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel):
     assert names == wanted
     assert {Path(name).suffix for name in names} == SUFFIXES | {".py"}
     assert {"blossomrec/py.typed", "blossomrec/serving/page/index.html"} <= names
+    templates = {name for name in names if name.startswith("blossomrec/report/templates/")}
+    assert {Path(name).name for name in templates} == TEMPLATES
 
 
 def test_the_wheel_says_what_it_is(wheel):

@@ -11,14 +11,14 @@ from torch import Tensor
 from blossomrec.attention import BlossomAttention
 from blossomrec.attention.packing import Packing
 from blossomrec.data.batches import Batch
-from blossomrec.experiments.selection import (
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.report.inspect.selection_measures import (
     attention_coverage,
     choices_by_block,
     choosing_rows,
     evenness,
 )
-from blossomrec.experiments.selector_profile import Attended, recorded
-from blossomrec.models.sequence import SequenceModel
+from blossomrec.report.inspect.selector_profile import Attended, recorded
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 

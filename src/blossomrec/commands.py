@@ -127,10 +127,9 @@ def evaluate(
         device: where to compute
     """
     from blossomrec.data.log import EventLog
-    from blossomrec.evaluation.storage import save_evaluation
-    from blossomrec.evaluation.tables import evaluation_table
+    from blossomrec.evaluation.storage import evaluation_path, save_evaluation
     from blossomrec.experiments.measure import evaluate_baseline, evaluate_run
-    from blossomrec.experiments.run_report import evaluation_path
+    from blossomrec.report.tables import evaluation_table
     from blossomrec.training.run import write_metrics
 
     options: dict[str, Any] = {"ranking": ranking, "filter_seen": filter_seen, "ks": ks}
@@ -176,9 +175,8 @@ def compare(
         ranking: which of the evaluations, where they are looked for in a folder
     """
     from blossomrec.evaluation import compare as paired
-    from blossomrec.evaluation.storage import load_evaluation
-    from blossomrec.evaluation.tables import comparison_table
-    from blossomrec.experiments.run_report import find_evaluation
+    from blossomrec.evaluation.storage import find_evaluation, load_evaluation
+    from blossomrec.report.tables import comparison_table
 
     paths = [find_evaluation(path, on, ranking) for path in (first, second)]
     measured = [load_evaluation(path) for path in paths]
@@ -271,7 +269,7 @@ def inspect(
         out: the page, inspect.html in the run's folder without it; a .json goes beside it
         device: where to compute
     """
-    from blossomrec.experiments.inspect_page import inspect_and_write
+    from blossomrec.report.inspect.inspect_page import inspect_and_write
 
     options: dict[str, Any] = {"users": users, "max_len": max_len, "seed": seed, "device": device}
     inspect_and_write(run, log, out, console(), **options)
@@ -344,7 +342,7 @@ def report(
         out: the page
         title: its heading
     """
-    from blossomrec.experiments.run_report import write_run_report
+    from blossomrec.report.run_report import write_run_report
 
     write_run_report(runs, out, title=title)
     print(f"wrote {out}")
@@ -405,7 +403,7 @@ def _show(part: Any) -> None:
 
 def _show_frame(frame: Any, *, as_json: bool) -> None:
     """Print recommendations as a table or as JSON, which is valid in every encoding."""
-    from blossomrec.evaluation.tables import frame_table
+    from blossomrec.report.tables import frame_table
 
     if not as_json:
         return _show(frame_table(frame))

@@ -15,12 +15,12 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.simulate import SimulationConfig, simulate
 from blossomrec.data.summary import summary_table
 from blossomrec.evaluation import resolve_filter_seen
-from blossomrec.evaluation.storage import save_evaluation
-from blossomrec.evaluation.tables import comparison_of_models
+from blossomrec.evaluation.storage import evaluation_path, save_evaluation
 from blossomrec.experiments.baselines import BASELINES
 from blossomrec.experiments.measure import evaluate_baseline, evaluate_run
-from blossomrec.experiments.run_report import evaluation_path, write_run_report
 from blossomrec.recommender import BlossomRec
+from blossomrec.report.run_report import write_run_report
+from blossomrec.report.tables import comparison_of_models
 from blossomrec.terminal import show, show_rule
 
 # Small enough for two processor cores.

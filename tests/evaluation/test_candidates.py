@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from ranking_oracle import prepared
 
 from blossomrec.data.split import Cases
 from blossomrec.errors import DataError
 from blossomrec.evaluation import candidates
 from blossomrec.evaluation.candidates import popularity_percentiles, sample_unseen, targets_of
+from ranking_oracle import prepared
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ranking_oracle import (
-    DotScorer,
-    TableScorer,
-    full_ranks,
-    prepared,
-    ranked,
-    recommended,
-)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -21,6 +13,14 @@ from blossomrec.evaluation import evaluate, resolve_filter_seen, scoring
 from blossomrec.evaluation.candidates import sample_unseen, targets_of
 from blossomrec.evaluation.significance import bootstrap_intervals
 from blossomrec.models.baselines import ItemTransitions, Popularity
+from ranking_oracle import (
+    DotScorer,
+    TableScorer,
+    full_ranks,
+    prepared,
+    ranked,
+    recommended,
+)
 
 
 @pytest.fixture

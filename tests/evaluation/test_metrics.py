@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ranking_oracle import metrics_of_list
 
 from blossomrec.errors import ConfigError
 from blossomrec.evaluation import metrics
+from ranking_oracle import metrics_of_list
 
 KS = (1, 3, 10)
 

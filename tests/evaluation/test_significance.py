@@ -2,7 +2,6 @@ import itertools
 
 import numpy as np
 import pytest
-from ranking_oracle import TableScorer, prepared
 
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.split import make_split
@@ -14,6 +13,7 @@ from blossomrec.evaluation.significance import (
     holm,
     sign_flip,
 )
+from ranking_oracle import TableScorer, prepared
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,13 @@ import json
 
 import numpy as np
 import pytest
-from ranking_oracle import DotScorer
 
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.split import make_split
 from blossomrec.errors import RunError
 from blossomrec.evaluation import compare, evaluate
 from blossomrec.evaluation.storage import load_evaluation, save_evaluation
+from ranking_oracle import DotScorer
 
 
 @pytest.fixture(scope="module")

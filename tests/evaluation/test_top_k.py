@@ -3,12 +3,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ranking_oracle import DotScorer, TableScorer, recommended
 
 from blossomrec.data.batches import pack
 from blossomrec.errors import ConfigError, DataError, TrainingError
 from blossomrec.evaluation import scoring
 from blossomrec.evaluation.top_k import top_k
+from ranking_oracle import DotScorer, TableScorer, recommended
 
 
 @pytest.fixture

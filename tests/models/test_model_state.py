@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import NUM_ITEMS, hidden_states, random_histories, small_model
 
 from blossomrec.data.batches import pack
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.models import FullAttention
 from blossomrec.models.state import ModelState
+from small_models import NUM_ITEMS, hidden_states, random_histories, small_model
 from whole_history import Recorder, relative_error
 
 FORMS = [

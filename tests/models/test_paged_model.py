@@ -5,12 +5,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from small_models import NUM_ITEMS, hidden_states, random_histories, small_model
 
 from blossomrec.attention import PagedStates
 from blossomrec.attention.state.paged import StepGraph
 from blossomrec.data.batches import pack
 from blossomrec.models.state import ModelState
+from small_models import NUM_ITEMS, hidden_states, random_histories, small_model
 from whole_history import relative_error
 
 

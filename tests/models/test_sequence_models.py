@@ -8,6 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+
+from blossomrec.attention import BlossomAttention
+from blossomrec.data.batches import Batch, pack
+from blossomrec.errors import ConfigError, DataError
+from blossomrec.models.bert4rec import append_item
+from blossomrec.models.sequence import build_model
 from small_models import (
     ALL_MODELS,
     NUM_ITEMS,
@@ -18,12 +24,6 @@ from small_models import (
     small_config,
     small_model,
 )
-
-from blossomrec.attention import BlossomAttention
-from blossomrec.data.batches import Batch, pack
-from blossomrec.errors import ConfigError, DataError
-from blossomrec.models.bert4rec import append_item
-from blossomrec.models.sequence import build_model
 
 CAUSAL = [each for each in ALL_MODELS if each.values[0]["backbone"] != "bert4rec"]
 BIDIRECTIONAL = [each for each in TRANSFORMERS if each.values[0]["backbone"] == "bert4rec"]

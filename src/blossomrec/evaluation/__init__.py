@@ -1,4 +1,4 @@
-"""Protocols, ranking, metrics, slices by history length, significance and reports."""
+"""Protocols, ranking, metrics, slices by history length, significance and storage."""
 
 from blossomrec.evaluation.evaluate import evaluate, resolve_filter_seen
 from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,41 @@ import numpy as np
 
 from blossomrec.errors import RunError
 from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
+from blossomrec.experiments.baselines import BASELINES
 from blossomrec.files import digest, read_json, replacing, write_json
 
 FORMAT = 1
+# Where an evaluation of a run or a baseline lies inside its folder.
+EVALUATION = "evaluations/{on}-{ranking}.json"
 OPTIONAL_ARRAYS = ("top", "popularity")
 ARRAYS = ("users", "lengths", "offsets", "ranks", *OPTIONAL_ARRAYS)
+
+
+def evaluation_path(folder: str | Path, on: str = "test", ranking: str = "full") -> Path:
+    """Where a run folder, or one of a baseline, keeps an evaluation."""
+    return Path(folder) / EVALUATION.format(on=on, ranking=ranking)
+
+
+def find_evaluation(path: Path, on: str, ranking: str) -> Path:
+    """An evaluation by its own file or by the folder that keeps it; RunError where it is not."""
+    if path.suffix == ".json":
+        return path
+    if not path.exists():
+        raise RunError(f"no evaluation in {path}: there is no such folder")
+    found = evaluation_path(path, on, ranking)
+    if not found.is_file():
+        raise RunError(f"{path} holds no {found.name}: run  {_evaluating(path, on, ranking)}")
+    return found
+
+
+def _evaluating(path: Path, on: str, ranking: str) -> str:
+    """The command that makes an evaluation of a run or, in a folder of its own, of a baseline."""
+    options = shlex.join(["--on", on, "--ranking", ranking])
+    folder = shlex.quote(str(path))
+    if (path / "config.json").is_file():
+        return f"blossomrec evaluate {folder} {options}"
+    name = path.name if path.name in BASELINES else "BASELINE"
+    return f"blossomrec evaluate {name} --log LOG --out {folder} {options}"
 
 
 def save_evaluation(evaluation: Evaluation, path: str | Path) -> None:

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from blossomrec.experiments import selection
-from blossomrec.experiments.selection import attention_coverage, choosing_rows
+from blossomrec.report.inspect import selection_measures
+from blossomrec.report.inspect.selection_measures import attention_coverage, choosing_rows
 from random_selections import (
     BLOCK,
     CU_SEQLENS,
@@ -46,7 +46,7 @@ def block_shares(q, k, row, start, length, causal) -> torch.Tensor:
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("tile", [1, 1 << 23])
 def test_coverage_against_loops(tensors, causal, tile, monkeypatch):
-    monkeypatch.setattr(selection, "_TILE_ELEMENTS", tile)
+    monkeypatch.setattr(selection_measures, "_TILE_ELEMENTS", tile)
     q, k = tensors
     selected = random_selection(causal)
     rows = torch.randperm(TOTAL, generator=torch.Generator().manual_seed(2))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from blossomrec.errors import DataError
-from blossomrec.evaluation import page, plots, sections, wording
-from blossomrec.evaluation.comparison import LEVEL, Comparison
 from blossomrec.evaluation.evaluation import Evaluation
 from blossomrec.files import write_text
+from blossomrec.report import sections, wording
+from blossomrec.report.comparison import Comparison
+from blossomrec.report.parts import key_of
+from blossomrec.report.rendering import render_page
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,80 +95,43 @@ def write_report(path: str | Path, data: ReportData) -> None:
     write_text(path, text)
 
 
+# Headings by id, in the order of the page.
+SECTIONS = {
+    "results": "Results",
+    "sampled": "Sampled ranking",
+    "learning": "Learning curves",
+    "lengths": "Metrics by history length",
+    "gates": "Gates",
+    "attended": "Attended blocks",
+    "data": "Data",
+    "protocol": "Protocol",
+    "configuration": "Configuration",
+}
+
+
 def render_report(data: ReportData) -> str:
     """The page as a string; sections without anything to show are left out."""
     full = Comparison({model.name: model.evaluation for model in data.models}, data.baseline)
     protocol = data.models[0].evaluation.protocol
-    parts = [
-        ("results", "Results", _results(full)),
-        ("sampled", "Sampled ranking", _sampled(data)),
-        ("learning", "Learning curves", sections.learning(data)),
-        ("lengths", "Metrics by history length", sections.lengths(data)),
-        ("gates", "Gates", sections.gates(data)),
-        ("attended", "Attended blocks", sections.attended(data)),
-        ("data", "Data", sections.summary(data)),
-        ("protocol", "Protocol", page.definitions(wording.protocol_pairs(protocol))),
-        ("configuration", "Configuration", sections.configuration(data)),
-    ]
-    kicker = f"{data.dataset} · {protocol.num_cases:,} test cases · {protocol.num_items:,} items"
-    return page.page(data.title, kicker, full.finding(), [part for part in parts if part[2]])
-
-
-def _results(full: Comparison) -> str:
-    estimates, differences = full.estimates(), full.differences()
-    marks = "95% intervals stand below the values; the best value of a column is bold."
-    if differences:
-        marks += (
-            f" ▲ and ▼: significantly better and worse than {full.baseline}, "
-            f"p below {LEVEL} after correction for all comparisons of the table."
-        )
-    first = next(iter(full.evaluations.values()))
-    everything = wording.shown_metrics(first.protocol, first.metrics)
-    extra = [f"coverage@{full.k}", f"popularity@{full.k}"]
-    figures = [
-        page.figure(
-            full.label,
-            plots.forest(estimates, full.label, f"{full.label}: {_spoken(estimates)}"),
-            "With 95% intervals over users.",
-        )
-    ]
-    if differences:
-        heading = f"Difference from {full.baseline}"
-        svg = plots.forest(
-            differences,
-            f"difference in {full.label}",
-            f"{heading} in {full.label}: {_spoken(differences)}",
-            zero=True,
-        )
-        caption = "Paired by user, with 95% intervals: narrower than two intervals side by side."
-        figures.append(page.figure(heading, svg, caption))
-    return "".join(
-        [
-            full.table([*full.headline, *extra], "Full ranking, among the whole catalogue"),
-            f'<p class="note">{escape(marks)}</p>\n',
-            page.figures(figures),
-            full.test_table() if differences else "",
-            page.details("All metrics", full.table(everything, "All metrics of the full ranking")),
-        ]
+    content: dict[str, Any] = {
+        "results": sections.results(full),
+        "sampled": sections.sampled(data),
+        "learning": sections.learning(data),
+        "lengths": sections.lengths(data),
+        "gates": sections.gates(data),
+        "attended": sections.attended(data),
+        "data": list(wording.summary_pairs(data.summary)),
+        "protocol": list(wording.protocol_pairs(protocol)),
+        "configuration": sections.configuration(data),
+    }
+    return render_page(
+        "report.html",
+        title=data.title,
+        kicker=(
+            f"{data.dataset} · {protocol.num_cases:,} test cases · {protocol.num_items:,} items"
+        ),
+        finding=full.finding(),
+        sections={name: heading for name, heading in SECTIONS.items() if content[name]},
+        paths=key_of(["long-term", "short-term"]),
+        **content,
     )
-
-
-def _spoken(estimates: Sequence[plots.Estimate]) -> str:
-    return "; ".join(
-        f"{name} {value:.4f}, interval {low:.4f} to {high:.4f}"
-        for name, value, low, high in estimates
-    )
-
-
-def _sampled(data: ReportData) -> str:
-    evaluations = {model.name: model.sampled for model in data.models if model.sampled}
-    if not evaluations:
-        return ""
-    sampled = Comparison(evaluations, data.baseline)
-    protocol = next(iter(evaluations.values())).protocol
-    warning = (
-        f"Sampled candidates: {protocol.candidates}. These numbers are far higher than those of a "
-        "full ranking, may order models differently, and compare only with others measured alike."
-    )
-    table = sampled.table(sampled.headline, f"Sampled ranking ({protocol.label})")
-    return f'<div class="sampled">{page.paragraph(warning)}{table}</div>\n'

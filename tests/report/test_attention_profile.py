@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from small_models import small_config
 
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.batches import pack
 from blossomrec.data.split import Cases, make_split
 from blossomrec.models import build_model
-from blossomrec.models.inspection import attention_profile
+from blossomrec.report.attention_profile import attention_profile
+from small_models import small_config
 
 HEADS, KV_HEADS, BLOCK, TOP_N, MAX_LEN = 4, 2, 4, 2, 40
 

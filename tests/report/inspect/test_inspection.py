@@ -14,11 +14,11 @@ from benchmarks.selector.measured_selection import gate_balance, measure_selecti
 from blossomrec.attention.reference import short_term_mask
 from blossomrec.data.batches import pack
 from blossomrec.errors import ConfigError, DataError, MissingExtraError, RunError
-from blossomrec.experiments import inspect_page, inspect_run, selection
-from blossomrec.experiments.inspect_plots import octaves
-from blossomrec.experiments.selection_totals import quantiles_of_counts
-from blossomrec.experiments.selector_profile import recorded
 from blossomrec.recommender import BlossomRec
+from blossomrec.report.inspect import inspect_page, inspection, selection_measures
+from blossomrec.report.inspect.inspect_plots import octaves
+from blossomrec.report.inspect.selection_totals import quantiles_of_counts
+from blossomrec.report.inspect.selector_profile import recorded
 from blossomrec.training.run import load_model
 from command_line import refuse
 from small_options import SMALL
@@ -62,7 +62,7 @@ def heads(inspection):
 
 def test_the_figures_are_those_of_one_batch_of_everything(either, tiny_log):
     """All test histories in one batch and every event of them, by the measures of a batch."""
-    found = inspect_run.inspect_run(either, max_len=30)
+    found = inspection.inspect_run(either, max_len=30)
     everything = list(histories(tiny_log, 30))
     batch, model = pack(everything), load_model(either)
     assert found.choice.histories == len(everything) == 58
@@ -70,7 +70,7 @@ def test_the_figures_are_those_of_one_batch_of_everything(either, tiny_log):
     with torch.no_grad(), recorded(model) as attended:
         model.encode(batch.items, batch.cu_seqlens, batch.max_length)
     form = {"block_size": 4, "causal": model.config.backbone == "sasrec"}
-    rows = selection.choosing_rows(batch.cu_seqlens, len(batch.items), top_n=2, **form)
+    rows = selection_measures.choosing_rows(batch.cu_seqlens, len(batch.items), top_n=2, **form)
     assert found.choice.choosing_events == found.choice.measured_events == len(rows)
     measures = measure_selection(model, batch, rows=rows)
     for layer, wanted, each in zip(found.layers, measures.layers, attended, strict=True):
@@ -111,9 +111,9 @@ def check_choices(layer, selected, edges, choosing):
 
 
 def test_batches_do_not_change_what_is_found(either, monkeypatch):
-    whole = inspect_run.inspect_run(either, events=300)
-    monkeypatch.setattr(inspect_run, "TOKENS_PER_BATCH", 64)
-    parts = inspect_run.inspect_run(either, events=300)
+    whole = inspection.inspect_run(either, events=300)
+    monkeypatch.setattr(inspection, "TOKENS_PER_BATCH", 64)
+    parts = inspection.inspect_run(either, events=300)
     assert parts.choice == whole.choice and whole.choice.measured_events == 300
 
     def close(one, other):
@@ -136,10 +136,12 @@ def test_random_and_short_term_shares_against_loops():
     cu_seqlens = torch.tensor(edges, dtype=torch.int32)
     selected = torch.full((47, 2, 3), -1, dtype=torch.int32)
     for causal in (True, False):
-        mass = selection.attention_coverage(
+        mass = selection_measures.attention_coverage(
             q, k, selected, cu_seqlens, rows, block_size=4, causal=causal
         )
-        short = selection.pattern_coverage(q, k, cu_seqlens, rows, window=2, sinks=3, causal=causal)
+        short = selection_measures.pattern_coverage(
+            q, k, cu_seqlens, rows, window=2, sinks=3, causal=causal
+        )
         for place, row in enumerate(rows.tolist()):
             first, last = (0, 18) if row < 18 else (18, 47)
             grouped = q[row].view(2, 2, 8) / math.sqrt(8)
@@ -157,7 +159,7 @@ def test_random_and_short_term_shares_against_loops():
 
 
 def test_shares_keep_their_order(run):
-    found = inspect_run.inspect_run(run)
+    found = inspection.inspect_run(run)
     for head in heads(found):
         assert 0 < head.covered <= head.best and 0 < head.random < head.best
         assert head.best + head.own <= 1 + 1e-6 and 0 < head.short_term < 1
@@ -170,11 +172,11 @@ def test_shares_keep_their_order(run):
 
 def test_users_are_a_fixed_sample(run):
     first, again, other = (
-        inspect_run.inspect_run(run, users=10, events=50, seed=seed) for seed in (0, 0, 1)
+        inspection.inspect_run(run, users=10, events=50, seed=seed) for seed in (0, 0, 1)
     )
     assert first.to_dict() == again.to_dict() != other.to_dict()
     assert first.choice.sampled_histories == 10 and first.choice.measured_events == 50
-    everyone = inspect_run.inspect_run(run)
+    everyone = inspection.inspect_run(run)
     assert everyone.choice.choosing_histories == everyone.choice.sampled_histories
     assert first.choice.choosing_histories == everyone.choice.choosing_histories
     # Of the histories with 2 to 59 events before the test, those with more than 12.
@@ -182,7 +184,7 @@ def test_users_are_a_fixed_sample(run):
 
 
 def test_more_of_a_history_than_in_training_may_be_looked_at(run):
-    long = inspect_run.inspect_run(run, max_len=59)
+    long = inspection.inspect_run(run, max_len=59)
     assert long.max_len == 59 and len(heads(long)[0].distance_shares) == 15
     # Farther than in the last 40 events, whose blocks are at most 9 apart.
     assert all(head.distance_shares[10:].any() for head in heads(long))
@@ -199,7 +201,7 @@ def test_the_command_prints_tables_and_writes_page_and_figures(cli, run, tmp_pat
     pytest.importorskip("matplotlib", reason="the page draws its plots with matplotlib")
     out = tmp_path / "pages" / "one.html"
     shown = cli("inspect", run, "--out", out, "--users", 20, "--seed", 3, "--max-len", 36)
-    found = inspect_run.inspect_run(run, users=20, seed=3, max_len=36)
+    found = inspection.inspect_run(run, users=20, seed=3, max_len=36)
     written = json.loads(out.with_suffix(".json").read_text())
     assert written == found.to_dict()
     assert sorted(path.name for path in out.parent.iterdir()) == ["one.html", "one.json"]
@@ -234,13 +236,13 @@ def test_without_matplotlib_there_are_tables_and_figures(capsys, run, tmp_path, 
     assert "layer 1, head 1" in shown
     assert [path.name for path in tmp_path.iterdir()] == ["page.json"]
     with pytest.raises(MissingExtraError):
-        inspect_page.render_page(inspect_run.inspect_run(run))
+        inspect_page.render_inspection(inspection.inspect_run(run))
 
 
 def test_one_selected_block_reads_well(tiny_log, tmp_path):
     pytest.importorskip("matplotlib", reason="the page draws its plots with matplotlib")
     run = train(tiny_log, tmp_path / "run", top_n=1)
-    page = inspect_page.render_page(inspect_run.inspect_run(run))
+    page = inspect_page.render_inspection(inspection.inspect_run(run))
     assert "The selected block covers <strong>" in page
 
 
@@ -248,7 +250,7 @@ def test_one_selected_block_reads_well(tiny_log, tmp_path):
 def test_models_without_blossom_attention_are_refused(tiny_log, tmp_path, options):
     run = train(tiny_log, tmp_path / "run", **options)
     with pytest.raises(RunError, match="has no Blossom attention") as error:
-        inspect_run.inspect_run(run)
+        inspection.inspect_run(run)
     assert str(run) in str(error.value) and next(iter(options.values())) in str(error.value)
 
 
@@ -257,7 +259,7 @@ def test_histories_too_short_for_a_choice_are_refused(capsys, run, tmp_path):
     words = ["has 12 events, too short for a choice", "2 selected blocks of 4 events", "to 12 ev"]
     shown, _ = refuse(capsys, "inspect", run, "--max-len", 12, "--out", out, words=words)
     assert shown == "" and not any(tmp_path.iterdir())
-    assert inspect_run.inspect_run(run, max_len=13).choice.choosing_events == 47
+    assert inspection.inspect_run(run, max_len=13).choice.choosing_events == 47
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ def test_histories_too_short_for_a_choice_are_refused(capsys, run, tmp_path):
 )
 def test_wrong_options_are_named(run, options, words):
     with pytest.raises(ConfigError, match=words):
-        inspect_run.inspect_run(run, **options)
+        inspection.inspect_run(run, **options)
 
 
 def test_a_page_has_the_name_of_a_page(capsys, run, tmp_path):
@@ -281,14 +283,14 @@ def test_a_page_has_the_name_of_a_page(capsys, run, tmp_path):
 
 
 def test_the_log_must_be_there_and_belong_to_the_run(run, tiny_log, repeat_log, tmp_path):
-    named = inspect_run.inspect_run(run, tiny_log.folder)
-    assert named.to_dict() == inspect_run.inspect_run(run).to_dict()
+    named = inspection.inspect_run(run, tiny_log.folder)
+    assert named.to_dict() == inspection.inspect_run(run).to_dict()
     with pytest.raises(RunError, match="another vocabulary"):
-        inspect_run.inspect_run(run, repeat_log.folder)
+        inspection.inspect_run(run, repeat_log.folder)
     with pytest.raises(DataError, match="gone is not a prepared log"):
-        inspect_run.inspect_run(run, tmp_path / "gone")
+        inspection.inspect_run(run, tmp_path / "gone")
     BlossomRec.from_pretrained(run).save_pretrained(tmp_path / "moved")
     path = tmp_path / "moved" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"data": str(tmp_path / "gone")}))
     with pytest.raises(RunError, match="is not there: give the log"):
-        inspect_run.inspect_run(tmp_path / "moved")
+        inspection.inspect_run(tmp_path / "moved")

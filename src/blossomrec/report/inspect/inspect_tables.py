@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from blossomrec.experiments.inspect_run import Inspection
-from blossomrec.experiments.selection_totals import HeadChoices, Ratio, quantiles_of_counts
+from blossomrec.report.inspect.inspection import Inspection
+from blossomrec.report.inspect.selection_totals import HeadChoices, Ratio, quantiles_of_counts
+from blossomrec.report.parts import TextTable
 
 UNIFORM = "uniform choice"
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table as text; the first column names the rows."""
-
-    caption: str
-    head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
 
 
 def percent(share: float) -> str:
@@ -123,7 +114,7 @@ def inspection_tables(inspection: Inspection) -> Group:
         for place, name in enumerate(content.head):
             shown.add_column(name, justify="right" if place else "left")
         for row in content.rows:
-            shown.add_row(*row)
+            shown.add_row(*map(str, row))
         parts += [Text(content.caption, style="bold"), shown]
     parts += [Text(f"{name}: {value}") for name, value in choice_pairs(inspection)]
     title = Text(f"{inspection.run}: what its selector selects on {inspection.dataset}", "bold")

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import sys
 from html.parser import HTMLParser
@@ -5,13 +6,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from ranking_oracle import DotScorer
 
 from blossomrec.config import EvaluationConfig, RunConfig, to_dict
 from blossomrec.data.split import make_split
 from blossomrec.errors import DataError, MissingExtraError
-from blossomrec.evaluation import evaluate, plots
-from blossomrec.evaluation.report import ModelReport, ReportData, render_report, write_report
+from blossomrec.evaluation import evaluate
+from blossomrec.report import plots
+from blossomrec.report.report import ModelReport, ReportData, render_report, write_report
+from ranking_oracle import DotScorer
 
 SECTIONS = {
     "results": "Results",
@@ -151,6 +153,34 @@ def test_names_are_escaped(page):
     assert "SASRec &amp; full" in page
 
 
+HOSTILE = "<script>alert('x')</script> & \"y\" {{ 7 * 7 }}"
+
+
+def page_that_names(data, name):
+    """A page in which everything that users name has the same name, in one place or another."""
+    first, second, third = data.models
+    models = [
+        dataclasses.replace(first, name=name),
+        dataclasses.replace(second, name=f"second {name}"),
+        dataclasses.replace(third, selections=[(name, third.selections[0][1])]),
+    ]
+    dropped = [{"reason": f"item {name}", "events": 1}]
+    summary = {**data.summary, name: name, "dropped": dropped}
+    config = {name: {name: name}, f"alone {name}": name}
+    return render_report(ReportData(name, name, models, name, summary, config))
+
+
+def test_nothing_that_users_name_becomes_markup(data):
+    page = page_that_names(data, HOSTILE)
+    tags = read(page)
+    assert {tag for tag, _ in tags} == {tag for tag, _ in read(page_that_names(data, "plain"))}
+    assert "<script" not in page and "&amp;lt;" not in page
+    assert "Dropped: item &lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; " in page
+    assert "{{ 7 * 7 }}" in page
+    labels = [attributes["aria-label"] for tag, attributes in tags if tag == "svg"]
+    assert any(label.startswith(f"Difference from {HOSTILE} in ") for label in labels)
+
+
 def test_numbers_are_those_of_the_evaluations(data, page):
     results = page[page.index('id="results"') : page.index('id="sampled"')]
     for model in data.models:
@@ -238,4 +268,5 @@ def test_wrong_input_is_named(data):
 
 def test_a_selection_without_blocks_leaves_an_empty_figure():
     nothing = np.full((10, 2, 4), -1)
-    assert "<svg" in plots.distances([nothing], 16, "nothing selected")
+    drawing = plots.distances([nothing], 16, "nothing selected")
+    assert drawing.box and drawing.body.startswith("<") and drawing.alt == "nothing selected"

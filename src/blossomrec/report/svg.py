@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import io
 import re
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 from blossomrec.errors import MissingExtraError
@@ -15,6 +15,21 @@ INK, MUTED, RULE = "#0a0b01", "#0a0b02", "#0a0b03"
 SERIES = tuple(f"#0a0c{number:02x}" for number in range(1, 10))
 MARKERS = "osD^vPX<>"
 WIDTH = 4.7  # inches; narrow enough that the text can be read on a phone
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Inline SVG.
+
+    Attributes:
+        box: of the coordinates, the attribute ``viewBox``.
+        alt: what it shows, for those who do not see it.
+        body: the elements inside; text in them is escaped.
+    """
+
+    box: str
+    alt: str
+    body: str
 
 
 def line_style(number: int) -> dict[str, Any]:
@@ -58,8 +73,8 @@ def finish(axes: Any, label: str, *, grid: str) -> None:
         axes.set_axisbelow(True)
 
 
-def to_svg(figure: Any, alt: str) -> str:
-    """SVG without outside names or fixed size, described by ``alt``."""
+def to_svg(figure: Any, alt: str) -> Drawing:
+    """A drawing without outside names or fixed size, described by ``alt``."""
     import matplotlib
 
     figure.patch.set_visible(False)
@@ -74,12 +89,11 @@ def to_svg(figure: Any, alt: str) -> str:
     name = f"figure-{zlib.crc32(body.encode()):08x}"
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     box = re.search(r'viewBox="([^"]*)"', body)
-    opening = f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{html.escape(alt)}">'
-    body = re.sub(r"<svg[^>]*>", lambda _: opening, body, count=1, flags=re.DOTALL)
+    body = re.sub(r"<svg[^>]*>|</svg>", "", body)
     body = body.replace("xlink:href", "href")
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'href="#|url\(#', lambda found: f"{found[0]}{name}-", body)
-    return _themed(body)
+    return Drawing(box[1] if box else "", alt, _themed(body).strip())
 
 
 def _themed(body: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from blossomrec.experiments.selection import evenness
+from blossomrec.report.inspect.selection_measures import evenness
 
 # Blocks of a history that are told apart by how often they are selected.
 RANKS = 20
@@ -64,8 +64,8 @@ class UniformChoice:
         distances: share of each distance between selected and own block, in blocks, float64.
         hub_shares: share of a history's choosing events that select its most often selected
             block, the next one, and so on; mean over choosing events, float64 [RANKS].
-        entropy: as of :class:`blossomrec.experiments.selection.Hubness`, of the expected choices,
-            mean over choosing events.
+        entropy: as of :class:`blossomrec.report.inspect.selection_measures.Hubness`, of the
+            expected choices, mean over choosing events.
     """
 
     distances: np.ndarray

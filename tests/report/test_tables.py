@@ -1,12 +1,12 @@
 import pytest
-from ranking_oracle import DotScorer
 from rich.console import Console
 
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.split import make_split, split_name
 from blossomrec.evaluation import compare, evaluate
-from blossomrec.evaluation.tables import comparison_table, evaluation_table
-from blossomrec.evaluation.wording import protocol_pairs
+from blossomrec.report.tables import comparison_table, evaluation_table
+from blossomrec.report.wording import protocol_pairs
+from ranking_oracle import DotScorer
 
 
 @pytest.fixture

@@ -90,18 +90,17 @@ def _split_text(split: str | None) -> str:
     return SPLITS.get(split or "", split or "not told")
 
 
-def finding(first: str, second: str, test: PairedTest, *, differs: bool) -> str:
-    """One sentence, HTML, on the difference of two models whose names are HTML already."""
-    numbers = (
+def difference_numbers(test: PairedTest) -> str:
+    """The values of two models, their difference and its interval."""
+    return (
         f"{metric_label(test.metric)} {test.first:.4f} against {test.second:.4f}, "
         f"difference {difference_text(test)}, "
         f"95% interval {signed(test.low)} to {signed(test.high)}"
     )
-    first, second = f"<strong>{first}</strong>", f"<strong>{second}</strong>"
-    if not differs:
-        return f"{first} and {second} do not differ by more than chance: {numbers}."
-    verb = "better" if test.difference > 0 else "worse"
-    return f"{first} ranks {verb} than {second}: {numbers}."
+
+
+def interval(low: float, high: float) -> str:
+    return f"{low:.4f}–{high:.4f}"
 
 
 def signed(value: float, digits: int = 4) -> str:
@@ -142,6 +141,11 @@ def summary_pairs(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"Dropped: {entry['reason']}", f"{entry['events']:,} events"
     for name, value in rest.items():
         yield name.replace("_", " ").capitalize(), value_text(value)
+
+
+def value_pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Options by name, each as people read it."""
+    return [(name, value_text(value)) for name, value in values.items()]
 
 
 def value_text(value: Any) -> str:

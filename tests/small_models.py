@@ -1,4 +1,4 @@
-"""Small models and packed histories for the tests of this folder."""
+"""Small models and packed histories for the tests of models and reports."""
 
 from __future__ import annotations
 

@@ -16,17 +16,17 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases, make_split
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError
-from blossomrec.experiments.choice import (
+from blossomrec.experiments.measure import open_log
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.report.inspect.choice import (
     SelectionForm,
     UniformChoice,
     first_choosing,
     sample_choosing,
     uniform_choice,
 )
-from blossomrec.experiments.measure import open_log
-from blossomrec.experiments.selection_totals import LayerChoices, LayerTotals, Ratio, mass_ratio
-from blossomrec.experiments.selector_profile import recorded
-from blossomrec.models.sequence import SequenceModel
+from blossomrec.report.inspect.selection_totals import LayerChoices, LayerTotals, Ratio, mass_ratio
+from blossomrec.report.inspect.selector_profile import recorded
 from blossomrec.training.run import load_model, read_run_config
 
 # Events of a batch; only a history that is longer by itself goes over it.

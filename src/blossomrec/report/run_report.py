@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,41 +11,10 @@ from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.errors import RunError
-from blossomrec.evaluation.report import ModelReport, ReportData, write_report
-from blossomrec.evaluation.storage import load_evaluation
-from blossomrec.experiments.baselines import BASELINES
-from blossomrec.models.inspection import attention_profile
+from blossomrec.evaluation.storage import evaluation_path, find_evaluation, load_evaluation
+from blossomrec.report.attention_profile import attention_profile
+from blossomrec.report.report import ModelReport, ReportData, write_report
 from blossomrec.training.run import load_model, read_run_config
-
-# Where an evaluation of a run or a baseline lies inside its folder.
-EVALUATION = "evaluations/{on}-{ranking}.json"
-
-
-def evaluation_path(folder: str | Path, on: str = "test", ranking: str = "full") -> Path:
-    """Where a run folder, or one of a baseline, keeps an evaluation."""
-    return Path(folder) / EVALUATION.format(on=on, ranking=ranking)
-
-
-def find_evaluation(path: Path, on: str, ranking: str) -> Path:
-    """An evaluation by its own file or by the folder that keeps it; RunError where it is not."""
-    if path.suffix == ".json":
-        return path
-    if not path.exists():
-        raise RunError(f"no evaluation in {path}: there is no such folder")
-    found = evaluation_path(path, on, ranking)
-    if not found.is_file():
-        raise RunError(f"{path} holds no {found.name}: run  {_evaluating(path, on, ranking)}")
-    return found
-
-
-def _evaluating(path: Path, on: str, ranking: str) -> str:
-    """The command that makes an evaluation of a run or, in a folder of its own, of a baseline."""
-    options = shlex.join(["--on", on, "--ranking", ranking])
-    folder = shlex.quote(str(path))
-    if (path / "config.json").is_file():
-        return f"blossomrec evaluate {folder} {options}"
-    name = path.name if path.name in BASELINES else "BASELINE"
-    return f"blossomrec evaluate {name} --log LOG --out {folder} {options}"
 
 
 def write_run_report(

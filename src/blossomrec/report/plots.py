@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blossomrec.evaluation.attended import attended_share, distance_shares
-from blossomrec.evaluation.drawing import (
+from blossomrec.evaluation.slices import Slice
+from blossomrec.report.attended import attended_share, distance_shares
+from blossomrec.report.svg import (
     INK,
     MUTED,
     RULE,
     SERIES,
+    Drawing,
     draw_estimate,
     finish,
     line_style,
     new_axes,
     to_svg,
 )
-from blossomrec.evaluation.slices import Slice
 
 Curve = tuple[int, str, Sequence[float], Sequence[float]]  # number of the colour, name, x, y
 Estimate = tuple[str, float, float, float]  # name, value, low, high
@@ -30,7 +31,7 @@ def forest(
     alt: str,
     *,
     zero: bool = False,
-) -> str:
+) -> Drawing:
     """One value and its interval for every model, one below the other; ``zero`` draws a line."""
     figure, axes = new_axes(0.9 + 0.32 * len(estimates))
     for row, (_, value, low, high) in enumerate(estimates):
@@ -45,7 +46,7 @@ def forest(
     return to_svg(figure, alt)
 
 
-def curves(lines: Sequence[Curve], label: str, alt: str, *, mark_best: bool = False) -> str:
+def curves(lines: Sequence[Curve], label: str, alt: str, *, mark_best: bool = False) -> Drawing:
     """Values by epoch; ``mark_best`` marks the largest value of each line."""
     figure, axes = new_axes(2.7)
     for number, _, epochs, values in lines:
@@ -61,7 +62,7 @@ def curves(lines: Sequence[Curve], label: str, alt: str, *, mark_best: bool = Fa
     return to_svg(figure, alt)
 
 
-def by_length(models: Sequence[Sequence[Slice]], metric: str, label: str, alt: str) -> str:
+def by_length(models: Sequence[Sequence[Slice]], metric: str, label: str, alt: str) -> Drawing:
     """One metric with intervals, a row for each bin of history length, the models beside it."""
     bins = {part.low: part for slices in models for part in slices}
     order = {low: row for row, low in enumerate(sorted(bins))}
@@ -83,7 +84,7 @@ def by_length(models: Sequence[Sequence[Slice]], metric: str, label: str, alt: s
     return to_svg(figure, alt)
 
 
-def gates(values: np.ndarray, alt: str) -> str:
+def gates(values: np.ndarray, alt: str) -> Drawing:
     """Mean gate of the long-term and the short-term path for every layer and head.
 
     Args:
@@ -106,7 +107,7 @@ def gates(values: np.ndarray, alt: str) -> str:
     return to_svg(figure, alt)
 
 
-def attended(selected: np.ndarray, block_size: int, alt: str) -> str:
+def attended(selected: np.ndarray, block_size: int, alt: str) -> Drawing:
     """Heat map of the blocks selected from every position of one history."""
     share, tall, wide = attended_share(selected, block_size)
     length, height = len(selected), len(share) * tall * block_size
@@ -127,7 +128,7 @@ def attended(selected: np.ndarray, block_size: int, alt: str) -> str:
     return to_svg(figure, alt)
 
 
-def distances(selections: Sequence[np.ndarray], block_size: int, alt: str) -> str:
+def distances(selections: Sequence[np.ndarray], block_size: int, alt: str) -> Drawing:
     """How far back the selected blocks lie, beside a uniform choice among the eligible ones."""
     chosen, chance = distance_shares(selections, block_size)
     used = int(np.flatnonzero(chosen + chance).max(initial=1)) + 1

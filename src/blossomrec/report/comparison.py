@@ -1,18 +1,37 @@
-"""Tables of a report that set models beside each other, with intervals and significance."""
+"""Models beside each other in a report, with intervals and significance."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from html import escape
+from typing import Literal
 
 import numpy as np
 
-from blossomrec.evaluation import page, wording
 from blossomrec.evaluation.evaluation import Evaluation
 from blossomrec.evaluation.significance import PairedTest, compare, holm
+from blossomrec.report import wording
+from blossomrec.report.parts import Cell, TextTable
 
 LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a comparison comes to.
+
+    Attributes:
+        name: of the model that it is about.
+        baseline: what it is compared with.
+        verdict: how it ranks beside the baseline; "alone" where there is nothing to compare.
+        numbers: values in words.
+    """
+
+    name: str
+    baseline: str
+    verdict: Literal["better", "worse", "alike", "alone"]
+    numbers: str
 
 
 class Comparison:
@@ -51,16 +70,16 @@ class Comparison:
         raw = np.array([self.tests[name][metric].p_permutation for name, metric in pairs])
         return dict(zip(pairs, holm(raw).tolist(), strict=True))
 
-    def finding(self) -> str:
-        """The best model beside the baseline or, where that is best, the next one; HTML."""
+    def finding(self) -> Finding:
+        """The best model beside the baseline or, where that is best, the next one."""
         means = {name: e.metrics[self.decisive] for name, e in self.evaluations.items()}
         if not self.tests:
             best = max(means, key=lambda name: means[name])
-            return f"<strong>{escape(best)}</strong> reaches {self.label} {means[best]:.4f}."
+            return Finding(best, self.baseline, "alone", f"{self.label} {means[best]:.4f}")
         best = max(self.tests, key=lambda name: means[name])
-        test, p_value = self.tests[best][self.decisive], self.corrected[best, self.decisive]
-        differs = p_value < LEVEL
-        return wording.finding(escape(best), escape(self.baseline), test, differs=differs)
+        test = self.tests[best][self.decisive]
+        verdict = self._verdict(best, self.decisive) or "alike"
+        return Finding(best, self.baseline, verdict, wording.difference_numbers(test))
 
     def estimates(self) -> list[tuple[str, float, float, float]]:
         """Name, value and interval of the decisive metric of every model."""
@@ -77,15 +96,15 @@ class Comparison:
             rows.append((name, test.difference, test.low, test.high) if test else (name, 0, 0, 0))
         return rows
 
-    def table(self, metrics: Sequence[str], caption: str) -> str:
+    def table(self, metrics: Sequence[str], caption: str) -> TextTable:
         """Models by metrics, with intervals and marks."""
-        rows = (
+        rows = [
             [self._row_name(name), *(self._cell(name, metric) for metric in metrics)]
             for name in self.evaluations
-        )
-        return page.table(["Model", *map(wording.metric_label, metrics)], rows, caption)
+        ]
+        return TextTable(caption, ["Model", *map(wording.metric_label, metrics)], rows)
 
-    def test_table(self) -> str:
+    def test_table(self) -> TextTable:
         """The tests behind the marks of the decisive metric."""
         head = ["Model", "Difference", "95% interval", "p", "p (Holm)", "p (Wilcoxon)", "Cohen's d"]
         rows = []
@@ -94,37 +113,32 @@ class Comparison:
             p_values = (test.p_permutation, self.corrected[name, self.decisive], test.p_wilcoxon)
             rows.append(
                 [
-                    escape(name),
+                    name,
                     wording.difference_text(test),
                     f"{wording.signed(test.low)} to {wording.signed(test.high)}",
                     *map(wording.p_text, p_values),
                     wording.signed(test.effect_size, 3),
                 ]
             )
-        return page.table(head, rows, f"Differences from {self.baseline} in {self.label}")
+        return TextTable(f"Differences from {self.baseline} in {self.label}", head, rows)
 
-    def _row_name(self, name: str) -> str:
-        note = '<span class="interval">baseline</span>' if name == self.baseline else ""
-        return f"{escape(name)}{note}"
+    def _row_name(self, name: str) -> Cell:
+        return Cell(name, note="baseline" if name == self.baseline else "")
 
-    def _cell(self, name: str, metric: str) -> str:
+    def _cell(self, name: str, metric: str) -> Cell:
         evaluation = self.evaluations[name]
-        value, accuracy = evaluation.metrics[metric], metric in self.headline
-        best = accuracy and value == max(e.metrics[metric] for e in self.evaluations.values())
-        number = f'<span class="best">{value:.4f}</span>' if best else f"{value:.4f}"
-        if metric not in evaluation.intervals:
-            return number
-        return f"{self._mark(name, metric)}{number}{interval(*evaluation.intervals[metric])}"
+        value, interval = evaluation.metrics[metric], evaluation.intervals.get(metric)
+        largest = max(e.metrics[metric] for e in self.evaluations.values())
+        return Cell(
+            f"{value:.4f}",
+            note=wording.interval(*interval) if interval else "",
+            best=metric in self.headline and value == largest,
+            mark=self._verdict(name, metric),
+            against=self.baseline,
+        )
 
-    def _mark(self, name: str, metric: str) -> str:
+    def _verdict(self, name: str, metric: str) -> Literal["", "better", "worse"]:
+        """How a model differs from the baseline; empty where it may be chance."""
         if self.corrected.get((name, metric), 1.0) >= LEVEL:
             return ""
-        better = self.tests[name][metric].difference > 0
-        kind, sign = ("better", "▲") if better else ("worse", "▼")
-        label = f"significantly {kind} than {escape(self.baseline)}"
-        return f'<span class="mark {kind}" role="img" aria-label="{label}">{sign}</span> '
-
-
-def interval(low: float, high: float) -> str:
-    """An interval below the value of a cell."""
-    return f'<span class="interval">{low:.4f}–{high:.4f}</span>'
+        return "better" if self.tests[name][metric].difference > 0 else "worse"

@@ -9,10 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from blossomrec.evaluation import wording
 from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
 from blossomrec.evaluation.significance import PairedTest
 from blossomrec.evaluation.slices import FEW_NOTE
+from blossomrec.report import wording
 
 
 def evaluation_table(name: str, evaluation: Evaluation) -> Group:

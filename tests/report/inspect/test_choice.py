@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from blossomrec.experiments.choice import (
+from blossomrec.report.inspect.choice import (
     RANKS,
     SelectionForm,
     first_choosing,
@@ -14,7 +14,7 @@ from blossomrec.experiments.choice import (
     sample_choosing,
     uniform_choice,
 )
-from blossomrec.experiments.selection import choosing_rows
+from blossomrec.report.inspect.selection_measures import choosing_rows
 
 FORMS = [
     SelectionForm(block_size, top_n, causal)

@@ -11,15 +11,15 @@ from torch import Tensor
 from blossomrec.attention import BlossomAttention
 from blossomrec.attention.packing import Packing
 from blossomrec.evaluation.significance import LEVEL, bootstrap_means
-from blossomrec.experiments.choice import RANKS, ranked
-from blossomrec.experiments.selection import (
+from blossomrec.report.inspect.choice import RANKS, ranked
+from blossomrec.report.inspect.selection_measures import (
     attention_coverage,
     choices_by_block,
     choosing_rows,
     evenness,
     pattern_coverage,
 )
-from blossomrec.experiments.selector_profile import Attended
+from blossomrec.report.inspect.selector_profile import Attended
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 MASSES = ("covered", "best", "random", "own", "short_term")
@@ -40,7 +40,7 @@ class HeadChoices:
 
     Attributes:
         covered, best, random, own: mean shares of attention, see
-            :class:`blossomrec.experiments.selection.Mass`.
+            :class:`blossomrec.report.inspect.selection_measures.Mass`.
         short_term: mean share of attention on what the short-term path sees.
         ratio: covered / best.
         distances: ``QUANTILES`` of the distance to selected blocks, from start to start, events.

@@ -1,0 +1,1 @@
+"""Tables, plots and HTML pages about evaluations, runs and what their selectors select."""

@@ -1,0 +1,66 @@
+"""Templates: what is missing is an error, what is text stays text."""
+
+import subprocess
+import sys
+
+import pytest
+from jinja2 import UndefinedError
+
+from blossomrec.report import parts, svg
+from blossomrec.report.rendering import environment, render_page
+
+ITEM = "<script>alert(1)</script>"
+
+
+def draw(macro, *content):
+    template = f"{{% from 'parts.html' import {macro} %}}{{{{ {macro}(*content) }}}}"
+    return environment().from_string(template).render(content=content)
+
+
+def test_what_a_template_lacks_is_an_error():
+    with pytest.raises(UndefinedError, match="'title' is undefined"):
+        render_page("report.html", sections={})
+
+
+def test_an_item_id_stays_text_wherever_it_stands():
+    cell = parts.Cell(ITEM, note=ITEM, best=True, mark="worse", against=ITEM)
+    drawing = svg.Drawing("0 0 1 1", ITEM, "<g></g>")
+    drawn = [
+        draw("table", parts.TextTable(ITEM, [ITEM, ITEM], [[ITEM, cell]])),
+        draw("figures", [parts.Figure(ITEM, drawing, ITEM, [parts.KeyEntry(0, ITEM)])]),
+        draw("definitions", [(ITEM, ITEM)]),
+    ]
+    for text, times in zip(drawn, (8, 4, 2), strict=True):
+        assert "<script" not in text
+        assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == times
+    assert "<g></g>" in drawn[1]
+
+
+def test_names_in_a_drawing_stay_text():
+    pytest.importorskip("matplotlib")
+    figure, axes = svg.new_axes(1)
+    axes.set_yticks([0, 1], [ITEM, "a & b"])
+    drawing = svg.to_svg(figure, ITEM)
+    assert "<script" not in drawing.body
+    assert "&lt;script&gt;" in drawing.body and "a &amp; b" in drawing.body
+    assert "svg" not in drawing.body
+
+
+def test_every_model_of_a_key_looks_like_its_line():
+    assert len(parts.SWATCHES) == len(svg.MARKERS) == len(svg.SERIES)
+    names = [f"model {number}" for number in range(len(svg.SERIES) + 1)]
+    looks = [(entry.colour, entry.swatch) for entry in parts.key_of(names)]
+    assert len(set(looks)) == len(svg.SERIES) and looks[0] == looks[-1]
+    style = environment().get_template("style.css").render()
+    for colour, _ in looks:
+        assert f"{colour[4:-1]}: #" in style
+
+
+def test_measuring_needs_no_drawing():
+    """Evaluation and its storage are used where nothing is drawn, such as by the server."""
+    code = (
+        "import sys, blossomrec.evaluation.storage, blossomrec.recommender; "
+        "print([name for name in sys.modules if name.startswith('blossomrec.report')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
