@@ -24,7 +24,7 @@ import torch
 
 from blossomrec.data.batches import pack
 from blossomrec.evaluation.results import append_result, provenance
-from blossomrec.experiments.measure import open_log
+from blossomrec.measure import open_log
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.explain import Explanation, explain
 from blossomrec.training.run import load_model, read_run_config

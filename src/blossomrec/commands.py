@@ -22,7 +22,7 @@ from blossomrec.config import (
 )
 from blossomrec.data.options import PrepareOptions, ReadOptions
 from blossomrec.errors import ConfigError, RunError
-from blossomrec.experiments.baselines import BASELINES
+from blossomrec.models.baselines import BASELINES
 from blossomrec.terminal import console, show
 
 Value = TypeVar("Value")
@@ -133,8 +133,8 @@ def evaluate(
     from blossomrec.data.log import EventLog
     from blossomrec.evaluation.storage import save_evaluation
     from blossomrec.evaluation.tables import evaluation_table
-    from blossomrec.experiments.measure import evaluate_baseline, evaluate_run
     from blossomrec.experiments.run_report import evaluation_path
+    from blossomrec.measure import evaluate_baseline, evaluate_run
     from blossomrec.training.run import write_metrics
 
     options: dict[str, Any] = {"ranking": ranking, "filter_seen": filter_seen, "ks": ks}

@@ -11,7 +11,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.experiments import accuracy
 from blossomrec.experiments.accuracy import Case
-from blossomrec.experiments.measure import evaluate_run
+from blossomrec.measure import evaluate_run
 from blossomrec.training import trainer
 from blossomrec.training.run import read_run_config
 

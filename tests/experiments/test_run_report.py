@@ -7,8 +7,8 @@ import pytest
 from blossomrec.data.log import EventLog
 from blossomrec.errors import DataError, RunError
 from blossomrec.evaluation.storage import save_evaluation
-from blossomrec.experiments.measure import evaluate_baseline, evaluate_run
 from blossomrec.experiments.run_report import evaluation_path, model_report, write_run_report
+from blossomrec.measure import evaluate_baseline, evaluate_run
 from blossomrec.recommender import BlossomRec
 from small_options import SMALL
 

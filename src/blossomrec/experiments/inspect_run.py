@@ -23,9 +23,9 @@ from blossomrec.experiments.choice import (
     sample_choosing,
     uniform_choice,
 )
-from blossomrec.experiments.measure import open_log
 from blossomrec.experiments.selection_totals import LayerChoices, LayerTotals, Ratio, mass_ratio
 from blossomrec.experiments.selector_profile import recorded
+from blossomrec.measure import open_log
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.training.run import load_model, read_run_config
 

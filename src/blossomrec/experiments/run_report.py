@@ -14,7 +14,7 @@ from blossomrec.data.split import make_split
 from blossomrec.errors import RunError
 from blossomrec.evaluation.report import ModelReport, ReportData, write_report
 from blossomrec.evaluation.storage import load_evaluation
-from blossomrec.experiments.baselines import BASELINES
+from blossomrec.models.baselines import BASELINES
 from blossomrec.models.inspection import attention_profile
 from blossomrec.training.run import load_model, read_run_config
 

@@ -18,11 +18,11 @@ from blossomrec.evaluation.results import provenance
 from blossomrec.evaluation.significance import bootstrap_intervals, compare
 from blossomrec.evaluation.storage import load_evaluation, save_evaluation
 from blossomrec.experiments.inspect_run import Inspection, inspect_run
-from blossomrec.experiments.measure import evaluate_run
 from blossomrec.experiments.recall_measures import RecallMeasures, as_numbers, max_recall_layer
 from blossomrec.experiments.recall_options import RecallTraining
 from blossomrec.experiments.recall_training import train_recall
 from blossomrec.experiments.selector_candidates import CANDIDATES, build_candidate
+from blossomrec.measure import evaluate_run
 from blossomrec.models import build_model
 from blossomrec.training import train
 from blossomrec.training.randomness import seeded

@@ -15,8 +15,9 @@ from blossomrec.data.split import make_split, split_name
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.evaluation import Evaluation, evaluate, resolve_filter_seen
-from blossomrec.experiments.baselines import BASELINES
+from blossomrec.models.baselines import BASELINES
 from blossomrec.models.scorer import Scorer
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.training.run import RunInfo, load_model, read_run_config
 
 HeldOut = Literal["test", "valid"]
@@ -44,16 +45,43 @@ def evaluate_run(
         ConfigError: an option is unknown, out of bounds or one of the split, whose other form would
             test on what the run was trained on, or the device is not there.
     """
-    one_of("on", on, get_args(HeldOut))
-    for name in SPLIT_OPTIONS:
-        if options.get(name) is not None:
-            flag = f"--{name.replace('_', '-')} {options[name]}"
-            raise ConfigError(f"{flag} is for baselines: {run} keeps the split of its run")
+    check_run_options(run, on, options)
     info = read_run_config(run)
     events = open_log(run, info, log)
     config = override(info.config.evaluation, options)
     device = resolve_device(device)
     return _evaluate(load_model(run, device), events, config, on, device)
+
+
+def evaluate_model(
+    model: SequenceModel,
+    info: RunInfo,
+    log: EventLog,
+    *,
+    on: HeldOut,
+    options: dict[str, Any],
+    named: bool,
+) -> Evaluation:
+    """Evaluate a model in memory as :func:`evaluate_run` does that of a folder.
+
+    Args:
+        info: what its run says.
+        log: the log it was trained on, or another one with the same items.
+        named: the log was named by whoever asks, and may differ from the one trained on.
+    """
+    check_run_options("this model", on, options)
+    check_log("this model", info, log, named=named)
+    config = override(info.config.evaluation, options)
+    return _evaluate(model, log, config, on, str(model.item_embeddings.weight.device))
+
+
+def check_run_options(run: str | Path, on: HeldOut, options: dict[str, Any]) -> None:
+    """Raise ConfigError for options that an evaluation of a run does not take."""
+    one_of("on", on, get_args(HeldOut))
+    for name in SPLIT_OPTIONS:
+        if options.get(name) is not None:
+            flag = f"--{name.replace('_', '-')} {options[name]}"
+            raise ConfigError(f"{flag} is for baselines: {run} keeps the split of its run")
 
 
 def open_log(run: str | Path, info: RunInfo, log: EventLog | str | Path | None) -> EventLog:
@@ -68,8 +96,18 @@ def open_log(run: str | Path, info: RunInfo, log: EventLog | str | Path | None) 
     if log is None and not (info.data / "log.json").is_file():
         raise RunError(f"{info.data}, the log {run} was trained on, is not there: give the log")
     events = log if isinstance(log, EventLog) else EventLog.open(log or info.data)
+    check_log(run, info, events, named=log is not None)
+    return events
+
+
+def check_log(run: str | Path, info: RunInfo, events: EventLog, *, named: bool) -> None:
+    """Whether a run may be measured on a log; see :func:`open_log`.
+
+    Args:
+        named: the log was named by whoever asks, and may differ from the one trained on.
+    """
     differing = differences(info.log or {}, events.identity)
-    if differing and log is None:
+    if differing and not named:
         raise RunError(
             f"{events.folder} was prepared again since {run} was trained on it ({differing}): what "
             "is held out now may have been trained on; train again, or name the log, --log "
@@ -81,15 +119,14 @@ def open_log(run: str | Path, info: RunInfo, log: EventLog | str | Path | None) 
         warnings.warn(
             f"{events.folder} is not what {run} was trained on ({differing}): what is held out "
             "there may have been trained on",
-            stacklevel=2,
+            stacklevel=3,
         )
     if info.log is None:
         warnings.warn(
             f"{run} does not tell the identity of its log, as older runs do not: whether "
             f"{events.folder} is still what it was trained on is not known",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return events
 
 
 def evaluate_baseline(
@@ -105,18 +142,17 @@ def evaluate_baseline(
         ConfigError: the baseline is unknown, an option too, or it is out of bounds.
         DataError: the log is too small for the split, or its catalogue too large for the baseline.
     """
-    if name not in BASELINES:
-        raise ConfigError(f"no baseline {name!r}: choose one of {', '.join(BASELINES)}")
+    baseline = BASELINES.get(name)
     one_of("on", on, get_args(HeldOut))
     config = override(EvaluationConfig(), options)
     split = make_split(log, config)
-    if BASELINES[name].own_items and resolve_filter_seen(config, log):
+    if baseline.own_items and resolve_filter_seen(config, log):
         warnings.warn(
             f"{name} recommends items of the history, which this evaluation leaves out: what is "
             "measured is popularity; with filter_seen no it is measured as it is",
             stacklevel=2,
         )
-    return _evaluate(BASELINES[name].fit(log, split.train_end), log, config, on, "cpu")
+    return _evaluate(baseline.fit(log, split.train_end), log, config, on, "cpu")
 
 
 def override(config: EvaluationConfig, options: dict[str, Any]) -> EvaluationConfig:
