@@ -184,7 +184,7 @@ class BlossomRec:
             on: which held-out events of the split that the model was trained with.
             log: the prepared log; None is ``self.log``, which must be as it was when the model was
                 trained, unless it lies elsewhere.
-            ranking, filter_seen, ks, seed: as in :class:`EvaluationConfig`; None is the model's own.
+            ranking, filter_seen, ks, seed: see :class:`EvaluationConfig`; None is the model's own.
 
         Returns:
             Ranks of every held-out event, and ``metrics``, ``intervals`` and ``slices`` from them.
