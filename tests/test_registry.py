@@ -64,7 +64,7 @@ def test_an_unknown_name_is_refused_with_those_there_are(things, name):
     assert str(error.value).endswith(": choose one of first, second")
     assert len(str(error.value)) < 200
     again = pickle.loads(pickle.dumps(error.value))
-    assert (str(again), again.kind, again.group) == (str(error.value), "thing", GROUP)
+    assert (str(again), again.missing) == (str(error.value), error.value.missing)
 
 
 def test_a_name_is_given_once(things):

@@ -113,6 +113,7 @@ def evaluate(
     split: Literal["leave-one-out", "global-time"] | None = None,
     last_events: int | None = None,
     ks: tuple[int, ...] | None = None,
+    own_metrics: Several[str] | None = None,
     out: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
@@ -127,6 +128,7 @@ def evaluate(
         split: how a baseline's events are held out; a run keeps the split it was trained with
         last_events: of a baseline's leave-one-out: events of each user that are tested one by one
         ks: cut-offs of the metrics
+        own_metrics: metrics of installed packages to measure as well
         out: folder whose subfolder evaluations gets it; a run's own folder without it
         device: where to compute
     """
@@ -138,7 +140,7 @@ def evaluate(
     from blossomrec.training.run import write_metrics
 
     options: dict[str, Any] = {"ranking": ranking, "filter_seen": filter_seen, "ks": ks}
-    options |= {"split": split, "last_events": last_events}
+    options |= {"split": split, "last_events": last_events, "own_metrics": own_metrics or ()}
     if model in BASELINES:
         if log is None:
             raise ConfigError(f"--log is needed to evaluate {model}")

@@ -31,18 +31,20 @@ class UnknownNameError(ConfigError):
     """A name stands for nothing that is installed.
 
     Attributes:
-        what: is wrong, without the names that there are.
-        kind: of what is missing, such as ``backbone``.
-        group: of the entry points by which a package brings it.
+        missing: what is needed and would bring it, for a name that stands in a file.
     """
 
     def __init__(self, what: str, kind: str, group: str, names: tuple[str, ...]):
         super().__init__(f"{what}: choose one of {', '.join(names)}")
-        self.what, self.kind, self.group, self._names = what, kind, group, names
+        self._given = what, kind, group, names
+        self.missing = (
+            f"{what}, a {kind} that is not installed here: a package brings it as an entry point "
+            f"of the group {group}"
+        )
 
     # Exceptions are pickled by what their base class was given.
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.what, self.kind, self.group, self._names)
+        return type(self), self._given
 
 
 class RunError(BlossomRecError):

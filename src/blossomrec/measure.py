@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from blossomrec.arguments import one_of
 from blossomrec.config import EvaluationConfig, check
@@ -30,6 +31,7 @@ def evaluate_run(
     *,
     on: HeldOut = "test",
     device: str = "auto",
+    own_metrics: Sequence[str] = (),
     **options: Any,
 ) -> Evaluation:
     """Evaluate the best weights of a run folder.
@@ -37,6 +39,7 @@ def evaluate_run(
     Args:
         log: the prepared log; None is the one the run was trained on, which must still be the same.
         on: which held-out events of the split that the run was trained with.
+        own_metrics: see :func:`blossomrec.evaluation.evaluate`.
         options: fields of :class:`EvaluationConfig` that override the run's own; None is no change.
 
     Raises:
@@ -50,7 +53,8 @@ def evaluate_run(
     events = open_log(run, info, log)
     config = override(info.config.evaluation, options)
     device = resolve_device(device)
-    return _evaluate(load_model(run, device), events, config, on, device)
+    protocol = _Protocol(config, on, device, own_metrics)
+    return _evaluate(load_model(run, device), events, protocol)
 
 
 def evaluate_model(
@@ -60,6 +64,7 @@ def evaluate_model(
     *,
     on: HeldOut,
     options: dict[str, Any],
+    own_metrics: Sequence[str],
     named: bool,
 ) -> Evaluation:
     """Evaluate a model in memory as :func:`evaluate_run` does that of a folder.
@@ -72,7 +77,8 @@ def evaluate_model(
     check_run_options("this model", on, options)
     check_log("this model", info, log, named=named)
     config = override(info.config.evaluation, options)
-    return _evaluate(model, log, config, on, str(model.item_embeddings.weight.device))
+    device = str(model.item_embeddings.weight.device)
+    return _evaluate(model, log, _Protocol(config, on, device, own_metrics))
 
 
 def check_run_options(run: str | Path, on: HeldOut, options: dict[str, Any]) -> None:
@@ -130,7 +136,12 @@ def check_log(run: str | Path, info: RunInfo, events: EventLog, *, named: bool) 
 
 
 def evaluate_baseline(
-    name: str, log: EventLog, *, on: HeldOut = "test", **options: Any
+    name: str,
+    log: EventLog,
+    *,
+    on: HeldOut = "test",
+    own_metrics: Sequence[str] = (),
+    **options: Any,
 ) -> Evaluation:
     """Fit one of ``BASELINES`` on the training events, and evaluate it.
 
@@ -152,7 +163,8 @@ def evaluate_baseline(
             "measured is popularity; with filter_seen no it is measured as it is",
             stacklevel=2,
         )
-    return _evaluate(baseline.fit(log, split.train_end), log, config, on, "cpu")
+    protocol = _Protocol(config, on, "cpu", own_metrics)
+    return _evaluate(baseline.fit(log, split.train_end), log, protocol)
 
 
 def override(config: EvaluationConfig, options: dict[str, Any]) -> EvaluationConfig:
@@ -167,18 +179,27 @@ def override(config: EvaluationConfig, options: dict[str, Any]) -> EvaluationCon
     return config
 
 
-def _evaluate(
-    scorer: Scorer, log: EventLog, config: EvaluationConfig, on: HeldOut, device: str
-) -> Evaluation:
+class _Protocol(NamedTuple):
+    """How something is measured, and where."""
+
+    config: EvaluationConfig
+    on: HeldOut
+    device: str
+    own_metrics: Sequence[str]
+
+
+def _evaluate(scorer: Scorer, log: EventLog, protocol: _Protocol) -> Evaluation:
+    config = protocol.config
     split = make_split(log, config)
     return evaluate(
         scorer,
         log,
-        getattr(split, on),
+        getattr(split, protocol.on),
         ks=config.ks,
         ranking=config.ranking,
         filter_seen=resolve_filter_seen(config, log),
         seed=config.seed,
-        device=device,
+        device=protocol.device,
         split=split_name(config),
+        own_metrics=protocol.own_metrics,
     )

@@ -177,6 +177,7 @@ class BlossomRec:
         filter_seen: Literal["auto", "yes", "no"] | None = None,
         ks: Sequence[int] | None = None,
         seed: int | None = None,
+        own_metrics: Sequence[str] = (),
     ) -> Evaluation:
         """Measure the model on held-out events, as ``blossomrec evaluate`` does.
 
@@ -185,6 +186,7 @@ class BlossomRec:
             log: the prepared log; None is ``self.log``, which must be as it was when the model was
                 trained, unless it lies elsewhere.
             ranking, filter_seen, ks, seed: see :class:`EvaluationConfig`; None is the model's own.
+            own_metrics: names of registered metrics besides hr, recall, ndcg and mrr.
 
         Returns:
             Ranks of every held-out event, and ``metrics``, ``intervals`` and ``slices`` from them.
@@ -207,7 +209,15 @@ class BlossomRec:
             events, named = log if isinstance(log, EventLog) else EventLog.open(log), True
         cut_offs = None if ks is None else metrics.check_ks(ks)
         options = {"ranking": ranking, "filter_seen": filter_seen, "ks": cut_offs, "seed": seed}
-        return evaluate_model(model, self._info, events, on=on, options=options, named=named)
+        return evaluate_model(
+            model,
+            self._info,
+            events,
+            on=on,
+            options=options,
+            own_metrics=own_metrics,
+            named=named,
+        )
 
     def recommend(
         self,

@@ -263,10 +263,7 @@ def _run_info(path: Path, values: dict[str, Any]) -> RunInfo:
         # Runs of earlier versions do not say; they were served without items of the history.
         filters = true_or_false("filter_viewed", values.get("filter_viewed", True))
     except UnknownNameError as error:
-        raise RunError(
-            f"{path}: {error.what}, a {error.kind} that is not installed "
-            f"here: a package brings it as an entry point of the group {error.group}"
-        ) from error
+        raise RunError(f"{path}: {error.missing}") from error
     except ConfigError as error:
         raise RunError(f"{path} is not the configuration of a run: {error}") from error
     return RunInfo(
