@@ -144,6 +144,7 @@ def test_a_configuration_takes_known_names_alone(section, option, names, value):
         from_dict({section: {option: value}})
     assert str(error.value).startswith(f"{section}.{option} is ")
     assert str(error.value).endswith(f": choose one of {names}")
+    assert isinstance(error.value, UnknownNameError) == isinstance(value, str)
 
 
 def test_an_unknown_name_never_stands_for_another():

@@ -95,9 +95,10 @@ def _refuse_unknown_names(
 
     known = {f"--{name.replace('_', '-')}": registry for name, registry in registries().items()}
     for argument in arguments:
-        registry = known.get(argument.name)
-        for token in argument.tokens if registry else ():
-            if registry is not None and token.value not in registry:
+        if (registry := known.get(argument.name)) is None:
+            continue
+        for token in argument.tokens:
+            if token.value not in registry:
                 names = ", ".join(registry.names())
                 raise ConfigError(
                     f'Invalid value "{token.value}" for {argument.name}. Choose from: {names}.'

@@ -81,10 +81,12 @@ class Registry(Generic[T]):
         return self._checked(name, self._found(name, claims), owners[0])
 
     def check(self, option: str, value: Any) -> None:
-        """Raise UnknownNameError, naming option and value, unless ``value`` is a name."""
+        """Raise ConfigError, UnknownNameError for a text, unless ``value`` is a name."""
         if value in self:
             return
-        raise self._unknown(f"{option} is {shortened(value)}")
+        error = self._unknown(f"{option} is {shortened(value)}")
+        # What is no text can be no name, whatever is installed.
+        raise error if isinstance(value, str) else ConfigError(str(error))
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
