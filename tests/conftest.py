@@ -81,3 +81,26 @@ def cli(capsys):
     from command_line import succeed
 
     return functools.partial(succeed, capsys)
+
+
+@pytest.fixture
+def own_backbone(tmp_path, monkeypatch):
+    """As if the package of ``examples/own_backbone`` were installed; gives its paths."""
+    from example_files import install_own_backbone
+
+    paths = install_own_backbone(tmp_path / "installed")
+    for path in paths:
+        monkeypatch.syspath_prepend(path)
+    return paths
+
+
+@pytest.fixture
+def load_example(monkeypatch):
+    """Loads a program of ``examples/``; what it registers is forgotten after the test."""
+    from blossomrec.losses import LOSSES
+    from blossomrec.serving.stores import STORES
+    from example_files import example
+
+    for registry in (LOSSES, STORES):
+        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    return example

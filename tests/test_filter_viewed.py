@@ -7,7 +7,7 @@ import pytest
 
 from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, RunError
-from blossomrec.experiments.measure import evaluate_run
+from blossomrec.measure import evaluate_run
 from blossomrec.recommender import BlossomRec
 from blossomrec.training.run import read_run_config
 from small_options import SMALL

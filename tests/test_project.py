@@ -79,18 +79,24 @@ def test_links_and_paths_of_the_guides_lead_to_files(name):
 def test_names_in_the_guide_are_those_of_the_code():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     for path, name in [
-        ("losses.py", "build_loss"),
-        ("losses.py", "TrainingLoss"),
+        ("losses/training_loss.py", "build_loss"),
+        ("losses/training_loss.py", "TrainingLoss"),
+        ("losses/sampled.py", "SampledLoss"),
+        ("losses/__init__.py", "LOSSES"),
         ("config.py", "TrainingConfig"),
-        ("config.py", "ModelConfig"),
         ("models/scorer.py", "Scorer"),
         ("models/sequence.py", "SequenceModel"),
         ("models/sequence.py", "build_model"),
-        ("experiments/baselines.py", "BASELINES"),
+        ("models/__init__.py", "BACKBONES"),
+        ("models/baselines/base.py", "Baseline"),
+        ("models/baselines/__init__.py", "BASELINES"),
+        ("evaluation/metrics.py", "METRICS"),
         ("serving/store.py", "EventStore"),
         ("serving/store.py", "new_events"),
         ("serving/store.py", "carried_out"),
         ("serving/stores.py", "store_opener"),
+        ("serving/stores.py", "STORES"),
+        ("serving/testing/__init__.py", "StoreContract"),
         ("attention/api.py", "IMPLEMENTATIONS"),
     ]:
         assert f"`{name}" in text

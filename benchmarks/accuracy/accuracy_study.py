@@ -167,7 +167,7 @@ def measure(case: Case, logs: Path, runs: Path, out: Path, jobs: int = 1) -> str
     from benchmarks.results import append_result, result_line
     from blossomrec.data.log import EventLog
     from blossomrec.data.split import make_split
-    from blossomrec.experiments.measure import evaluate_run
+    from blossomrec.measure import evaluate_run
     from blossomrec.models import build_model
     from blossomrec.training import train
     from blossomrec.training.randomness import seeded

@@ -21,7 +21,7 @@ from blossomrec.data.split import make_split
 from blossomrec.evaluation import Evaluation
 from blossomrec.evaluation.significance import bootstrap_intervals, compare
 from blossomrec.evaluation.storage import load_evaluation, save_evaluation
-from blossomrec.experiments.measure import evaluate_run
+from blossomrec.measure import evaluate_run
 from blossomrec.models import build_model
 from blossomrec.report.inspect.inspection import Inspection, inspect_run
 from blossomrec.training import train

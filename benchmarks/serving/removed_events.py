@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.results import append_result, provenance
 from blossomrec.data.batches import pack
-from blossomrec.experiments.measure import open_log
+from blossomrec.measure import open_log
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.explain import Explanation, explain
 from blossomrec.training.run import load_model, read_run_config

@@ -49,7 +49,7 @@ def build_app(defaults: dict[str, Any] | None = None) -> App:
         function = verb.replace("-", "_")
         app.command(f"blossomrec.commands:{function}", name=verb, help=help)
     given = (_options(defaults),) if defaults else ()
-    app.config = (*given, _own_options, refuse_fractions)
+    app.config = (*given, _own_options, refuse_fractions, _refuse_unknown_names)
     return app
 
 
@@ -83,6 +83,24 @@ def refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCol
             if not whole:
                 name = token.keyword or argument.name
                 raise ConfigError(f"{name} is {token.value}: a whole number is needed")
+
+
+def _refuse_unknown_names(
+    app: App, commands: tuple[str, ...], arguments: ArgumentCollection
+) -> None:
+    """Raise ConfigError where an option is to be a name in a registry and is not."""
+    from blossomrec.config import registries
+
+    known = {f"--{name.replace('_', '-')}": registry for name, registry in registries().items()}
+    for argument in arguments:
+        if (registry := known.get(argument.name)) is None:
+            continue
+        for token in argument.tokens:
+            if token.value not in registry:
+                names = ", ".join(registry.names())
+                raise ConfigError(
+                    f'Invalid value "{token.value}" for {argument.name}. Choose from: {names}.'
+                )
 
 
 def _is_whole(hint: Any) -> bool:

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
@@ -22,12 +22,15 @@ from blossomrec.config import (
 )
 from blossomrec.data.options import PrepareOptions, ReadOptions
 from blossomrec.errors import ConfigError, RunError
-from blossomrec.experiments.baselines import BASELINES
+from blossomrec.models.baselines import BASELINES
 from blossomrec.terminal import console, show
 
+Value = TypeVar("Value")
 ConfigFile = Annotated[
     Path | None, Parameter(help="YAML, TOML or JSON file with model, training, evaluation options")
 ]
+# One flag, several values behind it.
+Several = Annotated[list[Value], Parameter(consume_multiple=True)]
 COMMAS = "with commas between them; an id that has a comma in double quotes"
 
 
@@ -109,6 +112,7 @@ def evaluate(
     split: Literal["leave-one-out", "global-time"] | None = None,
     last_events: int | None = None,
     ks: tuple[int, ...] | None = None,
+    own_metrics: Several[str] | None = None,
     out: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
@@ -123,17 +127,18 @@ def evaluate(
         split: how a baseline's events are held out; a run keeps the split it was trained with
         last_events: of a baseline's leave-one-out: events of each user that are tested one by one
         ks: cut-offs of the metrics
+        own_metrics: metrics of installed packages to measure as well
         out: folder whose subfolder evaluations gets it; a run's own folder without it
         device: where to compute
     """
     from blossomrec.data.log import EventLog
     from blossomrec.evaluation.storage import evaluation_path, save_evaluation
-    from blossomrec.experiments.measure import evaluate_baseline, evaluate_run
+    from blossomrec.measure import evaluate_baseline, evaluate_run
     from blossomrec.report.tables import evaluation_table
     from blossomrec.training.run import write_metrics
 
     options: dict[str, Any] = {"ranking": ranking, "filter_seen": filter_seen, "ks": ks}
-    options |= {"split": split, "last_events": last_events}
+    options |= {"split": split, "last_events": last_events, "own_metrics": own_metrics or ()}
     if model in BASELINES:
         if log is None:
             raise ConfigError(f"--log is needed to evaluate {model}")

@@ -10,12 +10,14 @@ import dataclasses
 import json
 import math
 import re
-import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from blossomrec.errors import ConfigError
+from blossomrec.errors import ConfigError, shortened
+from blossomrec.losses import LOSSES
+from blossomrec.models import BACKBONES
+from blossomrec.registry import Registry
 
 # The largest that every generator of random numbers takes.
 LARGEST_SEED = 2**63 - 1
@@ -31,13 +33,18 @@ def option(default: Any, help: str, *, low: float | None = None, high: float | N
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
+def named(registry: Registry[Any], default: str, help: str) -> Any:
+    """A dataclass field whose value is a name in a registry; its explanation lists the names."""
+    help = f"{help}: {', '.join(registry.names())}"
+    bounds = {"low": None, "high": None}
+    return field(default=default, metadata={"help": help, **bounds, "registry": registry})
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture."""
 
-    backbone: Literal["sasrec", "bert4rec", "gru4rec"] = option(
-        "sasrec", "model around the attention"
-    )
+    backbone: str = named(BACKBONES, "sasrec", "model around the attention")
     attention: Literal["blossom", "full"] = option(
         "blossom", "attention of the Transformer backbones"
     )
@@ -92,9 +99,7 @@ class ModelConfig:
 class TrainingConfig:
     """Optimisation, validation and stopping."""
 
-    loss: Literal["cross_entropy", "sampled_softmax", "gbce", "bpr"] = option(
-        "cross_entropy", "training loss; cross_entropy is over the whole catalogue"
-    )
+    loss: str = named(LOSSES, "cross_entropy", "training loss, the first over the whole catalogue")
     negatives: int = option(256, "sampled items per batch for the sampled losses", low=1)
     gbce_t: float = option(
         0.75, "gBCE calibration, 0 is plain BCE, 1 removes overconfidence", low=0, high=1
@@ -227,16 +232,6 @@ _NEEDED: dict[Any, tuple[Any, str]] = {
 }
 
 
-def shortened(value: Any) -> str:
-    """A value for a message: one line, however large it is."""
-    shown = " ".join(_SHORT.repr(value).split())
-    return shown if len(shown) <= _SHORT.maxother else f"{shown[: _SHORT.maxother]}..."
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxother = _SHORT.maxstring = _SHORT.maxlong = 80
-
-
 def check(config: Any, where: str = "") -> None:
     """Raise ConfigError, naming option and value, where a type is wrong or a bound is broken."""
     hints = get_type_hints(type(config))
@@ -245,7 +240,10 @@ def check(config: Any, where: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check(value, f"{name}.")
             continue
-        _check_value(name, value, hints[entry.name])
+        if "registry" in entry.metadata:
+            entry.metadata["registry"].check(name, value)
+        else:
+            _check_value(name, value, hints[entry.name])
         low, high = entry.metadata.get("low"), entry.metadata.get("high")
         for number in value if isinstance(value, (tuple, list)) else (value,):
             if low is not None and not number >= low:
@@ -295,6 +293,16 @@ def _check_model(model: ModelConfig, where: str) -> None:
             f"{where}compress_window is {model.compress_window}: "
             f"it must be a multiple of block_size, {model.block_size}"
         )
+
+
+def registries() -> dict[str, Registry[Any]]:
+    """The registries by the option that names something in them, such as ``model.backbone``."""
+    return {
+        f"{section.name}.{entry.name}": entry.metadata["registry"]
+        for section in dataclasses.fields(RunConfig)
+        for entry in dataclasses.fields(get_type_hints(RunConfig)[section.name])
+        if "registry" in entry.metadata
+    }
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from blossomrec.data.simulate import SimulationConfig, simulate
 from blossomrec.data.summary import summary_table
 from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.evaluation.storage import evaluation_path, save_evaluation
-from blossomrec.experiments.baselines import BASELINES
-from blossomrec.experiments.measure import evaluate_baseline, evaluate_run
+from blossomrec.measure import evaluate_baseline, evaluate_run
+from blossomrec.models.baselines import BASELINES
 from blossomrec.recommender import BlossomRec
 from blossomrec.report.run_report import write_run_report
 from blossomrec.report.tables import comparison_of_models
@@ -71,7 +71,7 @@ def run_demo(
     show_rule(console, "Comparison on the held-out last event of every user")
     measured = {name: evaluate_run(folder / name, log) for name in MODELS}
     filter_seen = resolve_filter_seen(EvaluationConfig(), log)
-    suited = [name for name, one in BASELINES.items() if one.suits(log, filter_seen=filter_seen)]
+    suited = [one for one in BASELINES if BASELINES.get(one).suits(log, filter_seen=filter_seen)]
     measured |= {name: evaluate_baseline(name, log) for name in suited}
     for name, evaluation in measured.items():
         save_evaluation(evaluation, evaluation_path(folder / name))

@@ -30,7 +30,7 @@ from blossomrec.data.split import make_split
 from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError
-from blossomrec.evaluation import scoring
+from blossomrec.evaluation import Evaluation, metrics, scoring
 from blossomrec.evaluation.top_k import top_k
 from blossomrec.files import TemporaryFolder
 from blossomrec.models.sequence import SequenceModel, build_model
@@ -167,6 +167,57 @@ class BlossomRec:
         model, vocabulary = self._ready()
         assert self._info is not None
         write_model(folder, self._info, vocabulary, model, overwrite=overwrite)
+
+    def evaluate(
+        self,
+        on: Literal["test", "valid"] = "test",
+        log: EventLog | str | Path | None = None,
+        *,
+        ranking: Literal["full", "uni100"] | None = None,
+        filter_seen: Literal["auto", "yes", "no"] | None = None,
+        ks: Sequence[int] | None = None,
+        seed: int | None = None,
+        own_metrics: Sequence[str] = (),
+    ) -> Evaluation:
+        """Measure the model on held-out events, as ``blossomrec evaluate`` does.
+
+        Args:
+            on: which held-out events of the split that the model was trained with.
+            log: the prepared log; None is ``self.log``, which must be as it was when the model was
+                trained, unless it lies elsewhere.
+            ranking, filter_seen, ks, seed: see :class:`EvaluationConfig`; None is the model's own.
+            own_metrics: names of registered metrics besides hr, recall, ndcg and mrr.
+
+        Returns:
+            Ranks of every held-out event, and ``metrics``, ``intervals`` and ``slices`` from them.
+
+        Raises:
+            RunError: there is no model or no log, the log was prepared again since, or it has
+                other items.
+            ConfigError: an option is out of bounds.
+
+        Example:
+            >>> BlossomRec(epochs=3).fit("events.parquet").evaluate().metrics["ndcg@10"]
+        """
+        from blossomrec.measure import evaluate_model
+
+        model, _ = self._ready()
+        assert self._info is not None
+        if log is None:
+            events, named = self._histories().log, not self._is_own_log()
+        else:
+            events, named = log if isinstance(log, EventLog) else EventLog.open(log), True
+        cut_offs = None if ks is None else metrics.check_ks(ks)
+        options = {"ranking": ranking, "filter_seen": filter_seen, "ks": cut_offs, "seed": seed}
+        return evaluate_model(
+            model,
+            self._info,
+            events,
+            on=on,
+            options=options,
+            own_metrics=own_metrics,
+            named=named,
+        )
 
     def recommend(
         self,
@@ -352,6 +403,11 @@ class BlossomRec:
         if self._known is None or self._known.log is not self.log:
             self._known = KnownHistories(self.log, vocabulary)
         return self._known
+
+    def _is_own_log(self) -> bool:
+        """Whether the log lies where the model was trained on it."""
+        assert self._info is not None and self.log is not None
+        return Path(self.log.folder).resolve() == self._info.data
 
     def _load(self, folder: str | Path, device: str) -> None:
         """Take model and items from a run folder."""

@@ -57,3 +57,37 @@ def test_cut_offs_are_sorted_and_distinct():
 def test_wrong_cut_offs_are_named(ks):
     with pytest.raises(ConfigError, match="ks"):
         metrics.check_ks(ks)
+
+
+def first_place(places, offsets, k):
+    """Place of the first target, no more than k."""
+    return np.minimum(places[offsets[:-1]], k)
+
+
+def test_own_metrics_are_measured_besides_the_usual_ones(monkeypatch):
+    monkeypatch.setattr(metrics.METRICS, "_registered", {"first-place": first_place})
+    assert metrics.METRICS.names() == ("hr", "recall", "ndcg", "mrr", "first-place")
+    assert metrics.check_own(["first-place", "ndcg", "first-place"]) == ("first-place",)
+    ranks, offsets = np.array([3, 1, 7]), np.array([0, 2, 3])
+    usual = metrics.accuracy(ranks, offsets, (2, 5))
+    values = metrics.accuracy(ranks, offsets, (2, 5), ("first-place",))
+    assert list(values) == [*usual, "first-place@2", "first-place@5"]
+    assert values["first-place@2"].tolist() == [1, 2]
+    assert values["first-place@5"].tolist() == [1, 5]
+
+
+@pytest.mark.parametrize("names", [["first-place"], ["ndcg", 3], "ndcg", None, [None]])
+def test_unknown_metrics_are_named(names):
+    with pytest.raises(ConfigError, match="own_metrics is"):
+        metrics.check_own(names)
+
+
+def test_what_an_own_metric_gives_is_checked(monkeypatch):
+    wrong = {"one": lambda *_: 1.0, "short": lambda *_: [1.0], "endless": lambda *_: [1.0, np.nan]}
+    monkeypatch.setattr(metrics.METRICS, "_registered", wrong | {"a_b": first_place})
+    ranks, offsets = np.array([3, 1, 7]), np.array([0, 2, 3])
+    for name in wrong:
+        with pytest.raises(ConfigError, match=f"'{name}' gives .*: a finite one for each of 2"):
+            metrics.accuracy(ranks, offsets, (2,), (name,))
+    with pytest.raises(ConfigError, match="'a_b' has a _ in its name"):
+        metrics.check_own(["a_b"])

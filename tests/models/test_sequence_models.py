@@ -199,7 +199,9 @@ def test_dropout_follows_attention_and_feed_forward():
 
 def test_rooms_of_models_and_losses_do_without_polars():
     program = (
-        "import sys; sys.modules['polars'] = None; import blossomrec.models, blossomrec.losses"
+        "import sys; sys.modules['polars'] = None; from blossomrec.models import *; "
+        "from blossomrec.losses import *; import blossomrec.models.baselines.ease; "
+        "[BACKBONES.get(name) for name in BACKBONES]; [LOSSES.get(name) for name in LOSSES]"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

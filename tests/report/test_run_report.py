@@ -7,7 +7,7 @@ import pytest
 from blossomrec.data.log import EventLog
 from blossomrec.errors import DataError, RunError
 from blossomrec.evaluation.storage import evaluation_path, save_evaluation
-from blossomrec.experiments.measure import evaluate_baseline, evaluate_run
+from blossomrec.measure import evaluate_baseline, evaluate_run
 from blossomrec.recommender import BlossomRec
 from blossomrec.report.run_report import model_report, write_run_report
 from small_options import SMALL

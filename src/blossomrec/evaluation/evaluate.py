@@ -53,6 +53,7 @@ def evaluate(
     tokens_per_batch: int = TOKENS_PER_BATCH,
     score_elements: int = scoring.SCORE_ELEMENTS,
     split: str | None = None,
+    own_metrics: Sequence[str] = (),
 ) -> Evaluation:
     """Rank the targets of every case.
 
@@ -76,6 +77,7 @@ def evaluate(
         tokens_per_batch: events encoded at a time.
         score_elements: scores held at a time, or one row of the catalogue if that is more.
         split: how the cases were held out, kept with the protocol.
+        own_metrics: names in ``METRICS`` to measure besides hr, recall, ndcg and mrr.
 
     Raises:
         ConfigError: an option is out of bounds.
@@ -85,6 +87,7 @@ def evaluate(
     """
     started = perf_counter()
     cut_offs, device = metrics.check_ks(ks), torch.device(device)
+    own_metrics = metrics.check_own(own_metrics)
     one_of("ranking", ranking, ("full", "uni100"))
     filter_seen = true_or_false("filter_seen", filter_seen)
     if max_len is not None:
@@ -124,6 +127,7 @@ def evaluate(
         num_items=log.num_items,
         fingerprint=_fingerprint(cases, targets),
         num_users=len(np.unique(cases.users)),
+        own_metrics=own_metrics,
         sampled=(int(sampled.min()), int(sampled.max())) if len(sampled) else None,
     )
     popularity = None

@@ -31,6 +31,7 @@ class EvaluationProtocol:
     fingerprint: str  # of users, positions and target items of all cases
     num_users: int | None = None  # None: one for each case
     sampled: tuple[int, int] | None = None  # fewest and most items sampled for a case of uni100
+    own_metrics: tuple[str, ...] = ()  # names of those that are measured besides the usual ones
 
     @property
     def label(self) -> str:
@@ -126,7 +127,7 @@ class Evaluation:
     @property
     def _per_case(self) -> dict[str, np.ndarray]:
         protocol = self.protocol
-        values = metrics.accuracy(self.ranks, self.offsets, protocol.ks)
+        values = metrics.accuracy(self.ranks, self.offsets, protocol.ks, protocol.own_metrics)
         values = {f"{protocol.prefix}{name}": value for name, value in values.items()}
         if self.popularity is not None:
             names = (f"popularity@{k}" for k in protocol.ks)

@@ -11,17 +11,33 @@ are not targets of the same case. In the one list that a user would be shown, th
 - ``mrr@k``: 1 / (place + 1) of the first target, 0 when it is not among the first k.
 
 With one target, as in leave-one-out, hr and recall are equal.
+
+``METRICS`` holds them by name, and those of one's own: a function of places [N], targets of each
+case in order of rank, offsets [M+1] and k, that gives float64 [M].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from blossomrec.errors import ConfigError
+from blossomrec.registry import Registry
 
+Metric = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+# Measured in every evaluation.
 ACCURACY = ("hr", "recall", "ndcg", "mrr")
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    "blossomrec.metrics",
+    {
+        "hr": "blossomrec.evaluation.metrics:hit_rate",
+        "recall": "blossomrec.evaluation.metrics:recall",
+        "ndcg": "blossomrec.evaluation.metrics:ndcg",
+        "mrr": "blossomrec.evaluation.metrics:reciprocal_rank",
+    },
+)
 
 
 def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
@@ -44,31 +60,71 @@ def places(ranks: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return ordered + np.arange(len(ranks)) - offsets[:-1][case]
 
 
-def accuracy(ranks: np.ndarray, offsets: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
+def hit_rate(places: np.ndarray, offsets: np.ndarray, k: int) -> np.ndarray:
+    """1 where a target stands among the first k, [M]."""
+    return (places[offsets[:-1]] < k).astype(float)
+
+
+def recall(places: np.ndarray, offsets: np.ndarray, k: int) -> np.ndarray:
+    """Share of the targets among the first k, [M]."""
+    return np.add.reduceat((places < k).astype(float), offsets[:-1]) / np.diff(offsets)
+
+
+def ndcg(places: np.ndarray, offsets: np.ndarray, k: int) -> np.ndarray:
+    """Discounted gain of the targets among the first k over the largest possible one, [M]."""
+    counts = np.diff(offsets)
+    ideal = np.cumsum(1 / np.log2(np.arange(max(k, counts.max())) + 2))
+    gained = np.add.reduceat(1 / np.log2(places + 2) * (places < k), offsets[:-1])
+    return gained / ideal[np.minimum(counts, k) - 1]
+
+
+def reciprocal_rank(places: np.ndarray, offsets: np.ndarray, k: int) -> np.ndarray:
+    """1 / (place + 1) of the first target, 0 beyond the first k, [M]."""
+    first = places[offsets[:-1]]
+    return (first < k) / (first + 1)
+
+
+def check_own(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of metrics besides ``ACCURACY``, each once; ConfigError when one is not known."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"own_metrics is {names!r}: a list of names is needed")
+    for name in names:
+        METRICS.check("own_metrics", name)
+        # What stands before the last one tells the kind of a sampled ranking.
+        if "_" in name:
+            raise ConfigError(f"the metric {name!r} has a _ in its name: use a hyphen")
+    return tuple(name for name in dict.fromkeys(names) if name not in ACCURACY)
+
+
+def accuracy(
+    ranks: np.ndarray, offsets: np.ndarray, ks: Sequence[int], own: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """Every accuracy metric of every case.
 
     Args:
         ranks: int64 [N], 0 for the first place, case after case.
         offsets: int64 [M+1], where each case's ranks start; every case has at least one.
         ks: cut-offs.
+        own: names of metrics besides ``ACCURACY``.
 
     Returns:
         float64 [M] by name, such as ``ndcg@10``.
+
+    Raises:
+        ConfigError: a metric is unknown or gives something else than finite numbers [M].
     """
-    counts = np.diff(offsets)
-    place = places(ranks, offsets)
-    gains = 1 / np.log2(place + 2)
-    ideal = np.cumsum(1 / np.log2(np.arange(max(max(ks), counts.max())) + 2))
-    first = place[offsets[:-1]]
-    values = {}
-    for k in ks:
-        inside = place < k
-        values[f"hr@{k}"] = (first < k).astype(float)
-        values[f"recall@{k}"] = np.add.reduceat(inside.astype(float), offsets[:-1]) / counts
-        gained = np.add.reduceat(gains * inside, offsets[:-1])
-        values[f"ndcg@{k}"] = gained / ideal[np.minimum(counts, k) - 1]
-        values[f"mrr@{k}"] = (first < k) / (first + 1)
-    return {f"{name}@{k}": values[f"{name}@{k}"] for name in ACCURACY for k in ks}
+    place, values = places(ranks, offsets), {}
+    for name in (*ACCURACY, *own):
+        metric = METRICS.get(name)
+        for k in ks:
+            found = np.asarray(metric(place, offsets, k), dtype=float)
+            if found.shape != (len(offsets) - 1,) or not np.isfinite(found).all():
+                raise ConfigError(
+                    f"the metric {name!r} gives numbers of shape {found.shape}: a finite one for "
+                    f"each of {len(offsets) - 1} cases is needed"
+                )
+            values[f"{name}@{k}"] = found
+    return values
 
 
 def popularity(

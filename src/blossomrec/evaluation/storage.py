@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from blossomrec.errors import RunError
+from blossomrec.errors import RunError, UnknownNameError
 from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
-from blossomrec.experiments.baselines import BASELINES
+from blossomrec.evaluation.metrics import METRICS
 from blossomrec.files import digest, read_json, replacing, write_json
+from blossomrec.models.baselines import BASELINES
 
 FORMAT = 1
 # Where an evaluation of a run or a baseline lies inside its folder.
@@ -76,13 +77,18 @@ def load_evaluation(path: str | Path) -> Evaluation:
         protocol = description["protocol"] | {"ks": tuple(description["protocol"]["ks"])}
         if protocol.get("sampled") is not None:
             protocol["sampled"] = tuple(protocol["sampled"])
+        protocol["own_metrics"] = tuple(protocol.get("own_metrics", ()))
         del protocol["candidates"]  # words made from the rest
         arrays: dict[str, Any] = dict.fromkeys(OPTIONAL_ARRAYS)
         with np.load(arrays_path, allow_pickle=False) as stored:
             arrays |= {name: stored[name] for name in stored.files}
+        for name in protocol["own_metrics"]:
+            METRICS.check("own_metrics", name)
         return Evaluation(
             protocol=EvaluationProtocol(**protocol), seconds=description["seconds"], **arrays
         )
+    except UnknownNameError as error:
+        raise RunError(f"{path}: {error.missing}") from error
     except FileNotFoundError as error:
         raise RunError(f"no evaluation in {error.filename}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,11 +1,31 @@
 """Backbones, the attention they are compared with, and ``baselines``, simple recommenders."""
 
-from blossomrec.models.full import FullAttention
-from blossomrec.models.scorer import Scorer
-from blossomrec.models.sequence import Encoded, SequenceModel, build_model
-from blossomrec.models.state import ModelState
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from blossomrec.lazy import lazily
+from blossomrec.registry import Registry
+
+if TYPE_CHECKING:
+    from blossomrec.models.full import FullAttention
+    from blossomrec.models.scorer import Scorer
+    from blossomrec.models.sequence import Encoded, SequenceModel, build_model
+    from blossomrec.models.state import ModelState
+
+BACKBONES: Registry[type[SequenceModel]] = Registry(
+    "backbone",
+    "blossomrec.backbones",
+    {
+        "sasrec": "blossomrec.models.sasrec:SASRec",
+        "bert4rec": "blossomrec.models.bert4rec:BERT4Rec",
+        "gru4rec": "blossomrec.models.gru4rec:GRU4Rec",
+    },
+    base="blossomrec.models.sequence:SequenceModel",
+)
 
 __all__ = [
+    "BACKBONES",
     "Encoded",
     "FullAttention",
     "ModelState",
@@ -13,3 +33,15 @@ __all__ = [
     "SequenceModel",
     "build_model",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "Encoded": "blossomrec.models.sequence",
+        "FullAttention": "blossomrec.models.full",
+        "ModelState": "blossomrec.models.state",
+        "Scorer": "blossomrec.models.scorer",
+        "SequenceModel": "blossomrec.models.sequence",
+        "build_model": "blossomrec.models.sequence",
+    },
+)

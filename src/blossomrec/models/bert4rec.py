@@ -9,11 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blossomrec.attention.packing import histories, positions
-from blossomrec.config import ModelConfig
+from blossomrec.config import ModelConfig, RunConfig
+from blossomrec.data.batches import ClozeBatches
+from blossomrec.models.sequence import batch_sizes
 from blossomrec.models.transformer import TransformerModel
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from blossomrec.data.batches import Batch
+    from blossomrec.data.log import EventLog
 
 
 class BERT4Rec(TransformerModel):
@@ -27,8 +32,17 @@ class BERT4Rec(TransformerModel):
         num_items: size of the catalogue, I.
     """
 
+    causal = False
+
     def __init__(self, config: ModelConfig, num_items: int):
-        super().__init__(config, num_items, causal=False, extra_rows=1)
+        super().__init__(config, num_items, causal=self.causal, extra_rows=1)
+
+    @classmethod
+    def training_batches(
+        cls, log: EventLog, train_end: np.ndarray, config: RunConfig
+    ) -> ClozeBatches:
+        share = config.training.mask_probability
+        return ClozeBatches(log, train_end, mask_probability=share, **batch_sizes(config))
 
     @property
     def mask_item(self) -> int:

@@ -29,8 +29,10 @@ class SASRec(TransformerModel):
         num_items: size of the catalogue.
     """
 
+    captured = True
+
     def __init__(self, config: ModelConfig, num_items: int):
-        super().__init__(config, num_items, causal=True)
+        super().__init__(config, num_items, causal=self.causal)
 
     def start(self) -> ModelState:
         return ModelState(tuple(layer.start() for layer in self.stack()))

@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput
-from blossomrec.config import ModelConfig, check
+from blossomrec.config import ModelConfig, RunConfig, check
+from blossomrec.data.batches import TrainingBatches
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.models import BACKBONES
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from blossomrec.data.batches import Batch
+    from blossomrec.data.log import EventLog
     from blossomrec.models.state import ModelState
 
 
@@ -45,7 +50,15 @@ class SequenceModel(nn.Module):
         config: the architecture.
         num_items: size of the catalogue, I.
         extra_rows: embeddings besides the catalogue's, from row I on.
+
+    Attributes:
+        causal: whether an event sees only itself and what came before.
+        captured: whether a training step may be a CUDA graph: ``encode`` takes batches that are
+            padded to one shape, and never waits for the device.
     """
+
+    causal: ClassVar[bool] = True
+    captured: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, num_items: int, *, extra_rows: int = 0):
         super().__init__()
@@ -56,6 +69,17 @@ class SequenceModel(nn.Module):
         self.final_norm = nn.Identity() if post else nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.item_embeddings.weight, std=0.02)
+
+    @classmethod
+    def training_batches(
+        cls, log: EventLog, train_end: np.ndarray, config: RunConfig
+    ) -> TrainingBatches:
+        """What the model is trained on: by default the next event at every event.
+
+        Args:
+            train_end: int64 [U], how many of each user's first events may be trained on.
+        """
+        return TrainingBatches(log, train_end, **batch_sizes(config))
 
     @property
     def max_len(self) -> int:
@@ -87,10 +111,13 @@ class SequenceModel(nn.Module):
     def start(self) -> ModelState:
         """The state of a user without events, to be given to :meth:`extend`.
 
+        A backbone that has this and :meth:`extend_batch` is served from kept states; of a state of
+        its own a server asks ``query`` [1, D], what the next item is scored from, and ``nbytes``.
+
         Raises:
             ConfigError: the backbone keeps no state.
         """
-        raise ConfigError(f"backbone {self.config.backbone} keeps no state: only sasrec does")
+        raise ConfigError(f"backbone {self.config.backbone} keeps no state")
 
     def extend(self, items: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """Encode the next events of one user without running the earlier ones again.
@@ -126,7 +153,7 @@ class SequenceModel(nn.Module):
             counts: new events of each user, t in all.
             states: of each user.
         """
-        raise ConfigError(f"backbone {self.config.backbone} keeps no state: only sasrec does")
+        raise ConfigError(f"backbone {self.config.backbone} keeps no state")
 
     def embed(self, items: Tensor) -> Tensor:
         """Input of the first layer, [T, D]."""
@@ -161,19 +188,22 @@ class SequenceModel(nn.Module):
             return queries.float() @ self.item_embeddings.weight[start:stop].float().T
 
 
+def batch_sizes(config: RunConfig) -> dict[str, int]:
+    """The options that all training batches have."""
+    return {
+        "max_len": config.model.max_len,
+        "tokens_per_batch": config.training.tokens_per_batch,
+        "seed": config.training.seed,
+    }
+
+
 def build_model(config: ModelConfig, num_items: int) -> SequenceModel:
     """The model that ``config.backbone`` names, with start values from PyTorch's generator.
 
     Raises:
         ConfigError: an option is out of bounds or does not fit another one, or there are no items.
     """
-    # Here, because the backbones are made from this module's base class.
-    from blossomrec.models.bert4rec import BERT4Rec
-    from blossomrec.models.gru4rec import GRU4Rec
-    from blossomrec.models.sasrec import SASRec
-
     check(config, "model.")
     if num_items < 1:
         raise ConfigError(f"num_items is {num_items}: a catalogue needs at least 1 item")
-    backbones = {"sasrec": SASRec, "bert4rec": BERT4Rec, "gru4rec": GRU4Rec}
-    return backbones[config.backbone](config, num_items)
+    return BACKBONES.get(config.backbone)(config, num_items)

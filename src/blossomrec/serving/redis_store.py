@@ -38,6 +38,7 @@ from blossomrec.serving.store import (
     new_events,
     read_cursor,
 )
+from blossomrec.serving.stores import shown_url
 
 FORMAT = 2
 SECONDS = 5.0
@@ -290,12 +291,6 @@ class RedisStore:
 
     def close(self) -> None:
         self._redis.close()
-
-
-def shown_url(url: str) -> str:
-    """A URL without its password."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def _user(found: list[Any]) -> User:

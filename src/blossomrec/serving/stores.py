@@ -7,16 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 from blossomrec.errors import ConfigError, MissingExtraError
+from blossomrec.registry import Registry
 from blossomrec.serving.store import EventStore
 
-SERVERS = ("redis", "rediss", "unix")
+# By the scheme of a URL, what opens the store that the URL names, once more with each call.
+STORES: Registry[Callable[[str], EventStore]] = Registry(
+    "store",
+    "blossomrec.stores",
+    dict.fromkeys(("redis", "rediss", "unix"), "blossomrec.serving.redis_store:RedisStore"),
+)
 
 
 def store_opener(where: str) -> tuple[Callable[[], EventStore], str]:
     """What opens the store that ``where`` names, once more with each call, and how to call it.
 
     Args:
-        where: path of an SQLite file, or the URL of a Redis or Valkey server.
+        where: path of an SQLite file, or a URL whose scheme is in ``STORES``, such as that of a
+            Redis or Valkey server.
 
     Raises:
         ConfigError: the URL is of another kind.
@@ -27,13 +34,19 @@ def store_opener(where: str) -> tuple[Callable[[], EventStore], str]:
         from blossomrec.serving.sqlite_store import SQLiteStore
 
         return lambda: SQLiteStore(Path(where)), where
-    if scheme[1] not in SERVERS:
-        kinds = ", ".join(f"{one}://" for one in SERVERS)
+    if scheme[1] not in STORES:
+        kinds = ", ".join(f"{one}://" for one in STORES)
         raise ConfigError(f"store is {where!r}: give the path of a file, or a URL with {kinds}")
     try:
-        from blossomrec.serving.redis_store import RedisStore, shown_url
+        store = STORES.get(scheme[1])
     except ModuleNotFoundError as error:
         if error.name != "redis":
             raise
         raise MissingExtraError("redis", "redis") from error
-    return lambda: RedisStore(where), shown_url(where)
+    return lambda: store(where), shown_url(where)
+
+
+def shown_url(url: str) -> str:
+    """A URL without its password."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"

@@ -11,7 +11,7 @@ from blossomrec.attention.api import resolve
 from blossomrec.attention.spec import Heads
 from blossomrec.config import RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
-from blossomrec.models.transformer import blossom_spec
+from blossomrec.models.transformer import TransformerModel, blossom_spec
 from blossomrec.training.device import resolve_precision
 from blossomrec.training.setup import Parts
 
@@ -52,14 +52,14 @@ def _device(training: TrainingConfig, parts: Parts) -> str:
 def _attention(config: RunConfig, parts: Parts) -> str:
     """Which attention, and whose implementation, is trained."""
     model = config.model
-    if model.backbone == "gru4rec":
+    if not isinstance(parts.model, TransformerModel):
         return "no attention"
     if model.attention == "full":
         return "full attention of PyTorch"
     kind = parts.fabric.device.type
     exact = resolve_precision(config.training, kind) == "32-true"
     dtype = torch.float32 if exact else torch.bfloat16
-    spec = blossom_spec(model, causal=model.backbone != "bert4rec")
+    spec = blossom_spec(model, causal=parts.model.causal)
     heads = Heads(model.heads, model.kv_heads, model.hidden_size // model.heads)
     return f"blossom attention by {resolve(spec, heads, dtype, kind, model.attention_impl).name}"
 

@@ -20,7 +20,7 @@ from blossomrec.arguments import true_or_false
 from blossomrec.config import RunConfig, from_dict, shortened, to_dict
 from blossomrec.data.log import EventLog
 from blossomrec.data.vocabulary import Vocabulary
-from blossomrec.errors import ConfigError, DataError, RunError
+from blossomrec.errors import ConfigError, DataError, RunError, UnknownNameError
 from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.files import flush, read_json, remove, replacing, write_json
 from blossomrec.models.sequence import SequenceModel, build_model
@@ -271,6 +271,8 @@ def _run_info(path: Path, values: dict[str, Any]) -> RunInfo:
         config = from_dict(given("config", dict))
         # Runs of earlier versions do not say; they were served without items of the history.
         filters = true_or_false("filter_viewed", values.get("filter_viewed", True))
+    except UnknownNameError as error:
+        raise RunError(f"{path}: {error.missing}") from error
     except ConfigError as error:
         raise RunError(f"{path} is not the configuration of a run: {error}") from error
     return RunInfo(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from blossomrec.config import RunConfig
-from blossomrec.data.batches import ClozeBatches, TrainingBatches
+from blossomrec.data.batches import TrainingBatches
 from blossomrec.data.log import EventLog
 from blossomrec.data.ragged import gather_index
 from blossomrec.errors import ConfigError
@@ -55,7 +55,7 @@ def build_parts(
         raise ConfigError(
             f"the model has {model.num_items} items, {log.folder} has {log.num_items}"
         )
-    batches = _batches(log, train_end, config)
+    batches = model.training_batches(log, train_end, config)
     loss = build_loss(config.training, training_counts(log, train_end), log.num_items)
     # Before the optimizer is built, whose fused form wants the parameters where they will stay.
     model.to(fabric.device)
@@ -71,15 +71,3 @@ def training_counts(log: EventLog, train_end: np.ndarray) -> np.ndarray:
     """Training events of each item, int64 [I]."""
     index = gather_index(np.asarray(log.offsets[:-1]), np.asarray(train_end))
     return np.bincount(log.items[index], minlength=log.num_items)
-
-
-def _batches(log: EventLog, train_end: np.ndarray, config: RunConfig) -> TrainingBatches:
-    sizes: dict[str, Any] = {
-        "max_len": config.model.max_len,
-        "tokens_per_batch": config.training.tokens_per_batch,
-        "seed": config.training.seed,
-    }
-    if config.model.backbone == "bert4rec":
-        share = config.training.mask_probability
-        return ClozeBatches(log, train_end, mask_probability=share, **sizes)
-    return TrainingBatches(log, train_end, **sizes)

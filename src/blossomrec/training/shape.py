@@ -14,8 +14,10 @@ from blossomrec.attention.spec import Heads
 from blossomrec.config import ModelConfig, RunConfig
 from blossomrec.data.batches import Batch, TrainingBatches
 from blossomrec.errors import ConfigError
+from blossomrec.losses import LOSSES
+from blossomrec.models import BACKBONES
 from blossomrec.models.full import packed_kernel_takes
-from blossomrec.models.transformer import blossom_spec
+from blossomrec.models.transformer import TransformerModel, blossom_spec
 
 # Room for batches with more histories than the first epoch has in any; one that needs more still
 # is trained on as it is.
@@ -103,10 +105,13 @@ def graph_shape(config: RunConfig, batches: TrainingBatches, device: torch.devic
 def _obstacle(config: RunConfig, device: torch.device) -> str:
     """Why a step cannot be captured, as the end of a sentence; empty where it can."""
     model, training = config.model, config.training
-    if model.backbone != "sasrec":
-        return f"model.backbone is {model.backbone!r}: only sasrec has batches of one shape"
-    if training.loss != "cross_entropy":
-        return f"training.loss is {training.loss!r}: negatives are drawn on the host"
+    backbone = BACKBONES.get(model.backbone)
+    if not backbone.captured:
+        return f"model.backbone is {model.backbone!r}, which takes no batches of one shape"
+    if not LOSSES.get(training.loss).captured:
+        return f"training.loss is {training.loss!r}, which is computed partly on the host"
+    if not issubclass(backbone, TransformerModel):
+        return ""
     exact = training.precision == "32-true"
     return waiting_attention(model, exact=exact) if device.type == "cuda" else ""
 
@@ -124,7 +129,7 @@ def waiting_attention(model: ModelConfig, *, exact: bool) -> str:
         return "" if packed_kernel_takes(q) else "there is no kernel for this dense attention"
     if model.attention_impl in ("reference", "torch"):
         return f"model.attention_impl is {model.attention_impl!r}, which waits for lengths"
-    spec = blossom_spec(model, causal=model.backbone != "bert4rec")
+    spec = blossom_spec(model, causal=BACKBONES.get(model.backbone).causal)
     refused = refusal(spec, heads, dtype, "cuda", "triton")
     # Explicitly asked for, the kernels say themselves what they do not take.
     return refused if model.attention_impl == "auto" else ""

@@ -14,7 +14,7 @@ from benchmarks.accuracy.accuracy_study import Case
 from blossomrec.config import check
 from blossomrec.data.log import EventLog
 from blossomrec.errors import BlossomRecError, ConfigError
-from blossomrec.experiments.measure import evaluate_run
+from blossomrec.measure import evaluate_run
 from blossomrec.training import trainer
 from blossomrec.training.run import read_run_config
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.models.baselines.base import Baseline
 from blossomrec.models.baselines.counts import users_by_items
 from blossomrec.models.baselines.histories import DistinctItems
 
@@ -18,9 +19,11 @@ if TYPE_CHECKING:
 
 # A dense matrix of float64 is inverted: 3.2 GB at this size, and its factor beside it.
 MOST_ITEMS = 20_000
+# Largest for which it is fitted unasked: beyond, it takes minutes and gigabytes.
+UNASKED_ITEMS = 5_000
 
 
-class Ease(nn.Module):
+class Ease(Baseline):
     """Scores an item by the sum of its weights from all items of the history (Steck, 2019).
 
     The weights are those with which each item is best predicted, in squares, by the other items
@@ -32,6 +35,7 @@ class Ease(nn.Module):
     """
 
     weights: Tensor
+    most_items = UNASKED_ITEMS
 
     def __init__(self, weights: Tensor, *, longest: int):
         super().__init__()

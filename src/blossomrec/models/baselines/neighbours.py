@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blossomrec.errors import ConfigError
+from blossomrec.models.baselines.base import Baseline
 
 if TYPE_CHECKING:
     from blossomrec.data.batches import Batch
 
 
-class ItemNeighbours(nn.Module):
+class ItemNeighbours(Baseline):
     """Scores an item by its weight beside each of a history's last items.
 
     A history's last event adds the weights of its item's neighbours in full, each earlier one

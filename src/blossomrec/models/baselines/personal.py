@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blossomrec.data.batches import HistoryBatches
 from blossomrec.errors import ConfigError
+from blossomrec.models.baselines.base import Baseline
 from blossomrec.models.baselines.counts import training_events
 from blossomrec.models.baselines.histories import DistinctItems
 
@@ -26,7 +27,7 @@ TRIED_USERS, TRIED_K, TRIED_TOKENS = 2_000, 10, 65_536
 RECENT = 2_000
 
 
-class _Personal(nn.Module):
+class _Personal(Baseline):
     """Ranks the items of a history before all others, which follow by popularity.
 
     Args:
@@ -38,6 +39,7 @@ class _Personal(nn.Module):
     """
 
     popularity: Tensor
+    own_items = True
 
     def __init__(self, popularity: np.ndarray, *, recent: int = RECENT):
         super().__init__()

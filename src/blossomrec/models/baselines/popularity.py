@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blossomrec.errors import ConfigError
+from blossomrec.models.baselines.base import Baseline
 from blossomrec.models.baselines.counts import training_events
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from blossomrec.data.log import EventLog
 
 
-class Popularity(nn.Module):
+class Popularity(Baseline):
     """Scores every item by its number of training events, the same for everyone.
 
     Args:

@@ -16,7 +16,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases, make_split
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError
-from blossomrec.experiments.measure import open_log
+from blossomrec.measure import open_log
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.report.inspect.choice import (
     SelectionForm,

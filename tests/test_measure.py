@@ -12,13 +12,11 @@ from blossomrec.config import EvaluationConfig
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.errors import ConfigError, DataError, RunError
-from blossomrec.evaluation import evaluate
-from blossomrec.experiments.measure import (
-    BASELINES,
-    evaluate_baseline,
-    evaluate_run,
-    override,
-)
+from blossomrec.evaluation import compare, evaluate
+from blossomrec.evaluation.metrics import METRICS
+from blossomrec.evaluation.storage import load_evaluation, save_evaluation
+from blossomrec.measure import evaluate_baseline, evaluate_run, override
+from blossomrec.models.baselines import BASELINES
 from blossomrec.recommender import BlossomRec
 from small_options import SMALL
 
@@ -80,6 +78,81 @@ def test_another_vocabulary_is_refused(trained, repeat_log):
     assert str(run) in str(error.value) and str(repeat_log.folder) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"on": "valid"}, {"ranking": "uni100", "seed": 3}, {"ks": [1, 7], "filter_seen": "yes"}],
+    ids=str,
+)
+def test_a_recommender_measures_itself_as_its_run_is_measured(trained, tiny_log, options):
+    recommender, run = trained
+    expected = evaluate_run(run, **options | ({"ks": (1, 7)} if "ks" in options else {}))
+    recommenders = [recommender, BlossomRec.from_pretrained(run)]
+    recommenders.append(BlossomRec.from_pretrained(run, tiny_log))
+    for one in recommenders:
+        measured = one.evaluate(**options)
+        assert measured.protocol == expected.protocol
+        assert measured.metrics == expected.metrics
+        assert measured.intervals == expected.intervals
+
+
+def test_a_recommender_without_a_log_of_its_own_is_told_to_take_one(
+    trained, tiny_log, repeat_log, tmp_path
+):
+    recommender, _ = trained
+    recommender.save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "config.json"
+    values = json.loads(path.read_text()) | {"data": str(tmp_path / "gone")}
+    path.write_text(json.dumps(values))
+    lost = BlossomRec.from_pretrained(tmp_path / "saved")
+    with pytest.raises(RunError, match=r"gone is not a prepared log.*: give one"):
+        lost.evaluate()
+    assert lost.evaluate(log=tiny_log).metrics == recommender.evaluate().metrics
+    with pytest.raises(RunError, match="this model belongs to another vocabulary"):
+        lost.evaluate(log=repeat_log.folder)
+    with pytest.raises(RunError, match="has not been fitted"):
+        BlossomRec().evaluate()
+
+
+def test_a_recommender_knows_a_log_that_was_prepared_again(tiny_events, tmp_path):
+    log = EventLog.prepare(tiny_events, tmp_path / "log")
+    fitted = BlossomRec(**SMALL).fit(log, tmp_path / "run", progress=False)
+    metrics = fitted.evaluate().metrics
+    EventLog.prepare(tiny_events.with_columns(-pl.col("timestamp")), tmp_path / "log")
+    # An open log is what it was.
+    assert fitted.evaluate().metrics == metrics
+    again = BlossomRec.from_pretrained(tmp_path / "run")
+    with pytest.raises(RunError, match="was prepared again since this model was trained on it"):
+        again.evaluate()
+    with pytest.warns(UserWarning, match="is not what this model was trained on"):
+        assert again.evaluate(log=tmp_path / "log").metrics != metrics
+
+
+def test_own_metrics_are_measured_and_kept(trained, tiny_log, tmp_path, monkeypatch):
+    monkeypatch.setattr(METRICS, "_registered", {})
+
+    @METRICS.register("misses")
+    def misses(places, offsets, k):
+        return 1.0 - (places[offsets[:-1]] < k)
+
+    recommender, run = trained
+    for measured in (
+        evaluate_run(run, own_metrics=["misses"]),
+        recommender.evaluate(own_metrics=["misses"]),
+        evaluate_baseline("popularity", tiny_log, own_metrics=["misses"]),
+    ):
+        assert measured.metrics["misses@10"] == pytest.approx(1 - measured.metrics["hr@10"])
+        assert "misses@10" in measured.intervals
+    save_evaluation(measured, tmp_path / "kept.json")
+    assert load_evaluation(tmp_path / "kept.json").metrics == measured.metrics
+    usual = evaluate_baseline("popularity", tiny_log)
+    assert "misses@10" not in compare(usual, measured)
+    monkeypatch.setattr(METRICS, "_registered", {})
+    with pytest.raises(RunError, match=r"kept.json: own_metrics is 'misses', a metric that is not"):
+        load_evaluation(tmp_path / "kept.json")
+    with pytest.raises(ConfigError, match="own_metrics is 'misses': choose one of hr, recall, nd"):
+        recommender.evaluate(own_metrics=["misses"])
+
+
 def test_a_log_that_was_prepared_again_is_refused(tiny_events, tmp_path):
     log = EventLog.prepare(tiny_events, tmp_path / "log")
     run = tmp_path / "run"
@@ -133,10 +206,10 @@ def test_a_device_that_is_not_there_is_named(trained, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:personal-:UserWarning")
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", BASELINES.names())
 def test_baselines_learn_from_training_events_alone(tiny_log, name):
     split = make_split(tiny_log, EvaluationConfig())
-    own = BASELINES[name].fit(tiny_log, split.train_end)
+    own = BASELINES.get(name).fit(tiny_log, split.train_end)
     for on in ("test", "valid"):
         measured = evaluate_baseline(name, tiny_log, on=on)
         expected = evaluate(own, tiny_log, getattr(split, on), filter_seen=True)
@@ -155,15 +228,15 @@ def test_own_items_want_a_log_with_repeats(tiny_log, repeat_log, name, recwarn):
         left_out = evaluate_baseline(name, tiny_log)
     popular = evaluate_baseline("popularity", tiny_log)
     assert np.array_equal(left_out.ranks, popular.ranks)
-    assert not BASELINES[name].suits(tiny_log, filter_seen=True)
-    assert BASELINES[name].suits(repeat_log, filter_seen=False)
+    assert not BASELINES.get(name).suits(tiny_log, filter_seen=True)
+    assert BASELINES.get(name).suits(repeat_log, filter_seen=False)
 
 
 def test_a_dense_model_is_not_fitted_unasked_on_a_large_catalogue(tiny_log):
     large = SimpleNamespace(num_items=100_000)
-    unasked = {name for name, one in BASELINES.items() if one.suits(large, filter_seen=False)}
+    unasked = {name for name in BASELINES if BASELINES.get(name).suits(large, filter_seen=False)}
     assert unasked == set(BASELINES) - {"ease"}
-    assert BASELINES["ease"].suits(tiny_log, filter_seen=True)
+    assert BASELINES.get("ease").suits(tiny_log, filter_seen=True)
 
 
 @pytest.mark.parametrize("on", ["tset", None, 3])
@@ -229,5 +302,5 @@ def test_wrong_options_are_named(tiny_log, trained, options, words):
 
 
 def test_measuring_needs_no_polars():
-    program = "import sys; sys.modules['polars'] = None; import blossomrec.experiments.measure"
+    program = "import sys; sys.modules['polars'] = None; import blossomrec.measure"
     subprocess.run([sys.executable, "-c", program], check=True)

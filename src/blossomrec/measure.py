@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from blossomrec.arguments import one_of
 from blossomrec.config import EvaluationConfig, check
@@ -15,8 +16,9 @@ from blossomrec.data.split import make_split, split_name
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.evaluation import Evaluation, evaluate, resolve_filter_seen
-from blossomrec.experiments.baselines import BASELINES
+from blossomrec.models.baselines import BASELINES
 from blossomrec.models.scorer import Scorer
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.training.run import RunInfo, load_model, read_run_config
 
 HeldOut = Literal["test", "valid"]
@@ -29,6 +31,7 @@ def evaluate_run(
     *,
     on: HeldOut = "test",
     device: str = "auto",
+    own_metrics: Sequence[str] = (),
     **options: Any,
 ) -> Evaluation:
     """Evaluate the best weights of a run folder.
@@ -36,6 +39,7 @@ def evaluate_run(
     Args:
         log: the prepared log; None is the one the run was trained on, which must still be the same.
         on: which held-out events of the split that the run was trained with.
+        own_metrics: see :func:`blossomrec.evaluation.evaluate`.
         options: fields of :class:`EvaluationConfig` that override the run's own; None is no change.
 
     Raises:
@@ -44,16 +48,46 @@ def evaluate_run(
         ConfigError: an option is unknown, out of bounds or one of the split, whose other form would
             test on what the run was trained on, or the device is not there.
     """
+    check_run_options(run, on, options)
+    info = read_run_config(run)
+    events = open_log(run, info, log)
+    config = override(info.config.evaluation, options)
+    device = resolve_device(device)
+    protocol = _Protocol(config, on, device, own_metrics)
+    return _evaluate(load_model(run, device), events, protocol)
+
+
+def evaluate_model(
+    model: SequenceModel,
+    info: RunInfo,
+    log: EventLog,
+    *,
+    on: HeldOut,
+    options: dict[str, Any],
+    own_metrics: Sequence[str],
+    named: bool,
+) -> Evaluation:
+    """Evaluate a model in memory as :func:`evaluate_run` does that of a folder.
+
+    Args:
+        info: what its run says.
+        log: the log it was trained on, or another one with the same items.
+        named: the log was named by whoever asks, and may differ from the one trained on.
+    """
+    check_run_options("this model", on, options)
+    check_log("this model", info, log, named=named)
+    config = override(info.config.evaluation, options)
+    device = str(model.item_embeddings.weight.device)
+    return _evaluate(model, log, _Protocol(config, on, device, own_metrics))
+
+
+def check_run_options(run: str | Path, on: HeldOut, options: dict[str, Any]) -> None:
+    """Raise ConfigError for options that an evaluation of a run does not take."""
     one_of("on", on, get_args(HeldOut))
     for name in SPLIT_OPTIONS:
         if options.get(name) is not None:
             flag = f"--{name.replace('_', '-')} {options[name]}"
             raise ConfigError(f"{flag} is for baselines: {run} keeps the split of its run")
-    info = read_run_config(run)
-    events = open_log(run, info, log)
-    config = override(info.config.evaluation, options)
-    device = resolve_device(device)
-    return _evaluate(load_model(run, device), events, config, on, device)
 
 
 def open_log(run: str | Path, info: RunInfo, log: EventLog | str | Path | None) -> EventLog:
@@ -68,8 +102,18 @@ def open_log(run: str | Path, info: RunInfo, log: EventLog | str | Path | None) 
     if log is None and not (info.data / "log.json").is_file():
         raise RunError(f"{info.data}, the log {run} was trained on, is not there: give the log")
     events = log if isinstance(log, EventLog) else EventLog.open(log or info.data)
+    check_log(run, info, events, named=log is not None)
+    return events
+
+
+def check_log(run: str | Path, info: RunInfo, events: EventLog, *, named: bool) -> None:
+    """Whether a run may be measured on a log; see :func:`open_log`.
+
+    Args:
+        named: the log was named by whoever asks, and may differ from the one trained on.
+    """
     differing = differences(info.log or {}, events.identity)
-    if differing and log is None:
+    if differing and not named:
         raise RunError(
             f"{events.folder} was prepared again since {run} was trained on it ({differing}): what "
             "is held out now may have been trained on; train again, or name the log, --log "
@@ -81,19 +125,23 @@ def open_log(run: str | Path, info: RunInfo, log: EventLog | str | Path | None) 
         warnings.warn(
             f"{events.folder} is not what {run} was trained on ({differing}): what is held out "
             "there may have been trained on",
-            stacklevel=2,
+            stacklevel=3,
         )
     if info.log is None:
         warnings.warn(
             f"{run} does not tell the identity of its log, as older runs do not: whether "
             f"{events.folder} is still what it was trained on is not known",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return events
 
 
 def evaluate_baseline(
-    name: str, log: EventLog, *, on: HeldOut = "test", **options: Any
+    name: str,
+    log: EventLog,
+    *,
+    on: HeldOut = "test",
+    own_metrics: Sequence[str] = (),
+    **options: Any,
 ) -> Evaluation:
     """Fit one of ``BASELINES`` on the training events, and evaluate it.
 
@@ -105,18 +153,18 @@ def evaluate_baseline(
         ConfigError: the baseline is unknown, an option too, or it is out of bounds.
         DataError: the log is too small for the split, or its catalogue too large for the baseline.
     """
-    if name not in BASELINES:
-        raise ConfigError(f"no baseline {name!r}: choose one of {', '.join(BASELINES)}")
+    baseline = BASELINES.get(name)
     one_of("on", on, get_args(HeldOut))
     config = override(EvaluationConfig(), options)
     split = make_split(log, config)
-    if BASELINES[name].own_items and resolve_filter_seen(config, log):
+    if baseline.own_items and resolve_filter_seen(config, log):
         warnings.warn(
             f"{name} recommends items of the history, which this evaluation leaves out: what is "
             "measured is popularity; with filter_seen no it is measured as it is",
             stacklevel=2,
         )
-    return _evaluate(BASELINES[name].fit(log, split.train_end), log, config, on, "cpu")
+    protocol = _Protocol(config, on, "cpu", own_metrics)
+    return _evaluate(baseline.fit(log, split.train_end), log, protocol)
 
 
 def override(config: EvaluationConfig, options: dict[str, Any]) -> EvaluationConfig:
@@ -131,18 +179,27 @@ def override(config: EvaluationConfig, options: dict[str, Any]) -> EvaluationCon
     return config
 
 
-def _evaluate(
-    scorer: Scorer, log: EventLog, config: EvaluationConfig, on: HeldOut, device: str
-) -> Evaluation:
+class _Protocol(NamedTuple):
+    """How something is measured, and where."""
+
+    config: EvaluationConfig
+    on: HeldOut
+    device: str
+    own_metrics: Sequence[str]
+
+
+def _evaluate(scorer: Scorer, log: EventLog, protocol: _Protocol) -> Evaluation:
+    config = protocol.config
     split = make_split(log, config)
     return evaluate(
         scorer,
         log,
-        getattr(split, on),
+        getattr(split, protocol.on),
         ks=config.ks,
         ranking=config.ranking,
         filter_seen=resolve_filter_seen(config, log),
         seed=config.seed,
-        device=device,
+        device=protocol.device,
         split=split_name(config),
+        own_metrics=protocol.own_metrics,
     )
