@@ -1,6 +1,7 @@
 """The command line of the benchmarks, which the package does not know."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_every_verb_explains_itself(benchmarks, verb):
     shown = benchmarks(verb, "--help")
     assert f"Usage: python -m benchmarks {verb}" in shown
+
+
+def test_the_docs_name_verbs_and_files_that_there_are():
+    text = "\n".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+    assert set(re.findall(r"python -m benchmarks ([a-z]+)", text)) | {"tables"} == set(VERBS)
+    for path in re.findall(r"`(benchmarks/[^`\s]+)`", text):
+        assert (ROOT / path).exists(), path
 
 
 def test_the_package_imports_no_benchmark():
