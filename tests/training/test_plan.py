@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_training import small_config
 
-from blossomrec.attention.api import fastest
+from blossomrec.attention.api import resolve
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.models import build_model
@@ -28,8 +28,8 @@ def lines(log, run, **options):
 def test_five_lines_tell_what_is_trained(tiny_log, tmp_path):
     told, model = lines(tiny_log, tmp_path / "run", warmup_steps=3)
     count = sum(one.numel() for one in model.parameters())
-    q, k, gates = torch.empty(1, 2, 8), torch.empty(1, 1, 8), torch.empty(1, 2, 2)
-    impl = fastest(q, k, gates, {"block_size": 4, "top_n": 1, "window": 2, "sinks": 0})
+    attention = model.stack()[0].attention
+    impl = resolve(attention.spec, attention.heads, torch.float32, "cpu").name
     assert told == [
         "log: 60 users, 1,830 events, 80 items",
         f"model: sasrec, {count:,} parameters",
