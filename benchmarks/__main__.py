@@ -32,6 +32,10 @@ VERBS = {
         "serving.server_load:measure_server",
         "Throughput and latency of a server with kept histories.",
     ),
+    "serving-step": (
+        "serving.kept_step:measure_step",
+        "One new event of each of many users on a GPU, beside encoding all histories again.",
+    ),
     "explain": (
         "serving.removed_events:measure_removed",
         "Whether explanations name the events that count.",

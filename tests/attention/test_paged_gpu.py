@@ -32,7 +32,7 @@ def drawn(attention, length, seed):
     empty, generator = attention.start(), torch.Generator("cuda").manual_seed(seed)
     rows = (length, length, length // 16)
     tensors = [
-        torch.randn(n, 2, attention.head_dim, device="cuda", generator=generator) for n in rows
+        torch.randn(n, 2, attention.heads.size, device="cuda", generator=generator) for n in rows
     ]
     like = empty.events.buffer.dtype
     names = ("keys", "values", "block_keys")

@@ -1,7 +1,5 @@
 """One new event of each of many users on a GPU, as the thread of the model brings it in.
 
-    python benchmarks/serving_step.py --out results/serving.jsonl
-
 ``step_ms`` is what lies between histories that have one new event each and the queries of all of
 them on the GPU, the work of the host included; ``recompute_ms`` the same for an encoder that keeps
 nothing. Weights are random, histories too. Nothing is printed unless the queries after all these
@@ -10,21 +8,20 @@ steps are those of the whole histories in double precision.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from blossomrec.evaluation.results import append_result, provenance
 from torch import Tensor
 
+from benchmarks.results import append_result, provenance
 from blossomrec.config import ModelConfig
 from blossomrec.data.batches import pack
+from blossomrec.errors import ConfigError
 from blossomrec.models.sequence import SequenceModel, build_model
 from blossomrec.serving.cache import HistoryCache
 from blossomrec.serving.encoder import Encoder, WholeEncoder, build_encoder
@@ -86,7 +83,7 @@ def median_ms(prepare: Callable[[], object], work: Callable[[], object], times: 
 
 
 def check(model: SequenceModel, histories: list[UserHistory], queries: Tensor) -> None:
-    """Exit unless the queries are those of the whole histories."""
+    """ConfigError unless the queries are those of the whole histories."""
     exact, errors = copy.deepcopy(model).double(), []
     for history, query in zip(histories[:COMPARED], queries, strict=False):
         expected = exact.queries(pack([history.rows]).to(query.device))[0]
@@ -94,7 +91,10 @@ def check(model: SequenceModel, histories: list[UserHistory], queries: Tensor) -
     wrong = [error for error in errors if not error < TOLERANCE]
     print(f"  largest error {max(errors):.1e}, median {statistics.median(errors):.1e}", flush=True)
     if len(wrong) > MAY_DIFFER:
-        sys.exit(f"{len(wrong)} of {len(errors)} queries differ from those of whole histories")
+        raise ConfigError(
+            f"{len(wrong)} of {len(errors)} queries differ from those of whole histories: "
+            "nothing is timed"
+        )
 
 
 def measure(users: int, length: int, cache_mib: int) -> dict[str, float]:
@@ -121,22 +121,25 @@ def measure(users: int, length: int, cache_mib: int) -> dict[str, float]:
     return {"step_ms": round(step_ms, 3), "recompute_ms": round(recompute_ms, 3)}
 
 
-def main() -> int:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--users", type=int, default=256)
-    arguments.add_argument("--lengths", type=int, nargs="+", default=[2_000, 16_000])
-    arguments.add_argument("--cache-mib", type=int, default=4_096)
-    arguments.add_argument("--out", type=Path, help="JSON lines are appended here; none without")
-    given = arguments.parse_args()
-    for length in given.lengths:
+def measure_step(
+    *,
+    users: int = 256,
+    lengths: list[int] | None = None,
+    cache_mib: int = 4_096,
+    out: Path | None = None,
+) -> None:
+    """Time one new event of each of many users on a GPU, beside encoding all histories again.
+
+    Args:
+        users: who get an event at the same time
+        lengths: events of the histories before, such as 2000 16000, which are the default
+        cache_mib: memory for kept histories
+        out: JSONL file that gets a line for each length
+    """
+    for length in lengths or [2_000, 16_000]:
         with torch.inference_mode():
-            measures = measure(given.users, length, given.cache_mib)
-        line = {"scenario": "step", "users": given.users, "history": length, **measures}
+            measures = measure(users, length, cache_mib)
+        line = {"scenario": "step", "users": users, "history": length, **measures}
         print(line, flush=True)
-        if given.out is not None:
-            append_result(given.out, {**line, **provenance("cuda")})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        if out is not None:
+            append_result(out, {**line, **provenance("cuda")})
