@@ -19,6 +19,7 @@ lint: $(READY)
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache
 
 # constraints.txt keeps torch to one version, so that every environment is the same.
 $(READY): pyproject.toml constraints.txt

@@ -10,25 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from blossomrec.lazy import lazily
-from blossomrec.registry import Registry
+from blossomrec.names import LOSSES
 
 if TYPE_CHECKING:
     from blossomrec.losses.negatives import NegativeSampler
     from blossomrec.losses.sampled import SampledLoss, bpr, gbce, sampled_softmax
     from blossomrec.losses.softmax import cross_entropy
     from blossomrec.losses.training_loss import TrainingLoss, build_loss
-
-LOSSES: Registry[type[TrainingLoss]] = Registry(
-    "loss",
-    "blossomrec.losses",
-    {
-        "cross_entropy": "blossomrec.losses.softmax:CrossEntropy",
-        "sampled_softmax": "blossomrec.losses.sampled:SampledSoftmax",
-        "gbce": "blossomrec.losses.sampled:GBCE",
-        "bpr": "blossomrec.losses.sampled:BPR",
-    },
-    base="blossomrec.losses.training_loss:TrainingLoss",
-)
 
 __all__ = [
     "LOSSES",

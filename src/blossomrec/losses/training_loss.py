@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blossomrec.config import TrainingConfig
 from blossomrec.errors import ConfigError
-from blossomrec.losses import LOSSES
+from blossomrec.names import LOSSES
 
 
 class TrainingLoss:

@@ -5,24 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from blossomrec.lazy import lazily
-from blossomrec.registry import Registry
+from blossomrec.names import BACKBONES
 
 if TYPE_CHECKING:
     from blossomrec.models.full import FullAttention
     from blossomrec.models.scorer import Scorer
     from blossomrec.models.sequence import Encoded, SequenceModel, build_model
     from blossomrec.models.state import ModelState
-
-BACKBONES: Registry[type[SequenceModel]] = Registry(
-    "backbone",
-    "blossomrec.backbones",
-    {
-        "sasrec": "blossomrec.models.sasrec:SASRec",
-        "bert4rec": "blossomrec.models.bert4rec:BERT4Rec",
-        "gru4rec": "blossomrec.models.gru4rec:GRU4Rec",
-    },
-    base="blossomrec.models.sequence:SequenceModel",
-)
 
 __all__ = [
     "BACKBONES",

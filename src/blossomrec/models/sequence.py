@@ -14,7 +14,7 @@ from blossomrec.attention import AttentionOutput
 from blossomrec.config import ModelConfig, RunConfig, check
 from blossomrec.data.batches import TrainingBatches
 from blossomrec.errors import ConfigError, DataError
-from blossomrec.models import BACKBONES
+from blossomrec.names import BACKBONES
 
 if TYPE_CHECKING:
     import numpy as np

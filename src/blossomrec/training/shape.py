@@ -14,10 +14,9 @@ from blossomrec.attention.spec import Heads
 from blossomrec.config import ModelConfig, RunConfig
 from blossomrec.data.batches import Batch, TrainingBatches
 from blossomrec.errors import ConfigError
-from blossomrec.losses import LOSSES
-from blossomrec.models import BACKBONES
 from blossomrec.models.full import packed_kernel_takes
 from blossomrec.models.transformer import TransformerModel, blossom_spec
+from blossomrec.names import BACKBONES, LOSSES
 
 # Room for batches with more histories than the first epoch has in any; one that needs more still
 # is trained on as it is.
