@@ -189,7 +189,9 @@ def test_the_client(run, item_ids, tmp_path):
             events = [{"item": item_ids[3], "key": "k"}, {"item": item_ids[4]}]
             assert client.append("a/b%2F", events)["length"] == 5
             assert client.append("a/b%2F", events[:1])["repeated"] == 1
-            assert list(client.users()) == [{"user_id": "a/b%2F", "length": 5}]
+            (listed,) = client.users()
+            assert (listed["user_id"], listed["length"]) == ("a/b%2F", 5)
+            assert abs(listed["timestamp"] - time.time()) < 3_600
             user = client.user("a/b%2F", last=2)
             assert (user["user_id"], user["length"], len(user["events"])) == ("a/b%2F", 5, 2)
             found = client.recommend("a/b%2F", 4)

@@ -116,7 +116,7 @@ def test_reading_does_not_wait_for_a_writer(run, place, item_ids, one_thread):
         try:
             assert server.client.get("/v1/users/anna").json()["length"] == 3
             listed = server.client.get("/v1/users").json()["users"]
-            assert listed == [{"user_id": "anna", "length": 3}]
+            assert listed == [{"user_id": "anna", "length": 3, "timestamp": listed[0]["timestamp"]}]
             assert server.client.get("/v1/items").json() == {"off": item_ids[:1]}
             assert server.client.get("/readyz").status_code == 200
         finally:
@@ -227,9 +227,11 @@ def test_any_id_goes_in_and_out(run, place, item_ids, tmp_path):
     """By its exact code points, with nothing normalised."""
     with Process(run, place.where) as server, Client(server.url) as client:
         for number, user in enumerate(ODD):
-            assert client.append(user, item_ids[: number + 1])["user_id"] == user
-            assert client.append(user, [{"item": item_ids[0], "key": user}])["stored"] == 1
-            assert client.append(user, [{"item": item_ids[0], "key": user}])["repeated"] == 1
+            events = [{"item": item, "timestamp": number} for item in item_ids[: number + 1]]
+            assert client.append(user, events)["user_id"] == user
+            keyed = [{"item": item_ids[0], "key": user, "timestamp": number}]
+            assert client.append(user, keyed)["stored"] == 1
+            assert client.append(user, keyed)["repeated"] == 1
         for number, user in enumerate(ODD):
             assert client.user(user)["length"] == number + 2
             assert client.recommend(user, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -74,7 +74,8 @@ class StateEncoder:
         return len(items)
 
     def _state(self, history: UserHistory) -> ModelState:
-        return history.state if isinstance(history.state, ModelState) else self._model.start()
+        # Whatever kind of state the backbone keeps: it comes from this encoder alone.
+        return self._model.start() if history.state is None else cast(ModelState, history.state)
 
 
 class WholeEncoder:
