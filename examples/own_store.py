@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from blossomrec.serving.clock import Clock, Time
-from blossomrec.serving.store import (
+from blossomrec.serving.stores import STORES
+from blossomrec.serving.stores.clock import Clock, Time
+from blossomrec.serving.stores.store import (
     Appended,
     Counts,
     Event,
@@ -31,7 +32,6 @@ from blossomrec.serving.store import (
     new_events,
     read_cursor,
 )
-from blossomrec.serving.stores import STORES
 
 
 class History(NamedTuple):

@@ -108,7 +108,7 @@ def test_the_last_lines_are_commands_that_work(tmp_path, monkeypatch, capsys):
     tmp_path.mkdir()
     pytest.importorskip("fastapi", reason="the demo's last command serves")
     from blossomrec.cli import main
-    from blossomrec.serving import server
+    from blossomrec.serving.http import server
 
     renamed(simulate(TINY)).write_csv(tmp_path / "mine.csv")
     shown = run(tmp_path / "demo", events=tmp_path / "mine.csv", **COLUMNS)

@@ -20,9 +20,9 @@ from benchmarks.results import append_result, provenance
 from benchmarks.serving.load import Outcome
 from blossomrec.config import ModelConfig
 from blossomrec.models import build_model
-from blossomrec.serving.approximate import ApproximateRanking
+from blossomrec.serving.engine.approximate import ApproximateRanking
+from blossomrec.serving.engine.ranking import Best, Choice, Ranking
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.ranking import Best, Choice, Ranking
 
 CLUSTER, WIDTH, QUESTIONS, K, VIEWED = 50, 64, 200, 10, 500
 PROBES = (4, 16, 64, 128)

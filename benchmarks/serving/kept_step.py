@@ -23,9 +23,8 @@ from blossomrec.config import ModelConfig
 from blossomrec.data.batches import pack
 from blossomrec.errors import ConfigError
 from blossomrec.models.sequence import SequenceModel, build_model
-from blossomrec.serving.cache import HistoryCache
-from blossomrec.serving.encoder import Encoder, WholeEncoder, build_encoder
-from blossomrec.serving.history import UserHistory
+from blossomrec.serving.engine.encoder import Encoder, WholeEncoder, build_encoder
+from blossomrec.serving.engine.histories import HistoryCache, UserHistory
 
 ITEMS = 100_000
 WARM_UP, STEPS, RECOMPUTED = 10, 30, 5

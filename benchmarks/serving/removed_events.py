@@ -24,7 +24,7 @@ from benchmarks.results import append_result, provenance
 from blossomrec.data.batches import pack
 from blossomrec.measure import open_log
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.serving.explain import Explanation, explain
+from blossomrec.serving.engine.explain import Explanation, explain
 from blossomrec.training.run import load_model, read_run_config
 
 REMOVED, DRAWS, SHORTEST, RECENT = 5, 10, 40, 20

@@ -52,8 +52,8 @@ from benchmarks.serving.load import (
 )
 from blossomrec.config import option
 from blossomrec.data.vocabulary import Vocabulary
-from blossomrec.serving.bulk import import_events
 from blossomrec.serving.stores import store_opener
+from blossomrec.serving.stores.bulk import import_events
 from blossomrec.training.run import read_run_config
 
 LENGTHS = (200, 2_000, 20_000)

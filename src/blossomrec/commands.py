@@ -323,8 +323,8 @@ def import_events(
             other options are about
         store: as that of the server, which may be using it
     """
-    from blossomrec.serving.bulk import import_events as load
     from blossomrec.serving.stores import store_opener
+    from blossomrec.serving.stores.bulk import import_events as load
 
     open_store, name = store_opener(store)
     imported = load(source, open_store(), **vars(options))

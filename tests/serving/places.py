@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from blossomrec.serving.store import EventStore
 from blossomrec.serving.stores import store_opener
+from blossomrec.serving.stores.store import EventStore
 
 NAMES = ("valkey-server", "redis-server")
 # What docs/serving.md tells to start it with, and files in which a word can be looked for.

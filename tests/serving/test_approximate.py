@@ -7,10 +7,10 @@ from serving_runs import Server
 
 from blossomrec.config import ModelConfig
 from blossomrec.models import build_model
-from blossomrec.serving import approximate
-from blossomrec.serving.approximate import ApproximateRanking
+from blossomrec.serving.engine import approximate
+from blossomrec.serving.engine.approximate import ApproximateRanking
+from blossomrec.serving.engine.ranking import Choice, Ranking
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.ranking import Choice, Ranking
 from small_options import MODEL
 
 pytest.importorskip("faiss", reason="the approximation is its")

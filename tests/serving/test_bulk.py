@@ -4,10 +4,10 @@ import pytest
 
 from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, DataError
-from blossomrec.serving import bulk
-from blossomrec.serving.bulk import Imported, import_events
-from blossomrec.serving.sqlite_store import SQLiteStore
-from blossomrec.serving.store import Event
+from blossomrec.serving.stores import bulk
+from blossomrec.serving.stores.bulk import Imported, import_events
+from blossomrec.serving.stores.sqlite_store import SQLiteStore
+from blossomrec.serving.stores.store import Event
 from command_line import refuse
 
 

@@ -12,11 +12,10 @@ from places import metric
 from serving_runs import WAIT
 
 from blossomrec.errors import ConfigError
-from blossomrec.serving import connections
-from blossomrec.serving.connections import ConnectionLimits, most_connections
+from blossomrec.serving.http import connections
+from blossomrec.serving.http.connections import ConnectionLimits, most_connections
+from blossomrec.serving.http.server import Repeats, _Server, _settings
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.repeats import Repeats
-from blossomrec.serving.server import _Server, _settings
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"

@@ -12,8 +12,8 @@ from blossomrec.config import ModelConfig
 from blossomrec.data.batches import pack
 from blossomrec.errors import ConfigError
 from blossomrec.models import build_model
-from blossomrec.serving import explain as explaining
-from blossomrec.serving.explain import explain
+from blossomrec.serving.engine import explain as explaining
+from blossomrec.serving.engine.explain import explain
 from small_options import MODEL
 
 ITEMS = 30

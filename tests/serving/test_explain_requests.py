@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from serving_runs import Process, Server, write_run
 
-from blossomrec.serving import Client, explainer, schemas
-from blossomrec.serving.explain import explain
+from blossomrec.serving import Client
+from blossomrec.serving.engine import explainer
+from blossomrec.serving.engine.explain import explain
+from blossomrec.serving.http import schemas
 
 EXPLAIN = "/v1/explain"
 

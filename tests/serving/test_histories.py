@@ -5,9 +5,8 @@ import pytest
 
 from blossomrec.config import ServingConfig
 from blossomrec.errors import ConfigError
-from blossomrec.serving.cache import HistoryCache
-from blossomrec.serving.catalogue import Catalogue
-from blossomrec.serving.history import OVERHEAD, UserHistory, window_start
+from blossomrec.serving.engine.catalogue import Catalogue
+from blossomrec.serving.engine.histories import OVERHEAD, HistoryCache, UserHistory, window_start
 from blossomrec.serving.refusals import Refusal, plain, shown
 
 

@@ -15,7 +15,7 @@ import pytest
 from places import metric
 from serving_runs import WAIT, Process
 
-from blossomrec.serving.connections import RESERVED
+from blossomrec.serving.http.connections import RESERVED
 from command_line import refuse
 
 FILES = RESERVED + 60

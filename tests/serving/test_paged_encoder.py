@@ -12,11 +12,10 @@ from blossomrec.config import ModelConfig
 from blossomrec.data.batches import pack
 from blossomrec.errors import ConfigError
 from blossomrec.models import build_model
-from blossomrec.serving import paged, release
-from blossomrec.serving.cache import HistoryCache
-from blossomrec.serving.encoder import StateEncoder, build_encoder
-from blossomrec.serving.history import UserHistory
-from blossomrec.serving.paged import PagedEncoder
+from blossomrec.serving.engine import paged, release
+from blossomrec.serving.engine.encoder import StateEncoder, build_encoder
+from blossomrec.serving.engine.histories import HistoryCache, UserHistory
+from blossomrec.serving.engine.paged import PagedEncoder
 from small_options import MODEL
 from whole_history import relative_error
 

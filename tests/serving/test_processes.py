@@ -18,10 +18,10 @@ from places import metric
 from serving_runs import Process, write_run
 
 from blossomrec.serving import Client, ServerError
-from blossomrec.serving.connections import ConnectionLimits
+from blossomrec.serving.http.connections import ConnectionLimits
+from blossomrec.serving.http.server import _Server
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.server import _Server
-from blossomrec.serving.sqlite_store import SQLiteStore
+from blossomrec.serving.stores.sqlite_store import SQLiteStore
 from command_line import refuse
 
 # More of them, for a longer proof than every run of the tests needs.

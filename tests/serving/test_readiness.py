@@ -10,10 +10,11 @@ import pytest
 from places import Redis, needs_redis
 from serving_runs import WAIT, Process, Server
 
-from blossomrec.serving import Client, ServerError, service
+from blossomrec.serving import Client, ServerError
+from blossomrec.serving.engine import service
 from blossomrec.serving.refusals import Refusal
-from blossomrec.serving.sqlite_store import SQLiteStore
-from blossomrec.serving.store import Event, Tail
+from blossomrec.serving.stores.sqlite_store import SQLiteStore
+from blossomrec.serving.stores.store import Event, Tail
 
 
 @pytest.fixture(autouse=True)
@@ -161,8 +162,7 @@ def test_a_length_that_lies_keeps_nobody_busy(server, item_ids, monkeypatch):
 
 
 def test_a_history_that_cannot_be_read_on_is_refused():
-    from blossomrec.serving.histories import Histories
-    from blossomrec.serving.history import UserHistory
+    from blossomrec.serving.engine.histories import Histories, UserHistory
     from blossomrec.serving.metrics import Metrics
 
     class Lying:

@@ -12,8 +12,8 @@ from serving_runs import Process, Server, close
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.serving import Client, ServerError
 from blossomrec.serving.refusals import Refusal
-from blossomrec.serving.store import Event
 from blossomrec.serving.stores import store_opener
+from blossomrec.serving.stores.store import Event
 from command_line import refuse
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -88,7 +88,7 @@ def test_what_is_no_store_is_said(redis_server, run, capsys):
 
 
 def test_a_missing_extra_is_named(run, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "blossomrec.serving.redis_store", raising=False)
+    monkeypatch.delitem(sys.modules, "blossomrec.serving.stores.redis_store", raising=False)
     monkeypatch.setitem(sys.modules, "redis", None)
     words = ["'redis'", "pip install 'blossomrec[redis]'"]
     refuse(capsys, "serve", run, "--store", "redis://127.0.0.1:1/0", words=words)

@@ -13,10 +13,10 @@ from places import metric
 from serving_runs import WAIT, Server, close, count_calls, write_run
 
 from blossomrec.errors import RunError
-from blossomrec.serving import encoder
-from blossomrec.serving.background import Background
-from blossomrec.serving.histories import Histories
-from blossomrec.serving.sqlite_store import SQLiteStore
+from blossomrec.serving.engine import encoder
+from blossomrec.serving.engine.histories import Histories
+from blossomrec.serving.engine.work import Background
+from blossomrec.serving.stores.sqlite_store import SQLiteStore
 from blossomrec.training.run import load_model, save_model
 
 

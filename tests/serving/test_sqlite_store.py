@@ -8,10 +8,10 @@ import stat
 import pytest
 
 from blossomrec.errors import DataError
-from blossomrec.serving import sqlite_rows, sqlite_store
 from blossomrec.serving.refusals import Refusal
-from blossomrec.serving.sqlite_store import SQLiteStore
-from blossomrec.serving.store import Event, Profile
+from blossomrec.serving.stores import sqlite_rows, sqlite_store
+from blossomrec.serving.stores.sqlite_store import SQLiteStore
+from blossomrec.serving.stores.store import Event, Profile
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from blossomrec.serving.committer import Committer
+from blossomrec.serving.engine.store_threads import Committer
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal
 from blossomrec.serving.testing import StoreContract

@@ -4,8 +4,7 @@ import polars as pl
 import pytest
 
 from blossomrec.errors import DataError
-from blossomrec.serving.catalogue import Catalogue
-from blossomrec.serving.titles import MAX_TITLE, count_titles, read_titles
+from blossomrec.serving.engine.catalogue import MAX_TITLE, Catalogue, count_titles, read_titles
 
 
 def write(path, text):

@@ -11,8 +11,15 @@ from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 from blossomrec.errors import BlossomRecError, ConfigError
-from blossomrec.serving.given import ItemId, as_choice, as_events, as_id, as_ids, as_whole
-from blossomrec.serving.tokens import check_token
+from blossomrec.serving.given import (
+    ItemId,
+    as_choice,
+    as_events,
+    as_id,
+    as_ids,
+    as_whole,
+    check_token,
+)
 
 # What a server says that has done nothing of what it was asked for.
 NOTHING_DONE = ("overloaded", "stopping", "too_many_connections")

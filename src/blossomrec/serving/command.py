@@ -12,13 +12,13 @@ EXTRA = {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"}
 
 
 def serve(run: Path, store: str, config: ServingConfig, **options: Any) -> None:
-    """Run a server; see :func:`blossomrec.serving.server.run_server`.
+    """Run a server; see :func:`blossomrec.serving.http.server.run_server`.
 
     Raises:
         MissingExtraError: a package that serving needs is not installed.
     """
     try:
-        from blossomrec.serving.server import run_server
+        from blossomrec.serving.http.server import run_server
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:
             raise

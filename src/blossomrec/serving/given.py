@@ -1,17 +1,15 @@
-"""What the client is given, as JSON carries it: values of NumPy and columns of frames, too.
-
-Nothing is imported for that: they are known by what they can do.
-"""
+"""What callers give, checked: ids, events, tokens, numbers."""
 
 from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Iterable, Mapping, Set
 from numbers import Real
 from typing import Any
 
-from blossomrec.errors import DataError
+from blossomrec.errors import ConfigError, DataError
 
 ItemId = int | str
 
@@ -136,3 +134,49 @@ def _text(value: str, name: str) -> str:
 def _shown(value: Any) -> str:
     text = " ".join(ascii(value).split())
     return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def check_token(token: str, name: str) -> None:
+    """Refuse a token that clients cannot send, or each in a way of its own.
+
+    Args:
+        name: what the error calls it; the token itself is never shown.
+
+    Raises:
+        ConfigError: it is empty, begins or ends with a space, or has a character that is not
+            printable ASCII.
+    """
+    if not token:
+        raise ConfigError(f"{name} is empty: leave it out for no token")
+    for position, character in enumerate(token, 1):
+        if not " " <= character <= "~":
+            raise ConfigError(
+                f"position {position} of {name} is not printable ASCII: not every client can send "
+                "it in a header"
+            )
+    if token != token.strip():
+        raise ConfigError(f"{name} begins or ends with a space, which a header cannot carry")
+
+
+LONGEST_ID = 256
+REFUSED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffd]")
+
+
+def check_text(text: str) -> None:
+    """The rule for ids of users and for keys, wherever they come from.
+
+    Any text of 1 to 256 code points is an id, also with joiners and spaces that cannot be seen, but
+    for control characters, halves of surrogate pairs, and U+FFFD, which stands for bytes that were
+    no UTF-8 and in which users would be mixed up. Ids are the same if their code points are.
+
+    Raises:
+        ValueError: it is none, and why.
+    """
+    if not 1 <= len(text) <= LONGEST_ID:
+        raise ValueError(f"an id has 1 to {LONGEST_ID} characters, this one {len(text)}")
+    refused = REFUSED.search(text)
+    if refused is not None:
+        raise ValueError(
+            "an id has no control characters, halves of surrogate pairs or U+FFFD: "
+            f"U+{ord(refused[0]):04X} is in it"
+        )

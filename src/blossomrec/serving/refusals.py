@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from blossomrec.serving.store import EventStore
+    from blossomrec.serving.stores.store import EventStore
 
 LONGEST_SHOWN = 80
 RETRY_SECONDS = 1

@@ -3,7 +3,7 @@
 import pytest
 
 from blossomrec.serving.refusals import Refusal
-from blossomrec.serving.store import Appended, Event, carried_out
+from blossomrec.serving.stores.store import Appended, Event, carried_out
 from blossomrec.serving.testing.base import NOW, StoreTests, append, store_append
 
 TIMES = {"seconds": 10**0, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blossomrec.serving.store import Appended, Event, EventStore, carried_out
+from blossomrec.serving.stores.store import Appended, Event, EventStore, carried_out
 
 NOW = 1_000
 

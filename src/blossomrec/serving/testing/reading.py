@@ -5,7 +5,7 @@ import random
 import pytest
 
 from blossomrec.serving.refusals import Refusal
-from blossomrec.serving.store import Event, Member
+from blossomrec.serving.stores.store import Event, Member
 from blossomrec.serving.testing.base import NOW, StoreTests, append
 
 

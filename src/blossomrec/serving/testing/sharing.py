@@ -7,9 +7,9 @@ import threading
 import polars as pl
 import pytest
 
-from blossomrec.serving.bulk import Imported, import_events
 from blossomrec.serving.refusals import Refusal
-from blossomrec.serving.store import Appended, Conflict, Event, carried_out
+from blossomrec.serving.stores.bulk import Imported, import_events
+from blossomrec.serving.stores.store import Appended, Conflict, Event, carried_out
 from blossomrec.serving.testing.base import NOW, StoreTests, append
 
 SHARED = """

@@ -1,0 +1,1 @@
+"""The thread of the model: histories encoded, catalogue ranked, without HTTP."""

@@ -1,0 +1,116 @@
+"""Bringing histories up to date with a model, a bounded number of events at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+
+from blossomrec.data.batches import pack
+from blossomrec.errors import ConfigError
+from blossomrec.models.sasrec import SASRec
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.models.state import ModelState
+from blossomrec.serving.engine.histories import HistoryCache, UserHistory
+from blossomrec.serving.engine.paged import PagedEncoder
+
+# A history with no more new events than this is brought up to date at once.
+FEW_EVENTS = 16
+# Events of all other histories in one go: about as long as a user may wait for others.
+MANY_EVENTS = 512
+
+
+class Encoder(Protocol):
+    """Encodes histories that have events yet to be encoded, in the order given."""
+
+    def advance(self, histories: Sequence[UserHistory], most: int = MANY_EVENTS) -> int:
+        """Go on with some of the histories, at least with the first; gives the events encoded.
+
+        Args:
+            most: events of histories that are not brought up to date at once.
+        """
+        ...
+
+    def missing(self, history: UserHistory) -> int:
+        """Events yet to be encoded."""
+        ...
+
+
+class StateEncoder:
+    """Extends kept states: the cost of an event does not grow with the history.
+
+    Args:
+        model: in evaluation mode, of a backbone that keeps a state.
+        max_len, step: see :func:`blossomrec.serving.engine.histories.window_start`.
+    """
+
+    def __init__(self, model: SequenceModel, max_len: int, step: int):
+        self._model, self._max_len, self._step = model, max_len, step
+        self._device = model.item_embeddings.weight.device
+
+    def missing(self, history: UserHistory) -> int:
+        return history.missing(self._max_len, self._step)
+
+    def advance(self, histories: Sequence[UserHistory], most: int = MANY_EVENTS) -> int:
+        room, taken, parts = most, [], []
+        for history in histories:
+            count = self.missing(history)
+            if count > FEW_EVENTS:
+                count = min(count, room)
+                room -= count
+            if count:
+                taken.append(history)
+                parts.append(history.rows[history.encoded : history.encoded + count])
+        items = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(self._device)
+        counts = [len(part) for part in parts]
+        before = [self._state(history) for history in taken]
+        _, states = self._model.extend_batch(items, counts, before)
+        for history, state, count in zip(taken, states, counts, strict=True):
+            history.state, history.query = state, state.query
+            history.encoded += count
+        return len(items)
+
+    def _state(self, history: UserHistory) -> ModelState:
+        # Whatever kind of state the backbone keeps: it comes from this encoder alone.
+        return self._model.start() if history.state is None else cast(ModelState, history.state)
+
+
+class WholeEncoder:
+    """Encodes a history from its first event whenever it has grown, for models without a state."""
+
+    def __init__(self, model: SequenceModel, max_len: int, step: int):
+        self._model, self._max_len, self._step = model, max_len, step
+        self._device = model.item_embeddings.weight.device
+
+    def missing(self, history: UserHistory) -> int:
+        missing = history.missing(self._max_len, self._step)
+        return len(history.rows) - history.start if missing else 0
+
+    def advance(self, histories: Sequence[UserHistory], most: int = MANY_EVENTS) -> int:
+        room, taken = most, []
+        for history in histories:
+            if taken and self.missing(history) > room:
+                break
+            room -= self.missing(history)
+            taken.append(history)
+        batch = pack([history.rows[history.start :] for history in taken]).to(self._device)
+        queries = self._model.queries(batch)
+        for history, query in zip(taken, queries.split(1), strict=True):
+            # A view would keep the others' numbers alive.
+            history.query, history.encoded = query.clone(), len(history.rows)
+        return len(batch.items)
+
+
+def build_encoder(
+    model: SequenceModel, max_len: int, step: int, cache: HistoryCache
+) -> tuple[Encoder, bool]:
+    """The encoder that a model can have on its device, and whether it keeps states."""
+    try:
+        model.start()
+    except ConfigError:
+        return WholeEncoder(model, max_len, step), False
+    if isinstance(model, SASRec) and model.captures_steps:
+        return PagedEncoder(model, max_len, step, cache), True
+    return StateEncoder(model, max_len, step), True

@@ -1,0 +1,280 @@
+"""The thread of the model: requests of many users, computed together."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import torch
+
+from blossomrec.config import ServingConfig
+from blossomrec.serving.engine.histories import Histories, UserHistory
+from blossomrec.serving.engine.ranking import Best, Choice
+from blossomrec.serving.engine.release import Release
+from blossomrec.serving.engine.requests import Call, Job, Question
+from blossomrec.serving.engine.work import Background, Mailbox, fail, succeed
+from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.refusals import Refusal, of_store
+from blossomrec.serving.stores.store import EventStore, ItemId, Notices
+
+# Work that may wait for a moment without questions; what comes last has not begun.
+MOST_BACKGROUND = 3
+
+logger = logging.getLogger("blossomrec.serving")
+
+
+class Engine:
+    """Answers questions with one model thread.
+
+    Each round takes what has arrived, brings the histories concerned a bounded number of events
+    nearer to the present, and answers those that are there. A long history so takes several rounds
+    and does not hold up the others. What nobody waits for is done in pieces in between.
+
+    Args:
+        reader: a store that this thread alone uses, and closes.
+        threads: of PyTorch, for one operation; None leaves its own number.
+    """
+
+    def __init__(
+        self,
+        reader: EventStore,
+        release: Release,
+        config: ServingConfig,
+        metrics: Metrics,
+        *,
+        threads: int | None = None,
+    ):
+        self._reader, self._release, self._metrics = reader, release, metrics
+        self._config, self._threads = config, threads
+        self._histories = Histories(reader, metrics)
+        self._notices, self._off = Notices(-1, -1), list[ItemId]()
+        self._background = Background()
+        self._coming: Release | None = None
+        self._arrived: Mailbox[Job | Call] = Mailbox("model", config.queue)
+        metrics.queue.labels("model").set_function(self._arrived.__len__)
+        metrics.cache_bytes.set_function(lambda: self._release.cache.nbytes)
+        metrics.cache_users.set_function(lambda: len(self._release.cache))
+        self._waiting: list[Job] = []
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    def recommend(self, release: Release, question: Question) -> Future[Best]:
+        """The best items, as rows of the release's catalogue.
+
+        Raises:
+            Refusal: 503, too many wait. The future's: 404 unknown user, 422 nothing known of it.
+        """
+        job = Job(release, question)
+        if question.user is None:
+            job.history, job.read = UserHistory(), True
+            job.history.add(question.rows, len(question.rows))
+        self._arrived.put(job)
+        return job.future
+
+    def history(self, release: Release, user: str) -> Future[np.ndarray]:
+        """A user's events as rows of the release's catalogue, int32, oldest first.
+
+        Raises:
+            Refusal: as :meth:`recommend`.
+        """
+        nothing = Question(user, np.empty(0, np.int64), Choice(0))
+        job = Job(release, nothing, rows_only=True)
+        self._arrived.put(job)
+        return job.future
+
+    def call(self, function: Callable[[], Any], *, always: bool = False) -> Future[Any]:
+        """What ``function`` gives, run between two rounds; ``always`` even if too many wait."""
+        call = Call(function)
+        self._arrived.put(call, always=always)
+        return call.future
+
+    def prepare(self, release: Release) -> Future[None]:
+        """Encode histories for a release to come: those of the users who were asked for last."""
+        done: Future[None] = Future()
+
+        def begin() -> None:
+            users = self._release.cache.users()[: self._config.warm]
+            self._coming = release
+            self._background.clear()
+            self._background.add(self._drop_deleted(self._release))
+            self._background.add(self._histories.encode_again(release, users), done)
+
+        self.call(begin, always=True)
+        return done
+
+    def use(self, release: Release) -> Future[None]:
+        """From now on keep the histories of this release; others' are forgotten."""
+
+        def change() -> None:
+            self._release.cache.clear()
+            self._release, self._coming = release, None
+            release.ranking.switch_off(release.catalogue.known(self._off))
+            # Of users who were deleted while it was prepared.
+            self._background.add(self._drop_deleted(release))
+
+        return self.call(change, always=True)
+
+    def forget(self, user: str) -> Future[None]:
+        """Remove what is in memory of a user who has been deleted from the store."""
+
+        def remove() -> None:
+            kept = {self._release, self._coming, *(job.release for job in self._waiting)}
+            for release in filter(None, kept):
+                release.cache.drop(user)
+            for job in self._waiting:
+                if job.question.user == user:
+                    job.history, job.read = None, False
+
+        return self.call(remove, always=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Answer what waits, then stop."""
+        self._arrived.close()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        wait = self._config.wait_ms / 1e3
+        with torch.inference_mode():
+            while True:
+                idle = not self._waiting
+                arrived = self._arrived.take(
+                    self._config.batch,
+                    wait=wait if idle else 0.0,
+                    block=idle and not self._background,
+                )
+                if arrived or not idle:
+                    self._round(arrived)
+                elif self._arrived.closed:
+                    break
+                if self._background and (self._background.due or not (arrived or self._waiting)):
+                    self._background.step()
+        self._reader.close()
+
+    def _notice(self) -> None:
+        """See what other processes have switched, and whom they have deleted."""
+        found, before = self._reader.notices(), self._notices
+        if found.switches != before.switches:
+            self._off = self._reader.off()
+            self._release.ranking.switch_off(self._release.catalogue.known(self._off))
+        if found.deletions != before.deletions:
+            for job in self._waiting:
+                # Whose user is gone is refused, and not kept.
+                job.read &= job.question.user is None
+            if len(self._background) < MOST_BACKGROUND:
+                self._background.add(self._drop_deleted(self._release))
+        self._notices = found
+
+    def _drop_deleted(self, release: Release) -> Iterator[None]:
+        try:
+            yield from self._histories.drop_deleted(release)
+        except Exception:
+            # The next round looks for them again.
+            self._notices = self._notices._replace(deletions=-1)
+            raise
+
+    def _round(self, arrived: Sequence[Job | Call]) -> None:
+        start = time.perf_counter()
+        self._waiting += [entry for entry in arrived if isinstance(entry, Job)]
+        try:
+            self._notice()
+        except Exception as error:
+            # Without it, items that are out of stock could be recommended.
+            for job in self._waiting:
+                fail(job.future, of_store(error, self._reader))
+        for entry in arrived:
+            if isinstance(entry, Call):
+                _attempt([entry.future], lambda call=entry: succeed(call.future, call.function()))
+        self._waiting = [job for job in self._waiting if not job.future.done()]
+        if not self._waiting:
+            return
+        self._metrics.batch.observe(len(self._waiting))
+        by_release = {job.release: None for job in self._waiting}
+        for release in by_release:
+            jobs = [job for job in self._waiting if job.release is release]
+            _attempt([job.future for job in jobs], lambda r=release, j=jobs: self._advance(r, j))
+        self._waiting = [job for job in self._waiting if not job.future.done()]
+        self._metrics.batch_seconds.observe(time.perf_counter() - start)
+
+    def _advance(self, release: Release, jobs: list[Job]) -> None:
+        """Bring jobs of one release nearer to their answers, and give the answers that are there.
+
+        Jobs are in order of arrival. A history that is on its way is not read on for those who ask
+        for the same user meanwhile: they wait for it, so that it arrives.
+        """
+        self._read(release, jobs)
+        read = [job for job in jobs if job.read and not job.future.done()]
+        asked = [job.history for job in read if job.history and not job.rows_only]
+        histories = list({id(history): history for history in asked}.values())
+        behind = [history for history in histories if release.encoder.missing(history)]
+        if behind:
+            self._metrics.encoded.inc(release.encoder.advance(behind))
+        kept = {job.question.user: job.history for job in jobs}.items()
+        self._histories.keep(release, [(user, one) for user, one in kept if user and one])
+        _answer(release, read)
+
+    def _read(self, release: Release, jobs: list[Job]) -> None:
+        """Read the next events of the users whose histories are not yet up to date."""
+        on_the_way = {job.question.user for job in jobs if job.read}
+        opened: dict[str, tuple[UserHistory, bool]] = {}
+        for job in jobs:
+            user = job.question.user
+            if user is None or job.read or user in on_the_way or job.future.cancelled():
+                continue
+            if user not in opened:
+                try:
+                    opened[user] = self._histories.read_on(release, user, job.history)
+                except Exception as error:
+                    fail(job.future, of_store(error, self._reader))
+                    continue
+            job.history, job.read = opened[user]
+            if job.read and not len(job.history.rows):
+                fail(job.future, _nothing_known(user))
+
+
+def _answer(release: Release, jobs: list[Job]) -> None:
+    """Answer the jobs whose histories are encoded to their ends."""
+    ready, queries, choices = [], [], []
+    for job in jobs:
+        history, choice = job.history, job.question.choice
+        if job.rows_only and history is not None:
+            succeed(job.future, history.rows.copy())
+            continue
+        if history is None or history.query is None or release.encoder.missing(history):
+            continue
+        left_out = [*choice.left_out, *([history.seen] if job.question.filter_viewed else [])]
+        ready.append(job)
+        queries.append(history.query)
+        choices.append(Choice(choice.k, left_out, choice.among))
+    if ready:
+        best = release.ranking.best(torch.cat(queries), choices)
+        for job, result in zip(ready, best, strict=True):
+            succeed(job.future, result)
+
+
+def _attempt(futures: Sequence[Future[Any]], work: Callable[[], None]) -> None:
+    """Do work; where it fails, its error goes to whoever waits for it."""
+    try:
+        work()
+    except Exception as error:
+        if not isinstance(error, Refusal):
+            logger.exception("a computation failed")
+        for future in itertools.filterfalse(Future.done, futures):
+            fail(future, error)
+
+
+def _nothing_known(user: str) -> Refusal:
+    message = f"the model knows no item of the history of {user!r}"
+    return Refusal(422, "no_known_item", message, field="user_id", value=user)

@@ -1,0 +1,288 @@
+"""Histories in memory: items, encodings, the cache that holds them, and reading on in the store."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.refusals import Refusal, shown, unavailable, unknown_user
+from blossomrec.serving.stores.store import EventStore
+
+if TYPE_CHECKING:
+    from blossomrec.serving.engine.release import Release
+
+# Of the objects around the numbers, about.
+OVERHEAD = 2_048
+
+
+def window_start(length: int, max_len: int, step: int) -> int:
+    """Position of the first event that the model sees of a history of ``length`` events.
+
+    With a ``step`` of 1 the last ``max_len`` events are seen, as by ``recommend``. With a longer
+    one the window moves by ``step`` events at a time and is up to ``step - 1`` events shorter than
+    ``max_len``: between two moves a kept state can be extended.
+    """
+    over = length - max_len
+    return 0 if over <= 0 else -(-over // step) * step
+
+
+class KeptState(Protocol):
+    """What an encoder keeps of a history, to go on from."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class UserHistory:
+    """A user's events as item rows of one model version, and their encoding by its weights.
+
+    Attributes:
+        number: of the user in the store; 0 for a history that comes with its request.
+        read: events read from the store, those of items that the model does not know included.
+        seen: rows of the items in the history, int64, rising, each once.
+        state: of the events ``start`` .. ``encoded - 1``, as the encoder keeps it; None where it
+            keeps none.
+        query: [1, D], what the next item is scored from after those events; None before.
+    """
+
+    def __init__(self, number: int = 0):
+        self.number, self.read = number, 0
+        self._rows, self._length = np.empty(16, np.int32), 0
+        self.seen = np.empty(0, np.int64)
+        self.state: KeptState | None = None
+        self.query: Tensor | None = None
+        self.start = self.encoded = 0
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Item rows of the known events, oldest first, int32."""
+        return self._rows[: self._length]
+
+    def add(self, rows: np.ndarray, read: int) -> None:
+        """Put events behind the others; ``read`` counts those too whose items are unknown."""
+        end = self._length + len(rows)
+        if end > len(self._rows):
+            grown = np.empty(max(end, len(self._rows) * 3 // 2), np.int32)
+            grown[: self._length] = self.rows
+            self._rows = grown
+        self._rows[self._length : end] = rows
+        self._length, self.read = end, self.read + read
+        # A search in what is sorted: one more event does not go through the whole history.
+        place = np.searchsorted(self.seen, rows)
+        known = place < len(self.seen)
+        known[known] = self.seen[place[known]] == rows[known]
+        if not known.all():
+            self.seen = np.union1d(self.seen, rows[~known])
+
+    def missing(self, max_len: int, step: int) -> int:
+        """Events yet to be encoded; what was encoded is dropped if the window has moved."""
+        # Asked several times a request: a window that never moved takes no further call.
+        start = window_start(self._length, max_len, step) if self._length > max_len else 0
+        if start != self.start:
+            self.forget_encoding(start)
+        return self._length - self.encoded
+
+    def forget_encoding(self, start: int) -> None:
+        """Begin anew at an event."""
+        self.state = self.query = None
+        self.start = self.encoded = start
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything kept."""
+        tensors = (0 if one is None else one.nbytes for one in (self.state, self.query))
+        return OVERHEAD + self._rows.nbytes + self.seen.nbytes + sum(tensors)
+
+
+class HistoryCache:
+    """Histories by user. One thread uses it.
+
+    Args:
+        budget: most bytes; a history that alone needs more is not kept.
+
+    Attributes:
+        nbytes: bytes of all histories.
+        evictions: how many had to leave.
+    """
+
+    def __init__(self, budget: int):
+        self.budget, self.nbytes, self.evictions = budget, 0, 0
+        self._told = 0
+        self._kept: OrderedDict[str, tuple[UserHistory, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, user: str) -> bool:
+        return user in self._kept
+
+    def get(self, user: str) -> UserHistory | None:
+        """The history of a user, which is now the last to leave."""
+        if user not in self._kept:
+            return None
+        self._kept.move_to_end(user)
+        return self._kept[user][0]
+
+    def put(self, user: str, history: UserHistory) -> None:
+        """Keep a history, new or grown; others leave to make room."""
+        self.drop(user)
+        size = history.nbytes
+        self._kept[user] = history, size
+        self.nbytes += size
+        while self.nbytes > self.budget:
+            self.evict()
+
+    def evict(self) -> bool:
+        """Let the first to leave go; False if nobody is left."""
+        if not self._kept:
+            return False
+        self.drop(next(iter(self._kept)))
+        self.evictions += 1
+        return True
+
+    def new_evictions(self) -> int:
+        """How many had to leave since this was last asked."""
+        new, self._told = self.evictions - self._told, self.evictions
+        return new
+
+    def put_behind(self, user: str, history: UserHistory) -> bool:
+        """Keep a history as the first to leave; False, and not kept, where there is no room."""
+        size = history.nbytes
+        if user in self._kept or self.nbytes + size > self.budget:
+            return user in self._kept
+        self._kept[user] = history, size
+        self._kept.move_to_end(user, last=False)
+        self.nbytes += size
+        return True
+
+    def users(self) -> list[str]:
+        """Users whose histories are kept, who was asked for last first."""
+        return list(reversed(self._kept))
+
+    def number(self, user: str) -> int:
+        """Number of a user whose history is kept, who does not become the last to leave by it."""
+        return self._kept[user][0].number
+
+    def drop(self, user: str) -> None:
+        """Forget a user."""
+        _, size = self._kept.pop(user, (None, 0))
+        self.nbytes -= size
+
+    def clear(self) -> None:
+        """Forget everybody."""
+        self._kept.clear()
+        self.nbytes = 0
+
+
+# Events of one user that are read before others have their turn.
+READ_AT_ONCE = 4_096
+# Events encoded in one go for nobody in particular: a question waits no longer than for these.
+PIECE = 256
+# Users whose deletion by others is looked for in one go.
+USERS_AT_ONCE = 256
+# Histories that cannot be read before it is the store that fails, and all of it is given up.
+FAILURES = 3
+
+logger = logging.getLogger("blossomrec.serving")
+
+
+class Histories:
+    """Reads on in the store where a history in memory ends. One thread uses it.
+
+    Args:
+        reader: a store that this thread alone uses.
+    """
+
+    def __init__(self, reader: EventStore, metrics: Metrics):
+        self._reader, self._metrics = reader, metrics
+
+    def read_on(
+        self, release: Release, user: str, history: UserHistory | None
+    ) -> tuple[UserHistory, bool]:
+        """A user's history with more of its events, and whether it is complete.
+
+        Args:
+            history: what has been read before; None for what is kept, or nothing.
+
+        Raises:
+            Refusal: 404, the user has no events.
+        """
+        if history is None:
+            history = release.cache.get(user) or UserHistory()
+            counter = self._metrics.misses if history.query is None else self._metrics.hits
+            counter.inc()
+        tail = self._reader.tail(user, history.number, history.read, READ_AT_ONCE)
+        if tail is None:
+            # Another process may have deleted the user.
+            release.cache.drop(user)
+            raise unknown_user(user)
+        if tail.start < tail.length and not tail.items:
+            # Otherwise it would be read on and on.
+            message = f"the history of {shown(user)} is shorter than its length says"
+            logger.error("the store of events is damaged: %s", message)
+            raise unavailable("store_damaged", message, passes=False)
+        if tail.number != history.number or tail.start != history.read:
+            history = UserHistory(tail.number)
+        if tail.start == history.read:
+            history.add(release.catalogue.known(tail.items), len(tail.items))
+        return history, history.read == tail.length
+
+    def keep(self, release: Release, pairs: Iterable[tuple[str, UserHistory]]) -> None:
+        """Keep histories for the next question; others leave to make room."""
+        for user, history in pairs:
+            release.cache.put(user, history)
+        self._metrics.evictions.inc(release.cache.new_evictions())
+
+    def encode_again(self, release: Release, users: list[str]) -> Iterator[None]:
+        """Encode histories of users, the first ones first, as long as there is room for them.
+
+        Stops after every bounded piece of work: the next one is done when it is asked for.
+        """
+        failed = 0
+        try:
+            for place, user in enumerate(users):
+                self._metrics.warming.set(len(users) - place)
+                if user in release.cache:
+                    continue
+                try:
+                    history = yield from self._encoded(release, user)
+                except Refusal:
+                    continue  # deleted meanwhile
+                except self._reader.failures as error:
+                    # Whose history cannot be read keeps nobody else from theirs.
+                    logger.error("a history is not encoded again: %s", error)
+                    failed += 1
+                    if failed == FAILURES:
+                        raise
+                    continue
+                if not release.cache.put_behind(user, history):
+                    return
+        finally:
+            self._metrics.warming.set(0)
+
+    def _encoded(self, release: Release, user: str) -> Generator[None, None, UserHistory]:
+        history = UserHistory()
+        while True:
+            # Read again at the very end, too: the user may be deleted, or have new events.
+            history, complete = self.read_on(release, user, history)
+            if release.encoder.missing(history):
+                self._metrics.encoded.inc(release.encoder.advance([history], PIECE))
+            elif complete:
+                return history
+            yield
+
+    def drop_deleted(self, release: Release) -> Iterator[None]:
+        """Drop what is kept of users whom other processes have deleted, in bounded pieces."""
+        kept = release.cache.users()
+        for start in range(0, len(kept), USERS_AT_ONCE):
+            users = kept[start : start + USERS_AT_ONCE]
+            for user, number in zip(users, self._reader.numbers(users), strict=True):
+                if user in release.cache and release.cache.number(user) != number:
+                    release.cache.drop(user)
+            yield

@@ -1,0 +1,84 @@
+"""One version of a model as it is served, with everything that belongs to its weights alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from blossomrec.config import ServingConfig
+from blossomrec.device import resolve_device
+from blossomrec.errors import RunError
+from blossomrec.files import digest
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.serving.engine.approximate import ApproximateRanking
+from blossomrec.serving.engine.catalogue import Catalogue
+from blossomrec.serving.engine.encoder import Encoder, build_encoder
+from blossomrec.serving.engine.histories import HistoryCache
+from blossomrec.serving.engine.ranking import Ranking
+from blossomrec.serving.metrics import Metrics
+from blossomrec.training.run import load_model, open_vocabulary, read_run_config
+
+
+@dataclass(frozen=True, eq=False)
+class Release:
+    """A loaded run. Encoded histories live and die with it: no others' weights ever meet them.
+
+    Attributes:
+        run: the folder it was read from.
+        version: the first digits of the weights' SHA-256.
+        model: in evaluation mode; the threads of the engine and of explanations use it.
+        max_len: events of a history that the model sees.
+        step: see :func:`blossomrec.serving.engine.histories.window_start`.
+        keeps_state: whether a history is extended, or encoded anew when it has grown.
+        filter_viewed: whether items of the history are left out unless a request says otherwise.
+    """
+
+    run: Path
+    version: str
+    model: SequenceModel
+    catalogue: Catalogue
+    encoder: Encoder
+    ranking: Ranking
+    cache: HistoryCache
+    max_len: int
+    step: int
+    keeps_state: bool
+    filter_viewed: bool
+
+
+def load_release(
+    run: str | Path, config: ServingConfig, metrics: Metrics, *, device: str = "auto"
+) -> Release:
+    """Read a run folder.
+
+    Raises:
+        RunError: a file is missing or damaged, or a weight is not finite.
+        ConfigError: an option is out of bounds, or the device is not there.
+    """
+    run = Path(run)
+    info = read_run_config(run)
+    config = config.checked(info.config.model.max_len)
+    model = load_model(run, resolve_device(device))
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise RunError(f"{run / 'model.safetensors'} is damaged: {name} is not finite")
+    vocabulary = open_vocabulary(run, info)
+    ranking = Ranking(model)
+    if config.probes:
+        ranking = ApproximateRanking(model, config.probes, metrics)
+    max_len = config.max_len or info.config.model.max_len
+    cache = HistoryCache(config.cache_mib << 20)
+    encoder, keeps_state = build_encoder(model, max_len, config.step, cache)
+    return Release(
+        run=run,
+        version=digest(run / "model.safetensors")[:12],
+        model=model,
+        catalogue=Catalogue.of(vocabulary),
+        encoder=encoder,
+        ranking=ranking,
+        cache=cache,
+        max_len=max_len,
+        step=config.step,
+        keeps_state=keeps_state,
+        filter_viewed=info.filter_viewed,
+    )

@@ -1,0 +1,294 @@
+"""Everything a server can do, without HTTP: events, recommendations, model versions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from blossomrec.config import ServingConfig
+from blossomrec.serving.engine.engine import Engine, Question
+from blossomrec.serving.engine.explainer import Explainer, check_model
+from blossomrec.serving.engine.ranking import Best, Choice
+from blossomrec.serving.engine.release import Release, load_release
+from blossomrec.serving.engine.store_threads import Committer, Reader
+from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.refusals import unavailable, unknown_item, unknown_user
+from blossomrec.serving.stores.store import (
+    Appended,
+    Event,
+    EventStore,
+    ItemId,
+    Member,
+    Profile,
+)
+
+T = TypeVar("T")
+LARGEST_STORED = 2**63 - 1
+# How long one look at the store counts: whoever may ask may ask often.
+LOOK_SECONDS = 1.0
+# How long the end waits for the counting of what the store holds.
+COUNTING_SECONDS = 1.0
+
+logger = logging.getLogger("blossomrec.serving")
+
+
+class Service:
+    """A model and a store of events, answering the requests of many users.
+
+    Coroutines raise ``Refusal`` for what cannot be answered.
+
+    Args:
+        run: folder of the model.
+        open_store: gives a new object for the same store; called four times.
+        config: limits, waiting times, memory.
+        device: "auto", "cpu" or "cuda".
+        threads: of PyTorch, for one operation of the model; None leaves its own number.
+
+    Raises:
+        RunError: the run folder is incomplete.
+        DataError: the store cannot be used.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        open_store: Callable[[], EventStore],
+        config: ServingConfig | None = None,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+    ):
+        self.config, self._run, self._device = config or ServingConfig(), run, device
+        self.metrics = Metrics()
+        self.release = load_release(run, self.config, self.metrics, device=device)
+        store, reader, engine_reader = open_store(), open_store(), open_store()
+        self._committer = Committer(store, self.config.queue, self.metrics)
+        self._reader = Reader(reader, self.config.queue, self.metrics)
+        self._engine = Engine(
+            engine_reader, self.release, self.config, self.metrics, threads=threads
+        )
+        self._explainer = Explainer(threads)
+        self.metrics.model.labels(self.release.version).set(1)
+        self._looked: tuple[float, asyncio.Future[None]] | None = None
+        # Counting can take long: nobody waits for it.
+        self._counting = threading.Thread(target=_tell, args=(open_store,), daemon=True)
+        self._counting.start()
+
+    async def append(self, user: str, events: Sequence[Event]) -> Appended:
+        """Make events durable; they are seen by every request that follows."""
+        events = [
+            event._replace(item=self._stored(f"events[{index}].item", event.item))
+            for index, event in enumerate(events)
+        ]
+        now, ahead = time.time(), self.config.max_future
+        appended: Appended = await self._changed(
+            lambda store: store.append(user, events, now, ahead)
+        )
+        self.metrics.stored.inc(appended.stored)
+        return appended
+
+    async def recommend(
+        self,
+        *,
+        user: str | None = None,
+        history: Sequence[ItemId] | None = None,
+        k: int = 10,
+        filter_viewed: bool | None = None,
+        exclude: Sequence[ItemId] = (),
+        items: Sequence[ItemId] | None = None,
+    ) -> tuple[Release, list[tuple[ItemId, float]]]:
+        """Items and scores, best first, for a user or for a history that is given.
+
+        Items to exclude may be unknown to the model, those to choose from may not. Whether those
+        of the history are left out is as in the evaluation of the model unless it is said.
+        """
+        release = self.release
+        if filter_viewed is None:
+            filter_viewed = release.filter_viewed
+        rows = np.empty(0, np.int64)
+        if history is not None:
+            rows = release.catalogue.rows(history, "history")
+        among = None if items is None else np.unique(release.catalogue.rows(items, "items"))
+        choice = Choice(k, [release.catalogue.known(exclude)], among)
+        question = Question(user, rows, choice, filter_viewed)
+        best = await self._waited(self._engine.recommend(release, question))
+        return release, _named(release, best)
+
+    async def similar(
+        self, items: Sequence[ItemId], k: int = 10
+    ) -> tuple[Release, list[list[tuple[ItemId, float]]]]:
+        """For each item the closest others, with their cosine, best first."""
+        release = self.release
+        rows = release.catalogue.rows(items, "items")
+        found = await self._waited(self._engine.call(lambda: release.ranking.similar(rows, k)))
+        return release, [_named(release, best) for best in found]
+
+    async def explain(
+        self,
+        item: ItemId,
+        *,
+        user: str | None = None,
+        history: Sequence[ItemId] | None = None,
+        k: int = 10,
+    ) -> dict[str, Any]:
+        """Why an item has its score for a user, or for a history that is given."""
+        release = self.release
+        check_model(release)
+        row = release.catalogue.row(item)
+        if row < 0:
+            raise unknown_item("item_id", item)
+        if user is not None:
+            rows = await self._waited(self._engine.history(release, user))
+        else:
+            rows = release.catalogue.rows(history or (), "history")
+        return await self._waited(self._explainer.explain(release, rows, row, k))
+
+    async def profile(self, user: str, last: int) -> Profile:
+        """Length and last events of a user."""
+        profile: Profile | None = await self._read(lambda store: store.profile(user, last))
+        if profile is None:
+            raise unknown_user(user)
+        events = [event._replace(item=self._shown(event.item)) for event in profile.last]
+        return Profile(profile.length, events)
+
+    async def delete(self, user: str) -> int:
+        """Delete a user, from memory and from the disk; gives the number of events."""
+        try:
+            deleted: int = await self._changed(lambda store: store.delete(user), erase=True)
+        finally:
+            # Also where traces are left in the files: the events themselves may be deleted.
+            await self._waited(self._engine.forget(user))
+        if not deleted:
+            raise unknown_user(user)
+        return deleted
+
+    async def switch(self, off: Sequence[ItemId], on: Sequence[ItemId]) -> list[ItemId]:
+        """Switch items off (they are not recommended) or on again; gives all that are off."""
+        off, on = (
+            [self._stored(f"{name}[{index}]", item) for index, item in enumerate(items)]
+            for name, items in (("off", off), ("on", on))
+        )
+        return self._all_shown(await self._changed(lambda store: store.switch(off, on)))
+
+    async def off(self) -> list[ItemId]:
+        """All items that are off."""
+        return self._all_shown(await self._read(lambda store: store.off()))
+
+    async def members(self, most: int, before: str | None = None) -> list[Member]:
+        """Users, by the time of their last event; see :meth:`EventStore.members`."""
+        return await self._read(lambda store: store.members(most, before))
+
+    async def reload(self) -> Release:
+        """Serve what the run folder holds now; requests under way end with the model before.
+
+        It begins when the histories of the users who were asked for last are encoded for it, as
+        far as that can be had in the time for it; the rest of them follows.
+
+        Raises:
+            RunError: the folder is incomplete; the model that was there stays.
+        """
+        # In another thread: requests are answered while the model is read.
+        try:
+            release = await asyncio.to_thread(
+                load_release, self._run, self.config, self.metrics, device=self._device
+            )
+        except Exception:
+            self.metrics.reloads.labels("refused").inc()
+            raise
+        # Until then the model before answers, with the histories that it has encoded.
+        await asyncio.wait(
+            [asyncio.wrap_future(self._engine.prepare(release))], timeout=self.config.warm_seconds
+        )
+        # Nothing comes in between, so that the engine uses it before it has a question for it.
+        self.release = release
+        used = self._engine.use(release)
+        self.metrics.model.clear()
+        self.metrics.model.labels(release.version).set(1)
+        await asyncio.wrap_future(used)
+        self.metrics.reloads.labels("taken").inc()
+        logger.info("serving version %s of %s", release.version, release.run)
+        return release
+
+    async def check_ready(self) -> None:
+        """Raise Refusal, 503, unless the model and the store do their work.
+
+        The store is looked at by writing to it, at most once a second.
+        """
+        if not (self._committer.alive and self._engine.alive and self._reader.alive):
+            message = "the server has stopped working: start it again"
+            raise unavailable("stopped", message, passes=False)
+        now = time.monotonic()
+        if self._looked is None or now > self._looked[0] + LOOK_SECONDS:
+            look = asyncio.ensure_future(self._read(lambda store: store.check()))
+            self._looked = now, look
+        # Who gives up takes nothing from the others that wait for the same look.
+        await asyncio.shield(self._looked[1])
+
+    def close(self) -> None:
+        """Finish what has been accepted, then give back threads and files."""
+        self._committer.close()
+        self._reader.close()
+        self._engine.close()
+        self._explainer.close()
+        self._counting.join(COUNTING_SECONDS)
+
+    def _stored(self, field: str, item: ItemId) -> ItemId:
+        """An item's id as the catalogue writes it, in a form that every store takes."""
+        catalogue = self.release.catalogue
+        row = catalogue.row(item)
+        if row < 0:
+            raise unknown_item(field, item)
+        known = catalogue.id(row)
+        return known if isinstance(known, str) or known <= LARGEST_STORED else str(known)
+
+    def _all_shown(self, items: Sequence[ItemId]) -> list[ItemId]:
+        return [self._shown(item) for item in items]
+
+    def _shown(self, item: ItemId) -> ItemId:
+        catalogue = self.release.catalogue
+        row = catalogue.row(item)
+        return item if row < 0 else catalogue.id(row)
+
+    async def _changed(self, operation: Callable[[EventStore], Any], *, erase: bool = False) -> Any:
+        return await self._waited(self._committer.submit(operation, erase=erase))
+
+    async def _read(self, operation: Callable[[EventStore], Any]) -> Any:
+        return await self._waited(self._reader.submit(operation))
+
+    async def _waited(self, future: Future[T]) -> T:
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.config.timeout)
+        except TimeoutError as error:
+            message = f"no answer within {self.config.timeout:g} s; it may still be carried out"
+            raise unavailable("timeout", message) from error
+
+
+def _tell(open_store: Callable[[], EventStore]) -> None:
+    """Log what the store holds: whoever has taken the wrong one sees it."""
+    try:
+        with contextlib.closing(open_store()) as store:
+            counts, unit = store.counts(), store.unit()
+    except Exception as error:
+        logger.warning("what the store holds could not be counted: %s", error)
+        return
+    logger.info(
+        "the store holds %s users with %s events, %s",
+        f"{counts.users:,}",
+        f"{counts.events:,}",
+        f"their times in {unit}" if unit else "the unit of their times not known",
+    )
+
+
+def _named(release: Release, best: Best) -> list[tuple[ItemId, float]]:
+    rows, scores = best
+    pairs = zip(rows.tolist(), scores.tolist(), strict=True)
+    return [(release.catalogue.id(row), score) for row, score in pairs]

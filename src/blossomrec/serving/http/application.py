@@ -1,0 +1,344 @@
+"""The HTTP interface: a FastAPI application over a service."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.convertors import PathConvertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from blossomrec import __version__
+from blossomrec.serving.engine.service import Service
+from blossomrec.serving.http import schemas
+from blossomrec.serving.http.middleware import Guard
+from blossomrec.serving.http.pages import add_page, add_reference
+from blossomrec.serving.refusals import Refusal, plain, shown
+from blossomrec.serving.stores.store import Event
+
+DESCRIPTION = "Recommendations from the whole history of a user, which grows event by event."
+MOST_SHOWN = 1_000
+MOST_LISTED = 100
+LONGEST_CURSOR = 1_024
+# What any request may be answered with.
+COMMON = {
+    401: "no or a wrong token",
+    408: "slow body",
+    413: "body too large",
+    421: "without a token: not a name of this machine",
+    503: "ask again, after the seconds of Retry-After",
+}
+BAD = {400: "no JSON", 415: "not application/json", 422: "the message names field and value"}
+User = Annotated[
+    schemas.UserId, Path(description="the user's id", min_length=1, max_length=schemas.LONGEST_ID)
+]
+
+
+class _AnyText(PathConvertor):
+    """An id may contain a slash; one that was imported long ago, a line feed."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", _AnyText())
+
+
+def _stored_user(
+    request: Request, user_id: Annotated[str, Path(description="the user's id", min_length=1)]
+) -> str:
+    """The id of a user who may have been stored before ids had to keep to a rule."""
+    if "\ufffd" in user_id:
+        try:
+            urllib.parse.unquote(request.scope["raw_path"], errors="strict")
+        except UnicodeDecodeError as error:
+            message = f"user_id is {shown(user_id)}: it is not in UTF-8"
+            raise Refusal(422, "invalid", message, field="user_id", value=user_id) from error
+    return user_id
+
+
+StoredUser = Annotated[str, Depends(_stored_user)]
+
+
+class Json(JSONResponse):
+    """A JSON answer; what is not ASCII is escaped, so that every text can be sent."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+def build_app(
+    service: Service, token: str | None = None, titles: Mapping[str, str] | None = None
+) -> FastAPI:
+    """The application; it does not close the service.
+
+    Args:
+        token: that requests to /v1/ and /metrics must bear; None for none.
+        titles: of items, by their ids as text.
+    """
+    titles = titles or {}
+    app = FastAPI(
+        title="blossomrec",
+        version=__version__,
+        description=DESCRIPTION,
+        default_response_class=Json,
+        responses=_described(COMMON),
+        # FastAPI's own pages load a script from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        # Behind a proxy, the path that a redirection names would be another one.
+        redirect_slashes=False,
+    )
+    _add_users(app, service)
+    _add_recommendations(app, service)
+    _add_explanations(app, service)
+    _add_titles(app, service, titles)
+    _add_operation(app, service)
+    add_page(app)
+    add_reference(app)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(Guard, config=service.config, metrics=service.metrics, token=token)
+    return app
+
+
+def _described(statuses: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {"model": schemas.ErrorOut, "description": text}
+        for status, text in statuses.items()
+    }
+
+
+def _add_users(app: FastAPI, service: Service) -> None:
+    conflicts = _described(BAD | {409: "out of order in time, or a key used for another event"})
+    unknown = _described({404: "no events of this user", 422: BAD[422]})
+
+    @app.post("/v1/users/{user_id:text}/events", responses=conflicts, tags=["users"])
+    async def append_events(user_id: User, body: schemas.EventsIn) -> schemas.Appended:
+        """Append events; all of them are on disk when this answers, or none is stored."""
+        _check_size("events", body.events, service.config.max_events)
+        events = [Event(event.item, event.timestamp, event.key) for event in body.events]
+        appended = await service.append(user_id, events)
+        return _sent({"user_id": user_id, **appended._asdict()})
+
+    @app.get("/v1/users", responses=_described({422: BAD[422]}), tags=["users"])
+    async def users(
+        most: Annotated[int, Query(ge=1, le=MOST_LISTED, description="users to list")] = 20,
+        before: Annotated[
+            str | None,
+            Query(max_length=LONGEST_CURSOR, description="`next` of the list before"),
+        ] = None,
+    ) -> schemas.UsersOut:
+        """Users by the time of their last event, the latest first."""
+        found = await service.members(most, before)
+        listed = [
+            {"user_id": one.user, "length": one.length, "timestamp": one.last} for one in found
+        ]
+        last = found[-1].cursor if len(found) == most else None
+        return _sent({"users": listed, "next": last})
+
+    @app.get("/v1/users/{user_id:text}", responses=unknown, tags=["users"])
+    async def user(
+        user_id: StoredUser,
+        last: Annotated[int, Query(ge=0, le=MOST_SHOWN, description="events to show")] = 20,
+    ) -> schemas.UserOut:
+        """How long a user's history is, and its last events."""
+        profile = await service.profile(user_id, last)
+        events = [{"item": one.item, "timestamp": one.timestamp} for one in profile.last]
+        return _sent({"user_id": user_id, "length": profile.length, "events": events})
+
+    @app.delete("/v1/users/{user_id:text}", responses=unknown, tags=["users"])
+    async def delete_user(user_id: StoredUser) -> schemas.Deleted:
+        """Delete a user and all events, from memory and from the files."""
+        return _sent({"user_id": user_id, "events": await service.delete(user_id)})
+
+
+def _add_recommendations(app: FastAPI, service: Service) -> None:
+    config = service.config
+    responses = _described(BAD | {404: "no events of this user"})
+
+    @app.post("/v1/recommend", responses=responses, tags=["recommendations"])
+    async def recommend(body: schemas.RecommendIn) -> schemas.Recommended:
+        """The best next items for a user, or after a history that is given."""
+        _check_history(body.user_id, body.history)
+        _check_number("k", body.k, config.max_k)
+        for name in ("history", "exclude", "items"):
+            _check_size(name, getattr(body, name), config.max_items)
+        _check_not_empty("items", body.items)
+        release, found = await service.recommend(
+            user=body.user_id,
+            history=body.history,
+            k=body.k,
+            filter_viewed=body.filter_viewed,
+            exclude=body.exclude,
+            items=body.items,
+        )
+        return _sent({"model": release.version, "items": _ranked(found)})
+
+    @app.post("/v1/similar", responses=_described(BAD), tags=["recommendations"])
+    async def similar(body: schemas.SimilarIn) -> schemas.SimilarOut:
+        """The items whose embeddings are closest, by cosine, to each of some items."""
+        _check_number("k", body.k, config.max_k)
+        _check_size("items", body.items, config.max_similar)
+        release, found = await service.similar(body.items, body.k)
+        pairs = zip(body.items, found, strict=True)
+        items = [{"item": item, "similar": _ranked(each)} for item, each in pairs]
+        return _sent({"model": release.version, "items": items})
+
+
+def _add_explanations(app: FastAPI, service: Service) -> None:
+    responses = _described(BAD | {404: "no events of this user"})
+
+    async def answer(asked: schemas.ExplainIn) -> Any:
+        _check_history(asked.user_id, asked.history)
+        _check_number("k", asked.k, service.config.max_k)
+        _check_size("history", asked.history, service.config.max_items)
+        given = {"user": asked.user_id, "history": asked.history, "k": asked.k}
+        return _sent(await service.explain(asked.item_id, **given))
+
+    @app.get("/v1/explain", responses=responses, tags=["explanations"])
+    async def explain_for_user(
+        user_id: Annotated[schemas.UserId, Query(description="whose stored history")],
+        item_id: Annotated[schemas.ItemId, Query(description="any item of the model")],
+        k: Annotated[int, Query(ge=1, description="how many events to name")] = 10,
+    ) -> schemas.Explained:
+        """Why an item has its score for a user: what each past event brings to it."""
+        return await answer(schemas.ExplainIn(user_id=user_id, history=None, item_id=item_id, k=k))
+
+    @app.post("/v1/explain", responses=responses, tags=["explanations"])
+    async def explain(body: schemas.ExplainIn) -> schemas.Explained:
+        """The same for a user, or after a history that is given."""
+        return await answer(body)
+
+
+def _add_titles(app: FastAPI, service: Service, titles: Mapping[str, str]) -> None:
+    @app.post("/v1/titles", responses=_described(BAD), tags=["explanations"])
+    async def titles_of_items(body: schemas.TitlesIn) -> schemas.Titles:
+        """Names of items for people, where the server was given them."""
+        _check_size("items", body.items, service.config.max_items)
+        found = [titles.get(str(item)) for item in body.items]
+        return _sent({"known": bool(titles), "titles": found})
+
+
+def _add_operation(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/items", tags=["operation"])
+    async def items_off() -> schemas.Off:
+        """Items that are switched off."""
+        return _sent({"off": await service.off()})
+
+    @app.post("/v1/items", responses=_described(BAD), tags=["operation"])
+    async def switch_items(body: schemas.SwitchIn) -> schemas.Off:
+        """Switch items off, so that they are never recommended, or on again."""
+        for name in ("off", "on"):
+            _check_size(name, getattr(body, name), service.config.max_items)
+        return _sent({"off": await service.switch(body.off, body.on)})
+
+    @app.get("/healthz", tags=["operation"])
+    async def healthz() -> dict[str, bool]:
+        """Whether the process is alive."""
+        return _sent({"alive": True})
+
+    @app.get("/readyz", tags=["operation"])
+    async def readyz() -> schemas.Ready:
+        """Which model answers; 503 where none does, or where the store cannot be used."""
+        await service.check_ready()
+        release = service.release
+        answer = {"model": release.version, "items": len(release.catalogue)}
+        return _sent({"ready": True, **answer, "max_len": release.max_len})
+
+    @app.get("/metrics", tags=["operation"], response_class=Response)
+    async def metrics() -> Response:
+        """Measures for Prometheus."""
+        return Response(service.metrics.page(), media_type="text/plain; version=0.0.4")
+
+
+def _sent(content: dict[str, Any]) -> Any:
+    # Typed as its schema for the documentation; validated it has been where it was made.
+    return Json(content)
+
+
+def _ranked(found: Sequence[tuple[Any, float]]) -> list[dict[str, Any]]:
+    return [
+        {"item": item, "score": score, "rank": rank} for rank, (item, score) in enumerate(found, 1)
+    ]
+
+
+def _check_history(user: str | None, history: Sequence[Any] | None) -> None:
+    if (user is None) == (history is None):
+        raise Refusal(422, "invalid", "give either user_id or history", field="user_id")
+    _check_not_empty("history", history)
+
+
+def _check_not_empty(field: str, values: Sequence[Any] | None) -> None:
+    if values is not None and not len(values):
+        raise Refusal(422, "invalid", f"{field} is empty", field=field, value=[])
+
+
+def _check_size(field: str, values: Sequence[Any] | None, most: int) -> None:
+    if values is not None and len(values) > most:
+        message = f"{field} has {len(values)} entries: at most {most} are taken"
+        raise Refusal(422, "too_many", message, field=field, value=len(values))
+
+
+def _check_number(field: str, value: int, most: int) -> None:
+    if value > most:
+        message = f"{field} is {value}: it must be at most {most}"
+        raise Refusal(422, "too_many", message, field=field, value=value)
+
+
+async def _refused(request: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, Refusal)
+    return Json(refusal.body(), refusal.status, headers=refusal.headers)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """A request that does not fit its schema: where, what, why."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        message = f"the body is not JSON: {first['ctx']['error']}"
+        return await _refused(request, Refusal(400, "invalid_json", message))
+    field = _path(first["loc"])
+    why = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        refusal = Refusal(422, "invalid", f"{field} is missing", field=field)
+    else:
+        message = f"{field} is {shown(first['input'])}: {why}"
+        refusal = Refusal(422, "invalid", message, field=field, value=first["input"])
+    return await _refused(request, refusal)
+
+
+def _path(place: Sequence[int | str]) -> str:
+    """("body", "events", 3, "item") as ``events[3].item``."""
+    text = ""
+    for part in place[1:]:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text or str(place[0])
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status, path = error.status_code, plain(request.url.path)
+    texts = {404: f"there is no {path}", 405: f"{path} takes no {request.method}"}
+    codes = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed"}
+    message = texts.get(status, str(error.detail))
+    headers = {"Allow": _allowed(request)} if status == 405 else error.headers
+    refusal = Refusal(status, codes.get(status, "http"), message, headers=headers)
+    return await _refused(request, refusal)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes of a path; the router alone would name those of the first."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods
+    if "GET" in methods:
+        methods.add("HEAD")
+    return ", ".join(sorted(methods))

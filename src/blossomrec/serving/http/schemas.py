@@ -1,0 +1,305 @@
+"""The requests and answers of the HTTP interface."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from blossomrec.serving.given import LONGEST_ID, check_text
+
+LARGEST_TIME = 2**63 - 1
+
+
+def check_id(value: Any) -> int | str:
+    """An id: a whole number or text."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError("an id is a whole number or text")
+    if isinstance(value, str) and not 1 <= len(value) <= LONGEST_ID:
+        raise ValueError(f"an id has 1 to {LONGEST_ID} characters, this one {len(value)}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError("a number over 64 bits is no id: give it as text")
+    return value
+
+
+def check_user(value: Any) -> str:
+    """A user's id as text; 12 and "12" are the same user."""
+    text = str(check_id(value))
+    check_text(text)
+    return text
+
+
+def check_key(value: Any) -> str | None:
+    """A key chosen by the sender of an event."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError("a key is text")
+    return check_user(value)
+
+
+def check_time(value: Any) -> int | float | None:
+    """A time in the unit of the store's times."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("a timestamp is a number")
+    if not math.isfinite(value) or abs(value) > LARGEST_TIME:
+        raise ValueError(f"a timestamp is at most {LARGEST_TIME} and not less than its negative")
+    return value
+
+
+def _id_schema(examples: list[Any]) -> dict[str, Any]:
+    text = {"type": "string", "minLength": 1, "maxLength": LONGEST_ID}
+    number = {"type": "integer", "minimum": -(2**63), "maximum": 2**64 - 1}
+    return {"anyOf": [number, text], "examples": examples}
+
+
+_TIME = {"type": "number", "minimum": -LARGEST_TIME, "maximum": LARGEST_TIME}
+_KEY = {"type": "string", "minLength": 1, "maxLength": LONGEST_ID}
+_NULL = {"type": "null"}
+ItemId = Annotated[int | str, BeforeValidator(check_id), WithJsonSchema(_id_schema([1193]))]
+UserId = Annotated[str, BeforeValidator(check_user), WithJsonSchema(_id_schema(["anna"]))]
+Key = Annotated[str | None, BeforeValidator(check_key), WithJsonSchema({"anyOf": [_KEY, _NULL]})]
+Time = Annotated[
+    int | float | None, BeforeValidator(check_time), WithJsonSchema({"anyOf": [_TIME, _NULL]})
+]
+
+
+class _Strict(BaseModel):
+    """Names that are not known are refused: a misspelt option must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class EventIn(_Strict):
+    """One event."""
+
+    item: ItemId
+    timestamp: Time = Field(None, description="in the unit of the store's times; now if left")
+    key: Key = Field(None, description="an event with a key that is stored is not stored again")
+
+
+class EventsIn(_Strict):
+    """Events of one user, oldest first."""
+
+    events: list[EventIn] = Field(min_length=1)
+
+
+class RecommendIn(_Strict):
+    """What to recommend, for a user or for a history."""
+
+    user_id: UserId | None = Field(None, description="whose stored history; or history")
+    history: list[ItemId] | None = Field(None, description="item ids, oldest first; or user_id")
+    k: int = Field(10, ge=1, description="how many items")
+    filter_viewed: bool | None = Field(
+        None, description="leave out the items of the history; null as the model is evaluated"
+    )
+    exclude: list[ItemId] = Field([], description="other items to leave out")
+    items: list[ItemId] | None = Field(None, description="the only items to choose from")
+
+
+class SimilarIn(_Strict):
+    """Items to which similar ones are wanted."""
+
+    items: list[ItemId] = Field(min_length=1)
+    k: int = Field(10, ge=1, description="how many items for each")
+
+
+class ExplainIn(_Strict):
+    """An item, and the user or the history for which it is to be explained."""
+
+    user_id: UserId | None = Field(None, description="whose stored history; or history")
+    history: list[ItemId] | None = Field(None, description="item ids, oldest first; or user_id")
+    item_id: ItemId = Field(description="whose score is to be explained; any item of the model")
+    k: int = Field(10, ge=1, description="how many events to name")
+
+
+class SwitchIn(_Strict):
+    """Items to switch off, because they are out of stock, or on again."""
+
+    off: list[ItemId] = Field([])
+    on: list[ItemId] = Field([])
+
+
+class Appended(BaseModel):
+    """What came of appending events."""
+
+    user_id: str
+    stored: int = Field(description="events that are new")
+    repeated: int = Field(description="events whose keys were stored before")
+    length: int = Field(description="events of the user's history now")
+
+
+class Ranked(BaseModel):
+    """One recommended item."""
+
+    item: ItemId
+    score: float
+    rank: int
+
+
+class Recommended(BaseModel):
+    """Items, best first."""
+
+    model: str = Field(description="version of the model")
+    items: list[Ranked]
+
+
+class Neighbours(BaseModel):
+    """Items like one item."""
+
+    item: ItemId
+    similar: list[Ranked]
+
+
+class SimilarOut(BaseModel):
+    """For each item those with the closest embeddings; score is the cosine."""
+
+    model: str
+    items: list[Neighbours]
+
+
+class EventOut(BaseModel):
+    """A stored event."""
+
+    item: ItemId
+    timestamp: float
+
+
+class UserOut(BaseModel):
+    """A user's number of events and the last of them, oldest first."""
+
+    user_id: str
+    length: int
+    events: list[EventOut]
+
+
+class Listed(BaseModel):
+    """A user in a list."""
+
+    user_id: str
+    length: int
+    timestamp: float = Field(description="of the last event")
+
+
+class UsersOut(BaseModel):
+    """Users by the time of their last event, the latest first."""
+
+    users: list[Listed]
+    next: str | None = Field(description="where the list goes on: `before`; null at its end")
+
+
+class Share(BaseModel):
+    """An event and what it brings to the score."""
+
+    position: int = Field(description="in the history, from 0, items unknown to the model left out")
+    item: ItemId
+    contribution: float
+
+
+class Seen(Share):
+    """An event that the last event of the history looks at."""
+
+    weight: float = Field(description="share of the path's attention, mean over the heads")
+
+
+class BlockOut(BaseModel):
+    """A block of events that the last event of the history looks at."""
+
+    own: bool = Field(description="the block that the last event itself stands in")
+    heads: int = Field(description="key/value heads that selected it; all see their own")
+    weight: float
+    contribution: float
+    events: list[Seen]
+
+
+class LongPath(BaseModel):
+    """The long-term path of a layer: selected blocks, oldest first."""
+
+    gate: float = Field(description="weight of the path, mean over the heads")
+    contribution: float = Field(description="all that passes over this path to the score")
+    blocks: list[BlockOut]
+
+
+class ShortPath(BaseModel):
+    """The short-term path of a layer: recent events, oldest first."""
+
+    gate: float
+    contribution: float
+    events: list[Seen]
+
+
+class LayerOut(BaseModel):
+    """What one layer looks at from the last event of the history, and what passes through it."""
+
+    long: LongPath
+    short: ShortPath
+
+
+class Explained(BaseModel):
+    """Why an item has its score: the contributions of all events and ``rest`` add up to it."""
+
+    model: str
+    item: ItemId
+    score: float
+    rest: float = Field(description="what comes from the model's biases")
+    length: int = Field(description="events of the history that the model knows")
+    start: int = Field(description="position of the first event that the model sees")
+    block_size: int = Field(description="events in a block; the first starts at ``start``")
+    events: list[Share] = Field(description="that raise the score most, the largest first")
+    items: list[ItemId] = Field(description="of all events that the model sees, oldest first")
+    contributions: list[float] = Field(description="of the same events")
+    layers: list[LayerOut] = Field(description="first to last")
+
+
+class Deleted(BaseModel):
+    """What was deleted."""
+
+    user_id: str
+    events: int
+
+
+class Off(BaseModel):
+    """Items that are switched off."""
+
+    off: list[ItemId]
+
+
+class TitlesIn(_Strict):
+    """Items whose titles are wanted."""
+
+    items: list[ItemId] = Field(min_length=1)
+
+
+class Titles(BaseModel):
+    """A title for each item that was asked for, null where none is known."""
+
+    known: bool = Field(description="whether the server was given any titles")
+    titles: list[str | None]
+
+
+class Ready(BaseModel):
+    """The model that answers."""
+
+    ready: bool
+    model: str
+    items: int
+    max_len: int
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong, for programs (code) and for people (message)."""
+
+    code: str
+    message: str
+    field: str | None = None
+    value: Any = None
+    id: str | None = Field(None, description="under which the server's log says more")
+
+
+class ErrorOut(BaseModel):
+    """Why a request was not served."""
+
+    error: ErrorDetail
