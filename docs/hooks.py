@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from blossomrec.cli import build_app
 from blossomrec.config import EvaluationConfig, ModelConfig, ServingConfig, TrainingConfig
-from blossomrec.data.options import PrepareOptions
+from blossomrec.data.reading.options import PrepareOptions
 
 # Heading, dataclass, what stands before a name in a flag, and what the options are for.
 SECTIONS = [

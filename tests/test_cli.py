@@ -19,11 +19,11 @@ from blossomrec import commands
 from blossomrec.cli import VERBS, build_app, main
 from blossomrec.config import RunConfig, ServingConfig, from_dict
 from blossomrec.data.log import EventLog
-from blossomrec.data.options import PrepareOptions, ReadOptions
+from blossomrec.data.reading.options import PrepareOptions, ReadOptions
 from blossomrec.evaluation.storage import load_evaluation
 from blossomrec.recommender import BlossomRec, with_options
+from blossomrec.run import read_run_config
 from blossomrec.training import trainer
-from blossomrec.training.run import read_run_config
 from command_line import prepare_and_train, python
 from small_options import MODEL, SMALL, TRAINING, small_flags
 

@@ -11,9 +11,9 @@ import torch
 
 from blossomrec.cli import main
 from blossomrec.data.log import EventLog
+from blossomrec.files import locked
 from blossomrec.recommender import BlossomRec
 from blossomrec.training import trainer
-from blossomrec.training.lock import locked
 from command_line import content, prepare_and_train, refuse
 from small_options import small_flags
 

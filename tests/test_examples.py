@@ -16,7 +16,7 @@ from blossomrec.losses import LOSSES
 from blossomrec.measure import evaluate_run
 from blossomrec.models import build_model
 from blossomrec.recommender import BlossomRec, with_options
-from blossomrec.training.run import read_run_config
+from blossomrec.run import read_run_config
 from small_options import SMALL, small_flags
 
 pytestmark = pytest.mark.usefixtures("one_thread")

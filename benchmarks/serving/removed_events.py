@@ -24,8 +24,8 @@ from benchmarks.results import append_result, provenance
 from blossomrec.data.batches import pack
 from blossomrec.measure import open_log
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.run import load_model, read_run_config
 from blossomrec.serving.engine.explain import Explanation, explain
-from blossomrec.training.run import load_model, read_run_config
 
 REMOVED, DRAWS, SHORTEST, RECENT = 5, 10, 40, 20
 LENGTHS, TIMES = (200, 2_000, 20_000), 9

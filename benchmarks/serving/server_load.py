@@ -52,9 +52,9 @@ from benchmarks.serving.load import (
 )
 from blossomrec.config import option
 from blossomrec.data.vocabulary import Vocabulary
+from blossomrec.run import read_run_config
 from blossomrec.serving.stores import store_opener
 from blossomrec.serving.stores.bulk import import_events
-from blossomrec.training.run import read_run_config
 
 LENGTHS = (200, 2_000, 20_000)
 PAIRS = 300

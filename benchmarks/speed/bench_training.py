@@ -29,11 +29,10 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.errors import ConfigError
 from blossomrec.models import build_model
-from blossomrec.training.device import open_fabric
 from blossomrec.training.objective import device_steps
 from blossomrec.training.progress import Silence
 from blossomrec.training.randomness import seeded
-from blossomrec.training.setup import Parts, build_parts
+from blossomrec.training.setup import Parts, build_parts, open_fabric
 from blossomrec.training.trainer import Trainer
 
 LENGTHS = {"cpu": (200,), "cuda": (200, 1_024)}

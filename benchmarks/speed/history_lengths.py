@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blossomrec.data.log import EventLog
-from blossomrec.data.ragged import boundaries
+from blossomrec.data.windows import boundaries
 
 
 def equal_lengths(length: int, tokens: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blossomrec.lazy import lazily
+from blossomrec.registry import lazily
 
 __version__ = "0.1.0"
 

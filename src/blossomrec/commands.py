@@ -20,7 +20,7 @@ from blossomrec.config import (
     check,
     to_dict,
 )
-from blossomrec.data.options import PrepareOptions, ReadOptions
+from blossomrec.data.reading.options import PrepareOptions, ReadOptions
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.models.baselines import BASELINES
 from blossomrec.terminal import console, show
@@ -135,7 +135,7 @@ def evaluate(
     from blossomrec.evaluation.storage import evaluation_path, save_evaluation
     from blossomrec.measure import evaluate_baseline, evaluate_run
     from blossomrec.report.tables import evaluation_table
-    from blossomrec.training.run import write_metrics
+    from blossomrec.run import write_metrics
 
     options: dict[str, Any] = {"ranking": ranking, "filter_seen": filter_seen, "ks": ks}
     options |= {"split": split, "last_events": last_events, "own_metrics": own_metrics or ()}

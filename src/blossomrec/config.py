@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from blossomrec.errors import ConfigError, shortened
-from blossomrec.names import BACKBONES, LOSSES
-from blossomrec.registry import Registry
+from blossomrec.registry import BACKBONES, LOSSES, Registry
 
 # The largest that every generator of random numbers takes.
 LARGEST_SEED = 2**63 - 1

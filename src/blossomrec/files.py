@@ -1,20 +1,37 @@
-"""Files and folders that are wholly there or not there at all, also after a power cut."""
+"""Files and folders that are wholly there or not there at all, and locks on folders."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import shlex
 import shutil
+import socket
+import sys
 import tempfile
+import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from blossomrec.errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
 # Descriptions of runs and logs have some kilobytes: nobody reads a gigabyte by mistake.
 LARGEST_JSON = 64 << 20
+LOCK_FILE = "lock.json"
+# Of what another process wrote about itself, the most that is read and shown.
+LONGEST_NOTE, LONGEST_COMMAND = 65_536, 200
+
+_held: set[io.FileIO] = set()
 
 
 @contextlib.contextmanager
@@ -114,7 +131,7 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder; it goes with the process, however that ends.
 
     Where the system or the file system knows no such locks, nothing is held.
@@ -122,9 +139,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: another process holds it.
     """
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
+    if fcntl is None:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -161,3 +176,106 @@ def _remove_as(process: int, path: Path) -> None:
     # A forked child has a copy of the object, and ends before its parent needs the folder again.
     if os.getpid() == process:
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of ``folder``, made where it is missing, against all other writers.
+
+    The lock is the kernel's, on ``lock.json``, which says who holds it. It ends with the process,
+    however that ends: a file left behind by a killed one locks nothing. A forked child does not
+    hold it. Where the file system has no locks, as some network ones, a warning says so and
+    nothing is locked.
+
+    Raises:
+        RunError: another process, or another thread of this one, holds the lock; it is named.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = _take(folder / LOCK_FILE)
+    try:
+        yield
+    finally:
+        _release(file, folder / LOCK_FILE)
+
+
+def _take(path: Path) -> io.FileIO:
+    while True:
+        file = io.FileIO(path, "a+")
+        _held.add(file)
+        try:
+            _lock(file, path)
+            if _is_at(file, path):
+                file.truncate(0)
+                file.write(json.dumps(_this_process()).encode())
+                return file
+        except BaseException:
+            _close(file)
+            raise
+        # Its holder removed the file between the two calls: another one may stand there by now.
+        _close(file)
+
+
+def _lock(file: io.FileIO, path: Path) -> None:
+    try:
+        if fcntl is None:
+            raise OSError("this system has no fcntl")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(
+            f"{path.parent} is being written by {_holder(path)}: "
+            "wait until it has ended, or choose another run folder"
+        ) from None
+    except OSError as error:
+        warnings.warn(
+            f"{path.parent} cannot be locked ({error}): let nothing else write to it", stacklevel=5
+        )
+
+
+def _is_at(file: io.FileIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _release(file: io.FileIO, path: Path) -> None:
+    # Closed already in a forked child, which must leave the lock of its parent alone.
+    if not file.closed:
+        # Removed while it is still locked, and only where it is the one that is.
+        if _is_at(file, path):
+            path.unlink(missing_ok=True)
+        _close(file)
+
+
+def _close(file: io.FileIO) -> None:
+    _held.discard(file)
+    file.close()
+
+
+def _close_all() -> None:
+    for file in list(_held):
+        _close(file)
+
+
+if hasattr(os, "register_at_fork"):
+    # The kernel's lock belongs to all copies of the open file: a child that outlives its parent
+    # would go on holding it.
+    os.register_at_fork(after_in_child=_close_all)
+
+
+def _this_process() -> dict[str, object]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "command": shlex.join(sys.argv)}
+
+
+def _holder(path: Path) -> str:
+    """Who holds the lock, as far as the file tells."""
+    try:
+        with path.open("rb") as file:
+            note = json.loads(file.read(LONGEST_NOTE))
+        pid, host, command = int(note["pid"]), str(note["host"]), str(note["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+    plain = "".join(one if one.isprintable() else " " for one in f"{host} ({command})")
+    if len(plain) > LONGEST_COMMAND:
+        plain = plain[:LONGEST_COMMAND] + "...)"
+    return f"process {pid} on {plain}"

@@ -19,7 +19,7 @@ from blossomrec.evaluation import Evaluation, evaluate, resolve_filter_seen
 from blossomrec.models.baselines import BASELINES
 from blossomrec.models.scorer import Scorer
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.training.run import RunInfo, load_model, read_run_config
+from blossomrec.run import RunInfo, load_model, read_run_config
 
 HeldOut = Literal["test", "valid"]
 SPLIT_OPTIONS = ("split", "valid_share", "test_share", "last_events")

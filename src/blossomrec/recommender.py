@@ -25,23 +25,23 @@ from blossomrec.config import (
 from blossomrec.data.batches import pack
 from blossomrec.data.known import KnownHistories, known_rows, shown_ids
 from blossomrec.data.log import EventLog
-from blossomrec.data.ragged import fill
 from blossomrec.data.split import make_split
 from blossomrec.data.vocabulary import Vocabulary, as_ids
+from blossomrec.data.windows import fill
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.evaluation import Evaluation, metrics, scoring
-from blossomrec.evaluation.top_k import top_k
+from blossomrec.evaluation.scoring import top_k
 from blossomrec.files import TemporaryFolder
 from blossomrec.models.sequence import SequenceModel, build_model
-from blossomrec.training.randomness import seeded
-from blossomrec.training.run import (
+from blossomrec.run import (
     RunInfo,
     load_model,
     open_vocabulary,
     read_run_config,
     write_model,
 )
+from blossomrec.training.randomness import seeded
 
 if TYPE_CHECKING:
     from blossomrec.training.loop import TrainingResult

@@ -1,4 +1,4 @@
-"""Registries: what may be named in a configuration, and what stands behind each name."""
+"""Parts known by name, from this package and from others, imported when first used."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from blossomrec.errors import ConfigError, UnknownNameError, shortened
+
+if TYPE_CHECKING:
+    from blossomrec.losses.training_loss import TrainingLoss
+    from blossomrec.models.sequence import SequenceModel
+
 
 T = TypeVar("T")
 Kind = TypeVar("Kind")
@@ -146,3 +151,38 @@ def _place(part: Any) -> tuple[Any, Any]:
 
 def _owner(point: EntryPoint) -> str:
     return f"the package {point.dist.name}" if point.dist else "a package"
+
+
+BACKBONES: Registry[type[SequenceModel]] = Registry(
+    "backbone",
+    "blossomrec.backbones",
+    {
+        "sasrec": "blossomrec.models.sasrec:SASRec",
+        "bert4rec": "blossomrec.models.bert4rec:BERT4Rec",
+        "gru4rec": "blossomrec.models.gru4rec:GRU4Rec",
+    },
+    base="blossomrec.models.sequence:SequenceModel",
+)
+
+LOSSES: Registry[type[TrainingLoss]] = Registry(
+    "loss",
+    "blossomrec.losses",
+    {
+        "cross_entropy": "blossomrec.losses.softmax:CrossEntropy",
+        "sampled_softmax": "blossomrec.losses.sampled:SampledSoftmax",
+        "gbce": "blossomrec.losses.sampled:GBCE",
+        "bpr": "blossomrec.losses.sampled:BPR",
+    },
+    base="blossomrec.losses.training_loss:TrainingLoss",
+)
+
+
+def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package: ``homes`` names the module that defines each name."""
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(homes[name]), name)
+
+    return find

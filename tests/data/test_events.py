@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossomrec.data.events import read_events
+from blossomrec.data.reading.tables import read_events
 from blossomrec.errors import DataError
 
 ROWS = {"user_id": [1, 2, 3], "item_id": ["a", "b", "c"], "timestamp": [10, 20, 30]}

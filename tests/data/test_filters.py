@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossomrec.data.filters import EventArrays, drop_events
-from blossomrec.data.options import Filters
+from blossomrec.data.reading.options import Filters
 from blossomrec.errors import ConfigError
 
 some_events = st.lists(

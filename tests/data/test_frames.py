@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossomrec.data.events import read_events
+from blossomrec.data.reading.tables import read_events
 from blossomrec.errors import DataError
 
 BASE = {"user_id": [1, 1, 2], "item_id": [10, 11, 12], "timestamp": [1, 2, 3]}
@@ -60,7 +60,7 @@ class TestTimeZones:
     def test_nothing_else_is_printed_and_no_variable_stays(self, write):
         path = write("timestamp", [0, 1, 2], "us", "+05:30")
         code = (
-            "import os; from blossomrec.data.events import read_events;"
+            "import os; from blossomrec.data.reading.tables import read_events;"
             f"print(read_events({str(path)!r}).height, sorted(os.environ) == names)"
         )
         code = "import os; names = sorted(os.environ);" + code

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossomrec.data.events import read_events
+from blossomrec.data.reading.tables import read_events
 from blossomrec.errors import DataError
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data.events import read_events, read_table
-from blossomrec.data.options import ReadOptions
+from blossomrec.data.reading.options import ReadOptions
+from blossomrec.data.reading.tables import read_events, read_table
 from blossomrec.errors import ConfigError, DataError
 
 HEADER = ("user_id", "item_id", "timestamp", "title")

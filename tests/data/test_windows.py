@@ -8,8 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data.ragged import boundaries, fill, gather_index, positions_within
-from blossomrec.data.windows import cut_windows
+from blossomrec.data.windows import boundaries, cut_windows, fill, gather_index, positions_within
 
 some_lengths = st.lists(st.integers(1, 70), min_size=1, max_size=30)
 

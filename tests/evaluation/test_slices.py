@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from blossomrec.evaluation.slices import by_history_length
+from blossomrec.evaluation.metrics import by_history_length
 
 
 def test_every_case_is_in_the_bin_of_its_length():

@@ -11,7 +11,8 @@ from test_baselines import NUM_ITEMS, make_log, scores
 
 from blossomrec.data.batches import pack
 from blossomrec.errors import ConfigError, DataError
-from blossomrec.models.baselines import Ease, ItemKNN, Popularity, ease, item_knn
+from blossomrec.models.baselines import Ease, ItemKNN, Popularity, ease
+from blossomrec.models.baselines import item_knn as item_knn
 
 ASKED = [[1, 2, 3, 4, 5, 6, 7], [7], [4, 4, 2]]
 

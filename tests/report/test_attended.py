@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from blossomrec.report.attended import attended_share, distance_shares
+from blossomrec.report.attention_profile import attended_share, distance_shares
 
 
 def choices(length, block_size, pick, slots=2, causal=True):

@@ -7,7 +7,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from blossomrec.report import parts, svg
-from blossomrec.report.rendering import environment, render_page
+from blossomrec.report.svg import environment, render_page
 
 ITEM = "<script>alert(1)</script>"
 

@@ -22,12 +22,12 @@ from blossomrec.config import ModelConfig, RunConfig, ServingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.models import build_model
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.run import save_model, write_run_config
 from blossomrec.serving.engine.ranking import Best, Choice
 from blossomrec.serving.engine.requests import Question
 from blossomrec.serving.engine.service import Service
 from blossomrec.serving.http.application import build_app
 from blossomrec.serving.stores import store_opener
-from blossomrec.training.run import save_model, write_run_config
 from small_options import MODEL
 
 # Seconds for what must happen, but may take its time on a busy machine.

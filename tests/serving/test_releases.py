@@ -13,11 +13,11 @@ from places import metric
 from serving_runs import WAIT, Server, close, count_calls, write_run
 
 from blossomrec.errors import RunError
+from blossomrec.run import load_model, save_model
 from blossomrec.serving.engine import encoder
 from blossomrec.serving.engine.histories import Histories
 from blossomrec.serving.engine.work import Background
 from blossomrec.serving.stores.sqlite_store import SQLiteStore
-from blossomrec.training.run import load_model, save_model
 
 
 def test_a_run_with_another_vocabulary_is_refused(tiny_log, repeat_log, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from small_training import SMALL_TRAINING
 
 from blossomrec.errors import ConfigError
-from blossomrec.training.device import open_fabric, peak_mib
+from blossomrec.training.setup import open_fabric, peak_mib
 
 
 def precision(fabric):

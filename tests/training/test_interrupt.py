@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from blossomrec.training.interrupt import Interrupts, TrainingInterrupted
+from blossomrec.training.watch import Interrupts, TrainingInterrupted
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

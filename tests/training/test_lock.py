@@ -8,14 +8,14 @@ import threading
 
 import pytest
 
+from blossomrec import files as lock
 from blossomrec.errors import RunError
-from blossomrec.training import lock
-from blossomrec.training.lock import LOCK_FILE, locked
+from blossomrec.files import LOCK_FILE, locked
 
 HOLDER = """
 import sys
 from pathlib import Path
-from blossomrec.training.lock import locked
+from blossomrec.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -11,10 +11,10 @@ from blossomrec.data.split import Split, make_split
 from blossomrec.errors import ConfigError, DataError, TrainingError
 from blossomrec.evaluation import evaluate
 from blossomrec.models import build_model
+from blossomrec.run import load_model
 from blossomrec.training import TrainingResult, train
 from blossomrec.training.objective import Losses, Objective
-from blossomrec.training.optimizer import LearningRate
-from blossomrec.training.run import load_model
+from blossomrec.training.setup import LearningRate
 
 
 def test_training_learns(tiny_log, tmp_path):

@@ -9,9 +9,8 @@ from blossomrec.data.batches import ClozeBatches, TrainingBatches
 from blossomrec.errors import ConfigError
 from blossomrec.losses import build_loss, cross_entropy
 from blossomrec.models import build_model
-from blossomrec.training.device import open_fabric
 from blossomrec.training.objective import Objective, device_steps
-from blossomrec.training.setup import build_parts, training_counts
+from blossomrec.training.setup import build_parts, open_fabric, training_counts
 
 CPU = torch.device("cpu")
 SIZES = {"max_len": 20, "tokens_per_batch": 200, "seed": 0}

@@ -7,7 +7,7 @@ from small_training import SMALL_MODEL, SMALL_TRAINING, small_config
 from torch import nn
 
 from blossomrec.models import build_model
-from blossomrec.training.optimizer import LearningRate, build_optimizer, split_parameters
+from blossomrec.training.setup import LearningRate, build_optimizer, split_parameters
 
 
 def names(model, parameters):

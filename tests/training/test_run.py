@@ -8,12 +8,12 @@ import torch
 from small_training import small_config
 
 import blossomrec
+from blossomrec import run as module
 from blossomrec.config import to_dict
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import RunError
 from blossomrec.models import build_model
-from blossomrec.training import run as module
-from blossomrec.training.run import (
+from blossomrec.run import (
     load_model,
     open_vocabulary,
     read_run_config,
@@ -109,7 +109,7 @@ def test_loading_needs_neither_polars_nor_fabric(run):
     code = (
         "import sys\n"
         "for name in ('polars', 'lightning_fabric', 'lightning'): sys.modules[name] = None\n"
-        "from blossomrec.training.run import load_model\n"
+        "from blossomrec.run import load_model\n"
         f"print(load_model({str(run)!r}).num_items)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

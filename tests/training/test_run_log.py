@@ -4,7 +4,7 @@ import json
 import pytest
 
 from blossomrec.errors import MissingExtraError
-from blossomrec.training.run_log import RunLog
+from blossomrec.training.watch import RunLog
 
 
 def lines(run):

@@ -10,7 +10,7 @@ from blossomrec.models import build_model
 from blossomrec.training import randomness
 from blossomrec.training import state as stored
 from blossomrec.training.checkpoint import Checkpoints
-from blossomrec.training.optimizer import build_optimizer
+from blossomrec.training.setup import build_optimizer
 from blossomrec.training.state import TrainingState
 
 CPU = torch.device("cpu")

@@ -8,9 +8,8 @@ from small_training import logged, outcome, small_config, small_train
 from blossomrec.data.batches import ClozeBatches, TrainingBatches
 from blossomrec.errors import ConfigError
 from blossomrec.models import build_model, fused
-from blossomrec.training.device import open_fabric
 from blossomrec.training.objective import device_steps
-from blossomrec.training.setup import build_parts
+from blossomrec.training.setup import build_parts, open_fabric
 from blossomrec.training.shape import Inputs, Shape, padded
 from blossomrec.training.update import WARM_UP, GraphUpdate, Update, build_update
 from waiting import Waits

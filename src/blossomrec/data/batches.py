@@ -11,8 +11,7 @@ from torch import Tensor
 
 from blossomrec.data.log import EventLog
 from blossomrec.data.prefetch import prefetch
-from blossomrec.data.ragged import boundaries, fill, gather_index
-from blossomrec.data.windows import Windows, cut_windows
+from blossomrec.data.windows import Windows, boundaries, cut_windows, fill, gather_index
 from blossomrec.errors import ConfigError, DataError
 
 # Share of cloze windows in which the last event alone is masked: one in eleven passes over a

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from blossomrec.data.options import Filters
+from blossomrec.data.reading.options import Filters
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,8 @@ class EventLog:
 
         >>> log = EventLog.prepare("plays.csv", "log", user="listener", min_user_events=5)
         """
-        from blossomrec.data.options import PrepareOptions, with_given
         from blossomrec.data.preparation import prepare_folder
+        from blossomrec.data.reading.options import PrepareOptions, with_given
 
         given = with_given(PrepareOptions, options)
         temporary = None

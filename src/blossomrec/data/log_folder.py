@@ -18,7 +18,7 @@ from typing import Any
 from blossomrec.data.log import GENERATION, LOG_FILE, LOG_FORMAT, TABLES
 from blossomrec.data.vocabulary import read_description
 from blossomrec.errors import DataError
-from blossomrec.files import flush, flush_folder, locked, write_json
+from blossomrec.files import exclusive, flush, flush_folder, write_json
 
 # What a log of format 1 consists of, besides log.json.
 _FIRST_FORMAT = ("offsets.npy", "items.npy", "timestamps.npy", "weights.npy")
@@ -99,7 +99,7 @@ def _generation(folder: Path, description: dict[str, Any]) -> Iterator[dict[str,
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     try:
-        with locked(folder):
+        with exclusive(folder):
             yield
     except BlockingIOError as error:
         raise DataError(f"{folder} is being written by another process") from error

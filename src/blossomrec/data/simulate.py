@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from blossomrec.config import check, option
-from blossomrec.data.ragged import boundaries
+from blossomrec.data.windows import boundaries
 from blossomrec.errors import ConfigError
 
 _START = 1_672_531_200  # 2023-01-01

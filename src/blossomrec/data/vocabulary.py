@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from blossomrec.device import refuse_lost_threads
 from blossomrec.errors import DataError
 from blossomrec.files import read_json, replacing, write_json
-from blossomrec.forking import refuse_lost_threads
 
 if TYPE_CHECKING:
     import polars as pl

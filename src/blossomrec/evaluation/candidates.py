@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from blossomrec.data.ragged import fill, gather_index
+from blossomrec.data.windows import fill, gather_index
 from blossomrec.errors import DataError
 
 if TYPE_CHECKING:

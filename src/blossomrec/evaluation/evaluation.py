@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from blossomrec.evaluation import metrics
+from blossomrec.evaluation.metrics import Slice, by_history_length
 from blossomrec.evaluation.significance import bootstrap_intervals
-from blossomrec.evaluation.slices import Slice, by_history_length
 
 Ranking = Literal["full", "uni100"]
 Interval = tuple[float, float]

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blossomrec.lazy import lazily
-from blossomrec.names import LOSSES
+from blossomrec.registry import LOSSES, lazily
 
 if TYPE_CHECKING:
-    from blossomrec.losses.negatives import NegativeSampler
-    from blossomrec.losses.sampled import SampledLoss, bpr, gbce, sampled_softmax
+    from blossomrec.losses.sampled import NegativeSampler, SampledLoss, bpr, gbce, sampled_softmax
     from blossomrec.losses.softmax import cross_entropy
     from blossomrec.losses.training_loss import TrainingLoss, build_loss
 
@@ -33,7 +31,7 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        "NegativeSampler": "blossomrec.losses.negatives",
+        "NegativeSampler": "blossomrec.losses.sampled",
         "SampledLoss": "blossomrec.losses.sampled",
         "TrainingLoss": "blossomrec.losses.training_loss",
         "bpr": "blossomrec.losses.sampled",

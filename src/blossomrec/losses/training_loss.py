@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blossomrec.config import TrainingConfig
 from blossomrec.errors import ConfigError
-from blossomrec.names import LOSSES
+from blossomrec.registry import LOSSES
 
 
 class TrainingLoss:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blossomrec.lazy import lazily
-from blossomrec.names import BACKBONES
+from blossomrec.registry import BACKBONES, lazily
 
 if TYPE_CHECKING:
     from blossomrec.models.full import FullAttention

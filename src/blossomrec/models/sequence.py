@@ -14,7 +14,7 @@ from blossomrec.attention import AttentionOutput
 from blossomrec.config import ModelConfig, RunConfig, check
 from blossomrec.data.batches import TrainingBatches
 from blossomrec.errors import ConfigError, DataError
-from blossomrec.names import BACKBONES
+from blossomrec.registry import BACKBONES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,3 +65,63 @@ def attention_profile(
         [one.numpy() for one in selected],
         cases.users[longest],
     )
+
+
+def attended_share(
+    selected: np.ndarray, block_size: int, *, columns: int = 96, rows: int = 64
+) -> tuple[np.ndarray, int, int]:
+    """How much each part of a history was attended to from each place in it.
+
+    Args:
+        selected: selected block numbers, [L, n] or [L, G, n]; -1 for none.
+        block_size: events in a block.
+        columns, rows: largest size of the result; longer histories are averaged.
+
+    Returns:
+        float64 [rows, columns]: the share of the choices made at the queries of a column that fell
+        on the blocks of a row, 0 where none was made; blocks in a row; queries in a column.
+    """
+    choices = selected.reshape(len(selected), -1)
+    blocks = -(-len(selected) // block_size)
+    tall, wide = -(-blocks // rows), -(-len(selected) // columns)
+    query, slot = np.nonzero(choices >= 0)
+    row, column = choices[query, slot] // tall, query // wide
+    shape = (-(-blocks // tall), -(-len(selected) // wide))
+    counts = np.bincount(row * shape[1] + column, minlength=shape[0] * shape[1]).reshape(shape)
+    return counts / np.maximum(1, counts.sum(0)), tall, wide
+
+
+def distance_shares(
+    selections: Sequence[np.ndarray], block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distribution of the distance of selected blocks from the event's own block, in blocks.
+
+    Only events with more eligible blocks than can be selected count: elsewhere nothing is chosen.
+
+    Args:
+        selections: for each history, selected block numbers [L, n] or [L, G, n]; -1 for none.
+        block_size: events in a block.
+
+    Returns:
+        Shares float64 [largest distance + 1] of what was selected, and of a uniform choice among
+        the eligible blocks of the same events.
+    """
+    largest = max((-(-len(selected) // block_size) for selected in selections), default=1)
+    chosen, chance = np.zeros(largest), np.zeros(largest)
+    for selected in selections:
+        length, slots = len(selected), selected.shape[-1]
+        own = np.arange(length) // block_size
+        choices = selected.reshape(length, -1)
+        # Blocks after an event are eligible only in the bidirectional form.
+        causal = bool((choices <= own[:, None]).all())
+        complete = length // block_size
+        eligible = own if causal else complete - (own < complete)
+        choices = np.where(eligible[:, None] > slots, choices, -1)
+        query, slot = np.nonzero(choices >= 0)
+        distance = np.abs(own[query] - choices[query, slot])
+        chosen += np.bincount(distance, minlength=largest)
+        for block, times in enumerate(np.bincount(own[query], minlength=largest)):
+            blocks = np.arange(block if causal else complete)
+            possible = np.abs(blocks[blocks != block] - block)
+            chance += times * np.bincount(possible, minlength=largest) / max(1, len(possible))
+    return chosen / max(1, chosen.sum()), chance / max(1, chance.sum())

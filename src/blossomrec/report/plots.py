@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blossomrec.evaluation.slices import Slice
-from blossomrec.report.attended import attended_share, distance_shares
+from blossomrec.evaluation.metrics import Slice
+from blossomrec.report.attention_profile import attended_share, distance_shares
 from blossomrec.report.svg import (
     INK,
     MUTED,

@@ -15,7 +15,7 @@ from blossomrec.files import write_text
 from blossomrec.report import sections, wording
 from blossomrec.report.comparison import Comparison
 from blossomrec.report.parts import key_of
-from blossomrec.report.rendering import render_page
+from blossomrec.report.svg import render_page
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from blossomrec.errors import RunError
 from blossomrec.evaluation.storage import evaluation_path, find_evaluation, load_evaluation
 from blossomrec.report.attention_profile import attention_profile
 from blossomrec.report.report import ModelReport, ReportData, write_report
-from blossomrec.training.run import load_model, read_run_config
+from blossomrec.run import load_model, read_run_config
 
 
 def write_run_report(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from blossomrec.evaluation.slices import FEW_NOTE
+from blossomrec.evaluation.metrics import FEW_NOTE
 from blossomrec.report import plots, wording
 from blossomrec.report.comparison import LEVEL, Comparison
 from blossomrec.report.parts import Cell, Figure, KeyEntry, TextTable, key_of

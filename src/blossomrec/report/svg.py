@@ -1,12 +1,15 @@
-"""Inline SVG that takes its colours and fonts from the page around it."""
+"""Inline SVG that takes its colours and fonts from the page around it, and pages from templates."""
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import zlib
 from dataclasses import dataclass
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from blossomrec.errors import MissingExtraError
 
@@ -102,3 +105,32 @@ def _themed(body: str) -> str:
     for number, colour in enumerate(SERIES):
         body = body.replace(colour, f"var(--series-{number + 1})")
     return body
+
+
+def render_page(template: str, /, **content: Any) -> str:
+    """A page as a string.
+
+    Args:
+        template: file name in ``report/templates``.
+        content: what the template names; text in it is escaped.
+
+    Raises:
+        jinja2.UndefinedError: the template names something that is not given.
+
+    Example:
+        >>> page = render_page("report.html", title="Recommenders compared", ...)
+    """
+    return environment().get_template(template).render(content)
+
+
+@functools.cache
+def environment() -> Environment:
+    """The templates; text is escaped, and a name that is not given is an error."""
+    return Environment(
+        loader=PackageLoader("blossomrec.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )

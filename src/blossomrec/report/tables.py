@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
+from blossomrec.evaluation.metrics import FEW_NOTE
 from blossomrec.evaluation.significance import PairedTest
-from blossomrec.evaluation.slices import FEW_NOTE
 from blossomrec.report import wording
 
 

@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from blossomrec.training.interrupt import TrainingInterrupted
     from blossomrec.training.loop import TrainingResult, train
+    from blossomrec.training.watch import TrainingInterrupted
 
 # Imported when first used: reading a run folder needs neither Fabric nor the loop.
 _HOMES = {
-    "TrainingInterrupted": "blossomrec.training.interrupt",
+    "TrainingInterrupted": "blossomrec.training.watch",
     "TrainingResult": "blossomrec.training.loop",
     "train": "blossomrec.training.loop",
 }

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from blossomrec.config import shortened
 from blossomrec.errors import RunError
 from blossomrec.files import digest, new_folder, read_json, remove, replacing
-from blossomrec.training.run import write_weights
+from blossomrec.run import write_weights
 
 KEPT = 2
 FORMAT = 1

@@ -10,21 +10,18 @@ from pathlib import Path
 from blossomrec.config import RunConfig, check
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Split
+from blossomrec.files import locked
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.run import check_vocabulary, read_weights, write_run_config
 from blossomrec.training.checkpoint import Checkpoints
-from blossomrec.training.device import open_fabric
-from blossomrec.training.interrupt import Interrupts
-from blossomrec.training.lock import locked
 from blossomrec.training.plan import describe
 from blossomrec.training.progress import open_display
 from blossomrec.training.randomness import seeded
 from blossomrec.training.resume import Resume, check_resume, find_checkpoint, identity
-from blossomrec.training.run import check_vocabulary, read_weights, write_run_config
-from blossomrec.training.run_log import RunLog
-from blossomrec.training.setup import build_parts
+from blossomrec.training.setup import build_parts, open_fabric
 from blossomrec.training.state import TrainingState
-from blossomrec.training.trainer import Trainer
-from blossomrec.training.validation import Validation
+from blossomrec.training.trainer import Trainer, Validation
+from blossomrec.training.watch import Interrupts, RunLog
 
 
 @dataclass(frozen=True)

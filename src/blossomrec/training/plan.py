@@ -12,8 +12,7 @@ from blossomrec.attention.spec import Heads
 from blossomrec.config import RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.models.transformer import TransformerModel, blossom_spec
-from blossomrec.training.device import resolve_precision
-from blossomrec.training.setup import Parts
+from blossomrec.training.setup import Parts, resolve_precision
 
 # A log is small for its options where an epoch has fewer steps, validation fewer cases, or the
 # model sees so many times more events than the longest history has.

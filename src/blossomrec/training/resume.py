@@ -13,8 +13,8 @@ from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Split
 from blossomrec.errors import ConfigError, RunError
+from blossomrec.run import read_run_config
 from blossomrec.training.checkpoint import Checkpoint, Checkpoints
-from blossomrec.training.run import read_run_config
 
 Resume = Literal["auto", "never"]
 

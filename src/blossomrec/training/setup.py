@@ -1,24 +1,118 @@
-"""From a configuration to the things the loop turns: batches, loss, optimizer, learning rate."""
+"""From a configuration to what the loop turns: Fabric, batches, loss, optimizer, learning rate."""
 
 from __future__ import annotations
 
+import logging
+import math
+import resource
+import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
-from blossomrec.config import RunConfig
+from blossomrec.config import RunConfig, TrainingConfig
 from blossomrec.data.batches import TrainingBatches
 from blossomrec.data.log import EventLog
-from blossomrec.data.ragged import gather_index
+from blossomrec.data.windows import gather_index
+from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError
 from blossomrec.losses import TrainingLoss, build_loss
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.training.device import Fabric
 from blossomrec.training.objective import Objective
-from blossomrec.training.optimizer import LearningRate, build_optimizer
 from blossomrec.training.shape import Shape, graph_shape
+
+_UNDECAYED_MODULES = (nn.Embedding, nn.LayerNorm, nn.RMSNorm)
+_UNDECAYED_NAMES = ("bias", "position", "embedding")
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW; matrices decay, biases, norms, embeddings and learned positions do not."""
+    decayed, undecayed = split_parameters(model)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": undecayed, "weight_decay": 0.0},
+    ]
+    fused = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.learning_rate, fused=fused
+    )
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trainable parameters with and without weight decay, each in order of definition."""
+    decayed, undecayed, met = [], [], set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in met:
+                continue
+            met.add(id(parameter))
+            plain = parameter.ndim < 2 or isinstance(module, _UNDECAYED_MODULES)
+            plain = plain or any(part in name for part in _UNDECAYED_NAMES)
+            (undecayed if plain else decayed).append(parameter)
+    return decayed, undecayed
+
+
+class LearningRate:
+    """Linear warm-up to the peak, then constant or a half cosine to zero at ``total_steps``.
+
+    ``warmup_steps`` are those asked for, but no more than a tenth of all. A pure function of the
+    step, so that resuming needs no state.
+    """
+
+    def __init__(self, config: TrainingConfig, total_steps: int):
+        self.config = config
+        self.total_steps = total_steps
+        self.warmup_steps = min(config.warmup_steps, total_steps // 10)
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of update ``step``, counted from 0."""
+        peak, warmup = self.config.learning_rate, self.warmup_steps
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        if self.config.schedule == "constant":
+            return peak
+        share = (step - warmup) / max(1, self.total_steps - warmup)
+        return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+try:
+    from lightning_fabric import Fabric
+except ImportError:
+    # The package `lightning` brings the same Fabric under its own name.
+    from lightning.fabric import Fabric  # pyright: ignore[reportMissingImports]
+
+
+def open_fabric(config: TrainingConfig) -> Fabric:
+    """Fabric on one device, in the precision asked for.
+
+    Raises:
+        ConfigError: ``device`` is cuda and there is none.
+    """
+    device = resolve_device(config.device, "training.device")
+    for name in ("lightning_fabric", "lightning.fabric"):
+        # It would announce its precision, and tips, where silence was asked for.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    precision = resolve_precision(config, device)
+    return Fabric(accelerator=device, devices=1, precision=precision)
+
+
+def resolve_precision(config: TrainingConfig, device: str) -> Literal["32-true", "bf16-mixed"]:
+    """The precision that ``config`` stands for on a device, "cpu" or "cuda"."""
+    if config.precision == "auto":
+        return "bf16-mixed" if device == "cuda" else "32-true"
+    return config.precision
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory held so far in MiB: of torch on the GPU, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from blossomrec.data.batches import Batch, TrainingBatches
 from blossomrec.errors import ConfigError
 from blossomrec.models.full import packed_kernel_takes
 from blossomrec.models.transformer import TransformerModel, blossom_spec
-from blossomrec.names import BACKBONES, LOSSES
+from blossomrec.registry import BACKBONES, LOSSES
 
 # Room for batches with more histories than the first epoch has in any; one that needs more still
 # is trained on as it is.

@@ -10,20 +10,65 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from blossomrec.config import TrainingConfig
+from blossomrec.config import RunConfig, TrainingConfig
+from blossomrec.data.log import EventLog
+from blossomrec.data.split import Cases
 from blossomrec.errors import TrainingError
+from blossomrec.evaluation import evaluate, resolve_filter_seen
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.training import state as stored
 from blossomrec.training.checkpoint import Checkpoint, Checkpoints, Pace
-from blossomrec.training.device import peak_mib
-from blossomrec.training.interrupt import Interrupts, TrainingInterrupted
 from blossomrec.training.objective import Step, device_steps
 from blossomrec.training.progress import Silence
-from blossomrec.training.run_log import RunLog
-from blossomrec.training.setup import Parts
+from blossomrec.training.setup import Fabric, Parts, peak_mib
 from blossomrec.training.state import TrainingState
 from blossomrec.training.update import build_update
-from blossomrec.training.validation import DECISIVE, Validation
-from blossomrec.training.watch import LossWatch, Reading, StepRecord
+from blossomrec.training.watch import (
+    Interrupts,
+    LossWatch,
+    Reading,
+    RunLog,
+    StepRecord,
+    TrainingInterrupted,
+)
+
+# The metric by which weights are the best.
+DECISIVE = "ndcg@10"
+
+
+class Validation:
+    """Metrics by name on a fixed sample of the validation cases; falsy when there are none.
+
+    The model encodes in the precision of the training; scores are compared in float32.
+    """
+
+    def __init__(
+        self, model: SequenceModel, log: EventLog, cases: Cases, config: RunConfig, fabric: Fabric
+    ):
+        self.model, self.log, self.fabric = model, log, fabric
+        self.count = min(len(cases.users), config.training.validation_users)
+        self.cases = cases.sample(self.count, config.training.seed)
+        self.ks = sorted({10, *config.evaluation.ks})
+        self.filter_seen = resolve_filter_seen(config.evaluation, log)
+        self.tokens_per_batch = config.training.tokens_per_batch
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def __call__(self) -> dict[str, float]:
+        """Rank the targets of the sample among all items."""
+        self.model.eval()
+        with torch.inference_mode(), self.fabric.autocast():
+            evaluation = evaluate(
+                self.model,
+                self.log,
+                self.cases,
+                ks=self.ks,
+                filter_seen=self.filter_seen,
+                device=self.fabric.device,
+                tokens_per_batch=self.tokens_per_batch,
+            )
+        return evaluation.metrics
 
 
 class Trainer:

@@ -1,14 +1,22 @@
-"""Losses on their way from the device to the host, without making the device wait."""
+"""What a training tells: losses from the device, ``log.jsonl``, TensorBoard; and signals to it."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import signal
+import threading
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from blossomrec.errors import TrainingError
+from blossomrec.errors import MissingExtraError, TrainingError
 
 # Steps between two read-backs from a GPU.
 INTERVAL = 16
@@ -104,3 +112,109 @@ def _check_finite(reading: Reading) -> None:
                 f"{name} is {value} at epoch {record.epoch}, step {record.step}{loss}, "
                 f"learning rate {record.learning_rate:g}"
             )
+
+
+# Not every system knows all of them.
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was told to stop, and a checkpoint was saved.
+
+    ``signum`` is the signal received, ``command`` the command line that goes on, where known.
+    """
+
+    def __init__(self, signum: int, command: str = ""):
+        super().__init__(f"training stopped by {signal.Signals(signum).name}, checkpoint saved")
+        self.signum, self.command = signum, command
+
+
+class Interrupts:
+    """While entered, ``received`` holds the first of SIGNALS instead of its usual effect.
+
+    A second signal has its usual effect again. One that is ignored, as nohup has it with SIGHUP,
+    stays ignored. Outside of the main thread, where Python allows no handlers, nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                if signal.getsignal(signum) is not signal.SIG_IGN:
+                    self._previous[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.received = signum
+        self._restore()
+
+    def _restore(self) -> None:
+        for signum, handler in self._previous.items():
+            # None stands for a handler that was not installed from Python.
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+        self._previous = {}
+
+
+class RunLog:
+    """``log.jsonl``, a JSON object for each epoch, and TensorBoard scalars where asked for.
+
+    ``start`` cuts the file back to ``size`` bytes, those that the checkpoint knows of, so that an
+    epoch that is trained again after a kill stands there once.
+    """
+
+    def __init__(self, run: Path, *, tensorboard: bool = False):
+        self.path = run / "log.jsonl"
+        self._writer_type = _summary_writer() if tensorboard else None
+        self._writer: Any = None
+        self._file: Any = None
+
+    def start(self, size: int, step: int) -> None:
+        """Open for appending after the first ``size`` bytes; ``step`` is the last one done."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab")
+        if self.size < size:
+            warnings.warn(
+                f"{self.path} was cut short: lines of earlier epochs are lost", stacklevel=2
+            )
+        else:
+            self._file.truncate(size)
+        if self._writer_type:
+            folder = str(self.path.parent / "tensorboard")
+            self._writer = self._writer_type(folder, purge_step=step + 1)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line, with the scalars of ``record`` going to TensorBoard as well."""
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+        if self._writer is None:
+            return
+        for name, value in {**record, **(record.get("validation") or {})}.items():
+            if isinstance(value, int | float) and name not in ("step", "epoch"):
+                self._writer.add_scalar(name, value, record["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        for target in (self._file, self._writer):
+            if target is not None:
+                target.close()
+
+
+def _summary_writer() -> type:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError("tensorboard", "track") from error
+    return SummaryWriter

@@ -15,8 +15,8 @@ from blossomrec.config import check
 from blossomrec.data.log import EventLog
 from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.measure import evaluate_run
+from blossomrec.run import read_run_config
 from blossomrec.training import trainer
-from blossomrec.training.run import read_run_config
 
 ROOT = Path(__file__).resolve().parents[3]
 FIELDS = (

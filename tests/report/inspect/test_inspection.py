@@ -19,7 +19,7 @@ from blossomrec.report.inspect import inspect_page, inspection, selection_measur
 from blossomrec.report.inspect.inspect_plots import octaves
 from blossomrec.report.inspect.selection_totals import quantiles_of_counts
 from blossomrec.report.inspect.selector_profile import recorded
-from blossomrec.training.run import load_model
+from blossomrec.run import load_model
 from command_line import refuse
 from small_options import SMALL
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blossomrec.lazy import lazily
-from blossomrec.registry import Registry
+from blossomrec.registry import Registry, lazily
 
 if TYPE_CHECKING:
     from blossomrec.models.baselines.base import Baseline

@@ -1,10 +1,15 @@
-"""What a baseline is."""
+"""What baselines share: their base, counts of items, and histories as a baseline is given them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+import scipy.sparse
+import torch
 from torch import Tensor, nn
+
+from blossomrec.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,3 +52,68 @@ class Baseline(nn.Module):
     def scores(self, queries: Tensor, start: int, stop: int) -> Tensor:
         """float32 [B, stop - start], higher is better, of the items start .. stop-1."""
         raise NotImplementedError
+
+
+def training_events(log: EventLog, train_end: np.ndarray) -> np.ndarray:
+    """Which events of the log may be trained on, bool [E].
+
+    Raises:
+        DataError: there are none.
+    """
+    offsets = np.asarray(log.offsets)
+    lengths = np.diff(offsets)
+    position = np.arange(len(log.items)) - np.repeat(offsets[:-1], lengths)
+    used = position < np.repeat(np.asarray(train_end), lengths)
+    if not used.any():
+        raise DataError(f"{log.folder} has no events to train on")
+    return used
+
+
+def users_by_items(log: EventLog, train_end: np.ndarray) -> scipy.sparse.csr_array:
+    """Who met what among the training events, ones in a sparse float64 [U, I]."""
+    used = training_events(log, train_end)
+    users = np.repeat(np.arange(log.num_users), np.diff(log.offsets))[used]
+    met = np.unique(users * log.num_items + np.asarray(log.items)[used])
+    parts = np.ones(len(met)), (met // log.num_items, met % log.num_items)
+    return scipy.sparse.csr_array(parts, shape=(log.num_users, log.num_items))
+
+
+def keep_largest(matrix: scipy.sparse.csr_array, count: int) -> scipy.sparse.csr_array:
+    """Only the ``count`` largest entries of each row; of equal ones those of lower columns."""
+    starts = np.asarray(matrix.indptr)
+    rows = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+    order = np.lexsort((matrix.indices, np.negative(matrix.data), rows))
+    # Sorting by row first leaves each row where it was, so its entries are ranked from its start.
+    rank = np.arange(len(rows)) - starts[rows]
+    kept = order[rank < count]
+    parts = matrix.data[kept], (rows[kept], matrix.indices[kept])
+    return scipy.sparse.csr_array(parts, shape=matrix.shape)
+
+
+class DistinctItems:
+    """Every (history, item) of a batch once, N of them, by history, then item.
+
+    Attributes:
+        history: number of the history, int64 [N].
+        item: int64 [N].
+        event: which of the N each event of the batch belongs to, int64 [T].
+        age: events of the history after each event, int64 [T].
+    """
+
+    def __init__(self, batch: Batch, num_items: int):
+        ends = batch.cu_seqlens.long()
+        lengths = ends.diff()
+        of = torch.arange(len(lengths), device=ends.device).repeat_interleave(lengths)
+        self.age = ends[1:][of] - 1 - torch.arange(len(of), device=ends.device)
+        keys, self.event = torch.unique(of * num_items + batch.items, return_inverse=True)
+        self.history, self.item = keys // num_items, keys % num_items
+        self.histories = len(lengths)
+
+    def table(self, width: int, *columns: Tensor) -> Tensor:
+        """Columns [N] as int32 [histories, width, len(columns)], -1 behind a history's items."""
+        counts = self.history.bincount(minlength=self.histories)
+        place = torch.arange(len(self.history), device=self.history.device)
+        place -= (counts.cumsum(0) - counts)[self.history]
+        table = counts.new_full((self.histories, width, len(columns)), -1, dtype=torch.int32)
+        table[self.history, place] = torch.stack(columns, 1).int()
+        return table

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blossomrec.errors import ConfigError, DataError
-from blossomrec.models.baselines.base import Baseline
-from blossomrec.models.baselines.counts import users_by_items
-from blossomrec.models.baselines.histories import DistinctItems
+from blossomrec.models.baselines.base import Baseline, DistinctItems, users_by_items
 
 if TYPE_CHECKING:
     from blossomrec.data.batches import Batch

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from blossomrec.data.batches import HistoryBatches
 from blossomrec.errors import ConfigError
-from blossomrec.models.baselines.base import Baseline
-from blossomrec.models.baselines.counts import training_events
-from blossomrec.models.baselines.histories import DistinctItems
+from blossomrec.models.baselines.base import Baseline, DistinctItems, training_events
 
 if TYPE_CHECKING:
     from blossomrec.data.batches import Batch

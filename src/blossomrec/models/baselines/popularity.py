@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from blossomrec.errors import ConfigError
-from blossomrec.models.baselines.base import Baseline
-from blossomrec.models.baselines.counts import training_events
+from blossomrec.models.baselines.base import Baseline, training_events
 
 if TYPE_CHECKING:
     from blossomrec.data.batches import Batch

@@ -8,8 +8,8 @@ import numpy as np
 import scipy.sparse
 
 from blossomrec.errors import ConfigError
-from blossomrec.models.baselines.counts import keep_largest, training_events
-from blossomrec.models.baselines.neighbours import ItemNeighbours
+from blossomrec.models.baselines.base import keep_largest, training_events
+from blossomrec.models.baselines.item_knn import ItemNeighbours
 
 if TYPE_CHECKING:
     from blossomrec.data.log import EventLog

@@ -15,7 +15,7 @@ from blossomrec.report.inspect import inspect_plots, inspect_tables
 from blossomrec.report.inspect.inspect_tables import interval, named_heads, percent
 from blossomrec.report.inspect.inspection import Inspection, inspect_run
 from blossomrec.report.parts import Figure, TextTable, key_of
-from blossomrec.report.rendering import render_page
+from blossomrec.report.svg import render_page
 from blossomrec.terminal import show
 
 if TYPE_CHECKING:

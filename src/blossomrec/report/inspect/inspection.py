@@ -27,7 +27,7 @@ from blossomrec.report.inspect.choice import (
 )
 from blossomrec.report.inspect.selection_totals import LayerChoices, LayerTotals, Ratio, mass_ratio
 from blossomrec.report.inspect.selector_profile import recorded
-from blossomrec.training.run import load_model, read_run_config
+from blossomrec.run import load_model, read_run_config
 
 # Events of a batch; only a history that is longer by itself goes over it.
 TOKENS_PER_BATCH = 16_384

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from blossomrec.data.columns import Column
-from blossomrec.data.ids import read_ids
+from blossomrec.data.reading.columns import Column
+from blossomrec.data.reading.ids import read_ids
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError
 from blossomrec.serving.refusals import unknown_item
@@ -90,11 +90,10 @@ def read_titles(path: Path) -> dict[str, str]:
     """Titles by item id as text, from a table of items.
 
     The table is a Parquet file (.parquet) or a text file with a header (.csv, .tsv, or RecBole's
-    .item, whose header is ``name:type``). It has a column ``item_id``, of ids as
-    :func:`blossomrec.data.events.read_events` takes them, and a column ``title``, or one alone
-    whose name ends in ``_title``. Other columns are ignored, items without a title left out, and
-    titles cut after 200 characters. Of several titles of an item the first one holds, with a
-    warning.
+    .item, whose header is ``name:type``). It has a column ``item_id``, of ids as the reading of
+    events takes them, and a column ``title``, or one alone whose name ends in ``_title``. Other
+    columns are ignored, items without a title left out, and titles cut after 200 characters. Of
+    several titles of an item the first one holds, with a warning.
 
     Raises:
         DataError: the file cannot be read, has no titles, lacks a column, or holds something else

@@ -10,13 +10,13 @@ from blossomrec.device import resolve_device
 from blossomrec.errors import RunError
 from blossomrec.files import digest
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.run import load_model, open_vocabulary, read_run_config
 from blossomrec.serving.engine.approximate import ApproximateRanking
 from blossomrec.serving.engine.catalogue import Catalogue
 from blossomrec.serving.engine.encoder import Encoder, build_encoder
 from blossomrec.serving.engine.histories import HistoryCache
 from blossomrec.serving.engine.ranking import Ranking
 from blossomrec.serving.metrics import Metrics
-from blossomrec.training.run import load_model, open_vocabulary, read_run_config
 
 
 @dataclass(frozen=True, eq=False)

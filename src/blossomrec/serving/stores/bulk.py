@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from blossomrec.data.events import describe, read_table
 from blossomrec.data.log import LOG_FILE, EventLog
-from blossomrec.data.options import ReadOptions, with_given
 from blossomrec.data.preparation import order_table
+from blossomrec.data.reading.options import ReadOptions, with_given
+from blossomrec.data.reading.tables import describe, read_table
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.serving.given import check_text
 from blossomrec.serving.refusals import shown

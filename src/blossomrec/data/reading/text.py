@@ -13,8 +13,7 @@ from typing import BinaryIO, cast
 
 import polars as pl
 
-from blossomrec.data.names import find_columns
-from blossomrec.data.options import ReadOptions
+from blossomrec.data.reading.options import ReadOptions, find_columns
 from blossomrec.errors import DataError
 
 # Suffix -> (separator, quote character). RecBole quotes nothing, nor do most who write TSV.

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from blossomrec.data.names import find_columns
+from blossomrec.data.reading.options import find_columns
 from blossomrec.errors import DataError, MissingExtraError
 
 _CHECK_OF_ZONES = "POLARS_IGNORE_TIMEZONE_PARSE_ERROR"

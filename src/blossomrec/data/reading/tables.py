@@ -9,11 +9,11 @@ from typing import Any
 
 import polars as pl
 
-from blossomrec.data.columns import Column, read_times, read_weights
-from blossomrec.data.frames import is_pandas, read_pandas, read_parquet, read_polars
-from blossomrec.data.ids import read_ids
-from blossomrec.data.options import ReadOptions, with_given
-from blossomrec.data.text import TEXT_FILES, TextFile
+from blossomrec.data.reading.columns import Column, read_times, read_weights
+from blossomrec.data.reading.frames import is_pandas, read_pandas, read_parquet, read_polars
+from blossomrec.data.reading.ids import read_ids
+from blossomrec.data.reading.options import ReadOptions, with_given
+from blossomrec.data.reading.text import TEXT_FILES, TextFile
 from blossomrec.errors import DataError
 
 

@@ -6,7 +6,7 @@ import warnings
 
 import polars as pl
 
-from blossomrec.data.columns import Column, largest_exact, plain_text, refuse_missing
+from blossomrec.data.reading.columns import Column, largest_exact, plain_text, refuse_missing
 
 # Words that stand for a missing value in text files; the polars reader knows only the empty field.
 _MISSING_WORDS = ("nan", "null", "none", "na", "n/a", "<na>")

@@ -1,0 +1,1 @@
+"""Reading tables of events: files and frames, columns, ids, options."""
