@@ -36,6 +36,17 @@ def read_parquet(path: Path, names: Mapping[str, str]) -> pl.DataFrame:
         ) from error
 
 
+def parquet_columns(path: Path) -> list[str]:
+    """Names of the columns of a Parquet file."""
+    try:
+        with any_time_zone():
+            return pl.scan_parquet(path, glob=False).collect_schema().names()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read as Parquet (is it truncated?): {_first_line(error)}"
+        ) from error
+
+
 def read_polars(
     source: str, frame: pl.DataFrame | pl.LazyFrame, names: Mapping[str, str]
 ) -> pl.DataFrame:

@@ -10,7 +10,13 @@ from typing import Any
 import polars as pl
 
 from blossomrec.data.reading.columns import Column, read_times, read_weights
-from blossomrec.data.reading.frames import is_pandas, read_pandas, read_parquet, read_polars
+from blossomrec.data.reading.frames import (
+    is_pandas,
+    parquet_columns,
+    read_pandas,
+    read_parquet,
+    read_polars,
+)
 from blossomrec.data.reading.ids import read_ids
 from blossomrec.data.reading.options import ReadOptions, with_given
 from blossomrec.data.reading.text import TEXT_FILES, TextFile
@@ -85,6 +91,28 @@ def _read(role: str, column: Column, options: ReadOptions) -> pl.Series:
     return read_ids(column, normalize=options.normalize_ids)
 
 
+def read_all(source: Any, options: ReadOptions) -> tuple[pl.DataFrame, bool]:
+    """All columns of a table as they are, and whether its source knows only text.
+
+    Raises:
+        DataError: as of ``read_events``.
+    """
+    names = {name: name for name in _column_names(source, options)}
+    table, lines = _load(source, names, options)
+    return table, lines is not None
+
+
+def _column_names(source: Any, options: ReadOptions) -> list[str]:
+    if isinstance(source, (str, Path)):
+        path, kind = Path(source), _kind(Path(source))
+        if kind == ".parquet":
+            return parquet_columns(path)
+        return TextFile.of(path, kind, options).columns()
+    if isinstance(source, (pl.DataFrame, pl.LazyFrame)):
+        return source.lazy().collect_schema().names()
+    return list(getattr(source, "columns", ()))
+
+
 def _load(
     source: Any, names: Mapping[str, str], options: ReadOptions
 ) -> tuple[pl.DataFrame, int | None]:
@@ -104,6 +132,14 @@ def _load(
 def _load_file(
     path: Path, names: Mapping[str, str], options: ReadOptions
 ) -> tuple[pl.DataFrame, int | None]:
+    kind = _kind(path)
+    if kind == ".parquet":
+        return read_parquet(path, names), None
+    return TextFile.of(path, kind, options).read_columns(names)
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says how a file is read; DataError where it is none to read."""
     suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
     kind = suffix.lower()
     if not path.exists():
@@ -115,6 +151,4 @@ def _load_file(
         raise DataError(f"{path} ends in {suffix or 'no suffix'!r}: known are {known}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
-    if kind == ".parquet":
-        return read_parquet(path, names), None
-    return TextFile.of(path, kind, options).read_columns(names)
+    return kind

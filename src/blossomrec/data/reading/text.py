@@ -17,7 +17,12 @@ from blossomrec.data.reading.options import ReadOptions, find_columns
 from blossomrec.errors import DataError
 
 # Suffix -> (separator, quote character). RecBole quotes nothing, nor do most who write TSV.
-TEXT_FILES = {".csv": (",", '"'), ".tsv": ("\t", None), ".inter": ("\t", None)}
+TEXT_FILES = {
+    ".csv": (",", '"'),
+    **dict.fromkeys((".tsv", ".inter", ".item", ".user"), ("\t", None)),
+}
+# Tables of RecBole, whose header is ``name:type``.
+_TYPED = (".inter", ".item", ".user")
 _POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 _FILE_ERRORS = (UnicodeDecodeError, csv.Error, OSError, EOFError, zlib.error)
 _LONGEST_SHOWN = 80
@@ -46,7 +51,14 @@ class TextFile:
             separator = options.separator.replace("\\t", "\t")
         if options.quote != "auto":
             quote = None if options.quote == "none" else options.quote
-        return cls(path, separator, quote, options.multiline, suffix == ".inter")
+        return cls(path, separator, quote, options.multiline, suffix in _TYPED)
+
+    def columns(self) -> list[str]:
+        """Names of all columns; DataError where there is no header to read."""
+        try:
+            return self._read_header()[1]
+        except _FILE_ERRORS as error:
+            raise DataError(f"{self.path} cannot be read: {error}") from error
 
     def read_columns(self, names: Mapping[str, str]) -> tuple[pl.DataFrame, int]:
         """Columns of text, named by the keys of ``names``, and the number of lines of the file.
