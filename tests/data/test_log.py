@@ -119,12 +119,12 @@ class TestPrepare:
     def test_float_times_and_datetimes(self):
         times = [0.5, 3.25, 1.0, 2.0, 3.0, 4.0]
         log = EventLog.prepare(EVENTS.with_columns(timestamp=pl.Series(times)))
-        assert log.timestamps.dtype == np.float64 and log.timestamp_unit is None
+        assert log.timestamps.dtype == np.float64 and log.time_unit == "order"
         assert log.timestamps[:2].tolist() == [2.0, 3.25]
         moment = dt.datetime(2024, 5, 1, 12, tzinfo=dt.UTC)
         times = [moment + dt.timedelta(hours=n) for n in range(6)]
         log = EventLog.prepare(EVENTS.with_columns(timestamp=pl.Series(times)))
-        assert log.timestamps.dtype == np.int64 and log.timestamp_unit == "microseconds"
+        assert log.timestamps.dtype == np.int64 and log.time_unit == "microseconds"
         assert log.timestamps[-1] == int((moment.timestamp() + 5 * 3600) * 1_000_000)
         assert log.summary["time"]["first_iso"] == "2024-05-01T12:00:00Z"
 

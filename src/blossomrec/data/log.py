@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from blossomrec.data.identity import identity_digest, log_identity
+from blossomrec.data.units import ORDER, UNITS, unit_of_times
 from blossomrec.data.vocabulary import Vocabulary, natural, read_description, text
 from blossomrec.errors import DataError
 from blossomrec.files import TemporaryFolder
@@ -157,9 +158,13 @@ class EventLog:
         return self._temporary is not None
 
     @property
-    def timestamp_unit(self) -> str | None:
-        """ "microseconds" (since 1970, UTC) if the source had datetimes or dates, else None."""
-        return self._description.get("timestamp_unit")
+    def time_unit(self) -> str:
+        """Unit of the times since 1970 (UTC), one of ``UNITS``; "order" if they tell no more."""
+        unit = self._description.get("time_unit", self._description.get("timestamp_unit"))
+        if unit in UNITS or unit == ORDER:
+            return unit
+        # Prepared before units were told.
+        return unit_of_times(self.timestamps.min().item(), self.timestamps.max().item())
 
     @property
     def options(self) -> dict[str, Any]:

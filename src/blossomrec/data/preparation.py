@@ -17,9 +17,10 @@ from blossomrec.data.reading.options import UNUSED_WEIGHTS, PrepareOptions
 from blossomrec.data.reading.tables import describe, read_table
 from blossomrec.data.summary import summarize
 from blossomrec.data.ties import order_ties
+from blossomrec.data.units import ORDER, unit_of_times
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.data.windows import boundaries
-from blossomrec.errors import DataError
+from blossomrec.errors import ConfigError, DataError
 
 
 def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
@@ -30,7 +31,7 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
     table = read_table(source, options, options.weight)
     events, lines, read = table.events, table.lines, table.events.height
     del table
-    unit = "microseconds" if events["timestamp"].dtype == pl.Datetime else None
+    unit = _time_unit(events["timestamp"], options.time_unit)
     users, items, arrays = encode_events(events)
     del events
     _check_enough(describe(source), users, items)
@@ -58,7 +59,7 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         "format": LOG_FORMAT,
         **{name: summary[name] for name in ("users", "items", "events", "has_repeats")},
         "weights": arrays.weights is not None,
-        "timestamp_unit": unit,
+        "time_unit": unit,
         "source": describe(source),
         "options": options.recorded(),
         "summary": summary,
@@ -77,6 +78,15 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         _write_arrays(places[EVENTS], offsets, arrays)
         user_vocabulary.save(places[USERS])
         item_vocabulary.save(places[ITEMS])
+
+
+def _time_unit(times: pl.Series, given: str) -> str:
+    """What the times of a checked table are in; datetimes are in microseconds by now."""
+    if times.dtype == pl.Datetime:
+        if given not in ("auto", "microseconds", ORDER):
+            raise ConfigError(f"time_unit is {given!r}: the table has datetimes, which need none")
+        return ORDER if given == ORDER else "microseconds"
+    return unit_of_times(times.min(), times.max()) if given == "auto" else given  # pyright: ignore[reportArgumentType]
 
 
 def _write_arrays(folder: Path, offsets: np.ndarray, arrays: EventArrays) -> None:

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from blossomrec.data.units import ORDER, UNITS
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 _PERCENTILES = (10, 25, 50, 75, 90, 99)
 _LONG_HISTORIES = (500, 1_000, 2_000)
-# Numbers in this range, 1990 to 2100, are taken for seconds since 1970 and shown as dates too.
-_EPOCH_SECONDS = (631_152_000, 4_102_444_800)
+_UNITS_SHOWN = {ORDER: "an order, no points in time"}
 
 
-def summarize(offsets: np.ndarray, timestamps: np.ndarray, unit: str | None) -> dict[str, Any]:
+def summarize(offsets: np.ndarray, timestamps: np.ndarray, unit: str) -> dict[str, Any]:
     """Counts, percentiles of history length, share of long histories and time span.
 
-    offsets: int64 [U+1]; timestamps: numbers [E]; unit: "microseconds" or None for unknown. The
-    result is ready for JSON.
+    offsets: int64 [U+1]; timestamps: numbers [E]; unit: one of
+    ``UNITS``, or "order". The result is ready for JSON.
     """
     lengths = np.diff(offsets)
     percentiles = np.percentile(lengths, _PERCENTILES)
@@ -37,17 +38,13 @@ def summarize(offsets: np.ndarray, timestamps: np.ndarray, unit: str | None) -> 
     }
 
 
-def _time_span(timestamps: np.ndarray, unit: str | None) -> dict[str, Any]:
-    """First and last time as numbers and, where they are points in time, in ISO 8601."""
+def _time_span(timestamps: np.ndarray, unit: str) -> dict[str, Any]:
+    """First and last time as numbers, their unit and, unless that is order, both in ISO 8601."""
     first, last = timestamps.min().item(), timestamps.max().item()
-    span: dict[str, Any] = {"first": first, "last": last}
-    seconds = None
-    if unit == "microseconds":
-        seconds = (first / 1e6, last / 1e6)
-    elif _EPOCH_SECONDS[0] <= first and last < _EPOCH_SECONDS[1]:
-        seconds = (first, last)
-    if seconds is not None:
-        span["first_iso"], span["last_iso"] = map(_iso, seconds)
+    span: dict[str, Any] = {"first": first, "last": last, "unit": unit}
+    if unit != ORDER:
+        ends = (first / UNITS[unit], last / UNITS[unit])
+        span["first_iso"], span["last_iso"] = map(_iso, ends)
     return span
 
 
@@ -77,6 +74,8 @@ def summary_table(summary: dict[str, Any], title: str = "Events") -> Table:
     time = summary["time"]
     table.add_row("first event", str(time.get("first_iso", time["first"])))
     table.add_row("last event", str(time.get("last_iso", time["last"])))
+    if "unit" in time:
+        table.add_row("times are", _UNITS_SHOWN.get(time["unit"], time["unit"]))
     table.add_row("items repeat in histories", "yes" if summary["has_repeats"] else "no")
     for label, value in _ties_rows(summary):
         table.add_row(label, value)

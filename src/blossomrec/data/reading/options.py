@@ -34,6 +34,13 @@ class ReadOptions:
     normalize_ids: bool = option(
         False, "strip white space around text ids and read whole decimals as integers: 1.0 is 1"
     )
+    time_unit: Literal[
+        "auto", "seconds", "milliseconds", "microseconds", "nanoseconds", "order"
+    ] = option(
+        "auto",
+        "unit of numbers as times since 1970, or order where they only tell what came first; auto: "
+        "told from the numbers",
+    )
     ties: Literal["auto", "keep", "shuffle"] = option(
         "auto",
         "events of a user with equal times: keep their order, shuffle them (always the same way), "

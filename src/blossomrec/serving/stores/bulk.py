@@ -13,10 +13,10 @@ from blossomrec.data.log import LOG_FILE, EventLog
 from blossomrec.data.preparation import order_table
 from blossomrec.data.reading.options import ReadOptions, with_given
 from blossomrec.data.reading.tables import describe, read_table
+from blossomrec.data.units import unit_of
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.serving.given import check_text
 from blossomrec.serving.refusals import shown
-from blossomrec.serving.stores.clock import unit_of
 from blossomrec.serving.stores.store import Event, EventStore, carried_out
 
 # Events in one transaction: others who write have to wait for it.

@@ -4,22 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from blossomrec.data.units import UNITS, Time, unit_of
 from blossomrec.serving.refusals import Refusal
-
-Time = int | float
-# How many of each there are in a second. As seconds, a time since 1970 has 9 or 10 digits from 1973
-# to 2286; in another unit it has more of them, so that it shows which one it is in.
-UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
-EPOCH_SECONDS = (10**8, 10**10)
-
-
-def unit_of(timestamp: Time) -> str | None:
-    """The unit in which a number looks like a time since 1970; None where it looks like none."""
-    low, high = EPOCH_SECONDS
-    for unit, size in UNITS.items():
-        if low * size <= timestamp < high * size:
-            return unit
-    return None
 
 
 @dataclass

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import redis
 
+from blossomrec.data.units import Time
 from blossomrec.errors import DataError
 from blossomrec.serving.refusals import unavailable
-from blossomrec.serving.stores.clock import Time
 from blossomrec.serving.stores.store import Conflict, ItemId
 
 PAUSE = 0.01

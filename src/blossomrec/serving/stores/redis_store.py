@@ -13,9 +13,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from blossomrec.data.units import Time
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.serving.stores import shown_url
-from blossomrec.serving.stores.clock import Clock, Time
+from blossomrec.serving.stores.clock import Clock
 from blossomrec.serving.stores.redis_parts import (
     NOBODY,
     TOGETHER,

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from blossomrec.serving.stores.clock import Time
+from blossomrec.data.units import Time
 from blossomrec.serving.stores.store import Event
 
 SECRET_BYTES = 16

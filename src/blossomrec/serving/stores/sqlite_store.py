@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from blossomrec.data.units import Time
 from blossomrec.errors import DataError
 from blossomrec.serving.refusals import unavailable
-from blossomrec.serving.stores.clock import Clock, Time
+from blossomrec.serving.stores.clock import Clock
 from blossomrec.serving.stores.sqlite_chunks import Chunks
 from blossomrec.serving.stores.sqlite_formats import (
     APPLICATION,

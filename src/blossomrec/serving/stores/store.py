@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
+from blossomrec.data.units import Time
 from blossomrec.serving.refusals import Refusal, shown, unavailable
-from blossomrec.serving.stores.clock import Clock, Time, other_unit
+from blossomrec.serving.stores.clock import Clock, other_unit
 
 ItemId = int | str
 T = TypeVar("T")
