@@ -86,7 +86,7 @@ class ModelConfig:
         "independent", "Blossom: weights of the two paths, as published, or ones that sum up to 1"
     )
     selector_weight: float = option(
-        1.0, "Blossom: weight of the loss that teaches the selector, 0 leaves it untaught", low=0
+        1.0, "Blossom: weight of the distillation loss of the selector, 0 for none", low=0
     )
     attention_impl: Literal["auto", "reference", "torch", "cpu", "triton", "cuda"] = option(
         "auto", "implementation of Blossom attention"

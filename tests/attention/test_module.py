@@ -22,7 +22,7 @@ ALL = torch.arange(333)
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
 def test_gradient_reaches_every_parameter(compress, causal):
     attention = make_layer(compress=compress, causal=causal)
-    given = attention(torch.randn(333, 32), CU_SEQLENS, lessons=ALL)
+    given = attention(torch.randn(333, 32), CU_SEQLENS, distil_rows=ALL)
     (given.hidden.square().sum() + given.selector_loss).backward()
     for name, parameter in attention.named_parameters():
         assert parameter.grad is not None, name
@@ -31,7 +31,7 @@ def test_gradient_reaches_every_parameter(compress, causal):
 
 def test_the_selector_loss_teaches_what_the_importance_is_made_of():
     attention = make_layer()
-    given = attention(torch.randn(333, 32), CU_SEQLENS, lessons=ALL)
+    given = attention(torch.randn(333, 32), CU_SEQLENS, distil_rows=ALL)
     given.selector_loss.backward()
     reached = {name.split(".")[0] for name, p in attention.named_parameters() if p.grad is not None}
     assert reached == {"compress", "query", "key"}
@@ -156,7 +156,7 @@ def test_one_path_alone_has_no_gate_and_nothing_dead():
     x = torch.randn(333, 32)
     for paths, weights in (("long", [1.0, 0.0]), ("short", [0.0, 1.0])):
         attention = make_layer(paths=paths)
-        given = attention(x, CU_SEQLENS, lessons=ALL)
+        given = attention(x, CU_SEQLENS, distil_rows=ALL)
         assert given.gates.unique(dim=0).tolist() == [[weights] * 4]
         loss = given.hidden.square().sum()
         loss = loss if given.selector_loss is None else loss + given.selector_loss
@@ -186,7 +186,7 @@ def test_a_convex_gate_shares_one_weight_among_the_paths():
 
 def test_short_histories_give_a_loss_of_zero():
     cu_seqlens = torch.arange(0, 31, 3, dtype=torch.int32)
-    given = make_layer()(torch.randn(30, 32), cu_seqlens, lessons=ALL[:30])
+    given = make_layer()(torch.randn(30, 32), cu_seqlens, distil_rows=ALL[:30])
     given.selector_loss.backward()
     assert given.selector_loss == 0
 
@@ -256,9 +256,9 @@ def test_wrong_arguments_are_named():
 
 def test_autocast_leaves_scores_and_selection_in_float32():
     attention, x = make_layer(), torch.randn(333, 32)
-    exact = attention(x, CU_SEQLENS, lessons=ALL)
+    exact = attention(x, CU_SEQLENS, distil_rows=ALL)
     with torch.autocast("cpu", torch.bfloat16):
-        given = attention(x, CU_SEQLENS, lessons=ALL)
+        given = attention(x, CU_SEQLENS, distil_rows=ALL)
     (given.hidden.float().sum() + given.selector_loss).backward()
     assert given.hidden.dtype == torch.bfloat16
     assert given.selector_loss.dtype == torch.float32
@@ -277,7 +277,7 @@ def test_gradients_do_not_depend_on_the_order_of_threads():
         for _ in range(8):
             attention.zero_grad()
             torch.manual_seed(1)
-            given = attention(x, cu_seqlens, lessons=torch.arange(4_096))
+            given = attention(x, cu_seqlens, distil_rows=torch.arange(4_096))
             (given.hidden.square().sum() + given.selector_loss).backward()
             gradients = [parameter.grad.clone() for parameter in attention.parameters()]
             first = first or gradients

@@ -119,7 +119,7 @@ def close(items: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
 
 def ask(server: Server, user: str, k: int = 5) -> Future[Best]:
     """A question to the thread of the model, without HTTP."""
-    question = Question(user, np.empty(0, np.int64), Choice(k))
+    question = Question(user, None, Choice(k))
     return server.service._engine.recommend(server.service.release, question)
 
 
@@ -127,9 +127,9 @@ def count_calls(monkeypatch: Any, model: SequenceModel) -> list[list[int]]:
     """How many users and events each extension of states had."""
     calls, original = [], type(model).extend_batch
 
-    def counted(self, items, counts, states):
-        calls.append(list(counts))
-        return original(self, items, counts, states)
+    def counted(self, batch, states):
+        calls.append(batch.cu_seqlens.diff().tolist())
+        return original(self, batch, states)
 
     monkeypatch.setattr(type(model), "extend_batch", counted)
     return calls

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from blossomrec.config import ServingConfig
+from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.serving.engine.catalogue import Catalogue
 from blossomrec.serving.engine.histories import OVERHEAD, HistoryCache, UserHistory, window_start
@@ -14,9 +15,9 @@ def test_a_history_grows_and_knows_its_items():
     rng, history, rows = np.random.default_rng(0), UserHistory(), []
     for _ in range(200):
         new = rng.integers(0, 40, rng.integers(0, 5))
-        history.add(new, len(new) + 1)
+        history.add(History(new), len(new) + 1)
         rows += new.tolist()
-        assert history.rows.tolist() == rows
+        assert history.events.items.tolist() == rows
         assert history.seen.tolist() == sorted(set(rows))
     assert history.read == len(rows) + 200
     assert history.nbytes < OVERHEAD + 1.5 * 4 * len(rows) + 8 * 40 + 64
@@ -35,13 +36,13 @@ def test_a_window_is_never_empty_and_never_too_long(max_len, step):
 
 def test_a_moved_window_drops_what_was_encoded():
     history = UserHistory()
-    history.add(np.arange(12), 12)
+    history.add(History(np.arange(12)), 12)
     assert history.missing(10, 5) == 7 and history.start == 5
     history.encoded, history.query = 12, object()
     assert history.missing(10, 5) == 0
-    history.add(np.arange(3), 3)
+    history.add(History(np.arange(3)), 3)
     assert history.missing(10, 5) == 3 and history.query is not None
-    history.add(np.arange(1), 1)
+    history.add(History(np.arange(1)), 1)
     assert history.missing(10, 5) == 6
     assert history.start == history.encoded == 10 and history.query is None
 
@@ -92,9 +93,9 @@ def test_ids_of_numbers_and_text():
     texts = Catalogue(["12", "milk", "012"])
     assert [texts.row(one) for one in ("milk", 12, "012", "x", -12)] == [1, 0, 2, -1, -1]
     assert texts.known(["x", "milk", 12]).tolist() == [1, 0]
-    assert texts.rows(["milk", 12], "items").tolist() == [1, 0]
+    assert texts.known_rows(["milk", 12], "items").tolist() == [1, 0]
     with pytest.raises(Refusal, match=r"items\[1\] is 'x'") as refused:
-        texts.rows(["milk", "x", "y"], "items")
+        texts.known_rows(["milk", "x", "y"], "items")
     assert refused.value.body()["error"]["field"] == "items[1]"
 
 

@@ -9,7 +9,8 @@ import torch
 from serving_runs import Server, ask, close, write_run
 
 from blossomrec.config import ModelConfig
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
+from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.models import build_model
 from blossomrec.serving.engine import paged, release
@@ -57,7 +58,7 @@ class Users:
 
     def add(self, user, count, number=1):
         history = self.histories.setdefault(user, UserHistory(number))
-        history.add(self.rng.integers(0, ITEMS, count), count)
+        history.add(History(self.rng.integers(0, ITEMS, count)), count)
 
     def ask(self, *users):
         """Bring users up to date, and compare with their whole histories."""
@@ -71,7 +72,7 @@ class Users:
     def check(self, *users):
         for user in users:
             history = self.histories[user]
-            expected = self.model.queries(pack([history.rows[history.start :]]))
+            expected = self.model.queries(pack([history.events[history.start :]]))
             assert relative_error(history.query, expected) < 1e-5
 
     def forget(self, user):
@@ -216,10 +217,10 @@ def test_a_history_that_comes_with_its_request_drives_nobody_out(model):
     users.add("kept", 12)
     users.ask("kept")
     given = UserHistory()
-    given.add(np.arange(12), 12)
+    given.add(History(np.arange(12)), 12)
     assert users.encoder.advance([given]) == 12
     assert given.state is None and "kept" in users.cache
-    expected = model.queries(pack([given.rows]))
+    expected = model.queries(pack([given.events]))
     assert relative_error(given.query, expected) < 1e-5
 
 

@@ -54,15 +54,15 @@ def test_users_are_listed_in_parts(server, item_ids):
     for number in (2, 0, 4, 1, 3):
         events = [{"item": item, "timestamp": 100 + number} for item in item_ids[: number + 1]]
         server.client.post(f"/v1/users/u{number}/events", json={"events": events})
-    first = server.client.get("/v1/users?most=3").json()
+    first = server.client.get("/v1/users?limit=3").json()
     assert first["users"] == [
         {"user_id": f"u{number}", "length": number + 1, "timestamp": 100 + number}
         for number in (4, 3, 2)
     ]
-    second = server.client.get("/v1/users", params={"most": 3, "before": first["next"]}).json()
+    second = server.client.get("/v1/users", params={"limit": 3, "before": first["next"]}).json()
     assert [one["user_id"] for one in second["users"]] == ["u1", "u0"]
     assert second["next"] is None
-    for query in ("most=0", "most=101", "most=x", "before=-1", "before=x:1", "before=a"):
+    for query in ("limit=0", "limit=101", "limit=x", "before=-1", "before=x:1", "before=a"):
         answer = server.client.get(f"/v1/users?{query}")
         assert server.refused(answer, 422, "invalid")["field"] == query.partition("=")[0]
 

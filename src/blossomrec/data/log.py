@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from blossomrec.data.history import History
 from blossomrec.data.identity import identity_digest, log_identity
 from blossomrec.data.units import ORDER, UNITS, unit_of_times
 from blossomrec.data.vocabulary import Vocabulary, natural, read_description, text
@@ -193,11 +195,25 @@ class EventLog:
         """SHA-256 over the whole identity."""
         return identity_digest(self.identity)
 
-    def history(self, user_row: int) -> np.ndarray:
-        """Item rows of a user's events, oldest first: int32."""
+    def columns(self, inputs: Iterable[str]) -> dict[str, np.ndarray]:
+        """The arrays [E] of the inputs that are named as in :class:`History`, memory-mapped.
+
+        Raises:
+            DataError: the log has no such input.
+        """
+        known = {"items": self.items, "times": self.timestamps}
+        for name in inputs:
+            if name not in known:
+                raise DataError(f"{self.folder} has no {name}: it has {', '.join(known)}")
+        return {name: np.asarray(known[name]) for name in inputs}
+
+    def history(self, user_row: int) -> History:
+        """A user's events, oldest first: item rows, int32, and times."""
         if not 0 <= user_row < self.num_users:
             raise IndexError(f"user row {user_row} is not from 0 to {self.num_users - 1}")
-        return np.asarray(self.items[self.offsets[user_row] : self.offsets[user_row + 1]])
+        columns = self.columns(("items", "times"))
+        part = slice(self.offsets[user_row], self.offsets[user_row + 1])
+        return History(**{name: column[part] for name, column in columns.items()})
 
     def __repr__(self) -> str:
         return (

@@ -167,6 +167,7 @@ def _query_blocks(
         # Simple baselines look at one event, or none; batches have at least two.
         max_len=max(2, scorer.max_len) if max_len is None else max_len,
         tokens_per_batch=tokens_per_batch,
+        inputs=scorer.inputs,
     )
     done, waiting, held = 0, [], 0
     for _, batch in batches:

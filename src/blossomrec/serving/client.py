@@ -154,7 +154,7 @@ class Client:
 
     def users(self) -> Iterator[dict[str, Any]]:
         """All users, by the time of their last event: user_id, length, timestamp."""
-        path = "/v1/users?most=100"
+        path = "/v1/users?limit=100"
         answer = self._ask("GET", path)
         yield from answer["users"]
         while answer["next"] is not None:

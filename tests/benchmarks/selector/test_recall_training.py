@@ -101,7 +101,9 @@ def test_straight_through_changes_gradients_only():
     gated.load_state_dict(shipped.state_dict())
     cu_seqlens = torch.arange(0, 401, 200, dtype=torch.int32)
     x = torch.randn(400, 32)
-    expected, given = (each(x, cu_seqlens, lessons=torch.arange(400)) for each in (shipped, gated))
+    expected, given = (
+        each(x, cu_seqlens, distil_rows=torch.arange(400)) for each in (shipped, gated)
+    )
     torch.testing.assert_close(given.hidden, expected.hidden)
     assert given.selector_loss is None
     given.hidden.square().sum().backward()
@@ -141,7 +143,7 @@ def test_the_compressed_branch_sees_earlier_blocks_only():
 def test_a_detached_lesson_leaves_queries_and_keys():
     detached = attention_of(candidate("mlp-detached"))
     cu_seqlens = torch.tensor([0, 200], dtype=torch.int32)
-    given = detached(torch.randn(200, 32), cu_seqlens, lessons=torch.arange(200))
+    given = detached(torch.randn(200, 32), cu_seqlens, distil_rows=torch.arange(200))
     given.selector_loss.backward()
     reached = {name.split(".")[0] for name, p in detached.named_parameters() if p.grad is not None}
     assert reached == {"compress"}
@@ -155,7 +157,7 @@ def test_dense_lessons_see_everything_in_training_alone():
     everything.load_state_dict(shipped.state_dict())
     cu_seqlens = torch.arange(0, 401, 200, dtype=torch.int32)
     x, rows = torch.randn(400, 32), torch.tensor([150, 199, 210, 399])
-    expected, given = shipped(x, cu_seqlens), lessons(x, cu_seqlens, lessons=rows)
+    expected, given = shipped(x, cu_seqlens), lessons(x, cu_seqlens, distil_rows=rows)
     dense = everything(x, cu_seqlens)
     torch.testing.assert_close(given.hidden[rows], dense.hidden[rows])
     others = torch.ones(400, dtype=torch.bool).index_fill(0, rows, False)
@@ -163,7 +165,7 @@ def test_dense_lessons_see_everything_in_training_alone():
     assert torch.equal(given.selected, expected.selected)
     torch.testing.assert_close(lessons(x, cu_seqlens).hidden, expected.hidden)
     lessons.eval()
-    torch.testing.assert_close(lessons(x, cu_seqlens, lessons=rows).hidden, expected.hidden)
+    torch.testing.assert_close(lessons(x, cu_seqlens, distil_rows=rows).hidden, expected.hidden)
 
 
 def test_an_unknown_candidate_is_named():

@@ -12,7 +12,7 @@ from blossomrec.errors import ConfigError
 from blossomrec.models.baselines.base import Baseline, training_events
 
 if TYPE_CHECKING:
-    from blossomrec.data.batches import Batch
+    from blossomrec.data.batch import Batch
     from blossomrec.data.log import EventLog
 
 
@@ -39,7 +39,7 @@ class Popularity(Baseline):
 
     def queries(self, batch: Batch) -> Tensor:
         """Nothing is to be known of a history: [B, 0]."""
-        return batch.items.new_empty(len(batch.cu_seqlens) - 1, 0)
+        return batch.items.new_empty(batch.num_histories, 0)
 
     def scores(self, queries: Tensor, start: int, stop: int) -> Tensor:
         """float32 [B, stop - start]."""

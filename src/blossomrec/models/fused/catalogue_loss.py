@@ -39,7 +39,7 @@ def takes(hidden: Tensor, dtype: torch.dtype) -> bool:
 
 
 def summed_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, most: int, differentiate: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, limit: int, differentiate: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Sum of the cross-entropy of all rows, and its gradients.
 
@@ -47,7 +47,7 @@ def summed_cross_entropy(
         hidden: [M, D], M at least 1, in 16 bits.
         weight: [I, D] in the same type.
         targets: int64 [M], negative where the row is not to count.
-        most: gradients of logits that are held at a time.
+        limit: gradients of logits that are held at a time.
         differentiate: whether gradients are wanted.
 
     Returns:
@@ -60,8 +60,8 @@ def summed_cross_entropy(
     if not differentiate:
         return loss, []
     rows, items = len(hidden), len(weight)
-    height = min(max(most // items, TILE_ROWS), rows)
-    width = min(_aligned(max(1, most // height - ALIGNMENT)), _aligned(items))
+    height = min(max(limit // items, TILE_ROWS), rows)
+    width = min(_aligned(max(1, limit // height - ALIGNMENT)), _aligned(items))
     # Zero rows after the last item let the last tile be as wide as the others.
     padded = pad(weight, (0, 0, 0, -items % width))
     whole = height == rows and width >= items

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from blossomrec.config import ServingConfig
+from blossomrec.data.history import History
 from blossomrec.serving.engine.histories import Histories, UserHistory
 from blossomrec.serving.engine.ranking import Best, Choice
 from blossomrec.serving.engine.release import Release
@@ -71,20 +72,20 @@ class Engine:
             Refusal: 503, too many wait. The future's: 404 unknown user, 422 nothing known of it.
         """
         job = Job(release, question)
-        if question.user is None:
-            job.history, job.read = UserHistory(), True
-            job.history.add(question.rows, len(question.rows))
+        if question.history is not None:
+            job.history, job.read = UserHistory(inputs=release.model.inputs), True
+            job.history.add(question.history, len(question.history))
         self._arrived.put(job)
         return job.future
 
-    def history(self, release: Release, user: str) -> Future[np.ndarray]:
-        """A user's events as rows of the release's catalogue, int32, oldest first.
+    def history(self, release: Release, user: str) -> Future[History]:
+        """A user's events, with rows of the release's catalogue, int32.
 
         Raises:
             Refusal: as :meth:`recommend`.
         """
-        nothing = Question(user, np.empty(0, np.int64), Choice(0))
-        job = Job(release, nothing, rows_only=True)
+        nothing = Question(user, None, Choice(0))
+        job = Job(release, nothing, events_only=True)
         self._arrived.put(job)
         return job.future
 
@@ -216,7 +217,7 @@ class Engine:
         """
         self._read(release, jobs)
         read = [job for job in jobs if job.read and not job.future.done()]
-        asked = [job.history for job in read if job.history and not job.rows_only]
+        asked = [job.history for job in read if job.history and not job.events_only]
         histories = list({id(history): history for history in asked}.values())
         behind = [history for history in histories if release.encoder.missing(history)]
         if behind:
@@ -240,7 +241,7 @@ class Engine:
                     fail(job.future, of_store(error, self._reader))
                     continue
             job.history, job.read = opened[user]
-            if job.read and not len(job.history.rows):
+            if job.read and not len(job.history):
                 fail(job.future, _nothing_known(user))
 
 
@@ -249,8 +250,8 @@ def _answer(release: Release, jobs: list[Job]) -> None:
     ready, queries, choices = [], [], []
     for job in jobs:
         history, choice = job.history, job.question.choice
-        if job.rows_only and history is not None:
-            succeed(job.future, history.rows.copy())
+        if job.events_only and history is not None:
+            succeed(job.future, history.events.map(np.copy))
             continue
         if history is None or history.query is None or release.encoder.missing(history):
             continue

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.serving.engine.explain import (
     LayerShares,
@@ -37,11 +38,11 @@ class Explainer:
         self._pool = ThreadPoolExecutor(1, "explanations", initializer=prepare)
         self._open: set[Future[Any]] = set()
 
-    def explain(self, release: Release, rows: np.ndarray, item: int, k: int) -> Future[Any]:
+    def explain(self, release: Release, history: History, item: int, k: int) -> Future[Any]:
         """What is answered to a request for an explanation; see :class:`schemas.Explained`.
 
         Args:
-            rows: item rows of the whole history, oldest first, at least one.
+            history: the whole of it, at least one event.
             item: row of the item.
             k: events to name.
 
@@ -51,7 +52,7 @@ class Explainer:
         self._open = {future for future in self._open if not future.done()}
         if len(self._open) >= MOST_WAITING:
             raise unavailable("overloaded", f"{MOST_WAITING} explanations are waiting")
-        future = self._pool.submit(_answer, release, rows, item, k)
+        future = self._pool.submit(_answer, release, history, item, k)
         self._open.add(future)
         return future
 
@@ -68,22 +69,22 @@ def check_model(release: Release) -> None:
         raise Refusal(422, "not_explainable", str(error)) from error
 
 
-def _answer(release: Release, rows: np.ndarray, item: int, k: int) -> dict[str, Any]:
-    start = window_start(len(rows), release.max_len, release.step)
-    seen = rows[start:]
+def _answer(release: Release, history: History, item: int, k: int) -> dict[str, Any]:
+    start = window_start(len(history), release.max_len, release.step)
+    seen = history[start:]
     explanation = explain(release.model, seen, item)
-    events = _Events(release, seen, start)
+    events = _Events(release, seen.items, start)
     largest = np.argsort(-explanation.contributions, kind="stable")[:k]
     return {
         "model": release.version,
         "item": release.catalogue.id(item),
         "score": explanation.score,
         "rest": explanation.rest,
-        "length": len(rows),
+        "length": len(history),
         "start": start,
         "block_size": explanation.block_size,
         "events": [events.share(place, explanation.contributions) for place in largest.tolist()],
-        "items": [release.catalogue.id(row) for row in seen.tolist()],
+        "items": [release.catalogue.id(row) for row in seen.items.tolist()],
         "contributions": [round(share, 6) for share in explanation.contributions.tolist()],
         "layers": [events.layer(layer, explanation.block_size) for layer in explanation.layers],
     }

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from blossomrec.config import ServingConfig
+from blossomrec.data.history import History
 from blossomrec.serving.engine.engine import Engine, Question
 from blossomrec.serving.engine.explainer import Explainer, check_model
 from blossomrec.serving.engine.ranking import Best, Choice
@@ -114,12 +115,12 @@ class Service:
         release = self.release
         if filter_viewed is None:
             filter_viewed = release.filter_viewed
-        rows = np.empty(0, np.int64)
+        catalogue, given = release.catalogue, None
         if history is not None:
-            rows = release.catalogue.rows(history, "history")
-        among = None if items is None else np.unique(release.catalogue.rows(items, "items"))
-        choice = Choice(k, [release.catalogue.known(exclude)], among)
-        question = Question(user, rows, choice, filter_viewed)
+            given = History(catalogue.known_rows(history, "history"))
+        among = None if items is None else np.unique(catalogue.known_rows(items, "items"))
+        choice = Choice(k, [catalogue.known(exclude)], among)
+        question = Question(user, given, choice, filter_viewed)
         best = await self._waited(self._engine.recommend(release, question))
         return release, _named(release, best)
 
@@ -128,7 +129,7 @@ class Service:
     ) -> tuple[Release, list[list[tuple[ItemId, float]]]]:
         """For each item the closest others, with their cosine, best first."""
         release = self.release
-        rows = release.catalogue.rows(items, "items")
+        rows = release.catalogue.known_rows(items, "items")
         found = await self._waited(self._engine.call(lambda: release.ranking.similar(rows, k)))
         return release, [_named(release, best) for best in found]
 
@@ -147,10 +148,10 @@ class Service:
         if row < 0:
             raise unknown_item("item_id", item)
         if user is not None:
-            rows = await self._waited(self._engine.history(release, user))
+            events = await self._waited(self._engine.history(release, user))
         else:
-            rows = release.catalogue.rows(history or (), "history")
-        return await self._waited(self._explainer.explain(release, rows, row, k))
+            events = History(release.catalogue.known_rows(history or (), "history"))
+        return await self._waited(self._explainer.explain(release, events, row, k))
 
     async def profile(self, user: str, last: int) -> Profile:
         """Length and last events of a user."""
@@ -183,9 +184,9 @@ class Service:
         """All items that are off."""
         return self._all_shown(await self._read(lambda store: store.off()))
 
-    async def members(self, most: int, before: str | None = None) -> list[Member]:
+    async def members(self, limit: int, before: str | None = None) -> list[Member]:
         """Users, by the time of their last event; see :meth:`EventStore.members`."""
-        return await self._read(lambda store: store.members(most, before))
+        return await self._read(lambda store: store.members(limit, before))
 
     async def reload(self) -> Release:
         """Serve what the run folder holds now; requests under way end with the model before.

@@ -129,18 +129,18 @@ def _add_users(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/users", responses=_described({422: BAD[422]}), tags=["users"])
     async def users(
-        most: Annotated[int, Query(ge=1, le=MOST_LISTED, description="users to list")] = 20,
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED, description="users to list")] = 20,
         before: Annotated[
             str | None,
             Query(max_length=LONGEST_CURSOR, description="`next` of the list before"),
         ] = None,
     ) -> schemas.UsersOut:
         """Users by the time of their last event, the latest first."""
-        found = await service.members(most, before)
+        found = await service.members(limit, before)
         listed = [
             {"user_id": one.user, "length": one.length, "timestamp": one.last} for one in found
         ]
-        last = found[-1].cursor if len(found) == most else None
+        last = found[-1].cursor if len(found) == limit else None
         return _sent({"users": listed, "next": last})
 
     @app.get("/v1/users/{user_id:text}", responses=unknown, tags=["users"])
@@ -280,15 +280,15 @@ def _check_not_empty(field: str, values: Sequence[Any] | None) -> None:
         raise Refusal(422, "invalid", f"{field} is empty", field=field, value=[])
 
 
-def _check_size(field: str, values: Sequence[Any] | None, most: int) -> None:
-    if values is not None and len(values) > most:
-        message = f"{field} has {len(values)} entries: at most {most} are taken"
+def _check_size(field: str, values: Sequence[Any] | None, limit: int) -> None:
+    if values is not None and len(values) > limit:
+        message = f"{field} has {len(values)} entries: at most {limit} are taken"
         raise Refusal(422, "too_many", message, field=field, value=len(values))
 
 
-def _check_number(field: str, value: int, most: int) -> None:
-    if value > most:
-        message = f"{field} is {value}: it must be at most {most}"
+def _check_number(field: str, value: int, limit: int) -> None:
+    if value > limit:
+        message = f"{field} is {value}: it must be at most {limit}"
         raise Refusal(422, "too_many", message, field=field, value=value)
 
 
