@@ -23,6 +23,9 @@ def resolve_device(name: str, option: str = "device") -> str:
     # A log is opened without PyTorch.
     import torch
 
+    # Logs are read without PyTorch.
+    import torch
+
     there = torch.cuda.is_available()
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"{option} is {name!r}: choose one of auto, cpu, cuda")

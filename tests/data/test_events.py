@@ -79,7 +79,9 @@ class TestFiles:
 
     def test_unknown_suffix(self, tmp_path):
         path = text_file(tmp_path, "x", "events.xlsx")
-        assert refusal(path) == (f"{path} ends in '.xlsx': known are .parquet, .csv, .tsv, .inter")
+        assert refusal(path) == (
+            f"{path} ends in '.xlsx': known are .parquet, .csv, .tsv, .inter, .item, .user"
+        )
 
     def test_folder(self, tmp_path):
         assert refusal(tmp_path) == f"{tmp_path} is a folder: give a file of events"

@@ -319,6 +319,7 @@ class TestSummary:
         assert summary["time"] == {
             "first": 1_700_000_000,
             "last": 1_700_000_000 + 59 * 60,
+            "unit": "seconds",
             "first_iso": "2023-11-14T22:13:20Z",
             "last_iso": "2023-11-14T23:12:20Z",
         }
@@ -333,7 +334,7 @@ class TestSummary:
         summary = EventLog.prepare(events).summary
         assert summary["share_over"] == {"500": 0.8, "1000": 0.6, "2000": 0.2}
         # Places in a history are no points in time.
-        assert set(summary["time"]) == {"first", "last"}
+        assert set(summary["time"]) == {"first", "last", "unit"}
 
     def test_table_shows_it_all(self):
         events = EVENTS.with_columns(timestamp=pl.from_epoch(pl.Series([1.7e9] * 6)))
