@@ -38,6 +38,9 @@ def named(registry: Registry[Any], default: str, help: str) -> Any:
     return field(default=default, metadata={"help": help, **bounds, "registry": registry})
 
 
+Switch = Literal["auto", "on", "off"]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture."""
@@ -58,6 +61,25 @@ class ModelConfig:
         "share of each head's dimensions that the position turns; the rest compare contents alone",
         low=0,
         high=1,
+    )
+    time_share: float = option(
+        0.0, "share of each head's dimensions that the real time rotates", low=0, high=1
+    )
+    time_gap: Switch = option(
+        "auto", "see the time since the previous event; auto: where the log has points in time"
+    )
+    request_time: Switch = option(
+        "auto", "see the time from the last event to the moment for which is recommended"
+    )
+    clock: Switch = option("off", "see hour of day and day of week, of events and of the moment")
+    content: Switch = option(
+        "auto", "see what the table of items says of them; auto: where it says something"
+    )
+    id_dropout: float = option(
+        0.1,
+        "with content: share of the items seen by it alone in a training step",
+        low=0,
+        high=0.95,
     )
     inner_size: int = option(256, "width inside the feed-forward layers", low=1)
     norm: Literal["pre", "post"] = option("post", "layer norm before or after each sub-layer")
@@ -281,6 +303,11 @@ def _check_model(model: ModelConfig, where: str) -> None:
         raise ConfigError(
             f"{where}hidden_size / heads is {model.hidden_size // model.heads}: "
             "rotary embedding needs it even"
+        )
+    if model.rotary_share + model.time_share > 1:
+        raise ConfigError(
+            f"{where}time_share is {model.time_share}: with rotary_share, {model.rotary_share}, it "
+            "must be at most 1"
         )
     if model.heads % model.kv_heads:
         raise ConfigError(

@@ -24,7 +24,6 @@ def resolve_device(name: str, option: str = "device") -> str:
     import torch
 
     # Logs are read without PyTorch.
-    import torch
 
     there = torch.cuda.is_available()
     if name not in ("auto", "cpu", "cuda"):

@@ -26,6 +26,7 @@ from blossomrec.data.batch import pack
 from blossomrec.data.history import History, KnownHistories, known_rows, shown_ids
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
+from blossomrec.data.units import Moment, as_second, as_seconds
 from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.data.windows import fill
 from blossomrec.device import resolve_device
@@ -33,6 +34,7 @@ from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.evaluation import Evaluation, metrics, scoring
 from blossomrec.evaluation.scoring import top_k
 from blossomrec.files import TemporaryFolder
+from blossomrec.models.inputs import resolve_inputs
 from blossomrec.models.sequence import SequenceModel, build_model
 from blossomrec.run import (
     RunInfo,
@@ -118,9 +120,10 @@ class BlossomRec:
             # Once the weights are in memory, nothing of it is needed any more.
             temporary = TemporaryFolder()
             run = temporary.path / "run"
+        self.config = resolve_inputs(self.config, log)
         split = make_split(log, self.config.evaluation)
         with seeded(self.config.training.seed):
-            model = build_model(self.config.model, log.num_items)
+            model = build_model(self.config.model, log.num_items, log.item_features)
             self.training = train(
                 model, log, split, self.config, Path(run), resume=resume, progress=progress
             )
@@ -227,6 +230,7 @@ class BlossomRec:
         filter_viewed: bool | None = None,
         items: Iterable[Any] | None = None,
         max_len: int | None = None,
+        at: Moment | None = None,
     ) -> pl.DataFrame:
         """The ``k`` best next items for users of the log, from their whole history.
 
@@ -237,6 +241,8 @@ class BlossomRec:
             items: external ids to choose from; None is the whole catalogue.
             max_len: events of a history that the model sees, the last ones; None is as many as in
                 training.
+            at: the moment for which is recommended, a datetime or seconds since 1970, to a model
+                that sees it; None is the time of the log's last event.
 
         Returns:
             Columns user_id, item_id, score, rank (from 1); fewer than ``k`` rows for a user where
@@ -253,6 +259,9 @@ class BlossomRec:
         else:
             rows = known_rows(log.user_vocabulary, users, "user")
         candidates, limit = self._candidates(items), self._limit(max_len)
+        moment = as_second("at", at)
+        if at is None and log.has_times:
+            moment = log.last_second
         known.warn_of_unknown(rows)
         lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], limit)
         nothing = (rows[:0], rows[:0], np.empty(0, dtype=np.float32), rows[:0])
@@ -263,7 +272,7 @@ class BlossomRec:
             if not len(some):
                 continue
             histories = [histories[place] for place in some]
-            places, *columns = self._rank(histories, k, filter_viewed, candidates, limit)
+            places, *columns = self._rank(histories, k, filter_viewed, candidates, limit, moment)
             found.append((rows[start:stop][some][places], *columns))
         user_rows, *columns = (np.concatenate(column) for column in zip(*found, strict=True))
         return self._frame({"user_id": log.user_vocabulary.ids(user_rows)}, *columns)
@@ -277,6 +286,8 @@ class BlossomRec:
         items: Iterable[Any] | None = None,
         max_len: int | None = None,
         unknown: Literal["skip", "refuse"] = "skip",
+        times: Sequence[Moment] | None = None,
+        at: Moment | None = None,
     ) -> pl.DataFrame:
         """The ``k`` best next items after any list of item ids, oldest first.
 
@@ -284,6 +295,9 @@ class BlossomRec:
             filter_viewed, items, max_len: as of ``recommend``.
             unknown: what to do with items the model does not know: "skip" them with a warning, or
                 "refuse" the history.
+            times: of the events, datetimes or seconds since 1970, for a model that sees them; None
+                where they are not known.
+            at: the moment for which is recommended; None where it is not known.
 
         Returns:
             Columns item_id, score, rank (from 1).
@@ -305,12 +319,18 @@ class BlossomRec:
                 f"{shown_ids(strangers)}",
                 stacklevel=2,
             )
-        known = History(rows)[rows >= 0]
+        moments = None if times is None else as_seconds("times", times, len(rows))
+        known = History(rows, moments)[rows >= 0]
         if not len(known):
             what = f"the history {shown_ids(history)}" if history else "an empty history"
             raise DataError(f"{what} has no item that the model knows")
         _, *columns = self._rank(
-            [known], k, filter_viewed, self._candidates(items), self._limit(max_len)
+            [known],
+            k,
+            filter_viewed,
+            self._candidates(items),
+            self._limit(max_len),
+            as_second("at", at),
         )
         return self._frame({}, *columns)
 
@@ -353,10 +373,12 @@ class BlossomRec:
         filter_viewed: bool,
         candidates: np.ndarray | None,
         max_len: int,
+        at: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Number of the history, item row, score and rank of everything recommended."""
         model, vocabulary = self._ready()
-        batch = pack([history[-max_len:] for history in histories], model.inputs)
+        shown = [history[-max_len:].asked_at(at) for history in histories]
+        batch = pack(shown, model.inputs)
         rows, scores = top_k(
             model,
             batch,

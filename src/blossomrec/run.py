@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from blossomrec import __version__
 from blossomrec.arguments import true_or_false
 from blossomrec.config import RunConfig, from_dict, shortened, to_dict
-from blossomrec.data.log import EventLog
+from blossomrec.data.features import FeatureTable
+from blossomrec.data.log import FEATURES, EventLog
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import ConfigError, DataError, RunError, UnknownNameError
 from blossomrec.evaluation import resolve_filter_seen
@@ -39,6 +40,7 @@ class RunInfo(NamedTuple):
     log: the identity of the log, see ``EventLog.identity``; None in runs that do not tell it.
     filter_viewed: whether items of the history are left out of recommendations, as they are where
         the run is measured.
+    features: digest of the table of items in ``features/``; None where the model sees none.
     """
 
     config: RunConfig
@@ -47,6 +49,7 @@ class RunInfo(NamedTuple):
     data: Path
     log: dict[str, Any] | None
     filter_viewed: bool
+    features: str | None = None
 
 
 def write_run_config(run: str | Path, config: RunConfig, log: EventLog) -> None:
@@ -60,8 +63,10 @@ def write_run_config(run: str | Path, config: RunConfig, log: EventLog) -> None:
     run, items = Path(run), log.item_vocabulary
     check_vocabulary(run, log)
     data, filters = Path(log.folder).resolve(), resolve_filter_seen(config.evaluation, log)
-    info = RunInfo(config, log.num_items, items.fingerprint, data, log.identity, filters)
-    _write_description(run, info, items)
+    features = log.item_features if config.model.content == "on" else None
+    digest = None if features is None else features.digest
+    info = RunInfo(config, log.num_items, items.fingerprint, data, log.identity, filters, digest)
+    _write_description(run, info, items, features)
 
 
 def check_vocabulary(run: Path, log: EventLog) -> None:
@@ -124,6 +129,23 @@ def open_vocabulary(run: str | Path, info: RunInfo) -> Vocabulary:
     return vocabulary
 
 
+def open_features(run: str | Path, info: RunInfo) -> FeatureTable | None:
+    """The table of items that the model of a run sees; None where it sees none.
+
+    Raises:
+        RunError: it is missing, damaged, or is not the one that ``config.json`` speaks of.
+    """
+    if info.config.model.content != "on":
+        return None
+    try:
+        features = FeatureTable.open(Path(run) / FEATURES)
+    except DataError as error:
+        raise RunError(str(error)) from error
+    if features.digest != info.features:
+        raise RunError(f"{run}: {FEATURES}/ does not belong to config.json")
+    return features
+
+
 def write_metrics(run: str | Path, name: str, metrics: dict[str, float]) -> None:
     """Put numbers under a name into ``metrics.json``; RunError where it is damaged."""
     path = Path(run) / "metrics.json"
@@ -166,7 +188,7 @@ def write_model(
     for name in trained:
         remove(folder / name)
     save_model(folder, model)
-    _write_description(folder, info, vocabulary)
+    _write_description(folder, info, vocabulary, model.features)
 
 
 def save_model(run: str | Path, model: SequenceModel) -> None:
@@ -182,7 +204,7 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> SequenceM
     """
     info, path = read_run_config(run), Path(run) / "model.safetensors"
     _check_shapes(path, info)
-    model = build_model(info.config.model, info.num_items)
+    model = build_model(info.config.model, info.num_items, open_features(run, info))
     model.load_state_dict(read_weights(path))
     return model.to(device).eval()
 
@@ -195,7 +217,7 @@ def _check_shapes(path: Path, info: RunInfo) -> None:
         raise RunError(f"{path} does not fit {config}: it cannot hold {layers} layers")
     try:
         with torch.device("meta"):
-            model = build_model(info.config.model, info.num_items)
+            model = build_model(info.config.model, info.num_items, open_features(path.parent, info))
     except (ConfigError, RuntimeError, OverflowError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"{config} describes a model that cannot be: {reason}") from error
@@ -235,14 +257,21 @@ def _weights_file(path: Path) -> Iterator[None]:
         raise RunError(f"{path} is damaged: {error}") from error
 
 
-def _write_description(run: Path, info: RunInfo, vocabulary: Vocabulary) -> None:
-    """Write ``vocabulary/``, where it is not there already, and ``config.json``."""
+def _write_description(
+    run: Path, info: RunInfo, vocabulary: Vocabulary, features: FeatureTable | None
+) -> None:
+    """Write ``vocabulary/`` and ``features/``, where they are not there, and ``config.json``."""
     try:
         held = open_vocabulary(run, info)
     except RunError:
         held = None
     if held is None:
         vocabulary.save(run / "vocabulary")
+    if features is not None:
+        try:
+            open_features(run, info)
+        except RunError:
+            features.save(run / FEATURES)
     values = {
         "format": FORMAT,
         "blossomrec": __version__,
@@ -252,6 +281,7 @@ def _write_description(run: Path, info: RunInfo, vocabulary: Vocabulary) -> None
         "data": str(info.data),
         "log": info.log,
         "filter_viewed": info.filter_viewed,
+        "features": info.features,
     }
     write_json(run / "config.json", values)
 
@@ -282,4 +312,5 @@ def _run_info(path: Path, values: dict[str, Any]) -> RunInfo:
         data=Path(given("data", str)),
         log=given("log", dict) if values.get("log") is not None else None,
         filter_viewed=filters,
+        features=given("features", str) if values.get("features") is not None else None,
     )

@@ -62,9 +62,9 @@ def test_content_is_the_sum_of_embeddings_and_projections():
     price = Numbers(np.array([1, np.nan, 3], np.float32))
     content: Any = Content({"genres": genres(), "price": price, "text": vectors}, 5)
     bag, number, vector = (
-        content.categories["0"].weight,
-        content.projections["1"].weight,
-        content.projections["2"].weight,
+        content.categories[0].bag.weight,
+        content.numbers[0].project.weight,
+        content.numbers[1].project.weight,
     )
     expected = torch.stack(
         [
@@ -83,11 +83,11 @@ def test_the_gradient_reaches_all_tables():
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
-def test_arrays_are_saved_with_the_model():
+def test_weights_are_saved_without_the_table():
     content, other = Content({"genres": genres()}, 4), Content({"genres": genres()}, 4)
     other.load_state_dict(content.state_dict())
     torch.testing.assert_close(other(), content())
-    assert "values_0" in content.state_dict()
+    assert not any("values" in name for name in content.state_dict())
 
 
 @pytest.mark.parametrize("values", [[np.nan, np.nan], [2.0, 2.0]])

@@ -108,6 +108,7 @@ class BlossomAttention(nn.Module):
         *,
         max_length: int | None = None,
         distil_rows: Tensor | None = None,
+        rotary: Tensor | None = None,
     ) -> AttentionOutput:
         """Attend within each packed history.
 
@@ -120,7 +121,7 @@ class BlossomAttention(nn.Module):
                 computed.
         """
         backend = self.backend(x)
-        q, k, v, gates = self.project(x, cu_seqlens)
+        q, k, v, gates = self.project(x, cu_seqlens, rotary)
         block_keys = backend.parts.block_keys(self.compress, k, cu_seqlens)
         out, selected = self.attend(q, k, v, block_keys, gates, cu_seqlens, backend)
         loss = None
@@ -167,13 +168,15 @@ class BlossomAttention(nn.Module):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         return resolve(self.spec, self.heads, dtype, kind, self.impl)
 
-    def project(self, x: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Tensor, cu_seqlens: Tensor, rotary: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Rotated queries [T, H, d] and keys [T, G, d], values [T, G, d], gates [T, H, 2]."""
         weights = Projections(
             self.query.weight, self.key.weight, self.value.weight, *self._gate_parameters()
         )
         parts = self.backend(x).parts
-        q, k, v, gates = parts.project(x, weights, cu_seqlens, self.heads, self.spec)
+        q, k, v, gates = parts.project(x, weights, cu_seqlens, self.heads, self.spec, rotary)
         return q, k, v, self._fixed_gates(q) if gates is None else gates
 
     def block_keys(self, k: Tensor, cu_seqlens: Tensor) -> Tensor:

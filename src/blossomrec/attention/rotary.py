@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 THETA = 10_000.0
+# Shortest and longest period of the pairs that the time rotates, in seconds.
+PERIODS = (600, 3 * 365 * 86_400)
 
 
 def rotate(x: Tensor, positions: Tensor, share: float = 1.0) -> Tensor:
@@ -24,9 +28,19 @@ def rotate(x: Tensor, positions: Tensor, share: float = 1.0) -> Tensor:
     Returns:
         [T, heads, d] in the type of ``x``; the angles are computed in float32 or better.
     """
-    half = rotated_pairs(x.shape[-1], share)
     exact = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = _cos_sin(positions, half, exact)[:, :, None].unbind(1)
+    return rotate_by(x, cos_sin(positions, x.shape[-1], share, exact))
+
+
+def rotate_by(x: Tensor, angles: Tensor) -> Tensor:
+    """As :func:`rotate`, by given angles.
+
+    Args:
+        x: [T, heads, d].
+        angles: [T, 2, m/2], cosine and sine of each row's, the same for all heads.
+    """
+    half, exact = angles.shape[2], torch.promote_types(x.dtype, angles.dtype)
+    cos, sin = angles[:, :, None].unbind(1)
     first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     first, second = first.to(exact), second.to(exact)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -43,7 +57,28 @@ def frequencies(pairs: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return THETA ** -(torch.arange(pairs, device=device, dtype=dtype) / max(pairs, 1))
 
 
-def _cos_sin(positions: Tensor, pairs: int, dtype: torch.dtype) -> Tensor:
-    """Cosine and sine of each position's angles, [T, 2, pairs]."""
-    angles = positions.to(dtype)[:, None] * frequencies(pairs, dtype, positions.device)
+def cos_sin(
+    positions: Tensor, size: int, share: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Cosine and sine of each position's angles in a head of ``size``, [T, 2, m/2]."""
+    each = frequencies(rotated_pairs(size, share), dtype, positions.device)
+    angles = positions.to(dtype)[:, None] * each
+    return torch.stack((angles.cos(), angles.sin()), dim=1)
+
+
+def time_cos_sin(seconds: Tensor, pairs: int) -> Tensor:
+    """Cosine and sine of angles that grow with the real time, float32 [T, 2, pairs].
+
+    A pair turns once in its period; periods are spread evenly, in their logarithm, from ten minutes
+    to three years. What is compared is the time between two events: the remainder of a period is
+    taken of whole seconds, so that nothing is lost however long ago 1970 was.
+
+    Args:
+        seconds: int64 [T].
+    """
+    ends = [math.log(end) for end in PERIODS]
+    steps = [ends[0] + (ends[1] - ends[0]) * pair / max(pairs - 1, 1) for pair in range(pairs)]
+    # Filled on the device, so that a CUDA graph can be captured.
+    each = [seconds.remainder(period := round(math.exp(step))).double() / period for step in steps]
+    angles = (torch.stack(each, 1) * (2 * math.pi)).float()
     return torch.stack((angles.cos(), angles.sin()), dim=1)

@@ -32,7 +32,7 @@ class Batch:
         max_length: events of the longest history, or more.
         targets: the item row to predict at each event, -1 where there is none, int64 [T]; None
             where nothing is to be predicted.
-        times: int64 or float64 [T], in the unit of the log; None where no model asks for them.
+        times, asked: int64 [T], as of :class:`History`; None where the model does not see them.
 
     Example:
         >>> batch = pack([[3, 1, 4], [1, 5]])
@@ -45,6 +45,7 @@ class Batch:
     max_length: int
     targets: Tensor | None = None
     times: Tensor | None = None
+    asked: Tensor | None = None
 
     @property
     def num_histories(self) -> int:

@@ -31,8 +31,9 @@ class History:
 
     Attributes:
         items: item rows, whole numbers [n].
-        times: int64 or float64 [n], in the unit of the log or store; None where they are not known
-            or not asked for.
+        times: int64 [n], seconds since 1970; None where they are not known or not asked for.
+        asked: int64 [n], the moment in seconds for which is recommended after each event: that of
+            the next one, or of a request; None where it is not known or not asked for.
 
     Raises:
         ValueError: an array has another length than ``items``.
@@ -45,6 +46,7 @@ class History:
 
     items: np.ndarray
     times: np.ndarray | None = None
+    asked: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, column in self.columns().items():
@@ -55,6 +57,12 @@ class History:
     def of(cls, events: History | Sequence[int] | np.ndarray) -> History:
         """A history, also of item rows alone."""
         return events if isinstance(events, History) else cls(np.asarray(events))
+
+    def asked_at(self, second: int) -> History:
+        """The same, asked for what comes next at a moment; unknown times and moments are -1."""
+        unknown = np.full(len(self.items), -1, np.int64)
+        times = unknown if self.times is None else self.times
+        return replace(self, times=times, asked=np.full_like(unknown, second))
 
     def columns(self) -> dict[str, np.ndarray]:
         """The arrays that are there, by name."""

@@ -20,10 +20,12 @@ def log_identity(
     times: np.ndarray,
     weights: np.ndarray | None,
     num_items: int,
+    features: str | None = None,
 ) -> dict[str, Any]:
     """Counts and SHA-256 digests of the parts of a log, by the words a message has for them.
 
-    users, items: fingerprints of the vocabularies. The arrays are those of ``EventLog``.
+    users, items: fingerprints of the vocabularies; features: digest of the table of items. The
+    arrays are those of ``EventLog``.
     """
     return {
         "users": len(offsets) - 1,
@@ -35,6 +37,7 @@ def log_identity(
         "items of the events": _digest(item_rows),
         "times": _digest(times),
         "weights": "none" if weights is None else _digest(weights),
+        **({} if features is None else {"item table": features}),
     }
 
 

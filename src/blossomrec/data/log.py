@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from blossomrec.data.features import FeatureTable
 from blossomrec.data.history import History
 from blossomrec.data.identity import identity_digest, log_identity
-from blossomrec.data.units import ORDER, UNITS, unit_of_times
+from blossomrec.data.units import ORDER, UNITS, Following, Seconds, unit_of_times
 from blossomrec.data.vocabulary import Vocabulary, natural, read_description, text
 from blossomrec.errors import DataError
 from blossomrec.files import TemporaryFolder
@@ -21,6 +22,8 @@ LOG_FORMAT = 2
 LOG_FILE = "log.json"
 # Folders of a log; each holds one folder for every generation, which is what one preparing wrote.
 EVENTS, USERS, ITEMS = TABLES = ("events", "users", "items")
+# Below the items, what a table says of them.
+FEATURES = "features"
 GENERATION = re.compile(r"generation-[0-9a-f]{16}")
 
 
@@ -36,7 +39,9 @@ class EventLog:
       or shuffled (``summary["ties"]``),
     - ``timestamps``, int64 or float64 [E]: in the unit of the source; datetimes and dates are
       microseconds since 1970 (UTC),
-    - ``weights``, float32 [E], if the source gave any.
+    - ``weights``, float32 [E], if the source gave any;
+
+    ``items/`` also holds what a table says of the items, ``item_features``, if one was given.
 
     Users are in order of id; item rows in falling order of events, then of id, so that row 0 is
     the most popular item.
@@ -80,6 +85,7 @@ class EventLog:
         self.user_vocabulary = self._vocabulary(USERS, users)
         self.item_vocabulary = self._vocabulary(ITEMS, items)
         self._check_offsets()
+        self.item_features = self._features(items) if description.get("item_table") else None
 
     def _of_generation(self, path: Path) -> dict[str, Path]:
         """Where the tables lie. In format 1 all arrays lay beside ``log.json``."""
@@ -117,6 +123,11 @@ class EventLog:
           one that depends on nothing but user, time and item: "shuffle". "auto" shuffles, with a
           warning, where more than 95 % of at least 100 steps between them lead to a higher item id:
           such a table is sorted by id, and its order would tell the next item.
+        - ``items``: table of items, a path or a frame, with the column of item ids: titles,
+          categories (one or several a row: lists, or text such as ``"Crime|Drama"``), numbers,
+          vectors (lists of one length). Kinds of columns are told from names and types, or given:
+          ``item_kinds=("year=category",)``. Items without an event belong to the catalogue.
+        - ``time_unit``: of numbers as times since 1970, or "order".
         - ``min_user_events``, ``min_item_events``: users and items with fewer events are dropped,
           again and again until none is left. ``merge_repeats``: of neighbouring events of a user
           with the same item only the first is kept. ``drop_duplicates``: of events with the same
@@ -169,6 +180,16 @@ class EventLog:
         return unit_of_times(self.timestamps.min().item(), self.timestamps.max().item())
 
     @property
+    def has_times(self) -> bool:
+        """Whether the times are points in time, not an order alone."""
+        return self.time_unit != ORDER
+
+    @property
+    def last_second(self) -> int:
+        """Time of the newest event, in seconds since 1970; only where times are points in time."""
+        return int(Seconds(self.timestamps, self.time_unit)[:].max())
+
+    @property
     def options(self) -> dict[str, Any]:
         """The columns and filters with which the log was prepared."""
         return dict(self._description.get("options", {}))
@@ -201,17 +222,21 @@ class EventLog:
         Raises:
             DataError: the log has no such input.
         """
-        known = {"items": self.items, "times": self.timestamps}
+        known: dict[str, Any] = {"items": np.asarray(self.items)}
+        if self.has_times:
+            known["times"] = Seconds(np.asarray(self.timestamps), self.time_unit)
+            known["asked"] = Following(known["times"])
         for name in inputs:
             if name not in known:
-                raise DataError(f"{self.folder} has no {name}: it has {', '.join(known)}")
-        return {name: np.asarray(known[name]) for name in inputs}
+                reason = "" if self.has_times else ": its times tell an order and nothing else"
+                raise DataError(f"{self.folder} has no {name} that a model can see{reason}")
+        return {name: known[name] for name in inputs}
 
     def history(self, user_row: int) -> History:
-        """A user's events, oldest first: item rows, int32, and times."""
+        """A user's events, oldest first: item rows, int32, and, if they are known, times."""
         if not 0 <= user_row < self.num_users:
             raise IndexError(f"user row {user_row} is not from 0 to {self.num_users - 1}")
-        columns = self.columns(("items", "times"))
+        columns = self.columns(("items", "times") if self.has_times else ("items",))
         part = slice(self.offsets[user_row], self.offsets[user_row + 1])
         return History(**{name: column[part] for name, column in columns.items()})
 
@@ -256,6 +281,15 @@ class EventLog:
                 f"speaks of {size}"
             )
         return vocabulary
+
+    def _features(self, items: int) -> FeatureTable:
+        features = FeatureTable.open(self._places[ITEMS] / FEATURES)
+        if features.num_rows != items:
+            raise DataError(
+                f"{self._places[ITEMS] / FEATURES} is damaged: it has {features.num_rows} rows, "
+                f"and {LOG_FILE} speaks of {items} items"
+            )
+        return features
 
     def _check_offsets(self) -> None:
         offsets = self.offsets

@@ -9,10 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from blossomrec.data.features import FeatureTable
 from blossomrec.data.filters import EventArrays, drop_events
 from blossomrec.data.identity import log_identity
-from blossomrec.data.log import EVENTS, ITEMS, LOG_FORMAT, USERS
+from blossomrec.data.log import EVENTS, FEATURES, ITEMS, LOG_FORMAT, USERS
 from blossomrec.data.log_folder import check_replaceable, new_generation
+from blossomrec.data.reading.columns import Column
+from blossomrec.data.reading.features import parse_kinds, read_features
 from blossomrec.data.reading.options import UNUSED_WEIGHTS, PrepareOptions
 from blossomrec.data.reading.tables import describe, read_table
 from blossomrec.data.summary import summarize
@@ -43,9 +46,12 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         _check_enough(
             f"{describe(source)}, after dropping {reasons} events,", kept_users, kept_items
         )
+    features, kept_items = _item_features(options, items, kept_items)
     offsets = boundaries(np.bincount(arrays.users, minlength=len(kept_users)))
     summary = summarize(offsets, arrays.times, unit) | {
         "items": len(kept_items),
+        "items_without_events": len(kept_items) - int(arrays.items.max()) - 1,
+        "item_table": None if features is None else features.summary(),
         "lines": lines,
         "events_read": read,
         "has_repeats": arrays.has_repeats(),
@@ -61,6 +67,7 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         "weights": arrays.weights is not None,
         "time_unit": unit,
         "source": describe(source),
+        "item_table": features is not None,
         "options": options.recorded(),
         "summary": summary,
     }
@@ -73,11 +80,42 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         arrays.times,
         arrays.weights,
         len(kept_items),
+        None if features is None else features.digest,
     )
     with new_generation(folder, description) as places:
         _write_arrays(places[EVENTS], offsets, arrays)
         user_vocabulary.save(places[USERS])
         item_vocabulary.save(places[ITEMS])
+        if features is not None:
+            features.save(places[ITEMS] / FEATURES)
+
+
+def _item_features(
+    options: PrepareOptions, met: pl.Series, kept: pl.Series
+) -> tuple[FeatureTable | None, pl.Series]:
+    """The table of items, if one is given, and the catalogue with those in it without an event.
+
+    met: ids of all events, also of those that were dropped; kept: ids of the catalogue.
+    """
+    if options.items is None:
+        return None, kept
+    column, kinds = options.item, parse_kinds(options.item_kinds or ())
+    read = read_features(options.items, column, kinds, options)
+    ids = read.ids.cast(kept.dtype, strict=False)
+    wrong = Column(read.source, column, read.ids)
+    wrong.refuse(ids.is_null(), f"is no id of an item: those of the events are {_kind(kept)}")
+    if not ids.is_in(met.implode()).any():
+        raise DataError(
+            f"{read.source}, column {column!r}: none of its {len(ids):,} ids, such as {ids[0]!r}, "
+            f"is that of an event, such as {met[0]!r}"
+        )
+    new = ids.filter(~ids.is_in(met.implode())).sort()
+    catalogue = pl.concat([kept, new.alias(kept.name)])
+    return read.aligned(catalogue), catalogue
+
+
+def _kind(ids: pl.Series) -> str:
+    return "text" if ids.dtype == pl.String else "integers"
 
 
 def _time_unit(times: pl.Series, given: str) -> str:

@@ -74,6 +74,12 @@ def summary_table(summary: dict[str, Any], title: str = "Events") -> Table:
     time = summary["time"]
     table.add_row("first event", str(time.get("first_iso", time["first"])))
     table.add_row("last event", str(time.get("last_iso", time["last"])))
+    if summary.get("items_without_events"):
+        table.add_row("items without events", f"{summary['items_without_events']:,}")
+    for column in summary.get("item_table") or ():
+        size = f" ({column['size']:,})" if column["kind"] in ("category", "vector") else ""
+        label = f"items: {column['name']}"
+        table.add_row(label, f"{column['kind']}{size}, known of {column['known']:.1%}")
     if "unit" in time:
         table.add_row("times are", _UNITS_SHOWN.get(time["unit"], time["unit"]))
     table.add_row("items repeat in histories", "yes" if summary["has_repeats"] else "no")

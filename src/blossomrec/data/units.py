@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from blossomrec.errors import ConfigError
+
 Time = int | float
+# What callers may give for a point in time.
+Moment = int | float | datetime
 # How many of each there are in a second. As seconds, a time since 1970 has 9 or 10 digits from 1973
 # to 2286; in another unit it has more of them, so that it shows which one it is in.
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
@@ -53,7 +61,58 @@ class Seconds:
         return seconds(self._times[rows], self._per_second)
 
 
+class Following:
+    """What stands one further on than the rows that are asked for; nothing follows the last one.
+
+    Args:
+        column: such as the times of a log: the time of the next event is the moment for which is
+            recommended after an event.
+    """
+
+    def __init__(self, column: Seconds):
+        self._column = column
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self._column[np.minimum(rows + 1, len(self._column) - 1)]
+
+
 def seconds(times: Any, per_second: int) -> np.ndarray:
     """Times as whole seconds, rounded down: int64."""
     found = np.asarray(times)
     return (found if per_second == 1 else found // per_second).astype(np.int64)
+
+
+def as_second(name: str, moment: Moment | None) -> int:
+    """A moment that a caller gave as whole seconds since 1970; -1 for None, which is unknown.
+
+    Raises:
+        ConfigError: it is neither a number from 0 nor a datetime; the message names it.
+    """
+    if moment is None:
+        return -1
+    if isinstance(moment, datetime):
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return math.floor(aware.timestamp())
+    number = isinstance(moment, (int, float, np.integer, np.floating))
+    if isinstance(moment, bool) or not number or not 0 <= moment < EPOCH_SECONDS[1]:
+        raise ConfigError(f"{name} is {moment!r}: a datetime or seconds since 1970 are needed")
+    return int(moment)
+
+
+def as_seconds(name: str, moments: Sequence[Moment], count: int) -> np.ndarray:
+    """Moments of so many events, oldest first: int64 [count].
+
+    Raises:
+        ConfigError: there are more or fewer, one is none, or they do not rise.
+    """
+    listed = list(moments)
+    if len(listed) != count:
+        raise ConfigError(f"{name} has {len(listed)} entries: the history has {count} events")
+    found = [as_second(f"{name}[{index}]", one) for index, one in enumerate(listed)]
+    for index, (earlier, later) in enumerate(pairwise(found), 1):
+        if later < earlier:
+            raise ConfigError(
+                f"{name}[{index}] is {listed[index]!r}, before {name}[{index - 1}]: events are "
+                "given oldest first"
+            )
+    return np.array(found, np.int64)

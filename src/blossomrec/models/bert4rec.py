@@ -43,9 +43,7 @@ class BERT4Rec(TransformerModel):
         cls, log: EventLog, train_end: np.ndarray, config: RunConfig
     ) -> ClozeBatches:
         share = config.training.mask_probability
-        return ClozeBatches(
-            log, train_end, mask_probability=share, inputs=cls.inputs, **batch_sizes(config)
-        )
+        return ClozeBatches(log, train_end, mask_probability=share, **batch_sizes(config))
 
     @property
     def mask_item(self) -> int:
@@ -62,7 +60,8 @@ class BERT4Rec(TransformerModel):
 def append_item(batch: Batch, item: int, longest: int) -> Batch:
     """Cut packed histories to their last ``longest`` events and put one more after each.
 
-    The event that is added has the item row ``item``; the rest of it is that of the one before.
+    The event that is added has the item row ``item`` and, as its time, the moment for which is
+    recommended; the rest of it is that of the one before.
     """
     lengths = batch.cu_seqlens.long().diff().clamp(max=longest) + 1
     appended = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
@@ -72,4 +71,9 @@ def append_item(batch: Batch, item: int, longest: int) -> Batch:
     source = batch.cu_seqlens[1:].long()[history] - before_end.clamp(min=1)
     longest = min(batch.max_length, longest) + 1
     events = batch.take(source, appended, longest)
-    return replace(events, items=torch.where(before_end == 0, item, events.items))
+    new, changed = before_end == 0, {}
+    if events.times is not None and events.asked is not None:
+        # A mask has the time of the event that it stands for.
+        known = torch.where(events.asked < 0, events.times, events.asked)
+        changed["times"] = torch.where(new, known, events.times)
+    return replace(events, items=torch.where(new, item, events.items), **changed)

@@ -7,12 +7,10 @@ that sees ids alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blossomrec.data.features import Categories, Feature, Numbers, Vectors
@@ -39,7 +37,7 @@ def gaps(seconds: Tensor, cu_seqlens: Tensor, before: Tensor | None = None) -> T
     """Time from the previous event of the same history, int64 [T]; -1 where there is none.
 
     Args:
-        seconds: int64 [T], packed.
+        seconds: int64 [T], packed; negative where it is not known.
         cu_seqlens: int32 [B+1].
         before: int64 [B], time of the event before each history's first, negative for none; None
             where there is none of any.
@@ -52,7 +50,7 @@ def gaps(seconds: Tensor, cu_seqlens: Tensor, before: Tensor | None = None) -> T
     first = seconds.new_full((len(starts),), -1) if before is None else before
     marked = torch.where(lengths > 0, first, previous[starts])
     previous = previous.scatter(0, starts, marked)
-    known = previous >= 0
+    known = (previous >= 0) & (seconds >= 0)
     return torch.where(known, (seconds - previous).clamp(min=0), -1)
 
 
@@ -88,49 +86,68 @@ class Content(nn.Module):
     an unknown category, which has an embedding of its own. Titles are for people.
 
     Args:
-        features: by name; their arrays become buffers, saved with the model.
+        features: by name; their arrays become buffers, which are saved with the table.
         size: D.
     """
 
     def __init__(self, features: Mapping[str, Feature], size: int):
         super().__init__()
-        self.size = size
-        self.categories, self.projections = nn.ModuleDict(), nn.ModuleDict()
-        for number, feature in enumerate(features.values()):
-            if isinstance(feature, Categories):
-                self.categories[str(number)] = nn.EmbeddingBag(
-                    feature.size, size, mode="sum", include_last_offset=True
-                )
-                self._keep(f"values_{number}", feature.values.astype(np.int64))
-                self._keep(f"offsets_{number}", feature.offsets)
-            elif isinstance(feature, (Numbers, Vectors)):
-                numbers = _scaled(feature)
-                self.projections[str(number)] = nn.Linear(numbers.shape[1], size, bias=False)
-                self._keep(f"numbers_{number}", numbers)
-        for bag in self.categories.values():
-            nn.init.normal_(bag.weight, std=0.02 / math.sqrt(max(1, len(self.categories))))
-        for projection in self.projections.values():
-            nn.init.normal_(projection.weight, std=0.02)
-
-    def _keep(self, name: str, array: np.ndarray) -> None:
-        self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array)))
+        self.categories = nn.ModuleList(
+            _Categories(one, size) for one in features.values() if isinstance(one, Categories)
+        )
+        self.numbers = nn.ModuleList(
+            _Projected(one, size)
+            for one in features.values()
+            if isinstance(one, (Numbers, Vectors))
+        )
 
     def forward(self) -> Tensor:
-        """Vectors of all rows, [R, D]; 0 without a feature that says something."""
-        parts = [
-            bag(getattr(self, f"values_{number}"), getattr(self, f"offsets_{number}"))
-            for number, bag in self.categories.items()
-        ]
-        parts += [
-            F.linear(getattr(self, f"numbers_{number}"), projection.weight)
-            for number, projection in self.projections.items()
-        ]
-        return torch.stack(parts).sum(0)
+        """Vectors of all rows, [R, D]."""
+        return torch.stack([part() for part in (*self.categories, *self.numbers)]).sum(0)
 
     @property
     def is_empty(self) -> bool:
         """Whether the table says nothing that a model can see."""
-        return not len(self.categories) and not len(self.projections)
+        return not len(self.categories) and not len(self.numbers)
+
+
+class _Categories(nn.Module):
+    """The sum of the embeddings of each row's categories, [R, D]."""
+
+    values: Tensor
+    offsets: Tensor
+
+    def __init__(self, feature: Categories, size: int):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(feature.size, size, mode="sum", include_last_offset=True)
+        nn.init.normal_(self.bag.weight, std=0.02)
+        _keep(self, values=feature.values.astype(np.int64), offsets=feature.offsets)
+
+    def forward(self) -> Tensor:
+        return self.bag(self.values, self.offsets)
+
+
+class _Projected(nn.Module):
+    """Each row's number or vector, scaled and projected, [R, D]."""
+
+    values: Tensor
+
+    def __init__(self, feature: Numbers | Vectors, size: int):
+        super().__init__()
+        values = _scaled(feature)
+        self.project = nn.Linear(values.shape[1], size, bias=False)
+        nn.init.normal_(self.project.weight, std=0.02)
+        _keep(self, values=values)
+
+    def forward(self) -> Tensor:
+        return self.project(self.values)
+
+
+def _keep(module: nn.Module, **arrays: np.ndarray) -> None:
+    """Arrays of a table as buffers; they are saved with the table, not with the weights."""
+    for name, array in arrays.items():
+        tensor = torch.from_numpy(np.array(array))
+        module.register_buffer(name, tensor, persistent=False)
 
 
 def _zeros(count: int, size: int) -> nn.Embedding:
@@ -147,7 +164,7 @@ def _scaled(feature: Numbers | Vectors) -> np.ndarray:
         there = values[known] if known.any() else np.zeros(1)
         deviation = there.std() or 1.0
         return np.where(known, (values - there.mean()) / deviation, 0.0)[:, None].astype(np.float32)
-    known = ~np.isnan(values).any(1)
+    known = np.asarray(np.isfinite(values).all(axis=1))
     length = np.linalg.norm(values[known], axis=1).mean() if known.any() else 1.0
     scaled = np.nan_to_num(values, nan=0.0) / (length or 1.0)
     return np.where(known[:, None], scaled, 0.0).astype(np.float32)

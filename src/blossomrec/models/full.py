@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from blossomrec.attention import AttentionOutput, AttentionState
 from blossomrec.attention.buckets import Buckets
 from blossomrec.attention.packing import positions
-from blossomrec.attention.rotary import rotate
+from blossomrec.attention.rotary import rotate, rotate_by
 from blossomrec.attention.state.attention_state import check_extension, extend_states, new_positions
 
 # New events attended together: bounds the mask, a row of the history for each.
@@ -67,6 +67,7 @@ class FullAttention(nn.Module):
         *,
         max_length: int,
         distil_rows: Tensor | None = None,
+        rotary: Tensor | None = None,
     ) -> AttentionOutput:
         """Attend within each history.
 
@@ -80,15 +81,18 @@ class FullAttention(nn.Module):
             Its ``hidden`` is [T, D]; the rest is None.
         """
         place = positions(cu_seqlens, len(x))
-        q, k = self._rotate(self.query(x), place), self._rotate(self.key(x), place)
+        q, k = self._rotate(self.query(x), place, rotary), self._rotate(self.key(x), place, rotary)
         v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         attend = packed_attention if _has_packed_kernel(q) else bucketed_attention
         out = attend(q, k, v, cu_seqlens, max_length, self.causal)
         return AttentionOutput(self.output(out.flatten(1)))
 
-    def _rotate(self, x: Tensor, place: Tensor) -> Tensor:
+    def _rotate(self, x: Tensor, place: Tensor, rotary: Tensor | None = None) -> Tensor:
         """Projections [T, heads * d] as rotated heads [T, heads, d]."""
-        return rotate(x.unflatten(-1, (-1, self.head_dim)), place, self.rotary_share)
+        heads = x.unflatten(-1, (-1, self.head_dim))
+        if rotary is not None:
+            return rotate_by(heads, rotary)
+        return rotate(heads, place, self.rotary_share)
 
     def start(self) -> AttentionState:
         """The state of a user without events: no blocks, so that any event can leave.

@@ -26,6 +26,8 @@ class GRU4Rec(SequenceModel):
         num_items: size of the catalogue.
     """
 
+    takes_features = True
+
     def __init__(self, config: ModelConfig, num_items: int):
         super().__init__(config, num_items)
         self.gru = nn.GRU(
@@ -43,6 +45,11 @@ class GRU4Rec(SequenceModel):
         buckets = Buckets.of(batch.cu_seqlens, len(batch.items), batch.max_length)
         # The recurrence stays in float32: rounding would add up along a history.
         with torch.autocast(batch.items.device.type, enabled=False):
-            groups = buckets.pad(self.embed(batch).float())
+            vectors = self.item_vectors()
+            groups = buckets.pad(self.embed(batch, vectors).float())
             states = buckets.unpad([self.gru(group)[0] for group in groups])
-        return Encoded(self.final_norm(self.dropout(self.out(states))))
+        hidden, request = self.out(states), self.request(batch)
+        if request is not None:
+            hidden = hidden + request
+        catalogue = None if self.content is None else self.output_weight(vectors)
+        return Encoded(self.final_norm(self.dropout(hidden)), catalogue=catalogue)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
@@ -15,11 +15,14 @@ class Scorer(Protocol):
 
     Attributes:
         num_items: size of the catalogue.
-        inputs: what of the events it takes, names of the arrays of a :class:`History`.
     """
 
     num_items: int
-    inputs: ClassVar[tuple[str, ...]]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What of the events it takes, names of the arrays of a :class:`History`."""
+        ...
 
     @property
     def max_len(self) -> int:

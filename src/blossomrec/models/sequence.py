@@ -5,24 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput
 from blossomrec.config import ModelConfig, RunConfig, check
 from blossomrec.data.batches import TrainingBatches
-from blossomrec.data.history import ITEMS_ALONE
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.models.features import Content, Moments, gaps
+from blossomrec.models.inputs import inputs_of
 from blossomrec.registry import BACKBONES
 
 if TYPE_CHECKING:
     import numpy as np
 
     from blossomrec.data.batch import Batch
+    from blossomrec.data.features import FeatureTable
     from blossomrec.data.log import EventLog
     from blossomrec.models.state import ModelState
+
+
+# Share of the events of a training step after which nobody says for when is asked.
+UNTIMED_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,13 @@ class Encoded:
         hidden: [T, D], to be compared with item embeddings.
         selector_loss: scalar, mean over the layers that have one; None without any.
         layers: what each layer's attention gave; empty unless it was asked for.
+        catalogue: [I, D], vectors of the items; None where they are the embeddings alone.
     """
 
     hidden: Tensor
     selector_loss: Tensor | None = None
     layers: tuple[AttentionOutput, ...] = ()
+    catalogue: Tensor | None = None
 
 
 class SequenceModel(nn.Module):
@@ -53,26 +62,60 @@ class SequenceModel(nn.Module):
         extra_rows: embeddings besides the catalogue's, from row I on.
 
     Attributes:
-        inputs: what of the events it takes, names of the arrays of a :class:`History`: batches
-            have no others.
         causal: whether an event sees only itself and what came before.
         captured: whether a training step may be a CUDA graph: ``encode`` takes batches that are
             padded to one shape, and never waits for the device.
+        takes_features: whether it can see more than ids: what it encodes comes from :meth:`embed`,
+            what is asked for from :meth:`request`, and its output has :meth:`item_vectors`.
     """
 
-    inputs: ClassVar[tuple[str, ...]] = ITEMS_ALONE
+    trained: Tensor
     causal: ClassVar[bool] = True
     captured: ClassVar[bool] = False
+    takes_features: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, num_items: int, *, extra_rows: int = 0):
         super().__init__()
-        self.config, self.num_items = config, num_items
+        self.config, self.num_items, self._extra_rows = config, num_items, extra_rows
         self.item_embeddings = nn.Embedding(num_items + extra_rows, config.hidden_size)
         post = config.norm == "post"
         self.embedding_norm = nn.LayerNorm(config.hidden_size) if post else nn.Identity()
         self.final_norm = nn.Identity() if post else nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.item_embeddings.weight, std=0.02)
+        self.content: Content | None = None
+        self.event_moments: Moments | None = None
+        self.request_moments: Moments | None = None
+        self.features: FeatureTable | None = None
+        self._vectors: Tensor | None = None
+
+    def attach(self, features: FeatureTable | None) -> None:
+        """Add what the configuration asks for besides ids; see :func:`build_model`."""
+        self.features = features if self.config.content == "on" else None
+        config, clock = self.config, self.config.clock == "on"
+        if config.time_gap == "on" or clock:
+            self.event_moments = Moments(config.hidden_size, clock=clock)
+        if config.request_time == "on" and self.causal:
+            self.request_moments = Moments(config.hidden_size, clock=clock)
+        if config.content == "on":
+            if features is None or features.num_rows != self.num_items:
+                rows = "none" if features is None else f"one of {features.num_rows} rows"
+                raise ConfigError(
+                    f"model.content is 'on': a table of {self.num_items} items is needed, {rows} "
+                    "was given"
+                )
+            self.content = Content(features, config.hidden_size)
+            self.register_buffer("trained", torch.ones(self.num_items, dtype=torch.bool))
+
+    def mark_trained(self, items: np.ndarray) -> None:
+        """Tell which items have a training event, bool [I]; with content it makes a difference."""
+        if self.content is not None:
+            self.trained.copy_(torch.from_numpy(items))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What of the events it takes, names of the arrays of a :class:`History`."""
+        return inputs_of(self.config)
 
     @classmethod
     def training_batches(
@@ -83,7 +126,7 @@ class SequenceModel(nn.Module):
         Args:
             train_end: int64 [U], how many of each user's first events may be trained on.
         """
-        return TrainingBatches(log, train_end, inputs=cls.inputs, **batch_sizes(config))
+        return TrainingBatches(log, train_end, **batch_sizes(config))
 
     @property
     def max_len(self) -> int:
@@ -150,17 +193,68 @@ class SequenceModel(nn.Module):
         """
         raise ConfigError(f"backbone {self.config.backbone} keeps no state")
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Input of the first layer, [T, D]."""
+    def embed(
+        self, batch: Batch, vectors: Tensor | None = None, before: Tensor | None = None
+    ) -> Tensor:
+        """Input of the first layer, [T, D].
+
+        Args:
+            vectors: as of :meth:`item_vectors`; None for what it gives.
+            before: time of the event before each history's first, int64 [B], negative for none.
+        """
+        vectors = self.item_vectors() if vectors is None else vectors
         # As large as what the layers add; as an output matrix the same numbers must be small.
-        x = self.item_embeddings(batch.items) * math.sqrt(self.config.hidden_size)
+        x = F.embedding(batch.items, vectors) * math.sqrt(self.config.hidden_size)
+        if self.event_moments is not None:
+            assert batch.times is not None
+            gap = gaps(batch.times, batch.cu_seqlens, before)
+            x = x + self.event_moments(gap, batch.times)
         return self.dropout(self.embedding_norm(x))
 
-    def output_weight(self) -> Tensor:
-        """Embeddings of the catalogue's items, [I, D]: the output matrix."""
+    def item_vectors(self) -> Tensor:
+        """What items are at input and output, [I, D], and what rows besides them are, from row I.
+
+        Embeddings of their ids and, with content, what the table says of them. In training a share
+        of the items, drawn anew with each call, goes without the embedding of its id, so that the
+        rest learns to stand alone; items without a training event always do.
+        """
         weight = self.item_embeddings.weight
+        if self.content is None:
+            return weight
+        if self._vectors is not None:
+            return self._vectors
+        ids = self.trained
+        if self.training:
+            draws = torch.rand(self.num_items, device=weight.device)
+            ids = ids & (draws >= self.config.id_dropout)
+        items = weight[: self.num_items] * ids[:, None] + self.content()
+        vectors = torch.cat((items, weight[self.num_items :])) if self._extra_rows else items
+        if not self.training and not torch.is_grad_enabled():
+            self._vectors = vectors
+        return vectors
+
+    def train(self, mode: bool = True) -> Self:
+        """See ``nn.Module.train``; what was kept of the weights is let go."""
+        self._vectors = None
+        return super().train(mode)
+
+    def output_weight(self, vectors: Tensor | None = None) -> Tensor:
+        """Vectors of the catalogue's items, [I, D]: the output matrix."""
+        vectors = self.item_vectors() if vectors is None else vectors
         # The gradient of a part would be a copy of it.
-        return weight if len(weight) == self.num_items else weight[: self.num_items]
+        return vectors if len(vectors) == self.num_items else vectors[: self.num_items]
+
+    def request(self, batch: Batch) -> Tensor | None:
+        """What is asked for after each event, [T, D], None where nothing but the next item is."""
+        if self.request_moments is None:
+            return None
+        assert batch.asked is not None and batch.times is not None
+        gap = (batch.asked - batch.times).clamp(min=0)
+        unknown = (batch.asked < 0) | (batch.times < 0)
+        if self.training:
+            # So that what is asked for at no moment in particular is met in training.
+            unknown = unknown | (torch.rand(len(gap), device=gap.device) < UNTIMED_SHARE)
+        return self.request_moments(torch.where(unknown, -1, gap), batch.asked)
 
     @torch.no_grad()
     def queries(self, batch: Batch) -> Tensor:
@@ -179,20 +273,28 @@ class SequenceModel(nn.Module):
         """Scores of the items start .. stop-1, float32 [B, stop - start]."""
         # In bfloat16 many scores would be equal, and equal scores count as wrong.
         with torch.autocast(queries.device.type, enabled=False):
-            return queries.float() @ self.item_embeddings.weight[start:stop].float().T
+            return queries.float() @ self.item_vectors()[start:stop].float().T
 
 
-def batch_sizes(config: RunConfig) -> dict[str, int]:
+def batch_sizes(config: RunConfig) -> dict[str, Any]:
     """The options that all training batches have."""
     return {
+        "inputs": inputs_of(config.model),
         "max_len": config.model.max_len,
         "tokens_per_batch": config.training.tokens_per_batch,
         "seed": config.training.seed,
     }
 
 
-def build_model(config: ModelConfig, num_items: int) -> SequenceModel:
+def build_model(
+    config: ModelConfig, num_items: int, features: FeatureTable | None = None
+) -> SequenceModel:
     """The model that ``config.backbone`` names, with start values from PyTorch's generator.
+
+    Args:
+        config: the architecture; an input that is neither "on" nor "off" is off.
+        num_items: size of the catalogue.
+        features: what is known of its items, for ``config.content``.
 
     Raises:
         ConfigError: an option is out of bounds or does not fit another one, or there are no items.
@@ -200,4 +302,7 @@ def build_model(config: ModelConfig, num_items: int) -> SequenceModel:
     check(config, "model.")
     if num_items < 1:
         raise ConfigError(f"num_items is {num_items}: a catalogue needs at least 1 item")
-    return BACKBONES.get(config.backbone)(config, num_items)
+    model = BACKBONES.get(config.backbone)(config, num_items)
+    # Last, so that a model without other inputs begins with the numbers that it always began with.
+    model.attach(features)
+    return model

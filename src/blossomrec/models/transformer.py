@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput, AttentionState, BlossomAttention, BlossomSpec
 from blossomrec.attention.memo import of_one_graph
+from blossomrec.attention.packing import positions
+from blossomrec.attention.rotary import cos_sin, rotated_pairs, time_cos_sin
 from blossomrec.attention.state.paged import PagedLayer, Prefill, Step
 from blossomrec.config import ModelConfig
 from blossomrec.models import fused
@@ -73,16 +75,29 @@ class TransformerLayer(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(
-        self, x: Tensor, cu_seqlens: Tensor, max_length: int, distil_rows: Tensor | None
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        max_length: int,
+        *,
+        distil_rows: Tensor | None,
+        rotary: Tensor | None = None,
+        request: Tensor | None = None,
     ) -> tuple[Tensor, AttentionOutput]:
-        """[T, D] to [T, D], with what the attention gave."""
+        """[T, D] to [T, D], with what the attention gave.
+
+        Args:
+            request: [T, D], what is asked for after each event, added before the feed-forward
+                network; None where nothing is.
+        """
         attended = self.attention(
             self._attention_input(x),
             cu_seqlens,
             max_length=max_length,
             distil_rows=distil_rows,
+            rotary=rotary,
         )
-        return self._after_attention(x, attended.hidden), attended
+        return self._after_attention(x, attended.hidden, request), attended
 
     def start(self) -> AttentionState:
         """The state of a user without events."""
@@ -129,22 +144,40 @@ class TransformerLayer(nn.Module):
     def _attention_input(self, x: Tensor) -> Tensor:
         return self.attention_norm(x) if self.pre_norm else x
 
-    def _after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        if self.may_fuse and not self.pre_norm and fused.usable(x):
-            return self._in_few_passes(x, attended)
+    def _after_attention(
+        self, x: Tensor, attended: Tensor, request: Tensor | None = None
+    ) -> Tensor:
+        return self.finish(self._with_attended(x, attended), request)
+
+    def _with_attended(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Input and output of the attention together, [T, D]."""
+        if self._in_few_passes(x):
+            from blossomrec.models.fused.norm import add_norm
+
+            return add_norm(x, attended, self.attention_norm, self._dropped)
         x = x + self.dropout(attended)
+        return x if self.pre_norm else self.attention_norm(x)
+
+    def finish(self, x: Tensor, request: Tensor | None = None) -> Tensor:
+        """The rest of the layer, [T, D] to [T, D], given what is asked for."""
+        if request is not None:
+            x = x + request.to(x.dtype)
+        if self._in_few_passes(x):
+            from blossomrec.models.fused.feed_forward import feed_forward_norm
+
+            norm = self.feed_forward_norm
+            return feed_forward_norm(x, self.inner, self.outer, norm, self._dropped)
         if self.pre_norm:
             return x + self._feed_forward(self.feed_forward_norm(x))
-        x = self.attention_norm(x)
         return self.feed_forward_norm(x + self._feed_forward(x))
 
-    def _in_few_passes(self, x: Tensor, attended: Tensor) -> Tensor:
-        from blossomrec.models.fused.feed_forward import feed_forward_norm
-        from blossomrec.models.fused.norm import add_norm
+    def _in_few_passes(self, x: Tensor) -> bool:
+        return self.may_fuse and not self.pre_norm and fused.usable(x)
 
-        p = self.dropout.p if self.training else 0.0
-        x = add_norm(x, attended, self.attention_norm, p)
-        return feed_forward_norm(x, self.inner, self.outer, self.feed_forward_norm, p)
+    @property
+    def _dropped(self) -> float:
+        """Probability of dropout as it is now."""
+        return self.dropout.p if self.training else 0.0
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.outer(self.activation(self.inner(x))))
@@ -160,6 +193,8 @@ class TransformerModel(SequenceModel):
         extra_rows: embeddings besides the catalogue's.
     """
 
+    takes_features = True
+
     def __init__(self, config: ModelConfig, num_items: int, *, causal: bool, extra_rows: int = 0):
         super().__init__(config, num_items, extra_rows=extra_rows)
         self.layers = nn.ModuleList(
@@ -169,16 +204,36 @@ class TransformerModel(SequenceModel):
     def encode(
         self, batch: Batch, *, distil_rows: Tensor | None = None, keep_layers: bool = False
     ) -> Encoded:
-        x, cu_seqlens = self.embed(batch), of_one_graph(batch.cu_seqlens)
-        losses, kept = [], []
+        vectors = self.item_vectors()
+        x, cu_seqlens = self.embed(batch, vectors), of_one_graph(batch.cu_seqlens)
+        rotary, request = self.rotary(batch, cu_seqlens), self.request(batch)
+        losses, kept, last = [], [], self.layers[-1]
         for layer in self.layers:
-            x, attended = layer(x, cu_seqlens, batch.max_length, distil_rows)
+            x, attended = layer(
+                x,
+                cu_seqlens,
+                batch.max_length,
+                distil_rows=distil_rows,
+                rotary=rotary,
+                request=request if layer is last else None,
+            )
             if attended.selector_loss is not None:
                 losses.append(attended.selector_loss)
             if keep_layers:
                 kept.append(attended)
         loss = torch.stack(losses).mean() if losses else None
-        return Encoded(self.final_norm(x), loss, tuple(kept))
+        catalogue = None if self.content is None else self.output_weight(vectors)
+        return Encoded(self.final_norm(x), loss, tuple(kept), catalogue)
+
+    def rotary(self, batch: Batch, cu_seqlens: Tensor) -> Tensor | None:
+        """Cosine and sine of all angles, [T, 2, pairs]; None where positions alone rotate."""
+        config, size = self.config, self.config.hidden_size // self.config.heads
+        pairs = rotated_pairs(size, config.time_share)
+        if not pairs:
+            return None
+        assert batch.times is not None
+        places = cos_sin(positions(cu_seqlens, len(batch.items)), size, config.rotary_share)
+        return torch.cat((places, time_cos_sin(batch.times, pairs)), dim=2)
 
     def stack(self) -> list[TransformerLayer]:
         """The layers, first to last."""

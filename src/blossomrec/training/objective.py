@@ -43,7 +43,8 @@ class Objective(nn.Module):
         assert targets is not None
         if step.rows is not None:
             hidden, targets = hidden.index_select(0, step.rows), targets.index_select(0, step.rows)
-        loss = self.loss(hidden, self.model.output_weight(), targets)
+        weight = self.model.output_weight() if encoded.catalogue is None else encoded.catalogue
+        loss = self.loss(hidden, weight, targets)
         if not distilled or encoded.selector_loss is None:
             return Losses(loss, loss, None)
         total = loss + self.selector_weight * encoded.selector_loss

@@ -24,7 +24,7 @@ from blossomrec.models.sequence import SequenceModel
 from blossomrec.training.objective import Objective
 from blossomrec.training.shape import Shape, graph_shape
 
-_UNDECAYED_MODULES = (nn.Embedding, nn.LayerNorm, nn.RMSNorm)
+_UNDECAYED_MODULES = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 _UNDECAYED_NAMES = ("bias", "position", "embedding")
 
 
@@ -150,6 +150,7 @@ def build_parts(
             f"the model has {model.num_items} items, {log.folder} has {log.num_items}"
         )
     batches = model.training_batches(log, train_end, config)
+    model.mark_trained(training_counts(log, train_end) > 0)
     loss = build_loss(config.training, training_counts(log, train_end), log.num_items)
     # Before the optimizer is built, whose fused form wants the parameters where they will stay.
     model.to(fabric.device)

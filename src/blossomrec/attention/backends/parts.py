@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from blossomrec.attention import selector
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.packing import positions
-from blossomrec.attention.rotary import rotate
+from blossomrec.attention.rotary import rotate, rotate_by
 from blossomrec.attention.spec import BlossomSpec, Heads, Target
 from blossomrec.attention.state import extend
 from blossomrec.attention.state.attention_state import AttentionState
@@ -37,19 +37,31 @@ class Parts:
     """The parts of a layer around the operation; a backend overrides what it does better."""
 
     def project(
-        self, x: Tensor, weights: Projections, cu_seqlens: Tensor, heads: Heads, spec: BlossomSpec
+        self,
+        x: Tensor,
+        weights: Projections,
+        cu_seqlens: Tensor,
+        heads: Heads,
+        spec: BlossomSpec,
+        rotary: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Rotated q [T, H, d] and k [T, G, d], v [T, G, d], and gates [T, H, 2] if there are any.
 
         Args:
             x: [T, D] packed events.
             cu_seqlens: int32 [B+1].
+            rotary: [T, 2, pairs], cosine and sine of each row's angles; None for those of its
+                position.
         """
-        position = positions(cu_seqlens, len(x))
         q, k = (
-            rotate(linear(x, w).unflatten(-1, (-1, heads.size)), position, spec.rotary_share)
-            for w in (weights.query, weights.key)
+            linear(x, weight).unflatten(-1, (-1, heads.size))
+            for weight in (weights.query, weights.key)
         )
+        if rotary is None:
+            position = positions(cu_seqlens, len(x))
+            q, k = (rotate(each, position, spec.rotary_share) for each in (q, k))
+        else:
+            q, k = rotate_by(q, rotary), rotate_by(k, rotary)
         v = linear(x, weights.value).unflatten(-1, (heads.keys, heads.size))
         gates = None
         if weights.gate is not None:

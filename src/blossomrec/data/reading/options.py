@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from blossomrec.config import check, option
@@ -89,6 +90,16 @@ class PrepareOptions(Filters, ReadOptions):
     """All that ``EventLog.prepare`` can be told about a table."""
 
     weight: str | None = option(None, f"column of the events' weights; they are {UNUSED_WEIGHTS}")
+    items: Path | None = option(
+        None,
+        "table of items (.parquet, .csv, .tsv, .item), by the column of item ids: titles, "
+        "categories, numbers, vectors; items in it without an event belong to the catalogue",
+    )
+    item_kinds: tuple[str, ...] | None = option(
+        None,
+        "COLUMN=KIND of columns of that table that are not to be guessed: title, category, number, "
+        "vector or none",
+    )
 
     def __post_init__(self):
         ReadOptions.__post_init__(self)
@@ -97,10 +108,17 @@ class PrepareOptions(Filters, ReadOptions):
     def recorded(self) -> dict[str, Any]:
         """The options that are not None, ready for JSON."""
         return {
-            name: value if isinstance(value, (bool, int)) else str(value)
-            for name, value in dataclasses.asdict(self).items()
+            name: value if isinstance(value, (bool, int)) else _told(value)
+            for name, value in vars(self).items()
             if value is not None
         }
+
+
+def _told(value: Any) -> str:
+    """An option as text; of a frame what it is."""
+    if hasattr(value, "columns"):
+        return f"the {type(value).__module__.split('.')[0]} frame"
+    return " ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def with_given(cls: type[Options], given: dict[str, Any]) -> Options:

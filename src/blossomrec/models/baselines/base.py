@@ -34,7 +34,7 @@ class Baseline(nn.Module):
 
     num_items: int
     max_len: int
-    inputs: ClassVar[tuple[str, ...]] = ITEMS_ALONE
+    inputs: tuple[str, ...] = ITEMS_ALONE
     own_items: ClassVar[bool] = False
     most_items: ClassVar[float] = float("inf")
 

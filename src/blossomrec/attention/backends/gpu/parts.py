@@ -28,15 +28,27 @@ class GpuParts(Parts):
     """Kernels written in Triton; where one does not take a size, plain PyTorch."""
 
     def project(
-        self, x: Tensor, weights: Projections, cu_seqlens: Tensor, heads: Heads, spec: BlossomSpec
+        self,
+        x: Tensor,
+        weights: Projections,
+        cu_seqlens: Tensor,
+        heads: Heads,
+        spec: BlossomSpec,
+        rotary: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        pairs = rotated_pairs(heads.size, spec.rotary_share)
-        angles = cos_sin(cu_seqlens, len(x), pairs)
+        angles = rotary
+        if angles is None:
+            pairs = rotated_pairs(heads.size, spec.rotary_share)
+            angles = cos_sin(cu_seqlens, len(x), pairs)
         *matrices, gate, bias = weights
         if gate is not None:
             matrices.append(gate)
         return project(
-            x, tuple(matrices), bias, angles, Sizes(heads.queries, heads.keys, heads.size, pairs)
+            x,
+            tuple(matrices),
+            bias,
+            angles,
+            Sizes(heads.queries, heads.keys, heads.size, angles.shape[2]),
         )
 
     def block_keys(
