@@ -22,9 +22,11 @@ class TrainingLoss:
     Attributes:
         captured: whether a step with this loss may be a CUDA graph: nothing is drawn or looked at
             on the host, and a row whose target is negative counts nothing.
+        may_fuse: whether kernels of a GPU may be used; False asks for plain PyTorch.
     """
 
     captured: ClassVar[bool] = False
+    may_fuse: bool = True
 
     def __init__(self, config: TrainingConfig, item_counts: np.ndarray):
         self.config = config
@@ -47,17 +49,22 @@ class TrainingLoss:
         """Go on from what :meth:`state_dict` gave."""
 
 
-def build_loss(config: TrainingConfig, item_counts: np.ndarray, num_items: int) -> TrainingLoss:
+def build_loss(
+    config: TrainingConfig, item_counts: np.ndarray, num_items: int, *, may_fuse: bool = True
+) -> TrainingLoss:
     """The loss named by ``config.loss``.
 
     Args:
         config: which loss, how many negatives, the seed of their sampling.
         item_counts: [I] training events of each item.
         num_items: size of the catalogue.
+        may_fuse: as the model says.
 
     Raises:
         ConfigError: the loss is unknown, or ``item_counts`` has another length than the catalogue.
     """
     if len(item_counts) != num_items:
         raise ConfigError(f"{len(item_counts)} item counts for {num_items} items")
-    return LOSSES.get(config.loss)(config, item_counts)
+    loss = LOSSES.get(config.loss)(config, item_counts)
+    loss.may_fuse = may_fuse
+    return loss

@@ -150,7 +150,8 @@ def build_parts(
             f"the model has {model.num_items} items, {log.folder} has {log.num_items}"
         )
     batches = model.training_batches(log, train_end, config)
-    loss = build_loss(config.training, training_counts(log, train_end), log.num_items)
+    counts = training_counts(log, train_end)
+    loss = build_loss(config.training, counts, log.num_items, may_fuse=model.may_fuse)
     # Before the optimizer is built, whose fused form wants the parameters where they will stay.
     model.to(fabric.device)
     optimizer = build_optimizer(model, config.training)
