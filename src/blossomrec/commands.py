@@ -369,7 +369,7 @@ def report(
         out: the page
         title: its heading
     """
-    from blossomrec.report.run_report import write_run_report
+    from blossomrec.report.report import write_run_report
 
     write_run_report(runs, out, title=title)
     print(f"wrote {out}")

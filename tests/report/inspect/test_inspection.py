@@ -16,9 +16,8 @@ from blossomrec.data.batches import pack
 from blossomrec.errors import ConfigError, DataError, MissingExtraError, RunError
 from blossomrec.recommender import BlossomRec
 from blossomrec.report.inspect import inspect_page, inspection, selection_measures
-from blossomrec.report.inspect.inspect_plots import octaves
-from blossomrec.report.inspect.selection_totals import quantiles_of_counts
-from blossomrec.report.inspect.selector_profile import recorded
+from blossomrec.report.inspect.inspect_page import octaves
+from blossomrec.report.inspect.selection_totals import quantiles_of_counts, recorded
 from blossomrec.run import load_model
 from command_line import refuse
 from small_options import SMALL

@@ -18,15 +18,20 @@ from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.measure import open_log
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.report.inspect.choice import (
+from blossomrec.report.inspect.selection_measures import (
     SelectionForm,
     UniformChoice,
     first_choosing,
     sample_choosing,
     uniform_choice,
 )
-from blossomrec.report.inspect.selection_totals import LayerChoices, LayerTotals, Ratio, mass_ratio
-from blossomrec.report.inspect.selector_profile import recorded
+from blossomrec.report.inspect.selection_totals import (
+    LayerChoices,
+    LayerTotals,
+    Ratio,
+    mass_ratio,
+    recorded,
+)
 from blossomrec.run import load_model, read_run_config
 
 # Events of a batch; only a history that is longer by itself goes over it.
