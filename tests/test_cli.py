@@ -20,7 +20,7 @@ from blossomrec.cli import VERBS, build_app, main
 from blossomrec.config import RunConfig, ServingConfig, from_dict
 from blossomrec.data.log import EventLog
 from blossomrec.data.reading.options import PrepareOptions, ReadOptions
-from blossomrec.evaluation.storage import load_evaluation
+from blossomrec.evaluation.evaluation import load_evaluation
 from blossomrec.recommender import BlossomRec, with_options
 from blossomrec.run import read_run_config
 from blossomrec.training import trainer

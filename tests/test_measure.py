@@ -13,8 +13,8 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.evaluation import RankingOptions, compare, evaluate
+from blossomrec.evaluation.evaluation import load_evaluation, save_evaluation
 from blossomrec.evaluation.metrics import METRICS
-from blossomrec.evaluation.storage import load_evaluation, save_evaluation
 from blossomrec.measure import evaluate_baseline, evaluate_run, override
 from blossomrec.models.baselines import BASELINES
 from blossomrec.recommender import BlossomRec

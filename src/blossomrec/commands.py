@@ -161,7 +161,7 @@ def evaluate(
         device: where to compute
     """
     from blossomrec.data.log import EventLog
-    from blossomrec.evaluation.storage import evaluation_path, save_evaluation
+    from blossomrec.evaluation.evaluation import evaluation_path, save_evaluation
     from blossomrec.measure import evaluate_baseline, evaluate_run
     from blossomrec.report.tables import evaluation_table
     from blossomrec.run import write_metrics
@@ -208,7 +208,7 @@ def compare(
         ranking: which of the evaluations, where they are looked for in a folder
     """
     from blossomrec.evaluation import compare as paired
-    from blossomrec.evaluation.storage import find_evaluation, load_evaluation
+    from blossomrec.evaluation.evaluation import find_evaluation, load_evaluation
     from blossomrec.report.tables import comparison_table
 
     paths = [find_evaluation(path, on, ranking) for path in (first, second)]
@@ -244,7 +244,7 @@ def recommend(
     if (user is None) == (history is None):
         raise ConfigError("give either --user or --history")
     recommender = BlossomRec.from_pretrained(run, log, device=device)
-    chosen = vars(options) | {"items": _ids("items", options.items)}
+    chosen: dict[str, Any] = vars(options) | {"items": _ids("items", options.items)}
     if user is not None:
         frame = recommender.recommend(user, k, **chosen)
     else:

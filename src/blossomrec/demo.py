@@ -15,7 +15,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.simulate import SimulationConfig, simulate
 from blossomrec.data.summary import summary_table
 from blossomrec.evaluation import resolve_filter_seen
-from blossomrec.evaluation.storage import evaluation_path, save_evaluation
+from blossomrec.evaluation.evaluation import evaluation_path, save_evaluation
 from blossomrec.measure import evaluate_baseline, evaluate_run
 from blossomrec.models.baselines import BASELINES
 from blossomrec.recommender import BlossomRec

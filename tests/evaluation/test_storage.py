@@ -7,7 +7,7 @@ from blossomrec.config import EvaluationConfig
 from blossomrec.data.split import make_split
 from blossomrec.errors import RunError
 from blossomrec.evaluation import RankingOptions, compare, evaluate
-from blossomrec.evaluation.storage import load_evaluation, save_evaluation
+from blossomrec.evaluation.evaluation import load_evaluation, save_evaluation
 from ranking_oracle import DotScorer
 
 

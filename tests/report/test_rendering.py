@@ -59,7 +59,7 @@ def test_every_model_of_a_key_looks_like_its_line():
 def test_measuring_needs_no_drawing():
     """Evaluation and its storage are used where nothing is drawn, such as by the server."""
     code = (
-        "import sys, blossomrec.evaluation.storage, blossomrec.recommender; "
+        "import sys, blossomrec.evaluation.evaluation, blossomrec.recommender; "
         "print([name for name in sys.modules if name.startswith('blossomrec.report')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

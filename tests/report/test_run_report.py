@@ -6,7 +6,7 @@ import pytest
 
 from blossomrec.data.log import EventLog
 from blossomrec.errors import DataError, RunError
-from blossomrec.evaluation.storage import evaluation_path, save_evaluation
+from blossomrec.evaluation.evaluation import evaluation_path, save_evaluation
 from blossomrec.measure import evaluate_baseline, evaluate_run
 from blossomrec.recommender import BlossomRec
 from blossomrec.report.report import model_report, write_run_report

@@ -15,8 +15,12 @@ from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.errors import DataError, RunError
-from blossomrec.evaluation.evaluation import Evaluation
-from blossomrec.evaluation.storage import evaluation_path, find_evaluation, load_evaluation
+from blossomrec.evaluation.evaluation import (
+    Evaluation,
+    evaluation_path,
+    find_evaluation,
+    load_evaluation,
+)
 from blossomrec.files import write_text
 from blossomrec.report import sections, wording
 from blossomrec.report.attention_profile import attention_profile
