@@ -79,8 +79,8 @@ def test_links_and_paths_of_the_guides_lead_to_files(name):
 def test_names_in_the_guide_are_those_of_the_code():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     for path, name in [
-        ("losses/training_loss.py", "build_loss"),
-        ("losses/training_loss.py", "TrainingLoss"),
+        ("losses/__init__.py", "build_loss"),
+        ("losses/__init__.py", "TrainingLoss"),
         ("losses/sampled.py", "SampledLoss"),
         ("names.py", "LOSSES"),
         ("config.py", "TrainingConfig"),

@@ -25,8 +25,8 @@ from blossomrec.measure import evaluate_run
 from blossomrec.models import build_model
 from blossomrec.report.inspect.inspection import Inspection, inspect_run
 from blossomrec.training import train
-from blossomrec.training.randomness import seeded
 from blossomrec.training.shape import waiting_attention
+from blossomrec.training.state import seeded
 
 MAX_LEN = 1_024
 # Users of a log with this many events before the target are measured apart as well.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from blossomrec.attention.backends.gpu.products import product
-from blossomrec.losses.training_loss import TrainingLoss
+from blossomrec.losses import TrainingLoss
 from blossomrec.models import fused
 
 # Fewer rows than this in a tile would spend more time on adding up the gradient of the catalogue
