@@ -251,6 +251,8 @@ def test_models_without_blossom_attention_are_refused(tiny_log, tmp_path, option
     with pytest.raises(RunError, match="has no Blossom attention") as error:
         inspection.inspect_run(run)
     assert str(run) in str(error.value) and next(iter(options.values())) in str(error.value)
+    kind = "without" if "backbone" in options else "full"
+    assert str(error.value).endswith(f", {kind} attention")
 
 
 def test_histories_too_short_for_a_choice_are_refused(capsys, run, tmp_path):
