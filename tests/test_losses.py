@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blossomrec.config import RunConfig, TrainingConfig
 from blossomrec.data.split import make_split
@@ -27,6 +26,7 @@ from blossomrec.models.transformer import TransformerLayer
 from blossomrec.recommender import with_options
 from blossomrec.training.objective import device_steps
 from blossomrec.training.setup import build_parts, open_fabric
+from largest_output import LargestOutput
 
 SAMPLED = ["sampled_softmax", "gbce", "bpr"]
 
@@ -118,19 +118,6 @@ def test_cross_entropy_of_a_frozen_catalogue():
     (gradient,) = torch.autograd.grad(cross_entropy(hidden, weight.detach(), targets), hidden)
     exact = torch.autograd.grad(F.cross_entropy(hidden @ weight.T, targets), hidden)[0]
     assert relative_error(gradient, exact) < 1e-12
-
-
-class LargestOutput(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(each, torch.Tensor):
-                self.elements = max(self.elements, each.numel())
-        return out
 
 
 def test_cross_entropy_never_holds_all_logits():
