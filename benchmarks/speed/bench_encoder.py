@@ -32,7 +32,7 @@ from benchmarks.speed.instruments.timing import captured, milliseconds
 from benchmarks.speed.speed_lines import Line, result_line
 from blossomrec.attention.memo import of_one_graph
 from blossomrec.models.sasrec import SASRec
-from blossomrec.training.randomness import seeded
+from blossomrec.training.state import seeded
 
 LENGTHS = {"cpu": (256, 1_024, 4_096), "cuda": (512, 1_024, 2_048, 4_096, 8_192, 16_384, 65_536)}
 TOKENS = {"cpu": 8_192, "cuda": 131_072}

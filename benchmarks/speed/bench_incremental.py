@@ -25,7 +25,7 @@ from benchmarks.speed.speed_lines import Line, result_line
 from blossomrec.attention import AttentionState, BlossomAttention, BlossomSpec, PagedStates
 from blossomrec.attention.state.paged import Step, StepGraph
 from blossomrec.models.full import FullAttention
-from blossomrec.training.randomness import seeded
+from blossomrec.training.state import seeded
 
 LENGTHS = {"cpu": (256, 4_096, 16_384, 65_536), "cuda": (256, 4_096, 16_384, 65_536)}
 TOKENS = {"cpu": 1, "cuda": 1}

@@ -52,6 +52,26 @@ def _last(field: str) -> list[Line]:
     return [lines[key] for key in sorted(lines, key=lambda key: (key[2] != "sqlite", key[:2]))]
 
 
+def steps() -> str:
+    """Time of one event of many users on a GPU, beside encoding all their histories again."""
+    lines = {
+        (line["users"], line["history"]): line
+        for line in read("serving.jsonl")
+        if line["scenario"] == "step"
+    }
+    rows = [
+        [
+            f"{users:,}",
+            f"{history:,}",
+            f"{line['step_ms']:.2f}",
+            f"{line['recompute_ms']:.1f}",
+            f"{line['recompute_ms'] / line['step_ms']:.0f}",
+        ]
+        for (users, history), line in sorted(lines.items())
+    ]
+    return table(["users", "events each", "one event, ms", "recomputed, ms", "speed-up"], rows)
+
+
 def explaining() -> str:
     """Change of the best recommendation's score, by which five events are removed."""
     names = {
@@ -85,6 +105,7 @@ def approximate() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "serving": serving,
     "serving-capacity": capacity,
+    "serving-step": steps,
     "explain": explaining,
     "ranking-approximate": approximate,
 }

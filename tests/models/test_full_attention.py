@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blossomrec.models import full
 from blossomrec.models.full import FullAttention, bucketed_attention, packed_attention
+from largest_output import LargestOutput
 
 LENGTHS = [33, 1, 100, 16, 2, 15, 17, 16, 1]
 
@@ -95,19 +95,6 @@ def test_another_history_with_nan_changes_nothing():
     after = bucketed_attention(*given, cu_seqlens, max(LENGTHS), causal=False)
     assert after[: LENGTHS[0]].isnan().all()
     assert torch.equal(after[LENGTHS[0] :], before[LENGTHS[0] :])
-
-
-class LargestOutput(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(each, torch.Tensor):
-                self.elements = max(self.elements, each.numel())
-        return out
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])

@@ -9,14 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from blossomrec.data.filters import EventArrays, drop_events
+from blossomrec.data.event_arrays import EventArrays, drop_events, order_ties
 from blossomrec.data.identity import log_identity
 from blossomrec.data.log import EVENTS, ITEMS, LOG_FORMAT, USERS
 from blossomrec.data.log_folder import check_replaceable, new_generation
 from blossomrec.data.reading.options import UNUSED_WEIGHTS, PrepareOptions
 from blossomrec.data.reading.tables import describe, read_table
 from blossomrec.data.summary import summarize
-from blossomrec.data.ties import order_ties
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.data.windows import boundaries
 from blossomrec.errors import DataError

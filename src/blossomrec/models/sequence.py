@@ -14,6 +14,7 @@ from blossomrec.attention import AttentionOutput
 from blossomrec.config import ModelConfig, RunConfig, check
 from blossomrec.data.batches import TrainingBatches
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.models import fused
 from blossomrec.registry import BACKBONES
 
 if TYPE_CHECKING:
@@ -85,6 +86,11 @@ class SequenceModel(nn.Module):
     def max_len(self) -> int:
         """Longest history, in events, that the model is given."""
         return self.config.max_len
+
+    @property
+    def may_fuse(self) -> bool:
+        """Whether kernels may run for this model and its loss, where a GPU takes them."""
+        return fused.allowed(self.config)
 
     def encode(
         self,

@@ -56,8 +56,7 @@ class TransformerLayer(nn.Module):
     def __init__(self, config: ModelConfig, *, causal: bool):
         super().__init__()
         self.pre_norm = config.norm == "pre"
-        # Kernels may be had on a GPU, unless nothing but plain PyTorch is to run.
-        self.may_fuse = config.attention_impl not in fused.PLAIN
+        self.may_fuse = fused.allowed(config)
         self.attention = build_attention(config, causal=causal)
         self.inner = nn.Linear(config.hidden_size, config.inner_size)
         self.outer = nn.Linear(config.inner_size, config.hidden_size)
