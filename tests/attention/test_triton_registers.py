@@ -80,7 +80,7 @@ def compile_all(heads, groups, size, dtype, folder):
     from blossomrec.attention.backends.gpu.kernel_pattern import Pattern
     from blossomrec.attention.backends.gpu.kernels import step as step_kernels
     from blossomrec.attention.backends.gpu.launch import Shape
-    from blossomrec.attention.backends.triton import (
+    from blossomrec.attention.backends.triton.kernels import (
         backward_keys,
         backward_queries,
         forward,

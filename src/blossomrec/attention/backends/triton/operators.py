@@ -13,17 +13,17 @@ from torch import Tensor
 from blossomrec.attention.backends.gpu.geometry import tile_table
 from blossomrec.attention.backends.gpu.kernel_pattern import Pattern
 from blossomrec.attention.backends.operator import empty_gradients, operator, register_gradient
-from blossomrec.attention.backends.triton.backward_keys import backward_keys_kernel
-from blossomrec.attention.backends.triton.backward_queries import backward_queries_kernel
-from blossomrec.attention.backends.triton.forward import forward_kernel
 from blossomrec.attention.backends.triton.inverse_lists import InverseLists
-from blossomrec.attention.backends.triton.launch import PRECISION, launch_for
-from blossomrec.attention.backends.triton.partial_sums import (
+from blossomrec.attention.backends.triton.kernels.backward_keys import backward_keys_kernel
+from blossomrec.attention.backends.triton.kernels.backward_queries import backward_queries_kernel
+from blossomrec.attention.backends.triton.kernels.forward import forward_kernel
+from blossomrec.attention.backends.triton.kernels.partial_sums import (
     SPAN,
     list_sums_kernel,
     sink_sums_kernel,
 )
-from blossomrec.attention.backends.triton.selection import selection_kernel
+from blossomrec.attention.backends.triton.kernels.selection import selection_kernel
+from blossomrec.attention.backends.triton.launch import PRECISION, launch_for
 
 
 def _empty_select_blocks(q, block_keys, cu_seqlens, block_size, top_n, causal):

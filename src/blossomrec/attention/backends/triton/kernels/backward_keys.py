@@ -11,15 +11,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blossomrec.attention.backends.triton.partial_sums import SPAN, add_sums, sink_slot
-from blossomrec.attention.backends.triton.query_rows import (
+from blossomrec.attention.backends.triton.kernels.partial_sums import SPAN, add_sums, sink_slot
+from blossomrec.attention.backends.triton.kernels.query_rows import (
     far_gradients,
     list_gradients,
     path_weights,
     query_rows,
     scores_and_slopes,
 )
-from blossomrec.attention.backends.triton.tiles import (
+from blossomrec.attention.backends.triton.kernels.tiles import (
     LOG_2,
     block_keys_of,
     near_mask,

@@ -10,13 +10,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blossomrec.attention.backends.triton.query_rows import (
+from blossomrec.attention.backends.triton.kernels.query_rows import (
     list_gradients,
     path_weights,
     query_rows,
     scores_and_slopes,
 )
-from blossomrec.attention.backends.triton.tiles import (
+from blossomrec.attention.backends.triton.kernels.tiles import (
     block_keys_of,
     rows_of,
     sink_block,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blossomrec.attention.backends.triton.tiles import rows_of, tile_rows
+from blossomrec.attention.backends.triton.kernels.tiles import rows_of, tile_rows
 
 
 @triton.jit

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blossomrec.attention.backends.triton.tiles import (
+from blossomrec.attention.backends.triton.kernels.tiles import (
     LOG_2,
     block_keys_of,
     columns,
