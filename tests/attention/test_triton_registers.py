@@ -15,7 +15,7 @@ import pytest
 # Of the type under test.
 ROWS = "*rows"
 ARGUMENTS = {
-    "*fp32": ("normalisers", "shifts", "sums", "chunk_sums", "sink_sums", "best"),
+    "*fp32": ("lse", "shifts", "sums", "chunk_sums", "sink_sums", "best"),
     "*i32": (
         *("selected", "table", "lists", "starts", "chunk_starts", "owners"),
         *("rows", "candidates"),
