@@ -69,8 +69,6 @@ def sizes() -> str:
     groups: dict[str, dict[str, list[Line]]] = {}
     for line in recall_lines("recall", "716-1432"):
         name, variant = line["candidate"], _variant(line["options"])
-        if name == "mlp-no-own":
-            name, variant = "mlp", "without the own block"
         groups.setdefault(variant, {}).setdefault(name, []).append(line)
     rows = []
     for variant, by_name in sorted(groups.items()):

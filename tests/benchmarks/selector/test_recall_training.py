@@ -108,25 +108,6 @@ def test_straight_through_changes_gradients_only():
     assert all(each.grad.norm() > 0 for each in gated.compress.parameters())
 
 
-def test_without_the_own_block_selected_ones_remain():
-    shipped = attention_of(candidate("mlp", paths="long"))
-    without = attention_of(candidate("mlp-no-own", paths="long"))
-    without.load_state_dict(shipped.state_dict())
-    cu_seqlens = torch.arange(0, 401, 200, dtype=torch.int32)
-    x = torch.randn(400, 32)
-    expected, given = shipped(x, cu_seqlens), without(x, cu_seqlens)
-    assert torch.equal(given.selected, expected.selected)
-    first = torch.arange(400) % 200 < 16
-    assert (given.hidden[first] == 0).all() and (given.hidden[~first] != 0).any(1).all()
-    assert not torch.allclose(given.hidden[~first], expected.hidden[~first])
-    # Nothing in an event's own block but the event itself, whose query it is, changes it.
-    changed = x.clone()
-    changed[192:199] += 1.0
-    torch.testing.assert_close(without(changed, cu_seqlens).hidden[199], given.hidden[199])
-    given.hidden.square().sum().backward()
-    assert all(each.grad.isfinite().all() for each in without.parameters() if each.grad is not None)
-
-
 def test_the_compressed_branch_sees_earlier_blocks_only():
     branch = attention_of(candidate("mlp-branch"))
     cu_seqlens = torch.tensor([0, 200], dtype=torch.int32)

@@ -46,14 +46,12 @@ def test_sizes_stand_beside_each_other(monkeypatch):
     lines = [
         line(accuracy=0.1, **small),
         line("mean", accuracy=0.2, **small),
-        line("mlp-no-own", accuracy=0.3, **small),
         line("mean", accuracy=0.4, **small | {"block_size": 32, "options": wide}),
     ]
     monkeypatch.setattr(tables, "read", lambda name: lines)
     assert cells(tables.sizes()) == [
         ["as it is", "3.1%", "0.10", "0.10", "100", "0.20", "0.20", "100"],
         ["block_size 32", "6.2%", "", "", "", "0.40", "0.40", "100"],
-        ["without the own block", "3.1%", "0.30", "0.30", "100", "", "", ""],
     ]
 
 

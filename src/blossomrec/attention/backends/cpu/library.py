@@ -27,7 +27,7 @@ class Problem(ctypes.Structure):
     """
 
     _fields_ = _fields(
-        "q k v block_keys gates cu_seqlens selected normalisers out "
+        "q k v block_keys gates cu_seqlens selected lse out "
         "grad grad_q grad_k grad_v grad_gates samples shares",
         "rows histories groups top_n window sinks causal threads count blocks wrong",
     )
