@@ -1,4 +1,4 @@
-"""From a configuration to what the loop turns: Fabric, batches, loss, optimizer, learning rate."""
+"""From a configuration to what the loop needs: Fabric, batches, loss, optimizer, learning rate."""
 
 from __future__ import annotations
 

@@ -109,8 +109,8 @@ class PagedEncoder:
     def _take_steps(self, counts: dict[UserHistory, int]) -> int:
         """Take each history so many events forward."""
         try:
-            for turn in range(max(counts.values(), default=0)):
-                some = [history for history, count in counts.items() if count > turn]
+            for number in range(max(counts.values(), default=0)):
+                some = [history for history, count in counts.items() if count > number]
                 for start in range(0, len(some), STEP_USERS):
                     self._take_step(some[start : start + STEP_USERS])
         except BaseException:
