@@ -1,5 +1,7 @@
 """What is kept in memory of users, and who has to leave."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,17 @@ from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.serving.engine.catalogue import Catalogue
-from blossomrec.serving.engine.histories import OVERHEAD, HistoryCache, UserHistory, window_start
+from blossomrec.serving.engine.histories import (
+    OVERHEAD,
+    Histories,
+    HistoryCache,
+    UserHistory,
+    window_start,
+)
+from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, plain, shown
+from blossomrec.serving.stores.sqlite_store import SQLiteStore
+from blossomrec.serving.stores.store import Event
 
 
 def test_a_history_grows_and_knows_its_items():
@@ -120,3 +131,18 @@ def test_any_value_can_be_shown():
 def test_options_are_checked(options, words):
     with pytest.raises(ConfigError, match=words):
         ServingConfig(**options).checked(20)
+
+
+def test_times_of_the_store_reach_a_model_that_takes_them(tmp_path):
+    store = SQLiteStore(tmp_path / "events.sqlite")
+    with store.transaction():
+        store.append("anna", [Event(item, 10 * item) for item in (1, 7, 2, 3)], now=50)
+    catalogue, found = Catalogue([1, 2, 3]), []
+    for inputs in (("items",), ("items", "times")):
+        model = SimpleNamespace(inputs=inputs)
+        version = SimpleNamespace(model=model, catalogue=catalogue, cache=HistoryCache(1 << 20))
+        history, complete = Histories(store, Metrics()).read_on(version, "anna", None)
+        assert complete and history.read == 4
+        assert history.events.items.tolist() == [0, 1, 2]
+        found.append(history.events.times)
+    assert found[0] is None and found[1].tolist() == [10, 20, 30]
