@@ -61,7 +61,7 @@ def test_a_moved_window_drops_what_was_encoded():
 def test_who_was_asked_for_longest_ago_leaves_first():
     def history(events):
         one = UserHistory()
-        one.add(np.zeros(events, np.int64), events)
+        one.add(History(np.zeros(events, np.int64)), events)
         return one
 
     size = history(100).nbytes
@@ -73,7 +73,7 @@ def test_who_was_asked_for_longest_ago_leaves_first():
     assert [user for user in "abcd" if cache.get(user)] == ["a", "c", "d"]
     assert (cache.nbytes, cache.evictions, len(cache)) == (3 * size, 1, 3)
     grown = cache.get("a")
-    grown.add(np.zeros(100, np.int64), 100)
+    grown.add(History(np.zeros(100, np.int64)), 100)
     cache.put("a", grown)
     assert len(cache) == 2 and cache.nbytes <= 3 * size
     cache.put("e", history(10_000))

@@ -48,6 +48,7 @@ class UserHistory:
         inputs: what of the events the model takes.
 
     Attributes:
+        number, inputs: as given.
         read: events read from the store, those of items that the model does not know included.
         seen: rows of the items in the history, int64, rising, each once.
         state: of the events ``start`` .. ``encoded - 1``, as the encoder keeps it; None where it
@@ -56,7 +57,7 @@ class UserHistory:
     """
 
     def __init__(self, number: int = 0, inputs: Sequence[str] = ITEMS_ALONE):
-        self.number, self.read = number, 0
+        self.number, self.read, self.inputs = number, 0, inputs
         self._events = GrowingHistory(inputs)
         self.seen = np.empty(0, np.int64)
         self.state: KeptState | None = None
@@ -216,9 +217,8 @@ class Histories:
         Raises:
             Refusal: 404, the user has no events.
         """
-        inputs = version.model.inputs
         if history is None:
-            history = version.cache.get(user) or UserHistory(inputs=inputs)
+            history = version.cache.get(user) or UserHistory(inputs=version.model.inputs)
             counter = self._metrics.misses if history.query is None else self._metrics.hits
             counter.inc()
         tail = self._reader.tail(user, history.number, history.read, READ_AT_ONCE)
@@ -232,10 +232,10 @@ class Histories:
             logger.error("the store of events is damaged: %s", message)
             raise unavailable("store_damaged", message, passes=False)
         if tail.number != history.number or tail.start != history.read:
-            history = UserHistory(tail.number, inputs)
+            history = UserHistory(tail.number, history.inputs)
         if tail.start == history.read:
             rows = version.catalogue.rows(tail.items)
-            times = np.asarray(tail.times) if "times" in inputs else None
+            times = np.asarray(tail.times) if "times" in history.inputs else None
             history.add(History(rows, times)[rows >= 0], len(tail.items))
         return history, history.read == tail.length
 
