@@ -136,13 +136,13 @@ def test_options_are_checked(options, words):
 def test_times_of_the_store_reach_a_model_that_takes_them(tmp_path):
     store = SQLiteStore(tmp_path / "events.sqlite")
     with store.transaction():
-        store.append("anna", [Event(item, 10 * item) for item in (1, 7, 2, 3)], now=50)
-    catalogue, found = Catalogue([1, 2, 3]), []
+        store.append("anna", [Event(item, 10 * item) for item in (1, 2, 7, 8)], now=50)
+    catalogue, found = Catalogue([8, 2, 1]), []
     for inputs in (("items",), ("items", "times")):
         model = SimpleNamespace(inputs=inputs)
         version = SimpleNamespace(model=model, catalogue=catalogue, cache=HistoryCache(1 << 20))
         history, complete = Histories(store, Metrics()).read_on(version, "anna", None)
         assert complete and history.read == 4
-        assert history.events.items.tolist() == [0, 1, 2]
+        assert history.events.items.tolist() == [2, 1, 0]
         found.append(history.events.times)
-    assert found[0] is None and found[1].tolist() == [10, 20, 30]
+    assert found[0] is None and found[1].tolist() == [10, 20, 80]
