@@ -132,7 +132,7 @@ def pack(
 
 
 def _joined(histories: Sequence[History], name: str) -> np.ndarray:
-    columns = [getattr(history, name) for history in histories]
+    columns = [getattr(history, name, None) for history in histories]
     for number, column in enumerate(columns):
         if column is None:
             raise DataError(f"history {number} (counted from 0) has no {name}")
