@@ -23,7 +23,7 @@ from blossomrec.models.transformer import TransformerLayer, build_blossom
 
 
 class DetachedLesson(BlossomAttention):
-    """The selector's loss teaches the compression alone; queries and keys do not feel it."""
+    """Distillation reaches the compression alone; queries and keys do not feel it."""
 
     def distil(self, q, k, block_keys, cu_seqlens, backend, **given) -> Tensor | None:
         block_keys = backend.parts.block_keys(self.compress, k.detach(), cu_seqlens)
@@ -89,16 +89,16 @@ class CompressedBranch(BlossomAttention):
         return None
 
 
-class DenseLessons(BlossomAttention):
-    """In training the lessons' long-term path sees everything, so that the recommendation loss
-    reaches the keys that their selection misses."""
+class DenseDistilled(BlossomAttention):
+    """In training the long-term path of distilled events sees everything, so that the
+    recommendation loss reaches the keys that their selection misses."""
 
-    def forward(self, x, cu_seqlens, *, lessons=None, **options):
-        self._lessons = lessons if self.training else None
-        return super().forward(x, cu_seqlens, lessons=lessons, **options)
+    def forward(self, x, cu_seqlens, *, distil_rows=None, **options):
+        self._dense_rows = distil_rows if self.training else None
+        return super().forward(x, cu_seqlens, distil_rows=distil_rows, **options)
 
     def attend(self, q, k, v, block_keys, gates, cu_seqlens, backend) -> tuple[Tensor, Tensor]:
-        rows = self._lessons
+        rows = self._dense_rows
         if rows is None:
             return super().attend(q, k, v, block_keys, gates, cu_seqlens, backend)
         # Of the path that sees everything instead, nothing is to come from the selected blocks.
@@ -185,13 +185,13 @@ class Candidate:
 
     Attributes:
         options: of the model.
-        taught: whether the selector's loss is part of what is minimised.
+        distilled: whether the selector's loss is part of what is minimised.
         attention: what replaces the shipped attention, if anything does.
         graph: whether a training step can be a CUDA graph.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
-    taught: bool = True
+    distilled: bool = True
     attention: type[BlossomAttention] | None = None
     graph: bool = True
 
@@ -202,12 +202,12 @@ CANDIDATES = {
     "mlp": Candidate(),
     "mean": Candidate({"compress": "mean"}),
     "mlp-detached": Candidate(attention=DetachedLesson),
-    "mlp-frozen": Candidate(taught=False),
-    "mean-untaught": Candidate({"compress": "mean"}, taught=False),
+    "mlp-frozen": Candidate(distilled=False),
+    "mean-untaught": Candidate({"compress": "mean"}, distilled=False),
     "mlp-gated": Candidate(attention=StraightThrough, graph=False),
     "mlp-branch": Candidate(attention=CompressedBranch, graph=False),
-    "mlp-dense": Candidate(attention=DenseLessons),
-    "mean-dense": Candidate({"compress": "mean"}, attention=DenseLessons),
+    "mlp-dense": Candidate(attention=DenseDistilled),
+    "mean-dense": Candidate({"compress": "mean"}, attention=DenseDistilled),
 }
 
 
@@ -222,7 +222,7 @@ def build_candidate(name: str, config: ModelConfig, num_items: int) -> SequenceM
         for layer in model.modules():
             if isinstance(layer, TransformerLayer):
                 layer.attention = build_blossom(config, causal=True, layer=candidate.attention)
-    if not candidate.taught:
+    if not candidate.distilled:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".compress." not in name)
     return model

@@ -138,7 +138,7 @@ def encoder() -> str:
         [
             f"{line['length']:,}",
             ", ".join(map(str, layout(line))),
-            name(line) + (", taught" if line.get("lessons") else ""),
+            name(line) + (", distilled" if line.get("lessons") else ""),
             f"{line['forward_backward_ms']:.1f}" + (" (graph)" if line.get("graph") else ""),
             f"{line['peak_mib']:,.0f}",
             f"{line['forward_ms']:.1f}",

@@ -60,8 +60,8 @@ def filled(attention, **room):
 def test_parity(dtype, compress, sizes):
     attention = make(dtype, compress, **sizes)
     pool, states, users = filled(attention)
-    for turn in range(20):
-        x = events(attention, len(users), turn)
+    for number in range(20):
+        x = events(attention, len(users), number)
         expected, states = attention.extend_batch(x, [1] * len(users), states)
         output = attention.extend_paged(x, pool.layers[0], pool.step(users))
         # Blocks of equal importance within rounding may be exchanged.
@@ -98,9 +98,9 @@ def test_a_graph_gives_what_a_call_gives(compress):
         lambda x, step: attention.extend_paged(x, pools[1].layers[0], step).hidden, pools[1], 16
     )
     generations = set()
-    for turn in range(40):
-        some = users[turn % 3 :]
-        x = events(attention, len(some), turn)
+    for number in range(40):
+        some = users[number % 3 :]
+        x = events(attention, len(some), number)
         expected = attention.extend_paged(x, pools[0].layers[0], pools[0].step(some)).hidden
         assert relative_error(run(x, some), expected) < 1e-5
         generations.add(pools[1].generation)

@@ -8,9 +8,9 @@ import torch
 
 from blossomrec.attention import PagedStates
 from blossomrec.attention.state.paged import StepGraph
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
 from blossomrec.models.state import ModelState
-from small_models import NUM_ITEMS, hidden_states, random_histories, small_model
+from small_models import NUM_ITEMS, batch_of, hidden_states, random_histories, small_model
 from whole_history import relative_error
 
 
@@ -51,16 +51,16 @@ def test_whole_histories_and_then_more(options):
 def test_from_a_state_to_pages_and_back():
     model = small_model()
     items = torch.randint(0, NUM_ITEMS, (41,), generator=torch.Generator().manual_seed(0))
-    _, state = model.extend(items[:30], model.start())
+    _, state = model.extend(batch_of(items[:30]), model.start())
     states = PagedStates(model.start().layers)
     user = states.add(state.layers)
     run = StepGraph(lambda item, step: model.extend_paged(item, states, step), states, 2)
     hidden = torch.cat([run(item, [user]) for item in items[30:40].split(1)])
-    expected, grown = model.extend(items[30:40], state)
+    expected, grown = model.extend(batch_of(items[30:40]), state)
     assert relative_error(hidden, expected) < 1e-5
     back = ModelState(states.read(user), hidden[-1])
     assert back.length == grown.length
-    output, wanted = (model.extend(items[40:], each)[0] for each in (back, grown))
+    output, wanted = (model.extend(batch_of(items[40:]), each)[0] for each in (back, grown))
     assert relative_error(output, wanted) < 1e-5
 
 

@@ -33,7 +33,7 @@ class AttentionOutput:
 
     Attributes:
         hidden: [T, D].
-        selector_loss: scalar that teaches the selector, None where nothing is to be taught.
+        selector_loss: scalar, the distillation loss of the selector; None where it is not computed.
         selected: int32 [T, G, n] selected blocks, -1 for none; None for dense attention.
         gates: [T, H, 2] weights of the long and short path; None for dense attention.
     """
@@ -107,7 +107,7 @@ class BlossomAttention(nn.Module):
         cu_seqlens: Tensor,
         *,
         max_length: int | None = None,
-        lessons: Tensor | None = None,
+        distil_rows: Tensor | None = None,
     ) -> AttentionOutput:
         """Attend within each packed history.
 
@@ -115,8 +115,8 @@ class BlossomAttention(nn.Module):
             x: [T, D] packed events.
             cu_seqlens: int32 [B+1].
             max_length: longest history, in events; looked up where it is not given and needed.
-            lessons: int64 [C], rising: packed rows of the events from which the distillation of the
-                selector may sample; T, which is no row, may fill up the end. None: it is not
+            distil_rows: int64 [C], rising: packed rows of the events from which the distillation of
+                the selector may sample; T, which is no row, may fill up the end. None: it is not
                 computed.
         """
         backend = self.backend(x)
@@ -124,10 +124,10 @@ class BlossomAttention(nn.Module):
         block_keys = backend.parts.block_keys(self.compress, k, cu_seqlens)
         out, selected = self.attend(q, k, v, block_keys, gates, cu_seqlens, backend)
         loss = None
-        if lessons is not None and self.spec.selects:
+        if distil_rows is not None and self.spec.selects:
             if max_length is None:
                 max_length = int(cu_seqlens.diff().max())
-            given = {"rows": lessons, "max_length": max_length}
+            given = {"rows": distil_rows, "max_length": max_length}
             loss = self.distil(q, k, block_keys, cu_seqlens, backend, **given)
         return AttentionOutput(self.output(out.flatten(1)), loss, selected, gates)
 

@@ -31,7 +31,7 @@ class FullAttention(nn.Module):
         hidden_size: D, a multiple of ``num_heads``.
         num_heads: H query heads.
         num_kv_heads: G key/value heads, dividing H.
-        rotary_share: share of each head's dimensions that rotary embedding turns.
+        rotary_share: share of each head's dimensions that rotary embedding rotates.
         causal: whether an event sees only itself and what came before.
 
     Raises:
@@ -66,7 +66,7 @@ class FullAttention(nn.Module):
         cu_seqlens: Tensor,
         *,
         max_length: int,
-        lessons: Tensor | None = None,
+        distil_rows: Tensor | None = None,
     ) -> AttentionOutput:
         """Attend within each history.
 
@@ -74,7 +74,7 @@ class FullAttention(nn.Module):
             x: [T, D], the events of all histories one after another.
             cu_seqlens: int32 [B+1], where each history starts.
             max_length: length of the longest history.
-            lessons: accepted as by Blossom attention; there is no selector here.
+            distil_rows: accepted as by Blossom attention; there is no selector here.
 
         Returns:
             Its ``hidden`` is [T, D]; the rest is None.

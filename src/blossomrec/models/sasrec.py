@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,11 +11,9 @@ from blossomrec.attention import PagedStates
 from blossomrec.attention.memo import of_one_graph
 from blossomrec.attention.state.paged import Prefill, Step
 from blossomrec.config import ModelConfig
+from blossomrec.data.batch import Batch, next_events
 from blossomrec.models.state import ModelState
 from blossomrec.models.transformer import TransformerModel
-
-if TYPE_CHECKING:
-    from blossomrec.data.batches import Batch
 
 
 class SASRec(TransformerModel):
@@ -39,13 +36,13 @@ class SASRec(TransformerModel):
 
     @torch.no_grad()
     def extend_batch(
-        self, items: Tensor, counts: Sequence[int], states: Sequence[ModelState]
+        self, batch: Batch, states: Sequence[ModelState]
     ) -> tuple[Tensor, list[ModelState]]:
         self._refuse_training()
         if any(len(state.layers) != len(self.layers) for state in states):
             found = [len(state.layers) for state in states]
             raise ValueError(f"the states have {found} layers: this model has {len(self.layers)}")
-        x = self.embed(items)
+        x, counts = self.embed(batch), batch.cu_seqlens.diff().tolist()
         kept = []
         for number, layer in enumerate(self.stack()):
             x, extended = layer.extend_batch(x, counts, [state.layers[number] for state in states])
@@ -53,7 +50,7 @@ class SASRec(TransformerModel):
         hidden = self.final_norm(x)
         lasts = [
             new[-1].clone() if count else state.last
-            for new, count, state in zip(hidden.split(list(counts)), counts, states, strict=True)
+            for new, count, state in zip(hidden.split(counts), counts, states, strict=True)
         ]
         layers = zip(*kept, strict=True)
         return hidden, [ModelState(*each) for each in zip(layers, lasts, strict=True)]
@@ -76,7 +73,7 @@ class SASRec(TransformerModel):
             ValueError: the states are those of another number of layers, or the attention is full.
         """
         self._check_paged(states)
-        x = self.embed(items)
+        x = self.embed(next_events(items))
         for layer, kept in zip(self.stack(), states.layers, strict=True):
             x = layer.extend_paged(x, kept, step)
         return self.final_norm(x)
@@ -97,10 +94,10 @@ class SASRec(TransformerModel):
             RuntimeError, ValueError: as of :meth:`extend_paged`.
         """
         self._check_paged(states)
-        x, cu_seqlens = self.embed(batch.items), of_one_graph(batch.cu_seqlens)
+        x, cu_seqlens = self.embed(batch), of_one_graph(batch.cu_seqlens)
         for layer, kept in zip(self.stack(), states.layers, strict=True):
             x = layer.prefill(x, cu_seqlens, kept, prefill)
-        return self.final_norm(x[batch.cu_seqlens[1:].long() - 1])
+        return self.final_norm(x[batch.last_rows])
 
     @property
     def captures_steps(self) -> bool:

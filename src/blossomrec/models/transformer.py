@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from blossomrec.config import ModelConfig
 from blossomrec.models import fused
 from blossomrec.models.full import FullAttention
 from blossomrec.models.sequence import Encoded, SequenceModel
+
+if TYPE_CHECKING:
+    from blossomrec.data.batch import Batch
 
 
 def build_attention(config: ModelConfig, *, causal: bool) -> BlossomAttention | FullAttention:
@@ -69,14 +72,14 @@ class TransformerLayer(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(
-        self, x: Tensor, cu_seqlens: Tensor, max_length: int, lessons: Tensor | None
+        self, x: Tensor, cu_seqlens: Tensor, max_length: int, distil_rows: Tensor | None
     ) -> tuple[Tensor, AttentionOutput]:
         """[T, D] to [T, D], with what the attention gave."""
         attended = self.attention(
             self._attention_input(x),
             cu_seqlens,
             max_length=max_length,
-            lessons=lessons,
+            distil_rows=distil_rows,
         )
         return self._after_attention(x, attended.hidden), attended
 
@@ -163,18 +166,12 @@ class TransformerModel(SequenceModel):
         )
 
     def encode(
-        self,
-        items: Tensor,
-        cu_seqlens: Tensor,
-        max_length: int,
-        *,
-        lessons: Tensor | None = None,
-        keep_layers: bool = False,
+        self, batch: Batch, *, distil_rows: Tensor | None = None, keep_layers: bool = False
     ) -> Encoded:
-        x, cu_seqlens = self.embed(items), of_one_graph(cu_seqlens)
+        x, cu_seqlens = self.embed(batch), of_one_graph(batch.cu_seqlens)
         losses, kept = [], []
         for layer in self.layers:
-            x, attended = layer(x, cu_seqlens, max_length, lessons)
+            x, attended = layer(x, cu_seqlens, batch.max_length, distil_rows)
             if attended.selector_loss is not None:
                 losses.append(attended.selector_loss)
             if keep_layers:

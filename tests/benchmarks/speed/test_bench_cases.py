@@ -79,15 +79,15 @@ def test_naive_attention_is_left_out_where_it_would_not_fit(monkeypatch):
     assert bench_encoder.measure(inner, given) is None
 
 
-def test_the_encoder_is_measured_with_and_without_lessons():
+def test_the_encoder_is_measured_with_and_without_distillation():
     given = options()
     cases = bench_encoder.cases(given)
-    assert [(case.impl, case.architecture.compress, case.lessons) for case in cases] == [
+    assert [(case.impl, case.architecture.compress, case.distils) for case in cases] == [
         *(
-            (impl, compress, lessons)
+            (impl, compress, distils)
             for impl in given.blossom
             for compress in ("mean", "mlp")
-            for lessons in (False, True)
+            for distils in (False, True)
         ),
         ("dense", "none", False),
         ("dense", "none", False),
@@ -109,8 +109,8 @@ def test_a_step_of_the_encoder_reaches_every_parameter():
     built = bench_encoder.build(case.architecture, 64, (64, 64), "cpu", torch.float32)
     names = ["x", *(name for name, _ in built.layers.named_parameters())]
 
-    def touched(lessons):
-        found = zip(names, built.step(lessons), strict=True)
+    def touched(distils):
+        found = zip(names, built.step(distils), strict=True)
         return {name for name, gradient in found if gradient is not None}
 
     assert touched(True) == set(names)

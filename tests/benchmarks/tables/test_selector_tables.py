@@ -101,7 +101,7 @@ def test_ways_to_train_stand_beside_each_other(monkeypatch):
 
 
 def test_another_way_to_train_replaces_no_training_of_the_default(monkeypatch):
-    unsaid = {"last_steps": 6_000, "lessons": "twice"}
+    unsaid = {"last_steps": 6_000, "sample": "twice"}
     monkeypatch.setattr(tables, "UNSAID", {("recall", "abc"): unsaid})
     lines = [
         line(accuracy=0.1, mass_covered=0.9),
@@ -114,7 +114,7 @@ def test_another_way_to_train_replaces_no_training_of_the_default(monkeypatch):
     assert cells(tables.drift()) == [
         ["full", "last_steps 6000", "0", "0.400", "", "", "", "100"],
         ["mlp", "", "0", "0.200", "0.200", "", "", "100 (cut)"],
-        ["mlp", "last_steps 6000, lessons twice", "0", "0.300", "0.300", "", "", "100"],
+        ["mlp", "last_steps 6000, sample twice", "0", "0.300", "0.300", "", "", "100"],
     ]
 
 

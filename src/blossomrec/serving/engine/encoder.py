@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-import numpy as np
-import torch
-
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
+from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.models.sasrec import SASRec
 from blossomrec.models.sequence import SequenceModel
@@ -25,11 +23,11 @@ MANY_EVENTS = 512
 class Encoder(Protocol):
     """Encodes histories that have events yet to be encoded, in the order given."""
 
-    def advance(self, histories: Sequence[UserHistory], most: int = MANY_EVENTS) -> int:
+    def advance(self, histories: Sequence[UserHistory], limit: int = MANY_EVENTS) -> int:
         """Go on with some of the histories, at least with the first; gives the events encoded.
 
         Args:
-            most: events of histories that are not brought up to date at once.
+            limit: events of histories that are not brought up to date at once.
         """
         ...
 
@@ -53,8 +51,8 @@ class StateEncoder:
     def missing(self, history: UserHistory) -> int:
         return history.missing(self._max_len, self._step)
 
-    def advance(self, histories: Sequence[UserHistory], most: int = MANY_EVENTS) -> int:
-        room, taken, parts = most, [], []
+    def advance(self, histories: Sequence[UserHistory], limit: int = MANY_EVENTS) -> int:
+        room, taken, parts = limit, [], list[History]()
         for history in histories:
             count = self.missing(history)
             if count > FEW_EVENTS:
@@ -62,15 +60,14 @@ class StateEncoder:
                 room -= count
             if count:
                 taken.append(history)
-                parts.append(history.rows[history.encoded : history.encoded + count])
-        items = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(self._device)
-        counts = [len(part) for part in parts]
+                parts.append(history.events[history.encoded : history.encoded + count])
+        batch = pack(parts, self._model.inputs).to(self._device)
         before = [self._state(history) for history in taken]
-        _, states = self._model.extend_batch(items, counts, before)
-        for history, state, count in zip(taken, states, counts, strict=True):
+        _, states = self._model.extend_batch(batch, before)
+        for history, state, part in zip(taken, states, parts, strict=True):
             history.state, history.query = state, state.query
-            history.encoded += count
-        return len(items)
+            history.encoded += len(part)
+        return len(batch.items)
 
     def _state(self, history: UserHistory) -> ModelState:
         # Whatever kind of state the backbone keeps: it comes from this encoder alone.
@@ -86,20 +83,21 @@ class WholeEncoder:
 
     def missing(self, history: UserHistory) -> int:
         missing = history.missing(self._max_len, self._step)
-        return len(history.rows) - history.start if missing else 0
+        return len(history) - history.start if missing else 0
 
-    def advance(self, histories: Sequence[UserHistory], most: int = MANY_EVENTS) -> int:
-        room, taken = most, []
+    def advance(self, histories: Sequence[UserHistory], limit: int = MANY_EVENTS) -> int:
+        room, taken = limit, []
         for history in histories:
             if taken and self.missing(history) > room:
                 break
             room -= self.missing(history)
             taken.append(history)
-        batch = pack([history.rows[history.start :] for history in taken]).to(self._device)
+        parts = [history.events[history.start :] for history in taken]
+        batch = pack(parts, self._model.inputs).to(self._device)
         queries = self._model.queries(batch)
         for history, query in zip(taken, queries.split(1), strict=True):
             # A view would keep the others' numbers alive.
-            history.query, history.encoded = query.clone(), len(history.rows)
+            history.query, history.encoded = query.clone(), len(history)
         return len(batch.items)
 
 

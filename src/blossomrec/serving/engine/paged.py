@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blossomrec.attention import PagedStates
 from blossomrec.attention.state.paged import Step, StepGraph
-from blossomrec.data.batches import Batch, pack
+from blossomrec.data.batch import Batch, pack
 from blossomrec.errors import ConfigError
 from blossomrec.models.sasrec import SASRec
 from blossomrec.serving.engine.histories import HistoryCache, UserHistory
@@ -90,7 +90,7 @@ class PagedEncoder:
     def missing(self, history: UserHistory) -> int:
         return history.missing(self._max_len, self._step)
 
-    def advance(self, histories: Sequence[UserHistory], most: int = WHOLE_EVENTS) -> int:
+    def advance(self, histories: Sequence[UserHistory], limit: int = WHOLE_EVENTS) -> int:
         few, whole, opened = dict[UserHistory, int](), list[UserHistory](), 0
         for history in histories:
             count = self.missing(history)
@@ -104,13 +104,13 @@ class PagedEncoder:
             for history in few:
                 history.forget_encoding(history.start)
             few, whole = {}, [*few, *whole]
-        return self._take_steps(few) + self._encode_whole(whole, most)
+        return self._take_steps(few) + self._encode_whole(whole, limit)
 
     def _take_steps(self, counts: dict[UserHistory, int]) -> int:
         """Take each history so many events forward."""
         try:
-            for turn in range(max(counts.values(), default=0)):
-                some = [history for history, count in counts.items() if count > turn]
+            for number in range(max(counts.values(), default=0)):
+                some = [history for history, count in counts.items() if count > number]
                 for start in range(0, len(some), STEP_USERS):
                     self._take_step(some[start : start + STEP_USERS])
         except BaseException:
@@ -121,7 +121,7 @@ class PagedEncoder:
         return sum(counts.values())
 
     def _take_step(self, histories: list[UserHistory]) -> None:
-        items = [history.rows[history.encoded] for history in histories]
+        items = [history.events.items[history.encoded] for history in histories]
         kept = [cast(UserPages, history.state) for history in histories]
         self._take_together(self._pinned(items), [pages.user for pages in kept])
         for history, pages in zip(histories, kept, strict=True):
@@ -129,12 +129,12 @@ class PagedEncoder:
                 pages.nbytes += self._page_bytes
             history.encoded += 1
 
-    def _encode_whole(self, histories: list[UserHistory], most: int) -> int:
+    def _encode_whole(self, histories: list[UserHistory], limit: int) -> int:
         """Encode histories from their first event, at least the first of them."""
         kept, others, events, pages = [], [], 0, 0
         for history in histories:
-            length = len(history.rows) - history.start
-            if events and events + length > most:
+            length = len(history) - history.start
+            if events and events + length > limit:
                 break
             events += length
             history.forget_encoding(history.start)
@@ -151,18 +151,18 @@ class PagedEncoder:
             queries = self._model.queries(self._batch(others))
             for history, query in zip(others, queries.split(1), strict=True):
                 # A view would keep the others' numbers alive.
-                history.query, history.encoded = query.clone(), len(history.rows)
+                history.query, history.encoded = query.clone(), len(history)
         return events
 
     def _fill_pages(self, histories: list[UserHistory]) -> None:
-        lengths = [len(history.rows) - history.start for history in histories]
+        lengths = [len(history) - history.start for history in histories]
         prefill = self._states.prefill(lengths)
         users = prefill.users.tolist()
         kept = [UserPages(user, self._returned) for user in users]
         hidden = self._model.prefill(self._batch(histories), self._states, prefill)
         self._last.index_copy_(0, self._pinned(users).to(self._device, non_blocking=True), hidden)
         for history, pages, length in zip(histories, kept, lengths, strict=True):
-            history.state, history.encoded = pages, len(history.rows)
+            history.state, history.encoded = pages, len(history)
             # A view: each step writes the next one there.
             history.query = self._last[pages.user : pages.user + 1]
             pages.nbytes = self._blocks(length) * self._page_bytes
@@ -178,7 +178,8 @@ class PagedEncoder:
                 return False
 
     def _batch(self, histories: list[UserHistory]) -> Batch:
-        return pack([history.rows[history.start :] for history in histories]).to(self._device)
+        parts = [history.events[history.start :] for history in histories]
+        return pack(parts, self._model.inputs).to(self._device)
 
     def _pinned(self, numbers: list[int]) -> Tensor:
         """On the host, to be copied to the device without a wait."""
