@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
-from itertools import pairwise
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -115,10 +115,8 @@ class FullAttention(nn.Module, KeepsStates):
         )
         q, k = eager.rotated(q, k, step, self.rotary_share)
         eager.append(k, v, layer, step)
-        bounds = step.bounds.tolist()
-        out = [
-            _attend_all(q[start:stop], layer, step, stop - 1) for start, stop in pairwise(bounds)
-        ]
+        users = zip(q.split(np.diff(step.bounds).tolist()), step.held, strict=True)
+        out = [_attend_all(queries, rows_at(layer.pages, held)) for queries, held in users]
         return AttentionOutput(self.output(torch.cat([q[:0], *out]).flatten(1)))
 
     @torch.no_grad()
@@ -135,19 +133,18 @@ class FullAttention(nn.Module, KeepsStates):
         return AttentionOutput(self.output(out.flatten(1)))
 
 
-def _attend_all(q: Tensor, layer: PagedLayer, step: Step, last: int) -> Tensor:
-    """The last t events [t, H, d] of a user, up to event ``last`` of the step, over all held."""
+def _attend_all(q: Tensor, kept: Tensor) -> Tensor:
+    """The last t events of a user, [t, H, d], over all held, [L, G, 1, 2d]."""
     heads, size = q.shape[1:]
-    pages = step.known[step.users[last], : step.columns[last] + 1]
-    kept = rows_at(layer.pages, pages)[:, :, 0].to(q.dtype)
-    k, v = kept.transpose(0, 1).split(size, -1)  # [G, L, d]
-    event = torch.arange(k.shape[1], device=q.device)
+    k, v = kept[:, :, 0].to(q.dtype).transpose(0, 1).split(size, -1)  # [G, L, d]
     outputs = []
-    for rows, own in zip(q.split(TILE_ROWS), event[-len(q) :].split(TILE_ROWS), strict=True):
+    for number, rows in enumerate(q.split(TILE_ROWS)):
         # The heads of a group stand as queries under each other: its keys are then read once.
         folded = rows.view(len(rows), len(k), -1, size).transpose(0, 1).flatten(1, 2)
         mask = None
         if len(q) > 1:
+            event = torch.arange(len(kept), device=q.device)
+            own = event[len(kept) - len(q) + number * TILE_ROWS :][: len(rows)]
             mask = (event <= own[:, None]).repeat_interleave(heads // len(k), dim=0)
         out = F.scaled_dot_product_attention(folded[None], k[None], v[None], mask)[0]
         outputs.append(out.unflatten(1, (len(rows), -1)).transpose(0, 1).flatten(1, 2))

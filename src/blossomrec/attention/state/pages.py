@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -99,22 +100,31 @@ class Step:
         """Page of each event's own block, int32 [E]."""
         return self.rows[3]
 
-    @property
+    @cached_property
     def users(self) -> np.ndarray:
         """On the host, ``user``."""
         return self.numbers[: self.rows.shape[1]].numpy()
 
-    @property
+    @cached_property
     def columns(self) -> np.ndarray:
         """On the host, how many blocks are held before each event's own, [E]."""
         _, position, first, _ = self.numbers[: self.rows.numel()].view(4, -1).numpy()
         return position // self.size - first
 
-    @property
+    @cached_property
     def bounds(self) -> np.ndarray:
         """On the host, where each user's events start, and E."""
         users = self.users
         return np.append(np.flatnonzero(np.diff(users, prepend=-1)), len(users))
+
+    @cached_property
+    def held(self) -> list[slice | Tensor]:
+        """Pages of each user up to the last of its events, oldest first."""
+        last = self.bounds[1:] - 1
+        return [
+            _consecutive(self.known[user, : column + 1], self.table.device)
+            for user, column in zip(self.users[last], self.columns[last], strict=True)
+        ]
 
     def enter_pages(self) -> None:
         """Write the events' pages to the table; on a CPU they are there, for it is the host's."""
@@ -181,8 +191,18 @@ def grown(x: Tensor, layout: Layout, *sizes: int) -> Tensor:
     return larger
 
 
-def rows_at(x: Tensor, pages: np.ndarray) -> Tensor:
+def rows_at(x: Tensor, pages: np.ndarray | slice | Tensor) -> Tensor:
     """Rows of x at the pages; where they follow each other, a view."""
-    if len(pages) and pages[-1] - pages[0] == len(pages) - 1 and (np.diff(pages) == 1).all():
-        return x[int(pages[0]) : int(pages[0]) + len(pages)]
-    return x[torch.from_numpy(pages.astype(np.int64)).to(x.device)]
+    if isinstance(pages, np.ndarray):
+        pages = _consecutive(pages, x.device)
+    return x[pages] if isinstance(pages, slice) else x.index_select(0, pages)
+
+
+def _consecutive(pages: np.ndarray, device: torch.device) -> slice | Tensor:
+    """Pages as a slice where they follow each other."""
+    first = pages.item(0) if len(pages) else 0
+    # Where the last is not, none need be looked at.
+    ends = not len(pages) or pages.item(-1) == first + len(pages) - 1
+    if ends and (pages == np.arange(first, first + len(pages), dtype=np.int32)).all():
+        return slice(first, first + len(pages))
+    return torch.from_numpy(pages).to(device)
