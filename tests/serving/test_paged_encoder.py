@@ -8,6 +8,7 @@ import pytest
 import torch
 from serving_runs import Server, ask, close, write_run
 
+from blossomrec.attention import PagedStates
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import pack
 from blossomrec.data.history import History
@@ -41,7 +42,7 @@ class Users:
 
     def __init__(self, model, max_len=60, step=1, pages=None):
         self.model, self.max_len = model, max_len
-        page = 4 * (2 * 4 + 1) * self._numbers(model)
+        page = model.states().page_bytes
         self.cache = HistoryCache(1 << 24)
         if pages is not None:
             self.cache.budget = pages * page
@@ -49,12 +50,6 @@ class Users:
         # The histories' own bytes on the host are not what these tests are about.
         self.cache.budget = 1 << 24
         self.rng, self.histories = np.random.default_rng(0), {}
-
-    @staticmethod
-    def _numbers(model):
-        layers = model.start().layers
-        groups, size = layers[0].blocks.buffer.shape[1:]
-        return len(layers) * groups * size
 
     def add(self, user, count, number=1):
         history = self.histories.setdefault(user, UserHistory(number))
@@ -270,7 +265,7 @@ def test_a_device_without_so_much_memory(model, monkeypatch):
         if pages:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(paged.PagedStates, "reserve", full)
+    monkeypatch.setattr(PagedStates, "reserve", full)
     with pytest.raises(ConfigError, match="cache_mib is 16: cpu has not so much free"):
         PagedEncoder(model, 20, 1, HistoryCache(16 << 20))
 
@@ -343,7 +338,8 @@ def test_who_is_deleted_leaves_the_pages(both, item_ids):
         one.client.delete("/v1/users/anna")
     encoder = server.service.version.encoder
     free = server.service._engine.call(lambda: encoder._make_room(0, 0)).result(60)
-    assert free and (encoder._states._length[1:] >= 0).sum() == 1
+    states = encoder._states
+    assert free and len(states.table) - 1 - states.free_users == 1
     # Somebody of the same name and with as many events is somebody else.
     append(both, "anna", item_ids[20:29])
     assert same(both, "anna") and same(both, "ben")
