@@ -34,7 +34,7 @@ from blossomrec.serving.stores.store import (
 )
 
 
-class History(NamedTuple):
+class Stored(NamedTuple):
     """A user's number and events; replaced, never changed."""
 
     number: int
@@ -46,7 +46,7 @@ class Content:
     """What all objects of one name share, inside of ``lock``."""
 
     lock: Any = field(default_factory=threading.RLock)
-    users: dict[str, History] = field(default_factory=dict)
+    users: dict[str, Stored] = field(default_factory=dict)
     off: frozenset[ItemId] = frozenset()
     switches: int = 0
     deletions: int = 0
@@ -95,7 +95,7 @@ class MemoryStore:
         self, user: str, events: Sequence[Event], now: Time, ahead: float | None = None
     ) -> Appended:
         content = self._content
-        known = content.users.get(user, History(0, ()))
+        known = content.users.get(user, Stored(0, ()))
         last = known.events[-1].timestamp if known.events else None
         keyed = {event.key: (event.item, event.timestamp) for event in known.events if event.key}
         clock = Clock(now, content.unit, ahead)
@@ -104,18 +104,19 @@ class MemoryStore:
             content.unit = clock.unit
             content.last_number += not known.number
             number = known.number or content.last_number
-            content.users[user] = History(number, (*known.events, *new))
+            content.users[user] = Stored(number, (*known.events, *new))
         return Appended(len(new), len(events) - len(new), len(known.events) + len(new))
 
-    def tail(self, user: str, number: int, start: int, most: int) -> Tail | None:
+    def tail(self, user: str, number: int, start: int, limit: int) -> Tail | None:
         known = self._history(user)
         if known is None:
             return None
         length = len(known.events)
         if known.number != number or start > length:
             start = 0
-        items = [event.item for event in known.events[start : start + most]]
-        return Tail(known.number, start, length, items)
+        events = known.events[start : start + limit]
+        items, times = [event.item for event in events], [event.timestamp for event in events]
+        return Tail(known.number, start, length, items, times)
 
     def profile(self, user: str, last: int) -> Profile | None:
         known = self._history(user)
@@ -134,7 +135,7 @@ class MemoryStore:
     def erase(self) -> None:
         """Nothing is left: there are no files."""
 
-    def members(self, most: int, before: str | None = None) -> list[Member]:
+    def members(self, limit: int, before: str | None = None) -> list[Member]:
         behind = None if before is None else read_cursor(before)
         with self._content.lock:
             users = [
@@ -144,7 +145,7 @@ class MemoryStore:
         listed = [one for one in sorted(users, reverse=True) if behind is None or one[:2] < behind]
         return [
             Member(user, length, last, cursor_of(last, user))
-            for last, user, length in listed[:most]
+            for last, user, length in listed[:limit]
         ]
 
     def numbers(self, users: Sequence[str]) -> list[int]:
@@ -184,7 +185,7 @@ class MemoryStore:
     def close(self) -> None:
         """The events stay for the other objects."""
 
-    def _history(self, user: str) -> History | None:
+    def _history(self, user: str) -> Stored | None:
         with self._content.lock:
             return self._content.users.get(user)
 

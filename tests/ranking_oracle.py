@@ -26,14 +26,14 @@ def prepared(histories: list[list[int]]) -> EventLog:
 class TableScorer:
     """Scores an item by a table [I, I] of the history's last item; exact, so ties are ties."""
 
-    max_len = 4
+    max_len, inputs = 4, ("items",)
 
     def __init__(self, table: np.ndarray):
         self.num_items = len(table)
         self.table = torch.from_numpy(table.astype(np.float32))
 
     def queries(self, batch):
-        return batch.items[batch.cu_seqlens[1:].long() - 1]
+        return batch.items[batch.last_rows]
 
     def scores(self, queries, start, stop):
         return self.table[queries, start:stop]
@@ -42,7 +42,7 @@ class TableScorer:
 class DotScorer(torch.nn.Module):
     """Scores by the product of item vectors with the mean vector of the history."""
 
-    max_len = 50
+    max_len, inputs = 50, ("items",)
 
     def __init__(self, num_items: int, size: int = 16):
         super().__init__()
@@ -69,7 +69,7 @@ def full_ranks(log, cases, table: np.ndarray, filter_seen: bool) -> list[int]:
     """Rank of every distinct target, in order of row within a case."""
     ranks = []
     for user, start, end in zip(cases.users, cases.history_end, cases.target_end, strict=True):
-        history = log.history(int(user)).tolist()
+        history = log.history(int(user)).items.tolist()
         targets = set(history[start:end])
         candidates = set(range(log.num_items)) - targets
         candidates -= set(history[:start]) if filter_seen else set()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from blossomrec.config import ModelConfig
-from blossomrec.data.batches import Batch, pack
+from blossomrec.data.batch import Batch, pack
 from blossomrec.models.sequence import SequenceModel, build_model
 
 NUM_ITEMS = 50
@@ -54,10 +54,13 @@ def random_histories(*lengths: int, seed: int = 0) -> list[np.ndarray]:
     return [rng.integers(0, NUM_ITEMS, length) for length in lengths]
 
 
-def encode(model: SequenceModel, batch: Batch, **options):
-    return model.encode(batch.items, batch.cu_seqlens, batch.max_length, **options)
+def batch_of(*histories: np.ndarray | torch.Tensor) -> Batch:
+    """As ``pack``, of histories that may have no events."""
+    items = [torch.as_tensor(each, dtype=torch.int64) for each in histories]
+    edges = np.cumsum([0, *map(len, items)])
+    return Batch(torch.cat(items), torch.from_numpy(edges).int(), max(map(len, items)))
 
 
 def hidden_states(model: SequenceModel, *histories: np.ndarray) -> torch.Tensor:
     with torch.no_grad():
-        return encode(model, pack(histories)).hidden
+        return model.encode(pack(histories)).hidden

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from blossomrec.config import RunConfig
+from blossomrec.data.batch import Batch
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.losses import LOSSES
 from blossomrec.measure import evaluate_run
@@ -91,11 +92,12 @@ def test_states_of_the_own_backbone_are_what_encode_gives(own_backbone, tiny_log
     items = torch.randint(50, (2, 30))
     cu_seqlens = torch.tensor([0, 30, 60], dtype=torch.int32)
     with torch.no_grad():
-        whole = model.encode(items.reshape(-1), cu_seqlens, 30).hidden.view(2, 30, 16)
+        whole = model.encode(Batch(items.reshape(-1), cu_seqlens, 30)).hidden.view(2, 30, 16)
     states, found = [model.start(), model.start()], []
     for new in items.split(list(parts), dim=1):
         count = new.shape[1]
-        hidden, states = model.extend_batch(new.reshape(-1), [count, count], states)
+        edges = torch.tensor([0, count, 2 * count], dtype=torch.int32)
+        hidden, states = model.extend_batch(Batch(new.reshape(-1), edges, count), states)
         found.append(hidden.view(2, count, 16))
     torch.testing.assert_close(torch.cat(found, dim=1), whole)
     torch.testing.assert_close(torch.cat([state.query for state in states]), whole[:, -1])

@@ -29,7 +29,7 @@ def test_recommending_follows_the_evaluation(tiny_log, repeat_log, tmp_path, opt
         fitted.save_pretrained(saved)
         row = int((log.offsets[1:] - log.offsets[:-1]).argmax())
         user = log.user_vocabulary.ids([row]).to_list()
-        history = log.item_vocabulary.ids(log.history(row)).to_list()
+        history = log.item_vocabulary.ids(log.history(row).items).to_list()
         for model in (fitted, *map(BlossomRec.from_pretrained, (run, saved))):
             assert model.filter_viewed is measured
             for ask, of in ((model.recommend, user), (model.recommend_history, history)):

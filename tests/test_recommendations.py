@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from blossomrec import recommender as room
+from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.models.sasrec import SASRec
 from blossomrec.recommender import BlossomRec
+from blossomrec.registry import BACKBONES
 from small_options import SMALL
 
 COLUMNS = ["user_id", "item_id", "score", "rank"]
@@ -32,11 +35,10 @@ def user_id(log, row):
 
 def expected(recommender, log, row, k, *, filter_viewed=True, items=None):
     """The best items by scoring one whole history alone, without anything of the recommender."""
-    model, history = recommender.model, torch.tensor(log.history(row).copy()).long()
+    model, history = recommender.model, torch.tensor(log.history(row).items.copy()).long()
     shown = history[-model.max_len :]
-    cu_seqlens = torch.tensor([0, len(shown)], dtype=torch.int32)
     with torch.no_grad():
-        hidden = model.encode(shown, cu_seqlens, len(shown)).hidden[-1]
+        hidden = model.encode(pack([shown])).hidden[-1]
         scores = model.item_embeddings.weight @ hidden
     if filter_viewed:
         scores[history] = -torch.inf
@@ -68,7 +70,7 @@ def test_a_trained_model_finds_the_next_item_of_the_ring(recommender, tiny_log):
     frame = recommender.recommend(k=5)
     found = 0
     for row in range(tiny_log.num_users):
-        last = item_ids(tiny_log, tiny_log.history(row)[-1:])[0]
+        last = item_ids(tiny_log, tiny_log.history(row).items[-1:])[0]
         follows = ((last - 50_003) // 7 + 1) % 80 * 7 + 50_003
         own = frame.filter(pl.col("user_id") == user_id(tiny_log, row))
         found += follows in own["item_id"].to_list()
@@ -79,7 +81,7 @@ def test_a_trained_model_finds_the_next_item_of_the_ring(recommender, tiny_log):
 def test_viewed_items_and_only_they_are_left_out(recommender, tiny_log):
     every = set(tiny_log.item_vocabulary.ids(np.arange(tiny_log.num_items)))
     for row in (0, 30):
-        user, history = user_id(tiny_log, row), tiny_log.history(row)
+        user, history = user_id(tiny_log, row), tiny_log.history(row).items
         viewed = set(item_ids(tiny_log, history))
         left = recommender.recommend([user], 1_000)["item_id"].to_list()
         assert len(left) == len(set(left))
@@ -94,14 +96,14 @@ def test_items_viewed_before_the_longest_history_of_the_model_are_left_out(recom
     lengths = np.diff(np.asarray(tiny_log.offsets))
     row = int(lengths.argmax())
     assert lengths[row] > recommender.config.model.max_len
-    first = item_ids(tiny_log, tiny_log.history(row)[:1])[0]
+    first = item_ids(tiny_log, tiny_log.history(row).items[:1])[0]
     frame = recommender.recommend([user_id(tiny_log, row)], 1_000)
     assert first not in frame["item_id"].to_list()
 
 
 def test_items_are_chosen_from_those_given(recommender, tiny_log):
     user = user_id(tiny_log, 5)
-    viewed = tiny_log.history(5)
+    viewed = tiny_log.history(5).items
     unseen = np.setdiff1d(np.arange(tiny_log.num_items), viewed)[:6]
     chosen = np.concatenate([unseen, viewed[:2]])
     ids = item_ids(tiny_log, chosen)
@@ -143,7 +145,7 @@ def test_none_is_everybody_in_parts_of_any_size(recommender, tiny_log, monkeypat
 
 def test_a_user_of_the_log_is_a_history_like_any_other(recommender, tiny_log):
     for row in (2, 40):
-        history = item_ids(tiny_log, tiny_log.history(row))
+        history = item_ids(tiny_log, tiny_log.history(row).items)
         for options in ({}, {"filter_viewed": False}, {"items": history[:3], "k": 2}):
             of_user = recommender.recommend([user_id(tiny_log, row)], **options)
             of_history = recommender.recommend_history(history, **options)
@@ -170,7 +172,7 @@ def test_who_has_viewed_everything_gets_nothing(recommender, tiny_log):
     # However many are asked for, memory is taken for no more than there are.
     assert recommender.recommend_history(everything[:-2], 10**12).height == 2
     user = user_id(tiny_log, 8)
-    only = item_ids(tiny_log, tiny_log.history(8))
+    only = item_ids(tiny_log, tiny_log.history(8).items)
     assert recommender.recommend([user], items=only).columns == COLUMNS
     assert recommender.recommend([user], items=only).height == 0
 
@@ -310,3 +312,26 @@ def test_similar_items_leaves_an_item_itself_out(recommender, tiny_log):
         recommender.similar_items([4])
     with pytest.raises(DataError, match="no item is given"):
         recommender.similar_items([])
+
+
+@pytest.mark.parametrize("graph", ["on", "off"])
+def test_times_travel_from_the_log_to_a_backbone_that_takes_them(tiny_log, monkeypatch, graph):
+    latest = []
+
+    class Timed(SASRec):
+        inputs = ("items", "times")
+
+        def embed(self, batch):
+            assert batch.times.shape == batch.items.shape
+            latest.append(int(batch.times.max()))
+            return super().embed(batch)
+
+    monkeypatch.setitem(BACKBONES._registered, "timed", Timed)
+    options = SMALL | {"epochs": 1, "graph": graph}
+    timed = BlossomRec(**options | {"backbone": "timed"}).fit(tiny_log, progress=False)
+    plain = BlossomRec(**options).fit(tiny_log, progress=False)
+    assert timed.recommend(k=4).equals(plain.recommend(k=4))
+    assert timed.evaluate().metrics == plain.evaluate().metrics
+    assert max(latest) == tiny_log.timestamps.max()
+    with pytest.raises(DataError, match=r"history 0 \(counted from 0\) has no times"):
+        timed.recommend_history(item_ids(tiny_log, [3]))

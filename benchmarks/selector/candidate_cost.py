@@ -10,27 +10,28 @@ import torch
 from benchmarks.results import provenance
 from benchmarks.selector.selector_candidates import CANDIDATES, build_candidate
 from blossomrec.config import ModelConfig
+from blossomrec.data.batch import Batch
 
 
 def cost_lines(names: list[str], rounds: int = 7) -> list[dict]:
-    """Median time of a training step and of encoding, the candidates taking turns."""
+    """Median time of a training step and of encoding; each round takes every candidate once."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     length, tokens = (4_096, 131_072) if device.type == "cuda" else (1_024, 8_192)
     items = torch.randint(0, 10_000, (tokens,), device=device)
     cu_seqlens = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
+    batch = Batch(items, cu_seqlens, length)
     config = ModelConfig(max_len=length)
     models = {name: build_candidate(name, config, 10_000).to(device) for name in names}
 
     def encode(name: str, training: bool) -> float:
-        lessons = torch.arange(tokens, device=device) if training else None
-        if not CANDIDATES[name].taught:
-            lessons = None
+        distils = training and CANDIDATES[name].distilled
+        rows = torch.arange(tokens, device=device) if distils else None
         began = time.perf_counter()
         with (
             torch.set_grad_enabled(training),
             torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
         ):
-            given = models[name].train(training).encode(items, cu_seqlens, length, lessons=lessons)
+            given = models[name].train(training).encode(batch, distil_rows=rows)
         if training:
             loss = given.hidden.float().square().mean()
             (loss if given.selector_loss is None else loss + given.selector_loss).backward()
@@ -39,11 +40,11 @@ def cost_lines(names: list[str], rounds: int = 7) -> list[dict]:
         return 1e3 * (time.perf_counter() - began)
 
     times: dict[tuple[str, bool], list[float]] = {}
-    for turn in range(rounds + 2):
+    for number in range(rounds + 2):
         for name in names:
             for training in (True, False):
                 taken = encode(name, training)
-                if turn >= 2:
+                if number >= 2:
                     times.setdefault((name, training), []).append(taken)
     return [
         {

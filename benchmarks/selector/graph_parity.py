@@ -26,7 +26,7 @@ def parity(names: list[str], length: int = 8_192, steps: int = 40) -> bool:
             torch.manual_seed(0)
             config = ModelConfig(max_len=length, norm="pre", dropout=0.0)
             model = build_candidate(name, config, training.items).to(device)
-            weight = training.selector_weight if CANDIDATES[name].taught else 0.0
+            weight = training.selector_weight if CANDIDATES[name].distilled else 0.0
             options = dataclasses.replace(training, selector_weight=weight)
             optimizer = optimizer_of(model, options, device)
             step = RecallStep(model, optimizer, options, length, graph=graph, device=device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blossomrec.attention import BlossomAttention
 from blossomrec.attention.packing import Packing
-from blossomrec.data.batches import Batch
+from blossomrec.data.batch import Batch
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.report.inspect.selection_measures import (
     attention_coverage,
@@ -87,7 +87,7 @@ def measure_selection(
     if planted is not None and rows is None:
         raise ValueError("planted is given without rows, the events it belongs to")
     with recorded(model) as found:
-        model.encode(batch.items, batch.cu_seqlens, batch.max_length)
+        model.encode(batch)
     if not found:
         raise ValueError("the model has no Blossom attention, so nothing selects")
     rows, planted = _measured_rows(found[0].layer, batch, rows, planted, sample, seed)

@@ -75,9 +75,7 @@ def measure_recall(
         rows = torch.from_numpy(task.rows).to(device)
         planted = torch.from_numpy(task.planted_blocks(model.config.block_size)).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            encoded = model.encode(
-                batch.items, batch.cu_seqlens, batch.max_length, keep_layers=True
-            )
+            encoded = model.encode(batch, keep_layers=True)
             if profile and selection is None and _can_choose(model, length):
                 selection = _selection(model, batch, rows, planted)
         scores = encoded.hidden[rows].float() @ model.output_weight().T

@@ -35,7 +35,7 @@ class RecallTraining:
     first_steps: int = option(3_000, "most steps at 64 events", low=1)
     stage_steps: int = option(1_500, "most steps at each further length but the last", low=1)
     last_steps: int = option(3_000, "steps at the last length; the rate falls in the last half")
-    selector_weight: float = option(1.0, "weight of the loss that teaches the selector", low=0)
+    selector_weight: float = option(1.0, "weight of the distillation loss of the selector", low=0)
     selector_falls: bool = option(
         False, "whether that weight falls with the learning rate at the last length"
     )

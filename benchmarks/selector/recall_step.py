@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.selector.recall_options import RecallTraining
+from blossomrec.data.batch import Batch
 from blossomrec.models.sequence import SequenceModel
 
 # Batches made at a time: many histories at once cost less for each.
@@ -79,7 +80,7 @@ class RecallStep:
         self.cu_seqlens = torch.arange(
             0, self.sizes[0] + 1, length, dtype=torch.int32, device=device
         )
-        self.taught = training.selector_weight > 0
+        self.distils = training.selector_weight > 0
         self.selector_weight = torch.tensor(training.selector_weight, device=device)
         # Share of right answers, the newest counting most; of the last step, what was minimised and
         # the norm of its gradients.
@@ -119,9 +120,8 @@ class RecallStep:
         items, rows, answers = self.numbers.split(self.sizes)
         device = items.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            encoded = self.model.encode(
-                items, self.cu_seqlens, self.length, lessons=rows if self.taught else None
-            )
+            batch = Batch(items, self.cu_seqlens, self.length)
+            encoded = self.model.encode(batch, distil_rows=rows if self.distils else None)
         logits = encoded.hidden.index_select(0, rows).float() @ self.model.output_weight().T
         loss = nn.functional.cross_entropy(logits, answers)
         right = (logits.detach().argmax(-1) == answers).float().mean()

@@ -22,7 +22,7 @@ from blossomrec.errors import ConfigError
 if TYPE_CHECKING:
     import polars as pl
 
-    from blossomrec.data.batches import Batch
+    from blossomrec.data.batch import Batch
     from blossomrec.data.split import Cases
 
 # In the control form the answer is among this many last events when the cue comes again.
@@ -110,7 +110,7 @@ class RecallTask:
         """
         import torch
 
-        from blossomrec.data.batches import Batch
+        from blossomrec.data.batch import Batch
 
         count, length = self.items.shape
         following = np.full_like(self.items, -1)
@@ -121,9 +121,9 @@ class RecallTask:
         targets[chosen] = following[chosen]
         return Batch(
             torch.from_numpy(self.items.ravel()),
-            torch.from_numpy(targets),
             torch.arange(0, (count + 1) * length, length, dtype=torch.int32),
             length,
+            targets=torch.from_numpy(targets),
         )
 
     def cases(self) -> Cases:

@@ -23,7 +23,7 @@ from blossomrec.models.transformer import TransformerLayer, build_blossom
 
 
 class DetachedLesson(BlossomAttention):
-    """The selector's loss teaches the compression alone; queries and keys do not feel it."""
+    """Distillation reaches the compression alone; queries and keys do not feel it."""
 
     def distil(self, q, k, block_keys, cu_seqlens, backend, **given) -> Tensor | None:
         block_keys = backend.parts.block_keys(self.compress, k.detach(), cu_seqlens)
@@ -46,23 +46,11 @@ class StraightThrough(BlossomAttention):
         log_share = log_share.masked_fill(selected < 0, 0.0)
         bias = log_share - log_share.detach()
         q, k, v = (each.detach().float() for each in (q, k, v))
-        long = _long_term(q, k, v, selected, cu_seqlens, self.spec.block_size, own=True, bias=bias)
+        long = _long_term(q, k, v, selected, cu_seqlens, self.spec.block_size, bias)
         return out + (gates[..., :1] * (long - long.detach())).to(out.dtype), selected
 
     def distil(self, *others, **given) -> Tensor | None:
         return None
-
-
-class WithoutOwnBlock(BlossomAttention):
-    """The long-term path sees the selected blocks alone, not the event's own one."""
-
-    def attend(self, q, k, v, block_keys, gates, cu_seqlens, backend) -> tuple[Tensor, Tensor]:
-        long_gate, short_gate = gates.split(1, dim=-1)
-        only_short = torch.cat((torch.zeros_like(long_gate), short_gate), -1)
-        out, selected = super().attend(q, k, v, block_keys, only_short, cu_seqlens, backend)
-        q, k, v = (each.float() for each in (q, k, v))
-        long = _long_term(q, k, v, selected, cu_seqlens, self.spec.block_size, own=False)
-        return out + (long_gate * long).to(out.dtype), selected
 
 
 class CompressedBranch(BlossomAttention):
@@ -101,25 +89,16 @@ class CompressedBranch(BlossomAttention):
         return None
 
 
-class NoisyLessons(BlossomAttention):
-    """Lessons are drawn with replacement, so that some events are many and others none."""
+class DenseDistilled(BlossomAttention):
+    """In training the long-term path of distilled events sees everything, so that the
+    recommendation loss reaches the keys that their selection misses."""
 
-    def distil(self, *others, rows: Tensor, max_length: int) -> Tensor | None:
-        places = torch.randint(len(rows), (8 * len(rows),), device=rows.device)
-        drawn = rows[places.sort().values]
-        return super().distil(*others, rows=drawn, max_length=max_length)
-
-
-class DenseLessons(BlossomAttention):
-    """In training the lessons' long-term path sees everything, so that the recommendation loss
-    reaches the keys that their selection misses."""
-
-    def forward(self, x, cu_seqlens, *, lessons=None, **options):
-        self._lessons = lessons if self.training else None
-        return super().forward(x, cu_seqlens, lessons=lessons, **options)
+    def forward(self, x, cu_seqlens, *, distil_rows=None, **options):
+        self._dense_rows = distil_rows if self.training else None
+        return super().forward(x, cu_seqlens, distil_rows=distil_rows, **options)
 
     def attend(self, q, k, v, block_keys, gates, cu_seqlens, backend) -> tuple[Tensor, Tensor]:
-        rows = self._lessons
+        rows = self._dense_rows
         if rows is None:
             return super().attend(q, k, v, block_keys, gates, cu_seqlens, backend)
         # Of the path that sees everything instead, nothing is to come from the selected blocks.
@@ -154,20 +133,17 @@ def _long_term(
     selected: Tensor,
     cu_seqlens: Tensor,
     block_size: int,
-    *,
-    own: bool,
-    bias: Tensor | None = None,
+    bias: Tensor,
 ) -> Tensor:
-    """Attention to the selected blocks, and to the own one if ``own``: float32 [T, H, d].
+    """Attention to the selected blocks and the own one: float32 [T, H, d].
 
-    ``bias``, [T, G, n], is added to the scores of all keys of a selected block. An event that sees
-    nothing gets zeros.
+    ``bias``, [T, G, n], is added to the scores of all keys of a selected block.
     """
     total, groups, size = k.shape
     length = total // (len(cu_seqlens) - 1)
     row = torch.arange(total, device=q.device)
     mine = row[:, None, None] % length // block_size
-    blocks = torch.cat((selected, mine.expand(-1, groups, -1)), -1) if own else selected
+    blocks = torch.cat((selected, mine.expand(-1, groups, -1)), -1)
     inside = torch.arange(block_size, device=q.device)
     first = (row // length * length)[:, None, None] + blocks.clamp(min=0) * block_size
     event = first[..., None] + inside  # [T, G, blocks, S]
@@ -176,14 +152,9 @@ def _long_term(
     taken = event.clamp(max=total - 1) * groups + head
     keys, values = (nn.functional.embedding(taken, each.flatten(0, 1)) for each in (k, v))
     scores = torch.einsum("tgrd,tgjsd->tgrjs", q.unflatten(1, (groups, -1)), keys)
-    scores = scores / math.sqrt(size)
-    if bias is not None:
-        padded = nn.functional.pad(bias, (0, blocks.shape[-1] - bias.shape[-1]))
-        scores = scores + padded[:, :, None, :, None]
-    seen = seen.flatten(2)[:, :, None]
-    any_seen = seen.any(-1, keepdim=True)
-    scores = scores.flatten(3).masked_fill(~seen & any_seen, -math.inf)
-    weights = scores.softmax(-1) * any_seen
+    padded = nn.functional.pad(bias, (0, 1))
+    scores = scores / math.sqrt(size) + padded[:, :, None, :, None]
+    weights = scores.flatten(3).masked_fill(~seen.flatten(2)[:, :, None], -math.inf).softmax(-1)
     return torch.einsum("tgrm,tgmd->tgrd", weights, values.flatten(2, 3)).flatten(1, 2)
 
 
@@ -214,13 +185,13 @@ class Candidate:
 
     Attributes:
         options: of the model.
-        taught: whether the selector's loss is part of what is minimised.
+        distilled: whether the selector's loss is part of what is minimised.
         attention: what replaces the shipped attention, if anything does.
         graph: whether a training step can be a CUDA graph.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
-    taught: bool = True
+    distilled: bool = True
     attention: type[BlossomAttention] | None = None
     graph: bool = True
 
@@ -231,14 +202,12 @@ CANDIDATES = {
     "mlp": Candidate(),
     "mean": Candidate({"compress": "mean"}),
     "mlp-detached": Candidate(attention=DetachedLesson),
-    "mlp-frozen": Candidate(taught=False),
-    "mean-untaught": Candidate({"compress": "mean"}, taught=False),
+    "mlp-frozen": Candidate(distilled=False),
+    "mean-untaught": Candidate({"compress": "mean"}, distilled=False),
     "mlp-gated": Candidate(attention=StraightThrough, graph=False),
     "mlp-branch": Candidate(attention=CompressedBranch, graph=False),
-    "mlp-no-own": Candidate(attention=WithoutOwnBlock, graph=False),
-    "mlp-noisy": Candidate(attention=NoisyLessons),
-    "mlp-dense": Candidate(attention=DenseLessons),
-    "mean-dense": Candidate({"compress": "mean"}, attention=DenseLessons),
+    "mlp-dense": Candidate(attention=DenseDistilled),
+    "mean-dense": Candidate({"compress": "mean"}, attention=DenseDistilled),
 }
 
 
@@ -253,7 +222,7 @@ def build_candidate(name: str, config: ModelConfig, num_items: int) -> SequenceM
         for layer in model.modules():
             if isinstance(layer, TransformerLayer):
                 layer.attention = build_blossom(config, causal=True, layer=candidate.attention)
-    if not candidate.taught:
+    if not candidate.distilled:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".compress." not in name)
     return model

@@ -78,7 +78,7 @@ class RecallJob:
         config = dataclasses.replace(config, **self.model)
         limit = min(training.seconds, max(0.0, seconds - _MEASURING_SECONDS))
         training = dataclasses.replace(training, seconds=limit)
-        if not CANDIDATES[self.candidate].taught:
+        if not CANDIDATES[self.candidate].distilled:
             training = dataclasses.replace(training, selector_weight=0.0)
 
         def report(line: str) -> None:
@@ -156,8 +156,8 @@ class LogJob:
     def run(self, device: torch.device, seconds: float) -> list[dict[str, Any]]:
         """The line, and one for each pair of candidates whose other one was evaluated before."""
         began = time.monotonic()
-        taught = {} if CANDIDATES[self.candidate].taught else {"selector_weight": 0.0}
-        options = CANDIDATES[self.candidate].options | taught | self.model
+        untrained = {} if CANDIDATES[self.candidate].distilled else {"selector_weight": 0.0}
+        options = CANDIDATES[self.candidate].options | untrained | self.model
         config = RunConfig(
             ModelConfig(**{"max_len": MAX_LEN, **options}),
             TrainingConfig(**{"tokens_per_batch": 8_192, **self.training, "seed": self.seed}),

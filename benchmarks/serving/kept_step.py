@@ -20,7 +20,8 @@ from torch import Tensor
 
 from benchmarks.results import append_result, provenance
 from blossomrec.config import ModelConfig
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
+from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.models.sequence import SequenceModel, build_model
 from blossomrec.serving.engine.encoder import Encoder, WholeEncoder, build_encoder
@@ -51,20 +52,20 @@ class Users:
     def add(self, count: int) -> None:
         """More events of everybody."""
         for history in self.histories:
-            history.add(self._rng.integers(0, ITEMS, count), count)
+            history.add(History(self._rng.integers(0, ITEMS, count)), count)
 
     def copies(self) -> list[UserHistory]:
         """The same events, of which nothing is encoded."""
         copies = [UserHistory(history.number) for history in self.histories]
         for one, history in zip(copies, self.histories, strict=True):
-            one.add(history.rows, len(history.rows))
+            one.add(history.events, len(history))
         return copies
 
 
-def advance(encoder: Encoder, histories: list[UserHistory], most: int = TOGETHER) -> Tensor:
+def advance(encoder: Encoder, histories: list[UserHistory], limit: int = TOGETHER) -> Tensor:
     """Queries [B, D] of histories, as soon as they are encoded to their ends."""
     while behind := [history for history in histories if encoder.missing(history)]:
-        encoder.advance(behind, most)
+        encoder.advance(behind, limit)
     return torch.cat([history.query for history in histories if history.query is not None])
 
 
@@ -85,7 +86,7 @@ def check(model: SequenceModel, histories: list[UserHistory], queries: Tensor) -
     """ConfigError unless the queries are those of the whole histories."""
     exact, errors = copy.deepcopy(model).double(), []
     for history, query in zip(histories[:COMPARED], queries, strict=False):
-        expected = exact.queries(pack([history.rows]).to(query.device))[0]
+        expected = exact.queries(pack([history.events]).to(query.device))[0]
         errors.append(float((query - expected).norm() / expected.norm()))
     wrong = [error for error in errors if not error < TOLERANCE]
     print(f"  largest error {max(errors):.1e}, median {statistics.median(errors):.1e}", flush=True)
@@ -99,10 +100,10 @@ def check(model: SequenceModel, histories: list[UserHistory], queries: Tensor) -
 def measure(users: int, length: int, cache_mib: int) -> dict[str, float]:
     """Times in ms for one length of the histories."""
     torch.manual_seed(0)
-    most = length + WARM_UP + STEPS
-    model = build_model(ModelConfig(max_len=most), ITEMS).to("cuda").eval()
+    limit = length + WARM_UP + STEPS
+    model = build_model(ModelConfig(max_len=limit), ITEMS).to("cuda").eval()
     everybody, cache = Users(users, length), HistoryCache(cache_mib << 20)
-    encoder, _ = build_encoder(model, most, 1, cache)
+    encoder, _ = build_encoder(model, limit, 1, cache)
     advance(encoder, everybody.histories)
 
     def step() -> Tensor:
@@ -111,7 +112,7 @@ def measure(users: int, length: int, cache_mib: int) -> dict[str, float]:
     median_ms(lambda: everybody.add(1), step, WARM_UP)
     step_ms = median_ms(lambda: everybody.add(1), step, STEPS)
     check(model, everybody.histories, step())
-    whole, given = WholeEncoder(model, most, 1), list[UserHistory]()
+    whole, given = WholeEncoder(model, limit, 1), list[UserHistory]()
 
     def forget() -> None:
         given[:] = everybody.copies()

@@ -71,7 +71,7 @@ Request = Callable[[Connection], Awaitable[bool]]
 
 
 def mixed(users: list[str], items: list[Any], seed: int) -> Request:
-    """One event appended to a random user, or one question for it, with equal chances."""
+    """One event appended to a random user, or one request for it, with equal chances."""
     draw = random.Random(seed)
 
     async def request(connection: Connection) -> bool:
@@ -88,14 +88,14 @@ def mixed(users: list[str], items: list[Any], seed: int) -> Request:
 
 
 async def as_fast_as_possible(
-    port: int, request: Request, *, connections: int, seconds: float, most: int | None = None
+    port: int, request: Request, *, connections: int, seconds: float, limit: int | None = None
 ) -> Outcome:
     """Every connection sends its next request when the last is answered."""
     outcome, start = Outcome(), time.perf_counter()
 
     async def work() -> None:
         connection = await Connection.open(port)
-        while time.perf_counter() - start < seconds and len(outcome.seconds) != most:
+        while time.perf_counter() - start < seconds and len(outcome.seconds) != limit:
             await _timed(outcome, connection, request, time.perf_counter())
         connection.close()
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.results import append_result, provenance
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
 from blossomrec.measure import open_log
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.run import load_model, read_run_config
@@ -95,7 +95,7 @@ def measure_removed(run: Path, *, users: int = 300, out: Path | None = None) -> 
     chosen = rng.permutation(long)[:users]
     changes, lengths = defaultdict(list), []
     for user in chosen.tolist():
-        rows = np.asarray(log.history(user))[-model.max_len :]
+        rows = np.asarray(log.history(user).items)[-model.max_len :]
         lengths.append(len(rows))
         for name, change in ablate(model, rows, rng).items():
             changes[name].append(change)

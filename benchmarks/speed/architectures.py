@@ -79,7 +79,7 @@ class NaiveAttention(FullAttention):
         cu_seqlens: Tensor,
         *,
         max_length: int,
-        lessons: Tensor | None = None,
+        distil_rows: Tensor | None = None,
     ) -> AttentionOutput:
         place = positions(cu_seqlens, len(x))
         rows = [

@@ -1,7 +1,7 @@
 """Two layers of the published size (hidden 128, inner 256, post-norm, dropout 0.2).
 
 A training step is forward and backward over a batch met for the first time, so that what depends on
-its lengths is computed anew; for Blossom attention with the lessons of its selector and without.
+its lengths is computed anew; for Blossom attention with distillation of its selector and without.
 Inference is forward alone. On a GPU both are measured once more as CUDA graphs, for the device's
 work without the host's. Weights are float32; in 16 bits autocast chooses, as it does in training.
 The peer ``naive`` is always float32.
@@ -28,7 +28,7 @@ from benchmarks.speed.bench_options import ONLY_16_BITS, BenchOptions, is_blosso
 from benchmarks.speed.history_lengths import equal_lengths, packed
 from benchmarks.speed.instruments.memory import free_bytes, peak_mib
 from benchmarks.speed.instruments.parity import Check, largest_error
-from benchmarks.speed.instruments.timing import captured, milliseconds
+from benchmarks.speed.instruments.timing import graph_milliseconds, milliseconds
 from benchmarks.speed.speed_lines import Line, result_line
 from blossomrec.attention.memo import of_one_graph
 from blossomrec.models.sasrec import SASRec
@@ -45,11 +45,11 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 @dataclass(frozen=True)
 class Case:
-    """An attention, the length of the histories, whether the selector is taught, and by graphs."""
+    """An attention, the length of histories, whether its selector is distilled, and by graphs."""
 
     architecture: Architecture
     length: int
-    lessons: bool
+    distils: bool
     graph: bool = False
 
     @property
@@ -66,11 +66,11 @@ class Encoder(NamedTuple):
     length: int
     dtype: torch.dtype
 
-    def run(self, lessons: bool) -> list[Tensor]:
-        """Hidden states [T, D] as the layers give them, and the loss of each layer's lessons."""
+    def run(self, distils: bool) -> list[Tensor]:
+        """Hidden states [T, D] as the layers give them, and each layer's distillation loss."""
         # Copied, so that nothing is known of its lengths.
         cu_seqlens = of_one_graph(self.cu_seqlens.clone())
-        rows = torch.arange(len(self.x), device=self.x.device) if lessons else None
+        rows = torch.arange(len(self.x), device=self.x.device) if distils else None
         x, losses = self.x, []
         with _precision(self.x.device.type, self.dtype):
             for layer in self.layers:
@@ -79,9 +79,9 @@ class Encoder(NamedTuple):
                     losses.append(attended.selector_loss)
         return [x, *losses]
 
-    def step(self, lessons: bool) -> tuple[Tensor, ...]:
+    def step(self, distils: bool) -> tuple[Tensor, ...]:
         """Gradients of the input and all parameters; None where one took no part."""
-        results = self.run(lessons)
+        results = self.run(distils)
         leaves = [self.x, *self.layers.parameters()]
         weights = [torch.ones_like(result) for result in results]
         return torch.autograd.grad(results, leaves, weights, allow_unused=True)
@@ -95,10 +95,10 @@ def cases(options: BenchOptions) -> list[Case]:
     """All that is to be measured, by rising length."""
     known = [*architectures(options), Architecture("naive", "none", NAIVE_LAYOUT)]
     return [
-        Case(each, length, lessons, graph)
+        Case(each, length, distils, graph)
         for length in options.lengths
         for each in known
-        for lessons in ((False, True) if is_blossom(each.impl) else (False,))
+        for distils in ((False, True) if is_blossom(each.impl) else (False,))
         for graph in graph_choices(each, options)
         if options.wants(each.impl)
     ]
@@ -131,7 +131,7 @@ def measure(case: Case, options: BenchOptions) -> Line | None:
     encoder = build(architecture, case.length, lengths, device, dtype)
 
     def step() -> Any:
-        return encoder.step(case.lessons)
+        return encoder.step(case.distils)
 
     encoder.layers.eval()
     inference_mib, forward_ms = _cost(encoder.infer, device, case.graph)
@@ -150,7 +150,7 @@ def measure(case: Case, options: BenchOptions) -> Line | None:
         forward_backward_ms=forward_backward_ms,
         peak_mib=memory,
         inference_peak_mib=round(inference_mib, 1),
-        lessons=case.lessons,
+        lessons=case.distils,
         graph=case.graph,
     )
 
@@ -160,7 +160,7 @@ def _cost(run: Callable[[], Any], device: str, graph: bool) -> tuple[float, floa
     # Once before: what is compiled, planned or loaded once does not count.
     run()
     memory = peak_mib(run, device)
-    return memory, milliseconds(captured(run) if graph else run, device)
+    return memory, graph_milliseconds(run) if graph else milliseconds(run, device)
 
 
 def build(

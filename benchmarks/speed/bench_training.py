@@ -171,10 +171,7 @@ def _first_batch(case: Case, options: BenchOptions, reference: bool = False) -> 
     ahead = parts.batches.epoch(0)
     with closing(cast(Generator, ahead)):
         step = next(device_steps(ahead, parts.fabric.device))
-    batch = step.batch
     with seeded(0, parts.fabric.device):
-        losses = parts.objective(
-            batch.items, batch.targets, batch.cu_seqlens, batch.max_length, step.positions
-        )
+        losses = parts.objective(step)
     parts.fabric.backward(losses.total)
     return [losses.total.detach(), cast(torch.Tensor, parts.model.item_embeddings.weight.grad)]

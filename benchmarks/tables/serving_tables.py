@@ -27,7 +27,7 @@ def serving() -> str:
 
 
 def capacity() -> str:
-    """Users whose histories fit into memory, and time of a user's event and question, by length."""
+    """Users whose histories fit into memory, and time of a user's event and request, by length."""
     one = [line for line in _last("throughput") if line.get("store", "sqlite") == "sqlite"]
     pairs = {line["history"]: line for line in one if line["scenario"] == "pair"}
     rows = [
@@ -40,7 +40,7 @@ def capacity() -> str:
         for line in _last("kib_per_user")
     ]
     header = ["events each", "KiB a user", "users in a GiB"]
-    return table([*header, "event and question, p50, ms", "p99, ms"], rows)
+    return table([*header, "event and request, p50, ms", "p99, ms"], rows)
 
 
 def _last(field: str) -> list[Line]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from blossomrec.attention.packing import histories, positions
 from blossomrec.config import ModelConfig
+from blossomrec.data.batch import Batch
 from blossomrec.models import Encoded, SequenceModel
 
 
@@ -56,19 +57,13 @@ class RunningMean(SequenceModel):
         )
 
     def encode(
-        self,
-        items: Tensor,
-        cu_seqlens: Tensor,
-        max_length: int,
-        *,
-        lessons: Tensor | None = None,
-        keep_layers: bool = False,
+        self, batch: Batch, *, distil_rows: Tensor | None = None, keep_layers: bool = False
     ) -> Encoded:
-        x = self.embed(items)
+        x, cu_seqlens = self.embed(batch), batch.cu_seqlens
         # In float64, as the sum runs on from one history into the next.
         running = torch.cat([x.new_zeros(1, x.shape[1]), x]).double().cumsum(0)
-        before = running[cu_seqlens.long()[histories(cu_seqlens, len(items))]]
-        counts = positions(cu_seqlens, len(items))[:, None] + 1
+        before = running[cu_seqlens.long()[histories(cu_seqlens, len(x))]]
+        counts = positions(cu_seqlens, len(x))[:, None] + 1
         return Encoded(self._mixed(x, ((running[1:] - before) / counts).to(x.dtype)))
 
     def start(self) -> MeanState:
@@ -77,10 +72,10 @@ class RunningMean(SequenceModel):
 
     @torch.no_grad()
     def extend_batch(
-        self, items: Tensor, counts: Sequence[int], states: Sequence[MeanState]
+        self, batch: Batch, states: Sequence[MeanState]
     ) -> tuple[Tensor, list[MeanState]]:
-        hidden, kept = [], []
-        for new, state in zip(self.embed(items).split(list(counts)), states, strict=True):
+        hidden, kept, counts = [], [], batch.cu_seqlens.diff().tolist()
+        for new, state in zip(self.embed(batch).split(counts), states, strict=True):
             if not len(new):
                 kept.append(state)
                 continue

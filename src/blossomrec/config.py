@@ -55,7 +55,7 @@ class ModelConfig:
     kv_heads: int = option(2, "key/value heads; divides heads", low=1)
     rotary_share: float = option(
         0.5,
-        "share of each head's dimensions that the position turns; the rest compare contents alone",
+        "share of each head's dimensions rotated by the position; the rest compare contents alone",
         low=0,
         high=1,
     )
@@ -86,7 +86,7 @@ class ModelConfig:
         "independent", "Blossom: weights of the two paths, as published, or ones that sum up to 1"
     )
     selector_weight: float = option(
-        1.0, "Blossom: weight of the loss that teaches the selector, 0 leaves it untaught", low=0
+        1.0, "Blossom: weight of the distillation loss of the selector, 0 for none", low=0
     )
     attention_impl: Literal["auto", "reference", "torch", "cpu", "triton", "cuda"] = option(
         "auto", "implementation of Blossom attention"
@@ -194,7 +194,7 @@ class ServingConfig:
     probes: int = option(0, "lists of items looked into (faiss), 0 ranks all items", low=0)
     batch: int = option(32, "most requests that are computed together", low=1, high=4_096)
     wait_ms: float = option(0.5, "longest wait for more requests to compute together", low=0)
-    queue: int = option(256, "requests that may wait; more are turned away", low=1)
+    queue: int = option(256, "requests that may wait; more are refused", low=1)
     in_flight: int = option(512, "requests that may be open at a time", low=1)
     connections: int = option(4_096, "connections that may be open at a time", low=1)
     head_seconds: float = option(10.0, "seconds for the head of a request to arrive", low=0.001)

@@ -99,7 +99,7 @@ def _show_recommendations(console: Console, run: Path, log: EventLog) -> str:
     recommender = BlossomRec.from_pretrained(run, log)
     row = int((log.offsets[1:] - log.offsets[:-1]).argmax())
     user: Any = log.user_vocabulary.ids([row])[0]
-    recent = log.item_vocabulary.ids(log.history(row)[-5:]).to_list()
+    recent = log.item_vocabulary.ids(log.history(row).items[-5:]).to_list()
     frame = recommender.recommend([user], k=5)
     # Square brackets in ids are no markup.
     for line in (

@@ -11,8 +11,6 @@ from __future__ import annotations
 import os
 import sys
 
-import torch
-
 from blossomrec.errors import ConfigError, RunError
 
 
@@ -22,6 +20,9 @@ def resolve_device(name: str, option: str = "device") -> str:
     Raises:
         ConfigError: another name, or "cuda" without a GPU; the message names ``option``.
     """
+    # Logs are read without PyTorch.
+    import torch
+
     there = torch.cuda.is_available()
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"{option} is {name!r}: choose one of auto, cpu, cuda")

@@ -22,8 +22,8 @@ from blossomrec.config import (
     TrainingConfig,
     check,
 )
-from blossomrec.data.batches import pack
-from blossomrec.data.known import KnownHistories, known_rows, shown_ids
+from blossomrec.data.batch import pack
+from blossomrec.data.history import History, KnownHistories, known_rows, shown_ids
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.data.vocabulary import Vocabulary, as_ids
@@ -252,9 +252,9 @@ class BlossomRec:
             rows = np.arange(log.num_users)
         else:
             rows = known_rows(log.user_vocabulary, users, "user")
-        candidates, most = self._candidates(items), self._most(max_len)
+        candidates, limit = self._candidates(items), self._limit(max_len)
         known.warn_of_unknown(rows)
-        lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], most)
+        lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], limit)
         nothing = (rows[:0], rows[:0], np.empty(0, dtype=np.float32), rows[:0])
         found: list[tuple[np.ndarray, ...]] = [nothing]
         for start, stop in pairwise(_cuts(lengths)):
@@ -263,7 +263,7 @@ class BlossomRec:
             if not len(some):
                 continue
             histories = [histories[place] for place in some]
-            places, *columns = self._rank(histories, k, filter_viewed, candidates, most)
+            places, *columns = self._rank(histories, k, filter_viewed, candidates, limit)
             found.append((rows[start:stop][some][places], *columns))
         user_rows, *columns = (np.concatenate(column) for column in zip(*found, strict=True))
         return self._frame({"user_id": log.user_vocabulary.ids(user_rows)}, *columns)
@@ -305,12 +305,12 @@ class BlossomRec:
                 f"{shown_ids(strangers)}",
                 stacklevel=2,
             )
-        known = rows[rows >= 0]
+        known = History(rows)[rows >= 0]
         if not len(known):
             what = f"the history {shown_ids(history)}" if history else "an empty history"
             raise DataError(f"{what} has no item that the model knows")
         _, *columns = self._rank(
-            [known], k, filter_viewed, self._candidates(items), self._most(max_len)
+            [known], k, filter_viewed, self._candidates(items), self._limit(max_len)
         )
         return self._frame({}, *columns)
 
@@ -348,7 +348,7 @@ class BlossomRec:
 
     def _rank(
         self,
-        histories: list[np.ndarray],
+        histories: Sequence[History],
         k: int,
         filter_viewed: bool,
         candidates: np.ndarray | None,
@@ -356,12 +356,12 @@ class BlossomRec:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Number of the history, item row, score and rank of everything recommended."""
         model, vocabulary = self._ready()
-        batch = pack([history[-max_len:] for history in histories])
+        batch = pack([history[-max_len:] for history in histories], model.inputs)
         rows, scores = top_k(
             model,
             batch,
             min(whole_number("k", k), vocabulary.size),
-            seen=histories if filter_viewed else None,
+            seen=[history.items for history in histories] if filter_viewed else None,
             items=candidates,
             device=model.item_embeddings.weight.device,
         )
@@ -369,7 +369,7 @@ class BlossomRec:
         places, ranks = np.nonzero(found)
         return places, rows[found], scores[found], ranks + 1
 
-    def _most(self, max_len: int | None) -> int:
+    def _limit(self, max_len: int | None) -> int:
         """Events of a history that the model sees."""
         return self.config.model.max_len if max_len is None else whole_number("max_len", max_len)
 

@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from blossomrec.data.batches import (
-    Batch,
-    ClozeBatches,
-    HistoryBatches,
-    TrainingBatches,
-    pack,
-)
+from blossomrec.data.batch import Batch, pack
+from blossomrec.data.batches import ClozeBatches, HistoryBatches, TrainingBatches
+from blossomrec.data.history import History
 from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, DataError
 
@@ -28,27 +24,30 @@ def lengths_of(log) -> np.ndarray:
 def pieces(batch: Batch) -> list[tuple[list[int], list[int]]]:
     """Items and targets of each history in the batch."""
     edges = batch.cu_seqlens.tolist()
-    items, targets = batch.items.tolist(), batch.targets.tolist()
+    items, targets = batch.items.tolist(), batch.targets
+    targets = [-1] * len(items) if targets is None else targets.tolist()
     return [(items[a:b], targets[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 def check_form(batch: Batch) -> None:
-    assert batch.items.dtype == batch.targets.dtype == torch.int64
+    for each in (batch.items, batch.targets):
+        assert each is None or (each.dtype == torch.int64 and len(each) == len(batch.items))
     assert batch.cu_seqlens.dtype == torch.int32
     lengths = batch.cu_seqlens.diff()
     assert batch.cu_seqlens[0] == 0 and batch.cu_seqlens[-1] == len(batch.items)
-    assert len(batch.items) == len(batch.targets)
     assert lengths.min() >= 1 and lengths.max() == batch.max_length
     assert batch.num_histories == len(lengths)
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return (
-        torch.equal(a.items, b.items)
-        and torch.equal(a.targets, b.targets)
-        and torch.equal(a.cu_seqlens, b.cu_seqlens)
-        and a.max_length == b.max_length
-    )
+    mine, theirs = a.tensors(), b.tensors()
+    alike = mine.keys() == theirs.keys() and a.max_length == b.max_length
+    return alike and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def times_of(batch: Batch) -> list[list[int]]:
+    """Times of each history in the batch."""
+    return [part.tolist() for part in batch.times.split(batch.cu_seqlens.diff().tolist())]
 
 
 def training(log, **changes) -> TrainingBatches:
@@ -72,7 +71,7 @@ class TestPack:
         batch = pack([np.array([4, 5], dtype=np.int32), np.array([6]), np.array([7, 8, 9])])
         check_form(batch)
         assert batch.items.tolist() == [4, 5, 6, 7, 8, 9]
-        assert batch.targets.tolist() == [-1] * 6
+        assert batch.targets is None and batch.times is None
         assert batch.cu_seqlens.tolist() == [0, 2, 3, 6]
         assert batch.max_length == 3
 
@@ -83,6 +82,34 @@ class TestPack:
     def test_nothing_to_pack(self, histories, message):
         with pytest.raises(DataError, match=message):
             pack(histories)
+
+    def test_what_a_model_takes_is_packed(self):
+        histories = [History(np.array([4, 5]), np.array([10, 20])), History(np.array([6]))]
+        assert pack(histories).times is None
+        with pytest.raises(DataError, match=r"history 1 \(counted from 0\) has no times"):
+            pack(histories, ("items", "times"))
+        assert pack(histories[:1], ("items", "times")).times.tolist() == [10, 20]
+
+    def test_a_padded_batch_has_events_of_nobody(self):
+        batch = Batch(
+            items=torch.tensor([4, 5, 6]),
+            cu_seqlens=torch.tensor([0, 2, 3], dtype=torch.int32),
+            max_length=2,
+            targets=torch.tensor([5, -1, 7]),
+            times=torch.tensor([10, 20, 30]),
+        )
+        padded = batch.pad(tokens=8, histories=6, max_length=3)
+        assert padded.items.tolist() == [4, 5, 6, 0, 0, 0, 0, 0]
+        assert padded.targets.tolist() == [5, -1, 7, -1, -1, -1, -1, -1]
+        assert padded.times.tolist() == [10, 20, 30, 0, 0, 0, 0, 0]
+        assert padded.cu_seqlens.tolist() == [0, 2, 3, 6, 8, 8, 8] and padded.max_length == 3
+        assert padded.cu_seqlens.dtype == torch.int32
+        assert batch.pad(2, 6, 3) is None and batch.pad(8, 3, 3) is None
+        room = padded.map(torch.zeros_like)
+        kept = room.tensors()
+        room.copy_(padded)
+        assert same(room, padded)
+        assert all(each is kept[name] for name, each in room.tensors().items())
 
     def test_to_device(self):
         batch = pack([np.array([1, 2])])
@@ -98,7 +125,7 @@ class TestTraining:
         batches = training(repeat_log, train_end=ends, max_len=max_len)
         expected = Counter()
         for user, end in enumerate(ends):
-            history = repeat_log.history(user)[:end].tolist()
+            history = repeat_log.history(user).items[:end].tolist()
             expected.update(itertools.pairwise(history))
         for epoch in (0, 1):
             met = Counter()
@@ -114,7 +141,7 @@ class TestTraining:
     def test_history_that_fits_is_one_window(self, tiny_log):
         batches = training(tiny_log, max_len=59)
         histories = [items for batch in batches.epoch(0) for items, _ in pieces(batch)]
-        expected = [tiny_log.history(u)[:-1].tolist() for u in range(60)]
+        expected = [tiny_log.history(u).items[:-1].tolist() for u in range(60)]
         assert sorted(histories) == sorted(history for history in expected if history)
 
     def test_token_budget(self, tiny_log):
@@ -185,7 +212,7 @@ class TestCloze:
             for items, targets in pieces(batch):
                 assert len(items) <= max_len and max(targets) >= 0
             met += torch.where(masked, batch.targets, batch.items).tolist()
-        used = [repeat_log.history(user)[:end] for user, end in enumerate(ends) if end >= 2]
+        used = [repeat_log.history(user).items[:end] for user, end in enumerate(ends) if end >= 2]
         assert sorted(met) == sorted(np.concatenate(used).tolist())
         assert len(met) == batches.num_events
 
@@ -232,12 +259,20 @@ class TestHistories:
             place = cases.stop
             met += pieces(batch)
         expected = [
-            tiny_log.history(user)[:end][-max_len:].tolist()
+            tiny_log.history(user).items[:end][-max_len:].tolist()
             for user, end in zip(users, ends, strict=True)
         ]
         assert [items for items, _ in met] == expected
         assert all(set(targets) == {-1} for _, targets in met)
         assert len(batches) == len(list(batches))
+
+    def test_times_come_with_the_events_where_they_are_asked_for(self, tiny_log):
+        users, ends = np.arange(60), lengths_of(tiny_log)
+        sizes = {"max_len": 20, "tokens_per_batch": 100}
+        assert all(b.times is None for _, b in HistoryBatches(tiny_log, users, ends, **sizes))
+        timed = HistoryBatches(tiny_log, users, ends, **sizes, inputs=("items", "times"))
+        met = [part for _, batch in timed for part in times_of(batch)]
+        assert met == [tiny_log.history(user)[-20:].times.tolist() for user in users]
 
     def test_no_cases(self, tiny_log):
         none = np.array([], dtype=np.int64)

@@ -37,7 +37,7 @@ def contents(log: EventLog) -> list[tuple]:
     for user in range(log.num_users):
         part = slice(log.offsets[user], log.offsets[user + 1])
         name = log.user_vocabulary.ids([user])[0]
-        items = log.item_vocabulary.ids(log.history(user)).to_list()
+        items = log.item_vocabulary.ids(log.history(user).items).to_list()
         rows += zip([name] * len(items), items, log.timestamps[part].tolist(), strict=True)
     return rows
 
@@ -189,7 +189,7 @@ class TestRefusals:
         assert not list(tmp_path.rglob("weights.npy"))
         assert os.listdir(tmp_path) == ["log"]
         # The old one stays readable where it is still open.
-        assert old.num_events == 6 and len(old.history(0)) == 2
+        assert old.num_events == 6 and len(old.history(0).items) == 2
 
     def test_an_empty_folder_may_be_used(self, tmp_path):
         assert EventLog.prepare(EVENTS, tmp_path).num_events == 6

@@ -208,7 +208,7 @@ def test_an_open_log_goes_on_when_its_folder_is_prepared_again(tmp_path):
     log = EventLog.prepare(OLD, tmp_path / "log")
     EventLog.prepare(NEW, tmp_path / "log")
     assert users(log) == [1, 2]
-    assert log.item_vocabulary.ids(log.history(0)).to_list() == [7, 8]
+    assert log.item_vocabulary.ids(log.history(0).items).to_list() == [7, 8]
     shutil.rmtree(tmp_path / "log")
     assert log.timestamps.tolist() == [1, 2, 3]
 
@@ -248,7 +248,9 @@ class TestIdentity:
         first_format(tmp_path / "other")
         old = EventLog.open(tmp_path / "other")
         assert (old.identity, old.digest) == (log.identity, log.digest)
-        assert users(old) == [1, 2] and old.history(0).tolist() == log.history(0).tolist()
+        assert (
+            users(old) == [1, 2] and old.history(0).items.tolist() == log.history(0).items.tolist()
+        )
 
     @pytest.mark.parametrize(
         ("columns", "words"),

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from blossomrec.data.prefetch import prefetch
+from blossomrec.data.batches import prefetch
 
 
 def threads() -> list[threading.Thread]:

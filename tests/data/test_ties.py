@@ -32,7 +32,7 @@ def baskets(order=None, ids=None, seed=0) -> pl.DataFrame:
 
 def histories(log) -> list[list]:
     ids = log.item_vocabulary.ids
-    return [ids(log.history(row)).to_list() for row in range(log.num_users)]
+    return [ids(log.history(row).items).to_list() for row in range(log.num_users)]
 
 
 def quietly(events, **options) -> EventLog:

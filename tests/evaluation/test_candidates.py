@@ -21,7 +21,7 @@ def test_unseen_items_are_distinct_and_never_met(long_log):
     for user, left in enumerate((299, 250, 101, 100, 50, 0)):
         drawn = sampled[user][sampled[user] >= 0]
         assert len(drawn) == len(set(drawn.tolist())) == min(100, left)
-        assert not set(drawn.tolist()) & set(long_log.history(user).tolist())
+        assert not set(drawn.tolist()) & set(long_log.history(user).items.tolist())
     assert (sampled[5] == -1).all()
 
 
@@ -44,7 +44,7 @@ def test_draw_is_uniform_over_unseen_items():
     drawn = np.bincount(sampled.ravel(), minlength=150)
     # Each user draws an unseen item with probability 100 / 120.
     unseen = 400 - np.bincount(
-        np.concatenate([log.history(u) for u in range(1, 401)]), minlength=150
+        np.concatenate([log.history(u).items for u in range(1, 401)]), minlength=150
     )
     deviation = (drawn - unseen * 100 / 120) / np.sqrt(unseen * (100 / 120) * (20 / 120))
     assert np.abs(deviation).max() < 4.5
@@ -65,7 +65,7 @@ def test_targets_are_distinct_items_in_order_of_row():
     targets = targets_of(log, cases)
     assert targets.offsets.tolist() == [0, 3, 4, 5]
     for case, (user, start) in enumerate(((0, 2), (1, 1), (2, 1))):
-        expected = sorted(set(log.history(user)[start:].tolist()))
+        expected = sorted(set(log.history(user).items[start:].tolist()))
         assert targets.items[targets.offsets[case] : targets.offsets[case + 1]].tolist() == expected
 
 
@@ -84,7 +84,7 @@ def test_seen_pairs_come_whole_in_any_pieces(long_log, monkeypatch):
         pieces = list(candidates.seen_pieces(long_log, users, ends))
         rows, items = (np.concatenate(column) for column in zip(*pieces, strict=True))
         for row in range(3):
-            expected = long_log.history(int(users[row]))[: ends[row]]
+            expected = long_log.history(int(users[row])).items[: ends[row]]
             assert items[rows == row].tolist() == expected.tolist()
 
 

@@ -65,7 +65,7 @@ def test_ranks_and_lists_agree_with_plain_loops(small_tiles, data):
     )
     assert evaluation.ranks.tolist() == full_ranks(log, cases, table, filter_seen)
     for user, end, target_end in zip(cases.users, ends, cases.target_end, strict=True):
-        history = log.history(user).tolist()
+        history = log.history(user).items.tolist()
         left_out = set(history[:end]) - set(history[end:target_end]) if filter_seen else set()
         expected = recommended(table[history[end - 1]], left_out, 5)
         assert evaluation.top[user].tolist() == expected + [-1] * (5 - len(expected))
@@ -195,7 +195,7 @@ def test_uni100_ranks_among_its_sample(wide_log):
     expected = []
     for case, (user, end) in enumerate(zip(cases.users, cases.history_end, strict=True)):
         candidates = set(sampled[case].tolist()) - {-1}
-        last = wide_log.history(int(user))[end - 1]
+        last = wide_log.history(int(user)).items[end - 1]
         own = targets.items[targets.offsets[case] : targets.offsets[case + 1]]
         expected += [ranked(table[last], item, candidates) for item in own]
     assert evaluation.ranks.tolist() == expected

@@ -28,7 +28,7 @@ def measured(log):
     cases = make_split(log, EvaluationConfig()).test
     table = np.zeros((log.num_items, log.num_items))
     for user in range(log.num_users):
-        *_, last, target = log.history(user)
+        *_, last, target = log.history(user).items
         table[last, target] += 1
 
     def measure(noise, draw=0, **options):

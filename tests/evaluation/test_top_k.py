@@ -4,7 +4,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError, TrainingError
 from blossomrec.evaluation import scoring
 from blossomrec.evaluation.scoring import top_k

@@ -26,27 +26,27 @@ def relative_error(value, exact):
     return float((value.double() - exact.double()).norm() / exact.double().norm())
 
 
-@pytest.mark.parametrize("most", [1, 1 << 14, 1 << 26], ids=["columns", "some", "one"])
+@pytest.mark.parametrize("limit", [1, 1 << 14, 1 << 26], ids=["columns", "some", "one"])
 @pytest.mark.parametrize(
     "rows, items, size", [(1, 1, 16), (37, 129, 8), (150, 101, 50), (530, 300, 64)]
 )
-def test_sum_and_gradients(rows, items, size, most):
+def test_sum_and_gradients(rows, items, size, limit):
     hidden, weight, targets = problem(rows, items, size)
-    loss, gradients = catalogue_loss.summed_cross_entropy(hidden, weight, targets, most, True)
+    loss, gradients = catalogue_loss.summed_cross_entropy(hidden, weight, targets, limit, True)
     exact = [each.double().requires_grad_() for each in (hidden, weight)]
     expected = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="sum")
     assert float(loss) == pytest.approx(float(expected.detach()), abs=1e-5 * rows)
     for value, other in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
         assert value.dtype == torch.float32
         assert float((value - other).norm()) < 1e-3 * float(other.norm()) + 1e-5
-    assert catalogue_loss.summed_cross_entropy(hidden, weight, targets, most, False)[1] == []
+    assert catalogue_loss.summed_cross_entropy(hidden, weight, targets, limit, False)[1] == []
 
 
-@pytest.mark.parametrize("most", [1 << 12, 1 << 26], ids=["some", "one"])
-def test_rows_without_target_count_nothing(most):
+@pytest.mark.parametrize("limit", [1 << 12, 1 << 26], ids=["some", "one"])
+def test_rows_without_target_count_nothing(limit):
     hidden, weight, targets = problem(37, 129, 8)
     targets[[0, 5, 36]] = -1
-    loss, gradients = catalogue_loss.summed_cross_entropy(hidden, weight, targets, most, True)
+    loss, gradients = catalogue_loss.summed_cross_entropy(hidden, weight, targets, limit, True)
     exact = [each.double().requires_grad_() for each in (hidden, weight)]
     logits = exact[0] @ exact[1].T
     expected = F.cross_entropy(logits, targets, reduction="sum", ignore_index=-1)

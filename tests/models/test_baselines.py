@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.models.baselines import ItemTransitions, Popularity, RecentPopularity
 
@@ -24,6 +24,7 @@ def make_log(histories, times=None):
         folder="a log in memory",
         offsets=np.cumsum([0, *lengths]),
         items=items,
+        columns=lambda inputs: {"items": items},
         timestamps=np.arange(len(items)) if times is None else np.concatenate(times),
         num_items=NUM_ITEMS,
         num_users=len(histories),
@@ -169,7 +170,7 @@ def test_transitions_of_a_prepared_log(tiny_log):
     """On a ring of items the next item is the neighbour."""
     scorer = ItemTransitions.fit(tiny_log, np.diff(tiny_log.offsets))
     longest = int(np.diff(tiny_log.offsets).argmax())
-    history = tiny_log.history(longest)
+    history = tiny_log.history(longest).items
     batch = pack([history[:-1], history[:-20]])
     ranked = scorer.scores(scorer.queries(batch), 0, tiny_log.num_items)
     assert ranked[0].argmax() == history[-1]

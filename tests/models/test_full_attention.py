@@ -72,11 +72,11 @@ def test_layer_turns_queries_and_keys_by_the_position_in_the_history(causal):
     out = layer(x, cu_seqlens, max_length=max(LENGTHS)).hidden
     place = torch.cat([torch.arange(length) for length in LENGTHS]).double()
     frequencies = 10_000.0 ** (-torch.arange(2, dtype=torch.float64) / 2)
-    turn = torch.polar(torch.ones(len(x), 2, dtype=torch.float64), place[:, None] * frequencies)
+    rotation = torch.polar(torch.ones(len(x), 2, dtype=torch.float64), place[:, None] * frequencies)
 
     def rotated(vectors: torch.Tensor) -> torch.Tensor:
-        turned = torch.complex(vectors[..., :2], vectors[..., 2:4]) * turn[:, None]
-        return torch.cat([turned.real, turned.imag, vectors[..., 4:]], -1)
+        rotated = torch.complex(vectors[..., :2], vectors[..., 2:4]) * rotation[:, None]
+        return torch.cat([rotated.real, rotated.imag, vectors[..., 4:]], -1)
 
     q = rotated((x @ layer.query.weight.T).view(-1, 4, 8))
     k = rotated((x @ layer.key.weight.T).view(-1, 2, 8))

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.models import FullAttention
 from blossomrec.models.state import ModelState
-from small_models import NUM_ITEMS, hidden_states, random_histories, small_model
+from small_models import NUM_ITEMS, batch_of, hidden_states, random_histories, small_model
 from whole_history import Recorder, relative_error
 
 FORMS = [
@@ -27,15 +27,11 @@ forms = pytest.mark.parametrize(
 )
 
 
-def rows(history):
-    return torch.as_tensor(history, dtype=torch.int64)
-
-
 def in_parts(model, history, parts, keeps=()):
     """Hidden states, the state after them, and of each event the first position it saw."""
     state, outputs, first = model.start(), [], []
-    for number, part in enumerate(rows(history).split(parts)):
-        hidden, state = model.extend(part, state)
+    for number, part in enumerate(torch.as_tensor(history).split(parts)):
+        hidden, state = model.extend(batch_of(part), state)
         outputs.append(hidden)
         first += [state.layers[0].first] * len(part)
         if number < len(keeps) and keeps[number] is not None:
@@ -94,8 +90,8 @@ def test_users_together_are_what_they_are_alone(options):
     lengths, counts = (0, 70, 3, 12, 25), [5, 1, 0, 40, 2]
     old, new = random_histories(*lengths), random_histories(*counts, seed=1)
     states = [in_parts(model, h, [len(h)])[1] if len(h) else model.start() for h in old]
-    hidden, extended = model.extend_batch(rows(np.concatenate(new)), counts, states)
-    alone = [model.extend(rows(part), state) for part, state in zip(new, states, strict=True)]
+    hidden, extended = model.extend_batch(batch_of(*new), states)
+    alone = [model.extend(batch_of(part), state) for part, state in zip(new, states, strict=True)]
     assert relative_error(hidden, torch.cat([each for each, _ in alone])) < 1e-5
     for state, (_, other) in zip(extended, alone, strict=True):
         assert state.length == other.length
@@ -107,7 +103,7 @@ def test_a_state_may_be_extended_twice(options):
     model = small_model(**options)
     old, one, other = random_histories(50, 20, 20)
     state = in_parts(model, old, [50])[1]
-    ends = [model.extend(rows(new), state)[1] for new in (one, other)]
+    ends = [model.extend(batch_of(new), state)[1] for new in (one, other)]
     for new, end in zip((one, other), ends, strict=True):
         expected = hidden_states(model, np.concatenate((old, new)))[-1:]
         torch.testing.assert_close(end.query, expected, rtol=1e-4, atol=1e-5)
@@ -118,7 +114,7 @@ def test_dense_attention_sees_nothing_that_has_left():
     model = small_model(attention="full", layers=1)
     (history,) = random_histories(60)
     _, state, _ = in_parts(model, history[:50], [50])
-    hidden, after = model.extend(rows(history[50:]), state.trim(13))
+    hidden, after = model.extend(batch_of(history[50:]), state.trim(13))
     # One layer with rotary positions: only distances count.
     expected = hidden_states(model, history[37:])[13:]
     assert relative_error(hidden, expected) < 1e-5
@@ -135,7 +131,8 @@ def test_to_a_dict_and_back(options, count, tmp_path):
     safetensors.save_file(state.to_dict(), tmp_path / "state.safetensors")
     loaded = ModelState.from_dict(safetensors.load_file(tmp_path / "state.safetensors"))
     assert loaded.length == count
-    assert torch.equal(model.extend(rows(new), loaded)[0], model.extend(rows(new), state)[0])
+    found, expected = (model.extend(batch_of(new), each)[0] for each in (loaded, state))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -164,20 +161,21 @@ def test_a_dict_of_something_else():
 
 def test_memory_counts_every_layer():
     state = in_parts(small_model(layers=3), random_histories(45)[0], [45])[1]
-    # 45 keys and values and 11 block keys, 2 heads of size 4, in each layer; the last hidden state.
-    assert state.nbytes == 3 * (2 * 45 + 11) * 2 * 4 * 4 + 16 * 4
+    # 12 pages of 4 keys and values and a block key, 2 heads of size 4, in each layer; the last
+    # hidden state.
+    assert state.nbytes == 3 * 12 * (2 * 4 + 1) * 2 * 4 * 4 + 16 * 4
 
 
 def test_wrong_calls():
     model = small_model()
     with pytest.raises(DataError, match="no events"):
         _ = model.start().query
-    with pytest.raises(ValueError, match=r"\[3\] layers: this model has 2"):
-        model.extend(rows([1]), small_model(layers=3).start())
+    with pytest.raises(ValueError, match="state 0 has 3 layers: this model has 2"):
+        model.extend(batch_of([1]), small_model(layers=3).start())
     with pytest.raises(ValueError, match="this attention has"):
-        model.extend(rows([1]), small_model(attention="full").start())
+        model.extend(batch_of([1]), small_model(attention="full").start())
     with pytest.raises(RuntimeError, match="training mode"):
-        model.train().extend(rows([1]), model.start())
+        model.train().extend(batch_of([1]), model.start())
 
 
 @pytest.mark.parametrize("backbone", ["bert4rec", "gru4rec"])
@@ -186,7 +184,7 @@ def test_other_backbones_keep_no_state(backbone):
     with pytest.raises(ConfigError, match=f"backbone {backbone} keeps no state"):
         model.start()
     with pytest.raises(ConfigError, match=f"backbone {backbone} keeps no state"):
-        model.extend(rows([1]), ModelState(()))
+        model.extend(batch_of([1]), ModelState(()))
 
 
 def test_a_failed_extension_leaves_the_state_usable():
@@ -194,14 +192,15 @@ def test_a_failed_extension_leaves_the_state_usable():
     old, new = random_histories(30, 6)
     state = in_parts(model, old, [30])[1]
     with pytest.raises(IndexError):
-        model.extend(rows([3, NUM_ITEMS]), state)
+        model.extend(batch_of([3, NUM_ITEMS]), state)
     broken = model.layers[1].attention.query
     model.layers[1].attention.query = None
     with pytest.raises(TypeError):
-        model.extend(rows([7, 7]), state)
+        model.extend(batch_of([7, 7]), state)
     model.layers[1].attention.query = broken
     expected = hidden_states(model, np.concatenate((old, new)))[-6:]
-    torch.testing.assert_close(model.extend(rows(new), state)[0], expected, rtol=1e-4, atol=1e-5)
+    hidden, _ = model.extend(batch_of(new), state)
+    torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bidirectional_dense_attention_has_no_state():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_baselines import NUM_ITEMS, make_log, scores
 
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.models.baselines import PersonalFrequency, PersonalRecency, personal
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from blossomrec.attention import BlossomAttention
-from blossomrec.data.batches import Batch, pack
+from blossomrec.data.batch import Batch, pack
+from blossomrec.data.history import History
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.models.bert4rec import append_item
 from blossomrec.models.sequence import build_model
@@ -18,7 +20,6 @@ from small_models import (
     ALL_MODELS,
     NUM_ITEMS,
     TRANSFORMERS,
-    encode,
     hidden_states,
     random_histories,
     small_config,
@@ -80,9 +81,8 @@ def test_gradient_reaches_every_parameter(options):
     items = batch.items.clone()
     if options["backbone"] == "bert4rec":
         items[::5] = NUM_ITEMS
-    encoded = model.encode(
-        items, batch.cu_seqlens, batch.max_length, lessons=torch.arange(len(items))
-    )
+    masked = replace(batch, items=items)
+    encoded = model.encode(masked, distil_rows=torch.arange(len(items)))
     logits = encoded.hidden @ model.output_weight().T
     loss = torch.nn.functional.cross_entropy(logits, batch.items.roll(-1))
     if options.get("attention") == "blossom":
@@ -130,16 +130,20 @@ def test_bert4rec_query_is_the_state_at_a_mask_behind_the_history(options):
 
 
 def test_appended_item_follows_the_last_events():
-    items = torch.arange(9)
-    cu_seqlens = torch.tensor([0, 1, 6, 6, 9], dtype=torch.int32)
-    appended, boundaries = append_item(items, cu_seqlens, 99, 3)
-    assert appended.tolist() == [0, 99, 3, 4, 5, 99, 99, 6, 7, 8, 99]
-    assert boundaries.tolist() == [0, 2, 6, 7, 11]
-    assert boundaries.dtype == torch.int32
+    items, cu_seqlens = torch.arange(9), torch.tensor([0, 1, 6, 6, 9], dtype=torch.int32)
+    batch = append_item(Batch(items, cu_seqlens, 5), 99, 3)
+    assert batch.items.tolist() == [0, 99, 3, 4, 5, 99, 99, 6, 7, 8, 99]
+    assert batch.cu_seqlens.tolist() == [0, 2, 6, 7, 11] and batch.max_length == 4
+    assert batch.cu_seqlens.dtype == torch.int32
+
+
+def test_an_appended_item_has_the_time_of_the_event_before():
+    batch = pack([History(np.arange(n), np.arange(n) * 10) for n in (1, 5)], ("items", "times"))
+    assert append_item(batch, 99, 3).times.tolist() == [0, 0, 20, 30, 40, 40]
 
 
 def test_empty_history_is_refused():
-    batch = Batch(torch.arange(3), torch.full((3,), -1), torch.tensor([0, 2, 2, 3]), 2)
+    batch = Batch(torch.arange(3), torch.tensor([0, 2, 2, 3]), 2)
     with pytest.raises(DataError, match="history 1 of the batch has no events"):
         small_model(backbone="sasrec").queries(batch)
 
@@ -178,15 +182,15 @@ def test_norms_stand_where_the_option_says(norm):
         x = model.embedding_norm(x)
         x = layer.attention_norm(x + attend(x))
         x = layer.feed_forward_norm(x + feed_forward(x))
-    torch.testing.assert_close(encode(model, batch).hidden, x)
+    torch.testing.assert_close(model.encode(batch).hidden, x)
 
 
 def test_dropout_acts_in_training_only():
     model = small_model(backbone="sasrec", attention="full", dropout=0.5)
     batch = pack(random_histories(7))
-    torch.testing.assert_close(encode(model, batch).hidden, encode(model, batch).hidden)
+    torch.testing.assert_close(model.encode(batch).hidden, model.encode(batch).hidden)
     model.train()
-    assert not torch.allclose(encode(model, batch).hidden, encode(model, batch).hidden)
+    assert not torch.allclose(model.encode(batch).hidden, model.encode(batch).hidden)
 
 
 def test_dropout_follows_attention_and_feed_forward():
@@ -210,9 +214,9 @@ def test_rooms_of_models_and_losses_do_without_polars():
 def test_layers_are_kept_when_asked_for(attention):
     model = small_model(backbone="sasrec", attention=attention, layers=3)
     batch = pack(random_histories(30, 4))
-    assert encode(model, batch).layers == ()
-    assert encode(model, batch).selector_loss is None
-    encoded = encode(model, batch, lessons=torch.arange(len(batch.items)), keep_layers=True)
+    assert model.encode(batch).layers == ()
+    assert model.encode(batch).selector_loss is None
+    encoded = model.encode(batch, distil_rows=torch.arange(len(batch.items)), keep_layers=True)
     assert [each.hidden.shape for each in encoded.layers] == [(34, 16)] * 3
     if attention == "blossom":
         assert encoded.layers[0].gates.shape == (34, 4, 2)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from blossomrec.config import EvaluationConfig
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
 from blossomrec.data.split import Cases, make_split
 from blossomrec.models import build_model
 from blossomrec.report.attention_profile import attention_profile
@@ -49,11 +49,9 @@ def test_gates_are_means_over_the_events_of_all_histories(tiny_log, cases):
     assert (profile.gates > 0).all() and (profile.gates < 1).all()
     gates = []
     for user, end in zip(profile.users, longest(cases, 3), strict=True):
-        batch = pack([tiny_log.history(user)[:end][-MAX_LEN:]])
+        batch = pack([tiny_log.history(user).items[:end][-MAX_LEN:]])
         with torch.no_grad():
-            encoded = model.encode(
-                batch.items, batch.cu_seqlens, batch.max_length, keep_layers=True
-            )
+            encoded = model.encode(batch, keep_layers=True)
         gates.append(torch.stack([layer.gates for layer in encoded.layers]))
     expected = torch.cat(gates, dim=1).mean(1).numpy()
     assert np.allclose(profile.gates, expected, atol=1e-5)

@@ -27,7 +27,7 @@ def test_a_table_and_the_log_prepared_from_it_are_the_same(store, tiny_events, t
         user = str(tiny_log.user_vocabulary.ids([row])[0])
         profile = store.profile(user, 1_000)
         assert profile == other.profile(user, 1_000)
-        history = tiny_log.item_vocabulary.ids(tiny_log.history(row)).to_list()
+        history = tiny_log.item_vocabulary.ids(tiny_log.history(row).items).to_list()
         assert [event.item for event in profile.last] == history
         times = tiny_log.timestamps[tiny_log.offsets[row] : tiny_log.offsets[row + 1]]
         assert [event.timestamp for event in profile.last] == times.tolist()
@@ -98,7 +98,7 @@ def test_equal_times_are_ordered_as_in_a_prepared_log(store, tmp_path):
     import_events(table, kept, ties="keep")
     for user in range(5):
         items = [event.item for event in store.profile(str(user), 100).last]
-        assert items == log.item_vocabulary.ids(log.history(user)).to_list()
+        assert items == log.item_vocabulary.ids(log.history(user).items).to_list()
         in_order = [item for owner, item, _ in baskets if owner == user]
         assert [event.item for event in kept.profile(str(user), 100).last] == in_order != items
     kept.close()

@@ -13,7 +13,7 @@ from serving_runs import WAIT
 
 from blossomrec.errors import ConfigError
 from blossomrec.serving.http import connections
-from blossomrec.serving.http.connections import ConnectionLimits, most_connections
+from blossomrec.serving.http.connections import ConnectionLimits, connection_limit
 from blossomrec.serving.http.server import Repeats, _Server, _settings
 from blossomrec.serving.metrics import Metrics
 
@@ -44,8 +44,8 @@ class App:
 class Serving:
     """A server in this loop; ``async with`` it."""
 
-    def __init__(self, app, *, most=100, seconds=60.0, idle=60.0):
-        self.limits = ConnectionLimits(most, seconds, Metrics())
+    def __init__(self, app, *, limit=100, seconds=60.0, idle=60.0):
+        self.limits = ConnectionLimits(limit, seconds, Metrics())
         settings = _settings(app, self.limits, 5)
         settings.timeout_keep_alive = idle
         self.server, self.opened = _Server(settings, None, self.limits), []
@@ -205,7 +205,7 @@ def test_an_answer_that_is_not_taken_is_given_up(sent):
 
 def test_more_connections_than_there_may_be():
     async def work():
-        async with Serving(App(), most=3) as serving:
+        async with Serving(App(), limit=3) as serving:
             kept = [await serving.connect(GET) for _ in range(3)]
             for reader, _ in kept:
                 await answer(reader)
@@ -293,14 +293,14 @@ def test_how_many_connections_there_may_be(monkeypatch):
     allowed, asked = [1_000, 2_000], []
     monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(allowed))
     monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: asked.append(wanted))
-    assert most_connections(10_000) == 2_000 - connections.RESERVED
+    assert connection_limit(10_000) == 2_000 - connections.RESERVED
     assert asked == [(2_000, 2_000)]
-    assert most_connections(100) == 100
+    assert connection_limit(100) == 100
     allowed[:] = 100, 100
     with pytest.raises(ConfigError, match=r"100 files open: at least 144 are needed \(ulimit -n\)"):
-        most_connections(1)
+        connection_limit(1)
     allowed[:] = [resource.RLIM_INFINITY] * 2
-    assert most_connections(10_000) == 10_000
+    assert connection_limit(10_000) == 10_000
 
 
 def test_what_is_logged_again_and_again_is_logged_once(caplog):

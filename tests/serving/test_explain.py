@@ -9,7 +9,7 @@ from torch import nn
 
 from blossomrec.attention import pattern
 from blossomrec.config import ModelConfig
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError
 from blossomrec.models import build_model
 from blossomrec.serving.engine import explain as explaining
@@ -55,9 +55,9 @@ def visible(layer, selected, length):
 
 def reference(model, rows, item):
     """The same shares by automatic differentiation of a dense model with everything held."""
-    items, length = torch.from_numpy(rows), len(rows)
-    cu_seqlens = torch.tensor([0, length], dtype=torch.int32)
-    leaf = x = model.embed(items).detach().requires_grad_()
+    batch, length = pack([rows]), len(rows)
+    cu_seqlens = batch.cu_seqlens
+    leaf = x = model.embed(batch).detach().requires_grad_()
     through = []
     for layer in model.stack():
         attention = layer.attention
@@ -128,7 +128,7 @@ def test_selected_blocks_and_gates_are_those_of_the_model(one_thread):
     model = model_of(layers=2, heads=4, kv_heads=2, top_n=2)
     rows = np.random.default_rng(5).integers(0, ITEMS, 90)
     batch = pack([rows])
-    encoded = model.encode(batch.items, batch.cu_seqlens, 90, keep_layers=True)
+    encoded = model.encode(batch, keep_layers=True)
     for found, layer in zip(explain(model, rows, 0).layers, encoded.layers, strict=True):
         assert found.gates == pytest.approx(layer.gates[-1].detach().numpy(), abs=1e-5)
         listed = [block for block, heads in found.selected.items() for _ in range(heads)]
@@ -154,7 +154,7 @@ def caused(rng, count, length=24):
 
 
 @pytest.fixture(scope="module")
-def taught():
+def trained():
     """A model that has learned that a cause, wherever it stands, decides what comes next."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -166,7 +166,7 @@ def taught():
     for _ in range(300):
         histories, _, targets = caused(rng, 64)
         batch = pack(list(histories))
-        hidden = model.encode(batch.items, batch.cu_seqlens, 24).hidden[23::24]
+        hidden = model.encode(batch).hidden[23::24]
         loss = nn.functional.cross_entropy(
             hidden @ model.output_weight().T, torch.from_numpy(targets)
         )
@@ -178,25 +178,25 @@ def taught():
     return model.eval()
 
 
-def test_a_known_cause_comes_first(taught, one_thread):
+def test_a_known_cause_comes_first(trained, one_thread):
     histories, places, targets = caused(np.random.default_rng(1), 60)
     explanations = [
-        explain(taught, rows, int(item)) for rows, item in zip(histories, targets, strict=True)
+        explain(trained, rows, int(item)) for rows, item in zip(histories, targets, strict=True)
     ]
     first = np.array([one.contributions.argmax() for one in explanations])
     assert (first == places).mean() >= 0.95
 
 
-def test_removing_what_counts_most_changes_the_score_more(taught, one_thread):
+def test_removing_what_counts_most_changes_the_score_more(trained, one_thread):
     rng = np.random.default_rng(2)
     histories, _, targets = caused(rng, 40)
     most, others = [], []
     for rows, item in zip(histories, targets, strict=True):
-        found = explain(taught, rows, int(item))
+        found = explain(trained, rows, int(item))
         order = np.argsort(-found.contributions)
         chosen = [order[:5], rng.choice(len(rows), 5, replace=False)]
-        queries = taught.queries(pack([np.delete(rows, places) for places in chosen]))
-        changes = np.abs(taught.scores(queries, item, item + 1)[:, 0].numpy() - found.score)
+        queries = trained.queries(pack([np.delete(rows, places) for places in chosen]))
+        changes = np.abs(trained.scores(queries, item, item + 1)[:, 0].numpy() - found.score)
         most.append(changes[0])
         others.append(changes[1])
     assert np.mean(most) > 2.5 * np.mean(others)

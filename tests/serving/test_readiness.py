@@ -147,8 +147,8 @@ def test_a_length_that_lies_keeps_nobody_busy(server, item_ids, monkeypatch):
     original = reader.tail
     reads = []
 
-    def lying(user, number, start, most):
-        tail = original(user, number, start, most)
+    def lying(user, number, start, limit):
+        tail = original(user, number, start, limit)
         reads.append(user)
         return tail._replace(length=10**6) if user == "anna" else tail
 
@@ -166,8 +166,8 @@ def test_a_history_that_cannot_be_read_on_is_refused():
     from blossomrec.serving.metrics import Metrics
 
     class Lying:
-        def tail(self, user, number, start, most):
-            return Tail(1, 0, 5, [])
+        def tail(self, user, number, start, limit):
+            return Tail(1, 0, 5, [], [])
 
     with pytest.raises(Refusal, match="shorter than its length says"):
         Histories(Lying(), Metrics()).read_on(None, "anna", UserHistory(1))

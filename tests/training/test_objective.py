@@ -16,11 +16,6 @@ CPU = torch.device("cpu")
 SIZES = {"max_len": 20, "tokens_per_batch": 200, "seed": 0}
 
 
-def losses_of(objective, step):
-    batch = step.batch
-    return objective(batch.items, batch.targets, batch.cu_seqlens, batch.max_length, step.positions)
-
-
 def objective(num_items, weight, **model):
     torch.manual_seed(0)
     loss = build_loss(SMALL_TRAINING, np.ones(num_items), num_items)
@@ -35,7 +30,7 @@ def steps(tiny_log, split):
 
 
 def test_every_target_of_an_epoch_is_counted(steps, split):
-    assert all(step.positions is None for step in steps)
+    assert all(step.rows is None for step in steps)
     assert sum(step.num_targets for step in steps) == np.maximum(split.train_end - 1, 0).sum()
 
 
@@ -43,30 +38,30 @@ def test_only_masked_events_are_predicted(tiny_log, split):
     batches = ClozeBatches(tiny_log, split.train_end, mask_probability=0.3, **SIZES)
     step = next(device_steps(batches.epoch(0), CPU))
     batch = step.batch
-    assert step.positions.tolist() == (batch.targets >= 0).nonzero()[:, 0].tolist()
-    assert step.num_targets == len(step.positions) < len(batch.items)
+    assert step.rows.tolist() == (batch.targets >= 0).nonzero()[:, 0].tolist()
+    assert step.num_targets == len(step.rows) < len(batch.items)
     bert = objective(tiny_log.num_items, 0.0, backbone="bert4rec")
-    hidden = bert.model.encode(batch.items, batch.cu_seqlens, batch.max_length).hidden
+    hidden = bert.model.encode(batch).hidden
     expected = cross_entropy(
         hidden[batch.targets >= 0], bert.model.output_weight(), batch.targets[batch.targets >= 0]
     )
-    assert torch.allclose(losses_of(bert, step).loss, expected)
+    assert torch.allclose(bert(step).loss, expected)
 
 
 def test_selector_loss_is_added_with_its_weight(tiny_log, steps):
     for weight in (1.0, 0.5):
-        losses = losses_of(objective(tiny_log.num_items, weight), steps[0])
+        losses = objective(tiny_log.num_items, weight)(steps[0])
         assert losses.selector.item() > 0
         assert losses.total.item() == pytest.approx((losses.loss + weight * losses.selector).item())
 
 
 def test_no_selector_loss_where_it_weighs_nothing_or_there_is_no_selector(tiny_log, steps):
-    for untaught in (
+    for without in (
         objective(tiny_log.num_items, 0.0),
         objective(tiny_log.num_items, 1.0, attention="full"),
         objective(tiny_log.num_items, 1.0, backbone="gru4rec"),
     ):
-        losses = losses_of(untaught, steps[0])
+        losses = without(steps[0])
         assert losses.selector is None
         assert losses.total is losses.loss
 
@@ -74,7 +69,7 @@ def test_no_selector_loss_where_it_weighs_nothing_or_there_is_no_selector(tiny_l
 def test_training_counts_leave_held_out_events_aside(tiny_log, split):
     expected = np.zeros(tiny_log.num_items, dtype=np.int64)
     for user in range(tiny_log.num_users):
-        np.add.at(expected, tiny_log.history(user)[: split.train_end[user]], 1)
+        np.add.at(expected, tiny_log.history(user).items[: split.train_end[user]], 1)
     assert training_counts(tiny_log, split.train_end).tolist() == expected.tolist()
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from small_training import SMALL_MODEL, SMALL_TRAINING
 
+from blossomrec.data.batch import Batch
 from blossomrec.losses import build_loss
 from blossomrec.models import build_model
 from blossomrec.training import state as stored
@@ -49,7 +50,7 @@ def parts(seed, loss="bpr"):
 
 def step(model, optimizer, loss):
     items = torch.randint(0, 30, (12,))
-    encoded = model.encode(items, torch.tensor([0, 5, 12], dtype=torch.int32), 7)
+    encoded = model.encode(Batch(items, torch.tensor([0, 5, 12], dtype=torch.int32), 7))
     value = loss(encoded.hidden, model.output_weight(), items)
     value.backward()
     optimizer.step()

@@ -1,5 +1,7 @@
 """Steps on batches of one shape are those on batches as they come, and nothing waits in them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from blossomrec.errors import ConfigError
 from blossomrec.models import build_model, fused
 from blossomrec.training.objective import device_steps
 from blossomrec.training.setup import build_parts, open_fabric
-from blossomrec.training.shape import Inputs, Shape, padded
+from blossomrec.training.shape import Shape
 from blossomrec.training.update import WARM_UP, GraphUpdate, Update, build_update
 from waiting import Waits
 
@@ -32,7 +34,7 @@ def weights(parts):
 
 
 @pytest.mark.parametrize("attention", ["blossom", "full"])
-def test_a_padded_batch_teaches_what_the_batch_does(tiny_log, split, attention):
+def test_a_padded_batch_trains_as_the_batch_does(tiny_log, split, attention):
     found = []
     for fixed in (True, False):
         parts = parts_of(tiny_log, split, attention=attention)
@@ -41,10 +43,9 @@ def test_a_padded_batch_teaches_what_the_batch_does(tiny_log, split, attention):
         torch.manual_seed(1)
         losses = []
         for step in steps_of(parts, parts.shape if fixed else None):
-            assert (step.numbers is not None) == fixed
-            if not fixed:
-                # The number of lessons follows from it.
-                step = step._replace(batch=with_max_length(step.batch, parts.shape.max_length))
+            assert step.padded == fixed
+            # The number of sampled events follows from it.
+            step.batch = replace(step.batch, max_length=parts.shape.max_length)
             losses.append([float(each) for each in update(step, 0.01).values()])
         found.append((torch.tensor(losses), *weights(parts)))
     assert len(found[0][0]) > 5
@@ -53,44 +54,41 @@ def test_a_padded_batch_teaches_what_the_batch_does(tiny_log, split, attention):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def with_max_length(batch, max_length):
-    return type(batch)(batch.items, batch.targets, batch.cu_seqlens, max_length)
-
-
 def test_what_is_padded_belongs_to_histories_without_targets(tiny_log, split):
     sizes = {"max_len": 20, "tokens_per_batch": 200, "seed": 0}
     batches = TrainingBatches(tiny_log, split.train_end, **sizes)
     shape = Shape.of(batches)
     for epoch in (0, 3):
         for batch in batches.epoch(epoch):
-            numbers = padded(batch, shape)
-            assert len(numbers) == sum(shape.sizes)
-            given = Inputs.of(numbers, shape)
-            count, lengths = len(batch.items), given.bounds.diff()
-            assert given.bounds[0] == 0
-            assert given.bounds[-1] == shape.tokens == len(given.items)
-            assert 0 <= lengths.min() <= lengths.max() <= shape.max_length
-            assert torch.equal(given.bounds[: len(batch.cu_seqlens)], batch.cu_seqlens.long())
+            given = batch.pad(*shape)
+            count, lengths = len(batch.items), given.cu_seqlens.diff()
+            assert given.cu_seqlens[0] == 0
+            assert given.cu_seqlens[-1] == shape.tokens == len(given.items)
+            assert given.num_histories == shape.histories
+            assert 0 <= lengths.min() <= lengths.max() <= shape.max_length == given.max_length
+            assert torch.equal(given.cu_seqlens[: len(batch.cu_seqlens)], batch.cu_seqlens)
             assert torch.equal(given.items[:count], batch.items)
             assert torch.equal(given.targets[:count], batch.targets)
             assert (given.targets[count:] == -1).all()
-            assert given.lessons[:count].tolist() == list(range(count))
-            assert (given.lessons[count:] == shape.tokens).all()
+            (step,) = device_steps(iter([batch]), torch.device("cpu"), shape)
+            assert torch.equal(step.batch.items, given.items) and step.num_targets == count
+            assert step.distil_rows[:count].tolist() == list(range(count))
+            assert (step.distil_rows[count:] == shape.tokens).all()
 
 
 def test_a_window_longer_than_the_budget_fits(tiny_log, split):
     batches = TrainingBatches(tiny_log, split.train_end, max_len=50, tokens_per_batch=30, seed=0)
     shape = Shape.of(batches)
     assert shape.tokens == shape.max_length == 50
-    assert all(padded(batch, shape) is not None for batch in batches.epoch(0))
+    assert all(batch.pad(*shape) is not None for batch in batches.epoch(0))
 
 
 def test_a_batch_that_does_not_fit_is_trained_on_as_it_is(tiny_log, split):
     parts = parts_of(tiny_log, split)
     small = parts.shape._replace(histories=12)
     steps = steps_of(parts, small)
-    assert {step.numbers is None for step in steps} == {True, False}
-    update, seen = GraphUpdate(Update(parts, 1.0), small), []
+    assert {step.padded for step in steps} == {True, False}
+    update, seen = GraphUpdate(Update(parts, 1.0)), []
     for step in steps:
         before = weights(parts)
         seen.append(float(update(step, 0.01)["loss"]))
@@ -98,7 +96,7 @@ def test_a_batch_that_does_not_fit_is_trained_on_as_it_is(tiny_log, split):
     assert all(np.isfinite(seen))
 
 
-def test_lessons_with_places_for_no_row_are_those_without(tiny_log, split):
+def test_a_sample_of_rows_filled_up_is_that_without(tiny_log, split):
     from blossomrec.attention.packing import Packing
     from blossomrec.attention.selector import _draw, sample_sizes
 
@@ -187,16 +185,15 @@ def test_a_graph_that_cannot_be_is_refused_where_asked_for(tiny_log, split, opti
         parts_of(tiny_log, split, **options)
 
 
-def test_masked_events_alone_may_teach(tiny_log, split):
+def test_the_selector_is_distilled_at_masked_events_alone(tiny_log, split):
     batches = ClozeBatches(
         tiny_log, split.train_end, max_len=20, tokens_per_batch=90, seed=0, mask_probability=0.3
     )
     shape = Shape.of(batches)
-    for batch in batches.epoch(0):
-        lessons = Inputs.of(padded(batch, shape), shape).lessons
-        masked = (batch.targets >= 0).nonzero()[:, 0]
-        assert torch.equal(lessons[: len(masked)], masked)
-        assert (lessons[len(masked) :] == shape.tokens).all()
+    for step in device_steps(batches.epoch(0), torch.device("cpu"), shape):
+        masked = (step.batch.targets >= 0).nonzero()[:, 0]
+        assert torch.equal(step.distil_rows[: len(masked)], masked)
+        assert (step.distil_rows[len(masked) :] == shape.tokens).all()
 
 
 @pytest.mark.gpu

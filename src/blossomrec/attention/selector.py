@@ -1,4 +1,4 @@
-"""What teaches the selector: the importance of blocks follows the attention they would get.
+"""Distillation of the selector: the importance of blocks follows the attention they would get.
 
 Choosing blocks is a discrete step, so no gradient of the recommendation loss reaches the importance
 by which they are chosen. Instead, for a sample of events, the softmax over the importance of *all*

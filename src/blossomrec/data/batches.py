@@ -1,16 +1,17 @@
-"""Packed batches: histories of a token budget one after another, without padding."""
+"""Packed batches of a log: windows to train on, and histories to be encoded."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+import queue
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from blossomrec.data.batch import Batch, make_batch
+from blossomrec.data.history import ITEMS_ALONE
 from blossomrec.data.log import EventLog
-from blossomrec.data.prefetch import prefetch
 from blossomrec.data.windows import Windows, boundaries, cut_windows, fill, gather_index
 from blossomrec.errors import ConfigError, DataError
 
@@ -18,47 +19,7 @@ from blossomrec.errors import ConfigError, DataError
 # history, as in BERT4Rec (Sun et al. 2019), which adds one such pass to ten random ones.
 LAST_ONLY_SHARE = 1 / 11
 
-
-@dataclass(frozen=True)
-class Batch:
-    """T events of B histories, packed.
-
-    items: item rows, int64 [T]; targets: the item row to predict at each event, -1 where there is
-    none, int64 [T]; cu_seqlens: where each history starts and the last one ends, int32 [B+1];
-    max_length: events of the longest history.
-    """
-
-    items: Tensor
-    targets: Tensor
-    cu_seqlens: Tensor
-    max_length: int
-
-    @property
-    def num_histories(self) -> int:
-        return len(self.cu_seqlens) - 1
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on ``device``."""
-        return Batch(
-            self.items.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            self.cu_seqlens.to(device, non_blocking=True),
-            self.max_length,
-        )
-
-
-def pack(histories: Sequence[np.ndarray]) -> Batch:
-    """A batch, without targets, of histories given as arrays of item rows, oldest event first.
-
-    Raises DataError when there is no history or one of them is empty.
-    """
-    lengths = np.asarray([len(history) for history in histories], dtype=np.int64)
-    if len(lengths) == 0:
-        raise DataError("there is no history to pack")
-    if not lengths.all():
-        raise DataError(f"history {int(np.argmin(lengths))} (counted from 0) has no events")
-    items = np.concatenate([np.asarray(history, dtype=np.int64) for history in histories])
-    return _make_batch(items, None, lengths)
+T = TypeVar("T")
 
 
 class TrainingBatches:
@@ -77,17 +38,19 @@ class TrainingBatches:
         max_len: int,
         tokens_per_batch: int,
         seed: int,
+        inputs: Sequence[str] = ITEMS_ALONE,
     ):
         """train_end: int64 [U], how many of each user's first events may be trained on.
 
         max_len: most inputs in a window; tokens_per_batch: most events in a batch (only a window
-        that is longer by itself goes over it). Raises ConfigError and DataError.
+        that is longer by itself goes over it); inputs: what of the events a batch has. Raises
+        ConfigError and DataError.
         """
         _check_sizes(max_len, tokens_per_batch)
         self.max_len = max_len
         self.tokens_per_batch = tokens_per_batch
         self.seed = seed
-        self._items = np.asarray(log.items)
+        self._columns = log.columns(inputs)
         offsets, train_end = np.asarray(log.offsets), np.asarray(train_end, dtype=np.int64)
         _check_ends(offsets, train_end, "train_end", lowest=0)
         used = train_end >= 2
@@ -146,7 +109,7 @@ class TrainingBatches:
 
     def _batch(self, starts: np.ndarray, lengths: np.ndarray, epoch: int, step: int) -> Batch:
         index = gather_index(starts, lengths)
-        return _make_batch(self._items[index], self._items[index + 1], lengths)
+        return make_batch(lengths, _at(self._columns, index), self._columns["items"][index + 1])
 
 
 class ClozeBatches(TrainingBatches):
@@ -166,13 +129,13 @@ class ClozeBatches(TrainingBatches):
         tokens_per_batch: int,
         seed: int,
         mask_probability: float,
+        inputs: Sequence[str] = ITEMS_ALONE,
     ):
         """Arguments and errors as of TrainingBatches; 0 < mask_probability < 1."""
         if not 0 < mask_probability < 1:
             raise ConfigError(f"mask_probability is {mask_probability}: it must be between 0 and 1")
-        super().__init__(
-            log, train_end, max_len=max_len, tokens_per_batch=tokens_per_batch, seed=seed
-        )
+        sizes = {"max_len": max_len, "tokens_per_batch": tokens_per_batch}
+        super().__init__(log, train_end, **sizes, seed=seed, inputs=inputs)
         self.mask_probability = mask_probability
         self.mask_row = log.num_items
 
@@ -180,11 +143,10 @@ class ClozeBatches(TrainingBatches):
         return train_events
 
     def _batch(self, starts: np.ndarray, lengths: np.ndarray, epoch: int, step: int) -> Batch:
-        items = self._items[gather_index(starts, lengths)]
-        masked = self._mask(lengths, _generator(self.seed, epoch, step))
-        return _make_batch(
-            np.where(masked, self.mask_row, items), np.where(masked, items, -1), lengths
-        )
+        events = _at(self._columns, gather_index(starts, lengths))
+        items, masked = events["items"], self._mask(lengths, _generator(self.seed, epoch, step))
+        events["items"] = np.where(masked, self.mask_row, items)
+        return make_batch(lengths, events, np.where(masked, items, -1))
 
     def _mask(self, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Which of the packed events are masked: bool [T]."""
@@ -210,8 +172,10 @@ class HistoryBatches:
         *,
         max_len: int,
         tokens_per_batch: int,
+        inputs: Sequence[str] = ITEMS_ALONE,
     ):
-        """users: user rows, int64 [M]; history_end: position in the history, over 0, int64 [M].
+        """users: user rows, int64 [M]; history_end: position in the history, over 0, int64 [M];
+        inputs: what of the events a batch has.
 
         Raises ConfigError for sizes, ValueError for positions outside of the history.
         """
@@ -220,7 +184,7 @@ class HistoryBatches:
         if len(users) and (users.min() < 0 or users.max() >= log.num_users):
             raise ValueError(f"users must be rows from 0 to {log.num_users - 1}")
         offsets = np.asarray(log.offsets)
-        self._items = np.asarray(log.items)
+        self._columns = log.columns(inputs)
         _check_ends(offsets, history_end, "history_end", lowest=1, users=users)
         self._lengths = np.minimum(history_end, max_len)
         self._starts = offsets[users] + history_end - self._lengths
@@ -230,31 +194,25 @@ class HistoryBatches:
         return len(self._cuts) - 1
 
     def __iter__(self) -> Generator[tuple[slice, Batch]]:
-        """Pairs of the numbers of the cases and their batch, whose targets are all -1."""
+        """Pairs of the numbers of the cases and their batch, which has no targets."""
         return prefetch(self._batches())
 
     def _batches(self) -> Iterator[tuple[slice, Batch]]:
         for start, stop in zip(self._cuts[:-1].tolist(), self._cuts[1:].tolist(), strict=True):
             cases = slice(start, stop)
             lengths = self._lengths[cases]
-            items = self._items[gather_index(self._starts[cases], lengths)]
-            yield cases, _make_batch(items, None, lengths)
+            index = gather_index(self._starts[cases], lengths)
+            yield cases, make_batch(lengths, _at(self._columns, index))
 
 
-def _make_batch(items: np.ndarray, targets: np.ndarray | None, lengths: np.ndarray) -> Batch:
-    if targets is None:
-        targets = np.full(len(items), -1, dtype=np.int64)
-    return Batch(
-        torch.from_numpy(items.astype(np.int64, copy=False)),
-        torch.from_numpy(targets.astype(np.int64, copy=False)),
-        torch.from_numpy(boundaries(lengths).astype(np.int32)),
-        int(lengths.max()),
-    )
+def _at(columns: Mapping[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
+    """The entries of some events."""
+    return {name: column[index] for name, column in columns.items()}
 
 
-def _generator(seed: int, *place: int) -> np.random.Generator:
-    """Random numbers that depend on the seed and the place in the training alone."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=place)))
+def _generator(seed: int, *point: int) -> np.random.Generator:
+    """Random numbers that depend on the seed and the point of the training alone."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=point)))
 
 
 def _check_sizes(max_len: int, tokens_per_batch: int) -> None:
@@ -282,3 +240,56 @@ def _check_ends(
             f"{name}[{place}] is {ends[place]}: it must be from {lowest} to {lengths[place]}, "
             "the length of the history"
         )
+
+
+class _End:
+    """Last entry of the queue; ``error`` is what stopped the source, if anything did."""
+
+    def __init__(self, error: BaseException | None = None):
+        self.error = error
+
+
+def prefetch(source: Iterator[T], depth: int = 2) -> Generator[T]:
+    """The elements of ``source``, up to ``depth`` of them made ahead by a thread.
+
+    An exception of the source is raised here, in place of the element that failed. Closing the
+    iterator (also by leaving a ``for`` loop over the only reference to it) ends the thread.
+    """
+    ahead: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    closed = threading.Event()
+    thread = threading.Thread(
+        target=_produce, args=(source, ahead, closed), name="prefetch", daemon=True
+    )
+    thread.start()
+    try:
+        while not isinstance(entry := ahead.get(), _End):
+            yield entry
+        if entry.error is not None:
+            raise entry.error
+    finally:
+        closed.set()
+        while thread.is_alive():
+            # Whatever the thread still puts has room, so that it comes to its end.
+            _drain(ahead)
+            thread.join(0.01)
+
+
+def _produce(source: Iterator[T], ahead: queue.Queue[Any], closed: threading.Event) -> None:
+    end = _End()
+    try:
+        for element in source:
+            ahead.put(element)
+            if closed.is_set():
+                # The consumer has emptied the queue and reads no end.
+                return
+    except BaseException as error:
+        end = _End(error)
+    ahead.put(end)
+
+
+def _drain(ahead: queue.Queue[Any]) -> None:
+    while True:
+        try:
+            ahead.get_nowait()
+        except queue.Empty:
+            return

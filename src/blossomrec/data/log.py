@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from blossomrec.data.history import History
 from blossomrec.data.identity import identity_digest, log_identity
 from blossomrec.data.vocabulary import Vocabulary, natural, read_description, text
 from blossomrec.errors import DataError
@@ -101,7 +103,7 @@ class EventLog:
     ) -> EventLog:
         """Read, check, filter and sort a table of events and write it to ``folder``.
 
-        source: as of ``read_events``. folder: replaced if it is a prepared log, refused if it is
+        source: as of ``read_table``. folder: replaced if it is a prepared log, refused if it is
         anything else that is not empty; None is a temporary folder that lives as long as the log.
 
         options, all of them by name:
@@ -109,7 +111,7 @@ class EventLog:
         - ``user``, ``item``, ``timestamp``: columns, ``"user_id"``, ``"item_id"`` and
           ``"timestamp"`` without them. ``weight``: column of weights, which are checked and stored;
           training, evaluation and recommending do not use them yet.
-        - ``separator``, ``quote``, ``multiline``, ``normalize_ids``: as of ``read_events``.
+        - ``separator``, ``quote``, ``multiline``, ``normalize_ids``: as of ``read_table``.
         - ``ties``: events of a user with equal times "keep" the order of the table, or are put into
           one that depends on nothing but user, time and item: "shuffle". "auto" shuffles, with a
           warning, where more than 95 % of at least 100 steps between them lead to a higher item id:
@@ -188,11 +190,25 @@ class EventLog:
         """SHA-256 over the whole identity."""
         return identity_digest(self.identity)
 
-    def history(self, user_row: int) -> np.ndarray:
-        """Item rows of a user's events, oldest first: int32."""
+    def columns(self, inputs: Iterable[str]) -> dict[str, np.ndarray]:
+        """The arrays [E] of the inputs that are named as in :class:`History`, memory-mapped.
+
+        Raises:
+            DataError: the log has no such input.
+        """
+        known = {"items": self.items, "times": self.timestamps}
+        for name in inputs:
+            if name not in known:
+                raise DataError(f"{self.folder} has no {name}: it has {', '.join(known)}")
+        return {name: np.asarray(known[name]) for name in inputs}
+
+    def history(self, user_row: int) -> History:
+        """A user's events, oldest first: item rows, int32, and times."""
         if not 0 <= user_row < self.num_users:
             raise IndexError(f"user row {user_row} is not from 0 to {self.num_users - 1}")
-        return np.asarray(self.items[self.offsets[user_row] : self.offsets[user_row + 1]])
+        columns = self.columns(("items", "times"))
+        part = slice(self.offsets[user_row], self.offsets[user_row + 1])
+        return History(**{name: column[part] for name, column in columns.items()})
 
     def __repr__(self) -> str:
         return (

@@ -96,11 +96,11 @@ class _Sessions:
 
 def _check(config: SimulationConfig) -> None:
     check(config)
-    most = _most_events(config)
-    if not config.min_events <= config.events_per_user <= most:
+    limit = _most_events(config)
+    if not config.min_events <= config.events_per_user <= limit:
         raise ConfigError(
             f"events_per_user is {config.events_per_user}: it must be from min_events, "
-            f"{config.min_events}, to the most events of a user, {most}"
+            f"{config.min_events}, to the most events of a user, {limit}"
         )
     if config.interests_per_user > config.interests:
         raise ConfigError(

@@ -223,9 +223,9 @@ def _no_list(given: Any, what: str) -> str:
     return f"{_shown(given)} is not a list of ids: give a list of {what}s{advice}"
 
 
-def _shown(value: Any, most: int = 60) -> str:
+def _shown(value: Any, limit: int = 60) -> str:
     shown = " ".join(repr(value).split())
-    return shown if len(shown) <= most else f"{shown[:most]}..."
+    return shown if len(shown) <= limit else f"{shown[:limit]}..."
 
 
 def _number(one: int | str) -> int | None:

@@ -130,6 +130,7 @@ def evaluate(
         # Simple baselines look at one event, or none; batches have at least two.
         max_len=max(2, scorer.max_len) if options.max_len is None else options.max_len,
         tokens_per_batch=tokens_per_batch,
+        inputs=scorer.inputs,
     )
     blocks = _query_blocks(scorer, batches, device, block.rows)
     with scoring.scoring_mode(scorer):

@@ -21,7 +21,7 @@ from blossomrec.errors import ConfigError, DataError, TrainingError
 from blossomrec.evaluation import scoring
 
 if TYPE_CHECKING:
-    from blossomrec.data.batches import Batch
+    from blossomrec.data.batch import Batch
 
 
 TILE_ROWS = 32
@@ -216,7 +216,7 @@ def top_k(
         TrainingError: a score is not a number.
     """
     k = whole_number("k", k)
-    histories, device = len(batch.cu_seqlens) - 1, torch.device(device)
+    histories, device = batch.num_histories, torch.device(device)
     if seen is not None and len(seen) != histories:
         raise DataError(f"seen has {len(seen)} entries for {histories} histories")
     if items is not None:

@@ -118,26 +118,26 @@ def _add_rows(
     """Summed loss of some rows; adds their share to ``gradients``, [M, D] and [I, D], if given."""
     exact = torch.promote_types(factors.dtype, torch.float32)
     columns = [slice(start, start + width) for start in range(0, len(items), width)]
-    normaliser = torch.full_like(targets, -torch.inf, dtype=exact)
-    target_logits = torch.zeros_like(normaliser)
-    logits = normaliser
+    lse = torch.full_like(targets, -torch.inf, dtype=exact)
+    target_logits = torch.zeros_like(lse)
+    logits = lse
     for column in columns:
         logits = product(factors, items[column].T)
-        normaliser = torch.logaddexp(normaliser, logits.logsumexp(1))
+        lse = torch.logaddexp(lse, logits.logsumexp(1))
         target_logits += _at_targets(logits, targets, column.start)
     # Where there is no target nothing is likely, and nothing is lost.
     counted = targets >= 0
-    normaliser = normaliser.masked_fill(~counted, torch.inf)
+    lse = lse.masked_fill(~counted, torch.inf)
     for column in columns if gradients else ():
         # A single tile is still there; several are computed again rather than kept.
         if len(columns) > 1:
             logits = product(factors, items[column].T)
-        excess = logits.sub_(normaliser[:, None]).exp_()
+        excess = logits.sub_(lse[:, None]).exp_()
         _subtract_targets(excess, targets, column.start)
         excess = excess.to(factors.dtype)
         gradients[0][rows] += product(excess, items[column])
         gradients[1][column] += product(excess.T, factors)
-    return (normaliser - target_logits).masked_fill(~counted, 0.0).sum()
+    return (lse - target_logits).masked_fill(~counted, 0.0).sum()
 
 
 def _at_targets(logits: Tensor, targets: Tensor, start: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ from blossomrec.models.transformer import TransformerModel
 if TYPE_CHECKING:
     import numpy as np
 
-    from blossomrec.data.batches import Batch
+    from blossomrec.data.batch import Batch
     from blossomrec.data.log import EventLog
 
 
@@ -42,7 +43,9 @@ class BERT4Rec(TransformerModel):
         cls, log: EventLog, train_end: np.ndarray, config: RunConfig
     ) -> ClozeBatches:
         share = config.training.mask_probability
-        return ClozeBatches(log, train_end, mask_probability=share, **batch_sizes(config))
+        return ClozeBatches(
+            log, train_end, mask_probability=share, inputs=cls.inputs, **batch_sizes(config)
+        )
 
     @property
     def mask_item(self) -> int:
@@ -52,31 +55,21 @@ class BERT4Rec(TransformerModel):
     @torch.no_grad()
     def queries(self, batch: Batch) -> Tensor:
         """State at a mask behind the last ``max_len - 1`` events of each history, [B, D]."""
-        longest = self.config.max_len - 1
-        items, cu_seqlens = append_item(batch.items, batch.cu_seqlens, self.mask_item, longest)
-        encoded = self.encode(items, cu_seqlens, min(batch.max_length, longest) + 1)
-        return encoded.hidden[cu_seqlens[1:].long() - 1]
+        masked = append_item(batch, self.mask_item, self.config.max_len - 1)
+        return self.encode(masked).hidden[masked.last_rows]
 
 
-def append_item(
-    items: Tensor, cu_seqlens: Tensor, item: int, longest: int
-) -> tuple[Tensor, Tensor]:
-    """Cut packed histories to their last ``longest`` events and put ``item`` after each.
+def append_item(batch: Batch, item: int, longest: int) -> Batch:
+    """Cut packed histories to their last ``longest`` events and put one more after each.
 
-    Args:
-        items: int64 [T].
-        cu_seqlens: int32 [B+1].
-        item: item row to append.
-        longest: events of each history that are kept.
-
-    Returns:
-        items, int64 [T'], and cu_seqlens, int32 [B+1], of the new batch.
+    The event that is added has the item row ``item``; the rest of it is that of the one before.
     """
-    lengths = cu_seqlens.long().diff().clamp(max=longest) + 1
+    lengths = batch.cu_seqlens.long().diff().clamp(max=longest) + 1
     appended = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     total = int(appended[-1])
-    history, place = histories(appended, total), positions(appended, total)
-    before_end = lengths[history] - 1 - place  # 0 at the new item
-    source = cu_seqlens[1:].long()[history] - before_end
-    source = torch.where(before_end == 0, len(items), source)
-    return torch.cat([items, items.new_tensor([item])])[source], appended
+    history, position = histories(appended, total), positions(appended, total)
+    before_end = lengths[history] - 1 - position  # 0 at the new item
+    source = batch.cu_seqlens[1:].long()[history] - before_end.clamp(min=1)
+    longest = min(batch.max_length, longest) + 1
+    events = batch.take(source, appended, longest)
+    return replace(events, items=torch.where(before_end == 0, item, events.items))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from blossomrec.attention.buckets import Buckets
 from blossomrec.config import ModelConfig
 from blossomrec.models.sequence import Encoded, SequenceModel
+
+if TYPE_CHECKING:
+    from blossomrec.data.batch import Batch
 
 
 class GRU4Rec(SequenceModel):
@@ -31,19 +36,13 @@ class GRU4Rec(SequenceModel):
         nn.init.zeros_(self.out.bias)
 
     def encode(
-        self,
-        items: Tensor,
-        cu_seqlens: Tensor,
-        max_length: int,
-        *,
-        lessons: Tensor | None = None,
-        keep_layers: bool = False,
+        self, batch: Batch, *, distil_rows: Tensor | None = None, keep_layers: bool = False
     ) -> Encoded:
         # Rectangles rather than PyTorch's packed sequences, whose backward pass on a CPU touches
         # every row at every step.
-        buckets = Buckets.of(cu_seqlens, len(items), max_length)
+        buckets = Buckets.of(batch.cu_seqlens, len(batch.items), batch.max_length)
         # The recurrence stays in float32: rounding would add up along a history.
-        with torch.autocast(items.device.type, enabled=False):
-            groups = buckets.pad(self.embed(items).float())
+        with torch.autocast(batch.items.device.type, enabled=False):
+            groups = buckets.pad(self.embed(batch).float())
             states = buckets.unpad([self.gru(group)[0] for group in groups])
         return Encoded(self.final_norm(self.dropout(self.out(states))))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from blossomrec.data.batches import Batch
+    from blossomrec.data.batch import Batch
 
 
 class Scorer(Protocol):
@@ -15,9 +15,11 @@ class Scorer(Protocol):
 
     Attributes:
         num_items: size of the catalogue.
+        inputs: what of the events it takes, names of the arrays of a :class:`History`.
     """
 
     num_items: int
+    inputs: ClassVar[tuple[str, ...]]
 
     @property
     def max_len(self) -> int:

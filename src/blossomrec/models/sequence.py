@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from blossomrec.attention import AttentionOutput
 from blossomrec.config import ModelConfig, RunConfig, check
 from blossomrec.data.batches import TrainingBatches
+from blossomrec.data.history import ITEMS_ALONE
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.models import fused
 from blossomrec.registry import BACKBONES
@@ -20,7 +21,7 @@ from blossomrec.registry import BACKBONES
 if TYPE_CHECKING:
     import numpy as np
 
-    from blossomrec.data.batches import Batch
+    from blossomrec.data.batch import Batch
     from blossomrec.data.log import EventLog
     from blossomrec.models.state import ModelState
 
@@ -53,11 +54,14 @@ class SequenceModel(nn.Module):
         extra_rows: embeddings besides the catalogue's, from row I on.
 
     Attributes:
+        inputs: what of the events it takes, names of the arrays of a :class:`History`: batches
+            have no others.
         causal: whether an event sees only itself and what came before.
         captured: whether a training step may be a CUDA graph: ``encode`` takes batches that are
             padded to one shape, and never waits for the device.
     """
 
+    inputs: ClassVar[tuple[str, ...]] = ITEMS_ALONE
     causal: ClassVar[bool] = True
     captured: ClassVar[bool] = False
 
@@ -80,7 +84,7 @@ class SequenceModel(nn.Module):
         Args:
             train_end: int64 [U], how many of each user's first events may be trained on.
         """
-        return TrainingBatches(log, train_end, **batch_sizes(config))
+        return TrainingBatches(log, train_end, inputs=cls.inputs, **batch_sizes(config))
 
     @property
     def max_len(self) -> int:
@@ -93,23 +97,15 @@ class SequenceModel(nn.Module):
         return fused.allowed(self.config)
 
     def encode(
-        self,
-        items: Tensor,
-        cu_seqlens: Tensor,
-        max_length: int,
-        *,
-        lessons: Tensor | None = None,
-        keep_layers: bool = False,
+        self, batch: Batch, *, distil_rows: Tensor | None = None, keep_layers: bool = False
     ) -> Encoded:
         """Run the model over packed histories.
 
         Args:
-            items: int64 [T], item rows, the events of all histories one after another.
-            cu_seqlens: int32 [B+1], where each history starts.
-            max_length: length of the longest history.
-            lessons: int64 [C], rising: packed rows from which the loss that teaches the attention's
-                selector may draw its lessons; T, which is no row, may fill up the end. None: it is
-                not computed.
+            batch: with what ``inputs`` names, on the device of the model.
+            distil_rows: int64 [C], rising: packed rows of the events from which the distillation of
+                the attention's selector may sample; T, which is no row, may fill up the end. None:
+                it is not computed.
             keep_layers: also return what each layer's attention gave.
         """
         raise NotImplementedError
@@ -125,7 +121,7 @@ class SequenceModel(nn.Module):
         """
         raise ConfigError(f"backbone {self.config.backbone} keeps no state")
 
-    def extend(self, items: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+    def extend(self, batch: Batch, state: ModelState) -> tuple[Tensor, ModelState]:
         """Encode the next events of one user without running the earlier ones again.
 
         The hidden states are those of :meth:`encode` over the whole history. Offline, a history is
@@ -133,7 +129,7 @@ class SequenceModel(nn.Module):
         no longer than that; a state goes on seeing what it holds.
 
         Args:
-            items: int64 [t], item rows of the events after those of ``state``.
+            batch: one history, of the t events after those of ``state``.
             state: made by :meth:`start` or an earlier call; it stays as it is, and may be extended
                 again with other events (which copies it).
 
@@ -146,25 +142,24 @@ class SequenceModel(nn.Module):
             RuntimeError: the model is in training mode.
             ValueError: the state is that of another architecture.
         """
-        hidden, (extended,) = self.extend_batch(items, [len(items)], [state])
+        hidden, (extended,) = self.extend_batch(batch, [state])
         return hidden, extended
 
     def extend_batch(
-        self, items: Tensor, counts: Sequence[int], states: Sequence[ModelState]
+        self, batch: Batch, states: Sequence[ModelState]
     ) -> tuple[Tensor, list[ModelState]]:
         """Encode the next events of several users; see :meth:`extend`.
 
         Args:
-            items: int64 [t], user after user.
-            counts: new events of each user, t in all.
+            batch: a history of the new events, of which there may be none, for each user.
             states: of each user.
         """
         raise ConfigError(f"backbone {self.config.backbone} keeps no state")
 
-    def embed(self, items: Tensor) -> Tensor:
+    def embed(self, batch: Batch) -> Tensor:
         """Input of the first layer, [T, D]."""
         # As large as what the layers add; as an output matrix the same numbers must be small.
-        x = self.item_embeddings(items) * math.sqrt(self.config.hidden_size)
+        x = self.item_embeddings(batch.items) * math.sqrt(self.config.hidden_size)
         return self.dropout(self.embedding_norm(x))
 
     def output_weight(self) -> Tensor:
@@ -183,8 +178,7 @@ class SequenceModel(nn.Module):
         empty = (batch.cu_seqlens.diff() == 0).nonzero()
         if len(empty):
             raise DataError(f"history {empty[0].item()} of the batch has no events")
-        encoded = self.encode(batch.items, batch.cu_seqlens, batch.max_length)
-        return encoded.hidden[batch.cu_seqlens[1:].long() - 1]
+        return self.encode(batch).hidden[batch.last_rows]
 
     @torch.no_grad()
     def scores(self, queries: Tensor, start: int, stop: int) -> Tensor:

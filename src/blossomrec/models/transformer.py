@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from blossomrec.attention import AttentionOutput, AttentionState, BlossomAttention, BlossomSpec
+from blossomrec.attention import AttentionOutput, BlossomAttention, BlossomSpec
 from blossomrec.attention.memo import of_one_graph
-from blossomrec.attention.state.paged import PagedLayer, Prefill, Step
+from blossomrec.attention.state import PagedLayer, Step
 from blossomrec.config import ModelConfig
 from blossomrec.models import fused
 from blossomrec.models.full import FullAttention
 from blossomrec.models.sequence import Encoded, SequenceModel
+
+if TYPE_CHECKING:
+    from blossomrec.data.batch import Batch
 
 
 def build_attention(config: ModelConfig, *, causal: bool) -> BlossomAttention | FullAttention:
@@ -69,58 +71,31 @@ class TransformerLayer(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(
-        self, x: Tensor, cu_seqlens: Tensor, max_length: int, lessons: Tensor | None
+        self, x: Tensor, cu_seqlens: Tensor, max_length: int, distil_rows: Tensor | None
     ) -> tuple[Tensor, AttentionOutput]:
         """[T, D] to [T, D], with what the attention gave."""
         attended = self.attention(
             self._attention_input(x),
             cu_seqlens,
             max_length=max_length,
-            lessons=lessons,
+            distil_rows=distil_rows,
         )
         return self._after_attention(x, attended.hidden), attended
 
-    def start(self) -> AttentionState:
-        """The state of a user without events."""
-        return self.attention.start()
-
-    def extend_batch(
-        self, x: Tensor, counts: Sequence[int], states: Sequence[AttentionState]
-    ) -> tuple[Tensor, list[AttentionState]]:
-        """Next events of several users [t, D] to [t, D], with the states after them."""
-        given = self._attention_input(x)
-        attended, states = self.attention.extend_batch(given, counts, states)
-        return self._after_attention(x, attended.hidden), states
-
     def extend_paged(self, x: Tensor, kept: PagedLayer, step: Step) -> Tensor:
-        """The next event of each of many users, [B, D] to [B, D]; ``kept`` is changed.
-
-        Raises:
-            ValueError: the attention is dense, which has no blocks to page by.
-        """
-        attended = self._paged_attention.extend_paged(self._attention_input(x), kept, step)
+        """New events of many users, [E, D] to [E, D]; ``kept`` is changed."""
+        attended = self.attention.extend_paged(self._attention_input(x), kept, step)
         return self._after_attention(x, attended.hidden)
 
-    def prefill(self, x: Tensor, cu_seqlens: Tensor, kept: PagedLayer, prefill: Prefill) -> Tensor:
-        """Whole histories, [T, D] to [T, D]; ``kept`` is changed.
-
-        Raises:
-            ValueError: as of :meth:`extend_paged`.
-        """
-        given = self._attention_input(x)
-        attended = self._paged_attention.prefill(given, cu_seqlens, kept, prefill)
+    def prefill(self, x: Tensor, cu_seqlens: Tensor, kept: PagedLayer, step: Step) -> Tensor:
+        """Whole histories, [T, D] to [T, D]; ``kept`` is changed."""
+        attended = self.attention.prefill(self._attention_input(x), cu_seqlens, kept, step)
         return self._after_attention(x, attended.hidden)
 
     @property
     def captures_steps(self) -> bool:
         """Whether :meth:`extend_paged` can be part of a CUDA graph."""
         return isinstance(self.attention, BlossomAttention) and self.attention.captures_steps
-
-    @property
-    def _paged_attention(self) -> BlossomAttention:
-        if not isinstance(self.attention, BlossomAttention):
-            raise ValueError("attention is full: only blossom keeps states in pages")
-        return self.attention
 
     def _attention_input(self, x: Tensor) -> Tensor:
         return self.attention_norm(x) if self.pre_norm else x
@@ -163,18 +138,12 @@ class TransformerModel(SequenceModel):
         )
 
     def encode(
-        self,
-        items: Tensor,
-        cu_seqlens: Tensor,
-        max_length: int,
-        *,
-        lessons: Tensor | None = None,
-        keep_layers: bool = False,
+        self, batch: Batch, *, distil_rows: Tensor | None = None, keep_layers: bool = False
     ) -> Encoded:
-        x, cu_seqlens = self.embed(items), of_one_graph(cu_seqlens)
+        x, cu_seqlens = self.embed(batch), of_one_graph(batch.cu_seqlens)
         losses, kept = [], []
         for layer in self.layers:
-            x, attended = layer(x, cu_seqlens, max_length, lessons)
+            x, attended = layer(x, cu_seqlens, batch.max_length, distil_rows)
             if attended.selector_loss is not None:
                 losses.append(attended.selector_loss)
             if keep_layers:

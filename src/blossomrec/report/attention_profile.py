@@ -44,15 +44,14 @@ def attention_profile(
         cases.history_end[longest],
         max_len=model.max_len,
         tokens_per_batch=max(model.max_len * histories, 1),
+        inputs=model.inputs,
     )
     device = model.item_embeddings.weight.device
     gates, selected = [], []
     with torch.no_grad():
         for _, batch in batches:
             batch = batch.to(device)
-            encoded = model.encode(
-                batch.items, batch.cu_seqlens, batch.max_length, keep_layers=True
-            )
+            encoded = model.encode(batch, keep_layers=True)
             weights = [layer.gates for layer in encoded.layers if layer.gates is not None]
             blocks = [layer.selected for layer in encoded.layers if layer.selected is not None]
             if not blocks:

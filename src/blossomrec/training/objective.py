@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from blossomrec.data.batches import Batch
+from blossomrec.data.batch import Batch
 from blossomrec.losses import TrainingLoss
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.training.shape import Shape, padded
+from blossomrec.training.shape import Shape
 
 
 class Losses(NamedTuple):
@@ -34,54 +35,53 @@ class Objective(nn.Module):
         self.loss = loss
         self.selector_weight = selector_weight
 
-    def forward(
-        self,
-        items: Tensor,
-        targets: Tensor,
-        cu_seqlens: Tensor,
-        max_length: int,
-        positions: Tensor | None,
-        lessons: Tensor | None = None,
-    ) -> Losses:
-        """Losses of a packed batch.
-
-        Args:
-            items: int64 [T].
-            targets: int64 [T].
-            cu_seqlens: int32 [B+1].
-            max_length: length of the longest history, or more.
-            positions: rows of the events that are predicted from; None for all with a target.
-            lessons: rows that may teach the selector, see ``encode``; None: those that are
-                predicted from, for where nothing is it does not matter what is selected.
-        """
-        taught = self.selector_weight > 0
-        if taught and lessons is None:
-            lessons = positions
-            if positions is None:
-                lessons = torch.arange(len(items), device=items.device)
-        encoded = self.model.encode(
-            items, cu_seqlens, max_length, lessons=lessons if taught else None
-        )
-        hidden = encoded.hidden
-        if positions is not None:
-            hidden, targets = hidden.index_select(0, positions), targets.index_select(0, positions)
+    def forward(self, step: Step) -> Losses:
+        """Losses of a batch with targets, on the device of the model."""
+        batch, distilled = step.batch, self.selector_weight > 0
+        encoded = self.model.encode(batch, distil_rows=step.distil_rows if distilled else None)
+        hidden, targets = encoded.hidden, batch.targets
+        assert targets is not None
+        if step.rows is not None:
+            hidden, targets = hidden.index_select(0, step.rows), targets.index_select(0, step.rows)
         loss = self.loss(hidden, self.model.output_weight(), targets)
-        if not taught or encoded.selector_loss is None:
+        if not distilled or encoded.selector_loss is None:
             return Losses(loss, loss, None)
         total = loss + self.selector_weight * encoded.selector_loss
         return Losses(total, loss, encoded.selector_loss)
 
 
-class Step(NamedTuple):
-    """A batch on its device, the events in it that have a target (None: all), and their number.
+class Step:
+    """A batch with targets, and the events from which something is predicted.
 
-    Or, where batches have one shape, the batch on the host and ``numbers`` of :func:`padded`.
+    Neither a tuple nor a dataclass: Fabric would go through its parts.
+
+    Attributes:
+        batch: on the device; on the host where it was padded for a graph.
+        rows: of the events that are predicted from, int64, rising; None for all with a target.
+        num_targets: how many events have a target.
+        distil_rows: of the events that the selector is distilled at, as of ``encode``; those that
+            are predicted from where it is not given, for elsewhere it does not matter what is
+            selected.
+        padded: whether the batch has the shape of a graph.
     """
 
-    batch: Batch
-    positions: Tensor | None
-    num_targets: int
-    numbers: Tensor | None = None
+    def __init__(
+        self,
+        batch: Batch,
+        rows: Tensor | None,
+        num_targets: int,
+        *,
+        distil_rows: Tensor | None = None,
+        padded: bool = False,
+    ):
+        self.batch, self.rows, self.num_targets = batch, rows, num_targets
+        self.padded, self._distil_rows = padded, distil_rows
+
+    @property
+    def distil_rows(self) -> Tensor:
+        given = self.rows if self._distil_rows is None else self._distil_rows
+        items = self.batch.items
+        return torch.arange(len(items), device=items.device) if given is None else given
 
 
 def device_steps(
@@ -91,27 +91,21 @@ def device_steps(
 
     Targets are looked up here, on the host: finding them on a GPU would stop the loop.
     """
+    pinned = device.type == "cuda"
     for batch in batches:
-        wanted = batch.targets >= 0
-        count = int(wanted.sum())
-        numbers = None if shape is None else padded(batch, shape)
-        if numbers is not None:
-            numbers = numbers.pin_memory() if device.type == "cuda" else numbers
-            yield Step(batch, None, count, numbers)
+        assert batch.targets is not None
+        rows = (batch.targets >= 0).nonzero()[:, 0]
+        count = len(rows)
+        padded = None if shape is None else batch.pad(*shape)
+        if padded is not None:
+            tokens = len(padded.items)
+            rows = pad(rows, (0, tokens - count), value=tokens)
+            if pinned:
+                padded, rows = padded.pin_memory(), rows.pin_memory()
+            yield Step(padded, None, count, distil_rows=rows, padded=True)
             continue
-        positions = None if count == len(wanted) else wanted.nonzero()[:, 0]
-        if device.type == "cuda":
-            batch = _pinned(batch)
-            positions = None if positions is None else positions.pin_memory()
-        if positions is not None:
-            positions = positions.to(device, non_blocking=True)
-        yield Step(batch.to(device), positions, count)
-
-
-def _pinned(batch: Batch) -> Batch:
-    return Batch(
-        batch.items.pin_memory(),
-        batch.targets.pin_memory(),
-        batch.cu_seqlens.pin_memory(),
-        batch.max_length,
-    )
+        everywhere = count == len(batch.items)
+        if pinned:
+            batch, rows = batch.pin_memory(), rows.pin_memory()
+        rows = None if everywhere else rows.to(device, non_blocking=True)
+        yield Step(batch.to(device), rows, count)

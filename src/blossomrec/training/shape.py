@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
 
 from blossomrec.attention.api import refusal
 from blossomrec.attention.spec import Heads
 from blossomrec.config import ModelConfig, RunConfig
-from blossomrec.data.batches import Batch, TrainingBatches
+from blossomrec.data.batches import TrainingBatches
 from blossomrec.errors import ConfigError
 from blossomrec.models.full import packed_kernel_takes
 from blossomrec.models.transformer import TransformerModel, blossom_spec
@@ -24,7 +21,7 @@ SPARE_SHARE, SPARE = 0.25, 8
 
 
 class Shape(NamedTuple):
-    """Events and histories of every batch, and the most events that a history has."""
+    """Events and histories of every batch, and the longest history; see :meth:`Batch.pad`."""
 
     tokens: int
     histories: int
@@ -38,52 +35,6 @@ class Shape(NamedTuple):
         tokens = max(min(batches.tokens_per_batch, batches.num_events), longest)
         needed = int((histories + -(-(tokens - events) // longest)).max())
         return Shape(tokens, needed + int(SPARE_SHARE * needed) + SPARE, longest)
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int, int]:
-        """Of what :func:`padded` puts one after another."""
-        return self.tokens, self.tokens, self.tokens, self.histories + 1, 1
-
-
-class Inputs(NamedTuple):
-    """Parts of one tensor of numbers, as :func:`padded` makes it: views, on its device.
-
-    items, targets: int64 [T], -1 where nothing is predicted; lessons: int64 [T], rows with a
-    target, rising, then T; bounds: int64 [B+1], where histories start; rate: float32 scalar, for
-    the learning rate.
-    """
-
-    items: Tensor
-    targets: Tensor
-    lessons: Tensor
-    bounds: Tensor
-    rate: Tensor
-
-    @staticmethod
-    def of(numbers: Tensor, shape: Shape) -> Inputs:
-        items, targets, lessons, bounds, rate = numbers.split(shape.sizes)
-        return Inputs(items, targets, lessons, bounds, rate.view(torch.float32)[0])
-
-
-def padded(batch: Batch, shape: Shape) -> Tensor | None:
-    """A batch on the host as int64 numbers in one tensor, None where it does not fit.
-
-    What is left of the events belongs to histories of their own, which have no targets; what is
-    left of the histories has no events.
-    """
-    spare = shape.tokens - len(batch.items)
-    lengths = np.diff(batch.cu_seqlens.numpy().astype(np.int64))
-    fillers = np.full(-(-max(spare, 0) // shape.max_length), shape.max_length)
-    if spare < 0 or len(lengths) + len(fillers) > shape.histories:
-        return None
-    empty = np.zeros(shape.histories - len(lengths) - len(fillers), np.int64)
-    bounds = np.concatenate([[0], lengths, fillers, empty]).cumsum().clip(max=shape.tokens)
-    targets = pad(batch.targets, (0, spare), value=-1)
-    lessons = (targets >= 0).nonzero()[:, 0]
-    lessons = pad(lessons, (0, shape.tokens - len(lessons)), value=shape.tokens)
-    items = pad(batch.items, (0, spare))
-    rate = torch.zeros(1, dtype=torch.int64)
-    return torch.cat([items, targets, lessons, torch.from_numpy(bounds), rate])
 
 
 def graph_shape(config: RunConfig, batches: TrainingBatches, device: torch.device) -> Shape | None:

@@ -10,7 +10,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from blossomrec.training.objective import Step
 from blossomrec.training.setup import Parts
-from blossomrec.training.shape import Inputs, Shape
 
 # Steps that are taken operation by operation before one is captured: what is compiled, planned or
 # allocated once is then there. They are steps like others, so that nothing has to be undone.
@@ -28,21 +27,18 @@ class Update:
 
     def __call__(self, step: Step, rate: float) -> Values:
         """Update the weights with learning rate ``rate``."""
-        batch = step.batch
         self.set_rate(rate)
-        return self.run(
-            batch.items, batch.targets, batch.cu_seqlens, batch.max_length, step.positions
-        )
+        return self.run(step)
 
     def set_rate(self, rate: float | Tensor) -> None:
         """Let the optimizer's next step have this learning rate."""
         for group in self.parts.optimizer.param_groups:
             group["lr"] = rate
 
-    def run(self, *inputs: object) -> Values:
-        """Update the weights, given what ``Objective.forward`` takes."""
+    def run(self, step: Step) -> Values:
+        """Update the weights with the learning rate that is set."""
         parts = self.parts
-        losses = parts.objective(*inputs)
+        losses = parts.objective(step)
         parts.fabric.backward(losses.total)
         norm = self._clip()
         parts.stepper.step()
@@ -65,15 +61,15 @@ class Update:
 class GraphUpdate:
     """An update whose operations are captured once, on inputs that stay where they are.
 
-    Batches that do not fit the shape are taken operation by operation. Random numbers go on in the
-    generator's stream as they would without a graph. Elsewhere than on a GPU nothing is captured.
+    Batches that are not padded, since they do not fit the shape, are taken operation by operation.
+    Random numbers go on in the generator's stream as they would without a graph. Elsewhere than on
+    a GPU nothing is captured.
     """
 
-    def __init__(self, update: Update, shape: Shape):
-        self.update, self.shape = update, shape
-        self.device = update.parts.fabric.device
-        self.numbers = torch.zeros(sum(shape.sizes), dtype=torch.int64, device=self.device)
-        self.inputs = Inputs.of(self.numbers, shape)
+    def __init__(self, update: Update):
+        self.update, self.device = update, update.parts.fabric.device
+        self.rate = torch.zeros((), device=self.device)
+        self._fixed: Step | None = None
         self.warm_up, self._taken = WARM_UP, 0
         self._replay: Callable[[], Values] | None = None
         if self.device.type == "cuda":
@@ -81,43 +77,50 @@ class GraphUpdate:
 
     def __call__(self, step: Step, rate: float) -> Values:
         """As :class:`Update`; the values are those of this step until the next one is taken."""
-        if step.numbers is None:
+        if not step.padded:
             return self.update(step, rate)
-        Inputs.of(step.numbers, self.shape).rate.fill_(rate)
-        self.numbers.copy_(step.numbers, non_blocking=True)
+        fixed = self._taken_over(step)
+        self.rate.fill_(rate)
         if self.device.type != "cuda":
             self.update.set_rate(rate)
-            return self._run()
+            return self.update.run(fixed)
         if self._replay is None and self._taken >= self.warm_up:
-            self._replay = self._captured()
+            self._replay = self._captured(fixed)
         self._taken += 1
-        return self._replay() if self._replay else self._aside()
+        return self._replay() if self._replay else self._aside(fixed)
 
-    def _run(self) -> Values:
-        items, targets, lessons, bounds, _ = self.inputs
-        # A new tensor in each step, whose lengths are met for the first time.
-        cu_seqlens = bounds.to(torch.int32)
-        return self.update.run(items, targets, cu_seqlens, self.shape.max_length, None, lessons)
+    def _taken_over(self, step: Step) -> Step:
+        """The step on tensors that are the same for every step."""
+        if self._fixed is None:
 
-    def _aside(self) -> Values:
+            def room(tensor: Tensor) -> Tensor:
+                return torch.empty_like(tensor, device=self.device)
+
+            batch, rows = step.batch.map(room), room(step.distil_rows)
+            self._fixed = Step(batch, None, 0, distil_rows=rows, padded=True)
+        self._fixed.batch.copy_(step.batch)
+        self._fixed.distil_rows.copy_(step.distil_rows, non_blocking=True)
+        return self._fixed
+
+    def _aside(self, fixed: Step) -> Values:
         """A step operation by operation, on the stream that it is captured on later."""
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
-        self.update.set_rate(self.inputs.rate)
+        self.update.set_rate(self.rate)
         with torch.cuda.stream(self._stream):
-            values = self._run()
+            values = self.update.run(fixed)
         current.wait_stream(self._stream)
         return values
 
-    def _captured(self) -> Callable[[], Values]:
+    def _captured(self, fixed: Step) -> Callable[[], Values]:
         """The step as a graph; nothing is computed yet."""
         graph, optimizer = torch.cuda.CUDAGraph(), self.update.parts.optimizer
-        self.update.set_rate(self.inputs.rate)
+        self.update.set_rate(self.rate)
         for group in optimizer.param_groups:
             group["capturable"] = True
         # Other threads may go on to use the device.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            values = self._run()
+            values = self.update.run(fixed)
         for group in optimizer.param_groups:
             group["capturable"] = False
 
@@ -131,4 +134,4 @@ class GraphUpdate:
 def build_update(parts: Parts, clip_norm: float) -> Update | GraphUpdate:
     """A graph where batches have a shape."""
     update = Update(parts, clip_norm)
-    return update if parts.shape is None else GraphUpdate(update, parts.shape)
+    return update if parts.shape is None else GraphUpdate(update)

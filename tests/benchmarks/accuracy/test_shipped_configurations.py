@@ -8,6 +8,7 @@ import torch
 from benchmarks.accuracy.accuracy_study import DATASETS, MODELS, Case
 from blossomrec import demo
 from blossomrec.config import ModelConfig, RunConfig
+from blossomrec.data.batch import Batch
 from blossomrec.losses import cross_entropy
 from blossomrec.models import build_model
 
@@ -35,7 +36,9 @@ def test_no_parameter_is_dead(name):
     total = int(cu_seqlens[-1])
     items = torch.randint(0, 40, (total,))
     items[3] = getattr(model, "mask_item", 0)
-    encoded = model.encode(items, cu_seqlens, config.max_len, lessons=torch.arange(total))
+    encoded = model.encode(
+        Batch(items, cu_seqlens, config.max_len), distil_rows=torch.arange(total)
+    )
     loss = cross_entropy(encoded.hidden, model.output_weight(), torch.randint(0, 40, (total,)))
     if encoded.selector_loss is not None:
         loss = loss + RunConfig().model.selector_weight * encoded.selector_loss

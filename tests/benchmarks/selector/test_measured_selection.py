@@ -124,7 +124,7 @@ def test_profile_of_a_model(task):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with torch.no_grad():
         model.eval()
-        kept = model.encode(batch.items, batch.cu_seqlens, batch.max_length, keep_layers=True)
+        kept = model.encode(batch, keep_layers=True)
     hits = torch.stack([planted_hits(layer.selected, rows, planted) for layer in kept.layers])
     assert found.recall_any == pytest.approx(hits.any(-1).any(0).float().mean().item())
     for layer, measured, hit in zip(kept.layers, found.layers, hits, strict=True):

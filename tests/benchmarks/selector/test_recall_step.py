@@ -21,7 +21,7 @@ TINY = RecallTraining(length=128, items=64, cue_items=16, tokens_per_batch=512)
 def made(name="mlp", training=TINY, config=MODEL, graph=True, device=CPU):
     torch.manual_seed(0)
     model = build_candidate(name, config, 64).to(device)
-    if not CANDIDATES[name].taught:
+    if not CANDIDATES[name].distilled:
         training = dataclasses.replace(training, selector_weight=0.0)
     optimizer = optimizer_of(model, training, device)
     step = RecallStep(model, optimizer, training, 128, graph=graph, device=device)

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.selector.measured_selection import gate_balance, measure_selection
 from blossomrec.attention.reference import short_term_mask
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError, MissingExtraError, RunError
 from blossomrec.recommender import BlossomRec
 from blossomrec.report.inspect import inspect_page, inspection, selection_measures
@@ -50,7 +50,7 @@ def either(request, run, bidirectional):
 def histories(log, max_len):
     """The test histories, as long as they are looked at; those without a choice as well."""
     for user in range(log.num_users):
-        items = log.history(user)
+        items = log.history(user).items
         if len(items) >= 3:
             yield np.asarray(items[:-1][-max_len:])
 
@@ -67,7 +67,7 @@ def test_the_figures_are_those_of_one_batch_of_everything(either, tiny_log):
     assert found.choice.histories == len(everything) == 58
     assert found.choice.events == len(batch.items)
     with torch.no_grad(), recorded(model) as attended:
-        model.encode(batch.items, batch.cu_seqlens, batch.max_length)
+        model.encode(batch)
     form = {"block_size": 4, "causal": model.config.backbone == "sasrec"}
     rows = selection_measures.choosing_rows(batch.cu_seqlens, len(batch.items), top_n=2, **form)
     assert found.choice.choosing_events == found.choice.measured_events == len(rows)

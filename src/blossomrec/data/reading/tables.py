@@ -14,14 +14,14 @@ import polars as pl
 
 from blossomrec.data.reading.columns import Column, read_times, read_weights
 from blossomrec.data.reading.ids import read_ids
-from blossomrec.data.reading.options import ReadOptions, find_columns, with_given
+from blossomrec.data.reading.options import ReadOptions, find_columns
 from blossomrec.data.reading.text import TEXT_FILES, TextFile
 from blossomrec.errors import DataError, MissingExtraError
 
 
 @dataclass(frozen=True)
 class EventTable:
-    """Checked events, as ``read_events`` describes them, and the lines of the text file.
+    """Checked events, as :func:`read_table` describes them, and the lines of the text file.
 
     lines: the header and blank lines counted too; None where the source is no text file.
     """
@@ -30,15 +30,15 @@ class EventTable:
     lines: int | None = None
 
 
-def read_events(source: Any, *, weight: str | None = None, **options: Any) -> pl.DataFrame:
+def read_table(source: Any, options: ReadOptions, weight: str | None = None) -> EventTable:
     """Events with columns user_id, item_id, timestamp and, if asked for, weight, in file order.
 
     Args:
         source: path of a Parquet file (.parquet), a text file with a header (.csv, .tsv, or
             RecBole's .inter, whose header is ``name:type``; .gz too), or a polars or pandas frame.
+        options: the names of the columns ``user``, ``item``, ``timestamp``; of text files
+            ``separator``, ``quote`` and ``multiline``; ``normalize_ids``.
         weight: name of the column of weights, None for none.
-        options: of ``ReadOptions``: the names of the columns ``user``, ``item``, ``timestamp``;
-            of text files ``separator``, ``quote`` and ``multiline``; ``normalize_ids``.
 
     Ids are strings or integers (Int64, or UInt64 where some need it). In text files they are
     integers if all of them are written so, without leading zeros; whole floats become integers
@@ -52,11 +52,6 @@ def read_events(source: Any, *, weight: str | None = None, **options: Any) -> pl
 
     Raises DataError that names table, column, row (from 1, the header not counted) and value.
     """
-    return read_table(source, with_given(ReadOptions, options), weight).events
-
-
-def read_table(source: Any, options: ReadOptions, weight: str | None = None) -> EventTable:
-    """As ``read_events``, with the number of lines read."""
     names = {"user_id": options.user, "item_id": options.item, "timestamp": options.timestamp}
     if weight is not None:
         names["weight"] = weight

@@ -9,12 +9,13 @@ import scipy.sparse
 import torch
 from torch import Tensor, nn
 
+from blossomrec.data.history import ITEMS_ALONE
 from blossomrec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from blossomrec.data.batches import Batch
+    from blossomrec.data.batch import Batch
     from blossomrec.data.log import EventLog
 
 
@@ -26,12 +27,14 @@ class Baseline(nn.Module):
     Attributes:
         num_items: size of the catalogue.
         max_len: how many of a history's last events are of use.
+        inputs: what of the events it takes, names of the arrays of a :class:`History`.
         own_items: recommends what stands in the history.
         most_items: largest catalogue for which it is measured unasked.
     """
 
     num_items: int
     max_len: int
+    inputs: ClassVar[tuple[str, ...]] = ITEMS_ALONE
     own_items: ClassVar[bool] = False
     most_items: ClassVar[float] = float("inf")
 
@@ -142,7 +145,7 @@ class Popularity(Baseline):
 
     def queries(self, batch: Batch) -> Tensor:
         """Nothing is to be known of a history: [B, 0]."""
-        return batch.items.new_empty(len(batch.cu_seqlens) - 1, 0)
+        return batch.items.new_empty(batch.num_histories, 0)
 
     def scores(self, queries: Tensor, start: int, stop: int) -> Tensor:
         """float32 [B, stop - start]."""

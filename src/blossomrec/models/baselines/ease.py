@@ -12,7 +12,7 @@ from blossomrec.errors import ConfigError, DataError
 from blossomrec.models.baselines.base import Baseline, DistinctItems, users_by_items
 
 if TYPE_CHECKING:
-    from blossomrec.data.batches import Batch
+    from blossomrec.data.batch import Batch
     from blossomrec.data.log import EventLog
 
 # A dense matrix of float64 is inverted: 3.2 GB at this size, and its factor beside it.

@@ -13,7 +13,7 @@ from blossomrec.errors import ConfigError
 from blossomrec.models.baselines.base import Baseline, keep_largest, training_events, users_by_items
 
 if TYPE_CHECKING:
-    from blossomrec.data.batches import Batch
+    from blossomrec.data.batch import Batch
     from blossomrec.data.log import EventLog
 
 

@@ -15,7 +15,7 @@ from blossomrec.errors import ConfigError
 from blossomrec.models.baselines.base import Baseline, DistinctItems, training_events
 
 if TYPE_CHECKING:
-    from blossomrec.data.batches import Batch
+    from blossomrec.data.batch import Batch
     from blossomrec.data.log import EventLog
 
 # Decays that are tried, on how many users, at which cut-off.

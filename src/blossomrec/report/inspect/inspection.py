@@ -204,13 +204,14 @@ def _measure(
         cases.history_end,
         max_len=max_len,
         tokens_per_batch=TOKENS_PER_BATCH,
+        inputs=model.inputs,
     )
     totals: list[LayerTotals] = []
     device = model.item_embeddings.weight.device
     for part, batch in batches:
         batch = batch.to(device)
         with torch.no_grad(), recorded(model) as found:
-            model.encode(batch.items, batch.cu_seqlens, batch.max_length)
+            model.encode(batch)
         here = slice(*np.searchsorted(history, (part.start, part.stop)))
         within = torch.from_numpy(history[here] - part.start).to(device)
         rows = batch.cu_seqlens.long()[within] + torch.from_numpy(position[here]).to(device)

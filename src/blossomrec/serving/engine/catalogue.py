@@ -50,13 +50,17 @@ class Catalogue:
             item = str(item)
         return self._rows.get(item, -1)
 
-    def rows(self, items: Sequence[ItemId], field: str) -> np.ndarray:
+    def rows(self, items: Sequence[ItemId]) -> np.ndarray:
+        """Rows of items, -1 where one is unknown, int64 [len(items)]."""
+        return np.fromiter(map(self.row, items), np.int64, len(items))
+
+    def known_rows(self, items: Sequence[ItemId], field: str) -> np.ndarray:
         """Rows of items that must all be known, int64 [len(items)].
 
         Raises:
             Refusal: 422 naming the first unknown one as ``field[index]``.
         """
-        rows = np.fromiter(map(self.row, items), np.int64, len(items))
+        rows = self.rows(items)
         unknown = np.flatnonzero(rows < 0)
         if len(unknown):
             raise unknown_item(f"{field}[{unknown[0]}]", items[unknown[0]])
@@ -64,7 +68,7 @@ class Catalogue:
 
     def known(self, items: Iterable[ItemId]) -> np.ndarray:
         """Rows of those items that are known, int64, in their order."""
-        rows = np.fromiter(map(self.row, items), np.int64)
+        rows = self.rows(list(items))
         return rows[rows >= 0]
 
     def id(self, row: int) -> ItemId:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol, cast
 
-import numpy as np
-import torch
-
-from blossomrec.data.batches import pack
+from blossomrec.data.batch import pack
+from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.models.sasrec import SASRec
 from blossomrec.models.sequence import SequenceModel
@@ -20,16 +19,18 @@ from blossomrec.serving.engine.paged import PagedEncoder
 FEW_EVENTS = 16
 # Events of all other histories in one go: about as long as a user may wait for others.
 MANY_EVENTS = 512
+# Users to have room for in the table of pages; it grows where there are more.
+MANY_USERS = 65_536
 
 
 class Encoder(Protocol):
     """Encodes histories that have events yet to be encoded, in the order given."""
 
-    def advance(self, histories: Sequence[UserHistory], most: int = MANY_EVENTS) -> int:
+    def advance(self, histories: Sequence[UserHistory], limit: int = MANY_EVENTS) -> int:
         """Go on with some of the histories, at least with the first; gives the events encoded.
 
         Args:
-            most: events of histories that are not brought up to date at once.
+            limit: events of histories that are not brought up to date at once.
         """
         ...
 
@@ -44,17 +45,28 @@ class StateEncoder:
     Args:
         model: in evaluation mode, of a backbone that keeps a state.
         max_len, step: see :func:`blossomrec.serving.engine.histories.window_start`.
+        budget: bytes of the states that are kept.
     """
 
-    def __init__(self, model: SequenceModel, max_len: int, step: int):
+    def __init__(self, model: SequenceModel, max_len: int, step: int, budget: int):
         self._model, self._max_len, self._step = model, max_len, step
         self._device = model.item_embeddings.weight.device
+        self._start = model.start
+        if isinstance(model, SASRec):
+            states = model.states()
+            if self._device.type == "cpu":
+                # All room at once, so that nothing is ever copied: what is not used costs nothing.
+                # Twice the budget, for those who are not yet in the cache.
+                pages = 2 * budget // states.page_bytes
+                blocks = max_len // states.block_size + 1
+                states.reserve(pages=pages, users=min(pages, MANY_USERS), blocks=blocks)
+            self._start = partial(model.start, states)
 
     def missing(self, history: UserHistory) -> int:
         return history.missing(self._max_len, self._step)
 
-    def advance(self, histories: Sequence[UserHistory], most: int = MANY_EVENTS) -> int:
-        room, taken, parts = most, [], []
+    def advance(self, histories: Sequence[UserHistory], limit: int = MANY_EVENTS) -> int:
+        room, taken, parts = limit, [], list[History]()
         for history in histories:
             count = self.missing(history)
             if count > FEW_EVENTS:
@@ -62,19 +74,18 @@ class StateEncoder:
                 room -= count
             if count:
                 taken.append(history)
-                parts.append(history.rows[history.encoded : history.encoded + count])
-        items = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(self._device)
-        counts = [len(part) for part in parts]
+                parts.append(history.events[history.encoded : history.encoded + count])
+        batch = pack(parts, self._model.inputs).to(self._device)
         before = [self._state(history) for history in taken]
-        _, states = self._model.extend_batch(items, counts, before)
-        for history, state, count in zip(taken, states, counts, strict=True):
+        _, states = self._model.extend_batch(batch, before)
+        for history, state, part in zip(taken, states, parts, strict=True):
             history.state, history.query = state, state.query
-            history.encoded += count
-        return len(items)
+            history.encoded += len(part)
+        return len(batch.items)
 
     def _state(self, history: UserHistory) -> ModelState:
         # Whatever kind of state the backbone keeps: it comes from this encoder alone.
-        return self._model.start() if history.state is None else cast(ModelState, history.state)
+        return self._start() if history.state is None else cast(ModelState, history.state)
 
 
 class WholeEncoder:
@@ -86,20 +97,21 @@ class WholeEncoder:
 
     def missing(self, history: UserHistory) -> int:
         missing = history.missing(self._max_len, self._step)
-        return len(history.rows) - history.start if missing else 0
+        return len(history) - history.start if missing else 0
 
-    def advance(self, histories: Sequence[UserHistory], most: int = MANY_EVENTS) -> int:
-        room, taken = most, []
+    def advance(self, histories: Sequence[UserHistory], limit: int = MANY_EVENTS) -> int:
+        room, taken = limit, []
         for history in histories:
             if taken and self.missing(history) > room:
                 break
             room -= self.missing(history)
             taken.append(history)
-        batch = pack([history.rows[history.start :] for history in taken]).to(self._device)
+        parts = [history.events[history.start :] for history in taken]
+        batch = pack(parts, self._model.inputs).to(self._device)
         queries = self._model.queries(batch)
         for history, query in zip(taken, queries.split(1), strict=True):
             # A view would keep the others' numbers alive.
-            history.query, history.encoded = query.clone(), len(history.rows)
+            history.query, history.encoded = query.clone(), len(history)
         return len(batch.items)
 
 
@@ -113,4 +125,4 @@ def build_encoder(
         return WholeEncoder(model, max_len, step), False
     if isinstance(model, SASRec) and model.captures_steps:
         return PagedEncoder(model, max_len, step, cache), True
-    return StateEncoder(model, max_len, step), True
+    return StateEncoder(model, max_len, step, cache.budget), True

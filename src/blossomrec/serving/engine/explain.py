@@ -4,7 +4,7 @@ With the attention weights, the gates, the scales of the layer norms and the ope
 held at the values they have, a score is a sum: one share for each event of the history and a rest
 that comes from biases. The share of an event is what its embedding brings to the score over all
 ways through the layers (the rules of AttnLRP, Achtibat et al., ICML 2024, and of the exact
-decompositions before it). What an event changes by turning attention to others is not in it.
+decompositions before it). What an event changes by drawing attention to others is not in it.
 
 The cost is one pass of the model over the history, and for the way back a bounded number of events
 for each event reached: those of its blocks and of its recent events.
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput, BlossomAttention, pattern
+from blossomrec.data.batch import pack
+from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerLayer, TransformerModel
@@ -97,12 +99,12 @@ def check_explainable(model: SequenceModel) -> TransformerModel:
 
 
 @torch.no_grad()
-def explain(model: SequenceModel, rows: np.ndarray, item: int) -> Explanation:
+def explain(model: SequenceModel, history: History | np.ndarray, item: int) -> Explanation:
     """Shares of the events of a history in the score that an item has after it.
 
     Args:
         model: in evaluation mode, SASRec with Blossom attention.
-        rows: int [T], item rows of the history as the model sees it, oldest first, at least one.
+        history: at least one event, as the model sees them; item rows alone are one, too.
         item: row of the item.
 
     Raises:
@@ -110,25 +112,24 @@ def explain(model: SequenceModel, rows: np.ndarray, item: int) -> Explanation:
     """
     transformer = check_explainable(model)
     device = model.item_embeddings.weight.device
-    items = torch.from_numpy(rows.astype(np.int64)).to(device)
-    cu_seqlens = torch.tensor([0, len(items)], dtype=torch.int32, device=device)
-    inputs, outputs = [transformer.embed(items)], []
+    batch = pack([history], model.inputs).to(device)
+    inputs, outputs = [transformer.embed(batch)], []
     for layer in transformer.stack():
-        x, attended = layer(inputs[-1], cu_seqlens, len(items), None)
+        x, attended = layer(inputs[-1], batch.cu_seqlens, batch.max_length, None)
         inputs.append(x)
         outputs.append(attended)
     embedding = model.item_embeddings.weight[item]
     score = float(transformer.final_norm(inputs[-1][-1]) @ embedding)
-    flow = _Flow(torch.tensor([len(items) - 1], device=device), embedding[None])
+    flow = _Flow(batch.last_rows, embedding[None])
     if isinstance(transformer.final_norm, nn.LayerNorm):
         flow = flow.back_through_norm(transformer.final_norm, inputs[-1])
     layers = []
     for layer, x, attended in reversed(
         list(zip(transformer.stack(), inputs[:-1], outputs, strict=True))
     ):
-        flow, shares = _back_through_layer(layer, x, attended, cu_seqlens, flow)
+        flow, shares = _back_through_layer(layer, x, attended, batch.cu_seqlens, flow)
         layers.insert(0, shares)
-    contributions = torch.zeros(len(items), device=device)
+    contributions = torch.zeros(len(batch.items), device=device)
     contributions[flow.rows] = (flow.gradient * inputs[0][flow.rows]).sum(-1).float()
     rest = score - float(contributions.double().sum())
     block_size = model.config.block_size

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor
 
+from blossomrec.data.history import ITEMS_ALONE, GrowingHistory, History
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, shown, unavailable, unknown_user
 from blossomrec.serving.stores.store import EventStore
 
 if TYPE_CHECKING:
-    from blossomrec.serving.engine.release import Release
+    from blossomrec.serving.engine.version import ModelVersion
 
 # Of the objects around the numbers, about.
 OVERHEAD = 2_048
@@ -42,8 +43,12 @@ class KeptState(Protocol):
 class UserHistory:
     """A user's events as item rows of one model version, and their encoding by its weights.
 
-    Attributes:
+    Args:
         number: of the user in the store; 0 for a history that comes with its request.
+        inputs: what of the events the model takes.
+
+    Attributes:
+        number, inputs: as given.
         read: events read from the store, those of items that the model does not know included.
         seen: rows of the items in the history, int64, rising, each once.
         state: of the events ``start`` .. ``encoded - 1``, as the encoder keeps it; None where it
@@ -51,42 +56,41 @@ class UserHistory:
         query: [1, D], what the next item is scored from after those events; None before.
     """
 
-    def __init__(self, number: int = 0):
-        self.number, self.read = number, 0
-        self._rows, self._length = np.empty(16, np.int32), 0
+    def __init__(self, number: int = 0, inputs: Sequence[str] = ITEMS_ALONE):
+        self.number, self.read, self.inputs = number, 0, inputs
+        self._events = GrowingHistory(inputs)
         self.seen = np.empty(0, np.int64)
         self.state: KeptState | None = None
         self.query: Tensor | None = None
         self.start = self.encoded = 0
 
     @property
-    def rows(self) -> np.ndarray:
-        """Item rows of the known events, oldest first, int32."""
-        return self._rows[: self._length]
+    def events(self) -> History:
+        """The known events, oldest first: item rows of the version, int32, and what it takes."""
+        return self._events.events
 
-    def add(self, rows: np.ndarray, read: int) -> None:
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def add(self, events: History, read: int) -> None:
         """Put events behind the others; ``read`` counts those too whose items are unknown."""
-        end = self._length + len(rows)
-        if end > len(self._rows):
-            grown = np.empty(max(end, len(self._rows) * 3 // 2), np.int32)
-            grown[: self._length] = self.rows
-            self._rows = grown
-        self._rows[self._length : end] = rows
-        self._length, self.read = end, self.read + read
+        self._events.extend(events)
+        self.read += read
+        rows = events.items
         # A search in what is sorted: one more event does not go through the whole history.
-        place = np.searchsorted(self.seen, rows)
-        known = place < len(self.seen)
-        known[known] = self.seen[place[known]] == rows[known]
+        position = np.searchsorted(self.seen, rows)
+        known = position < len(self.seen)
+        known[known] = self.seen[position[known]] == rows[known]
         if not known.all():
             self.seen = np.union1d(self.seen, rows[~known])
 
     def missing(self, max_len: int, step: int) -> int:
         """Events yet to be encoded; what was encoded is dropped if the window has moved."""
         # Asked several times a request: a window that never moved takes no further call.
-        start = window_start(self._length, max_len, step) if self._length > max_len else 0
+        start = window_start(len(self), max_len, step) if len(self) > max_len else 0
         if start != self.start:
             self.forget_encoding(start)
-        return self._length - self.encoded
+        return len(self) - self.encoded
 
     def forget_encoding(self, start: int) -> None:
         """Begin anew at an event."""
@@ -97,7 +101,7 @@ class UserHistory:
     def nbytes(self) -> int:
         """Bytes of everything kept."""
         tensors = (0 if one is None else one.nbytes for one in (self.state, self.query))
-        return OVERHEAD + self._rows.nbytes + self.seen.nbytes + sum(tensors)
+        return OVERHEAD + self._events.nbytes + self.seen.nbytes + sum(tensors)
 
 
 class HistoryCache:
@@ -182,7 +186,7 @@ class HistoryCache:
 
 # Events of one user that are read before others have their turn.
 READ_AT_ONCE = 4_096
-# Events encoded in one go for nobody in particular: a question waits no longer than for these.
+# Events encoded in one go for nobody in particular: a request waits no longer than for these.
 PIECE = 256
 # Users whose deletion by others is looked for in one go.
 USERS_AT_ONCE = 256
@@ -203,7 +207,7 @@ class Histories:
         self._reader, self._metrics = reader, metrics
 
     def read_on(
-        self, release: Release, user: str, history: UserHistory | None
+        self, version: ModelVersion, user: str, history: UserHistory | None
     ) -> tuple[UserHistory, bool]:
         """A user's history with more of its events, and whether it is complete.
 
@@ -214,13 +218,13 @@ class Histories:
             Refusal: 404, the user has no events.
         """
         if history is None:
-            history = release.cache.get(user) or UserHistory()
+            history = version.cache.get(user) or UserHistory(inputs=version.model.inputs)
             counter = self._metrics.misses if history.query is None else self._metrics.hits
             counter.inc()
         tail = self._reader.tail(user, history.number, history.read, READ_AT_ONCE)
         if tail is None:
             # Another process may have deleted the user.
-            release.cache.drop(user)
+            version.cache.drop(user)
             raise unknown_user(user)
         if tail.start < tail.length and not tail.items:
             # Otherwise it would be read on and on.
@@ -228,18 +232,20 @@ class Histories:
             logger.error("the store of events is damaged: %s", message)
             raise unavailable("store_damaged", message, passes=False)
         if tail.number != history.number or tail.start != history.read:
-            history = UserHistory(tail.number)
+            history = UserHistory(tail.number, history.inputs)
         if tail.start == history.read:
-            history.add(release.catalogue.known(tail.items), len(tail.items))
+            rows = version.catalogue.rows(tail.items)
+            times = np.asarray(tail.times) if "times" in history.inputs else None
+            history.add(History(rows, times)[rows >= 0], len(tail.items))
         return history, history.read == tail.length
 
-    def keep(self, release: Release, pairs: Iterable[tuple[str, UserHistory]]) -> None:
-        """Keep histories for the next question; others leave to make room."""
+    def keep(self, version: ModelVersion, pairs: Iterable[tuple[str, UserHistory]]) -> None:
+        """Keep histories for the next request; others leave to make room."""
         for user, history in pairs:
-            release.cache.put(user, history)
-        self._metrics.evictions.inc(release.cache.new_evictions())
+            version.cache.put(user, history)
+        self._metrics.evictions.inc(version.cache.new_evictions())
 
-    def encode_again(self, release: Release, users: list[str]) -> Iterator[None]:
+    def encode_again(self, version: ModelVersion, users: list[str]) -> Iterator[None]:
         """Encode histories of users, the first ones first, as long as there is room for them.
 
         Stops after every bounded piece of work: the next one is done when it is asked for.
@@ -248,10 +254,10 @@ class Histories:
         try:
             for place, user in enumerate(users):
                 self._metrics.warming.set(len(users) - place)
-                if user in release.cache:
+                if user in version.cache:
                     continue
                 try:
-                    history = yield from self._encoded(release, user)
+                    history = yield from self._encoded(version, user)
                 except Refusal:
                     continue  # deleted meanwhile
                 except self._reader.failures as error:
@@ -261,28 +267,28 @@ class Histories:
                     if failed == FAILURES:
                         raise
                     continue
-                if not release.cache.put_behind(user, history):
+                if not version.cache.put_behind(user, history):
                     return
         finally:
             self._metrics.warming.set(0)
 
-    def _encoded(self, release: Release, user: str) -> Generator[None, None, UserHistory]:
-        history = UserHistory()
+    def _encoded(self, version: ModelVersion, user: str) -> Generator[None, None, UserHistory]:
+        history = UserHistory(inputs=version.model.inputs)
         while True:
             # Read again at the very end, too: the user may be deleted, or have new events.
-            history, complete = self.read_on(release, user, history)
-            if release.encoder.missing(history):
-                self._metrics.encoded.inc(release.encoder.advance([history], PIECE))
+            history, complete = self.read_on(version, user, history)
+            if version.encoder.missing(history):
+                self._metrics.encoded.inc(version.encoder.advance([history], PIECE))
             elif complete:
                 return history
             yield
 
-    def drop_deleted(self, release: Release) -> Iterator[None]:
+    def drop_deleted(self, version: ModelVersion) -> Iterator[None]:
         """Drop what is kept of users whom other processes have deleted, in bounded pieces."""
-        kept = release.cache.users()
+        kept = version.cache.users()
         for start in range(0, len(kept), USERS_AT_ONCE):
             users = kept[start : start + USERS_AT_ONCE]
             for user, number in zip(users, self._reader.numbers(users), strict=True):
-                if user in release.cache and release.cache.number(user) != number:
-                    release.cache.drop(user)
+                if user in version.cache and version.cache.number(user) != number:
+                    version.cache.drop(user)
             yield

@@ -94,8 +94,8 @@ def _best(
             scores = block.fill(scoring.as_queries(queries[start : start + block.rows]))
         for row, choice in zip(scores, part, strict=True):
             _restrict(row, choice, off)
-        most = min(max(choice.k for choice in part), scorer.num_items)
-        best = (each.cpu().numpy() for each in scoring.best(scores, most))
+        limit = min(max(choice.k for choice in part), scorer.num_items)
+        best = (each.cpu().numpy() for each in scoring.best(scores, limit))
         for rows, values, choice in zip(*best, part, strict=True):
             kept = rows[: choice.k] >= 0
             found.append((rows[: choice.k][kept], values[: choice.k][kept]))

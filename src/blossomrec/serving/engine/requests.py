@@ -7,43 +7,42 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from blossomrec.data.history import History
 from blossomrec.serving.engine.histories import UserHistory
 from blossomrec.serving.engine.ranking import Choice
-from blossomrec.serving.engine.release import Release
+from blossomrec.serving.engine.version import ModelVersion
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """What is to be recommended.
 
     Attributes:
         user: whose stored history; None for one that is given.
-        rows: the given history, int64 item rows.
+        history: the given one; None where it is that of the user, or none is needed.
         choice: which items; the history's own are added where they are to be left out.
         filter_viewed: leave out the items of the history.
     """
 
     user: str | None
-    rows: np.ndarray
+    history: History | None
     choice: Choice
     filter_viewed: bool = True
 
 
 @dataclass(eq=False)
 class Job:
-    """A question on its way: first its history is read, then encoded, then ranked for.
+    """A request on its way: first its history is read, then encoded, then ranked for.
 
-    With ``rows_only`` the history's rows are the answer, as soon as they are read.
+    With ``events_only`` the history is the answer, as soon as it is read.
     """
 
-    release: Release
-    question: Question
+    version: ModelVersion
+    request: Request
     future: Future[Any] = field(default_factory=Future)
     history: UserHistory | None = None
     read: bool = False
-    rows_only: bool = False
+    events_only: bool = False
 
 
 @dataclass(eq=False)

@@ -52,8 +52,8 @@ class Mailbox(Generic[T]):
             self._waiting.append(entry)
             self._changed.notify()
 
-    def take(self, most: int, *, wait: float = 0.0, block: bool = True) -> list[T]:
-        """Up to ``most`` entries, oldest first.
+    def take(self, limit: int, *, wait: float = 0.0, block: bool = True) -> list[T]:
+        """Up to ``limit`` entries, oldest first.
 
         Args:
             wait: seconds to wait for more after the first.
@@ -63,11 +63,11 @@ class Mailbox(Generic[T]):
             while block and not self._waiting and not self._closed:
                 self._changed.wait()
             end = time.monotonic() + wait
-            while 0 < len(self._waiting) < most and not self._closed:
+            while 0 < len(self._waiting) < limit and not self._closed:
                 left = end - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     break
-            return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+            return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
 
     def close(self) -> None:
         """Take no more entries; those that wait can still be taken."""

@@ -17,7 +17,7 @@ from starlette.routing import Match
 from blossomrec import __version__
 from blossomrec.serving.engine.service import Service
 from blossomrec.serving.http import schemas
-from blossomrec.serving.http.middleware import Guard
+from blossomrec.serving.http.middleware import RequestMiddleware
 from blossomrec.serving.http.pages import add_page, add_reference
 from blossomrec.serving.refusals import Refusal, plain, shown
 from blossomrec.serving.stores.store import Event
@@ -104,7 +104,9 @@ def build_app(
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(Guard, config=service.config, metrics=service.metrics, token=token)
+    app.add_middleware(
+        RequestMiddleware, config=service.config, metrics=service.metrics, token=token
+    )
     return app
 
 
@@ -129,18 +131,18 @@ def _add_users(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/users", responses=_described({422: BAD[422]}), tags=["users"])
     async def users(
-        most: Annotated[int, Query(ge=1, le=MOST_LISTED, description="users to list")] = 20,
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED, description="users to list")] = 20,
         before: Annotated[
             str | None,
             Query(max_length=LONGEST_CURSOR, description="`next` of the list before"),
         ] = None,
     ) -> schemas.UsersOut:
         """Users by the time of their last event, the latest first."""
-        found = await service.members(most, before)
+        found = await service.members(limit, before)
         listed = [
             {"user_id": one.user, "length": one.length, "timestamp": one.last} for one in found
         ]
-        last = found[-1].cursor if len(found) == most else None
+        last = found[-1].cursor if len(found) == limit else None
         return _sent({"users": listed, "next": last})
 
     @app.get("/v1/users/{user_id:text}", responses=unknown, tags=["users"])
@@ -171,7 +173,7 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
         for name in ("history", "exclude", "items"):
             _check_size(name, getattr(body, name), config.max_items)
         _check_not_empty("items", body.items)
-        release, found = await service.recommend(
+        version, found = await service.recommend(
             user=body.user_id,
             history=body.history,
             k=body.k,
@@ -179,17 +181,17 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
             exclude=body.exclude,
             items=body.items,
         )
-        return _sent({"model": release.version, "items": _ranked(found)})
+        return _sent({"model": version.id, "items": _ranked(found)})
 
     @app.post("/v1/similar", responses=_described(BAD), tags=["recommendations"])
     async def similar(body: schemas.SimilarIn) -> schemas.SimilarOut:
         """The items whose embeddings are closest, by cosine, to each of some items."""
         _check_number("k", body.k, config.max_k)
         _check_size("items", body.items, config.max_similar)
-        release, found = await service.similar(body.items, body.k)
+        version, found = await service.similar(body.items, body.k)
         pairs = zip(body.items, found, strict=True)
         items = [{"item": item, "similar": _ranked(each)} for item, each in pairs]
-        return _sent({"model": release.version, "items": items})
+        return _sent({"model": version.id, "items": items})
 
 
 def _add_explanations(app: FastAPI, service: Service) -> None:
@@ -248,9 +250,9 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     async def readyz() -> schemas.Ready:
         """Which model answers; 503 where none does, or where the store cannot be used."""
         await service.check_ready()
-        release = service.release
-        answer = {"model": release.version, "items": len(release.catalogue)}
-        return _sent({"ready": True, **answer, "max_len": release.max_len})
+        version = service.version
+        answer = {"model": version.id, "items": len(version.catalogue)}
+        return _sent({"ready": True, **answer, "max_len": version.max_len})
 
     @app.get("/metrics", tags=["operation"], response_class=Response)
     async def metrics() -> Response:
@@ -280,15 +282,15 @@ def _check_not_empty(field: str, values: Sequence[Any] | None) -> None:
         raise Refusal(422, "invalid", f"{field} is empty", field=field, value=[])
 
 
-def _check_size(field: str, values: Sequence[Any] | None, most: int) -> None:
-    if values is not None and len(values) > most:
-        message = f"{field} has {len(values)} entries: at most {most} are taken"
+def _check_size(field: str, values: Sequence[Any] | None, limit: int) -> None:
+    if values is not None and len(values) > limit:
+        message = f"{field} has {len(values)} entries: at most {limit} are taken"
         raise Refusal(422, "too_many", message, field=field, value=len(values))
 
 
-def _check_number(field: str, value: int, most: int) -> None:
-    if value > most:
-        message = f"{field} is {value}: it must be at most {most}"
+def _check_number(field: str, value: int, limit: int) -> None:
+    if value > limit:
+        message = f"{field} is {value}: it must be at most {limit}"
         raise Refusal(422, "too_many", message, field=field, value=value)
 
 

@@ -32,13 +32,13 @@ class ConnectionLimits:
     """What all connections of a server have in common.
 
     Attributes:
-        most: connections that may be open at a time.
+        limit: connections that may be open at a time.
         seconds: in which a client has to send the head of a request, and what is left of a body
             that was refused.
         draining: the server ends.
     """
 
-    most: int
+    limit: int
     seconds: float
     metrics: Metrics
     draining: bool = False
@@ -49,7 +49,7 @@ class Connection(H11Protocol):
 
     uvicorn waits for ever for the rest of a head, for the rest of a body that is answered already,
     and for a client that does not take its answer. How long a body may take that is read is for
-    :class:`blossomrec.serving.http.middleware.Guard` to say.
+    :class:`blossomrec.serving.http.middleware.RequestMiddleware` to say.
     """
 
     def __init__(self, *, limits: ConnectionLimits, **options: Any):
@@ -62,9 +62,9 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
         self._limits.metrics.connections.set(len(self.connections))
-        if len(self.connections) > self._limits.most:
+        if len(self.connections) > self._limits.limit:
             self._limits.metrics.dropped.labels("too_many").inc()
-            logger.warning("more than %d connections: others are refused", self._limits.most)
+            logger.warning("more than %d connections: others are refused", self._limits.limit)
             self._refuse(unavailable("too_many_connections", "too many connections are open"))
             return
         if self._limits.draining:
@@ -172,7 +172,7 @@ def _stopped(timer: asyncio.TimerHandle | None) -> None:
         timer.cancel()
 
 
-def most_connections(wanted: int) -> int:
+def connection_limit(wanted: int) -> int:
     """How many connections this process may have of those that are wanted.
 
     It is allowed as many open files as the system lets it have, and some are kept for others than

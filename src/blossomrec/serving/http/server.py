@@ -30,7 +30,7 @@ from blossomrec.serving.http.connections import (
     CLOSE,
     Connection,
     ConnectionLimits,
-    most_connections,
+    connection_limit,
 )
 from blossomrec.serving.stores import store_opener
 
@@ -99,17 +99,17 @@ def run_server(
         RunError, DataError: the run, the store or the table of titles cannot be used.
     """
     _log()
-    token, most = read_token(host), most_connections(config.connections)
+    token, limit = read_token(host), connection_limit(config.connections)
     named = None if titles is None else read_titles(titles)
     open_store, name = store_opener(store)
     with bind(host, port) as listening:
         service = Service(run, open_store, config, device=device, threads=threads or _threads())
         try:
             if titles is not None and named is not None:
-                items = service.release.catalogue
+                items = service.version.catalogue
                 count = count_titles(named, items, titles)
                 logger.info("%s has titles for %d of %d items", titles, count, len(items))
-            limits = ConnectionLimits(most, config.head_seconds, service.metrics)
+            limits = ConnectionLimits(limit, config.head_seconds, service.metrics)
             settings = _settings(build_app(service, token, named), limits, drain)
             server = _Server(settings, service, limits)
             address, bound = listening.getsockname()[:2]

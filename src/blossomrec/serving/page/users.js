@@ -21,7 +21,7 @@ export async function listUsers() {
   const mine = ++turn;
   byId("latest").setAttribute("aria-busy", "true");
   try {
-    const answer = await ask(`v1/users?most=${LISTED}`);
+    const answer = await ask(`v1/users?limit=${LISTED}`);
     if (mine === turn) draw(answer);
     return answer.users;
   } finally {
@@ -48,7 +48,7 @@ export function markUser(id) {
 async function more() {
   const mine = ++turn;
   byId("latest").removeAttribute("aria-busy");
-  const answer = await ask(`v1/users?most=${LISTED}&before=${encodeURIComponent(next)}`);
+  const answer = await ask(`v1/users?limit=${LISTED}&before=${encodeURIComponent(next)}`);
   if (mine !== turn) return;
   const lines = answer.users.map(line);
   byId("users").append(...lines);

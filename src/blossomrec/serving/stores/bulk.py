@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import polars as pl
@@ -37,7 +37,7 @@ def import_events(source: str | Path | pl.DataFrame, store: EventStore, **option
     Users with events are left as they are, so that an import that was stopped can be run again.
 
     Args:
-        source: a prepared log, or anything ``read_events`` reads.
+        source: a prepared log, or anything ``read_table`` reads.
         options: of ``ReadOptions``, for a table; events with equal times are ordered as
             ``EventLog.prepare`` orders them.
 
@@ -119,8 +119,9 @@ def _of_log(log: EventLog) -> _Source:
 
     def histories() -> Iterator[tuple[str, list[Event]]]:
         for row, user in enumerate(users):
-            times = log.timestamps[log.offsets[row] : log.offsets[row + 1]].tolist()
-            yield user, _events(log.item_vocabulary.ids(log.history(row)), times)
+            history = log.history(row)
+            times = cast(np.ndarray, history.times).tolist()
+            yield user, _events(log.item_vocabulary.ids(history.items), times)
 
     latest = log.timestamps.max().item() if len(log.timestamps) else 0
 

@@ -176,17 +176,18 @@ class RedisStore:
         state = ["number", str(number), "length", str(length), "last", json.dumps(last)]
         staged.commands.append(["HSET", key_of("user", user), *state])
 
-    def tail(self, user: str, number: int, start: int, most: int) -> Tail | None:
+    def tail(self, user: str, number: int, start: int, limit: int) -> Tail | None:
         found = self._found(user)
         if not found.number:
             return None
         if found.number != number or start > found.length:
             start = 0
         if start == found.length:
-            return Tail(found.number, start, found.length, [])
-        end = min(start + most, found.length) - 1
-        items = [event.item for event in self._events(found.number, start, end)]
-        return Tail(found.number, start, found.length, items)
+            return Tail(found.number, start, found.length, [], [])
+        end = min(start + limit, found.length) - 1
+        events = self._events(found.number, start, end)
+        times = [cast(Time, event.timestamp) for event in events]
+        return Tail(found.number, start, found.length, [event.item for event in events], times)
 
     def _events(self, number: int, first: int, end: int) -> list[Event]:
         texts = self._redis.lrange(key_of("events", number), first, end)
@@ -214,9 +215,9 @@ class RedisStore:
     def erase(self) -> None:
         rewrite_files(self._redis)
 
-    def members(self, most: int, before: str | None = None) -> list[Member]:
+    def members(self, limit: int, before: str | None = None) -> list[Member]:
         start = 0 if before is None else self._place_behind(*read_cursor(before))
-        users = self._redis.zrevrange(key_of("recent"), start, start + most - 1)
+        users = self._redis.zrevrange(key_of("recent"), start, start + limit - 1)
         with self._redis.pipeline(transaction=False) as pipeline:
             for user in users:
                 pipeline.hmget(key_of("user", user), "number", "length", "last")

@@ -217,7 +217,7 @@ class SQLiteStore:
         grown = User(length, chunk, last, user.secret, user.id)
         self._users.write(number, grown.packed())
 
-    def tail(self, user: str, number: int, start: int, most: int) -> Tail | None:
+    def tail(self, user: str, number: int, start: int, limit: int) -> Tail | None:
         with self._snapshot():
             found = self._directory.find(user)
             if found is None:
@@ -226,9 +226,10 @@ class SQLiteStore:
             if here != number or start > length:
                 start = 0
             if start == length:
-                return Tail(here, start, length, [])
-            events = self._chunks.read(here, start, min(start + most, length))
-            return Tail(here, start, length, [event[0] for event in events])
+                return Tail(here, start, length, [], [])
+            events = self._chunks.read(here, start, min(start + limit, length))
+            items, times = ([event[part] for event in events] for part in (0, 1))
+            return Tail(here, start, length, items, times)
 
     def profile(self, user: str, last: int) -> Profile | None:
         with self._snapshot():
@@ -262,7 +263,7 @@ class SQLiteStore:
                 "write-ahead log could not be removed; delete again",
             )
 
-    def members(self, most: int, before: str | None = None) -> list[Member]:
+    def members(self, limit: int, before: str | None = None) -> list[Member]:
         behind: tuple[Any, ...] = ()
         if before is not None:
             last, tie = read_cursor(before)
@@ -272,7 +273,7 @@ class SQLiteStore:
             "SELECT content, recent.length, last, user FROM recent JOIN users ON number = user"
             + (" WHERE (last, user) < (?, ?)" if behind else "")
             + " ORDER BY last DESC, user DESC LIMIT ?",
-            (*behind, most),
+            (*behind, limit),
         )
         return [
             Member(User.unpacked(row).id, length, last, cursor_of(last, user))

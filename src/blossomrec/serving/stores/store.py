@@ -52,12 +52,14 @@ class Tail(NamedTuple):
         start: position of the first of ``items`` in the user's history.
         length: events of the whole history.
         items: external ids; they may end before the history does.
+        times: of the same events, in the unit of the store.
     """
 
     number: int
     start: int
     length: int
     items: list[ItemId]
+    times: list[Time]
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,8 @@ class EventStore(Protocol):
         """
         ...
 
-    def tail(self, user: str, number: int, start: int, most: int) -> Tail | None:
-        """Up to ``most`` events from ``start`` on, from 0 if the user's number is another one.
+    def tail(self, user: str, number: int, start: int, limit: int) -> Tail | None:
+        """Up to ``limit`` events from ``start`` on, from 0 if the user's number is another one.
 
         None for a user without events.
         """
@@ -169,8 +171,8 @@ class EventStore(Protocol):
         """
         ...
 
-    def members(self, most: int, before: str | None = None) -> list[Member]:
-        """Up to ``most`` users, by the time of their last event, the latest first.
+    def members(self, limit: int, before: str | None = None) -> list[Member]:
+        """Up to ``limit`` users, by the time of their last event, the latest first.
 
         Args:
             before: cursor of a member: only those behind it.

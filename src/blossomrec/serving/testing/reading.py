@@ -15,24 +15,27 @@ class Reading(StoreTests):
     def test_a_tail_goes_on_where_it_ended(self, store):
         append(store, "anna", *((item, item) for item in range(10)))
         number = store.tail("anna", 0, 0, 1).number
-        assert store.tail("anna", number, 4, 3).items == [4, 5, 6]
+        tail = store.tail("anna", number, 4, 3)
+        assert tail.items == tail.times == [4, 5, 6]
         assert store.tail("anna", number, 8, 3).items == [8, 9]
         assert store.tail("anna", number, 10, 3).items == []
         # Of another user of that name, or of more events than there are, nothing is known.
         for other, start in ((number + 1, 4), (number, 11)):
             tail = store.tail("anna", other, start, 2)
-            assert (tail.start, tail.items) == (0, [0, 1])
+            assert (tail.start, tail.items, tail.times) == (0, [0, 1], [0, 1])
 
     def test_any_part_of_any_history_is_found(self, store):
         draw, histories = random.Random(3), {}
-        for turn in range(120):
+        for batch in range(120):
             user = f"u{draw.randrange(7)}"
             history = histories.setdefault(user, [])
-            begin = 20 * turn
+            begin = 20 * batch
             words = ["x" * draw.choice([1, 9, 300]), "\n", '"],["', "\\", "Ünï\u200c\U0001f600"]
             events = [
                 Event(
-                    draw.choice([turn, draw.choice(words)]), begin + place / 8, f"{turn}\n{place}"
+                    draw.choice([batch, draw.choice(words)]),
+                    begin + place / 8,
+                    f"{batch}\n{place}",
                 )
                 for place in range(draw.choice([1, 1, 2, 8, 90]))
             ]
@@ -41,11 +44,12 @@ class Reading(StoreTests):
         for user, history in histories.items():
             number = store.tail(user, 0, 0, 1).number
             for _ in range(20):
-                start, most = draw.randrange(len(history)), draw.choice([1, 3, 50, 4_000])
-                tail = store.tail(user, number, start, most)
-                assert tail.items == [event.item for event in history[start : start + most]]
+                start, limit = draw.randrange(len(history)), draw.choice([1, 3, 50, 4_000])
+                tail = store.tail(user, number, start, limit)
+                assert tail.items == [event.item for event in history[start : start + limit]]
+                assert tail.times == [event.timestamp for event in history[start : start + limit]]
                 assert (tail.start, tail.length) == (start, len(history))
-                assert store.profile(user, most).last == history[-most:]
+                assert store.profile(user, limit).last == history[-limit:]
             for event in draw.sample(history, 5):
                 assert append(store, user, event).repeated == 1
         events = sum(map(len, histories.values()))

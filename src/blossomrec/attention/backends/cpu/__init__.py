@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blossomrec.attention.backends.cpu import operators
 from blossomrec.attention.backends.cpu.library import missing
+from blossomrec.attention.backends.operator import numbers_of
 from blossomrec.attention.spec import BlossomSpec, Target
 
 __all__ = ["attend", "unsupported"]
@@ -30,13 +31,11 @@ def attend(
     """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
     k, v, gates, block_keys = (x.to(q.dtype) for x in (k, v, gates, block_keys))
     cu_seqlens = cu_seqlens.to(torch.int32).contiguous()
-    chosen = selected
+    chosen, numbers = selected, numbers_of(spec)
     if chosen is None:
-        form = (spec.block_size, spec.top_n, spec.causal)
-        chosen = operators.select_blocks(q.detach(), block_keys.detach(), cu_seqlens, *form)
+        chosen = operators.select_blocks(q.detach(), block_keys.detach(), cu_seqlens, numbers)
     chosen = cast(Tensor, chosen).to(torch.int32)
-    form = (spec.block_size, spec.window, spec.sinks, spec.causal)
-    out, _ = operators.attend(q, k, v, gates, chosen, cu_seqlens, *form)
+    out, _ = operators.attend(q, k, v, gates, chosen, cu_seqlens, numbers)
     return out, chosen
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blossomrec.attention.backends.cuda import operators
 from blossomrec.attention.backends.cuda.launch import unsupported
+from blossomrec.attention.backends.operator import numbers_of
 from blossomrec.attention.spec import BlossomSpec
 
 __all__ = ["attend", "unsupported"]
@@ -26,11 +27,9 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
     k, v, gates = k.to(q.dtype), v.to(q.dtype), gates.to(q.dtype)
-    chosen = selected
+    chosen, numbers = selected, numbers_of(spec)
     if chosen is None:
-        form = (spec.top_n, spec.causal)
-        chosen = operators.select_blocks(q.detach(), block_keys.detach(), cu_seqlens, *form)
+        chosen = operators.select_blocks(q.detach(), block_keys.detach(), cu_seqlens, numbers)
     chosen = cast(Tensor, chosen).to(torch.int32).contiguous()
-    form = (spec.window, spec.causal)
-    out, _ = operators.attend(q, k, v, gates, chosen, cu_seqlens, *form)
+    out, _ = operators.attend(q, k, v, gates, chosen, cu_seqlens, numbers)
     return out, chosen

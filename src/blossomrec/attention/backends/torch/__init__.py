@@ -35,19 +35,18 @@ def attend(
     if selected is None:
         with torch.no_grad():
             selected = select_blocks(q, block_keys, packing, longest, top_n, causal)
-    form = {"window": spec.window, "sinks": spec.sinks, "causal": causal}
 
     def dense(cu_seqlens: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v, selected = rows
         buckets = Buckets.of(cu_seqlens, len(q), min(longest, limit))
-        sizes = {"block_size": block_size, "selects_all": selects_all}
-        return dense_paths(q, k, v, selected, buckets, **sizes, **form)
+        return dense_paths(q, k, v, selected, buckets, spec, selects_all=selects_all)
 
     def sparse(cu_seqlens: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v, selected = rows
         packing = Packing.of(cu_seqlens, len(q), block_size)
         blocks = BlockKeys(packing, selected, causal)
-        events = NearKeys(packing, pattern.distances(spec.window, longest), **form)
+        distances = pattern.distances(spec.window, longest)
+        events = NearKeys(packing, distances, spec.window, spec.sinks, causal)
         long = SparseAttention.apply(q, packing.pad(k), packing.pad(v), blocks)
         return long, SparseAttention.apply(q, k, v, events)
 
