@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 COMPRESSIONS = ("mlp", "mean")
 PATHS = ("both", "long", "short")
@@ -91,6 +92,17 @@ class Heads:
     def per_group(self) -> int:
         """Query heads that share a key/value head, R."""
         return self.queries // self.keys
+
+
+class Inputs(NamedTuple):
+    """What is attended; see :func:`blossomrec.attention.blossom_attention` for the shapes."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    block_keys: Tensor
+    gates: Tensor
+    cu_seqlens: Tensor
 
 
 class Target(NamedTuple):

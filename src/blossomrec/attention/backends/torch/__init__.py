@@ -11,23 +11,15 @@ from blossomrec.attention.backends.torch.selection import select_blocks
 from blossomrec.attention.backends.torch.sparse import BlockKeys, NearKeys, SparseAttention
 from blossomrec.attention.buckets import Buckets
 from blossomrec.attention.packing import Packing, histories
-from blossomrec.attention.spec import BlossomSpec, Target
+from blossomrec.attention.spec import BlossomSpec, Inputs, Target
 
 # Histories up to this length are attended densely: below it the gathers cost more.
 DENSE_LENGTH = {"cpu": 256, "cuda": 512}
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    block_keys: Tensor,
-    gates: Tensor,
-    cu_seqlens: Tensor,
-    spec: BlossomSpec,
-    selected: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[Tensor, Tensor]:
     """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
+    q, k, v, block_keys, gates, cu_seqlens = inputs
     block_size, top_n, causal = spec.block_size, spec.top_n, spec.causal
     packing = Packing.of(cu_seqlens, len(q), block_size)
     shortest, longest = torch.stack(packing.length.aminmax()).tolist()
