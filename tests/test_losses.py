@@ -304,6 +304,5 @@ def test_plain_attention_means_a_plain_loss_and_plain_layers(monkeypatch, tiny_l
     split = make_split(tiny_log, config.evaluation)
     parts = build_parts(model, tiny_log, split.train_end, config, open_fabric(config.training))
     step = next(device_steps(parts.batches.epoch(0), torch.device("cpu")))
-    batch = step.batch
-    parts.objective(batch.items, batch.targets, batch.cu_seqlens, batch.max_length, step.positions)
+    parts.objective(step)
     assert used == (["layer", "loss"] if kernels else [])
