@@ -8,7 +8,7 @@ import torch
 
 from blossomrec.attention import PagedStates
 from blossomrec.attention.state.paged import StepGraph
-from blossomrec.data.batch import pack
+from blossomrec.data.batch import next_events, pack
 from blossomrec.models.state import ModelState
 from small_models import NUM_ITEMS, batch_of, hidden_states, random_histories, small_model
 from whole_history import relative_error
@@ -23,7 +23,7 @@ def test_equal_to_encoding_the_whole_history(options):
     for _ in range(60):
         users = choose.sample(sorted(histories), choose.randint(1, 5))
         items = [choose.randrange(NUM_ITEMS) for _ in users]
-        hidden = model.extend_paged(torch.tensor(items), states, states.step(users))
+        hidden = model.extend_paged(next_events(torch.tensor(items)), states, states.step(users))
         for user, item, row in zip(users, items, hidden, strict=True):
             histories[user].append(item)
             last[user] = row
@@ -43,7 +43,9 @@ def test_whole_histories_and_then_more(options):
     assert relative_error(hidden, model.queries(batch)) < 1e-6
     more = random_histories(*[9] * len(histories), seed=1)
     for items in np.stack(more, 1):
-        hidden = model.extend_paged(torch.from_numpy(items), states, states.step(prefill.users))
+        hidden = model.extend_paged(
+            next_events(torch.from_numpy(items)), states, states.step(prefill.users)
+        )
     grown = [np.concatenate(pair) for pair in zip(histories, more, strict=True)]
     assert relative_error(hidden, model.queries(pack(grown))) < 1e-5
 
@@ -54,7 +56,9 @@ def test_from_a_state_to_pages_and_back():
     _, state = model.extend(batch_of(items[:30]), model.start())
     states = PagedStates(model.start().layers)
     user = states.add(state.layers)
-    run = StepGraph(lambda item, step: model.extend_paged(item, states, step), states, 2)
+    run = StepGraph(
+        lambda item, step: model.extend_paged(next_events(item), states, step), states, 2
+    )
     hidden = torch.cat([run(item, [user]) for item in items[30:40].split(1)])
     expected, grown = model.extend(batch_of(items[30:40]), state)
     assert relative_error(hidden, expected) < 1e-5
@@ -69,7 +73,7 @@ def test_wrong_calls():
     states = PagedStates(model.start().layers[:1])
     step = states.step([states.add()])
     with pytest.raises(ValueError, match="1 layers: this model has 2"):
-        model.extend_paged(torch.tensor([0]), states, step)
+        model.extend_paged(pack([[0]]), states, step)
     batch = pack(random_histories(5))
     with pytest.raises(ValueError, match="1 layers: this model has 2"):
         model.prefill(batch, states, states.prefill([5]))
@@ -78,6 +82,6 @@ def test_wrong_calls():
     with pytest.raises(ValueError, match="attention is full: only blossom"):
         dense.stack()[0].prefill(torch.zeros(5, 16), batch.cu_seqlens, states.layers[0], None)
     with pytest.raises(RuntimeError, match="training mode"):
-        model.train().extend_paged(torch.tensor([0]), states, step)
+        model.train().extend_paged(pack([[0]]), states, step)
     with pytest.raises(ValueError, match="reach is 0: dense attention"):
         PagedStates(small_model(attention="full").start().layers)

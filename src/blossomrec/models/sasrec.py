@@ -11,7 +11,7 @@ from blossomrec.attention import PagedStates
 from blossomrec.attention.memo import of_one_graph
 from blossomrec.attention.state.paged import Prefill, Step
 from blossomrec.config import ModelConfig
-from blossomrec.data.batch import Batch, next_events
+from blossomrec.data.batch import Batch
 from blossomrec.models.state import ModelState
 from blossomrec.models.transformer import TransformerModel
 
@@ -56,11 +56,11 @@ class SASRec(TransformerModel):
         return hidden, [ModelState(*each) for each in zip(layers, lasts, strict=True)]
 
     @torch.no_grad()
-    def extend_paged(self, items: Tensor, states: PagedStates, step: Step) -> Tensor:
+    def extend_paged(self, batch: Batch, states: PagedStates, step: Step) -> Tensor:
         """Encode the next event of each of many users, whose states are kept in pages.
 
         Args:
-            items: int64 [B], of the users of ``step``, in its order.
+            batch: one event of each user of ``step``, in its order; see ``next_events``.
             states: made as ``PagedStates(model.start().layers)``; a user comes to it from a
                 ``ModelState`` as ``states.add(state.layers)``, and back by ``states.read(user)``.
             step: ``states.step(users)``, not used before.
@@ -73,7 +73,7 @@ class SASRec(TransformerModel):
             ValueError: the states are those of another number of layers, or the attention is full.
         """
         self._check_paged(states)
-        x = self.embed(next_events(items))
+        x = self.embed(batch)
         for layer, kept in zip(self.stack(), states.layers, strict=True):
             x = layer.extend_paged(x, kept, step)
         return self.final_norm(x)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blossomrec.attention import PagedStates
 from blossomrec.attention.state.paged import Step, StepGraph
-from blossomrec.data.batch import Batch, pack
+from blossomrec.data.batch import Batch, next_events, pack
 from blossomrec.errors import ConfigError
 from blossomrec.models.sasrec import SASRec
 from blossomrec.serving.engine.histories import HistoryCache, UserHistory
@@ -81,7 +81,7 @@ class PagedEncoder:
 
         # Without a word of this object, whose memory is so given back at its end.
         def next_event(items: Tensor, step: Step) -> Tensor:
-            hidden = model.extend_paged(items, states, step)
+            hidden = model.extend_paged(next_events(items), states, step)
             last.index_copy_(0, step.user.long(), hidden)
             return hidden
 
