@@ -56,9 +56,11 @@ def test_from_a_state_to_pages_and_back():
     _, state = model.extend(batch_of(items[:30]), model.start())
     states = PagedStates(model.start().layers)
     user = states.add(state.layers)
-    run = StepGraph(
-        lambda item, step: model.extend_paged(next_events(item), states, step), states, 2
-    )
+
+    def take(items, step):
+        return model.extend_paged(next_events(items), states, step)
+
+    run = StepGraph(take, states, 2)
     hidden = torch.cat([run(item, [user]) for item in items[30:40].split(1)])
     expected, grown = model.extend(batch_of(items[30:40]), state)
     assert relative_error(hidden, expected) < 1e-5

@@ -132,10 +132,12 @@ def pack(
 
 
 def _joined(histories: Sequence[History], name: str) -> np.ndarray:
-    columns = [getattr(history, name, None) for history in histories]
-    for number, column in enumerate(columns):
+    columns = list[np.ndarray]()
+    for number, history in enumerate(histories):
+        column = getattr(history, name, None)
         if column is None:
             raise DataError(f"history {number} (counted from 0) has no {name}")
+        columns.append(column)
     return np.concatenate(columns)
 
 
