@@ -99,9 +99,9 @@ def test_new_events_of_many_are_one_step_and_many_of_one_are_encoded_together(mo
     for name in ("extend_paged", "prefill"):
         original = getattr(type(model), name)
 
-        def counted(self, items, *others, name=name, original=original):
+        def counted(self, batch, *others, name=name, original=original):
             calls.append(name)
-            return original(self, items, *others)
+            return original(self, batch, *others)
 
         monkeypatch.setattr(type(model), name, counted)
     everybody = list(range(6))
@@ -315,9 +315,9 @@ def test_users_of_one_round_go_together(both, item_ids, monkeypatch):
     model = type(server.service.version.model)
     original = model.extend_paged
 
-    def counted(self, items, *others):
-        calls.append(len(items))
-        return original(self, items, *others)
+    def counted(self, batch, *others):
+        calls.append(batch.num_histories)
+        return original(self, batch, *others)
 
     monkeypatch.setattr(model, "extend_paged", counted)
     together = server.service._engine.call(

@@ -37,7 +37,7 @@ def test_a_new_model_is_taken_without_a_request_lost(tiny_log, repeat_log, tmp_p
         wanted = {}
         for seed in (0, 1):
             write_run(run, tiny_log, seed=seed)
-            version = server.reload().version
+            version = server.reload().id
             wanted[version] = [server.recommend(user_id=user, k=20) for user in range(4)]
         assert len(wanted) == 2
         answers, over = [], threading.Event()
@@ -106,7 +106,7 @@ def test_until_it_is_ready_the_model_before_answers(
             while not future.done():
                 # An answer in between any two pieces of a history.
                 answers.append(server.post("/v1/recommend", {"user_id": "new"})["model"])
-            new = future.result(WAIT).version
+            new = future.result(WAIT).id
         # Never the one before again once the new one has answered.
         assert answers == sorted(answers, key=[old, new].index)
         cache = server.service.version.cache

@@ -132,11 +132,13 @@ def pack(
 
 
 def _joined(histories: Sequence[History], name: str) -> np.ndarray:
-    columns = [getattr(history, name, None) for history in histories]
-    for number, column in enumerate(columns):
+    columns = list[np.ndarray]()
+    for number, history in enumerate(histories):
+        column = getattr(history, name, None)
         if column is None:
             raise DataError(f"history {number} (counted from 0) has no {name}")
-    return np.concatenate([column for column in columns if column is not None])
+        columns.append(column)
+    return np.concatenate(columns)
 
 
 def make_batch(
