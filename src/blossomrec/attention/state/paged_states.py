@@ -346,10 +346,7 @@ class PagedStates:
             closing, events = np.flatnonzero(position % size == size - 1), len(user)
             parts = np.concatenate((user, position, first, page, closing))
             numbers = torch.from_numpy(parts.astype(np.int32))
-        moved = self._moved(numbers)
-        sizes = [4 * events, len(numbers) - 4 * events]
-        on_device, closed = moved.split(sizes)
-        return Step(self.table, on_device.view(4, events), closed, known, numbers, size)
+        return Step(events, size, self.table, known, self._moved(numbers), numbers)
 
     def _copy_page(self, row: int, column: int) -> None:
         """Give a row a page of its own in place of one that it shares."""
