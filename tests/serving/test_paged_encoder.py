@@ -1,6 +1,7 @@
 """Histories in pages, as on a GPU: the same answers as with states of their own, here on a CPU."""
 
 import gc
+import resource
 import weakref
 
 import numpy as np
@@ -268,6 +269,33 @@ def test_a_device_without_so_much_memory(model, monkeypatch):
     monkeypatch.setattr(PagedStates, "reserve", full)
     with pytest.raises(ConfigError, match="cache_mib is 16: cpu has not so much free"):
         PagedEncoder(model, 20, 1, HistoryCache(16 << 20))
+
+
+def test_states_on_a_cpu_have_their_room_at_once(model, monkeypatch):
+    """So that no history waits while others are copied; nothing is used before it is needed."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    encoder = StateEncoder(model, 60, 1, 1 << 30)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18  # KiB
+    histories = [UserHistory(number) for number in range(1, 9)]
+    generations = set()
+    for _ in range(3):
+        for history in histories:
+            history.add(np.arange(20), 20)
+        encoder.advance(histories)
+        states = histories[0].state.kept.states
+        generations.add(states.generation)
+    assert len(generations) == 1 and states.nbytes > 2 << 30
+    assert all(history.state.kept.states is states for history in histories)
+    for history in histories:
+        assert relative_error(history.query, model.queries(pack([history.rows]))) < 1e-5
+
+    def full(_, *, pages, **__):
+        if pages:
+            raise MemoryError
+
+    monkeypatch.setattr(PagedStates, "reserve", full)
+    with pytest.raises(ConfigError, match="cache_mib is 16: there is not so much memory"):
+        StateEncoder(model, 60, 1, 16 << 20)
 
 
 def test_which_encoder_a_device_gets(model, monkeypatch):

@@ -63,14 +63,12 @@ class StepGraph:
         with torch.inference_mode(False):
             self._x = _filled(x.to(table.device), users)
             # Any event may complete its block, and any user may come to be the longest.
-            self._step = Step(
-                table=table,
-                rows=table.new_full((4, users), NOBODY),
-                closing=torch.arange(users, dtype=torch.int32, device=table.device),
-                known=np.zeros(table.shape, np.int32),
-                numbers=torch.tensor([*range(users), *[longest] * users, *[0] * 2 * users]),
-                size=self.states.block_size,
-            )
+            parts = (*range(users), *[longest] * users, *[NOBODY] * 2 * users, *range(users))
+            host = torch.tensor(parts, dtype=torch.int32)
+            numbers = host.to(table.device)
+            known = np.zeros(table.shape, np.int32)
+            self._step = Step(users, self.states.block_size, table, known, numbers, host)
+            self._step.rows.fill_(NOBODY)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

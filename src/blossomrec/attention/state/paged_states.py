@@ -130,7 +130,7 @@ class PagedStates:
         self.generation = 0
         self.layers = tuple(PagedLayer.empty(layout, 1) for _ in range(layers))
         self._set_table(layout.zeros(1, 1, dtype=torch.int32))
-        self._holders = np.zeros(1, np.int64)  # rows that hold each page
+        self._holders = np.zeros(1, np.int32)  # rows that hold each page
         self._free_pages, self._free_rows = _Numbers(), _Numbers()
         self._returned: deque[tuple[int, int, int]] = deque()
         # Whoever extends states writes to the tensors without the lock: they may not grow then.
@@ -346,10 +346,7 @@ class PagedStates:
             closing, events = np.flatnonzero(position % size == size - 1), len(user)
             parts = np.concatenate((user, position, first, page, closing))
             numbers = torch.from_numpy(parts.astype(np.int32))
-        moved = self._moved(numbers)
-        sizes = [4 * events, len(numbers) - 4 * events]
-        on_device, closed = moved.split(sizes)
-        return Step(self.table, on_device.view(4, events), closed, known, numbers, size)
+        return Step(events, size, self.table, known, self._moved(numbers), numbers)
 
     def _copy_page(self, row: int, column: int) -> None:
         """Give a row a page of its own in place of one that it shares."""
@@ -433,16 +430,20 @@ class PagedStates:
         if wanted[0] > held:
             for layer in self.layers:
                 layer.grow(wanted[0])
-        known = np.pad(self._known, ((0, wanted[1] - rows), (0, wanted[2] - width)))
-        self._set_table(grown(self.table, self.layout, *wanted[1:]), known)
-        self._holders = np.pad(self._holders, (0, wanted[0] - held))
+        self._set_table(grown(self.table, self.layout, *wanted[1:]))
+        # Zeros of which only those that are used take memory.
+        before, self._holders = self._holders, np.zeros(wanted[0], np.int32)
+        self._holders[:held] = before
         self._free_pages.end, self._free_rows.end = wanted[:2]
 
-    def _set_table(self, table: Tensor, known: np.ndarray | None = None) -> None:
+    def _set_table(self, table: Tensor) -> None:
         """The table on the device and on the host; on a CPU the two are one."""
-        self.table = table
-        on_host = table.numpy() if table.device.type == "cpu" else known
-        self._known = np.zeros(table.shape, np.int32) if on_host is None else on_host
+        self.table, known = table, getattr(self, "_known", np.zeros((1, 1), np.int32))
+        if table.device.type == "cpu":
+            self._known = table.numpy()
+        else:
+            more = [(0, new - old) for new, old in zip(table.shape, known.shape, strict=True)]
+            self._known = np.pad(known, more)
 
     def _send(self, rows: Sequence[int] | np.ndarray) -> None:
         """Tell the device the pages of rows."""

@@ -58,27 +58,37 @@ class Layout(NamedTuple):
             return torch.from_numpy(memory[start : start + count]).view(dtype).view(shape)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Step:
     """Where new events go; made by :meth:`PagedStates.step`.
 
     Events of one user stand together, oldest first; each sees those before it.
 
     Attributes:
-        table: int32 [users, width], on the device; column c is the user's c-th block held.
-        rows: int32 [4, E], on the device; see the properties.
-        closing: int32 [C], on the device: which of the E events complete their block.
-        known: the table, on the host.
-        numbers: ``rows`` and ``closing`` one after another, int32 [4 * E + C], on the host.
+        events: E.
         size: events in a block, S.
+        table: int32 [users, width], on the device; column c is the user's c-th block held.
+        known: the table, on the host.
+        numbers: ``rows`` and ``closing`` one after another, int32 [4 * E + C], on the device.
+        host: the same, on the host.
     """
 
+    events: int
+    size: int
     table: Tensor
-    rows: Tensor
-    closing: Tensor
     known: np.ndarray
     numbers: Tensor
-    size: int
+    host: Tensor
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """User, position, first block held and page of each event, int32 [4, E]."""
+        return self.numbers[: 4 * self.events].view(4, self.events)
+
+    @cached_property
+    def closing(self) -> Tensor:
+        """Which of the events complete their block, int32 [C]."""
+        return self.numbers[4 * self.events :]
 
     @property
     def user(self) -> Tensor:
@@ -103,12 +113,12 @@ class Step:
     @cached_property
     def users(self) -> np.ndarray:
         """On the host, ``user``."""
-        return self.numbers[: self.rows.shape[1]].numpy()
+        return self.host[: self.events].numpy()
 
     @cached_property
     def columns(self) -> np.ndarray:
         """On the host, how many blocks are held before each event's own, [E]."""
-        _, position, first, _ = self.numbers[: self.rows.numel()].view(4, -1).numpy()
+        _, position, first, _ = self.host[: 4 * self.events].view(4, -1).numpy()
         return position // self.size - first
 
     @cached_property

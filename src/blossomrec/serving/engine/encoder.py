@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Protocol, cast
 
+from blossomrec.attention import PagedStates
 from blossomrec.data.batch import pack
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
@@ -46,6 +47,9 @@ class StateEncoder:
         model: in evaluation mode, of a backbone that keeps a state.
         max_len, step: see :func:`blossomrec.serving.engine.histories.window_start`.
         budget: bytes of the states that are kept.
+
+    Raises:
+        ConfigError: there is not so much memory.
     """
 
     def __init__(self, model: SequenceModel, max_len: int, step: int, budget: int):
@@ -53,14 +57,24 @@ class StateEncoder:
         self._device = model.item_embeddings.weight.device
         self._start = model.start
         if isinstance(model, SASRec):
-            states = model.states()
-            if self._device.type == "cpu":
-                # All room at once, so that nothing is ever copied: what is not used costs nothing.
-                # Twice the budget, for those who are not yet in the cache.
-                pages = 2 * budget // states.page_bytes
-                blocks = max_len // states.block_size + 1
-                states.reserve(pages=pages, users=min(pages, MANY_USERS), blocks=blocks)
-            self._start = partial(model.start, states)
+            self._start = partial(model.start, self._pages(model, budget))
+
+    def _pages(self, model: SASRec, budget: int) -> PagedStates:
+        """Where the states are kept; on a CPU with all room at once, so that nothing is copied.
+
+        What is not used takes no memory. There is room for twice the budget, since some are not yet
+        in the cache.
+        """
+        states = model.states()
+        if self._device.type == "cpu":
+            pages, blocks = 2 * budget // states.page_bytes, self._max_len // states.block_size + 1
+            users = min(pages, max(1, budget // (4 * blocks)), MANY_USERS)
+            try:
+                states.reserve(pages=pages, users=users, blocks=blocks)
+            except MemoryError as error:
+                message = f"cache_mib is {budget >> 20}: there is not so much memory"
+                raise ConfigError(message) from error
+        return states
 
     def missing(self, history: UserHistory) -> int:
         return history.missing(self._max_len, self._step)

@@ -39,7 +39,7 @@ def extend(
         layer.pages.data_ptr(),
         layer.block_keys.data_ptr(),
         step.table.data_ptr(),
-        step.rows.data_ptr(),
+        step.numbers.data_ptr(),
         out.data_ptr(),
         selected.data_ptr(),
         events,
