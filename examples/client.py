@@ -17,7 +17,7 @@ from blossomrec.serving.client import Client
 def main(url: str, items: Sequence[int | str], user: str = "anna") -> None:
     with Client(url) as client:
         # With a key, an event that is sent twice is stored once.
-        events = [{"item": item, "key": f"visit {turn}"} for turn, item in enumerate(items)]
+        events = [{"item": item, "key": f"visit {number}"} for number, item in enumerate(items)]
         print("stored:", client.append(user, events))
         found = client.recommend(user, k=3)
         print("recommended:", found)

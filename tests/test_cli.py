@@ -20,7 +20,7 @@ from blossomrec.cli import VERBS, build_app, main
 from blossomrec.config import RunConfig, ServingConfig, from_dict
 from blossomrec.data.log import EventLog
 from blossomrec.data.reading.options import PrepareOptions, ReadOptions
-from blossomrec.evaluation.storage import load_evaluation
+from blossomrec.evaluation.evaluation import load_evaluation
 from blossomrec.recommender import BlossomRec, with_options
 from blossomrec.run import read_run_config
 from blossomrec.training import trainer
@@ -440,7 +440,21 @@ UNNAMED_SECTIONS = {
     "serve": ServingConfig,
     "prepare": PrepareOptions,
     "import-events": ReadOptions,
+    "evaluate": commands.EvaluateOptions,
+    "recommend": commands.RecommendOptions,
 }
+# In the order in which help shows them.
+FLAGS = {
+    "evaluate": "model log on ranking filter-seen split last-events ks own-metrics out device",
+    "recommend": "run user history k log items filter-viewed max-len unknown json device",
+}
+
+
+@pytest.mark.parametrize("verb", FLAGS)
+def test_a_section_without_a_name_leaves_the_flags_plain(verb):
+    arguments = build_app()[verb].assemble_argument_collection(parse_docstring=True)
+    shown = [one.names[0].lstrip("-") for one in arguments if one.show]
+    assert shown == FLAGS[verb].split()
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -270,7 +270,7 @@ def test_a_second_training_in_a_run_folder_is_refused(refused, place, tmp_path):
         (["--user"], ["--user requires an argument"]),
     ],
 )
-def test_wrong_questions_for_recommendations(refused, place, options, words):
+def test_wrong_requests_for_recommendations(refused, place, options, words):
     refused("recommend", place / "run", *options, words=words)
 
 

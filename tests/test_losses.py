@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from blossomrec.config import TrainingConfig
+from blossomrec.config import RunConfig, TrainingConfig
+from blossomrec.data.split import make_split
 from blossomrec.errors import ConfigError
 from blossomrec.losses import (
     NegativeSampler,
@@ -21,6 +21,12 @@ from blossomrec.losses import (
     sampled_softmax,
     softmax,
 )
+from blossomrec.models import build_model, fused
+from blossomrec.models.transformer import TransformerLayer
+from blossomrec.recommender import with_options
+from blossomrec.training.objective import device_steps
+from blossomrec.training.setup import build_parts, open_fabric
+from largest_output import LargestOutput
 
 SAMPLED = ["sampled_softmax", "gbce", "bpr"]
 
@@ -112,19 +118,6 @@ def test_cross_entropy_of_a_frozen_catalogue():
     (gradient,) = torch.autograd.grad(cross_entropy(hidden, weight.detach(), targets), hidden)
     exact = torch.autograd.grad(F.cross_entropy(hidden @ weight.T, targets), hidden)[0]
     assert relative_error(gradient, exact) < 1e-12
-
-
-class LargestOutput(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(each, torch.Tensor):
-                self.elements = max(self.elements, each.numel())
-        return out
 
 
 def test_cross_entropy_never_holds_all_logits():
@@ -285,3 +278,31 @@ def test_cross_entropy_on_a_gpu(chunk_elements):
     ours = torch.autograd.grad(loss, (hidden, weight))
     for one, other in zip(ours, torch.autograd.grad(exact, rounded), strict=True):
         assert relative_error(one, other) < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("impl", "kernels"), [("auto", True), ("reference", False), ("torch", False)]
+)
+def test_plain_attention_means_a_plain_loss_and_plain_layers(monkeypatch, tiny_log, impl, kernels):
+    used = []
+
+    def by_kernels(*arguments):
+        used.append("loss")
+        return by_tiles(*arguments)
+
+    def in_few_passes(layer, x, attended):
+        used.append("layer")
+        return x + attended
+
+    by_tiles = softmax._by_tiles
+    monkeypatch.setattr(softmax, "_kernels_take", lambda *_: True)
+    monkeypatch.setattr(softmax, "_by_kernels", by_kernels)
+    monkeypatch.setattr(fused, "usable", lambda _: True)
+    monkeypatch.setattr(TransformerLayer, "_in_few_passes", in_few_passes)
+    config = with_options(RunConfig(), {"attention_impl": impl, "hidden_size": 16, "layers": 1})
+    model = build_model(config.model, tiny_log.num_items)
+    split = make_split(tiny_log, config.evaluation)
+    parts = build_parts(model, tiny_log, split.train_end, config, open_fabric(config.training))
+    step = next(device_steps(parts.batches.epoch(0), torch.device("cpu")))
+    parts.objective(step)
+    assert used == (["layer", "loss"] if kernels else [])

@@ -12,9 +12,9 @@ from blossomrec.config import EvaluationConfig
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.errors import ConfigError, DataError, RunError
-from blossomrec.evaluation import compare, evaluate
+from blossomrec.evaluation import RankingOptions, compare, evaluate
+from blossomrec.evaluation.evaluation import load_evaluation, save_evaluation
 from blossomrec.evaluation.metrics import METRICS
-from blossomrec.evaluation.storage import load_evaluation, save_evaluation
 from blossomrec.measure import evaluate_baseline, evaluate_run, override
 from blossomrec.models.baselines import BASELINES
 from blossomrec.recommender import BlossomRec
@@ -34,7 +34,9 @@ def test_a_run_is_measured_as_it_was_trained(trained, tiny_log):
     recommender, run = trained
     measured = evaluate_run(run)
     cases = make_split(tiny_log, recommender.config.evaluation).test
-    own = evaluate(recommender.model, tiny_log, cases, ks=(2, 10), filter_seen=False)
+    own = evaluate(
+        recommender.model, tiny_log, cases, RankingOptions(ks=(2, 10), filter_seen=False)
+    )
     assert np.array_equal(measured.ranks, own.ranks)
     assert measured.metrics == own.metrics
     protocol = measured.protocol
@@ -212,7 +214,7 @@ def test_baselines_learn_from_training_events_alone(tiny_log, name):
     own = BASELINES.get(name).fit(tiny_log, split.train_end)
     for on in ("test", "valid"):
         measured = evaluate_baseline(name, tiny_log, on=on)
-        expected = evaluate(own, tiny_log, getattr(split, on), filter_seen=True)
+        expected = evaluate(own, tiny_log, getattr(split, on), RankingOptions(filter_seen=True))
         assert np.array_equal(measured.ranks, expected.ranks)
         assert measured.protocol.split == "leave-one-out"
         assert measured.protocol.filter_seen is True

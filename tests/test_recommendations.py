@@ -8,7 +8,9 @@ import torch
 from blossomrec import recommender as room
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.models.sasrec import SASRec
 from blossomrec.recommender import BlossomRec
+from blossomrec.registry import BACKBONES
 from small_options import SMALL
 
 COLUMNS = ["user_id", "item_id", "score", "rank"]
@@ -310,3 +312,26 @@ def test_similar_items_leaves_an_item_itself_out(recommender, tiny_log):
         recommender.similar_items([4])
     with pytest.raises(DataError, match="no item is given"):
         recommender.similar_items([])
+
+
+@pytest.mark.parametrize("graph", ["on", "off"])
+def test_times_travel_from_the_log_to_a_backbone_that_takes_them(tiny_log, monkeypatch, graph):
+    latest = []
+
+    class Timed(SASRec):
+        inputs = ("items", "times")
+
+        def embed(self, batch):
+            assert batch.times.shape == batch.items.shape
+            latest.append(int(batch.times.max()))
+            return super().embed(batch)
+
+    monkeypatch.setitem(BACKBONES._registered, "timed", Timed)
+    options = SMALL | {"epochs": 1, "graph": graph}
+    timed = BlossomRec(**options | {"backbone": "timed"}).fit(tiny_log, progress=False)
+    plain = BlossomRec(**options).fit(tiny_log, progress=False)
+    assert timed.recommend(k=4).equals(plain.recommend(k=4))
+    assert timed.evaluate().metrics == plain.evaluate().metrics
+    assert max(latest) == tiny_log.timestamps.max()
+    with pytest.raises(DataError, match=r"history 0 \(counted from 0\) has no times"):
+        timed.recommend_history(item_ids(tiny_log, [3]))

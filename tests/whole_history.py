@@ -16,14 +16,14 @@ class Recorder:
 
     def __init__(self, monkeypatch):
         self.selected = {}
-        original = BlossomAttention.extend_batch
+        original = BlossomAttention.extend_paged
 
-        def recorded(attention, x, counts, states):
-            given: tuple[AttentionOutput, list] = original(attention, x, counts, states)
-            self.selected.setdefault(attention, []).append(given[0].selected)
+        def recorded(attention, x, pages, step):
+            given: AttentionOutput = original(attention, x, pages, step)
+            self.selected.setdefault(attention, []).append(given.selected)
             return given
 
-        monkeypatch.setattr(BlossomAttention, "extend_batch", recorded)
+        monkeypatch.setattr(BlossomAttention, "extend_paged", recorded)
 
     def replay(self, monkeypatch, first):
         """Make ``forward`` attend as defined, where event t sees only positions from ``first[t]``.

@@ -170,7 +170,7 @@ def measure(case: Case, logs: Path, runs: Path, out: Path, jobs: int = 1) -> str
     from blossomrec.measure import evaluate_run
     from blossomrec.models import build_model
     from blossomrec.training import train
-    from blossomrec.training.randomness import seeded
+    from blossomrec.training.state import seeded
 
     if jobs > 1:
         torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from blossomrec.report.inspect.selection_measures import (
     choosing_rows,
     evenness,
 )
-from blossomrec.report.inspect.selector_profile import Attended, recorded
+from blossomrec.report.inspect.selection_totals import Attended, recorded
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 

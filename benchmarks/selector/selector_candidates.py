@@ -46,23 +46,11 @@ class StraightThrough(BlossomAttention):
         log_share = log_share.masked_fill(selected < 0, 0.0)
         bias = log_share - log_share.detach()
         q, k, v = (each.detach().float() for each in (q, k, v))
-        long = _long_term(q, k, v, selected, cu_seqlens, self.spec.block_size, own=True, bias=bias)
+        long = _long_term(q, k, v, selected, cu_seqlens, self.spec.block_size, bias)
         return out + (gates[..., :1] * (long - long.detach())).to(out.dtype), selected
 
     def distil(self, *others, **given) -> Tensor | None:
         return None
-
-
-class WithoutOwnBlock(BlossomAttention):
-    """The long-term path sees the selected blocks alone, not the event's own one."""
-
-    def attend(self, q, k, v, block_keys, gates, cu_seqlens, backend) -> tuple[Tensor, Tensor]:
-        long_gate, short_gate = gates.split(1, dim=-1)
-        only_short = torch.cat((torch.zeros_like(long_gate), short_gate), -1)
-        out, selected = super().attend(q, k, v, block_keys, only_short, cu_seqlens, backend)
-        q, k, v = (each.float() for each in (q, k, v))
-        long = _long_term(q, k, v, selected, cu_seqlens, self.spec.block_size, own=False)
-        return out + (long_gate * long).to(out.dtype), selected
 
 
 class CompressedBranch(BlossomAttention):
@@ -99,15 +87,6 @@ class CompressedBranch(BlossomAttention):
 
     def distil(self, *others, **given) -> Tensor | None:
         return None
-
-
-class NoisySample(BlossomAttention):
-    """The sample is drawn with replacement, so that some events are many and others none."""
-
-    def distil(self, *others, rows: Tensor, max_length: int) -> Tensor | None:
-        places = torch.randint(len(rows), (8 * len(rows),), device=rows.device)
-        drawn = rows[places.sort().values]
-        return super().distil(*others, rows=drawn, max_length=max_length)
 
 
 class DenseDistilled(BlossomAttention):
@@ -154,20 +133,17 @@ def _long_term(
     selected: Tensor,
     cu_seqlens: Tensor,
     block_size: int,
-    *,
-    own: bool,
-    bias: Tensor | None = None,
+    bias: Tensor,
 ) -> Tensor:
-    """Attention to the selected blocks, and to the own one if ``own``: float32 [T, H, d].
+    """Attention to the selected blocks and the own one: float32 [T, H, d].
 
-    ``bias``, [T, G, n], is added to the scores of all keys of a selected block. An event that sees
-    nothing gets zeros.
+    ``bias``, [T, G, n], is added to the scores of all keys of a selected block.
     """
     total, groups, size = k.shape
     length = total // (len(cu_seqlens) - 1)
     row = torch.arange(total, device=q.device)
     mine = row[:, None, None] % length // block_size
-    blocks = torch.cat((selected, mine.expand(-1, groups, -1)), -1) if own else selected
+    blocks = torch.cat((selected, mine.expand(-1, groups, -1)), -1)
     inside = torch.arange(block_size, device=q.device)
     first = (row // length * length)[:, None, None] + blocks.clamp(min=0) * block_size
     event = first[..., None] + inside  # [T, G, blocks, S]
@@ -176,14 +152,9 @@ def _long_term(
     taken = event.clamp(max=total - 1) * groups + head
     keys, values = (nn.functional.embedding(taken, each.flatten(0, 1)) for each in (k, v))
     scores = torch.einsum("tgrd,tgjsd->tgrjs", q.unflatten(1, (groups, -1)), keys)
-    scores = scores / math.sqrt(size)
-    if bias is not None:
-        padded = nn.functional.pad(bias, (0, blocks.shape[-1] - bias.shape[-1]))
-        scores = scores + padded[:, :, None, :, None]
-    seen = seen.flatten(2)[:, :, None]
-    any_seen = seen.any(-1, keepdim=True)
-    scores = scores.flatten(3).masked_fill(~seen & any_seen, -math.inf)
-    weights = scores.softmax(-1) * any_seen
+    padded = nn.functional.pad(bias, (0, 1))
+    scores = scores / math.sqrt(size) + padded[:, :, None, :, None]
+    weights = scores.flatten(3).masked_fill(~seen.flatten(2)[:, :, None], -math.inf).softmax(-1)
     return torch.einsum("tgrm,tgmd->tgrd", weights, values.flatten(2, 3)).flatten(1, 2)
 
 
@@ -235,8 +206,6 @@ CANDIDATES = {
     "mean-untaught": Candidate({"compress": "mean"}, distilled=False),
     "mlp-gated": Candidate(attention=StraightThrough, graph=False),
     "mlp-branch": Candidate(attention=CompressedBranch, graph=False),
-    "mlp-no-own": Candidate(attention=WithoutOwnBlock, graph=False),
-    "mlp-noisy": Candidate(attention=NoisySample),
     "mlp-dense": Candidate(attention=DenseDistilled),
     "mean-dense": Candidate({"compress": "mean"}, attention=DenseDistilled),
 }

@@ -19,14 +19,14 @@ from blossomrec.config import ModelConfig, RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.evaluation import Evaluation
+from blossomrec.evaluation.evaluation import load_evaluation, save_evaluation
 from blossomrec.evaluation.significance import bootstrap_intervals, compare
-from blossomrec.evaluation.storage import load_evaluation, save_evaluation
 from blossomrec.measure import evaluate_run
 from blossomrec.models import build_model
 from blossomrec.report.inspect.inspection import Inspection, inspect_run
 from blossomrec.training import train
-from blossomrec.training.randomness import seeded
 from blossomrec.training.shape import waiting_attention
+from blossomrec.training.state import seeded
 
 MAX_LEN = 1_024
 # Users of a log with this many events before the target are measured apart as well.

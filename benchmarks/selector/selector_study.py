@@ -55,7 +55,6 @@ DRIFT: tuple[tuple[dict[str, Any], dict[str, Any], tuple[str, ...]], ...] = (
     ({"tokens_per_batch": 65_536, "last_steps": 1_500}, {}, ("mean", "mlp")),
     ({"last_steps": 1_500}, {}, ("mean", "mlp")),
     ({"learning_rate": 1e-3}, {}, ("mean", "mlp")),
-    ({}, {}, ("mlp-noisy",)),
     ({}, {"attention_impl": "triton"}, ("mlp",)),
     ({"early_top_n": 16, "early_steps": 300}, {}, ("mean", "mlp")),
     ({"selector_weight": 0.3}, {}, ("mean", "mlp")),
@@ -122,15 +121,12 @@ def _recall(
 
 def _sizes(candidate: str, seed: int) -> list[RecallJob]:
     training = RecallTraining(length=SIZES_LENGTH, seed=seed, **FEW_STEPS)
-    jobs = [
+    return [
         RecallJob(candidate, model, training, needs=20)
         for model in SIZES
         # Mean pooling looks at the block alone.
         if candidate != "mean" or list(model) != ["compress_window"]
     ]
-    if candidate == "mlp":
-        jobs.append(RecallJob("mlp-no-own", {}, training, needs=20))
-    return jobs
 
 
 def _on_log(log: Path, runs: Path, needs: dict[str, float]) -> list[LogJob]:

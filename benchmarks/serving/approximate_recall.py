@@ -24,7 +24,7 @@ from blossomrec.serving.engine.approximate import ApproximateRanking
 from blossomrec.serving.engine.ranking import Best, Choice, Ranking
 from blossomrec.serving.metrics import Metrics
 
-CLUSTER, WIDTH, QUESTIONS, K, VIEWED = 50, 64, 200, 10, 500
+CLUSTER, WIDTH, REQUESTS, K, VIEWED = 50, 64, 200, 10, 500
 PROBES = (4, 16, 64, 128)
 
 
@@ -36,12 +36,12 @@ def catalogue(items: int) -> tuple[Any, torch.Tensor]:
     noise = torch.randn(items, WIDTH, generator=generator)
     with torch.no_grad():
         model.item_embeddings.weight.copy_(centres.repeat_interleave(CLUSTER, 0) + noise / 2)
-    near = centres[torch.randint(len(centres), (QUESTIONS,), generator=generator)]
-    return model, near + torch.randn(QUESTIONS, WIDTH, generator=generator) / 2
+    near = centres[torch.randint(len(centres), (REQUESTS,), generator=generator)]
+    return model, near + torch.randn(REQUESTS, WIDTH, generator=generator) / 2
 
 
 def measure(ranking: Ranking, queries: torch.Tensor, items: int) -> tuple[Outcome, list[Best]]:
-    """Questions one at a time, each with items that have been viewed."""
+    """Requests one at a time, each with items that have been viewed."""
     rng, outcome, found = np.random.default_rng(1), Outcome(), []
     for query in queries.split(1):
         choice = Choice(K, [rng.integers(0, items, VIEWED)])
@@ -71,7 +71,7 @@ def measure_approximate(*, items: int = 1_000_000, out: Path | None = None) -> N
         recall = round(float(np.mean(hits)) / K, 4)
         line = {
             "scenario": "rank",
-            "users": QUESTIONS,
+            "users": REQUESTS,
             "history": VIEWED,
             "rate": None,
             **outcome.measures(),

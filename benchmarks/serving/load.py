@@ -71,7 +71,7 @@ Request = Callable[[Connection], Awaitable[bool]]
 
 
 def mixed(users: list[str], items: list[Any], seed: int) -> Request:
-    """One event appended to a random user, or one question for it, with equal chances."""
+    """One event appended to a random user, or one request for it, with equal chances."""
     draw = random.Random(seed)
 
     async def request(connection: Connection) -> bool:

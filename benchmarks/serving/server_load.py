@@ -5,15 +5,15 @@
     python -m benchmarks serving RUN --out results/serving.jsonl --store redis://127.0.0.1:6379/9
 
 The server runs in a process of its own, the load in this one, on the same machine. Requests are
-half appends of one event and half questions for ten items, of a random user each:
+half appends of one event and half requests for ten items, of a random user each:
 
 - ``memory``: what a kept history takes, by its length;
-- ``cold``: the first question for every user;
+- ``cold``: the first request for every user;
 - ``mixed``: as many as 16 connections take; ``mixed-100``: 100 a second at random moments;
 - ``swap``: these 100 a second while a new model is read, prepared and used;
-- ``recompute``: the same load on a server whose cache holds nothing, so that every question
+- ``recompute``: the same load on a server whose cache holds nothing, so that every request
   encodes the whole history;
-- ``pair``: one append and one question after it, one at a time, by length of the history;
+- ``pair``: one append and one request after it, one at a time, by length of the history;
 - ``soak`` (with ``--soak MINUTES``): mixed load with bad requests and users that come and go, under
   a small cache; ``rss_mib`` is the memory of the server, minute by minute.
 
@@ -113,8 +113,8 @@ def serving(run: Path, store: str, *flags: Any) -> Iterator[tuple[int, subproces
         process.wait()
 
 
-def question(user: str) -> Request:
-    """One question for a user."""
+def request(user: str) -> Request:
+    """One request for a user."""
 
     async def request(connection: Connection) -> bool:
         status, _ = await connection.ask("POST", "/v1/recommend", {"user_id": user})
@@ -131,7 +131,7 @@ async def warm(port: int, users: list[str]) -> Outcome:
         connection = await Connection.open(port)
         while waiting:
             begun = time.perf_counter()
-            outcome.errors += not await question(waiting.pop())(connection)
+            outcome.errors += not await request(waiting.pop())(connection)
             outcome.seconds.append(time.perf_counter() - begun)
         connection.close()
 
@@ -141,18 +141,18 @@ async def warm(port: int, users: list[str]) -> Outcome:
 
 
 async def pairs(port: int, items: list[Any]) -> dict[int, Outcome]:
-    """Time of an append and a question after it, in turns over the lengths of the history."""
+    """Time of an append and a request after it, one length of the history after another."""
     outcomes = {length: Outcome() for length in LENGTHS}
     draw, connection = random.Random(2), await Connection.open(port)
-    for turn in range(PAIRS + 20):
+    for number in range(PAIRS + 20):
         for length, outcome in outcomes.items():
-            user = f"l{length}-{turn % PAIR_USERS}"
+            user = f"l{length}-{number % PAIR_USERS}"
             event = {"events": [{"item": draw.choice(items)}]}
             start = time.perf_counter()
             status, _ = await connection.ask("POST", f"/v1/users/{user}/events", event)
-            good = status == 200 and await question(user)(connection)
-            # The first turns encode the histories.
-            if turn >= 20:
+            good = status == 200 and await request(user)(connection)
+            # The first rounds encode the histories.
+            if number >= 20:
                 outcome.seconds.append(time.perf_counter() - start)
                 outcome.duration += outcome.seconds[-1]
                 outcome.errors += not good

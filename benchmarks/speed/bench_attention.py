@@ -9,8 +9,9 @@ equal ones, as long as its mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from benchmarks.speed.history_lengths import equal_lengths, real_lengths
 from benchmarks.speed.instruments.floor import floor_mib, floor_milliseconds
 from benchmarks.speed.instruments.memory import free_bytes, peak_mib
 from benchmarks.speed.instruments.parity import TOLERANCE, Check, largest_error
-from benchmarks.speed.instruments.timing import captured, milliseconds
+from benchmarks.speed.instruments.timing import graph_milliseconds, milliseconds
 from benchmarks.speed.operations import Operation
 from benchmarks.speed.speed_lines import Line, result_line
 
@@ -169,11 +170,9 @@ def _time(timed: Operation, device: str, graph: bool) -> dict[str, Any]:
 
     both()  # what is compiled, planned or loaded once is not what a call takes
     memory = peak_mib(both, device)
-    runs: list[Callable[[], Any]] = [timed.forward, both]
-    if graph:
-        # A call of a few hundred microseconds would measure Python otherwise.
-        runs = [captured(run) for run in runs]
-    forward, forward_backward = (milliseconds(run, device) for run in runs)
+    # A call of a few hundred microseconds would measure Python otherwise.
+    clock = graph_milliseconds if graph else partial(milliseconds, device=device)
+    forward, forward_backward = (clock(run) for run in (timed.forward, both))
     return {
         "peak_mib": memory,
         "forward_ms": forward,

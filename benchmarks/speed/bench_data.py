@@ -61,7 +61,7 @@ def rank(ranking: Any) -> dict[str, Any]:
     from blossomrec.config import EvaluationConfig, ModelConfig
     from blossomrec.data.log import EventLog
     from blossomrec.data.split import make_split
-    from blossomrec.evaluation import evaluate
+    from blossomrec.evaluation import RankingOptions, evaluate
     from blossomrec.models import build_model
 
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def rank(ranking: Any) -> dict[str, Any]:
     model = build_model(sizes, log.num_items)
     cases = make_split(log, EvaluationConfig()).test
     start = time.perf_counter()
-    evaluate(model, log, cases, ranking=ranking, filter_seen=True)
+    evaluate(model, log, cases, RankingOptions(ranking=ranking, filter_seen=True))
     line = {"bench": "ranking", "ranking": ranking, "items": log.num_items, "users": len(cases)}
     return line | _cost(start)
 

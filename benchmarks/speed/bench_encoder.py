@@ -28,11 +28,11 @@ from benchmarks.speed.bench_options import ONLY_16_BITS, BenchOptions, is_blosso
 from benchmarks.speed.history_lengths import equal_lengths, packed
 from benchmarks.speed.instruments.memory import free_bytes, peak_mib
 from benchmarks.speed.instruments.parity import Check, largest_error
-from benchmarks.speed.instruments.timing import captured, milliseconds
+from benchmarks.speed.instruments.timing import graph_milliseconds, milliseconds
 from benchmarks.speed.speed_lines import Line, result_line
 from blossomrec.attention.memo import of_one_graph
 from blossomrec.models.sasrec import SASRec
-from blossomrec.training.randomness import seeded
+from blossomrec.training.state import seeded
 
 LENGTHS = {"cpu": (256, 1_024, 4_096), "cuda": (512, 1_024, 2_048, 4_096, 8_192, 16_384, 65_536)}
 TOKENS = {"cpu": 8_192, "cuda": 131_072}
@@ -160,7 +160,7 @@ def _cost(run: Callable[[], Any], device: str, graph: bool) -> tuple[float, floa
     # Once before: what is compiled, planned or loaded once does not count.
     run()
     memory = peak_mib(run, device)
-    return memory, milliseconds(captured(run) if graph else run, device)
+    return memory, graph_milliseconds(run) if graph else milliseconds(run, device)
 
 
 def build(

@@ -4,8 +4,7 @@ One layer, projections included: Blossom attention over a kept state (``torch``,
 CPU), over states of all users in pages (``paged``, on a GPU as one CUDA graph), over the whole
 history again (``recompute``, for one user), and dense attention over kept keys and values
 (``dense-cache``). A call waits for its answer, as a request does. ``peak_mib`` is what the users
-cost: the states that are kept, with the room in which they grow, or the memory of running the whole
-history once.
+cost: the pages of the states that are kept, or the memory of running the whole history once.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from benchmarks.speed.instruments.parity import Check, relative_error
 from benchmarks.speed.instruments.timing import MOST, milliseconds
 from benchmarks.speed.speed_lines import Line, result_line
 from blossomrec.attention import AttentionState, BlossomAttention, BlossomSpec, PagedStates
-from blossomrec.attention.state.paged import Step, StepGraph
+from blossomrec.attention.state import Step, StepGraph
 from blossomrec.models.full import FullAttention
-from blossomrec.training.randomness import seeded
+from blossomrec.training.state import seeded
 
 LENGTHS = {"cpu": (256, 4_096, 16_384, 65_536), "cuda": (256, 4_096, 16_384, 65_536)}
 TOKENS = {"cpu": 1, "cuda": 1}
@@ -86,7 +85,7 @@ def measure(case: Case, options: BenchOptions) -> Line:
     """One line of results."""
     with torch.inference_mode():
         run, states = next_event(case, options)
-        run()  # what is loaded once is not what a call takes, and the states get room to grow
+        run()  # what is loaded once is not what a call takes
         memory = sum(kept.nbytes for kept in states) / 2**20
         if not states:
             memory = peak_mib(run, options.device)
@@ -122,9 +121,7 @@ def layer(impl: str, compress: str, options: BenchOptions) -> BlossomAttention |
     return made.to(options.device, options.dtype).eval()
 
 
-def next_event(
-    case: Case, options: BenchOptions
-) -> tuple[Callable[[], Any], list[AttentionState] | list[PagedStates]]:
+def next_event(case: Case, options: BenchOptions) -> tuple[Callable[[], Any], list[AttentionState]]:
     """A function that attends from one more event of each user, and the states it keeps."""
     attention = layer(case.impl, case.compress, options)
     like = {"device": options.device, "dtype": options.dtype}
@@ -132,49 +129,53 @@ def next_event(
         history = torch.randn(case.length + 1, PUBLISHED.hidden_size, **like)
         return lambda: _run(attention, history), []
     x = torch.randn(case.users, PUBLISHED.hidden_size, **like)
+    # Room for what is timed as well, so that nothing grows meanwhile.
+    blocks = (case.length + 2 * MOST) // attention.layout.block_size
+    pages = PagedStates(
+        attention.layout, pages=case.users * blocks, users=case.users, blocks=blocks
+    )
+    states = [kept_state(pages, case.length, user) for user in range(case.users)]
     if isinstance(attention, BlossomAttention) and case.impl == "paged":
-        # Room for what is timed as well, so that nothing grows meanwhile.
-        blocks = (case.length + 2 * MOST) // attention.spec.block_size
-        pages = case.users * blocks
-        pool = PagedStates([attention.start()], pages=pages, users=case.users, blocks=blocks)
-        users = [pool.add([kept_state(attention, case.length, each)]) for each in range(case.users)]
-        step = in_pages(attention, pool, case.users)
-        return lambda: step(x.normal_(), users), [pool]
-    counts = [1] * case.users
-    states = [kept_state(attention, case.length, user) for user in range(case.users)]
+        step = in_pages(attention, pages, case.users)
 
-    def extend() -> None:
-        # Other input every time: equal keys would make equal scores.
-        states[:] = attention.extend_batch(x.normal_(), counts, states)[1]
+        def extend() -> None:
+            states[:] = step(x.normal_(), states)[1]
+
+    else:
+        counts = [1] * case.users
+
+        def extend() -> None:
+            # Other input every time: equal keys would make equal scores.
+            states[:] = attention.extend_batch(x.normal_(), counts, states)[1]
 
     return extend, states
 
 
-def in_pages(attention: BlossomAttention, pool: PagedStates, users: int) -> StepGraph:
-    """One more event of each of ``users`` users of the pool."""
+def in_pages(attention: BlossomAttention, pages: PagedStates, users: int) -> StepGraph:
+    """One more event of each of ``users`` users kept there."""
 
     def attend(x: Tensor, step: Step) -> Tensor:
-        return attention.extend_paged(x, pool.layers[0], step).hidden
+        return attention.extend_paged(x, pages.layers[0], step).hidden
 
-    return StepGraph(attend, pool, users)
+    return StepGraph(attend, pages, users)
 
 
-def kept_state(
-    attention: BlossomAttention | FullAttention, length: int, seed: int
-) -> AttentionState:
+def kept_state(pages: PagedStates, length: int, seed: int) -> AttentionState:
     """A state of ``length`` random keys and values, without the memory of computing them."""
-    empty = attention.start()
-    like = empty.events.buffer
-    generator = torch.Generator(like.device).manual_seed(seed)
+    layout = pages.layout
+    generator = torch.Generator(layout.device).manual_seed(seed)
 
     def draw(rows: int) -> Tensor:
-        shape = (rows, PUBLISHED.kv_heads, PUBLISHED.head_dim)
-        return torch.randn(shape, device=like.device, generator=generator).to(like.dtype)
+        shape = (rows, layout.heads, layout.size)
+        return torch.randn(shape, device=layout.device, generator=generator).to(layout.dtype)
 
     keys, values = draw(length), draw(length)
-    blocks = draw(length // empty.block_size if empty.reach else 0)
-    tensors = {"keys": keys, "values": values, "block_keys": blocks}
-    return AttentionState.from_dict(empty.to_dict() | tensors)
+    blocks = draw(length // layout.block_size if layout.reach else 0)
+
+    def write(step: Step) -> None:
+        pages.layers[0].write(keys, values, blocks, step)
+
+    return pages.extend([AttentionState.empty(pages)], [length], write)[1][0]
 
 
 @torch.no_grad()
@@ -204,8 +205,11 @@ def _extended(attention: BlossomAttention | FullAttention, x: Tensor) -> Tensor:
 
 def _paged(attention: BlossomAttention, x: Tensor) -> Tensor:
     """The same, two users at a time, in pages."""
-    pool = PagedStates([attention.start()])
+    pages = PagedStates(attention.layout)
     histories = (x[:-100], x[37:-100])
-    users = [pool.add([attention.extend(each, attention.start())[1]]) for each in histories]
-    step = in_pages(attention, pool, len(users))
-    return torch.stack([step(torch.stack((event, event)), users) for event in x[-100:]])
+    states = [attention.extend(each, AttentionState.empty(pages))[1] for each in histories]
+    step, parts = in_pages(attention, pages, len(states)), []
+    for event in x[-100:]:
+        hidden, states = step(torch.stack((event, event)), states)
+        parts.append(hidden)
+    return torch.stack(parts)

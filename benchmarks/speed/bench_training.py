@@ -31,8 +31,8 @@ from blossomrec.errors import ConfigError
 from blossomrec.models import build_model
 from blossomrec.training.objective import device_steps
 from blossomrec.training.progress import Silence
-from blossomrec.training.randomness import seeded
 from blossomrec.training.setup import Parts, build_parts, open_fabric
+from blossomrec.training.state import seeded
 from blossomrec.training.trainer import Trainer
 
 LENGTHS = {"cpu": (200,), "cuda": (200, 1_024)}

@@ -109,7 +109,7 @@ def _name(line: Line) -> str:
     if line.get("users", 1) > 1:
         parts.append(f"{line['users']} users")
     if "lessons" in line and line["compress"] != "none":
-        parts.append("taught" if line["lessons"] else "untaught")
+        parts.append("distilled" if line["lessons"] else "not distilled")
     return ", ".join(parts)
 
 

@@ -18,7 +18,7 @@ from blossomrec.attention.api import resolve
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.spec import Heads
 from blossomrec.models.full import bucketed_attention, packed_attention
-from blossomrec.training.randomness import seeded
+from blossomrec.training.state import seeded
 
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 TOP_N, WINDOW = 4, 8

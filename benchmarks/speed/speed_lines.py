@@ -76,7 +76,7 @@ def describe(line: Line) -> str:
     if line.get("users", 1) > 1:
         parts.append(f"{line['users']} users")
     if "lessons" in line and line["compress"] != "none":
-        parts.append("taught" if line["lessons"] else "untaught")
+        parts.append("distilled" if line["lessons"] else "not distilled")
     if line.get("graph"):
         parts.append("graph")
     shown = {

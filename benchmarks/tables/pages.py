@@ -25,6 +25,7 @@ from benchmarks.tables.measured_lines import ROOT, read
 
 PAGES = (
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving")),
 )
 IMAGES = ROOT / "docs" / "images"

@@ -10,7 +10,7 @@ from benchmarks.tables.measured_lines import Line, read, table
 
 # Trainings of this task and commit were another way, and their lines do not say so.
 UNSAID: dict[tuple[Any, Any], dict[str, Any]] = {
-    ("recall", "4e1ab39"): {"last_steps": 6_000, "lessons": "with replacement"}
+    ("recall", "4e1ab39"): {"last_steps": 6_000, "sample": "with replacement"}
 }
 
 
@@ -69,8 +69,6 @@ def sizes() -> str:
     groups: dict[str, dict[str, list[Line]]] = {}
     for line in recall_lines("recall", "716-1432"):
         name, variant = line["candidate"], _variant(line["options"])
-        if name == "mlp-no-own":
-            name, variant = "mlp", "without the own block"
         groups.setdefault(variant, {}).setdefault(name, []).append(line)
     rows = []
     for variant, by_name in sorted(groups.items()):
@@ -126,7 +124,7 @@ def _changed(line: Line) -> str:
     return ", ".join(
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in (line["training"] | line["options"]).items()
-        if name != "stage_steps" and (name != "lessons" or line["candidate"] != "full")
+        if name != "stage_steps" and (name != "sample" or line["candidate"] != "full")
     )
 
 
@@ -227,7 +225,7 @@ def _interval(metrics: dict[str, Any] | None) -> str:
     return "{:+.4f} ({:+.4f} to {:+.4f})".format(*metrics["ndcg@10"])
 
 
-def teaching_cost() -> str:
+def distillation_cost() -> str:
     """Time of a training step and of encoding, beside mean pooling's."""
     lines = [line for line in newest("task", "candidate", "length") if line["task"] == "cost"]
     steps = {(line["length"], line["candidate"]): line["metrics"]["training_ms"] for line in lines}
@@ -259,5 +257,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "coverage": lambda: coverage(long=False),
     "coverage-long": lambda: coverage(long=True),
     "pooling": pooling,
-    "teaching-cost": teaching_cost,
+    "distillation-cost": distillation_cost,
 }

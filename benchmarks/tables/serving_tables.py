@@ -27,7 +27,7 @@ def serving() -> str:
 
 
 def capacity() -> str:
-    """Users whose histories fit into memory, and time of a user's event and question, by length."""
+    """Users whose histories fit into memory, and time of a user's event and request, by length."""
     one = [line for line in _last("throughput") if line.get("store", "sqlite") == "sqlite"]
     pairs = {line["history"]: line for line in one if line["scenario"] == "pair"}
     rows = [
@@ -40,7 +40,7 @@ def capacity() -> str:
         for line in _last("kib_per_user")
     ]
     header = ["events each", "KiB a user", "users in a GiB"]
-    return table([*header, "event and question, p50, ms", "p99, ms"], rows)
+    return table([*header, "event and request, p50, ms", "p99, ms"], rows)
 
 
 def _last(field: str) -> list[Line]:
@@ -50,6 +50,26 @@ def _last(field: str) -> list[Line]:
         if field in line and line["scenario"] != "rank":
             lines[line["scenario"], line["history"], line.get("store", "sqlite")] = line
     return [lines[key] for key in sorted(lines, key=lambda key: (key[2] != "sqlite", key[:2]))]
+
+
+def steps() -> str:
+    """Time of one event of many users on a GPU, beside encoding all their histories again."""
+    lines = {
+        (line["users"], line["history"]): line
+        for line in read("serving.jsonl")
+        if line["scenario"] == "step"
+    }
+    rows = [
+        [
+            f"{users:,}",
+            f"{history:,}",
+            f"{line['step_ms']:.2f}",
+            f"{line['recompute_ms']:.1f}",
+            f"{line['recompute_ms'] / line['step_ms']:.0f}",
+        ]
+        for (users, history), line in sorted(lines.items())
+    ]
+    return table(["users", "events each", "one event, ms", "recomputed, ms", "speed-up"], rows)
 
 
 def explaining() -> str:
@@ -85,6 +105,7 @@ def approximate() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "serving": serving,
     "serving-capacity": capacity,
+    "serving-step": steps,
     "explain": explaining,
     "ranking-approximate": approximate,
 }

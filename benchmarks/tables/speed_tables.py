@@ -138,7 +138,7 @@ def encoder() -> str:
         [
             f"{line['length']:,}",
             ", ".join(map(str, layout(line))),
-            name(line) + (", taught" if line.get("lessons") else ""),
+            name(line) + (", distilled" if line.get("lessons") else ""),
             f"{line['forward_backward_ms']:.1f}" + (" (graph)" if line.get("graph") else ""),
             f"{line['peak_mib']:,.0f}",
             f"{line['forward_ms']:.1f}",
@@ -186,6 +186,24 @@ def incremental(gpu: bool) -> str:
     return table([*header, "kept, MiB"], rows)
 
 
+def backends() -> str:
+    """The same operation by each implementation that takes it, on one GPU."""
+    rows = [
+        [
+            ", ".join(map(str, (*layout(line), line["block_size"], line["sinks"]))),
+            f"{line['length']:,}",
+            f"`{line['impl']}`, {line['dtype']}",
+            f"{line['forward_ms']:.2f}",
+            f"{line['forward_backward_ms']:.2f}",
+            f"{line['peak_mib']:,.0f}",
+        ]
+        for line in read("backends.jsonl")
+        if line["bench"] == "attention"
+    ]
+    header = ["H, G, d, block, sinks", "length", "implementation", "forward, ms"]
+    return table([*header, "forward and backward, ms", "peak MiB"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "attention-gpu": lambda: attention(gpu=True),
     "attention-cpu": lambda: attention(gpu=False),
@@ -195,6 +213,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training-speed": training,
     "incremental": lambda: incremental(gpu=False),
     "incremental-gpu": lambda: incremental(gpu=True),
+    "backends": backends,
 }
 
 

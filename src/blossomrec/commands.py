@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,6 +19,7 @@ from blossomrec.config import (
     ServingConfig,
     TrainingConfig,
     check,
+    option,
     to_dict,
 )
 from blossomrec.data.reading.options import PrepareOptions, ReadOptions
@@ -32,6 +34,45 @@ ConfigFile = Annotated[
 # One flag, several values behind it.
 Several = Annotated[list[Value], Parameter(consume_multiple=True)]
 COMMAS = "with commas between them; an id that has a comma in double quotes"
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How ``evaluate`` ranks and measures; what is None is as the run or the baseline has it."""
+
+    ranking: Literal["full", "uni100"] | None = option(
+        None,
+        "full ranks among all items, uni100 among 100 sampled ones and is labelled so, or by how "
+        "many there are",
+    )
+    filter_seen: Literal["auto", "yes", "no"] | None = option(
+        None, "leave items of the history out of the ranking"
+    )
+    split: Literal["leave-one-out", "global-time"] | None = option(
+        None, "how a baseline's events are held out; a run keeps the split it was trained with"
+    )
+    last_events: int | None = option(
+        None, "of a baseline's leave-one-out: events of each user that are tested one by one"
+    )
+    ks: tuple[int, ...] | None = option(None, "cut-offs of the metrics")
+    own_metrics: Several[str] | None = option(
+        None, "metrics of installed packages to measure as well"
+    )
+
+
+@dataclass(frozen=True)
+class RecommendOptions:
+    """From what ``recommend`` chooses; what is None is as the run has it."""
+
+    items: str | None = option(None, f"item ids to choose from, {COMMAS}")
+    filter_viewed: bool | None = option(
+        None,
+        "leave out what is in the history; --no-filter-viewed does not; without either as the run "
+        "is evaluated: where the log has no repeats",
+    )
+    max_len: int | None = option(
+        None, "events of a history that the model sees, the last ones; as in training without it"
+    )
 
 
 def prepare(
@@ -107,12 +148,7 @@ def evaluate(
     *,
     log: Path | None = None,
     on: Literal["test", "valid"] = "test",
-    ranking: Literal["full", "uni100"] | None = None,
-    filter_seen: Literal["auto", "yes", "no"] | None = None,
-    split: Literal["leave-one-out", "global-time"] | None = None,
-    last_events: int | None = None,
-    ks: tuple[int, ...] | None = None,
-    own_metrics: Several[str] | None = None,
+    options: Annotated[EvaluateOptions, Parameter(name="*")] = EvaluateOptions(),
     out: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
@@ -121,31 +157,23 @@ def evaluate(
     Args:
         log: prepared log; a run knows the one it was trained on
         on: which held-out events
-        ranking: full ranks among all items, uni100 among 100 sampled ones and is labelled so, or
-            by how many there are
-        filter_seen: leave items of the history out of the ranking
-        split: how a baseline's events are held out; a run keeps the split it was trained with
-        last_events: of a baseline's leave-one-out: events of each user that are tested one by one
-        ks: cut-offs of the metrics
-        own_metrics: metrics of installed packages to measure as well
         out: folder whose subfolder evaluations gets it; a run's own folder without it
         device: where to compute
     """
     from blossomrec.data.log import EventLog
-    from blossomrec.evaluation.storage import evaluation_path, save_evaluation
+    from blossomrec.evaluation.evaluation import evaluation_path, save_evaluation
     from blossomrec.measure import evaluate_baseline, evaluate_run
     from blossomrec.report.tables import evaluation_table
     from blossomrec.run import write_metrics
 
-    options: dict[str, Any] = {"ranking": ranking, "filter_seen": filter_seen, "ks": ks}
-    options |= {"split": split, "last_events": last_events, "own_metrics": own_metrics or ()}
+    given = vars(options) | {"own_metrics": options.own_metrics or ()}
     if model in BASELINES:
         if log is None:
             raise ConfigError(f"--log is needed to evaluate {model}")
-        measured = evaluate_baseline(model, EventLog.open(log), on=on, **options)
+        measured = evaluate_baseline(model, EventLog.open(log), on=on, **given)
     else:
         try:
-            measured = evaluate_run(model, log, on=on, device=device, **options)
+            measured = evaluate_run(model, log, on=on, device=device, **given)
         except RunError as error:
             if Path(model).exists():
                 raise
@@ -180,7 +208,7 @@ def compare(
         ranking: which of the evaluations, where they are looked for in a folder
     """
     from blossomrec.evaluation import compare as paired
-    from blossomrec.evaluation.storage import find_evaluation, load_evaluation
+    from blossomrec.evaluation.evaluation import find_evaluation, load_evaluation
     from blossomrec.report.tables import comparison_table
 
     paths = [find_evaluation(path, on, ranking) for path in (first, second)]
@@ -196,9 +224,7 @@ def recommend(
     history: Annotated[str | None, Parameter(help=f"item ids, oldest first, {COMMAS}")] = None,
     k: int = 10,
     log: Path | None = None,
-    items: Annotated[str | None, Parameter(help=f"item ids to choose from, {COMMAS}")] = None,
-    filter_viewed: bool | None = None,
-    max_len: int | None = None,
+    options: Annotated[RecommendOptions, Parameter(name="*")] = RecommendOptions(),
     unknown: Literal["skip", "refuse"] = "skip",
     json: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -209,9 +235,6 @@ def recommend(
         run: run folder, or what save_pretrained wrote
         k: how many items for each user
         log: prepared log with the users' histories; a run knows the one it was trained on
-        filter_viewed: leave out what is in the history; --no-filter-viewed does not; without
-            either as the run is evaluated: where the log has no repeats
-        max_len: events of a history that the model sees, the last ones; as in training without it
         unknown: what to do with items of the history that the model does not know
         json: print JSON instead of a table
         device: where to compute
@@ -221,13 +244,12 @@ def recommend(
     if (user is None) == (history is None):
         raise ConfigError("give either --user or --history")
     recommender = BlossomRec.from_pretrained(run, log, device=device)
-    options: dict[str, Any] = {"filter_viewed": filter_viewed, "items": _ids("items", items)}
-    options["max_len"] = max_len
+    chosen: dict[str, Any] = vars(options) | {"items": _ids("items", options.items)}
     if user is not None:
-        frame = recommender.recommend(user, k, **options)
+        frame = recommender.recommend(user, k, **chosen)
     else:
         given = _ids("history", history) or []
-        frame = recommender.recommend_history(given, k, unknown=unknown, **options)
+        frame = recommender.recommend_history(given, k, unknown=unknown, **chosen)
     _show_frame(frame, as_json=json)
 
 
@@ -347,7 +369,7 @@ def report(
         out: the page
         title: its heading
     """
-    from blossomrec.report.run_report import write_run_report
+    from blossomrec.report.report import write_run_report
 
     write_run_report(runs, out, title=title)
     print(f"wrote {out}")

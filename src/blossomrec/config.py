@@ -58,7 +58,7 @@ class ModelConfig:
     kv_heads: int = option(2, "key/value heads; divides heads", low=1)
     rotary_share: float = option(
         0.5,
-        "share of each head's dimensions that the position turns; the rest compare contents alone",
+        "share of each head's dimensions rotated by the position; the rest compare contents alone",
         low=0,
         high=1,
     )
@@ -216,7 +216,7 @@ class ServingConfig:
     probes: int = option(0, "lists of items looked into (faiss), 0 ranks all items", low=0)
     batch: int = option(32, "most requests that are computed together", low=1, high=4_096)
     wait_ms: float = option(0.5, "longest wait for more requests to compute together", low=0)
-    queue: int = option(256, "requests that may wait; more are turned away", low=1)
+    queue: int = option(256, "requests that may wait; more are refused", low=1)
     in_flight: int = option(512, "requests that may be open at a time", low=1)
     connections: int = option(4_096, "connections that may be open at a time", low=1)
     head_seconds: float = option(10.0, "seconds for the head of a request to arrive", low=0.001)

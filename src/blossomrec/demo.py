@@ -15,11 +15,11 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.simulate import SimulationConfig, simulate
 from blossomrec.data.summary import summary_table
 from blossomrec.evaluation import resolve_filter_seen
-from blossomrec.evaluation.storage import evaluation_path, save_evaluation
+from blossomrec.evaluation.evaluation import evaluation_path, save_evaluation
 from blossomrec.measure import evaluate_baseline, evaluate_run
 from blossomrec.models.baselines import BASELINES
 from blossomrec.recommender import BlossomRec
-from blossomrec.report.run_report import write_run_report
+from blossomrec.report.report import write_run_report
 from blossomrec.report.tables import comparison_of_models
 from blossomrec.terminal import show, show_rule
 

@@ -20,7 +20,7 @@ def resolve_device(name: str, option: str = "device") -> str:
     Raises:
         ConfigError: another name, or "cuda" without a GPU; the message names ``option``.
     """
-    # A log is opened without PyTorch.
+    # Logs are read without PyTorch.
     import torch
 
     # Logs are read without PyTorch.

@@ -15,7 +15,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split, split_name
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, RunError
-from blossomrec.evaluation import Evaluation, evaluate, resolve_filter_seen
+from blossomrec.evaluation import Evaluation, RankingOptions, evaluate, resolve_filter_seen
 from blossomrec.models.baselines import BASELINES
 from blossomrec.models.scorer import Scorer
 from blossomrec.models.sequence import SequenceModel
@@ -39,7 +39,7 @@ def evaluate_run(
     Args:
         log: the prepared log; None is the one the run was trained on, which must still be the same.
         on: which held-out events of the split that the run was trained with.
-        own_metrics: see :func:`blossomrec.evaluation.evaluate`.
+        own_metrics: see :class:`blossomrec.evaluation.RankingOptions`.
         options: fields of :class:`EvaluationConfig` that override the run's own; None is no change.
 
     Raises:
@@ -190,16 +190,13 @@ class _Protocol(NamedTuple):
 
 def _evaluate(scorer: Scorer, log: EventLog, protocol: _Protocol) -> Evaluation:
     config = protocol.config
-    split = make_split(log, config)
-    return evaluate(
-        scorer,
-        log,
-        getattr(split, protocol.on),
-        ks=config.ks,
-        ranking=config.ranking,
+    options = RankingOptions(
         filter_seen=resolve_filter_seen(config, log),
+        ranking=config.ranking,
+        ks=config.ks,
         seed=config.seed,
-        device=protocol.device,
         split=split_name(config),
         own_metrics=protocol.own_metrics,
     )
+    cases = getattr(make_split(log, config), protocol.on)
+    return evaluate(scorer, log, cases, options, device=protocol.device)

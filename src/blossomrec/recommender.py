@@ -43,7 +43,7 @@ from blossomrec.run import (
     read_run_config,
     write_model,
 )
-from blossomrec.training.randomness import seeded
+from blossomrec.training.state import seeded
 
 if TYPE_CHECKING:
     from blossomrec.training.loop import TrainingResult

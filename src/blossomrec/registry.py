@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from blossomrec.errors import ConfigError, UnknownNameError, shortened
 
 if TYPE_CHECKING:
-    from blossomrec.losses.training_loss import TrainingLoss
+    from blossomrec.losses import TrainingLoss
     from blossomrec.models.sequence import SequenceModel
 
 
@@ -173,7 +173,7 @@ LOSSES: Registry[type[TrainingLoss]] = Registry(
         "gbce": "blossomrec.losses.sampled:GBCE",
         "bpr": "blossomrec.losses.sampled:BPR",
     },
-    base="blossomrec.losses.training_loss:TrainingLoss",
+    base="blossomrec.losses:TrainingLoss",
 )
 
 

@@ -120,7 +120,8 @@ def test_selection_among_many_blocks(top_n, causal, keys):
     block_keys = inputs.block_keys.to(keys) + torch.rand(len(inputs.block_keys), 1, 16).to(
         DEVICE, keys
     )
-    selected = operators.select_blocks(inputs.q, block_keys, inputs.cu_seqlens, top_n, causal)
+    numbers = [16, top_n, 8, 0, int(causal)]
+    selected = operators.select_blocks(inputs.q, block_keys, inputs.cu_seqlens, numbers)
     inputs.block_keys = block_keys
     exact = inputs.to(dtype=torch.float64)
     _, expected = attend(*exact.all(), impl="torch", top_n=top_n, causal=causal)
@@ -172,8 +173,9 @@ def test_the_operators_are_registered_in_full():
     inputs = random_inputs([18], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
     _, selected = attend(*inputs.all(), impl="cuda")
     leaves = inputs.differentiable()
-    torch.library.opcheck(operators.attend, (*leaves, selected, inputs.cu_seqlens, 8, True))
-    arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, 4, True)
+    numbers = [16, 4, 8, 0, 1]
+    torch.library.opcheck(operators.attend, (*leaves, selected, inputs.cu_seqlens, numbers))
+    arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, numbers)
     torch.library.opcheck(operators.select_blocks, arguments)
 
 

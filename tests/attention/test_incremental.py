@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from blossomrec.attention.state import extend
+from blossomrec.attention.state import eager
 from implementations import CPU, CPU_MISSING
 from whole_history import Recorder, relative_error
 
@@ -119,7 +119,7 @@ def test_random_splits_and_trims(impl, parts, keeps, compress, block_size, block
     ],
 )
 def test_many_users_at_once(impl, tile, monkeypatch):
-    monkeypatch.setitem(extend.TILE_ROWS, "cpu", tile)
+    monkeypatch.setitem(eager.TILE_ROWS, "cpu", tile)
     attention = make_attention(sinks=3, impl=impl)
     lengths, counts = [0, 333, 15, 80, 200], [20, 1, 1, 0, 33]
     states = [
@@ -229,14 +229,20 @@ def test_inference_mode_and_gradients_do_not_mix(impl):
 
 @pytest.mark.skipif(bool(CPU_MISSING), reason=CPU_MISSING)
 def test_the_operator_reads_no_row_of_another_state():
-    """Room behind the rows of a state, and events that have not come yet, hold anything."""
+    """Pages of nobody and of others, and room for events that have not come yet, hold anything."""
     attention, x = make_attention(impl="cpu", sinks=2), make_events(300)
+    _, other = attention.extend(x[:200], attention.start())
     _, state = attention.extend(x[:200], attention.start())
     _, state = attention.extend(x[200:201], state)
     expected = [attention.extend(x[201:202], state)[0].hidden]
-    for rows, used in ((state.events, state.held), (state.blocks, state.num_blocks)):
-        rows.buffer[used:] = torch.nan
+    own = state.states.pages_of(state.row, state.length)
+    layer = state.states.layers[0]
+    others = torch.ones(len(layer.pages), dtype=torch.bool)
+    others[own] = False
+    layer.pages[others] = layer.block_keys[others] = torch.nan
+    layer.pages[own[-1], :, state.length % 16 :] = layer.block_keys[own[-1]] = torch.nan
     expected.append(attention.extend(x[201:202], state)[0].hidden)
+    assert other.keys.isnan().all()
     assert torch.equal(*expected)
 
 

@@ -61,7 +61,7 @@ def test_equal_importance_and_attention_have_no_divergence():
         assert selector_loss(q, k, block_keys.flip(0), cu_seqlens, **form) > 0.1
 
 
-def test_lessons_are_drawn_evenly_from_the_given_rows():
+def test_events_are_sampled_evenly_from_the_given_rows():
     torch.manual_seed(0)
     lengths = torch.tensor([5, 200, 47, 48, 49, 16, 300, 33, 31])
     cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
@@ -70,31 +70,31 @@ def test_lessons_are_drawn_evenly_from_the_given_rows():
     packing = Packing.of(cu_seqlens, total, 16)
     times = torch.zeros(total)
     for _ in range(200):
-        lessons = selector._draw(cu_seqlens, packing, given, *selector.sample_sizes(300, 4))
-        assert selector.SAMPLES - 64 < lessons.numel() <= selector.SAMPLES
-        assert (packing.history[lessons] == packing.history[lessons[:, :1]]).all()
-        times += torch.bincount(lessons.flatten(), minlength=total)
+        sampled = selector._draw(cu_seqlens, packing, given, *selector.sample_sizes(300, 4))
+        assert selector.SAMPLES - 64 < sampled.numel() <= selector.SAMPLES
+        assert (packing.history[sampled] == packing.history[sampled[:, :1]]).all()
+        times += torch.bincount(sampled.flatten(), minlength=total)
     assert (times[1::2] == 0).all()
-    expected = 200 * lessons.numel() / len(given)
+    expected = 200 * sampled.numel() / len(given)
     # Events of a history are drawn together, so counts spread more than alone.
     by_history = torch.zeros(9).index_add(0, packing.history[given], times[given])
     rows = torch.bincount(packing.history[given])
     torch.testing.assert_close(by_history / rows, torch.full((9,), expected), rtol=0.35, atol=0)
 
 
-def test_very_long_histories_have_fewer_lessons():
+def test_fewer_events_are_sampled_from_very_long_histories():
     cu_seqlens = torch.tensor([0, 300_000], dtype=torch.int32)
     packing = Packing.of(cu_seqlens, 300_000, 16)
     rows = torch.arange(300_000)
-    lessons = selector._draw(cu_seqlens, packing, rows, *selector.sample_sizes(300_000, 8)).numel()
-    assert lessons > 1
-    assert lessons * 8 * 300_000 <= selector.MAX_SCORES
+    sampled = selector._draw(cu_seqlens, packing, rows, *selector.sample_sizes(300_000, 8)).numel()
+    assert sampled > 1
+    assert sampled * 8 * 300_000 <= selector.MAX_SCORES
 
 
 @pytest.mark.parametrize("impl", ["torch", CPU])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_the_selector_loss_written_out(causal, impl, monkeypatch):
-    """Every event a lesson, against a loop over events, heads and blocks."""
+    """Every event sampled, against a loop over events, heads and blocks."""
     inputs = random_inputs([70, 20, 40])
     block_keys = torch.randn(len(inputs.k) // 16, 2, 8)
     events = torch.arange(130)
@@ -286,7 +286,7 @@ def test_gradients_do_not_depend_on_the_order_of_threads():
         torch.set_num_threads(threads)
 
 
-def test_lessons_are_drawn_equally_often():
+def test_events_are_sampled_equally_often():
     lengths = [800, 160, 640, 0]
     cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     rows = torch.arange(0, 1_600, 25)  # 32 of the first history, 7 and 25 of the others
@@ -305,7 +305,7 @@ def test_lessons_are_drawn_equally_often():
         assert ((times - runs.shape[1] / len(mine)).abs() < 2).all()
 
 
-def test_each_row_is_a_lesson_exactly_twice_where_runs_are_twice_as_long():
+def test_each_row_is_sampled_exactly_twice_where_runs_are_twice_as_long():
     cu_seqlens = torch.tensor([0, 2_048, 4_096], dtype=torch.int32)
     rows = torch.arange(0, 4_096, 64)
     packing = Packing.of(cu_seqlens, 4_096, 16)

@@ -1,13 +1,16 @@
 """Steps of many users over pages give what states kept one by one give, and whole histories."""
 
+import copy
 import random
+import threading
+from dataclasses import replace
 
 import pytest
 import torch
 from extending import in_parts, make_attention, make_events, whole
 
-from blossomrec.attention import PagedStates
-from blossomrec.attention.state.paged import OutOfPagesError, StepGraph
+from blossomrec.attention import AttentionState, PagedStates
+from blossomrec.attention.state import OutOfPagesError, StepGraph, eager, state_of
 from whole_history import relative_error
 
 CROSSED = [15, 16, 17, 31, 32, 33, 79, 80, 81, 333]
@@ -35,59 +38,75 @@ def make(impl="torch", **options):
 
 def poison(pool):
     """NaN in every page that is nobody's."""
+    assert pool.free_pages == (pool._holders[1:] == 0).sum()
     for layer in pool.layers:
-        layer.pages[pool._free_pages] = torch.nan
-        layer.block_keys[pool._free_pages] = torch.nan
+        layer.pages[1:][pool._holders[1:] == 0] = torch.nan
+        layer.block_keys[1:][pool._holders[1:] == 0] = torch.nan
 
 
 class Both:
-    """Users in a pool and the same users as states; every step compares the two."""
+    """Users in pages, and each of them in pages of its own; every step compares the two."""
 
     def __init__(self, attention, **room):
-        self.attention = attention
-        self.pool = PagedStates([attention.start()], **room)
-        self.states, self.seed = {}, 0
+        self.attention, self.plain = attention, copy.deepcopy(attention)
+        # Kernels are interpreted here, and slow.
+        self.plain.impl = "torch"
+        self.pool = PagedStates(attention.layout, **room)
+        self.users, self.alone, self.seed = {}, {}, 0
 
     def events(self, count):
         self.seed += 1
         return make_events(count, self.seed, 64).to(self.attention.key.weight.dtype)
 
     def add(self, length, keep=None):
-        state = self.attention.start()
-        if length:
-            state = self.attention.extend(self.events(length), state)[1]
+        user, x = len(self.users) and max(self.users) + 1, self.events(length)
+        states = [AttentionState.empty(pool) for pool in (self.pool, self.own())]
+        states = [self.plain.extend(x, state)[1] for state in states]
         if keep is not None:
-            state = state.trim(keep)
-        user = self.pool.add([state])
-        self.states[user] = state
+            states = [state.trim(keep) for state in states]
+        self.users[user], self.alone[user] = states
         poison(self.pool)
         return user
 
-    def step(self, users, tolerance=1e-5):
-        x = self.events(len(users))
-        states = [self.states[user] for user in users]
-        expected, states = self.attention.extend_batch(x, [1] * len(users), states)
-        self.states |= dict(zip(users, states, strict=True))
-        output = self.attention.extend_paged(x, self.pool.layers[0], self.pool.step(users))
-        assert torch.equal(output.selected, expected.selected)
-        assert relative_error(output.hidden, expected.hidden) < tolerance
+    def own(self):
+        return PagedStates(self.attention.layout)
+
+    def step(self, users, tolerance=1e-5, counts=None):
+        counts = [1] * len(users) if counts is None else counts
+        x, states = self.events(sum(counts)), [self.users[user] for user in users]
+        output, states = self.attention.extend_batch(x, counts, states)
+        self.users |= dict(zip(users, states, strict=True))
+        expected = []
+        for user, new in zip(users, x.split(counts), strict=True):
+            alone, self.alone[user] = self.plain.extend(new, self.alone[user])
+            expected.append(alone)
+        assert torch.equal(output.selected, torch.cat([each.selected for each in expected]))
+        hidden = torch.cat([each.hidden for each in expected])
+        assert relative_error(output.hidden, hidden) < tolerance
 
     def drop(self, user):
-        self.pool.drop(user)
-        del self.states[user]
+        del self.users[user], self.alone[user]
         poison(self.pool)
 
     def trim(self, user, keep):
-        self.pool.trim(user, keep)
-        self.states[user] = self.states[user].trim(keep)
+        for states in (self.users, self.alone):
+            states[user] = states[user].trim(keep)
         poison(self.pool)
 
+    def fork(self, user):
+        """Another user, who has had the same events up to now; their ways part from here."""
+        other = max(self.users) + 1
+        self.users[other], self.alone[other] = self.users[user], self.alone[user]
+
     def check_states(self):
-        for user, state in self.states.items():
-            (read,) = self.pool.read(user)
-            assert (read.length, read.first) == (state.length, state.first)
-            for name in ("keys", "values", "block_keys"):
-                torch.testing.assert_close(getattr(read, name), getattr(state, name))
+        for user, state in self.users.items():
+            same(state, self.alone[user])
+
+
+def same(state, other):
+    assert (state.length, state.first) == (other.length, other.first)
+    for name in ("keys", "values", "block_keys"):
+        torch.testing.assert_close(getattr(state, name), getattr(other, name))
 
 
 @pytest.mark.parametrize("sinks", [0, 3])
@@ -103,16 +122,26 @@ def test_lengths_that_cross_a_block(impl, compress, sinks):
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
 def test_equal_to_the_whole_history(impl, compress):
     attention, x = make(impl, compress=compress, sinks=2), make_events(175, size=64)
-    pool, outputs = PagedStates([attention.start()]), []
     # Kernels are interpreted here, and slow.
     start = 0 if impl == "torch" else 157
-    user = pool.add([attention.extend(x[:start], attention.start())[1]])
+    state, outputs = Both(attention).plain.extend(x[:start], attention.start())[1], []
     for event in x[start:].split(1):
-        outputs.append(attention.extend_paged(event, pool.layers[0], pool.step([user])))
+        output, state = attention.extend(event, state)
+        outputs.append(output)
     expected = whole(make("reference", compress=compress, sinks=2), x)
     assert torch.equal(torch.cat([each.selected for each in outputs]), expected.selected[start:])
     hidden = torch.cat([each.hidden for each in outputs])
     assert relative_error(hidden, expected.hidden[start:]) < 1e-5
+
+
+@pytest.mark.parametrize("compress", ["mlp", "mean"])
+def test_several_events_of_several_users(impl, compress):
+    both = Both(make(impl, compress=compress, sinks=3))
+    users = [both.add(length) for length in (0, 30, 79, 150)]
+    both.trim(3, 40)
+    both.step(users, counts=[3, 20, 0, 1])
+    both.step(users[1:3], counts=[1, 17])
+    both.check_states()
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -123,12 +152,14 @@ def test_users_come_and_go(impl, compress, sinks, seed):
     both = Both(make(impl, compress=compress, sinks=sinks, top_n=2))
     # Kernels are interpreted here, and slow.
     for _ in range(100 if impl == "torch" else 25):
-        users = list(both.states)
-        deed = choose.choice(["add", "drop", "trim", *["step"] * 5])
+        users = list(both.users)
+        deed = choose.choice(["add", "drop", "trim", "fork", *["step"] * 5])
         if deed == "add" or not users:
             both.add(choose.choice([0, 1, *CROSSED]), choose.choice([None, None, 0, 20]))
         elif deed == "drop":
             both.drop(choose.choice(users))
+        elif deed == "fork":
+            both.fork(choose.choice(users))
         elif deed == "trim":
             both.trim(choose.choice(users), choose.choice([0, 5, 16, 40]))
         else:
@@ -174,10 +205,9 @@ def test_equal_scores_choose_the_lower_block(impl, spans, monkeypatch):
     attention = make(impl, compress="mean")
     with torch.no_grad():
         attention.key.weight.zero_()
-    pool = PagedStates([attention.start()])
-    state = attention.extend(make_events(16 * 40 + 3, size=64), attention.start())[1]
-    users = [pool.add([state]), pool.add([state.trim(16 * 35)])]
-    output = attention.extend_paged(make_events(2, 1, 64), pool.layers[0], pool.step(users))
+    state = Both(attention).plain.extend(make_events(16 * 40 + 3, size=64), attention.start())[1]
+    states = [state, state.trim(16 * 35)]
+    output, _ = attention.extend_batch(make_events(2, 1, 64), [1, 1], states)
     assert (output.selected[0] == torch.arange(4)).all()
     assert (output.selected[1] == torch.arange(5, 9)).all()
 
@@ -194,8 +224,6 @@ def test_spans_are_merged(monkeypatch):
 
 
 def test_a_long_history_beside_short_ones(monkeypatch):
-    from blossomrec.attention.state.paged import eager
-
     monkeypatch.setattr(eager, "TILE_BLOCKS", 50)
     both = Both(make())
     users = [both.add(length) for length in (3, 2_000, 3, 500, 3)]
@@ -204,100 +232,93 @@ def test_a_long_history_beside_short_ones(monkeypatch):
 
 def test_a_step_filled_up_with_nobody(impl):
     """As a graph takes it: what is nobody's changes nothing and is left out of the result."""
-    attention = make(impl)
-    both, padded = Both(attention), PagedStates([attention.start()])
+    both = Both(make(impl))
     run = StepGraph(
-        lambda x, step: attention.extend_paged(x, padded.layers[0], step).hidden, padded, 4
+        lambda x, step: both.attention.extend_paged(x, both.pool.layers[0], step).hidden,
+        both.pool,
+        4,
     )
     users = [both.add(length) for length in (15, 79, 0)]
-    same = [padded.add([both.states[user]]) for user in users]
-    assert users == same
     for some in ([0, 1, 2], [1], [2, 0]):
-        rows = [users[place] for place in some]
-        x = make_events(len(rows), 5, 64)
-        step = both.pool.step(rows)
-        expected = attention.extend_paged(x, both.pool.layers[0], step).hidden
-        assert relative_error(run(x, rows), expected) < 1e-6
-    for user in users:
-        for name in ("keys", "values", "block_keys"):
-            one, other = (getattr(pool.read(user)[0], name) for pool in (both.pool, padded))
-            torch.testing.assert_close(one, other)
+        x, users = make_events(len(some), 5, 64), [both.users[user] for user in some]
+        hidden, states = run(x, users)
+        both.users |= dict(zip(some, states, strict=True))
+        alone = [both.alone[user] for user in some]
+        found = [both.plain.extend(row, one) for row, one in zip(x.split(1), alone, strict=True)]
+        both.alone |= {user: state for user, (_, state) in zip(some, found, strict=True)}
+        assert relative_error(hidden, torch.cat([each.hidden for each, _ in found])) < 1e-5
+    both.check_states()
     with pytest.raises(ValueError, match="5 users do not fit a step of 4"):
-        padded.step([padded.add() for _ in range(5)], pad_to=4)
+        both.pool.step([AttentionState.empty(both.pool) for _ in range(5)], pad_to=4)
 
 
 def test_whole_histories_fill_pages(impl):
-    attention, lengths = make(impl), [0, 1, 15, 16, 17, 40]
+    attention, lengths = make(impl), [1, 15, 16, 17, 40]
     x = make_events(sum(lengths), size=64)
     bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    pool = PagedStates([attention.start()], pages=12, users=3, blocks=9)
-    pool.drop(pool.add(attention.extend(x[:80], attention.start())[1:]))
-    poison(pool)
-    prefill = pool.prefill(lengths)
-    output = attention.prefill(x, bounds, pool.layers[0], prefill)
+    both = Both(attention, pages=12, users=5, blocks=9)
+    both.add(80)
+    both.drop(0)
+    step, states = both.pool.step([AttentionState.empty(both.pool) for _ in lengths], lengths)
+    output = attention.prefill(x, bounds, both.pool.layers[0], step)
     with torch.no_grad():
         expected = attention(x, bounds)
     assert torch.equal(output.selected, expected.selected)
     assert relative_error(output.hidden, expected.hidden) < 1e-6
-    for user, events in zip(prefill.users, x.split(lengths), strict=True):
-        (read,), (_, state) = pool.read(user), attention.extend(events, attention.start())
-        assert (read.length, read.first) == (state.length, 0)
-        for name in ("keys", "values", "block_keys"):
-            torch.testing.assert_close(getattr(read, name), getattr(state, name))
+    for state, events in zip(states, x.split(lengths), strict=True):
+        same(state, both.plain.extend(events, attention.start())[1])
 
 
-def test_a_user_that_comes_back_is_the_same():
+def test_layers_keep_what_is_theirs():
     attention = make()
-    state = in_parts(attention, make_events(100, size=64), [100])[1].trim(40)
-    pool = PagedStates([attention.start()] * 2)
-    other = in_parts(attention, make_events(100, 1, 64), [100])[1].trim(40)
-    user = pool.add([state, other])
-    for read, given in zip(pool.read(user), (state, other), strict=True):
-        assert (read.length, read.first, read.layout) == (100, given.first, given.layout)
+    layers = [in_parts(attention, make_events(100, seed, 64), [100])[1].trim(40) for seed in (0, 1)]
+    state = state_of([each.to_dict() for each in layers])
+    assert len(state.states.layers) == 2
+    for number, given in enumerate(layers):
+        read = replace(state, number=number)
+        assert (read.length, read.first, read.layout) == (100, 48, given.layout)
         for name in ("keys", "values", "block_keys"):
             assert torch.equal(getattr(read, name), getattr(given, name))
-    assert (pool.length(user), pool.first(user)) == (100, 48)
 
 
 def test_pages_return():
     attention = make()
-    pool = PagedStates([attention.start()], pages=20, users=3, blocks=9)
+    pool = PagedStates(attention.layout, pages=20, users=3, blocks=9)
     before, generation = pool.nbytes, pool.generation
     for length in (0, 1, 16, 17, 140):
-        state = attention.extend(make_events(length, size=64), attention.start())[1]
-        user = pool.add([state])
+        state = AttentionState.empty(pool)
+        state = attention.extend(make_events(length, size=64), state)[1]
         assert pool.free_pages == 20 - -(-length // 16)
-        pool.trim(user, 0)
+        state = state.trim(0)
         # The open block, and the one before that its block key will be made of.
         assert pool.free_pages == 20 - min(
             -(-length // 16), length // 16 % 2 + 2 - (length % 16 == 0)
         )
-        pool.drop(user)
-        assert pool.free_pages == 20
+        del state
+        assert (pool.free_pages, pool.free_users) == (20, 3)
     assert (pool.nbytes, pool.generation) == (before, generation)
 
 
 def test_the_budget_holds():
     attention = make()
     page = (2 * 16 + 1) * 2 * 16 * 4
-    pool = PagedStates([attention.start()], max_bytes=12 * page)
-    state = attention.extend(make_events(80, size=64), attention.start())[1]
-    first, second = pool.add([state]), pool.add([state])
+    pool = PagedStates(attention.layout, max_bytes=12 * page)
+    x = make_events(80, size=64)
+    first, second = (attention.extend(x, AttentionState.empty(pool))[1] for _ in range(2))
     assert pool.nbytes <= 12 * page
-    length, free = pool.length(first), pool.free_pages
+    free = pool.free_pages
     with pytest.raises(OutOfPagesError, match=f"max_bytes is {12 * page}"):
-        pool.add([state])
+        attention.extend(x, first)
     with pytest.raises(OutOfPagesError, match=f"max_bytes is {12 * page}"):
-        pool.prefill([10, 80])
-    assert (pool.free_pages, pool.free_users) == (free, 0)
+        attention.extend_batch(x, [40, 40], [first, first])
+    assert (pool.free_pages, first.row.length) == (free, 80)
     for _ in range(16 * free):
-        step = pool.step([first])
-        attention.extend_paged(make_events(1, size=64), pool.layers[0], step)
+        first = attention.extend(make_events(1, size=64), first)[1]
     with pytest.raises(OutOfPagesError):
         pool.step([first, second])
-    assert (pool.length(first), pool.length(second)) == (length + 16 * free, 80)
-    pool.drop(second)
-    pool.step([first])
+    assert (first.length, second.length) == (80 + 16 * free, 80)
+    del second
+    attention.extend(make_events(1, size=64), first)
 
 
 def test_growing_keeps_what_is_there():
@@ -310,39 +331,48 @@ def test_growing_keeps_what_is_there():
     assert both.pool.generation < 25
 
 
-def test_wrong_calls():
-    attention = make()
-    pool = PagedStates([attention.start()])
-    user = pool.add()
-    with pytest.raises(ValueError, match=f"user {user + 1} is not here"):
-        pool.step([user, user + 1])
-    with pytest.raises(ValueError, match="user 0 is not here"):
-        pool.length(0)
-    with pytest.raises(ValueError, match="user -1 is not here"):
-        pool.drop(-1)
-    with pytest.raises(ValueError, match="one is named twice"):
-        pool.step([user, user])
-    with pytest.raises(ValueError, match="2 states are given for 1 layers"):
-        pool.add([attention.start()] * 2)
-    with pytest.raises(ValueError, match=r"state 0 has .* is needed"):
-        pool.add([make(block_size=8).start()])
-    with pytest.raises(ValueError, match="2 layouts"):
-        PagedStates([attention.start(), make(block_size=8).start()])
-    pool.drop(user)
-    with pytest.raises(ValueError, match=f"user {user} is not here"):
-        pool.read(user)
+def test_room_does_not_grow_while_somebody_writes():
+    """An extension that needs more pages waits for those that write to the old ones."""
+    attention, order = make(), []
+    pool = PagedStates(attention.layout, pages=4, users=4, blocks=4)
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(step):
+        started.set()
+        assert go_on.wait(60)
+        order.append((pool.generation, "written"))
+
+    def extend(count, write):
+        pool.extend([AttentionState.empty(pool)], [count], write)
+
+    before = pool.generation
+    threads = [threading.Thread(target=extend, args=(16, slow))]
+    threads[0].start()
+    assert started.wait(60)
+    # For this one there is room.
+    extend(16, lambda step: order.append((pool.generation, "small")))
+    grow = (200, lambda step: order.append((pool.generation, "large")))
+    threads.append(threading.Thread(target=extend, args=grow))
+    threads[1].start()
+    threads[1].join(0.2)
+    go_on.set()
+    for each in threads:
+        each.join(60)
+    assert order[:2] == [(before, "small"), (before, "written")]
+    assert order[2][0] > before
+
+
+def test_a_kernel_that_does_not_take_the_heads():
+    pytest.importorskip("triton")
     small = make_attention(impl="triton")
-    pool = PagedStates([small.start()])
-    if has_triton():
-        with pytest.raises(ValueError, match="the head size is 8"):
-            small.extend_paged(make_events(1), pool.layers[0], pool.step([pool.add()]))
+    with pytest.raises(ValueError, match="the head size is 8"):
+        small.extend(make_events(1), small.start())
 
 
 def test_inference_mode_and_gradients_do_not_mix():
     attention = make()
     with torch.inference_mode():
-        pool = PagedStates([attention.start()])
-        user = pool.add()
-        attention.extend_paged(make_events(1, size=64), pool.layers[0], pool.step([user]))
-    output = attention.extend_paged(make_events(1, size=64), pool.layers[0], pool.step([user]))
+        state = AttentionState.empty(PagedStates(attention.layout))
+        state = attention.extend(make_events(1, size=64), state)[1]
+    output, _ = attention.extend(make_events(1, size=64), state)
     assert not output.hidden.requires_grad

@@ -1,11 +1,13 @@
 """States in pages where they are at home: long histories, many users, no wait, one graph."""
 
+import copy
+
 import pytest
 import torch
 from extending import make_attention
 
 from blossomrec.attention import AttentionState, PagedStates
-from blossomrec.attention.state.paged import StepGraph
+from blossomrec.attention.state import StepGraph
 from whole_history import relative_error
 
 pytestmark = [
@@ -27,17 +29,18 @@ def make(dtype=torch.float32, compress="mlp", **sizes):
     return make_attention(compress=compress, sinks=2, **layout).to("cuda", dtype)
 
 
-def drawn(attention, length, seed):
+def drawn(pages, length, seed):
     """A state of random keys and values."""
-    empty, generator = attention.start(), torch.Generator("cuda").manual_seed(seed)
+    generator = torch.Generator("cuda").manual_seed(seed)
     rows = (length, length, length // 16)
     tensors = [
-        torch.randn(n, 2, attention.heads.size, device="cuda", generator=generator) for n in rows
+        torch.randn(n, 2, pages.layout.size, device="cuda", generator=generator) for n in rows
     ]
-    like = empty.events.buffer.dtype
-    names = ("keys", "values", "block_keys")
-    given = {name: tensor.to(like) for name, tensor in zip(names, tensors, strict=True)}
-    return AttentionState.from_dict(empty.to_dict() | given)
+
+    def write(step):
+        pages.layers[0].write(*tensors, step)
+
+    return pages.extend([AttentionState.empty(pages)], [length], write)[1][0]
 
 
 def events(attention, count, seed):
@@ -49,9 +52,15 @@ def events(attention, count, seed):
 
 
 def filled(attention, **room):
-    pool = PagedStates([attention.start()], **room)
-    states = [drawn(attention, length, length) for length in LENGTHS]
-    return pool, states, [pool.add([state]) for state in states]
+    pages = PagedStates(attention.layout, **room)
+    return pages, [drawn(pages, length, length) for length in LENGTHS]
+
+
+def plain(attention):
+    """The same without kernels."""
+    other = copy.deepcopy(attention)
+    other.impl = "torch"
+    return other
 
 
 @pytest.mark.parametrize("sizes", [{}, {"hidden_size": 256, "num_heads": 4}], ids=["d16", "d64"])
@@ -59,32 +68,43 @@ def filled(attention, **room):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_parity(dtype, compress, sizes):
     attention = make(dtype, compress, **sizes)
-    pool, states, users = filled(attention)
+    _, states = filled(attention)
+    alone, expect = filled(attention)[1], plain(attention)
     for turn in range(20):
-        x = events(attention, len(users), turn)
-        expected, states = attention.extend_batch(x, [1] * len(users), states)
-        output = attention.extend_paged(x, pool.layers[0], pool.step(users))
+        # Some of them have several events at once.
+        counts = (
+            [1] * len(states) if turn % 4 else [turn % 7 + place for place in range(len(states))]
+        )
+        x = events(attention, sum(counts), turn)
+        expected, alone = expect.extend_batch(x, counts, alone)
+        output, states = attention.extend_batch(x, counts, states)
         # Blocks of equal importance within rounding may be exchanged.
         same = (output.selected == expected.selected).flatten(1).all(-1)
         assert same.float().mean() > 0.7
         assert relative_error(output.hidden[same], expected.hidden[same]) < TOLERANCE[dtype]
-    for user, state in zip(users, states, strict=True):
-        (read,) = pool.read(user)
-        assert relative_error(read.keys, state.keys) < TOLERANCE[dtype]
+    for found, state in zip(states, alone, strict=True):
+        assert (found.length, found.first) == (state.length, state.first)
+        assert relative_error(found.keys, state.keys) < TOLERANCE[dtype]
         if len(state.block_keys):
-            assert relative_error(read.block_keys, state.block_keys) < TOLERANCE[dtype]
+            assert relative_error(found.block_keys, state.block_keys) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
 def test_nothing_waits_for_the_device(compress):
     attention = make(compress=compress)
-    pool, _, users = filled(attention, pages=20_000, blocks=5_000)
-    x = events(attention, len(users), 0)
-    attention.extend_paged(x, pool.layers[0], pool.step(users))
+    pages, states = filled(attention, pages=20_000, users=20, blocks=5_000)
+    x = events(attention, len(states), 0)
+
+    def extend():
+        step, after = pages.step(states)
+        attention.extend_paged(x, pages.layers[0], step)
+        return after
+
+    states = extend()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(17):
-            attention.extend_paged(x, pool.layers[0], pool.step(users))
+            states = extend()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -92,17 +112,17 @@ def test_nothing_waits_for_the_device(compress):
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
 def test_a_graph_gives_what_a_call_gives(compress):
     attention = make(compress=compress)
-    pools = [filled(attention)[0] for _ in range(2)]
-    users = list(range(1, len(LENGTHS) + 1))
+    (pages, states), (_, alone) = (filled(attention) for _ in range(2))
     run = StepGraph(
-        lambda x, step: attention.extend_paged(x, pools[1].layers[0], step).hidden, pools[1], 16
+        lambda x, step: attention.extend_paged(x, pages.layers[0], step).hidden, pages, 16
     )
     generations = set()
     for turn in range(40):
-        some = users[turn % 3 :]
-        x = events(attention, len(some), turn)
-        expected = attention.extend_paged(x, pools[0].layers[0], pools[0].step(some)).hidden
-        assert relative_error(run(x, some), expected) < 1e-5
-        generations.add(pools[1].generation)
+        some = slice(turn % 3, None)
+        x = events(attention, len(states[some]), turn)
+        expected, alone[some] = attention.extend_batch(x, [1] * len(x), alone[some])
+        found, states[some] = run(x, states[some])
+        assert relative_error(found, expected.hidden) < 1e-5
+        generations.add(pages.generation)
     # The longest history has filled its columns: it was captured again.
     assert len(generations) > 1

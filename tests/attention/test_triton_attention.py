@@ -104,7 +104,7 @@ def test_selection_among_many_blocks(causal, top_n):
     rows = torch.tensor([0, 39, 40, 40 + 15, 40 + 16, 1000, 1700, 40 + length - 1])
     with torch.no_grad():
         selected = operators.select_blocks(
-            inputs.q, inputs.block_keys, inputs.cu_seqlens, 16, top_n, causal
+            inputs.q, inputs.block_keys, inputs.cu_seqlens, [16, top_n, 8, 0, int(causal)]
         )
     exact = inputs.to(dtype=torch.float64)
     _, expected = attend(*exact.all(), impl="torch", top_n=top_n, causal=causal, selected=None)
@@ -146,9 +146,9 @@ def test_the_operators_are_registered_in_full():
     inputs = random_inputs([18], heads=1, groups=1, size=16).to(DEVICE)
     _, selected = attend(*inputs.all(), impl="triton")
     leaves = inputs.differentiable()
-    arguments = (*leaves, selected, inputs.cu_seqlens, 16, 8, 0, True)
+    arguments = (*leaves, selected, inputs.cu_seqlens, [16, 4, 8, 0, 1])
     torch.library.opcheck(operators.attend, arguments)
-    arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, 16, 4, True)
+    arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, [16, 4, 8, 0, 1])
     torch.library.opcheck(operators.select_blocks, arguments)
 
 

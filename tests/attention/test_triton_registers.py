@@ -15,7 +15,7 @@ import pytest
 # Of the type under test.
 ROWS = "*rows"
 ARGUMENTS = {
-    "*fp32": ("normalisers", "shifts", "sums", "chunk_sums", "sink_sums", "best"),
+    "*fp32": ("lse", "shifts", "sums", "chunk_sums", "sink_sums", "best"),
     "*i32": (
         *("selected", "table", "lists", "starts", "chunk_starts", "owners"),
         *("rows", "candidates"),
@@ -80,7 +80,7 @@ def compile_all(heads, groups, size, dtype, folder):
     from blossomrec.attention.backends.gpu.kernel_pattern import Pattern
     from blossomrec.attention.backends.gpu.kernels import step as step_kernels
     from blossomrec.attention.backends.gpu.launch import Shape
-    from blossomrec.attention.backends.triton import (
+    from blossomrec.attention.backends.triton.kernels import (
         backward_keys,
         backward_queries,
         forward,

@@ -9,7 +9,7 @@ from benchmarks.results import append_result, commit, result_line
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.split import make_split
 from blossomrec.errors import ConfigError
-from blossomrec.evaluation import evaluate
+from blossomrec.evaluation import RankingOptions, evaluate
 from blossomrec.models.baselines import Popularity
 
 
@@ -17,7 +17,9 @@ from blossomrec.models.baselines import Popularity
 def line(tiny_log):
     split = make_split(tiny_log, EvaluationConfig())
     model = Popularity.fit(tiny_log, split.train_end)
-    evaluation = evaluate(model, tiny_log, split.test, filter_seen=True, split="leave-one-out")
+    evaluation = evaluate(
+        model, tiny_log, split.test, RankingOptions(filter_seen=True, split="leave-one-out")
+    )
     return result_line(
         evaluation, dataset="tiny", model="sasrec", attention="full", seed=4, max_len=50, epochs=2
     )

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossomrec.data.reading.tables import read_events
 from blossomrec.errors import DataError
+from tables_of_events import read_events
 
 ROWS = {"user_id": [1, 2, 3], "item_id": ["a", "b", "c"], "timestamp": [10, 20, 30]}
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data.filters import EventArrays, drop_events
+from blossomrec.data.event_arrays import EventArrays, drop_events
 from blossomrec.data.reading.options import Filters
 from blossomrec.errors import ConfigError
 

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossomrec.data.reading.tables import read_events
 from blossomrec.errors import DataError
+from tables_of_events import read_events
 
 BASE = {"user_id": [1, 1, 2], "item_id": [10, 11, 12], "timestamp": [1, 2, 3]}
 ZONES = ["UTC", "+01:00", "+05:30", "-03:30", "Z", "UTC+01:00", "Europe/Berlin", "Mars/Olympus"]
@@ -60,8 +60,8 @@ class TestTimeZones:
     def test_nothing_else_is_printed_and_no_variable_stays(self, write):
         path = write("timestamp", [0, 1, 2], "us", "+05:30")
         code = (
-            "import os; from blossomrec.data.reading.tables import read_events;"
-            f"print(read_events({str(path)!r}).height, sorted(os.environ) == names)"
+            "import os; from blossomrec import EventLog;"
+            f"print(EventLog.prepare({str(path)!r}).num_events, sorted(os.environ) == names)"
         )
         code = "import os; names = sorted(os.environ);" + code
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

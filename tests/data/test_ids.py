@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossomrec.data.reading.tables import read_events
 from blossomrec.errors import DataError
+from tables_of_events import read_events
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossomrec.data.reading.options import ReadOptions
-from blossomrec.data.reading.tables import read_events, read_table
+from blossomrec.data.reading.tables import read_table
 from blossomrec.errors import ConfigError, DataError
+from tables_of_events import read_events
 
 HEADER = ("user_id", "item_id", "timestamp", "title")
 

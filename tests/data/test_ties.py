@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from blossomrec.data.event_arrays import Ties
 from blossomrec.data.log import EventLog
 from blossomrec.data.summary import summary_table
-from blossomrec.data.ties import Ties
 
 USERS, BASKETS, ITEMS = 12, 4, 5
 

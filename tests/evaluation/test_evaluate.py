@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.split import Cases, make_split
 from blossomrec.errors import ConfigError, DataError, TrainingError
-from blossomrec.evaluation import evaluate, resolve_filter_seen, scoring
+from blossomrec.evaluation import RankingOptions, evaluate, resolve_filter_seen, scoring
 from blossomrec.evaluation.candidates import sample_unseen, targets_of
 from blossomrec.evaluation.significance import bootstrap_intervals
 from blossomrec.models.baselines import ItemTransitions, Popularity
@@ -59,8 +59,7 @@ def test_ranks_and_lists_agree_with_plain_loops(small_tiles, data):
         TableScorer(table),
         log,
         cases,
-        ks=(2, 5),
-        filter_seen=filter_seen,
+        RankingOptions(ks=(2, 5), filter_seen=filter_seen),
         tokens_per_batch=data.draw(st.sampled_from([1, 9, 1000])),
         score_elements=data.draw(st.sampled_from([1, 150, 10_000])),
     )
@@ -79,14 +78,14 @@ def test_a_user_with_several_cases_counts_once(wide_log, ranking):
     several = make_split(wide_log, EvaluationConfig(last_events=3)).test
     # The first user has one case only, so that users differ in how many they have.
     cases = Cases(*(getattr(several, name)[2:] for name in ("users", "history_end", "target_end")))
-    found = evaluate(scorer, wide_log, cases, **options)
+    found = evaluate(scorer, wide_log, cases, RankingOptions(**options))
     users = np.unique(cases.users)
     assert (found.protocol.num_cases, found.protocol.num_users) == (len(cases), len(users))
     name = f"{found.protocol.prefix}ndcg@10"
     by_user = {user: [] for user in users}
     for number, user in enumerate(cases.users):
         one = Cases(*(value[number : number + 1] for value in vars(cases).values()))
-        alone = evaluate(scorer, wide_log, one, **options)
+        alone = evaluate(scorer, wide_log, one, RankingOptions(**options))
         by_user[user].append(alone.metrics[f"{alone.protocol.prefix}ndcg@10"])
         assert alone.ranks[0] == found.ranks[number]
     assert [len(values) for values in by_user.values()] == [1, *[3] * (len(users) - 1)]
@@ -104,12 +103,14 @@ def test_a_user_with_several_cases_counts_once(wide_log, ranking):
 def test_users_out_of_order_are_refused(wide_log):
     cases = Cases(np.array([1, 0]), np.array([2, 2]), np.array([3, 3]))
     with pytest.raises(DataError, match="side by side"):
-        evaluate(DotScorer(400), wide_log, cases, filter_seen=False)
+        evaluate(DotScorer(400), wide_log, cases, RankingOptions(filter_seen=False))
 
 
 def test_ties_count_against_the_target(wide_log):
     cases = make_split(wide_log, EvaluationConfig()).test
-    evaluation = evaluate(TableScorer(np.zeros((400, 400))), wide_log, cases, filter_seen=False)
+    evaluation = evaluate(
+        TableScorer(np.zeros((400, 400))), wide_log, cases, RankingOptions(filter_seen=False)
+    )
     assert (evaluation.ranks == 399).all()
     assert evaluation.metrics["hr@20"] == 0
 
@@ -121,7 +122,7 @@ def test_a_target_that_was_seen_stays_a_candidate():
     table = np.zeros((5, 5))
     table[b, a] = 1
     case = Cases(np.array([0]), np.array([2]), np.array([3]))
-    evaluation = evaluate(TableScorer(table), log, case, ks=(1,), filter_seen=True)
+    evaluation = evaluate(TableScorer(table), log, case, RankingOptions(ks=(1,), filter_seen=True))
     assert evaluation.ranks.tolist() == [0]
     assert evaluation.top.tolist() == [[a]]
 
@@ -131,11 +132,16 @@ def test_nothing_depends_on_the_batch_size(wide_log, ranking):
     cases = make_split(wide_log, EvaluationConfig()).test
     scorer = DotScorer(400)
     options = {"ranking": ranking, "filter_seen": True}
-    usual = evaluate(scorer, wide_log, cases, **options)
+    usual = evaluate(scorer, wide_log, cases, RankingOptions(**options))
     for tokens in (1, 100, 333):
         for elements in (400 * 40, 1 << 20):
             other = evaluate(
-                scorer, wide_log, cases, tokens_per_batch=tokens, score_elements=elements, **options
+                scorer,
+                wide_log,
+                cases,
+                RankingOptions(**options),
+                tokens_per_batch=tokens,
+                score_elements=elements,
             )
             assert (other.ranks == usual.ranks).all()
             assert other.metrics == usual.metrics
@@ -150,7 +156,9 @@ def test_nothing_depends_on_the_batch_size_with_a_real_encoder(tiny_log):
     model = build_model(ModelConfig(**size), tiny_log.num_items)
     cases = make_split(tiny_log, EvaluationConfig()).test
     results = [
-        evaluate(model, tiny_log, cases, filter_seen=True, tokens_per_batch=tokens).metrics
+        evaluate(
+            model, tiny_log, cases, RankingOptions(filter_seen=True), tokens_per_batch=tokens
+        ).metrics
         for tokens in (1, 77, 10_000)
     ]
     assert results[0] == pytest.approx(results[1], abs=1e-9)
@@ -165,10 +173,10 @@ def test_a_gpu_ranks_alike(wide_log, ranking):
     table = np.random.default_rng(0).integers(0, 50, (400, 400))
     cases = make_split(wide_log, EvaluationConfig(split="global-time")).test
     options = {"ranking": ranking, "filter_seen": True}
-    on_cpu = evaluate(TableScorer(table), wide_log, cases, **options)
+    on_cpu = evaluate(TableScorer(table), wide_log, cases, RankingOptions(**options))
     scorer = TableScorer(table)
     scorer.table = scorer.table.cuda()
-    on_gpu = evaluate(scorer, wide_log, cases, device="cuda", **options)
+    on_gpu = evaluate(scorer, wide_log, cases, RankingOptions(**options), device="cuda")
     assert (on_gpu.ranks == on_cpu.ranks).all()
     assert on_gpu.metrics == on_cpu.metrics
 
@@ -178,7 +186,10 @@ def test_uni100_ranks_among_its_sample(wide_log):
     table = rng.integers(0, 30, (400, 400)).astype(float)
     cases = make_split(wide_log, EvaluationConfig(last_events=2)).test
     evaluation = evaluate(
-        TableScorer(table), wide_log, cases, ranking="uni100", filter_seen=True, seed=3
+        TableScorer(table),
+        wide_log,
+        cases,
+        RankingOptions(ranking="uni100", filter_seen=True, seed=3),
     )
     sampled, targets = sample_unseen(wide_log, cases.users, seed=3), targets_of(wide_log, cases)
     expected = []
@@ -211,8 +222,7 @@ def test_a_sampled_ranking_is_named_by_how_many_were_drawn(histories, num_items,
         TableScorer(np.zeros((num_items, num_items))),
         log,
         chosen,
-        ranking="uni100",
-        filter_seen=True,
+        RankingOptions(ranking="uni100", filter_seen=True),
     )
     assert evaluation.protocol.label == label
     assert {name.split("_")[0] for name in evaluation.metrics} == {label}
@@ -226,18 +236,21 @@ def test_uni100_of_some_users_is_that_of_all(wide_log):
     cases = make_split(wide_log, EvaluationConfig()).test
     table = np.random.default_rng(0).random((400, 400))
     options = {"ranking": "uni100", "filter_seen": True}
-    everyone = evaluate(TableScorer(table), wide_log, cases, **options)
+    everyone = evaluate(TableScorer(table), wide_log, cases, RankingOptions(**options))
     some = cases.sample(20, seed=0)
-    part = evaluate(TableScorer(table), wide_log, some, **options)
+    part = evaluate(TableScorer(table), wide_log, some, RankingOptions(**options))
     assert (part.ranks == everyone.ranks[np.isin(cases.users, some.users)]).all()
-    other = evaluate(TableScorer(table), wide_log, cases, seed=1, **options)
+    other = evaluate(TableScorer(table), wide_log, cases, RankingOptions(seed=1, **options))
     assert (other.ranks != everyone.ranks).any()
 
 
 def test_names_and_ranges_of_the_metrics(wide_log):
     cases = make_split(wide_log, EvaluationConfig(split="global-time")).test
     evaluation = evaluate(
-        DotScorer(400), wide_log, cases, ks=(10, 5), filter_seen=False, split="global-time"
+        DotScorer(400),
+        wide_log,
+        cases,
+        RankingOptions(ks=(10, 5), filter_seen=False, split="global-time"),
     )
     names = [
         f"{m}@{k}"
@@ -254,11 +267,15 @@ def test_names_and_ranges_of_the_metrics(wide_log):
 def test_popularity_recommends_the_popular(tiny_log):
     split = make_split(tiny_log, EvaluationConfig())
     scorer = Popularity.fit(tiny_log, split.train_end)
-    evaluation = evaluate(scorer, tiny_log, split.test, ks=(1, 5), filter_seen=False)
+    evaluation = evaluate(
+        scorer, tiny_log, split.test, RankingOptions(ks=(1, 5), filter_seen=False)
+    )
     assert evaluation.metrics["popularity@1"] > 0.95
     assert evaluation.metrics["coverage@5"] == 5 / tiny_log.num_items
     transitions = ItemTransitions.fit(tiny_log, split.train_end)
-    guided = evaluate(transitions, tiny_log, split.test, ks=(1, 5), filter_seen=False)
+    guided = evaluate(
+        transitions, tiny_log, split.test, RankingOptions(ks=(1, 5), filter_seen=False)
+    )
     assert guided.metrics["coverage@5"] > evaluation.metrics["coverage@5"]
     assert guided.metrics["hr@1"] > 0.8
 
@@ -289,8 +306,7 @@ def test_no_intermediate_exceeds_the_budget(monkeypatch, ranking):
             scorer,
             log,
             cases,
-            ranking=ranking,
-            filter_seen=True,
+            RankingOptions(ranking=ranking, filter_seen=True),
             score_elements=budget,
             tokens_per_batch=4_000,
         )
@@ -302,17 +318,20 @@ def test_no_intermediate_exceeds_the_budget(monkeypatch, ranking):
 def test_a_model_in_training_is_put_back_and_had_no_dropout(wide_log):
     cases = make_split(wide_log, EvaluationConfig()).test
     scorer = DotScorer(400).train()
-    first = evaluate(scorer, wide_log, cases, filter_seen=True)
+    first = evaluate(scorer, wide_log, cases, RankingOptions(filter_seen=True))
     assert scorer.training
-    assert (evaluate(scorer.eval(), wide_log, cases, filter_seen=True).ranks == first.ranks).all()
+    assert (
+        evaluate(scorer.eval(), wide_log, cases, RankingOptions(filter_seen=True)).ranks
+        == first.ranks
+    ).all()
     assert not scorer.training
 
 
 def test_scores_are_compared_in_float32_under_autocast(wide_log):
     cases = make_split(wide_log, EvaluationConfig()).test
-    usual = evaluate(DotScorer(400), wide_log, cases, filter_seen=True)
+    usual = evaluate(DotScorer(400), wide_log, cases, RankingOptions(filter_seen=True))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = evaluate(DotScorer(400), wide_log, cases, filter_seen=True)
+        mixed = evaluate(DotScorer(400), wide_log, cases, RankingOptions(filter_seen=True))
     assert (mixed.ranks == usual.ranks).all()
 
 
@@ -321,21 +340,23 @@ def test_scores_that_are_no_numbers_are_refused(wide_log, ranking):
     cases = make_split(wide_log, EvaluationConfig()).test
     table = np.full((400, 400), np.nan)
     with pytest.raises(TrainingError, match="not a number"):
-        evaluate(TableScorer(table), wide_log, cases, ranking=ranking, filter_seen=True)
+        evaluate(
+            TableScorer(table), wide_log, cases, RankingOptions(ranking=ranking, filter_seen=True)
+        )
 
 
 def test_wrong_arguments_are_named(wide_log):
     cases = make_split(wide_log, EvaluationConfig()).test
     with pytest.raises(DataError, match="knows 7 items and the log 400"):
-        evaluate(TableScorer(np.zeros((7, 7))), wide_log, cases, filter_seen=True)
+        evaluate(TableScorer(np.zeros((7, 7))), wide_log, cases, RankingOptions(filter_seen=True))
     scorer = DotScorer(400)
     with pytest.raises(ConfigError, match="ranking is 'uni10'"):
-        evaluate(scorer, wide_log, cases, ranking="uni10", filter_seen=True)
+        evaluate(scorer, wide_log, cases, RankingOptions(ranking="uni10", filter_seen=True))
     with pytest.raises(ConfigError, match="score_elements is 0"):
-        evaluate(scorer, wide_log, cases, filter_seen=True, score_elements=0)
+        evaluate(scorer, wide_log, cases, RankingOptions(filter_seen=True), score_elements=0)
     scorer.scores = lambda queries, start, stop: torch.zeros(len(queries), 1)
     with pytest.raises(DataError, match=r"shape \(32, 1\)"):
-        evaluate(scorer, wide_log, cases, filter_seen=True)
+        evaluate(scorer, wide_log, cases, RankingOptions(filter_seen=True))
 
 
 @pytest.mark.parametrize(

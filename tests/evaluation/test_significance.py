@@ -6,7 +6,7 @@ import pytest
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.split import make_split
 from blossomrec.errors import DataError
-from blossomrec.evaluation import compare, evaluate, significance
+from blossomrec.evaluation import RankingOptions, compare, evaluate, significance
 from blossomrec.evaluation.significance import (
     bootstrap_intervals,
     bootstrap_means,
@@ -33,7 +33,9 @@ def measured(log):
 
     def measure(noise, draw=0, **options):
         noisy = table + noise * np.random.default_rng(draw).random(table.shape)
-        return evaluate(TableScorer(noisy), log, cases, **({"filter_seen": False} | options))
+        return evaluate(
+            TableScorer(noisy), log, cases, RankingOptions(**({"filter_seen": False} | options))
+        )
 
     return measure
 
@@ -127,7 +129,9 @@ def test_other_protocols_are_refused(measured, log):
         sampled = {"ranking": "uni100"}
         compare(measured(1.0, **sampled), measured(1.0, **sampled, seed=7))
     cases = make_split(log, EvaluationConfig()).test.sample(30, seed=0)
-    fewer = evaluate(TableScorer(np.eye(log.num_items)), log, cases, filter_seen=False)
+    fewer = evaluate(
+        TableScorer(np.eye(log.num_items)), log, cases, RankingOptions(filter_seen=False)
+    )
     with pytest.raises(DataError, match="fingerprint"):
         compare(usual, fewer)
     with pytest.raises(DataError, match="ks"):

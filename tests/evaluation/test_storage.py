@@ -6,8 +6,8 @@ import pytest
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.split import make_split
 from blossomrec.errors import RunError
-from blossomrec.evaluation import compare, evaluate
-from blossomrec.evaluation.storage import load_evaluation, save_evaluation
+from blossomrec.evaluation import RankingOptions, compare, evaluate
+from blossomrec.evaluation.evaluation import load_evaluation, save_evaluation
 from ranking_oracle import DotScorer
 
 
@@ -17,7 +17,10 @@ def evaluations(tiny_log):
     scorer = DotScorer(tiny_log.num_items)
     return {
         ranking: evaluate(
-            scorer, tiny_log, cases, ranking=ranking, filter_seen=True, split="leave-one-out"
+            scorer,
+            tiny_log,
+            cases,
+            RankingOptions(ranking=ranking, filter_seen=True, split="leave-one-out"),
         )
         for ranking in ("full", "uni100")
     }

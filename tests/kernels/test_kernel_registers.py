@@ -16,7 +16,7 @@ ROWS_16 = ("x", "branch", "out", "grad", "grad_x", "grad_branch", "hidden", "joi
 ROWS_16 += ("gates", "grad_gates", "windows", "grad_k", "weight", "excess")
 TYPES = {
     **dict.fromkeys(ROWS_16, "*bf16"),
-    **dict.fromkeys(("bias", "shift", "sums", "angles", "normalisers", "target_logits"), "*fp32"),
+    **dict.fromkeys(("bias", "shift", "sums", "angles", "lse", "target_logits"), "*fp32"),
     **dict.fromkeys(("importance", "losses", "slopes", "counted"), "*fp32"),
     **dict.fromkeys(("means", "grad_means", "result", "partial"), "*fp32"),
     **dict.fromkeys(("block_keys", "grad_q", "grad_keys"), "*bf16"),
@@ -79,8 +79,8 @@ def compile_all(folder):
     items = {"D": 128, "D_BLOCK": 128, "SPAN": catalogue_loss.SPAN}
     items |= {"ROWS": catalogue_loss.ROWS, "ITEMS": catalogue_loss.ITEMS}
     choice = {"G": 2, "R": 4, "CAUSAL": True, "PLACES": 4_096}
-    teaching = {"G": 2, "R": 4, "D": 16, "D_BLOCK": 16, "H_BLOCK": 8, "S": 16, "STEPS": 14}
-    teaching |= {
+    distilling = {"G": 2, "R": 4, "D": 16, "D_BLOCK": 16, "H_BLOCK": 8, "S": 16, "STEPS": 14}
+    distilling |= {
         "BLOCKS": importance.BLOCKS,
         "SAMPLES": importance.SAMPLES,
         "PLACES": 64,
@@ -93,11 +93,11 @@ def compile_all(folder):
         (geometry.tiles_kernel, where),
         (geometry.blocks_kernel, where),
         (geometry.angles_kernel, where),
-        (sampling.draw_kernel, teaching),
-        (importance.importance_kernel, teaching),
-        (importance.mean_gradients_kernel, teaching),
-        (importance.scatter_kernel, teaching | {"PLACES": 512}),
-        (importance.key_gradients_kernel, teaching),
+        (sampling.draw_kernel, distilling),
+        (importance.importance_kernel, distilling),
+        (importance.mean_gradients_kernel, distilling),
+        (importance.scatter_kernel, distilling | {"PLACES": 512}),
+        (importance.key_gradients_kernel, distilling),
         (block_mass.mean_kernel, {"PLACES": 1_024}),
         (norm.add_norm_kernel, norms),
         (norm.add_norm_backward_kernel, norms),
@@ -112,7 +112,7 @@ def compile_all(folder):
         (block_mass.block_sums_kernel, sums),
     ]
     wide = [
-        (catalogue_loss.normaliser_kernel, items, catalogue_loss.WARPS),
+        (catalogue_loss.lse_kernel, items, catalogue_loss.WARPS),
         (catalogue_loss.loss_kernel, items, 4),
         (catalogue_loss.excess_kernel, items, catalogue_loss.WARPS),
         (block_mass.divergence_kernel, choice, 16),

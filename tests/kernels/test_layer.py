@@ -191,7 +191,7 @@ def test_a_layer_is_the_same_with_kernels(monkeypatch, attention):
     layer = shaken(TransformerLayer(config, causal=True))
     cu_seqlens = torch.tensor([0, 40, 40, 97, 100], dtype=torch.int32, device=DEVICE)
     x = draw(100, 32).requires_grad_()
-    lessons = torch.arange(100, device=DEVICE) if attention == "blossom" else None
+    distilled = torch.arange(100, device=DEVICE) if attention == "blossom" else None
 
     def results(kernels):
         monkeypatch.setattr(fused, "usable", lambda x: kernels)
@@ -199,9 +199,9 @@ def test_a_layer_is_the_same_with_kernels(monkeypatch, attention):
             parts = GpuParts() if kernels else Parts()
             monkeypatch.setattr(layer.attention, "backend", computed_by(parts))
         torch.manual_seed(1)
-        out, attended = layer(x, cu_seqlens, 57, lessons)
+        out, attended = layer(x, cu_seqlens, 57, distilled)
         total = (out * draw(100, 32, seed=4)).sum()
-        if lessons is not None:
+        if distilled is not None:
             total = total + attended.selector_loss
         return out, *torch.autograd.grad(total, [x, *layer.parameters()])
 
@@ -224,10 +224,10 @@ def test_a_layer_under_autocast_keeps_rows_in_16_bits(monkeypatch):
 
 
 def kept_bytes(config, rows=2_048):
-    """Memory kept for the backward pass of a layer with lessons, its parameters left out."""
+    """Memory kept for the backward pass of a layer with distillation, its parameters left out."""
     layer = with_kernels(TransformerLayer(config, causal=True).to(DEVICE))
     cu_seqlens = torch.tensor([0, rows], dtype=torch.int32, device=DEVICE)
-    x, lessons = draw(rows, config.hidden_size).requires_grad_(), torch.arange(32, device=DEVICE)
+    x, distilled = draw(rows, config.hidden_size).requires_grad_(), torch.arange(32, device=DEVICE)
     own = {each.untyped_storage().data_ptr() for each in layer.parameters()}
     kept = {}
 
@@ -241,7 +241,7 @@ def kept_bytes(config, rows=2_048):
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast(DEVICE, torch.float16),
     ):
-        layer(x, cu_seqlens, rows, lessons)
+        layer(x, cu_seqlens, rows, distilled)
     return sum(size for size, _ in kept.values())
 
 

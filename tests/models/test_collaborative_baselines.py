@@ -11,8 +11,7 @@ from test_baselines import NUM_ITEMS, make_log, scores
 
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError
-from blossomrec.models.baselines import Ease, ItemKNN, Popularity, ease
-from blossomrec.models.baselines import item_knn as item_knn
+from blossomrec.models.baselines import Ease, ItemKNN, Popularity, ease, neighbours
 
 ASKED = [[1, 2, 3, 4, 5, 6, 7], [7], [4, 4, 2]]
 
@@ -54,7 +53,7 @@ def similarities(log, train_end, kind):
 @pytest.mark.parametrize("held", [1, 30, 1 << 20])
 @pytest.mark.parametrize("kind", ["bm25", "cosine"])
 def test_neighbours_are_items_of_the_same_users(log, train_end, kind, held, monkeypatch):
-    monkeypatch.setattr(item_knn, "HELD", held)
+    monkeypatch.setattr(neighbours, "HELD", held)
     options = {"recent": 3, "decay": 0.5, "neighbours": NUM_ITEMS}
     scorer = ItemKNN.fit(log, train_end, similarity=kind, **options)
     similar = similarities(log, train_end, kind)

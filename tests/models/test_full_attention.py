@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from blossomrec.models import full
 from blossomrec.models.full import FullAttention, bucketed_attention, packed_attention
+from largest_output import LargestOutput
 
 LENGTHS = [33, 1, 100, 16, 2, 15, 17, 16, 1]
 
@@ -72,11 +72,11 @@ def test_layer_turns_queries_and_keys_by_the_position_in_the_history(causal):
     out = layer(x, cu_seqlens, max_length=max(LENGTHS)).hidden
     place = torch.cat([torch.arange(length) for length in LENGTHS]).double()
     frequencies = 10_000.0 ** (-torch.arange(2, dtype=torch.float64) / 2)
-    turn = torch.polar(torch.ones(len(x), 2, dtype=torch.float64), place[:, None] * frequencies)
+    rotation = torch.polar(torch.ones(len(x), 2, dtype=torch.float64), place[:, None] * frequencies)
 
     def rotated(vectors: torch.Tensor) -> torch.Tensor:
-        turned = torch.complex(vectors[..., :2], vectors[..., 2:4]) * turn[:, None]
-        return torch.cat([turned.real, turned.imag, vectors[..., 4:]], -1)
+        rotated = torch.complex(vectors[..., :2], vectors[..., 2:4]) * rotation[:, None]
+        return torch.cat([rotated.real, rotated.imag, vectors[..., 4:]], -1)
 
     q = rotated((x @ layer.query.weight.T).view(-1, 4, 8))
     k = rotated((x @ layer.key.weight.T).view(-1, 2, 8))
@@ -95,19 +95,6 @@ def test_another_history_with_nan_changes_nothing():
     after = bucketed_attention(*given, cu_seqlens, max(LENGTHS), causal=False)
     assert after[: LENGTHS[0]].isnan().all()
     assert torch.equal(after[LENGTHS[0] :], before[LENGTHS[0] :])
-
-
-class LargestOutput(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation returned."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(each, torch.Tensor):
-                self.elements = max(self.elements, each.numel())
-        return out
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])

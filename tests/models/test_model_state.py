@@ -161,15 +161,16 @@ def test_a_dict_of_something_else():
 
 def test_memory_counts_every_layer():
     state = in_parts(small_model(layers=3), random_histories(45)[0], [45])[1]
-    # 45 keys and values and 11 block keys, 2 heads of size 4, in each layer; the last hidden state.
-    assert state.nbytes == 3 * (2 * 45 + 11) * 2 * 4 * 4 + 16 * 4
+    # 12 pages of 4 keys and values and a block key, 2 heads of size 4, in each layer; the last
+    # hidden state.
+    assert state.nbytes == 3 * 12 * (2 * 4 + 1) * 2 * 4 * 4 + 16 * 4
 
 
 def test_wrong_calls():
     model = small_model()
     with pytest.raises(DataError, match="no events"):
         _ = model.start().query
-    with pytest.raises(ValueError, match=r"\[3\] layers: this model has 2"):
+    with pytest.raises(ValueError, match="state 0 has 3 layers: this model has 2"):
         model.extend(batch_of([1]), small_model(layers=3).start())
     with pytest.raises(ValueError, match="this attention has"):
         model.extend(batch_of([1]), small_model(attention="full").start())

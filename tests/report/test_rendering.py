@@ -6,8 +6,8 @@ import sys
 import pytest
 from jinja2 import UndefinedError
 
-from blossomrec.report import parts, svg
-from blossomrec.report.svg import environment, render_page
+from blossomrec.report import page
+from blossomrec.report.page import environment, render_page
 
 ITEM = "<script>alert(1)</script>"
 
@@ -23,11 +23,11 @@ def test_what_a_template_lacks_is_an_error():
 
 
 def test_an_item_id_stays_text_wherever_it_stands():
-    cell = parts.Cell(ITEM, note=ITEM, best=True, mark="worse", against=ITEM)
-    drawing = svg.Drawing("0 0 1 1", ITEM, "<g></g>")
+    cell = page.Cell(ITEM, note=ITEM, best=True, mark="worse", against=ITEM)
+    drawing = page.Drawing("0 0 1 1", ITEM, "<g></g>")
     drawn = [
-        draw("table", parts.TextTable(ITEM, [ITEM, ITEM], [[ITEM, cell]])),
-        draw("figures", [parts.Figure(ITEM, drawing, ITEM, [parts.KeyEntry(0, ITEM)])]),
+        draw("table", page.TextTable(ITEM, [ITEM, ITEM], [[ITEM, cell]])),
+        draw("figures", [page.Figure(ITEM, drawing, ITEM, [page.KeyEntry(0, ITEM)])]),
         draw("definitions", [(ITEM, ITEM)]),
     ]
     for text, times in zip(drawn, (8, 4, 2), strict=True):
@@ -38,19 +38,19 @@ def test_an_item_id_stays_text_wherever_it_stands():
 
 def test_names_in_a_drawing_stay_text():
     pytest.importorskip("matplotlib")
-    figure, axes = svg.new_axes(1)
+    figure, axes = page.new_axes(1)
     axes.set_yticks([0, 1], [ITEM, "a & b"])
-    drawing = svg.to_svg(figure, ITEM)
+    drawing = page.to_svg(figure, ITEM)
     assert "<script" not in drawing.body
     assert "&lt;script&gt;" in drawing.body and "a &amp; b" in drawing.body
     assert "svg" not in drawing.body
 
 
 def test_every_model_of_a_key_looks_like_its_line():
-    assert len(parts.SWATCHES) == len(svg.MARKERS) == len(svg.SERIES)
-    names = [f"model {number}" for number in range(len(svg.SERIES) + 1)]
-    looks = [(entry.colour, entry.swatch) for entry in parts.key_of(names)]
-    assert len(set(looks)) == len(svg.SERIES) and looks[0] == looks[-1]
+    assert len(page.SWATCHES) == len(page.MARKERS) == len(page.SERIES)
+    names = [f"model {number}" for number in range(len(page.SERIES) + 1)]
+    looks = [(entry.colour, entry.swatch) for entry in page.key_of(names)]
+    assert len(set(looks)) == len(page.SERIES) and looks[0] == looks[-1]
     style = environment().get_template("style.css").render()
     for colour, _ in looks:
         assert f"{colour[4:-1]}: #" in style
@@ -59,7 +59,7 @@ def test_every_model_of_a_key_looks_like_its_line():
 def test_measuring_needs_no_drawing():
     """Evaluation and its storage are used where nothing is drawn, such as by the server."""
     code = (
-        "import sys, blossomrec.evaluation.storage, blossomrec.recommender; "
+        "import sys, blossomrec.evaluation.evaluation, blossomrec.recommender; "
         "print([name for name in sys.modules if name.startswith('blossomrec.report')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

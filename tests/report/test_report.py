@@ -10,7 +10,7 @@ import torch
 from blossomrec.config import EvaluationConfig, RunConfig, to_dict
 from blossomrec.data.split import make_split
 from blossomrec.errors import DataError, MissingExtraError
-from blossomrec.evaluation import evaluate
+from blossomrec.evaluation import RankingOptions, evaluate
 from blossomrec.report import plots
 from blossomrec.report.report import ModelReport, ReportData, render_report, write_report
 from ranking_oracle import DotScorer
@@ -75,7 +75,7 @@ def data(tiny_log):
     def measure(size, ranking="full"):
         scorer = DotScorer(tiny_log.num_items, size)
         options = {"ranking": ranking, "filter_seen": True, "split": "leave-one-out"}
-        return evaluate(scorer, tiny_log, cases, **options)
+        return evaluate(scorer, tiny_log, cases, RankingOptions(**options))
 
     rng = np.random.default_rng(0)
     selected = rng.integers(-1, 2, (90, 2, 4))
@@ -225,7 +225,10 @@ def test_significance_is_marked(data, tiny_log):
             return (queries[:, None] == torch.arange(start, stop)).float()
 
     oracle = evaluate(
-        Oracle(tiny_log.num_items), tiny_log, cases, filter_seen=True, split="leave-one-out"
+        Oracle(tiny_log.num_items),
+        tiny_log,
+        cases,
+        RankingOptions(filter_seen=True, split="leave-one-out"),
     )
     assert oracle.metrics["hr@5"] == 1
     models = [data.models[0], ModelReport("Oracle", oracle)]

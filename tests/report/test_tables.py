@@ -3,7 +3,7 @@ from rich.console import Console
 
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.split import make_split, split_name
-from blossomrec.evaluation import compare, evaluate
+from blossomrec.evaluation import RankingOptions, compare, evaluate
 from blossomrec.report.tables import comparison_table, evaluation_table
 from blossomrec.report.wording import protocol_pairs
 from ranking_oracle import DotScorer
@@ -16,7 +16,7 @@ def measure(tiny_log):
     def at(size, ranking="full"):
         scorer = DotScorer(tiny_log.num_items, size)
         options = {"ranking": ranking, "filter_seen": True, "split": "leave-one-out"}
-        return evaluate(scorer, tiny_log, cases, **options)
+        return evaluate(scorer, tiny_log, cases, RankingOptions(**options))
 
     return at
 
@@ -55,7 +55,7 @@ def test_cases_are_told_apart_from_users(tiny_log):
     config = EvaluationConfig(last_events=2)
     cases, scorer = make_split(tiny_log, config).test, DotScorer(tiny_log.num_items)
     options = {"filter_seen": True, "split": split_name(config)}
-    evaluation = evaluate(scorer, tiny_log, cases, **options)
+    evaluation = evaluate(scorer, tiny_log, cases, RankingOptions(**options))
     text = printed(evaluation_table("one", evaluation))
     assert "one: leave-last-2-out, full ranking, 56 users, 112 cases" in text
     words = dict(protocol_pairs(evaluation.protocol))

@@ -24,7 +24,7 @@ from blossomrec.models import build_model
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.run import save_model, write_run_config
 from blossomrec.serving.engine.ranking import Best, Choice
-from blossomrec.serving.engine.requests import Question
+from blossomrec.serving.engine.requests import Request
 from blossomrec.serving.engine.service import Service
 from blossomrec.serving.http.application import build_app
 from blossomrec.serving.stores import store_opener
@@ -118,9 +118,9 @@ def close(items: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
 
 
 def ask(server: Server, user: str, k: int = 5) -> Future[Best]:
-    """A question to the thread of the model, without HTTP."""
-    question = Question(user, None, Choice(k))
-    return server.service._engine.recommend(server.service.release, question)
+    """A request to the thread of the model, without HTTP."""
+    request = Request(user, None, Choice(k))
+    return server.service._engine.recommend(server.service.version, request)
 
 
 def count_calls(monkeypatch: Any, model: SequenceModel) -> list[list[int]]:

@@ -58,8 +58,8 @@ def test_equal_to_offline_through_appends_evictions_and_restarts(
     options = {"cache_mib": 0} if name == "deep" else {}
     for _ in range(4):
         with Server(run, place, **options) as server:
-            server.service.release.cache.budget = min(
-                server.service.release.cache.budget, 7_000 if "rec" in name else 16_000
+            server.service.version.cache.budget = min(
+                server.service.version.cache.budget, 7_000 if "rec" in name else 16_000
             )
             for _ in range(25):
                 user = f"user {rng.integers(len(histories))}"

@@ -28,7 +28,7 @@ def model():
     return model
 
 
-def questions(count=200, k=10):
+def requests(count=200, k=10):
     rng, generator = np.random.default_rng(1), torch.Generator().manual_seed(1)
     left_out = [rng.choice(5_000, rng.integers(0, 300), replace=False) for _ in range(count)]
     return torch.randn(count, 16, generator=generator), [Choice(k, [rows]) for rows in left_out]
@@ -44,7 +44,7 @@ def recall(found, wanted):
 
 @torch.inference_mode()
 def test_most_of_the_best_items_are_found(model):
-    queries, choices = questions()
+    queries, choices = requests()
     exact = Ranking(model).best(queries, choices)
     shares = {}
     for probes in (1, 8, 1_000):
@@ -65,7 +65,7 @@ def test_most_of_the_best_items_are_found(model):
 @torch.inference_mode()
 def test_what_is_missed_is_measured(model, monkeypatch):
     monkeypatch.setattr(approximate, "CHECK_EVERY", 1)
-    queries, choices = questions()
+    queries, choices = requests()
     metrics = Metrics()
     found = ApproximateRanking(model, 4, metrics).best(queries, choices)
     measured = metrics.ann_found._value.get() / metrics.ann_wanted._value.get()
@@ -75,7 +75,7 @@ def test_what_is_missed_is_measured(model, monkeypatch):
 
 @torch.inference_mode()
 def test_what_the_lists_do_not_hold_is_ranked_exactly(model):
-    queries, _ = questions(3)
+    queries, _ = requests(3)
     approximation, exact = ApproximateRanking(model, 1, Metrics()), Ranking(model)
     off = np.arange(0, 5_000, 3)
     approximation.switch_off(off)

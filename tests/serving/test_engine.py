@@ -44,7 +44,7 @@ def test_requests_that_wait_are_computed_together(server, item_ids, monkeypatch)
     alone = [names(ask(server, str(user)).result(WAIT)) for user in range(6)]
     for user in range(6):
         server.append(user, [item_ids[50]])
-    calls = count_calls(monkeypatch, server.service.release.model)
+    calls = count_calls(monkeypatch, server.service.version.model)
     with held(server.service._engine.call):
         futures = [ask(server, str(user)) for user in (0, 1, 2, 3, 4, 5, 3)]
     together = [names(future.result(WAIT)) for future in futures]
@@ -58,7 +58,7 @@ def test_requests_that_wait_are_computed_together(server, item_ids, monkeypatch)
 def test_one_more_event_is_one_step(server, item_ids, monkeypatch):
     server.append("anna", item_ids[:10])
     server.recommend(user_id="anna")
-    calls = count_calls(monkeypatch, server.service.release.model)
+    calls = count_calls(monkeypatch, server.service.version.model)
     for number in range(3):
         server.append("anna", [item_ids[20 + number]])
         server.recommend(user_id="anna")
@@ -90,7 +90,7 @@ def test_events_that_keep_coming_do_not_keep_an_answer_away(
     length = 6 * encoder.MANY_EVENTS
     with Server(run, tmp_path / "e.sqlite", max_len=length, max_events=length) as server:
         server.append("long", [item_ids[place % 60] for place in range(length)])
-        store, own = SQLiteStore(server.store_path), server.service.release.encoder
+        store, own = SQLiteStore(server.store_path), server.service.version.encoder
         futures, original = [], own.advance
 
         def advance(histories):
@@ -170,7 +170,7 @@ def test_a_request_is_given_up_in_time(run, item_ids, tmp_path, one_thread):
 
 def test_a_failing_computation_is_that_of_its_request_alone(server, item_ids, monkeypatch):
     server.append("anna", item_ids[:3])
-    monkeypatch.setattr(server.service.release.ranking, "best", lambda *_: 1 / 0)
+    monkeypatch.setattr(server.service.version.ranking, "best", lambda *_: 1 / 0)
     answer = server.client.post("/v1/recommend", json={"user_id": "anna"})
     server.refused(answer, 500, "internal")
     monkeypatch.undo()
@@ -264,7 +264,7 @@ def test_a_transaction_that_fails_fails_for_all(server, item_ids, monkeypatch, c
 def test_who_is_deleted_leaves_the_memory(server, item_ids):
     server.append("anna", item_ids[:9])
     before = server.recommend(user_id="anna", filter_viewed=False)
-    cache = server.service.release.cache
+    cache = server.service.version.cache
     assert cache.get("anna") is not None
     server.client.delete("/v1/users/anna")
     assert cache.get("anna") is None
@@ -295,7 +295,7 @@ def test_traces_are_looked_for_until_they_are_gone(server, item_ids, monkeypatch
     delete("nobody", 404, 1)
     delete("nobody", 404, 1)
     delete("anna", 503, 2)
-    assert "anna" not in server.service.release.cache
+    assert "anna" not in server.service.version.cache
     delete("anna", 404, 3)
     delete("anna", 404, 3)
 
@@ -305,11 +305,11 @@ def test_who_is_deleted_while_asked_for_is_unknown(run, item_ids, tmp_path, one_
     with Server(run, tmp_path / "e.sqlite", max_len=length, max_events=length) as server:
         server.append("anna", [item_ids[place % 60] for place in range(length)])
         future = ask(server, "anna")
-        while not len(server.service.release.cache):
+        while not len(server.service.version.cache):
             time.sleep(0.001)
         server.client.delete("/v1/users/anna")
         assert isinstance(future.exception(WAIT), Refusal)
-        assert len(server.service.release.cache) == 0
+        assert len(server.service.version.cache) == 0
 
 
 def test_what_is_accepted_is_answered_before_the_end(run, item_ids, tmp_path, one_thread):

@@ -65,7 +65,7 @@ def test_a_user_and_the_same_history_are_explained_alike(server, item_ids):
     answer = server.client.get(EXPLAIN, params=asked)
     assert answer.status_code == 200 and answer.json() == given
     rows = np.arange(5, 25)
-    wanted = explain(server.service.release.model, rows, 40).contributions
+    wanted = explain(server.service.version.model, rows, 40).contributions
     assert given["contributions"] == pytest.approx(wanted.tolist(), abs=1e-4)
     # What was seen counts too: any item can be asked for.
     assert server.post(EXPLAIN, asked | {"item_id": history[0]})["item"] == history[0]

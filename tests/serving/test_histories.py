@@ -1,5 +1,7 @@
 """What is kept in memory of users, and who has to leave."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,17 @@ from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.serving.engine.catalogue import Catalogue
-from blossomrec.serving.engine.histories import OVERHEAD, HistoryCache, UserHistory, window_start
+from blossomrec.serving.engine.histories import (
+    OVERHEAD,
+    Histories,
+    HistoryCache,
+    UserHistory,
+    window_start,
+)
+from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, plain, shown
+from blossomrec.serving.stores.sqlite_store import SQLiteStore
+from blossomrec.serving.stores.store import Event
 
 
 def test_a_history_grows_and_knows_its_items():
@@ -50,7 +61,7 @@ def test_a_moved_window_drops_what_was_encoded():
 def test_who_was_asked_for_longest_ago_leaves_first():
     def history(events):
         one = UserHistory()
-        one.add(np.zeros(events, np.int64), events)
+        one.add(History(np.zeros(events, np.int64)), events)
         return one
 
     size = history(100).nbytes
@@ -62,7 +73,7 @@ def test_who_was_asked_for_longest_ago_leaves_first():
     assert [user for user in "abcd" if cache.get(user)] == ["a", "c", "d"]
     assert (cache.nbytes, cache.evictions, len(cache)) == (3 * size, 1, 3)
     grown = cache.get("a")
-    grown.add(np.zeros(100, np.int64), 100)
+    grown.add(History(np.zeros(100, np.int64)), 100)
     cache.put("a", grown)
     assert len(cache) == 2 and cache.nbytes <= 3 * size
     cache.put("e", history(10_000))
@@ -120,3 +131,18 @@ def test_any_value_can_be_shown():
 def test_options_are_checked(options, words):
     with pytest.raises(ConfigError, match=words):
         ServingConfig(**options).checked(20)
+
+
+def test_times_of_the_store_reach_a_model_that_takes_them(tmp_path):
+    store = SQLiteStore(tmp_path / "events.sqlite")
+    with store.transaction():
+        store.append("anna", [Event(item, 10 * item) for item in (1, 2, 7, 8)], now=50)
+    catalogue, found = Catalogue([8, 2, 1]), []
+    for inputs in (("items",), ("items", "times")):
+        model = SimpleNamespace(inputs=inputs)
+        version = SimpleNamespace(model=model, catalogue=catalogue, cache=HistoryCache(1 << 20))
+        history, complete = Histories(store, Metrics()).read_on(version, "anna", None)
+        assert complete and history.read == 4
+        assert history.events.items.tolist() == [2, 1, 0]
+        found.append(history.events.times)
+    assert found[0] is None and found[1].tolist() == [10, 20, 80]

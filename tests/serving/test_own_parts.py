@@ -17,8 +17,8 @@ def own_run(own_backbone, tiny_log, tmp_path):
 def test_an_own_backbone_is_served_from_kept_states(own_run, tmp_path, item_ids, monkeypatch):
     expected = BlossomRec.from_pretrained(own_run)
     with Server(own_run, tmp_path / "events.sqlite") as server:
-        assert server.service.release.keeps_state
-        model = server.service.release.model
+        assert server.service.version.keeps_state
+        model = server.service.version.model
         monkeypatch.setattr(model, "encode", None)
         for length in range(1, 7):
             server.append("anna", [item_ids[7 * length]])

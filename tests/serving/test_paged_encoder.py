@@ -1,6 +1,7 @@
 """Histories in pages, as on a GPU: the same answers as with states of their own, here on a CPU."""
 
 import gc
+import resource
 import weakref
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 import torch
 from serving_runs import Server, ask, close, write_run
 
+from blossomrec.attention import PagedStates
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import pack
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.models import build_model
-from blossomrec.serving.engine import paged, release
+from blossomrec.serving.engine import paged, version
 from blossomrec.serving.engine.encoder import StateEncoder, build_encoder
 from blossomrec.serving.engine.histories import HistoryCache, UserHistory
 from blossomrec.serving.engine.paged import PagedEncoder
@@ -41,7 +43,7 @@ class Users:
 
     def __init__(self, model, max_len=60, step=1, pages=None):
         self.model, self.max_len = model, max_len
-        page = 4 * (2 * 4 + 1) * self._numbers(model)
+        page = model.states().page_bytes
         self.cache = HistoryCache(1 << 24)
         if pages is not None:
             self.cache.budget = pages * page
@@ -49,12 +51,6 @@ class Users:
         # The histories' own bytes on the host are not what these tests are about.
         self.cache.budget = 1 << 24
         self.rng, self.histories = np.random.default_rng(0), {}
-
-    @staticmethod
-    def _numbers(model):
-        layers = model.start().layers
-        groups, size = layers[0].blocks.buffer.shape[1:]
-        return len(layers) * groups * size
 
     def add(self, user, count, number=1):
         history = self.histories.setdefault(user, UserHistory(number))
@@ -104,9 +100,9 @@ def test_new_events_of_many_are_one_step_and_many_of_one_are_encoded_together(mo
     for name in ("extend_paged", "prefill"):
         original = getattr(type(model), name)
 
-        def counted(self, items, *others, name=name, original=original):
+        def counted(self, batch, *others, name=name, original=original):
             calls.append(name)
-            return original(self, items, *others)
+            return original(self, batch, *others)
 
         monkeypatch.setattr(type(model), name, counted)
     everybody = list(range(6))
@@ -270,9 +266,36 @@ def test_a_device_without_so_much_memory(model, monkeypatch):
         if pages:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(paged.PagedStates, "reserve", full)
+    monkeypatch.setattr(PagedStates, "reserve", full)
     with pytest.raises(ConfigError, match="cache_mib is 16: cpu has not so much free"):
         PagedEncoder(model, 20, 1, HistoryCache(16 << 20))
+
+
+def test_states_on_a_cpu_have_their_room_at_once(model, monkeypatch):
+    """So that no history waits while others are copied; nothing is used before it is needed."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    encoder = StateEncoder(model, 60, 1, 1 << 30)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18  # KiB
+    histories = [UserHistory(number) for number in range(1, 9)]
+    generations = set()
+    for _ in range(3):
+        for history in histories:
+            history.add(np.arange(20), 20)
+        encoder.advance(histories)
+        states = histories[0].state.kept.states
+        generations.add(states.generation)
+    assert len(generations) == 1 and states.nbytes > 2 << 30
+    assert all(history.state.kept.states is states for history in histories)
+    for history in histories:
+        assert relative_error(history.query, model.queries(pack([history.rows]))) < 1e-5
+
+    def full(_, *, pages, **__):
+        if pages:
+            raise MemoryError
+
+    monkeypatch.setattr(PagedStates, "reserve", full)
+    with pytest.raises(ConfigError, match="cache_mib is 16: there is not so much memory"):
+        StateEncoder(model, 60, 1, 16 << 20)
 
 
 def test_which_encoder_a_device_gets(model, monkeypatch):
@@ -287,9 +310,9 @@ def test_which_encoder_a_device_gets(model, monkeypatch):
 def both(run, tmp_path, one_thread, monkeypatch):
     """A server with states of their own, and one with pages, of the same model."""
     with Server(run, tmp_path / "states.sqlite") as plain:
-        monkeypatch.setattr(release, "build_encoder", lambda *given: (PagedEncoder(*given), True))
+        monkeypatch.setattr(version, "build_encoder", lambda *given: (PagedEncoder(*given), True))
         with Server(run, tmp_path / "pages.sqlite") as server:
-            assert isinstance(server.service.release.encoder, PagedEncoder)
+            assert isinstance(server.service.version.encoder, PagedEncoder)
             yield plain, server
 
 
@@ -317,12 +340,12 @@ def test_users_of_one_round_go_together(both, item_ids, monkeypatch):
         append(both, user, item_ids[user : user + 6])
         same(both, user)
         append(both, user, [item_ids[30 + user]])
-    model = type(server.service.release.model)
+    model = type(server.service.version.model)
     original = model.extend_paged
 
-    def counted(self, items, *others):
-        calls.append(len(items))
-        return original(self, items, *others)
+    def counted(self, batch, *others):
+        calls.append(batch.num_histories)
+        return original(self, batch, *others)
 
     monkeypatch.setattr(model, "extend_paged", counted)
     together = server.service._engine.call(
@@ -341,9 +364,10 @@ def test_who_is_deleted_leaves_the_pages(both, item_ids):
     assert same(both, "anna") and same(both, "ben")
     for one in both:
         one.client.delete("/v1/users/anna")
-    encoder = server.service.release.encoder
+    encoder = server.service.version.encoder
     free = server.service._engine.call(lambda: encoder._make_room(0, 0)).result(60)
-    assert free and (encoder._states._length[1:] >= 0).sum() == 1
+    states = encoder._states
+    assert free and len(states.table) - 1 - states.free_users == 1
     # Somebody of the same name and with as many events is somebody else.
     append(both, "anna", item_ids[20:29])
     assert same(both, "anna") and same(both, "ben")
@@ -353,21 +377,21 @@ def test_another_model_encodes_the_histories_again(
     tiny_log, item_ids, tmp_path, one_thread, monkeypatch
 ):
     run = write_run(tmp_path / "run", tiny_log)
-    monkeypatch.setattr(release, "build_encoder", lambda *given: (PagedEncoder(*given), True))
+    monkeypatch.setattr(version, "build_encoder", lambda *given: (PagedEncoder(*given), True))
     with Server(run, tmp_path / "pages.sqlite") as server:
         for user in range(3):
             server.append(user, item_ids[user : user + 12])
             server.recommend(user_id=user)
-        before = weakref.ref(server.service.release.encoder)
+        before = weakref.ref(server.service.version.encoder)
         write_run(run, tiny_log, seed=1)
         server.reload()
         server.idle()
-        after = server.service.release
+        after = server.service.version
         assert after.cache.users() == ["2", "1", "0"]
         found = []
-        for turn in range(2):
+        for number in range(2):
             for user in range(3):
-                server.append(user, [item_ids[40 + turn]])
+                server.append(user, [item_ids[40 + number]])
                 found.append(server.recommend(user_id=user))
         # The old model's pages are nobody's and have gone with it.
         gc.collect()

@@ -167,7 +167,7 @@ def test_a_history_that_cannot_be_read_on_is_refused():
 
     class Lying:
         def tail(self, user, number, start, limit):
-            return Tail(1, 0, 5, [])
+            return Tail(1, 0, 5, [], [])
 
     with pytest.raises(Refusal, match="shorter than its length says"):
         Histories(Lying(), Metrics()).read_on(None, "anna", UserHistory(1))

@@ -34,10 +34,10 @@ def test_two_processes_are_one_server(pair, run, where, item_ids, one_thread):
     here, there = pair
     history = item_ids[:10]
     here.append("anna", history)
-    for turn, client in enumerate((there, here, there, here)):
+    for number, client in enumerate((there, here, there, here)):
         # What was encoded before, in either process, is not all any more.
         assert close(client.recommend("anna", 5), client.recommend_history(history, 5))
-        history = [*history, item_ids[20 + turn]]
+        history = [*history, item_ids[20 + number]]
         client.append("anna", history[-1:])
     assert close(here.recommend("anna", 5), there.recommend("anna", 5))
 
@@ -102,7 +102,7 @@ def test_who_is_deleted_elsewhere_is_looked_for_again(
         for _ in range(2):
             there.recommend(user_id="carl")
             there.idle()
-        assert failed and there.service.release.cache.users() == ["carl"]
+        assert failed and there.service.version.cache.users() == ["carl"]
 
 
 def test_who_is_deleted_elsewhere_leaves_the_memory(run, place, item_ids, one_thread):
@@ -110,12 +110,12 @@ def test_who_is_deleted_elsewhere_leaves_the_memory(run, place, item_ids, one_th
         for user in ("anna", "ben", "carl"):
             here.append(user, item_ids[:9])
             there.recommend(user_id=user)
-        cache = there.service.release.cache
+        cache = there.service.version.cache
         assert "anna" in cache and "ben" in cache
         here.client.delete("/v1/users/anna")
         here.client.delete("/v1/users/ben")
         here.append("ben", item_ids[:9])
-        # Another's question tells; then there is time for it.
+        # Another's request tells; then there is time for it.
         there.recommend(user_id="carl")
         there.idle()
         assert cache.users() == ["carl"]

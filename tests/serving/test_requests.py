@@ -139,7 +139,7 @@ def test_of_a_bad_batch_nothing_is_stored(server, item_ids, events, status, code
         ({"history": [50_003], "filter": True}, "filter", "True"),
     ],
 )
-def test_bad_questions_are_refused(server, body, field, words):
+def test_bad_requests_are_refused(server, body, field, words):
     error = server.refused(server.client.post(RECOMMEND, json=body), 422, error_code(words))
     assert error["field"] == field
     assert words in error["message"]
@@ -162,7 +162,7 @@ def error_code(words):
         ({}, "items"),
     ],
 )
-def test_bad_questions_for_similar_items(server, body, field):
+def test_bad_requests_for_similar_items(server, body, field):
     answer = server.client.post("/v1/similar", json=body)
     assert answer.status_code == 422
     assert answer.json()["error"]["field"] == field
@@ -390,17 +390,17 @@ def test_what_is_measured(server, item_ids):
         "blossomrec_cache_users 1.0",
         'blossomrec_requests_total{method="POST",route="/v1/recommend",status="200"} 2.0',
         'blossomrec_requests_total{method="other",route="none",status="404"} 1.0',
-        f'blossomrec_model_info{{version="{server.service.release.version}"}} 1.0',
+        f'blossomrec_model_info{{version="{server.service.version.id}"}} 1.0',
     ):
         assert line in text
     assert "secret-user" not in text and "anna" not in text
     kept = float(text.split("blossomrec_cache_bytes ")[-1].split()[0])
-    assert kept == server.service.release.cache.nbytes > 1_000
+    assert kept == server.service.version.cache.nbytes > 1_000
 
 
 def test_what_is_ready(server, tiny_log):
     ready = server.client.get("/readyz").json()
-    version = server.service.release.version
+    version = server.service.version.id
     assert ready == {"ready": True, "model": version, "items": tiny_log.num_items, "max_len": 20}
     assert server.client.get("/healthz").json() == {"alive": True}
     assert "/v1/recommend" in server.client.get("/openapi.json").json()["paths"]

@@ -211,14 +211,14 @@ def test_nothing_of_a_thousand_deleted_users_is_left(store, tmp_path):
 
 def test_the_place_of_the_deleted_is_used_again(store, tmp_path):
     sizes = set()
-    for turn in range(12):
+    for number in range(12):
         for user in range(20):
             append(store, f"user {user}", *((item, item) for item in range(300)))
         for user in range(20):
             with store.transaction():
                 store.delete(f"user {user}")
         store.erase()
-        if turn > 0:
+        if number > 0:
             sizes.add((tmp_path / "events.sqlite").stat().st_size)
     assert max(sizes) - min(sizes) <= 8 * 4_096
 

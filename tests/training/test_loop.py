@@ -9,7 +9,7 @@ from small_training import logged, outcome, small_config, small_train
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.split import Split, make_split
 from blossomrec.errors import ConfigError, DataError, TrainingError
-from blossomrec.evaluation import evaluate
+from blossomrec.evaluation import RankingOptions, evaluate
 from blossomrec.models import build_model
 from blossomrec.run import load_model
 from blossomrec.training import TrainingResult, train
@@ -97,7 +97,7 @@ def test_best_weights_are_kept_not_the_last(tiny_log, split, tmp_path):
     result = train(model, tiny_log, split, config, tmp_path / "run", progress=False)
     assert result.best_epoch < result.epochs
     loaded = load_model(tmp_path / "run")
-    again = evaluate(loaded, tiny_log, split.valid, filter_seen=True)
+    again = evaluate(loaded, tiny_log, split.valid, RankingOptions(filter_seen=True))
     assert again.metrics == pytest.approx(result.validation, rel=1e-6)
     assert not model.training
     for name, value in loaded.state_dict().items():
@@ -109,7 +109,7 @@ def test_validation_is_on_a_fixed_sample(tiny_log, split, tmp_path):
     result = small_train(tiny_log, config, tmp_path / "run")
     cases = split.valid.sample(7, 2)
     model = load_model(tmp_path / "run")
-    expected = evaluate(model, tiny_log, cases, ks=(10,), filter_seen=True)
+    expected = evaluate(model, tiny_log, cases, RankingOptions(ks=(10,), filter_seen=True))
     assert result.validation["ndcg@10"] == pytest.approx(expected.metrics["ndcg@10"])
 
 
@@ -118,7 +118,9 @@ def test_logs_with_repeats_keep_seen_items_in_validation(repeat_log, tmp_path):
     result = small_train(repeat_log, small_config(epochs=1), tmp_path / "run")
     model = load_model(tmp_path / "run")
     found = {
-        seen: evaluate(model, repeat_log, split.valid, filter_seen=seen).metrics["ndcg@10"]
+        seen: evaluate(model, repeat_log, split.valid, RankingOptions(filter_seen=seen)).metrics[
+            "ndcg@10"
+        ]
         for seen in (True, False)
     }
     assert result.validation["ndcg@10"] == pytest.approx(found[False])

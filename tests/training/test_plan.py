@@ -10,8 +10,7 @@ from blossomrec.attention.api import resolve
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.models import build_model
-from blossomrec.training.plan import describe
-from blossomrec.training.setup import build_parts, open_fabric
+from blossomrec.training.setup import build_parts, describe, open_fabric
 
 
 def lines(log, run, **options):

@@ -7,7 +7,7 @@ from small_training import small_config, small_train
 
 from blossomrec.recommender import BlossomRec
 from blossomrec.training import TrainingInterrupted, trainer
-from blossomrec.training.randomness import seeded
+from blossomrec.training.state import seeded
 from small_options import SMALL
 
 

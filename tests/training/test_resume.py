@@ -18,8 +18,8 @@ from blossomrec.errors import ConfigError, RunError
 from blossomrec.models import build_model
 from blossomrec.training import TrainingInterrupted, train
 from blossomrec.training.checkpoint import Checkpoints, Pace, _content_digest
-from blossomrec.training.randomness import seeded
 from blossomrec.training.resume import stored_options
+from blossomrec.training.state import seeded
 
 
 class CrashError(Exception):

@@ -8,7 +8,6 @@ from small_training import SMALL_MODEL, SMALL_TRAINING
 from blossomrec.data.batch import Batch
 from blossomrec.losses import build_loss
 from blossomrec.models import build_model
-from blossomrec.training import randomness
 from blossomrec.training import state as stored
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.setup import build_optimizer
@@ -22,22 +21,22 @@ def draws():
 
 
 def test_generators_go_on_where_they_were_captured(tmp_path):
-    randomness.seed_everything(5)
+    stored.seed_everything(5)
     random.gauss(0, 1), np.random.randn()  # each leaves half a pair behind
-    tensors, numbers = randomness.capture(CPU)
+    tensors, numbers = stored.capture_generators(CPU)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, tensors, numbers)
     expected = [draws(), random.gauss(0, 1), np.random.randn()]
-    randomness.seed_everything(6)
+    stored.seed_everything(6)
     found = checkpoints.newest()
-    randomness.restore(found.tensors, found.state, CPU)
+    stored.restore_generators(found.tensors, found.state, CPU)
     assert [draws(), random.gauss(0, 1), np.random.randn()] == expected
 
 
 def test_seeds_repeat_and_differ():
     found = []
     for seed in (3, 3, 4, 2**40):
-        randomness.seed_everything(seed)
+        stored.seed_everything(seed)
         found.append(draws())
     assert found[0] == found[1] != found[2]
 

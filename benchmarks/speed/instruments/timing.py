@@ -5,13 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 WARM_UP = {"cpu": 1, "cuda": 5}
 # Timed calls: as many as fit in so many seconds, within bounds.
 SECONDS, LEAST, MOST = 0.5, 5, 300
+# Of calls in a graph, which is replayed ten times.
+GRAPH_MILLISECONDS = 50
 
 
 def milliseconds(run: Callable[[], Any], device: str, *, waiting: bool = False) -> float:
@@ -40,25 +42,14 @@ def seconds(run: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-def captured(run: Callable[[], Any]) -> Callable[[], None]:
-    """A call as a CUDA graph, on the inputs that it has now: the device's work without the host's.
+def graph_milliseconds(run: Callable[[], Any]) -> float:
+    """Median time of a call in a CUDA graph of many: the device's work without the host's.
 
     The call must not wait for the device.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        kept = run()
+    from triton.testing import do_bench_cudagraph
 
-    def replay(kept: Any = kept) -> None:
-        graph.replay()
-
-    return replay
+    return cast(float, do_bench_cudagraph(run, rep=GRAPH_MILLISECONDS, return_mode="median"))
 
 
 def synchronize(device: str) -> None:

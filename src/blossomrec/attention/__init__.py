@@ -3,8 +3,7 @@
 from blossomrec.attention.api import blossom_attention
 from blossomrec.attention.layer import AttentionOutput, BlossomAttention
 from blossomrec.attention.spec import BlossomSpec
-from blossomrec.attention.state.attention_state import AttentionState
-from blossomrec.attention.state.paged import PagedStates
+from blossomrec.attention.state import AttentionState, PagedStates
 
 __all__ = [
     "AttentionOutput",

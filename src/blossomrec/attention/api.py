@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention.backends import Backend
-from blossomrec.attention.spec import BlossomSpec, Heads, Target
+from blossomrec.attention.spec import BlossomSpec, Heads, Inputs, Target
 
 FOLDER = "blossomrec.attention.backends"
 # Implementations of the operation by name; each module has ``attend`` and ``unsupported``.
@@ -93,7 +93,8 @@ def blossom_attention(
     with torch.autocast(q.device.type, enabled=False):
         if not len(q):
             return q * gates[..., :1], q.new_empty(0, k.shape[1], spec.top_n, dtype=torch.int32)
-        return impl.attend(q, k, v, block_keys, gates, cu_seqlens, spec, selected)
+        inputs = Inputs(q, k, v, block_keys, gates, cu_seqlens)
+        return impl.attend(inputs, spec, selected)
 
 
 def resolve(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,8 @@ from blossomrec.attention.api import blossom_attention, resolve
 from blossomrec.attention.backends import Backend
 from blossomrec.attention.backends.parts import Projections
 from blossomrec.attention.compress import build_compression
-from blossomrec.attention.rotary import rotate
 from blossomrec.attention.spec import BlossomSpec, Heads, Target
-from blossomrec.attention.state.attention_state import AttentionState, check_extension
-from blossomrec.attention.state.paged import PagedLayer, Prefill, Step
+from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step
 
 # The gate starts short-term: sigmoid(-2) = 0.12 long, sigmoid(2) = 0.88 short.
 GATE_START = (-2.0, 2.0)
@@ -44,7 +41,7 @@ class AttentionOutput:
     gates: Tensor | None = None
 
 
-class BlossomAttention(nn.Module):
+class BlossomAttention(nn.Module, KeepsStates):
     """Block-level fused sparse attention over packed histories (BlossomRec, arXiv 2512.13368).
 
     Args:
@@ -209,72 +206,18 @@ class BlossomAttention(nn.Module):
         )
         return weight, bias
 
-    def start(self) -> AttentionState:
-        """The state of a user without events.
+    @property
+    def layout(self) -> Layout:
+        """Of the states of this attention.
 
         Raises:
             ValueError: the attention is bidirectional, so that a new event changes all old ones.
         """
         if not self.spec.causal:
             raise ValueError("causal is False: only causal attention can be extended")
-        return AttentionState.empty(
-            num_kv_heads=self.heads.keys,
-            head_dim=self.heads.size,
-            block_size=self.spec.block_size,
-            reach=self.spec.keys_of_block,
-            like=self.key.weight.detach(),
-        )
-
-    @property
-    def _layout(self) -> tuple[object, ...]:
-        """That of the states which :meth:`start` makes."""
-        weight, heads = self.key.weight, (self.heads.keys, self.heads.size)
-        reach = self.spec.keys_of_block
-        return self.spec.block_size, reach, *heads, weight.dtype, weight.device
-
-    def extend(self, x: Tensor, state: AttentionState) -> tuple[AttentionOutput, AttentionState]:
-        """Attend from the next events of one user; see :meth:`extend_batch`.
-
-        Args:
-            x: [t, D], the events that follow those of ``state``.
-            state: made by :meth:`start`, or by an earlier call; it stays as it is.
-
-        Returns:
-            The output of the new events, as :meth:`forward` over the whole history gives it, and
-            the state after them.
-        """
-        output, (extended,) = self.extend_batch(x, [len(x)], [state])
-        return output, extended
-
-    @torch.no_grad()
-    def extend_batch(
-        self, x: Tensor, counts: Sequence[int], states: Sequence[AttentionState]
-    ) -> tuple[AttentionOutput, list[AttentionState]]:
-        """Attend from the next events of several users; no gradient flows.
-
-        The cost of an event does not grow with the history, but for one score a complete block.
-
-        Args:
-            x: [t, D], user after user.
-            counts: new events of each user, t in all.
-            states: of each user, each its own.
-
-        Returns:
-            The output of the new events and the states after them; selected blocks are numbered
-            from the start of the whole history.
-
-        Raises:
-            ValueError: ``counts`` do not fit, or a state is that of another attention.
-        """
-        check_extension(x, counts, states, self._layout)
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        q, k, v = (each.unflatten(-1, (-1, self.heads.size)) for each in (q, k, v))
-        gates, parts = self._gates(x), self.backend(x).parts
-        out, selected, states = parts.extend(
-            q, k, v, gates, counts, states, self.compress.pool, self.spec
-        )
-        hidden = self.output(out.flatten(1))
-        return AttentionOutput(hidden, None, selected, gates), states
+        weight, spec = self.key.weight, self.spec
+        sizes = (spec.block_size, spec.keys_of_block, self.heads.keys, self.heads.size)
+        return Layout(*sizes, weight.dtype, weight.device)
 
     @property
     def captures_steps(self) -> bool:
@@ -284,41 +227,38 @@ class BlossomAttention(nn.Module):
         return self.backend(weight).parts.captures_steps(target)
 
     @torch.no_grad()
+    def extend_paged(self, x: Tensor, layer: PagedLayer, step: Step) -> AttentionOutput:
+        """Attend from new events of many users.
+
+        Nothing waits for the device where the kernels are used, and each user has one event.
+
+        Args:
+            x: [E, D], the events of ``step``, in its order.
+            layer: this layer's pages, of the :class:`PagedStates` that made ``step``; changed.
+            step: where the events go.
+        """
+        heads = self.heads
+        q = self.query(x).view(len(x), heads.queries, heads.size)
+        k, v = (each(x).view(len(x), heads.keys, heads.size) for each in (self.key, self.value))
+        gates, parts = self._gates(x), self.backend(x).parts
+        out, selected = parts.extend(q, k, v, gates, layer, step, self.compress, self.spec)
+        return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)
+
+    @torch.no_grad()
     def prefill(
-        self, x: Tensor, cu_seqlens: Tensor, layer: PagedLayer, prefill: Prefill
+        self, x: Tensor, cu_seqlens: Tensor, layer: PagedLayer, step: Step
     ) -> AttentionOutput:
         """Attend within whole histories, as :meth:`forward` does, and keep them in pages.
 
         Args:
-            x: [T, D] packed events of the histories of ``prefill``, in its order.
+            x: [T, D] packed events, those of ``step``, in its order.
             cu_seqlens: int32 [B+1].
-            layer: this layer's pages, of the :class:`PagedStates` that made ``prefill``; changed.
-            prefill: where the events go.
+            layer: this layer's pages, of the :class:`PagedStates` that made ``step``; changed.
+            step: where the events go; all users are without events before it.
         """
         backend = self.backend(x)
         q, k, v, gates = self.project(x, cu_seqlens)
         block_keys = backend.parts.block_keys(self.compress, k, cu_seqlens)
-        layer.write(k, v, block_keys, prefill)
+        layer.write(k, v, block_keys, step)
         out, selected = self.attend(q, k, v, block_keys, gates, cu_seqlens, backend)
-        return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)
-
-    @torch.no_grad()
-    def extend_paged(self, x: Tensor, layer: PagedLayer, step: Step) -> AttentionOutput:
-        """Attend from the next event of each of many users, whose states are kept in pages.
-
-        No work of the host grows with the users, and nothing waits for the device where the
-        kernels are used.
-
-        Args:
-            x: [B, D], of the users of ``step``, in its order.
-            layer: this layer's pages, of the :class:`PagedStates` that made ``step``; changed.
-            step: where the events go.
-        """
-        joint = torch.cat((self.query(x), self.key(x)), -1).unflatten(-1, (-1, self.heads.size))
-        joint = rotate(joint, step.position, self.spec.rotary_share)
-        q, k = joint.split((self.heads.queries, self.heads.keys), dim=1)
-        v = self.value(x).unflatten(-1, (self.heads.keys, self.heads.size))
-        gates, parts = self._gates(x), self.backend(x).parts
-        parts.append_paged(k, v, layer, step, self.compress)
-        out, selected = parts.attend_paged(q, gates, layer, step, self.spec)
         return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)

@@ -13,20 +13,12 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention.packing import complete_blocks
-from blossomrec.attention.spec import BlossomSpec, Target
+from blossomrec.attention.spec import BlossomSpec, Inputs, Target
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    block_keys: Tensor,
-    gates: Tensor,
-    cu_seqlens: Tensor,
-    spec: BlossomSpec,
-    selected: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[Tensor, Tensor]:
     """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
+    q, k, v, block_keys, gates, cu_seqlens = inputs
     block_size, causal = spec.block_size, spec.causal
     ends = [0, *complete_blocks(cu_seqlens, block_size).cumsum(0).tolist()]
     bounds = cu_seqlens.tolist()

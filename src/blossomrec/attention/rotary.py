@@ -13,16 +13,17 @@ PERIODS = (600, 3 * 365 * 86_400)
 
 
 def rotate(x: Tensor, positions: Tensor, share: float = 1.0) -> Tensor:
-    """Turn pairs of dimensions by angles that grow with the position.
+    """Rotate pairs of dimensions by angles that grow with the position.
 
-    The first ``share`` of the d dimensions, rounded to an even number m, are turned in pairs
-    (i, i + m/2). The others stay as they are: they compare contents at any distance, while a turned
-    pair loses what it has in common with a partner that is more than about THETA ** (2i / m) away.
+    The first ``share`` of the d dimensions, rounded to an even number m, are rotated in pairs
+    (i, i + m/2). The others stay as they are: they compare contents at any distance, while a
+    rotated pair loses what it has in common with a partner that is more than about
+    THETA ** (2i / m) away.
 
     Args:
         x: [T, heads, d], d even.
         positions: [T], absolute position of each row in its history.
-        share: of the dimensions that are turned, 0 to 1; pair i turns by
+        share: of the dimensions that are rotated, 0 to 1; pair i by
             ``positions * THETA ** (-2i / m)``.
 
     Returns:
@@ -43,17 +44,17 @@ def rotate_by(x: Tensor, angles: Tensor) -> Tensor:
     cos, sin = angles[:, :, None].unbind(1)
     first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     first, second = first.to(exact), second.to(exact)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return torch.cat((turned.to(x.dtype), rest), dim=-1)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.cat((rotated.to(x.dtype), rest), dim=-1)
 
 
 def rotated_pairs(size: int, share: float) -> int:
-    """m / 2, the pairs of dimensions that are turned in a head of ``size``."""
+    """m / 2, the pairs of dimensions that are rotated in a head of ``size``."""
     return round(size * share / 2)
 
 
 def frequencies(pairs: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Angle by which each pair turns from one position to the next, [pairs]."""
+    """Angle by which each pair rotates from one position to the next, [pairs]."""
     return THETA ** -(torch.arange(pairs, device=device, dtype=dtype) / max(pairs, 1))
 
 

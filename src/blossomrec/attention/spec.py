@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 COMPRESSIONS = ("mlp", "mean")
 PATHS = ("both", "long", "short")
@@ -24,7 +25,7 @@ class BlossomSpec:
         causal: an event sees no later event; otherwise both directions are seen.
         compress: "mlp" (learned) or "mean" (no parameters): how a block's keys become one key.
         compress_window: keys that one block key is made of by "mlp", a multiple of block_size.
-        rotary_share: share of each head's dimensions that rotary embedding turns; the rest compare
+        rotary_share: share of each head's dimensions that the position rotates; the rest compare
             contents, whatever the distance.
         paths: "both", or one alone: "long" or "short", with weight 1 and no gate.
         gate: "independent" weights of the two paths, as published, or "convex": they sum up to 1.
@@ -91,6 +92,17 @@ class Heads:
     def per_group(self) -> int:
         """Query heads that share a key/value head, R."""
         return self.queries // self.keys
+
+
+class Inputs(NamedTuple):
+    """What is attended; see :func:`blossomrec.attention.blossom_attention` for the shapes."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    block_keys: Tensor
+    gates: Tensor
+    cu_seqlens: Tensor
 
 
 class Target(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,7 @@ class Batch:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are there, by name."""
-        found = ((each.name, getattr(self, each.name)) for each in fields(self))
-        return {name: value for name, value in found if isinstance(value, Tensor)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def events(self) -> dict[str, Tensor]:
         """Those that have an entry for each event."""
@@ -72,10 +71,14 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The same with ``function`` applied to every tensor that is there."""
-        return replace(self, **{name: function(each) for name, each in self.tensors().items()})
+        mapped: dict[str, Any] = {name: function(each) for name, each in self.tensors().items()}
+        return Batch(**mapped, max_length=self.max_length)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
+        device = torch.device(device)
+        if self.items.device == device:
+            return self
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
@@ -126,14 +129,17 @@ def pack(
         raise DataError("there is no history to pack")
     if not lengths.all():
         raise DataError(f"history {int(np.argmin(lengths))} (counted from 0) has no events")
-    columns = [history.columns() for history in given]
-    for number, found in enumerate(columns):
-        missing = [name for name in inputs if name not in found]
-        if missing:
-            raise DataError(f"history {number} (counted from 0) has no {missing[0]}")
-    return make_batch(
-        lengths, {name: np.concatenate([each[name] for each in columns]) for name in inputs}
-    )
+    return make_batch(lengths, {name: _joined(given, name) for name in inputs})
+
+
+def _joined(histories: Sequence[History], name: str) -> np.ndarray:
+    columns = list[np.ndarray]()
+    for number, history in enumerate(histories):
+        column = getattr(history, name, None)
+        if column is None:
+            raise DataError(f"history {number} (counted from 0) has no {name}")
+        columns.append(column)
+    return np.concatenate(columns)
 
 
 def make_batch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,8 @@ class History:
     asked: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name, column in self.columns().items():
-            if len(column) != len(self.items):
+        for name, column in vars(self).items():
+            if column is not None and len(column) != len(self.items):
                 raise ValueError(f"{name} has {len(column)} entries for {len(self.items)} events")
 
     @classmethod
@@ -66,12 +66,11 @@ class History:
 
     def columns(self) -> dict[str, np.ndarray]:
         """The arrays that are there, by name."""
-        found = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: column for name, column in found if column is not None}
+        return {name: column for name, column in vars(self).items() if column is not None}
 
     def map(self, function: Callable[[np.ndarray], np.ndarray]) -> History:
         """The same with ``function`` applied to every array that is there."""
-        return replace(self, **{name: function(each) for name, each in self.columns().items()})
+        return History(**{name: function(each) for name, each in self.columns().items()})
 
     def __len__(self) -> int:
         return len(self.items)

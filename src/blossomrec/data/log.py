@@ -110,7 +110,7 @@ class EventLog:
     ) -> EventLog:
         """Read, check, filter and sort a table of events and write it to ``folder``.
 
-        source: as of ``read_events``. folder: replaced if it is a prepared log, refused if it is
+        source: as of ``read_table``. folder: replaced if it is a prepared log, refused if it is
         anything else that is not empty; None is a temporary folder that lives as long as the log.
 
         options, all of them by name:
@@ -118,7 +118,7 @@ class EventLog:
         - ``user``, ``item``, ``timestamp``: columns, ``"user_id"``, ``"item_id"`` and
           ``"timestamp"`` without them. ``weight``: column of weights, which are checked and stored;
           training, evaluation and recommending do not use them yet.
-        - ``separator``, ``quote``, ``multiline``, ``normalize_ids``: as of ``read_events``.
+        - ``separator``, ``quote``, ``multiline``, ``normalize_ids``: as of ``read_table``.
         - ``ties``: events of a user with equal times "keep" the order of the table, or are put into
           one that depends on nothing but user, time and item: "shuffle". "auto" shuffles, with a
           warning, where more than 95 % of at least 100 steps between them lead to a higher item id:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from blossomrec.data.event_arrays import EventArrays, drop_events, order_ties
 from blossomrec.data.features import FeatureTable
-from blossomrec.data.filters import EventArrays, drop_events
 from blossomrec.data.identity import log_identity
 from blossomrec.data.log import EVENTS, FEATURES, ITEMS, LOG_FORMAT, USERS
 from blossomrec.data.log_folder import check_replaceable, new_generation
@@ -19,7 +19,6 @@ from blossomrec.data.reading.features import parse_kinds, read_features
 from blossomrec.data.reading.options import UNUSED_WEIGHTS, PrepareOptions
 from blossomrec.data.reading.tables import describe, read_table
 from blossomrec.data.summary import summarize
-from blossomrec.data.ties import order_ties
 from blossomrec.data.units import ORDER, unit_of_times
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.data.windows import boundaries

@@ -15,7 +15,7 @@ def boundaries(lengths: np.ndarray) -> np.ndarray:
 
 
 def positions_within(lengths: np.ndarray) -> np.ndarray:
-    """0, 1, ..., length-1 for each piece in turn: int64 [sum of lengths]."""
+    """0, 1, ..., length-1 for one piece after another: int64 [sum of lengths]."""
     edges = boundaries(lengths)
     return np.arange(edges[-1], dtype=np.int64) - np.repeat(edges[:-1], lengths)
 

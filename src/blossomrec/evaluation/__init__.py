@@ -1,6 +1,6 @@
 """Protocols, ranking, metrics, slices by history length, significance and storage."""
 
-from blossomrec.evaluation.evaluate import evaluate, resolve_filter_seen
+from blossomrec.evaluation.evaluate import RankingOptions, evaluate, resolve_filter_seen
 from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
 from blossomrec.evaluation.significance import PairedTest, compare
 
@@ -8,6 +8,7 @@ __all__ = [
     "Evaluation",
     "EvaluationProtocol",
     "PairedTest",
+    "RankingOptions",
     "compare",
     "evaluate",
     "resolve_filter_seen",

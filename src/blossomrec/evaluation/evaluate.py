@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -39,21 +40,53 @@ def resolve_filter_seen(evaluation: EvaluationConfig, log: EventLog) -> bool:
     return evaluation.filter_seen == "yes"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankingOptions:
+    """Against which candidates targets are ranked, and which metrics follow from that.
+
+    Attributes:
+        filter_seen: leave items before the target in the history out of a full ranking.
+        ranking: ``full`` ranks among all items, ``uni100`` among 100 sampled items the user never
+            met; metrics of the latter are named ``uni100_...``. Where the catalogue has fewer such
+            items, all of them are candidates, and the name says how many: ``uni11_...``, or
+            ``uni20-79_...`` where users differ.
+        ks: cut-offs of the metrics.
+        seed: of sampled candidates and of the bootstrap.
+        max_len: most recent events shown to the scorer; None stands for ``scorer.max_len``.
+        split: how the cases were held out, kept with the protocol.
+        own_metrics: names in ``METRICS`` to measure besides hr, recall, ndcg and mrr.
+    """
+
+    filter_seen: bool
+    ranking: Ranking = "full"
+    ks: Sequence[int] = (5, 10, 20)
+    seed: int = 0
+    max_len: int | None = None
+    split: str | None = None
+    own_metrics: Sequence[str] = ()
+
+    def checked(self) -> RankingOptions:
+        """These options as they are used, the cut-offs sorted; ConfigError names a wrong one."""
+        one_of("ranking", self.ranking, get_args(Ranking))
+        if self.max_len is not None:
+            whole_number("max_len", self.max_len)
+        return replace(
+            self,
+            filter_seen=true_or_false("filter_seen", self.filter_seen),
+            ks=metrics.check_ks(self.ks),
+            own_metrics=metrics.check_own(self.own_metrics),
+        )
+
+
 def evaluate(
     scorer: Any,
     log: EventLog,
     cases: Cases,
+    options: RankingOptions,
     *,
-    ks: Sequence[int] = (5, 10, 20),
-    ranking: Ranking = "full",
-    filter_seen: bool,
-    seed: int = 0,
-    max_len: int | None = None,
     device: str | torch.device = "cpu",
     tokens_per_batch: int = TOKENS_PER_BATCH,
     score_elements: int = scoring.SCORE_ELEMENTS,
-    split: str | None = None,
-    own_metrics: Sequence[str] = (),
 ) -> Evaluation:
     """Rank the targets of every case.
 
@@ -65,19 +98,10 @@ def evaluate(
             ``scores(queries, start, stop)`` [B, stop - start]; it already lies on ``device``.
         log: the log whose rows the scorer knows.
         cases: what to predict.
-        ks: cut-offs of the metrics.
-        ranking: ``full`` ranks among all items, ``uni100`` among 100 sampled items the user never
-            met; metrics of the latter are named ``uni100_...``. Where the catalogue has fewer such
-            items, all of them are candidates, and the name says how many: ``uni11_...``, or
-            ``uni20-79_...`` where users differ.
-        filter_seen: leave items before the target in the history out of a full ranking.
-        seed: of sampled candidates and of the bootstrap.
-        max_len: most recent events shown to the scorer; None stands for ``scorer.max_len``.
+        options: the candidates and the metrics.
         device: where batches go.
         tokens_per_batch: events encoded at a time.
         score_elements: scores held at a time, or one row of the catalogue if that is more.
-        split: how the cases were held out, kept with the protocol.
-        own_metrics: names in ``METRICS`` to measure besides hr, recall, ndcg and mrr.
 
     Raises:
         ConfigError: an option is out of bounds.
@@ -86,12 +110,8 @@ def evaluate(
         TrainingError: a score is not a number.
     """
     started = perf_counter()
-    cut_offs, device = metrics.check_ks(ks), torch.device(device)
-    own_metrics = metrics.check_own(own_metrics)
-    one_of("ranking", ranking, ("full", "uni100"))
-    filter_seen = true_or_false("filter_seen", filter_seen)
-    if max_len is not None:
-        whole_number("max_len", max_len)
+    options, device = options.checked(), torch.device(device)
+    full, cut_offs = options.ranking == "full", tuple(options.ks)
     if scorer.num_items != log.num_items:
         raise DataError(f"the model knows {scorer.num_items} items and the log {log.num_items}")
     if np.any(np.diff(cases.users) < 0):
@@ -101,37 +121,46 @@ def evaluate(
         scorer, len(cases.users), device=device, score_elements=score_elements
     )
     ranks = np.empty(len(targets.items), dtype=np.int64)
-    top = np.empty((len(cases.users), cut_offs[-1] if ranking == "full" else 0), dtype=np.int32)
-    sampled = np.zeros(len(cases.users) if ranking == "uni100" else 0, dtype=np.int64)
-    blocks = _query_blocks(scorer, log, cases, max_len, device, tokens_per_batch, block.rows)
+    top = np.empty((len(cases.users), cut_offs[-1] if full else 0), dtype=np.int32)
+    sampled = np.zeros(0 if full else len(cases.users), dtype=np.int64)
+    batches = HistoryBatches(
+        log,
+        cases.users,
+        cases.history_end,
+        # Simple baselines look at one event, or none; batches have at least two.
+        max_len=max(2, scorer.max_len) if options.max_len is None else options.max_len,
+        tokens_per_batch=tokens_per_batch,
+        inputs=scorer.inputs,
+    )
+    blocks = _query_blocks(scorer, batches, device, block.rows)
     with scoring.scoring_mode(scorer):
         for part, queries in blocks:
             with scoring.full_precision(device):
                 scores = block.fill(queries)
             places = slice(targets.offsets[part.start], targets.offsets[part.stop])
-            if ranking == "full":
-                seen = _history_items(log, cases, part) if filter_seen else ()
+            if full:
+                seen = _history_items(log, cases, part) if options.filter_seen else ()
                 ranks[places], top[part] = _rank_all(scores, targets, part, seen, cut_offs[-1])
             else:
-                unseen = sample_unseen(log, cases.users[part], seed)
+                unseen = sample_unseen(log, cases.users[part], options.seed)
                 sampled[part] = (unseen >= 0).sum(1)
                 ranks[places] = _rank_sampled(scores, targets, part, unseen)
     protocol = EvaluationProtocol(
-        split=split,
-        ranking=ranking,
-        filter_seen=filter_seen,
+        split=options.split,
+        ranking=options.ranking,
+        filter_seen=options.filter_seen,
         ks=cut_offs,
-        seed=seed,
+        seed=options.seed,
         num_cases=len(cases.users),
         num_targets=len(targets.items),
         num_items=log.num_items,
         fingerprint=_fingerprint(cases, targets),
         num_users=len(np.unique(cases.users)),
-        own_metrics=own_metrics,
+        own_metrics=tuple(options.own_metrics),
         sampled=(int(sampled.min()), int(sampled.max())) if len(sampled) else None,
     )
     popularity = None
-    if ranking == "full":
+    if full:
         values = metrics.popularity(top, popularity_percentiles(log, cases), cut_offs)
         popularity = np.stack(list(values.values()), 1)
     return Evaluation(
@@ -140,35 +169,20 @@ def evaluate(
         lengths=cases.history_end,
         offsets=targets.offsets,
         ranks=ranks,
-        top=top if ranking == "full" else None,
+        top=top if full else None,
         popularity=popularity,
         seconds=perf_counter() - started,
     )
 
 
 def _query_blocks(
-    scorer: Any,
-    log: EventLog,
-    cases: Cases,
-    max_len: int | None,
-    device: torch.device,
-    tokens_per_batch: int,
-    rows: int,
+    scorer: Any, batches: HistoryBatches, device: torch.device, rows: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Queries in blocks of exactly ``rows`` cases, the last one shorter.
 
     Blocks end at the same cases whatever the batches of the encoder are, so that every score
     comes from a call of the same shape.
     """
-    batches = HistoryBatches(
-        log,
-        cases.users,
-        cases.history_end,
-        # Simple baselines look at one event, or none; batches have at least two.
-        max_len=max(2, scorer.max_len) if max_len is None else max_len,
-        tokens_per_batch=tokens_per_batch,
-        inputs=scorer.inputs,
-    )
     done, waiting, held = 0, [], 0
     for _, batch in batches:
         queries = scoring.as_queries(scorer.queries(batch.to(device)))

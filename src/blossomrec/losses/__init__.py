@@ -7,14 +7,18 @@ Each takes ``hidden`` [M, D] (one row per prediction), ``weight`` [I, D] (one ro
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from torch import Tensor
+
+from blossomrec.config import TrainingConfig
+from blossomrec.errors import ConfigError
 from blossomrec.registry import LOSSES, lazily
 
 if TYPE_CHECKING:
     from blossomrec.losses.sampled import NegativeSampler, SampledLoss, bpr, gbce, sampled_softmax
     from blossomrec.losses.softmax import cross_entropy
-    from blossomrec.losses.training_loss import TrainingLoss, build_loss
 
 __all__ = [
     "LOSSES",
@@ -28,16 +32,67 @@ __all__ = [
     "sampled_softmax",
 ]
 
+_SAMPLED = ("NegativeSampler", "SampledLoss", "bpr", "gbce", "sampled_softmax")
 __getattr__ = lazily(
     __name__,
-    {
-        "NegativeSampler": "blossomrec.losses.sampled",
-        "SampledLoss": "blossomrec.losses.sampled",
-        "TrainingLoss": "blossomrec.losses.training_loss",
-        "bpr": "blossomrec.losses.sampled",
-        "build_loss": "blossomrec.losses.training_loss",
-        "cross_entropy": "blossomrec.losses.softmax",
-        "gbce": "blossomrec.losses.sampled",
-        "sampled_softmax": "blossomrec.losses.sampled",
-    },
+    {"cross_entropy": "blossomrec.losses.softmax"}
+    | dict.fromkeys(_SAMPLED, "blossomrec.losses.sampled"),
 )
+
+
+class TrainingLoss:
+    """Base of the losses, with whatever state they have.
+
+    Args:
+        config: options of the training, those of the losses among them.
+        item_counts: int64 [I], training events of each item of the catalogue.
+
+    Attributes:
+        captured: whether a step with this loss may be a CUDA graph: nothing is drawn or looked at
+            on the host, and a row whose target is negative counts nothing.
+        may_fuse: whether kernels of a GPU may be used; False asks for plain PyTorch.
+    """
+
+    captured: ClassVar[bool] = False
+    may_fuse: bool = True
+
+    def __init__(self, config: TrainingConfig, item_counts: np.ndarray):
+        self.config = config
+
+    def __call__(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """A scalar mean, differentiable in ``hidden`` and ``weight``.
+
+        Args:
+            hidden: [M, D], one row for each prediction.
+            weight: [I, D], one row for each item; M x I logits at a time would be too many.
+            targets: int64 [M], item rows.
+        """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors from which :meth:`load_state_dict` goes on, such as a generator's state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+
+
+def build_loss(
+    config: TrainingConfig, item_counts: np.ndarray, num_items: int, *, may_fuse: bool = True
+) -> TrainingLoss:
+    """The loss named by ``config.loss``.
+
+    Args:
+        config: which loss, how many negatives, the seed of their sampling.
+        item_counts: [I] training events of each item.
+        num_items: size of the catalogue.
+        may_fuse: as the model says.
+
+    Raises:
+        ConfigError: the loss is unknown, or ``item_counts`` has another length than the catalogue.
+    """
+    if len(item_counts) != num_items:
+        raise ConfigError(f"{len(item_counts)} item counts for {num_items} items")
+    loss = LOSSES.get(config.loss)(config, item_counts)
+    loss.may_fuse = may_fuse
+    return loss

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blossomrec.config import TrainingConfig
-from blossomrec.losses.training_loss import TrainingLoss
+from blossomrec.losses import TrainingLoss
 
 
 class NegativeSampler:

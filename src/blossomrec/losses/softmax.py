@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from blossomrec.attention.backends.gpu.products import product
-from blossomrec.losses.training_loss import TrainingLoss
+from blossomrec.losses import TrainingLoss
 from blossomrec.models import fused
 
 # Fewer rows than this in a tile would spend more time on adding up the gradient of the catalogue
@@ -16,7 +18,12 @@ TILE_ROWS = 512
 
 
 def cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_elements: int = 1 << 23
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    chunk_elements: int = 1 << 23,
+    may_fuse: bool = True,
 ) -> Tensor:
     """Softmax cross-entropy over the whole catalogue, exact, with bounded memory.
 
@@ -30,25 +37,26 @@ def cross_entropy(
         targets: int64 [M], each in 0 .. I-1, or negative where the row is not to count.
         chunk_elements: largest number of logits held at once; about four times as many float32
             numbers is what the loss needs beside its gradients.
+        may_fuse: use the kernels of a GPU where they take this; False asks for plain PyTorch.
     """
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    summed = _by_kernels if may_fuse and _kernels_take(hidden, dtype) else _by_tiles
     return _CatalogueCrossEntropy.apply(
-        hidden, weight, targets, dtype, chunk_elements, differentiate
+        hidden, weight, targets, dtype, partial(summed, chunk_elements, differentiate)
     )
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, dtype, chunk_elements, differentiate):
+    def forward(ctx, hidden, weight, targets, dtype, summed):
         # Never looked at: the answer would have to come from the device.
         ctx.rows, ctx.dtypes = (targets >= 0).sum().clamp(min=1), (hidden.dtype, weight.dtype)
-        summed = _by_kernels if _kernels_take(hidden, dtype) else _by_tiles
         with torch.autocast(hidden.device.type, enabled=False):
             factors, items = hidden.to(dtype), weight.to(dtype)
-            total, gradients = summed(factors, items, targets, chunk_elements, differentiate)
+            total, gradients = summed(factors, items, targets)
         ctx.save_for_backward(*gradients)
         return total / ctx.rows
 
@@ -61,7 +69,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             (each * factor).to(dtype)
             for each, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *scaled, None, None, None, None
+        return *scaled, None, None, None
 
 
 def _kernels_take(hidden: Tensor, dtype: torch.dtype) -> bool:
@@ -73,7 +81,7 @@ def _kernels_take(hidden: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _by_kernels(
-    factors: Tensor, items: Tensor, targets: Tensor, chunk_elements: int, differentiate: bool
+    chunk_elements: int, differentiate: bool, factors: Tensor, items: Tensor, targets: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Summed loss and gradients, as :func:`_by_tiles`, on a GPU in 16 bits."""
     from blossomrec.models.fused.catalogue_loss import summed_cross_entropy
@@ -83,7 +91,7 @@ def _by_kernels(
 
 
 def _by_tiles(
-    factors: Tensor, items: Tensor, targets: Tensor, chunk_elements: int, differentiate: bool
+    chunk_elements: int, differentiate: bool, factors: Tensor, items: Tensor, targets: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Summed loss, and its gradients [M, D] and [I, D] if they are wanted."""
     rows, exact = len(factors), torch.promote_types(factors.dtype, torch.float32)
@@ -110,26 +118,26 @@ def _add_rows(
     """Summed loss of some rows; adds their share to ``gradients``, [M, D] and [I, D], if given."""
     exact = torch.promote_types(factors.dtype, torch.float32)
     columns = [slice(start, start + width) for start in range(0, len(items), width)]
-    normaliser = torch.full_like(targets, -torch.inf, dtype=exact)
-    target_logits = torch.zeros_like(normaliser)
-    logits = normaliser
+    lse = torch.full_like(targets, -torch.inf, dtype=exact)
+    target_logits = torch.zeros_like(lse)
+    logits = lse
     for column in columns:
         logits = product(factors, items[column].T)
-        normaliser = torch.logaddexp(normaliser, logits.logsumexp(1))
+        lse = torch.logaddexp(lse, logits.logsumexp(1))
         target_logits += _at_targets(logits, targets, column.start)
     # Where there is no target nothing is likely, and nothing is lost.
     counted = targets >= 0
-    normaliser = normaliser.masked_fill(~counted, torch.inf)
+    lse = lse.masked_fill(~counted, torch.inf)
     for column in columns if gradients else ():
         # A single tile is still there; several are computed again rather than kept.
         if len(columns) > 1:
             logits = product(factors, items[column].T)
-        excess = logits.sub_(normaliser[:, None]).exp_()
+        excess = logits.sub_(lse[:, None]).exp_()
         _subtract_targets(excess, targets, column.start)
         excess = excess.to(factors.dtype)
         gradients[0][rows] += product(excess, items[column])
         gradients[1][column] += product(excess.T, factors)
-    return (normaliser - target_logits).masked_fill(~counted, 0.0).sum()
+    return (lse - target_logits).masked_fill(~counted, 0.0).sum()
 
 
 def _at_targets(logits: Tensor, targets: Tensor, start: int) -> Tensor:
@@ -154,4 +162,4 @@ class CrossEntropy(TrainingLoss):
     captured = True
 
     def __call__(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(hidden, weight, targets)
+        return cross_entropy(hidden, weight, targets, may_fuse=self.may_fuse)

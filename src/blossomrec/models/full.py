@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from functools import cache
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blossomrec.attention import AttentionOutput, AttentionState
+from blossomrec.attention import AttentionOutput
 from blossomrec.attention.buckets import Buckets
 from blossomrec.attention.packing import positions
 from blossomrec.attention.rotary import rotate, rotate_by
-from blossomrec.attention.state.attention_state import check_extension, extend_states, new_positions
+from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step, eager
+from blossomrec.attention.state.pages import rows_at
 
 # New events attended together: bounds the mask, a row of the history for each.
 TILE_ROWS = 64
 
 
-class FullAttention(nn.Module):
+class FullAttention(nn.Module, KeepsStates):
     """Multi-head attention of every event to every event of its history (or every earlier one).
 
     Grouped queries and rotary positions are those of Blossom attention, so that exchanging the two
@@ -94,57 +95,61 @@ class FullAttention(nn.Module):
             return rotate_by(heads, rotary)
         return rotate(heads, place, self.rotary_share)
 
-    def start(self) -> AttentionState:
-        """The state of a user without events: no blocks, so that any event can leave.
+    @property
+    def layout(self) -> Layout:
+        """Of the states of this attention: no blocks, so that any event can leave.
 
         Raises:
             ValueError: the attention is bidirectional, so that a new event changes all old ones.
         """
         if not self.causal:
             raise ValueError("causal is False: only causal attention can be extended")
-        return AttentionState.empty(
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            block_size=1,
-            reach=0,
-            like=self.key.weight.detach(),
-        )
+        weight = self.key.weight
+        return Layout(1, 0, self.num_kv_heads, self.head_dim, weight.dtype, weight.device)
 
     @torch.no_grad()
-    def extend_batch(
-        self, x: Tensor, counts: Sequence[int], states: Sequence[AttentionState]
-    ) -> tuple[AttentionOutput, list[AttentionState]]:
-        """Attend from the next events of several users, as ``BlossomAttention.extend_batch``.
+    def extend_paged(self, x: Tensor, layer: PagedLayer, step: Step) -> AttentionOutput:
+        """Attend from new events of many users, as ``BlossomAttention.extend_paged``.
 
         The cost of an event grows with the history.
         """
-        check_extension(x, counts, states, self.start().layout)
-        place = new_positions(counts, states, x.device)
+        q, k, v = (
+            each(x).view(len(x), each.out_features // self.head_dim, self.head_dim)
+            for each in (self.query, self.key, self.value)
+        )
+        q, k = eager.rotated(q, k, step, self.rotary_share)
+        eager.append(k, v, layer, step)
+        users = zip(q.split(np.diff(step.bounds).tolist()), step.held, strict=True)
+        out = [_attend_all(queries, rows_at(layer.pages, held)) for queries, held in users]
+        return AttentionOutput(self.output(torch.cat([q[:0], *out]).flatten(1)))
+
+    @torch.no_grad()
+    def prefill(
+        self, x: Tensor, cu_seqlens: Tensor, layer: PagedLayer, step: Step
+    ) -> AttentionOutput:
+        """Attend within whole histories and keep them, as ``BlossomAttention.prefill``."""
+        place, longest = positions(cu_seqlens, len(x)), int(step.columns.max(initial=0)) + 1
         q, k = self._rotate(self.query(x), place), self._rotate(self.key(x), place)
-        v = self.value(x).unflatten(-1, (self.num_kv_heads, -1))
-        states = extend_states(k, v, counts, states, None)
-        attended = [
-            _attend_all(queries, state)
-            for queries, state in zip(q.split(list(counts)), states, strict=True)
-        ]
-        out = torch.cat([q[:0], *attended])
-        return AttentionOutput(self.output(out.flatten(1))), states
+        v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        layer.write(k, v, v, step)
+        attend = packed_attention if _has_packed_kernel(q) else bucketed_attention
+        out = attend(q, k, v, cu_seqlens, longest, self.causal)
+        return AttentionOutput(self.output(out.flatten(1)))
 
 
-def _attend_all(q: Tensor, state: AttentionState) -> Tensor:
-    """The last t events [t, H, d] over all events held."""
-    if not len(q):
-        return q
+def _attend_all(q: Tensor, kept: Tensor) -> Tensor:
+    """The last t events of a user, [t, H, d], over all held, [L, G, 1, 2d]."""
     heads, size = q.shape[1:]
-    k, v = (x.transpose(0, 1).to(q) for x in (state.keys, state.values))  # [G, L, d]
-    event = torch.arange(state.held, device=q.device)
+    k, v = kept[:, :, 0].to(q.dtype).transpose(0, 1).split(size, -1)  # [G, L, d]
     outputs = []
-    for rows, last in zip(q.split(TILE_ROWS), event[-len(q) :].split(TILE_ROWS), strict=True):
+    for number, rows in enumerate(q.split(TILE_ROWS)):
         # The heads of a group stand as queries under each other: its keys are then read once.
         folded = rows.view(len(rows), len(k), -1, size).transpose(0, 1).flatten(1, 2)
         mask = None
         if len(q) > 1:
-            mask = (event <= last[:, None]).repeat_interleave(heads // len(k), dim=0)
+            event = torch.arange(len(kept), device=q.device)
+            own = event[len(kept) - len(q) + number * TILE_ROWS :][: len(rows)]
+            mask = (event <= own[:, None]).repeat_interleave(heads // len(k), dim=0)
         out = F.scaled_dot_product_attention(folded[None], k[None], v[None], mask)[0]
         outputs.append(out.unflatten(1, (len(rows), -1)).transpose(0, 1).flatten(1, 2))
     return torch.cat(outputs)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blossomrec.attention import PagedStates
+from blossomrec.attention import AttentionState, PagedStates
 from blossomrec.attention.memo import of_one_graph
-from blossomrec.attention.state.paged import Prefill, Step
+from blossomrec.attention.state import Step, kept_together
 from blossomrec.config import ModelConfig
-from blossomrec.data.batch import Batch, next_events
+from blossomrec.data.batch import Batch
 from blossomrec.models.state import ModelState
 from blossomrec.models.transformer import TransformerModel
 
@@ -31,61 +31,66 @@ class SASRec(TransformerModel):
     def __init__(self, config: ModelConfig, num_items: int):
         super().__init__(config, num_items, causal=self.causal)
 
-    def start(self) -> ModelState:
-        return ModelState(tuple(layer.start() for layer in self.stack()))
+    def states(self, **room: int) -> PagedStates:
+        """Pages for states of this model, with the room that :class:`PagedStates` takes."""
+        return PagedStates(self.stack()[0].attention.layout, len(self.layers), **room)
 
-    @torch.no_grad()
+    def start(self, states: PagedStates | None = None) -> ModelState:
+        """The state of a user without events.
+
+        Args:
+            states: where it is to be kept; with others of the process where it is None.
+        """
+        layout = self.stack()[0].attention.layout
+        states = PagedStates.shared(layout, len(self.layers)) if states is None else states
+        return ModelState(AttentionState.empty(states))
+
     def extend_batch(
         self, batch: Batch, states: Sequence[ModelState]
     ) -> tuple[Tensor, list[ModelState]]:
         self._refuse_training()
-        if any(len(state.layers) != len(self.layers) for state in states):
-            found = [len(state.layers) for state in states]
-            raise ValueError(f"the states have {found} layers: this model has {len(self.layers)}")
-        x, counts = self.embed(batch), batch.cu_seqlens.diff().tolist()
-        kept = []
-        for number, layer in enumerate(self.stack()):
-            x, extended = layer.extend_batch(x, counts, [state.layers[number] for state in states])
-            kept.append(extended)
-        hidden = self.final_norm(x)
+        kept, counts = [state.kept for state in states], batch.cu_seqlens.diff().tolist()
+        layout = self.stack()[0].attention.layout
+        pages = kept_together(batch.items, counts, kept, layout, len(self.layers))
+        hidden, after = pages.extend(
+            kept, counts, lambda step: self.extend_paged(batch, pages, step)
+        )
         lasts = [
             new[-1].clone() if count else state.last
             for new, count, state in zip(hidden.split(counts), counts, states, strict=True)
         ]
-        layers = zip(*kept, strict=True)
-        return hidden, [ModelState(*each) for each in zip(layers, lasts, strict=True)]
+        return hidden, [ModelState(*each) for each in zip(after, lasts, strict=True)]
 
     @torch.no_grad()
-    def extend_paged(self, items: Tensor, states: PagedStates, step: Step) -> Tensor:
-        """Encode the next event of each of many users, whose states are kept in pages.
+    def extend_paged(self, batch: Batch, states: PagedStates, step: Step) -> Tensor:
+        """Encode new events of many users.
 
         Args:
-            items: int64 [B], of the users of ``step``, in its order.
-            states: made as ``PagedStates(model.start().layers)``; a user comes to it from a
-                ``ModelState`` as ``states.add(state.layers)``, and back by ``states.read(user)``.
-            step: ``states.step(users)``, not used before.
+            batch: the events of ``step``, in its order, as histories of each user's.
+            states: of this model, see :meth:`states`.
+            step: of ``states``, not used before.
 
         Returns:
-            Hidden states [B, D], what the next item of each user is scored from.
+            Hidden states [E, D], what the next item of each user is scored from.
 
         Raises:
             RuntimeError: the model is in training mode.
-            ValueError: the states are those of another number of layers, or the attention is full.
+            ValueError: the states are those of another number of layers.
         """
         self._check_paged(states)
-        x = self.embed(next_events(items))
+        x = self.embed(batch)
         for layer, kept in zip(self.stack(), states.layers, strict=True):
             x = layer.extend_paged(x, kept, step)
         return self.final_norm(x)
 
     @torch.no_grad()
-    def prefill(self, batch: Batch, states: PagedStates, prefill: Prefill) -> Tensor:
+    def prefill(self, batch: Batch, states: PagedStates, step: Step) -> Tensor:
         """Encode whole histories, as :meth:`queries` does, and keep them in pages.
 
         Args:
-            batch: histories, none of them empty, of the users of ``prefill``, in its order.
+            batch: histories, none of them empty: the events of ``step``, in its order.
             states: as of :meth:`extend_paged`.
-            prefill: ``states.prefill(lengths)`` of the batch's lengths, not used before.
+            step: of states without events, not used before.
 
         Returns:
             Hidden states [B, D] at the last event of each history.
@@ -96,7 +101,7 @@ class SASRec(TransformerModel):
         self._check_paged(states)
         x, cu_seqlens = self.embed(batch), of_one_graph(batch.cu_seqlens)
         for layer, kept in zip(self.stack(), states.layers, strict=True):
-            x = layer.prefill(x, cu_seqlens, kept, prefill)
+            x = layer.prefill(x, cu_seqlens, kept, step)
         return self.final_norm(x[batch.last_rows])
 
     @property

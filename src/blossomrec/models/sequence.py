@@ -15,6 +15,7 @@ from blossomrec.attention import AttentionOutput
 from blossomrec.config import ModelConfig, RunConfig, check
 from blossomrec.data.batches import TrainingBatches
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.models import fused
 from blossomrec.models.features import Content, Moments, gaps
 from blossomrec.models.inputs import inputs_of
 from blossomrec.registry import BACKBONES
@@ -132,6 +133,11 @@ class SequenceModel(nn.Module):
     def max_len(self) -> int:
         """Longest history, in events, that the model is given."""
         return self.config.max_len
+
+    @property
+    def may_fuse(self) -> bool:
+        """Whether kernels may run for this model and its loss, where a GPU takes them."""
+        return fused.allowed(self.config)
 
     def encode(
         self, batch: Batch, *, distil_rows: Tensor | None = None, keep_layers: bool = False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from blossomrec.attention import AttentionState
+from blossomrec.attention.state import state_of
 from blossomrec.errors import DataError
 
 
@@ -19,23 +20,27 @@ class ModelState:
     was made with, and to the backbone's layout; other weights need the events again.
 
     Attributes:
-        layers: of each layer, keys, values and block keys.
+        kept: keys, values and block keys of all layers.
         last: [D], the hidden state at the last event; None without events.
     """
 
-    layers: tuple[AttentionState, ...]
+    kept: AttentionState
     last: Tensor | None = None
+
+    @property
+    def layers(self) -> tuple[AttentionState, ...]:
+        """Of each layer, keys, values and block keys."""
+        return tuple(replace(self.kept, number=n) for n in range(len(self.kept.states.layers)))
 
     @property
     def length(self) -> int:
         """Events of the history so far, those that have left included."""
-        return self.layers[0].length
+        return self.kept.length
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers, room for growth included; see :class:`AttentionState`."""
-        last = 0 if self.last is None else self.last.nbytes
-        return last + sum(layer.nbytes for layer in self.layers)
+        """Bytes of the pages, and of the last hidden state; see :class:`AttentionState`."""
+        return self.kept.nbytes + (0 if self.last is None else self.last.nbytes)
 
     @property
     def query(self) -> Tensor:
@@ -54,7 +59,7 @@ class ModelState:
         The last ``keep`` events stay; what has been computed from older ones while they were there
         stays as it is.
         """
-        return ModelState(tuple(layer.trim(keep) for layer in self.layers), self.last)
+        return ModelState(self.kept.trim(keep), self.last)
 
     def to_dict(self) -> dict[str, Tensor]:
         """Flat and contiguous tensors, as safetensors wants them."""
@@ -84,15 +89,13 @@ class ModelState:
         if sorted(by_layer) != list(range(len(by_layer))) or not by_layer:
             raise DataError(f"the model state has layers {sorted(by_layer)}")
         try:
-            parts = [AttentionState.from_dict(by_layer[number]) for number in sorted(by_layer)]
+            kept = state_of([by_layer[number] for number in sorted(by_layer)])
         except ValueError as error:
             raise DataError(str(error)) from error
-        layers = tuple(parts)
-        lengths = sorted({(layer.first, layer.length) for layer in layers})
         last = tensors.get("last")
-        if len(lengths) > 1 or (last is None) != (lengths[0][1] == 0):
+        if (last is None) != (kept.length == 0):
             raise DataError(
-                f"the layers of the model state hold events {lengths}, the last hidden state is "
+                f"the model state has {kept.length} events, the last hidden state is "
                 f"{'missing' if last is None else 'there'}"
             )
-        return cls(layers, last)
+        return cls(kept, last)

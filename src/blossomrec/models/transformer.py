@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from blossomrec.attention import AttentionOutput, AttentionState, BlossomAttention, BlossomSpec
+from blossomrec.attention import AttentionOutput, BlossomAttention, BlossomSpec
 from blossomrec.attention.memo import of_one_graph
 from blossomrec.attention.packing import positions
 from blossomrec.attention.rotary import cos_sin, rotated_pairs, time_cos_sin
-from blossomrec.attention.state.paged import PagedLayer, Prefill, Step
+from blossomrec.attention.state import PagedLayer, Step
 from blossomrec.config import ModelConfig
 from blossomrec.models import fused
 from blossomrec.models.full import FullAttention
@@ -61,8 +60,7 @@ class TransformerLayer(nn.Module):
     def __init__(self, config: ModelConfig, *, causal: bool):
         super().__init__()
         self.pre_norm = config.norm == "pre"
-        # Kernels may be had on a GPU, unless nothing but plain PyTorch is to run.
-        self.may_fuse = config.attention_impl not in fused.PLAIN
+        self.may_fuse = fused.allowed(config)
         self.attention = build_attention(config, causal=causal)
         self.inner = nn.Linear(config.hidden_size, config.inner_size)
         self.outer = nn.Linear(config.inner_size, config.hidden_size)
@@ -99,47 +97,20 @@ class TransformerLayer(nn.Module):
         )
         return self._after_attention(x, attended.hidden, request), attended
 
-    def start(self) -> AttentionState:
-        """The state of a user without events."""
-        return self.attention.start()
-
-    def extend_batch(
-        self, x: Tensor, counts: Sequence[int], states: Sequence[AttentionState]
-    ) -> tuple[Tensor, list[AttentionState]]:
-        """Next events of several users [t, D] to [t, D], with the states after them."""
-        given = self._attention_input(x)
-        attended, states = self.attention.extend_batch(given, counts, states)
-        return self._after_attention(x, attended.hidden), states
-
     def extend_paged(self, x: Tensor, kept: PagedLayer, step: Step) -> Tensor:
-        """The next event of each of many users, [B, D] to [B, D]; ``kept`` is changed.
-
-        Raises:
-            ValueError: the attention is dense, which has no blocks to page by.
-        """
-        attended = self._paged_attention.extend_paged(self._attention_input(x), kept, step)
+        """New events of many users, [E, D] to [E, D]; ``kept`` is changed."""
+        attended = self.attention.extend_paged(self._attention_input(x), kept, step)
         return self._after_attention(x, attended.hidden)
 
-    def prefill(self, x: Tensor, cu_seqlens: Tensor, kept: PagedLayer, prefill: Prefill) -> Tensor:
-        """Whole histories, [T, D] to [T, D]; ``kept`` is changed.
-
-        Raises:
-            ValueError: as of :meth:`extend_paged`.
-        """
-        given = self._attention_input(x)
-        attended = self._paged_attention.prefill(given, cu_seqlens, kept, prefill)
+    def prefill(self, x: Tensor, cu_seqlens: Tensor, kept: PagedLayer, step: Step) -> Tensor:
+        """Whole histories, [T, D] to [T, D]; ``kept`` is changed."""
+        attended = self.attention.prefill(self._attention_input(x), cu_seqlens, kept, step)
         return self._after_attention(x, attended.hidden)
 
     @property
     def captures_steps(self) -> bool:
         """Whether :meth:`extend_paged` can be part of a CUDA graph."""
         return isinstance(self.attention, BlossomAttention) and self.attention.captures_steps
-
-    @property
-    def _paged_attention(self) -> BlossomAttention:
-        if not isinstance(self.attention, BlossomAttention):
-            raise ValueError("attention is full: only blossom keeps states in pages")
-        return self.attention
 
     def _attention_input(self, x: Tensor) -> Tensor:
         return self.attention_norm(x) if self.pre_norm else x

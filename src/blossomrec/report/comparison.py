@@ -12,7 +12,7 @@ import numpy as np
 from blossomrec.evaluation.evaluation import Evaluation
 from blossomrec.evaluation.significance import PairedTest, compare, holm
 from blossomrec.report import wording
-from blossomrec.report.parts import Cell, TextTable
+from blossomrec.report.page import Cell, TextTable
 
 LEVEL = 0.05
 

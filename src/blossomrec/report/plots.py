@@ -8,7 +8,7 @@ import numpy as np
 
 from blossomrec.evaluation.metrics import Slice
 from blossomrec.report.attention_profile import attended_share, distance_shares
-from blossomrec.report.svg import (
+from blossomrec.report.page import (
     INK,
     MUTED,
     RULE,

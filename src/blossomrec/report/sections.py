@@ -14,7 +14,7 @@ import numpy as np
 from blossomrec.evaluation.metrics import FEW_NOTE
 from blossomrec.report import plots, wording
 from blossomrec.report.comparison import LEVEL, Comparison
-from blossomrec.report.parts import Cell, Figure, KeyEntry, TextTable, key_of
+from blossomrec.report.page import Cell, Figure, KeyEntry, TextTable, key_of
 
 if TYPE_CHECKING:
     from blossomrec.report.report import ModelReport, ReportData

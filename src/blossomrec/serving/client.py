@@ -54,7 +54,7 @@ class ServerError(BlossomRecError):
 class Client:
     """Talks to one server over one connection that is kept; one thread uses it.
 
-    A request that is turned away because the server is busy is sent again, after the time the
+    A request that is refused because the server is busy is sent again, after the time the
     server asks for. Events are sent again only where each has a key: without, a lost answer would
     leave open whether they are stored.
 

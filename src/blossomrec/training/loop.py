@@ -14,12 +14,10 @@ from blossomrec.files import locked
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.run import check_vocabulary, read_weights, write_run_config
 from blossomrec.training.checkpoint import Checkpoints
-from blossomrec.training.plan import describe
 from blossomrec.training.progress import open_display
-from blossomrec.training.randomness import seeded
 from blossomrec.training.resume import Resume, check_resume, find_checkpoint, identity
-from blossomrec.training.setup import build_parts, open_fabric
-from blossomrec.training.state import TrainingState
+from blossomrec.training.setup import build_parts, describe, open_fabric
+from blossomrec.training.state import TrainingState, seeded
 from blossomrec.training.trainer import Trainer, Validation
 from blossomrec.training.watch import Interrupts, RunLog
 

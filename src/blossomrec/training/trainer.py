@@ -14,7 +14,7 @@ from blossomrec.config import RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases
 from blossomrec.errors import TrainingError
-from blossomrec.evaluation import evaluate, resolve_filter_seen
+from blossomrec.evaluation import RankingOptions, evaluate, resolve_filter_seen
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.training import state as stored
 from blossomrec.training.checkpoint import Checkpoint, Checkpoints, Pace
@@ -48,8 +48,10 @@ class Validation:
         self.model, self.log, self.fabric = model, log, fabric
         self.count = min(len(cases.users), config.training.validation_users)
         self.cases = cases.sample(self.count, config.training.seed)
-        self.ks = sorted({10, *config.evaluation.ks})
-        self.filter_seen = resolve_filter_seen(config.evaluation, log)
+        self.options = RankingOptions(
+            filter_seen=resolve_filter_seen(config.evaluation, log),
+            ks=sorted({10, *config.evaluation.ks}),
+        )
         self.tokens_per_batch = config.training.tokens_per_batch
 
     def __bool__(self) -> bool:
@@ -63,8 +65,7 @@ class Validation:
                 self.model,
                 self.log,
                 self.cases,
-                ks=self.ks,
-                filter_seen=self.filter_seen,
+                self.options,
                 device=self.fabric.device,
                 tokens_per_batch=self.tokens_per_batch,
             )

@@ -110,25 +110,6 @@ def test_straight_through_changes_gradients_only():
     assert all(each.grad.norm() > 0 for each in gated.compress.parameters())
 
 
-def test_without_the_own_block_selected_ones_remain():
-    shipped = attention_of(candidate("mlp", paths="long"))
-    without = attention_of(candidate("mlp-no-own", paths="long"))
-    without.load_state_dict(shipped.state_dict())
-    cu_seqlens = torch.arange(0, 401, 200, dtype=torch.int32)
-    x = torch.randn(400, 32)
-    expected, given = shipped(x, cu_seqlens), without(x, cu_seqlens)
-    assert torch.equal(given.selected, expected.selected)
-    first = torch.arange(400) % 200 < 16
-    assert (given.hidden[first] == 0).all() and (given.hidden[~first] != 0).any(1).all()
-    assert not torch.allclose(given.hidden[~first], expected.hidden[~first])
-    # Nothing in an event's own block but the event itself, whose query it is, changes it.
-    changed = x.clone()
-    changed[192:199] += 1.0
-    torch.testing.assert_close(without(changed, cu_seqlens).hidden[199], given.hidden[199])
-    given.hidden.square().sum().backward()
-    assert all(each.grad.isfinite().all() for each in without.parameters() if each.grad is not None)
-
-
 def test_the_compressed_branch_sees_earlier_blocks_only():
     branch = attention_of(candidate("mlp-branch"))
     cu_seqlens = torch.tensor([0, 200], dtype=torch.int32)
@@ -140,7 +121,7 @@ def test_the_compressed_branch_sees_earlier_blocks_only():
     assert (after[150:] - before[150:]).abs().min() > 0
 
 
-def test_a_detached_lesson_leaves_queries_and_keys():
+def test_detached_distillation_leaves_queries_and_keys():
     detached = attention_of(candidate("mlp-detached"))
     cu_seqlens = torch.tensor([0, 200], dtype=torch.int32)
     given = detached(torch.randn(200, 32), cu_seqlens, distil_rows=torch.arange(200))
@@ -149,23 +130,23 @@ def test_a_detached_lesson_leaves_queries_and_keys():
     assert reached == {"compress"}
 
 
-def test_dense_lessons_see_everything_in_training_alone():
+def test_densely_distilled_events_see_everything_in_training_alone():
     shipped = attention_of(candidate("mlp", paths="long"))
-    lessons = attention_of(candidate("mlp-dense", paths="long"))
-    lessons.load_state_dict(shipped.state_dict())
+    dense = attention_of(candidate("mlp-dense", paths="long"))
+    dense.load_state_dict(shipped.state_dict())
     everything = attention_of(candidate("mlp", paths="long", top_n=12))
     everything.load_state_dict(shipped.state_dict())
     cu_seqlens = torch.arange(0, 401, 200, dtype=torch.int32)
     x, rows = torch.randn(400, 32), torch.tensor([150, 199, 210, 399])
-    expected, given = shipped(x, cu_seqlens), lessons(x, cu_seqlens, distil_rows=rows)
+    expected, given = shipped(x, cu_seqlens), dense(x, cu_seqlens, distil_rows=rows)
     dense = everything(x, cu_seqlens)
     torch.testing.assert_close(given.hidden[rows], dense.hidden[rows])
     others = torch.ones(400, dtype=torch.bool).index_fill(0, rows, False)
     torch.testing.assert_close(given.hidden[others], expected.hidden[others])
     assert torch.equal(given.selected, expected.selected)
-    torch.testing.assert_close(lessons(x, cu_seqlens).hidden, expected.hidden)
-    lessons.eval()
-    torch.testing.assert_close(lessons(x, cu_seqlens, distil_rows=rows).hidden, expected.hidden)
+    torch.testing.assert_close(dense(x, cu_seqlens).hidden, expected.hidden)
+    dense.eval()
+    torch.testing.assert_close(dense(x, cu_seqlens, distil_rows=rows).hidden, expected.hidden)
 
 
 def test_an_unknown_candidate_is_named():

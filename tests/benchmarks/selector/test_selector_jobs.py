@@ -10,7 +10,7 @@ from benchmarks.selector import recall_measures, selector_jobs
 from benchmarks.selector.selector_candidates import CANDIDATES
 from benchmarks.selector.selector_jobs import LogJob, RecallJob, accuracy, difference
 from benchmarks.selector.selector_study import drift, study_logs, study_recall
-from blossomrec.evaluation.storage import load_evaluation
+from blossomrec.evaluation.evaluation import load_evaluation
 from blossomrec.report.inspect.inspection import inspect_run
 from small_options import MODEL, TRAINING
 

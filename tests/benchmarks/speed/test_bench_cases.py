@@ -79,15 +79,15 @@ def test_naive_attention_is_left_out_where_it_would_not_fit(monkeypatch):
     assert bench_encoder.measure(inner, given) is None
 
 
-def test_the_encoder_is_measured_with_and_without_lessons():
+def test_the_encoder_is_measured_with_and_without_distillation():
     given = options()
     cases = bench_encoder.cases(given)
-    assert [(case.impl, case.architecture.compress, case.lessons) for case in cases] == [
+    assert [(case.impl, case.architecture.compress, case.distils) for case in cases] == [
         *(
-            (impl, compress, lessons)
+            (impl, compress, distils)
             for impl in given.blossom
             for compress in ("mean", "mlp")
-            for lessons in (False, True)
+            for distils in (False, True)
         ),
         ("dense", "none", False),
         ("dense", "none", False),
@@ -109,8 +109,8 @@ def test_a_step_of_the_encoder_reaches_every_parameter():
     built = bench_encoder.build(case.architecture, 64, (64, 64), "cpu", torch.float32)
     names = ["x", *(name for name, _ in built.layers.named_parameters())]
 
-    def touched(lessons):
-        found = zip(names, built.step(lessons), strict=True)
+    def touched(distils):
+        found = zip(names, built.step(distils), strict=True)
         return {name for name, gradient in found if gradient is not None}
 
     assert touched(True) == set(names)
@@ -172,9 +172,9 @@ def test_one_more_event_for_one_user_and_for_many():
     assert all(line["forward_ms"] > 0 for line in lines)
     assert {line["tokens"] for line in lines} == {1, 3}
     kept = {line["users"]: line["peak_mib"] for line in lines if line["impl"] == "dense-cache"}
-    # Keys and values, with the room that the first new event made.
-    assert kept[1] == pytest.approx(1.5 * 1_024 * 2 * 2 * 16 * 4 / 2**20, abs=0.06)
-    assert kept[3] == pytest.approx(3 * 1.5 * 1_024 * 2 * 2 * 16 * 4 / 2**20, abs=0.06)
+    # Keys and values, those of the first new event included.
+    assert kept[1] == pytest.approx(1_025 * 2 * 2 * 16 * 4 / 2**20, abs=0.06)
+    assert kept[3] == pytest.approx(3 * 1_025 * 2 * 2 * 16 * 4 / 2**20, abs=0.06)
 
 
 def test_the_state_grows_by_one_event_of_each_user_a_call():
@@ -192,21 +192,21 @@ def test_the_state_grows_by_one_event_of_each_user_a_call():
 def test_pages_have_room_for_all_calls():
     given = options(lengths=(64,), users=(3,), impls=("paged",))
     case = bench_incremental.cases(given)[0]
-    run, (pool,) = bench_incremental.next_event(case, given)
-    generation = pool.generation
+    run, states = bench_incremental.next_event(case, given)
+    pages, generation = states[0].states, states[0].states.generation
     for _ in range(350):
         run()
-    assert [pool.length(user) for user in (1, 2, 3)] == [64 + 350] * 3
-    assert pool.generation == generation
+    assert [state.length for state in states] == [64 + 350] * 3
+    assert (pages, pages.generation) == (states[2].states, generation)
 
 
 def test_wrong_pages_are_red(monkeypatch):
-    trimmed = PagedStates.step
+    original = PagedStates.step
 
-    def wrong(self, users, **options):
-        for user in users:
-            self.trim(user, 200)
-        return trimmed(self, users, **options)
+    def wrong(self, states, counts=None, **options):
+        if options:
+            states = [state.trim(200) for state in states]
+        return original(self, states, counts, **options)
 
     monkeypatch.setattr(PagedStates, "step", wrong)
     red = {check.name for check in bench_incremental.checks(options()) if check.red}

@@ -35,7 +35,8 @@ def test_lines_are_printed_appended_and_drawn(benchmarks, tmp_path):
 
 
 def test_every_bench_is_reached(benchmarks, tiny_log):
-    assert "untaught" in benchmarks("speed", "encoder", *SMALL, "--lengths", 32, "--impls", "torch")
+    shown = benchmarks("speed", "encoder", *SMALL, "--lengths", 32, "--impls", "torch")
+    assert "not distilled" in shown
     shown = benchmarks(
         *("speed", "training", *SMALL, "--lengths", 20, "--steps", 1),
         *("--log", tiny_log.folder, "--impls", "torch"),
@@ -106,7 +107,7 @@ def test_curves_rise_by_length_ours_first_the_floor_last():
     found = curves(lines)
     assert list(found) == [
         "Blossom (triton), mean, 8/2/16",
-        "Blossom (triton), mean, 8/2/16, taught",
+        "Blossom (triton), mean, 8/2/16, distilled",
         "flash, 8/2/16",
         "floor, 8/2/16",
     ]

@@ -39,7 +39,7 @@ def speed_line(impl, compress="none", length=1_024, layout=(8, 2, 16), **others)
     return {**named, **sizes, **costs, "forward_backward_ms": 1.0, "graph": False} | others
 
 
-def test_cost_is_that_of_taught_layers_replayed_where_they_can_be(monkeypatch):
+def test_cost_is_that_of_distilled_layers_replayed_where_they_can_be(monkeypatch):
     lines = [
         speed_line("naive", layout=(8, 8, 16), peak_mib=1_200.0),
         speed_line("flash", peak_mib=30.0),

@@ -46,14 +46,12 @@ def test_sizes_stand_beside_each_other(monkeypatch):
     lines = [
         line(accuracy=0.1, **small),
         line("mean", accuracy=0.2, **small),
-        line("mlp-no-own", accuracy=0.3, **small),
         line("mean", accuracy=0.4, **small | {"block_size": 32, "options": wide}),
     ]
     monkeypatch.setattr(tables, "read", lambda name: lines)
     assert cells(tables.sizes()) == [
         ["as it is", "3.1%", "0.10", "0.10", "100", "0.20", "0.20", "100"],
         ["block_size 32", "6.2%", "", "", "", "0.40", "0.40", "100"],
-        ["without the own block", "3.1%", "0.30", "0.30", "100", "", "", ""],
     ]
 
 
@@ -103,7 +101,7 @@ def test_ways_to_train_stand_beside_each_other(monkeypatch):
 
 
 def test_another_way_to_train_replaces_no_training_of_the_default(monkeypatch):
-    unsaid = {"last_steps": 6_000, "lessons": "twice"}
+    unsaid = {"last_steps": 6_000, "sample": "twice"}
     monkeypatch.setattr(tables, "UNSAID", {("recall", "abc"): unsaid})
     lines = [
         line(accuracy=0.1, mass_covered=0.9),
@@ -116,7 +114,7 @@ def test_another_way_to_train_replaces_no_training_of_the_default(monkeypatch):
     assert cells(tables.drift()) == [
         ["full", "last_steps 6000", "0", "0.400", "", "", "", "100"],
         ["mlp", "", "0", "0.200", "0.200", "", "", "100 (cut)"],
-        ["mlp", "last_steps 6000, lessons twice", "0", "0.300", "0.300", "", "", "100"],
+        ["mlp", "last_steps 6000, sample twice", "0", "0.300", "0.300", "", "", "100"],
     ]
 
 

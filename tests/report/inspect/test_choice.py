@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from blossomrec.report.inspect.choice import (
+from blossomrec.report.inspect.selection_measures import (
     RANKS,
     SelectionForm,
+    choosing_rows,
     first_choosing,
     ranked,
     sample_choosing,
     uniform_choice,
 )
-from blossomrec.report.inspect.selection_measures import choosing_rows
 
 FORMS = [
     SelectionForm(block_size, top_n, causal)

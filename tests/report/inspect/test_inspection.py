@@ -16,9 +16,8 @@ from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError, MissingExtraError, RunError
 from blossomrec.recommender import BlossomRec
 from blossomrec.report.inspect import inspect_page, inspection, selection_measures
-from blossomrec.report.inspect.inspect_plots import octaves
-from blossomrec.report.inspect.selection_totals import quantiles_of_counts
-from blossomrec.report.inspect.selector_profile import recorded
+from blossomrec.report.inspect.inspect_page import octaves
+from blossomrec.report.inspect.selection_totals import quantiles_of_counts, recorded
 from blossomrec.run import load_model
 from command_line import refuse
 from small_options import SMALL
@@ -252,6 +251,8 @@ def test_models_without_blossom_attention_are_refused(tiny_log, tmp_path, option
     with pytest.raises(RunError, match="has no Blossom attention") as error:
         inspection.inspect_run(run)
     assert str(run) in str(error.value) and next(iter(options.values())) in str(error.value)
+    kind = "without" if "backbone" in options else "full"
+    assert str(error.value).endswith(f", {kind} attention")
 
 
 def test_histories_too_short_for_a_choice_are_refused(capsys, run, tmp_path):

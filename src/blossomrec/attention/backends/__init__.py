@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from blossomrec.attention.backends.parts import Parts
+from blossomrec.attention.spec import BlossomSpec, Inputs
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Backend:
 
     Attributes:
         name: of the implementation of the operation.
-        attend: ``(q, k, v, block_keys, gates, cu_seqlens, spec, selected)`` to the output and the
-            selected blocks, see :func:`blossomrec.attention.blossom_attention`.
+        attend: inputs, definition and selected blocks, if given, to the output and the selected
+            blocks, see :func:`blossomrec.attention.blossom_attention`.
         parts: projections, block keys, distillation and kept histories.
     """
 
     name: str
-    attend: Callable[..., tuple[Tensor, Tensor]]
+    attend: Callable[[Inputs, BlossomSpec, Tensor | None], tuple[Tensor, Tensor]]
     parts: Parts

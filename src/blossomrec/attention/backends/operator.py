@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from blossomrec.attention.spec import BlossomSpec
 
 _library = torch.library.Library("blossomrec", "FRAGMENT")
 
@@ -32,31 +33,40 @@ def operator(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     return register
 
 
-def empty_gradients(grad, q, k, v, gates, *others):
+def numbers_of(spec: BlossomSpec) -> list[int]:
+    """What kernels need of the definition, as operators take it: block_size, top_n, window, sinks
+    and causal."""
+    return [spec.block_size, spec.top_n, spec.window, spec.sinks, int(spec.causal)]
+
+
+def empty_gradients(grad, given, kept, numbers):
     """What an attention's backward operator gives, empty: for :func:`operator`."""
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, gates))
+    return tuple(x.new_empty(x.shape) for x in given[:4])
 
 
 def register_gradient(attend: str, backward: Callable[..., Any], kept: int) -> None:
     """Let the gradients of an attention operator come from another operator.
 
     Args:
-        attend: name of the operator; its arguments are tensors, q, k, v and gates first, then
+        attend: name of the operator; it takes tensors, q, k, v and gates first, and a list of
             numbers.
-        backward: takes the gradient of the first result, all tensors, the last results, and the
+        backward: takes the gradient of the first result, the tensors, the last results, and the
             numbers; gives the gradients of q, k, v and gates.
         kept: how many of the last results are kept for it.
     """
 
     def save(ctx, inputs, output) -> None:
-        tensors = [each for each in inputs if isinstance(each, Tensor)]
-        ctx.save_for_backward(*tensors, *output[-kept:])
-        ctx.numbers, ctx.count = inputs[len(tensors) :], len(inputs)
+        *given, ctx.numbers = inputs
+        ctx.save_for_backward(*given, *output[-kept:])
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx, grad, *others):
-        given = () if grad is None else backward(grad, *ctx.saved_tensors, *ctx.numbers)
-        return *given, *(None,) * (ctx.count - len(given))
+        given, results = ctx.saved_tensors[:-kept], ctx.saved_tensors[-kept:]
+        missing = (None,) * (len(given) + 1)
+        if grad is None:
+            return missing
+        found = backward(grad, list(given), list(results), ctx.numbers)
+        return *found, *missing[len(found) :]
 
     torch.library.register_autograd(
         f"blossomrec::{attend}", differentiate, setup_context=save, lib=_library

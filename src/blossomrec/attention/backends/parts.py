@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +13,7 @@ from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.packing import positions
 from blossomrec.attention.rotary import rotate, rotate_by
 from blossomrec.attention.spec import BlossomSpec, Heads, Target
-from blossomrec.attention.state import extend
-from blossomrec.attention.state.attention_state import AttentionState
-from blossomrec.attention.state.paged import eager
-from blossomrec.attention.state.paged.pages import PagedLayer, Step
+from blossomrec.attention.state import PagedLayer, Step, eager
 
 
 class Projections(NamedTuple):
@@ -81,48 +77,38 @@ class Parts:
         """See :func:`blossomrec.attention.selector.selector_loss`."""
         return selector.selector_loss(q, k, block_keys, cu_seqlens, **given)
 
+    def captures_steps(self, target: Target) -> bool:
+        """Whether :meth:`extend` never waits for the device, as a CUDA graph needs it."""
+        return False
+
     def extend(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         gates: Tensor,
-        counts: Sequence[int],
-        states: Sequence[AttentionState],
-        pool: Callable[[Tensor], Tensor],
-        spec: BlossomSpec,
-    ) -> tuple[Tensor, Tensor, list[AttentionState]]:
-        """See :func:`blossomrec.attention.state.extend.extend`."""
-        return extend.extend(q, k, v, gates, counts, states, pool, spec)
-
-    def captures_steps(self, target: Target) -> bool:
-        """Whether a step over pages never waits for the device, as a CUDA graph needs it."""
-        return False
-
-    def append_paged(
-        self,
-        k: Tensor,
-        v: Tensor,
         layer: PagedLayer,
         step: Step,
         compression: MeanCompression | MLPCompression,
-    ) -> None:
-        """Write keys and values [B, G, d] to their pages, and the keys of blocks now complete."""
-        eager.append(k, v, layer, step)
-        eager.close_blocks(layer, step, compression)
-
-    def attend_paged(
-        self, q: Tensor, gates: Tensor, layer: PagedLayer, step: Step, spec: BlossomSpec
+        spec: BlossomSpec,
     ) -> tuple[Tensor, Tensor]:
-        """Output of the events appended last, [B, H, d], and the selected blocks.
-
-        What the operation gives for whole histories; blocks, int32 [B, G, n], are numbered from
-        the start of the whole history, rising with -1 last.
+        """Put new events into pages and attend from them, as the operation over whole histories.
 
         Args:
-            q: [B, H, d] rotated queries.
-            gates: [B, H, 2].
-            layer, step: with the events in them.
+            q: [E, H, d] queries of the events of ``step``, not yet rotated.
+            k, v: [E, G, d] their keys, not yet rotated, and values.
+            gates: [E, H, 2] weights of the long-term and the short-term path.
+            layer: the pages, which are changed.
+            step: where the events go.
+            compression: makes the keys of the blocks that become complete.
+            spec: the definition.
+
+        Returns:
+            [E, H, d] in the type of ``q``, and the selected blocks, int32 [E, G, n], numbered from
+            the start of the whole history, rising with -1 last.
         """
         with torch.autocast(q.device.type, enabled=False):
+            q, k = eager.rotated(q, k, step, spec.rotary_share)
+            eager.append(k, v, layer, step)
+            eager.close_blocks(layer, step, compression)
             return eager.attend(q, gates, layer, step, spec)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +13,15 @@ from typing import Any
 import polars as pl
 
 from blossomrec.data.reading.columns import Column, read_times, read_weights
-from blossomrec.data.reading.frames import (
-    is_pandas,
-    parquet_columns,
-    read_pandas,
-    read_parquet,
-    read_polars,
-)
 from blossomrec.data.reading.ids import read_ids
-from blossomrec.data.reading.options import ReadOptions, with_given
+from blossomrec.data.reading.options import ReadOptions, find_columns
 from blossomrec.data.reading.text import TEXT_FILES, TextFile
-from blossomrec.errors import DataError
+from blossomrec.errors import DataError, MissingExtraError
 
 
 @dataclass(frozen=True)
 class EventTable:
-    """Checked events, as ``read_events`` describes them, and the lines of the text file.
+    """Checked events, as :func:`read_table` describes them, and the lines of the text file.
 
     lines: the header and blank lines counted too; None where the source is no text file.
     """
@@ -34,15 +30,15 @@ class EventTable:
     lines: int | None = None
 
 
-def read_events(source: Any, *, weight: str | None = None, **options: Any) -> pl.DataFrame:
+def read_table(source: Any, options: ReadOptions, weight: str | None = None) -> EventTable:
     """Events with columns user_id, item_id, timestamp and, if asked for, weight, in file order.
 
     Args:
         source: path of a Parquet file (.parquet), a text file with a header (.csv, .tsv, or
             RecBole's .inter, whose header is ``name:type``; .gz too), or a polars or pandas frame.
+        options: the names of the columns ``user``, ``item``, ``timestamp``; of text files
+            ``separator``, ``quote`` and ``multiline``; ``normalize_ids``.
         weight: name of the column of weights, None for none.
-        options: of ``ReadOptions``: the names of the columns ``user``, ``item``, ``timestamp``;
-            of text files ``separator``, ``quote`` and ``multiline``; ``normalize_ids``.
 
     Ids are strings or integers (Int64, or UInt64 where some need it). In text files they are
     integers if all of them are written so, without leading zeros; whole floats become integers
@@ -56,11 +52,6 @@ def read_events(source: Any, *, weight: str | None = None, **options: Any) -> pl
 
     Raises DataError that names table, column, row (from 1, the header not counted) and value.
     """
-    return read_table(source, with_given(ReadOptions, options), weight).events
-
-
-def read_table(source: Any, options: ReadOptions, weight: str | None = None) -> EventTable:
-    """As ``read_events``, with the number of lines read."""
     names = {"user_id": options.user, "item_id": options.item, "timestamp": options.timestamp}
     if weight is not None:
         names["weight"] = weight
@@ -152,3 +143,104 @@ def _kind(path: Path) -> str:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
     return kind
+
+
+_CHECK_OF_ZONES = "POLARS_IGNORE_TIMEZONE_PARSE_ERROR"
+_ZONES = threading.Lock()
+
+
+def is_pandas(source: Any) -> bool:
+    """Whether ``source`` is a pandas frame; pandas is not imported for that."""
+    return type(source).__module__.split(".")[0] == "pandas" and hasattr(source, "columns")
+
+
+def read_parquet(path: Path, names: Mapping[str, str]) -> pl.DataFrame:
+    """Columns named by the keys of ``names``."""
+    try:
+        with any_time_zone():
+            return read_polars(str(path), pl.scan_parquet(path, glob=False), names)
+    except pl.exceptions.DuplicateError as error:
+        raise DataError(f"{path} has several columns of one name: {_first_line(error)}") from error
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read as Parquet (is it truncated?): {_first_line(error)}"
+        ) from error
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Names of the columns of a Parquet file."""
+    try:
+        with any_time_zone():
+            return pl.scan_parquet(path, glob=False).collect_schema().names()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read as Parquet (is it truncated?): {_first_line(error)}"
+        ) from error
+
+
+def read_polars(
+    source: str, frame: pl.DataFrame | pl.LazyFrame, names: Mapping[str, str]
+) -> pl.DataFrame:
+    """Columns named by the keys of ``names``; ``source`` is what errors call the frame."""
+    there = frame.lazy().collect_schema().names()
+    places = find_columns(source, there, list(names.values()))
+    columns = [pl.col(there[p]).alias(name) for name, p in zip(names, places, strict=True)]
+    return frame.lazy().select(columns).collect()
+
+
+def read_pandas(source: str, frame: Any, names: Mapping[str, Any]) -> pl.DataFrame:
+    """Columns named by the keys of ``names``; ``source`` is what errors call the frame."""
+    places = find_columns(source, list(frame.columns), list(names.values()))
+    columns = {}
+    for (role, name), place in zip(names.items(), places, strict=True):
+        series = frame.iloc[:, place]
+        where = f"{source}, column {name!r}"
+        if series.dtype == object:
+            _check_objects(where, series)
+        try:
+            with any_time_zone():
+                columns[role] = pl.from_pandas(series, nan_to_null=False)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(error.name or "pyarrow", "pandas") from error
+        except (Exception, pl.exceptions.PanicException) as error:
+            raise DataError(f"{where} cannot be read: {_first_line(error)}") from error
+    return pl.DataFrame(columns)
+
+
+@contextmanager
+def any_time_zone() -> Iterator[None]:
+    """Within it polars takes every name of a time zone, such as +05:30, instead of panicking.
+
+    Instants are kept in UTC whatever the zone is; such a column is only fit for ``to_physical``.
+    """
+    # The variable is of the whole process: one thread at a time.
+    with _ZONES:
+        before = os.environ.get(_CHECK_OF_ZONES)
+        os.environ[_CHECK_OF_ZONES] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_CHECK_OF_ZONES]
+            else:
+                os.environ[_CHECK_OF_ZONES] = before
+
+
+def _check_objects(where: str, series: Any) -> None:
+    """DataError for the first Python object unlike the first one, or that no column can hold."""
+    there = series.notna().to_numpy().nonzero()[0].tolist()
+    values = series.tolist()
+    for row in there:
+        value, first = values[row], values[there[0]]
+        place = f"{where}, row {row + 1}: {value!r}"
+        if type(value) is not type(first):
+            raise DataError(
+                f"{place} is of type {type(value).__name__}, but row {there[0] + 1} has "
+                f"{type(first).__name__}"
+            )
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise DataError(f"{place} has over 64 bits; give ids as strings")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

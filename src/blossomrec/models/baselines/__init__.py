@@ -12,23 +12,21 @@ from typing import TYPE_CHECKING
 from blossomrec.registry import Registry, lazily
 
 if TYPE_CHECKING:
-    from blossomrec.models.baselines.base import Baseline
+    from blossomrec.models.baselines.base import Baseline, Popularity, RecentPopularity
     from blossomrec.models.baselines.ease import Ease
-    from blossomrec.models.baselines.item_knn import ItemKNN
+    from blossomrec.models.baselines.neighbours import ItemKNN, ItemTransitions
     from blossomrec.models.baselines.personal import PersonalFrequency, PersonalRecency
-    from blossomrec.models.baselines.popularity import Popularity, RecentPopularity
-    from blossomrec.models.baselines.transitions import ItemTransitions
 
 BASELINES: Registry[type[Baseline]] = Registry(
     "baseline",
     "blossomrec.baselines",
     {
-        "popularity": "blossomrec.models.baselines.popularity:Popularity",
-        "recent-popularity": "blossomrec.models.baselines.popularity:RecentPopularity",
+        "popularity": "blossomrec.models.baselines.base:Popularity",
+        "recent-popularity": "blossomrec.models.baselines.base:RecentPopularity",
         "personal-frequency": "blossomrec.models.baselines.personal:PersonalFrequency",
         "personal-recency": "blossomrec.models.baselines.personal:PersonalRecency",
-        "transitions": "blossomrec.models.baselines.transitions:ItemTransitions",
-        "item-knn": "blossomrec.models.baselines.item_knn:ItemKNN",
+        "transitions": "blossomrec.models.baselines.neighbours:ItemTransitions",
+        "item-knn": "blossomrec.models.baselines.neighbours:ItemKNN",
         "ease": "blossomrec.models.baselines.ease:Ease",
     },
     base="blossomrec.models.baselines.base:Baseline",
@@ -51,11 +49,11 @@ __getattr__ = lazily(
     {
         "Baseline": "blossomrec.models.baselines.base",
         "Ease": "blossomrec.models.baselines.ease",
-        "ItemKNN": "blossomrec.models.baselines.item_knn",
-        "ItemTransitions": "blossomrec.models.baselines.transitions",
+        "ItemKNN": "blossomrec.models.baselines.neighbours",
+        "ItemTransitions": "blossomrec.models.baselines.neighbours",
         "PersonalFrequency": "blossomrec.models.baselines.personal",
         "PersonalRecency": "blossomrec.models.baselines.personal",
-        "Popularity": "blossomrec.models.baselines.popularity",
-        "RecentPopularity": "blossomrec.models.baselines.popularity",
+        "Popularity": "blossomrec.models.baselines.base",
+        "RecentPopularity": "blossomrec.models.baselines.base",
     },
 )

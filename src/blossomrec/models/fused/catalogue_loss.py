@@ -1,6 +1,6 @@
 # A kernel takes numbers where it declares constexpr.
 # pyright: reportArgumentType=false, reportCallIssue=false
-"""Softmax over a catalogue: normalisers without logits in memory, gradients of logits in 16 bits.
+"""Softmax over a catalogue: log-sum-exp (lse) without logits in memory, their gradients in 16 bits.
 
 Logits are made twice, which costs less than one trip of float32 numbers to memory and back. The two
 products that follow the gradient of the logits are the matrix library's.
@@ -17,7 +17,7 @@ from blossomrec.attention.backends.gpu.products import product
 from blossomrec.models.fused.kernels.catalogue_loss import (
     excess_kernel,
     loss_kernel,
-    normaliser_kernel,
+    lse_kernel,
 )
 
 LARGEST_SIZE = 256
@@ -55,7 +55,7 @@ def summed_cross_entropy(
         wanted.
     """
     hidden, weight = hidden.contiguous(), weight.contiguous()
-    normalisers, losses = _normalisers(hidden, weight, targets)
+    lse, losses = _row_lse(hidden, weight, targets)
     loss = losses.sum()
     if not differentiate:
         return loss, []
@@ -80,7 +80,7 @@ def summed_cross_entropy(
                 factors,
                 weight,
                 targets[part],
-                normalisers[part],
+                lse[part],
                 excess,
                 len(factors),
                 items,
@@ -98,7 +98,7 @@ def summed_cross_entropy(
     return loss, [gradients[0], gradients[1][:items]]
 
 
-def _normalisers(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _row_lse(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithm of each row's summed exponentials, and its loss, float32 [M].
 
     Without a target nothing is likely and nothing is lost: infinity and zero.
@@ -107,10 +107,8 @@ def _normalisers(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
     each = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, heights)))
     parts = triton.cdiv(tiles, each)
     partial = hidden.new_empty(parts, len(hidden), dtype=torch.float32)
-    target_logits, normalisers, losses = hidden.new_empty(
-        3, len(hidden), dtype=torch.float32
-    ).unbind()
-    normaliser_kernel[(heights, parts)](
+    target_logits, lse, losses = hidden.new_empty(3, len(hidden), dtype=torch.float32).unbind()
+    lse_kernel[(heights, parts)](
         hidden,
         weight,
         targets,
@@ -122,9 +120,9 @@ def _normalisers(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
         **_form(hidden),
     )
     loss_kernel[(triton.cdiv(len(hidden), ROWS),)](
-        partial, targets, target_logits, normalisers, losses, len(hidden), parts, ROWS=ROWS
+        partial, targets, target_logits, lse, losses, len(hidden), parts, ROWS=ROWS
     )
-    return normalisers, losses
+    return lse, losses
 
 
 def _aligned(number: int) -> int:

@@ -38,15 +38,16 @@ def feed_forward_norm(
         [T, D] in the type of autocast, or of ``x`` without.
     """
     weights = (inner.weight, inner.bias, outer.weight, outer.bias)
-    return _FeedForwardNorm.apply(
-        x.contiguous(), *weights, layer_norm.weight, layer_norm.bias, layer_norm, p
-    )
+    of_norm = (layer_norm.weight, layer_norm.bias)
+    return _FeedForwardNorm.apply(x.contiguous(), layer_norm, p, *weights, *of_norm)
 
 
 class _FeedForwardNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, inner, inner_bias, outer, outer_bias, weight, shift, layer_norm, p):
+    def forward(ctx, x, layer_norm, p, *parameters):
         dtype = compute_dtype(x)
+        # The norm's own are given so that they get a gradient.
+        inner, inner_bias, outer, outer_bias, _, _ = parameters
         with torch.autocast(x.device.type, enabled=False):
             inner, outer = inner.to(dtype), outer.to(dtype)
             branch = bias_activation(x.to(dtype) @ inner.T, inner_bias) @ outer.T
@@ -67,7 +68,7 @@ class _FeedForwardNorm(torch.autograd.Function):
             parts = [_hidden_gradients(*chunk, inner, inner_bias, outer) for chunk in chunks]
             products = [reduce(torch.add, each) for each in zip(*parts, strict=True)]
         of_norm, of_shift, of_bias = sums.unbind()
-        return grad_x, *products, of_bias, of_norm, of_shift, None, None
+        return grad_x, None, None, *products, of_bias, of_norm, of_shift
 
 
 def _hidden_gradients(

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from blossomrec.report.inspect.inspection import Inspection
 from blossomrec.report.inspect.selection_totals import HeadChoices, Ratio, quantiles_of_counts
-from blossomrec.report.parts import TextTable
+from blossomrec.report.page import TextTable
 
 UNIFORM = "uniform choice"
 

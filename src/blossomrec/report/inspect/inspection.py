@@ -18,15 +18,21 @@ from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.measure import open_log
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.report.inspect.choice import (
+from blossomrec.models.transformer import TransformerModel
+from blossomrec.report.inspect.selection_measures import (
     SelectionForm,
     UniformChoice,
     first_choosing,
     sample_choosing,
     uniform_choice,
 )
-from blossomrec.report.inspect.selection_totals import LayerChoices, LayerTotals, Ratio, mass_ratio
-from blossomrec.report.inspect.selector_profile import recorded
+from blossomrec.report.inspect.selection_totals import (
+    LayerChoices,
+    LayerTotals,
+    Ratio,
+    mass_ratio,
+    recorded,
+)
 from blossomrec.run import load_model, read_run_config
 
 # Events of a batch; only a history that is longer by itself goes over it.
@@ -159,7 +165,8 @@ def _form(run: str | Path, model: SequenceModel) -> SelectionForm:
         if isinstance(layer, BlossomAttention):
             return SelectionForm(layer.spec.block_size, layer.spec.top_n, layer.spec.causal)
     config = model.config
-    kind = "recurrent" if config.backbone == "gru4rec" else f"{config.attention} attention"
+    is_transformer = isinstance(model, TransformerModel)
+    kind = f"{config.attention} attention" if is_transformer else "without attention"
     raise RunError(
         f"{run} has no Blossom attention, so nothing is selected there: its backbone is "
         f"{config.backbone}, {kind}"

@@ -1,25 +1,60 @@
-"""Measures of a selector added up over batches of histories, exact whatever the batches are."""
+"""What goes through attention layers, added up over batches, exact whatever the batches are."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from blossomrec.attention import BlossomAttention
+from blossomrec.attention import AttentionOutput, BlossomAttention
 from blossomrec.attention.packing import Packing
 from blossomrec.evaluation.significance import LEVEL, bootstrap_means
-from blossomrec.report.inspect.choice import RANKS, ranked
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.report.inspect.selection_measures import (
+    RANKS,
     attention_coverage,
     choices_by_block,
     choosing_rows,
     evenness,
     pattern_coverage,
+    ranked,
 )
-from blossomrec.report.inspect.selector_profile import Attended
+
+
+@dataclass(frozen=True)
+class Attended:
+    """A layer's rotated queries [T, H, d] and keys [T, G, d], and what its attention gave."""
+
+    layer: BlossomAttention
+    q: Tensor
+    k: Tensor
+    output: AttentionOutput
+
+
+@contextlib.contextmanager
+def recorded(model: SequenceModel) -> Iterator[list[Attended]]:
+    """The model in evaluation mode; what goes through each of its Blossom attentions, in order."""
+    training = model.training
+    found: list[Attended] = []
+
+    def keep(layer: nn.Module, args: tuple[Tensor, ...], output: AttentionOutput) -> None:
+        assert isinstance(layer, BlossomAttention)
+        found.append(Attended(layer, *layer.project(*args)[:2], output))
+
+    layers = [each for each in model.modules() if isinstance(each, BlossomAttention)]
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    model.eval()
+    try:
+        yield found
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 MASSES = ("covered", "best", "random", "own", "short_term")

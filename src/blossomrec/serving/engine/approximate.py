@@ -14,14 +14,14 @@ from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.engine.ranking import Best, Choice, Ranking
 from blossomrec.serving.metrics import Metrics
 
-# One question in so many is ranked exactly as well, which tells how much is missed.
+# One request in so many is ranked exactly as well, which tells how much is missed.
 CHECK_EVERY = 100
 
 
 class ApproximateRanking(Ranking):
     """Looks for the best items in the lists of embeddings closest to the query (faiss, IVF).
 
-    Scores are exact; a list may hold an item that was not looked at. Questions that name the items
+    Scores are exact; a list may hold an item that was not looked at. Requests that name the items
     to choose from, and those for which too few are found, are ranked exactly.
 
     Args:

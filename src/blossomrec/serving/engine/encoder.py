@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol, cast
 
+from blossomrec.attention import PagedStates
 from blossomrec.data.batch import pack
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
@@ -18,6 +20,8 @@ from blossomrec.serving.engine.paged import PagedEncoder
 FEW_EVENTS = 16
 # Events of all other histories in one go: about as long as a user may wait for others.
 MANY_EVENTS = 512
+# Users to have room for in the table of pages; it grows where there are more.
+MANY_USERS = 65_536
 
 
 class Encoder(Protocol):
@@ -42,11 +46,35 @@ class StateEncoder:
     Args:
         model: in evaluation mode, of a backbone that keeps a state.
         max_len, step: see :func:`blossomrec.serving.engine.histories.window_start`.
+        budget: bytes of the states that are kept.
+
+    Raises:
+        ConfigError: there is not so much memory.
     """
 
-    def __init__(self, model: SequenceModel, max_len: int, step: int):
+    def __init__(self, model: SequenceModel, max_len: int, step: int, budget: int):
         self._model, self._max_len, self._step = model, max_len, step
         self._device = model.item_embeddings.weight.device
+        self._start = model.start
+        if isinstance(model, SASRec):
+            self._start = partial(model.start, self._pages(model, budget))
+
+    def _pages(self, model: SASRec, budget: int) -> PagedStates:
+        """Where the states are kept; on a CPU with all room at once, so that nothing is copied.
+
+        What is not used takes no memory. There is room for twice the budget, since some are not yet
+        in the cache.
+        """
+        states = model.states()
+        if self._device.type == "cpu":
+            pages, blocks = 2 * budget // states.page_bytes, self._max_len // states.block_size + 1
+            users = min(pages, max(1, budget // (4 * blocks)), MANY_USERS)
+            try:
+                states.reserve(pages=pages, users=users, blocks=blocks)
+            except MemoryError as error:
+                message = f"cache_mib is {budget >> 20}: there is not so much memory"
+                raise ConfigError(message) from error
+        return states
 
     def missing(self, history: UserHistory) -> int:
         return history.missing(self._max_len, self._step)
@@ -71,7 +99,7 @@ class StateEncoder:
 
     def _state(self, history: UserHistory) -> ModelState:
         # Whatever kind of state the backbone keeps: it comes from this encoder alone.
-        return self._model.start() if history.state is None else cast(ModelState, history.state)
+        return self._start() if history.state is None else cast(ModelState, history.state)
 
 
 class WholeEncoder:
@@ -111,4 +139,4 @@ def build_encoder(
         return WholeEncoder(model, max_len, step), False
     if isinstance(model, SASRec) and model.captures_steps:
         return PagedEncoder(model, max_len, step, cache), True
-    return StateEncoder(model, max_len, step), True
+    return StateEncoder(model, max_len, step, cache.budget), True

@@ -17,21 +17,21 @@ from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
 from blossomrec.serving.engine.histories import Histories, UserHistory
 from blossomrec.serving.engine.ranking import Best, Choice
-from blossomrec.serving.engine.release import Release
-from blossomrec.serving.engine.requests import Call, Job, Question
+from blossomrec.serving.engine.requests import Call, Job, Request
+from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.engine.work import Background, Mailbox, fail, succeed
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, of_store
 from blossomrec.serving.stores.store import EventStore, ItemId, Notices
 
-# Work that may wait for a moment without questions; what comes last has not begun.
+# Work that may wait for a moment without requests; what comes last has not begun.
 MOST_BACKGROUND = 3
 
 logger = logging.getLogger("blossomrec.serving")
 
 
 class Engine:
-    """Answers questions with one model thread.
+    """Answers requests with one model thread.
 
     Each round takes what has arrived, brings the histories concerned a bounded number of events
     nearer to the present, and answers those that are there. A long history so takes several rounds
@@ -45,47 +45,47 @@ class Engine:
     def __init__(
         self,
         reader: EventStore,
-        release: Release,
+        version: ModelVersion,
         config: ServingConfig,
         metrics: Metrics,
         *,
         threads: int | None = None,
     ):
-        self._reader, self._release, self._metrics = reader, release, metrics
+        self._reader, self._version, self._metrics = reader, version, metrics
         self._config, self._threads = config, threads
         self._histories = Histories(reader, metrics)
         self._notices, self._off = Notices(-1, -1), list[ItemId]()
         self._background = Background()
-        self._coming: Release | None = None
+        self._coming: ModelVersion | None = None
         self._arrived: Mailbox[Job | Call] = Mailbox("model", config.queue)
         metrics.queue.labels("model").set_function(self._arrived.__len__)
-        metrics.cache_bytes.set_function(lambda: self._release.cache.nbytes)
-        metrics.cache_users.set_function(lambda: len(self._release.cache))
+        metrics.cache_bytes.set_function(lambda: self._version.cache.nbytes)
+        metrics.cache_users.set_function(lambda: len(self._version.cache))
         self._waiting: list[Job] = []
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
-    def recommend(self, release: Release, question: Question) -> Future[Best]:
-        """The best items, as rows of the release's catalogue.
+    def recommend(self, version: ModelVersion, request: Request) -> Future[Best]:
+        """The best items, as rows of the version's catalogue.
 
         Raises:
             Refusal: 503, too many wait. The future's: 404 unknown user, 422 nothing known of it.
         """
-        job = Job(release, question)
-        if question.history is not None:
-            job.history, job.read = UserHistory(inputs=release.model.inputs), True
-            job.history.add(question.history, len(question.history))
+        job = Job(version, request)
+        if request.history is not None:
+            job.history, job.read = UserHistory(inputs=version.model.inputs), True
+            job.history.add(request.history, len(request.history))
         self._arrived.put(job)
         return job.future
 
-    def history(self, release: Release, user: str) -> Future[History]:
-        """A user's events, with rows of the release's catalogue, int32.
+    def history(self, version: ModelVersion, user: str) -> Future[History]:
+        """A user's events, with rows of the version's catalogue, int32.
 
         Raises:
             Refusal: as :meth:`recommend`.
         """
-        nothing = Question(user, None, Choice(0))
-        job = Job(release, nothing, events_only=True)
+        nothing = Request(user, None, Choice(0))
+        job = Job(version, nothing, events_only=True)
         self._arrived.put(job)
         return job.future
 
@@ -95,29 +95,29 @@ class Engine:
         self._arrived.put(call, always=always)
         return call.future
 
-    def prepare(self, release: Release) -> Future[None]:
-        """Encode histories for a release to come: those of the users who were asked for last."""
+    def prepare(self, version: ModelVersion) -> Future[None]:
+        """Encode histories for a version to come: those of the users who were asked for last."""
         done: Future[None] = Future()
 
         def begin() -> None:
-            users = self._release.cache.users()[: self._config.warm]
-            self._coming = release
+            users = self._version.cache.users()[: self._config.warm]
+            self._coming = version
             self._background.clear()
-            self._background.add(self._drop_deleted(self._release))
-            self._background.add(self._histories.encode_again(release, users), done)
+            self._background.add(self._drop_deleted(self._version))
+            self._background.add(self._histories.encode_again(version, users), done)
 
         self.call(begin, always=True)
         return done
 
-    def use(self, release: Release) -> Future[None]:
-        """From now on keep the histories of this release; others' are forgotten."""
+    def use(self, version: ModelVersion) -> Future[None]:
+        """From now on keep the histories of this version; others' are forgotten."""
 
         def change() -> None:
-            self._release.cache.clear()
-            self._release, self._coming = release, None
-            release.ranking.switch_off(release.catalogue.known(self._off))
+            self._version.cache.clear()
+            self._version, self._coming = version, None
+            version.ranking.switch_off(version.catalogue.known(self._off))
             # Of users who were deleted while it was prepared.
-            self._background.add(self._drop_deleted(release))
+            self._background.add(self._drop_deleted(version))
 
         return self.call(change, always=True)
 
@@ -125,11 +125,11 @@ class Engine:
         """Remove what is in memory of a user who has been deleted from the store."""
 
         def remove() -> None:
-            kept = {self._release, self._coming, *(job.release for job in self._waiting)}
-            for release in filter(None, kept):
-                release.cache.drop(user)
+            kept = {self._version, self._coming, *(job.version for job in self._waiting)}
+            for version in filter(None, kept):
+                version.cache.drop(user)
             for job in self._waiting:
-                if job.question.user == user:
+                if job.request.user == user:
                     job.history, job.read = None, False
 
         return self.call(remove, always=True)
@@ -169,18 +169,18 @@ class Engine:
         found, before = self._reader.notices(), self._notices
         if found.switches != before.switches:
             self._off = self._reader.off()
-            self._release.ranking.switch_off(self._release.catalogue.known(self._off))
+            self._version.ranking.switch_off(self._version.catalogue.known(self._off))
         if found.deletions != before.deletions:
             for job in self._waiting:
                 # Whose user is gone is refused, and not kept.
-                job.read &= job.question.user is None
+                job.read &= job.request.user is None
             if len(self._background) < MOST_BACKGROUND:
-                self._background.add(self._drop_deleted(self._release))
+                self._background.add(self._drop_deleted(self._version))
         self._notices = found
 
-    def _drop_deleted(self, release: Release) -> Iterator[None]:
+    def _drop_deleted(self, version: ModelVersion) -> Iterator[None]:
         try:
-            yield from self._histories.drop_deleted(release)
+            yield from self._histories.drop_deleted(version)
         except Exception:
             # The next round looks for them again.
             self._notices = self._notices._replace(deletions=-1)
@@ -202,41 +202,41 @@ class Engine:
         if not self._waiting:
             return
         self._metrics.batch.observe(len(self._waiting))
-        by_release = {job.release: None for job in self._waiting}
-        for release in by_release:
-            jobs = [job for job in self._waiting if job.release is release]
-            _attempt([job.future for job in jobs], lambda r=release, j=jobs: self._advance(r, j))
+        by_version = {job.version: None for job in self._waiting}
+        for version in by_version:
+            jobs = [job for job in self._waiting if job.version is version]
+            _attempt([job.future for job in jobs], lambda r=version, j=jobs: self._advance(r, j))
         self._waiting = [job for job in self._waiting if not job.future.done()]
         self._metrics.batch_seconds.observe(time.perf_counter() - start)
 
-    def _advance(self, release: Release, jobs: list[Job]) -> None:
-        """Bring jobs of one release nearer to their answers, and give the answers that are there.
+    def _advance(self, version: ModelVersion, jobs: list[Job]) -> None:
+        """Bring jobs of one version nearer to their answers, and give the answers that are there.
 
         Jobs are in order of arrival. A history that is on its way is not read on for those who ask
         for the same user meanwhile: they wait for it, so that it arrives.
         """
-        self._read(release, jobs)
+        self._read(version, jobs)
         read = [job for job in jobs if job.read and not job.future.done()]
         asked = [job.history for job in read if job.history and not job.events_only]
         histories = list({id(history): history for history in asked}.values())
-        behind = [history for history in histories if release.encoder.missing(history)]
+        behind = [history for history in histories if version.encoder.missing(history)]
         if behind:
-            self._metrics.encoded.inc(release.encoder.advance(behind))
-        kept = {job.question.user: job.history for job in jobs}.items()
-        self._histories.keep(release, [(user, one) for user, one in kept if user and one])
-        _answer(release, read)
+            self._metrics.encoded.inc(version.encoder.advance(behind))
+        kept = {job.request.user: job.history for job in jobs}.items()
+        self._histories.keep(version, [(user, one) for user, one in kept if user and one])
+        _answer(version, read)
 
-    def _read(self, release: Release, jobs: list[Job]) -> None:
+    def _read(self, version: ModelVersion, jobs: list[Job]) -> None:
         """Read the next events of the users whose histories are not yet up to date."""
-        on_the_way = {job.question.user for job in jobs if job.read}
+        on_the_way = {job.request.user for job in jobs if job.read}
         opened: dict[str, tuple[UserHistory, bool]] = {}
         for job in jobs:
-            user = job.question.user
+            user = job.request.user
             if user is None or job.read or user in on_the_way or job.future.cancelled():
                 continue
             if user not in opened:
                 try:
-                    opened[user] = self._histories.read_on(release, user, job.history)
+                    opened[user] = self._histories.read_on(version, user, job.history)
                 except Exception as error:
                     fail(job.future, of_store(error, self._reader))
                     continue
@@ -245,22 +245,22 @@ class Engine:
                 fail(job.future, _nothing_known(user))
 
 
-def _answer(release: Release, jobs: list[Job]) -> None:
+def _answer(version: ModelVersion, jobs: list[Job]) -> None:
     """Answer the jobs whose histories are encoded to their ends."""
     ready, queries, choices = [], [], []
     for job in jobs:
-        history, choice = job.history, job.question.choice
+        history, choice = job.history, job.request.choice
         if job.events_only and history is not None:
             succeed(job.future, history.events.map(np.copy))
             continue
-        if history is None or history.query is None or release.encoder.missing(history):
+        if history is None or history.query is None or version.encoder.missing(history):
             continue
-        left_out = [*choice.left_out, *([history.seen] if job.question.filter_viewed else [])]
+        left_out = [*choice.left_out, *([history.seen] if job.request.filter_viewed else [])]
         ready.append(job)
         queries.append(history.query)
         choices.append(Choice(choice.k, left_out, choice.among))
     if ready:
-        best = release.ranking.best(torch.cat(queries), choices)
+        best = version.ranking.best(torch.cat(queries), choices)
         for job, result in zip(ready, best, strict=True):
             succeed(job.future, result)
 

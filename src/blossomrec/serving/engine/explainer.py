@@ -17,7 +17,7 @@ from blossomrec.serving.engine.explain import (
     explain,
 )
 from blossomrec.serving.engine.histories import window_start
-from blossomrec.serving.engine.release import Release
+from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.refusals import Refusal, unavailable
 
 # Explanations that may wait: each takes as long as many recommendations.
@@ -38,7 +38,7 @@ class Explainer:
         self._pool = ThreadPoolExecutor(1, "explanations", initializer=prepare)
         self._open: set[Future[Any]] = set()
 
-    def explain(self, release: Release, history: History, item: int, k: int) -> Future[Any]:
+    def explain(self, version: ModelVersion, history: History, item: int, k: int) -> Future[Any]:
         """What is answered to a request for an explanation; see :class:`schemas.Explained`.
 
         Args:
@@ -52,7 +52,7 @@ class Explainer:
         self._open = {future for future in self._open if not future.done()}
         if len(self._open) >= MOST_WAITING:
             raise unavailable("overloaded", f"{MOST_WAITING} explanations are waiting")
-        future = self._pool.submit(_answer, release, history, item, k)
+        future = self._pool.submit(_answer, version, history, item, k)
         self._open.add(future)
         return future
 
@@ -61,30 +61,30 @@ class Explainer:
         self._pool.shutdown()
 
 
-def check_model(release: Release) -> None:
-    """Raise Refusal, 422, unless the release's model can be explained."""
+def check_model(version: ModelVersion) -> None:
+    """Raise Refusal, 422, unless the version's model can be explained."""
     try:
-        check_explainable(release.model)
+        check_explainable(version.model)
     except ConfigError as error:
         raise Refusal(422, "not_explainable", str(error)) from error
 
 
-def _answer(release: Release, history: History, item: int, k: int) -> dict[str, Any]:
-    start = window_start(len(history), release.max_len, release.step)
+def _answer(version: ModelVersion, history: History, item: int, k: int) -> dict[str, Any]:
+    start = window_start(len(history), version.max_len, version.step)
     seen = history[start:]
-    explanation = explain(release.model, seen, item)
-    events = _Events(release, seen.items, start)
+    explanation = explain(version.model, seen, item)
+    events = _Events(version, seen.items, start)
     largest = np.argsort(-explanation.contributions, kind="stable")[:k]
     return {
-        "model": release.version,
-        "item": release.catalogue.id(item),
+        "model": version.id,
+        "item": version.catalogue.id(item),
         "score": explanation.score,
         "rest": explanation.rest,
         "length": len(history),
         "start": start,
         "block_size": explanation.block_size,
         "events": [events.share(place, explanation.contributions) for place in largest.tolist()],
-        "items": [release.catalogue.id(row) for row in seen.items.tolist()],
+        "items": [version.catalogue.id(row) for row in seen.items.tolist()],
         "contributions": [round(share, 6) for share in explanation.contributions.tolist()],
         "layers": [events.layer(layer, explanation.block_size) for layer in explanation.layers],
     }
@@ -93,8 +93,8 @@ def _answer(release: Release, history: History, item: int, k: int) -> dict[str, 
 class _Events:
     """Parts of the answer about the events that the model sees; ``place`` is counted from them."""
 
-    def __init__(self, release: Release, rows: np.ndarray, start: int):
-        self._ids = [release.catalogue.id(row) for row in rows.tolist()]
+    def __init__(self, version: ModelVersion, rows: np.ndarray, start: int):
+        self._ids = [version.catalogue.id(row) for row in rows.tolist()]
         self._start = start
 
     def share(self, place: int, contributions: np.ndarray) -> dict[str, Any]:

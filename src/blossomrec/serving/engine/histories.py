@@ -16,7 +16,7 @@ from blossomrec.serving.refusals import Refusal, shown, unavailable, unknown_use
 from blossomrec.serving.stores.store import EventStore
 
 if TYPE_CHECKING:
-    from blossomrec.serving.engine.release import Release
+    from blossomrec.serving.engine.version import ModelVersion
 
 # Of the objects around the numbers, about.
 OVERHEAD = 2_048
@@ -48,6 +48,7 @@ class UserHistory:
         inputs: what of the events the model takes.
 
     Attributes:
+        number, inputs: as given.
         read: events read from the store, those of items that the model does not know included.
         seen: rows of the items in the history, int64, rising, each once.
         state: of the events ``start`` .. ``encoded - 1``, as the encoder keeps it; None where it
@@ -56,7 +57,7 @@ class UserHistory:
     """
 
     def __init__(self, number: int = 0, inputs: Sequence[str] = ITEMS_ALONE):
-        self.number, self.read = number, 0
+        self.number, self.read, self.inputs = number, 0, inputs
         self._events = GrowingHistory(inputs)
         self.seen = np.empty(0, np.int64)
         self.state: KeptState | None = None
@@ -185,7 +186,7 @@ class HistoryCache:
 
 # Events of one user that are read before others have their turn.
 READ_AT_ONCE = 4_096
-# Events encoded in one go for nobody in particular: a question waits no longer than for these.
+# Events encoded in one go for nobody in particular: a request waits no longer than for these.
 PIECE = 256
 # Users whose deletion by others is looked for in one go.
 USERS_AT_ONCE = 256
@@ -206,7 +207,7 @@ class Histories:
         self._reader, self._metrics = reader, metrics
 
     def read_on(
-        self, release: Release, user: str, history: UserHistory | None
+        self, version: ModelVersion, user: str, history: UserHistory | None
     ) -> tuple[UserHistory, bool]:
         """A user's history with more of its events, and whether it is complete.
 
@@ -216,15 +217,14 @@ class Histories:
         Raises:
             Refusal: 404, the user has no events.
         """
-        inputs = release.model.inputs
         if history is None:
-            history = release.cache.get(user) or UserHistory(inputs=inputs)
+            history = version.cache.get(user) or UserHistory(inputs=version.model.inputs)
             counter = self._metrics.misses if history.query is None else self._metrics.hits
             counter.inc()
         tail = self._reader.tail(user, history.number, history.read, READ_AT_ONCE)
         if tail is None:
             # Another process may have deleted the user.
-            release.cache.drop(user)
+            version.cache.drop(user)
             raise unknown_user(user)
         if tail.start < tail.length and not tail.items:
             # Otherwise it would be read on and on.
@@ -232,20 +232,20 @@ class Histories:
             logger.error("the store of events is damaged: %s", message)
             raise unavailable("store_damaged", message, passes=False)
         if tail.number != history.number or tail.start != history.read:
-            history = UserHistory(tail.number, inputs)
+            history = UserHistory(tail.number, history.inputs)
         if tail.start == history.read:
-            rows = release.catalogue.rows(tail.items)
-            times = np.asarray(tail.times) if "times" in inputs else None
+            rows = version.catalogue.rows(tail.items)
+            times = np.asarray(tail.times) if "times" in history.inputs else None
             history.add(History(rows, times)[rows >= 0], len(tail.items))
         return history, history.read == tail.length
 
-    def keep(self, release: Release, pairs: Iterable[tuple[str, UserHistory]]) -> None:
-        """Keep histories for the next question; others leave to make room."""
+    def keep(self, version: ModelVersion, pairs: Iterable[tuple[str, UserHistory]]) -> None:
+        """Keep histories for the next request; others leave to make room."""
         for user, history in pairs:
-            release.cache.put(user, history)
-        self._metrics.evictions.inc(release.cache.new_evictions())
+            version.cache.put(user, history)
+        self._metrics.evictions.inc(version.cache.new_evictions())
 
-    def encode_again(self, release: Release, users: list[str]) -> Iterator[None]:
+    def encode_again(self, version: ModelVersion, users: list[str]) -> Iterator[None]:
         """Encode histories of users, the first ones first, as long as there is room for them.
 
         Stops after every bounded piece of work: the next one is done when it is asked for.
@@ -254,10 +254,10 @@ class Histories:
         try:
             for place, user in enumerate(users):
                 self._metrics.warming.set(len(users) - place)
-                if user in release.cache:
+                if user in version.cache:
                     continue
                 try:
-                    history = yield from self._encoded(release, user)
+                    history = yield from self._encoded(version, user)
                 except Refusal:
                     continue  # deleted meanwhile
                 except self._reader.failures as error:
@@ -267,28 +267,28 @@ class Histories:
                     if failed == FAILURES:
                         raise
                     continue
-                if not release.cache.put_behind(user, history):
+                if not version.cache.put_behind(user, history):
                     return
         finally:
             self._metrics.warming.set(0)
 
-    def _encoded(self, release: Release, user: str) -> Generator[None, None, UserHistory]:
-        history = UserHistory(inputs=release.model.inputs)
+    def _encoded(self, version: ModelVersion, user: str) -> Generator[None, None, UserHistory]:
+        history = UserHistory(inputs=version.model.inputs)
         while True:
             # Read again at the very end, too: the user may be deleted, or have new events.
-            history, complete = self.read_on(release, user, history)
-            if release.encoder.missing(history):
-                self._metrics.encoded.inc(release.encoder.advance([history], PIECE))
+            history, complete = self.read_on(version, user, history)
+            if version.encoder.missing(history):
+                self._metrics.encoded.inc(version.encoder.advance([history], PIECE))
             elif complete:
                 return history
             yield
 
-    def drop_deleted(self, release: Release) -> Iterator[None]:
+    def drop_deleted(self, version: ModelVersion) -> Iterator[None]:
         """Drop what is kept of users whom other processes have deleted, in bounded pieces."""
-        kept = release.cache.users()
+        kept = version.cache.users()
         for start in range(0, len(kept), USERS_AT_ONCE):
             users = kept[start : start + USERS_AT_ONCE]
             for user, number in zip(users, self._reader.numbers(users), strict=True):
-                if user in release.cache and release.cache.number(user) != number:
-                    release.cache.drop(user)
+                if user in version.cache and version.cache.number(user) != number:
+                    version.cache.drop(user)
             yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import cast
 
@@ -10,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.attention import PagedStates
-from blossomrec.attention.state.paged import Step, StepGraph
-from blossomrec.data.batch import Batch, pack
+from blossomrec.attention.state import Step, StepGraph
+from blossomrec.data.batch import Batch, next_events, pack
 from blossomrec.errors import ConfigError
 from blossomrec.models.sasrec import SASRec
+from blossomrec.models.state import ModelState
 from blossomrec.serving.engine.histories import HistoryCache, UserHistory
 
 # New events of a user up to which steps of one event each are taken. Eight take as long as encoding
@@ -26,23 +25,6 @@ STEP_USERS = 256
 WHOLE_EVENTS = 131_072
 # The table of pages takes at most this share of what the pages take.
 TABLE_SHARE = 1 / 8
-
-
-class UserPages:
-    """The pages of one history; they return when nothing holds this object any more.
-
-    Attributes:
-        user: row of the user in the states.
-        nbytes: bytes of the pages, in all layers together.
-    """
-
-    def __init__(self, user: int, returned: deque[int]):
-        self.user, self.nbytes = user, 0
-        self._returned = returned
-
-    def __del__(self) -> None:
-        # In whatever thread; the encoder takes them back in its own.
-        self._returned.append(self.user)
 
 
 class PagedEncoder:
@@ -65,11 +47,10 @@ class PagedEncoder:
         self._model, self._max_len, self._step, self._cache = model, max_len, step, cache
         weight = model.item_embeddings.weight
         self._device = weight.device
-        self._states = states = PagedStates(model.start().layers)
-        self._page_bytes, self._size = states.page_bytes, states.block_size
-        self._capacity = cache.budget // self._page_bytes
+        self._states = states = model.states()
+        self._size, self._capacity = states.block_size, cache.budget // states.page_bytes
         blocks = self._blocks(max_len)
-        users = int(self._capacity * self._page_bytes * TABLE_SHARE) // (4 * blocks)
+        users = int(self._capacity * states.page_bytes * TABLE_SHARE) // (4 * blocks)
         users = min(self._capacity, max(1, users))
         try:
             states.reserve(pages=self._capacity, users=users, blocks=blocks)
@@ -77,11 +58,10 @@ class PagedEncoder:
             message = f"cache_mib is {cache.budget >> 20}: {self._device} has not so much free"
             raise ConfigError(message) from error
         self._last = last = torch.zeros(users + 1, weight.shape[1]).to(weight)
-        self._returned: deque[int] = deque()
 
         # Without a word of this object, whose memory is so given back at its end.
         def next_event(items: Tensor, step: Step) -> Tensor:
-            hidden = model.extend_paged(items, states, step)
+            hidden = model.extend_paged(next_events(items), states, step)
             last.index_copy_(0, step.user.long(), hidden)
             return hidden
 
@@ -109,8 +89,8 @@ class PagedEncoder:
     def _take_steps(self, counts: dict[UserHistory, int]) -> int:
         """Take each history so many events forward."""
         try:
-            for turn in range(max(counts.values(), default=0)):
-                some = [history for history, count in counts.items() if count > turn]
+            for number in range(max(counts.values(), default=0)):
+                some = [history for history, count in counts.items() if count > number]
                 for start in range(0, len(some), STEP_USERS):
                     self._take_step(some[start : start + STEP_USERS])
         except BaseException:
@@ -122,11 +102,10 @@ class PagedEncoder:
 
     def _take_step(self, histories: list[UserHistory]) -> None:
         items = [history.events.items[history.encoded] for history in histories]
-        kept = [cast(UserPages, history.state) for history in histories]
-        self._take_together(self._pinned(items), [pages.user for pages in kept])
-        for history, pages in zip(histories, kept, strict=True):
-            if not (history.encoded - history.start) % self._size:
-                pages.nbytes += self._page_bytes
+        kept = [cast(ModelState, history.state).kept for history in histories]
+        _, after = self._take_together(self._pinned(items), kept)
+        for history, state in zip(histories, after, strict=True):
+            history.state = ModelState(state)
             history.encoded += 1
 
     def _encode_whole(self, histories: list[UserHistory], limit: int) -> int:
@@ -156,26 +135,23 @@ class PagedEncoder:
 
     def _fill_pages(self, histories: list[UserHistory]) -> None:
         lengths = [len(history) - history.start for history in histories]
-        prefill = self._states.prefill(lengths)
-        users = prefill.users.tolist()
-        kept = [UserPages(user, self._returned) for user in users]
-        hidden = self._model.prefill(self._batch(histories), self._states, prefill)
-        self._last.index_copy_(0, self._pinned(users).to(self._device, non_blocking=True), hidden)
-        for history, pages, length in zip(histories, kept, lengths, strict=True):
-            history.state, history.encoded = pages, len(history)
+        step, states = self._states.step(
+            [self._model.start(self._states).kept for _ in histories], lengths
+        )
+        hidden = self._model.prefill(self._batch(histories), self._states, step)
+        rows = [state.row.index for state in states]
+        self._last.index_copy_(0, self._pinned(rows).to(self._device, non_blocking=True), hidden)
+        for history, state, row in zip(histories, states, rows, strict=True):
+            history.state, history.encoded = ModelState(state), len(history)
             # A view: each step writes the next one there.
-            history.query = self._last[pages.user : pages.user + 1]
-            pages.nbytes = self._blocks(length) * self._page_bytes
+            history.query = self._last[row : row + 1]
 
     def _make_room(self, pages: int, users: int) -> bool:
         """Whether so many pages and rows are free, once enough others have left."""
-        while True:
-            while self._returned:
-                self._states.drop(self._returned.popleft())
-            if pages <= self._states.free_pages and users <= self._states.free_users:
-                return True
+        while pages > self._states.free_pages or users > self._states.free_users:
             if not self._cache.evict():
                 return False
+        return True
 
     def _batch(self, histories: list[UserHistory]) -> Batch:
         parts = [history.events[history.start :] for history in histories]

@@ -10,11 +10,11 @@ from typing import Any
 from blossomrec.data.history import History
 from blossomrec.serving.engine.histories import UserHistory
 from blossomrec.serving.engine.ranking import Choice
-from blossomrec.serving.engine.release import Release
+from blossomrec.serving.engine.version import ModelVersion
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """What is to be recommended.
 
     Attributes:
@@ -32,13 +32,13 @@ class Question:
 
 @dataclass(eq=False)
 class Job:
-    """A question on its way: first its history is read, then encoded, then ranked for.
+    """A request on its way: first its history is read, then encoded, then ranked for.
 
     With ``events_only`` the history is the answer, as soon as it is read.
     """
 
-    release: Release
-    question: Question
+    version: ModelVersion
+    request: Request
     future: Future[Any] = field(default_factory=Future)
     history: UserHistory | None = None
     read: bool = False

@@ -16,11 +16,11 @@ import numpy as np
 
 from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
-from blossomrec.serving.engine.engine import Engine, Question
+from blossomrec.serving.engine.engine import Engine, Request
 from blossomrec.serving.engine.explainer import Explainer, check_model
 from blossomrec.serving.engine.ranking import Best, Choice
-from blossomrec.serving.engine.release import Release, load_release
 from blossomrec.serving.engine.store_threads import Committer, Reader
+from blossomrec.serving.engine.version import ModelVersion, load_version
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import unavailable, unknown_item, unknown_user
 from blossomrec.serving.stores.store import (
@@ -70,15 +70,15 @@ class Service:
     ):
         self.config, self._run, self._device = config or ServingConfig(), run, device
         self.metrics = Metrics()
-        self.release = load_release(run, self.config, self.metrics, device=device)
+        self.version = load_version(run, self.config, self.metrics, device=device)
         store, reader, engine_reader = open_store(), open_store(), open_store()
         self._committer = Committer(store, self.config.queue, self.metrics)
         self._reader = Reader(reader, self.config.queue, self.metrics)
         self._engine = Engine(
-            engine_reader, self.release, self.config, self.metrics, threads=threads
+            engine_reader, self.version, self.config, self.metrics, threads=threads
         )
         self._explainer = Explainer(threads)
-        self.metrics.model.labels(self.release.version).set(1)
+        self.metrics.model.labels(self.version.id).set(1)
         self._looked: tuple[float, asyncio.Future[None]] | None = None
         # Counting can take long: nobody waits for it.
         self._counting = threading.Thread(target=_tell, args=(open_store,), daemon=True)
@@ -106,32 +106,32 @@ class Service:
         filter_viewed: bool | None = None,
         exclude: Sequence[ItemId] = (),
         items: Sequence[ItemId] | None = None,
-    ) -> tuple[Release, list[tuple[ItemId, float]]]:
+    ) -> tuple[ModelVersion, list[tuple[ItemId, float]]]:
         """Items and scores, best first, for a user or for a history that is given.
 
         Items to exclude may be unknown to the model, those to choose from may not. Whether those
         of the history are left out is as in the evaluation of the model unless it is said.
         """
-        release = self.release
+        version = self.version
         if filter_viewed is None:
-            filter_viewed = release.filter_viewed
-        catalogue, given = release.catalogue, None
+            filter_viewed = version.filter_viewed
+        catalogue, given = version.catalogue, None
         if history is not None:
             given = History(catalogue.known_rows(history, "history"))
         among = None if items is None else np.unique(catalogue.known_rows(items, "items"))
         choice = Choice(k, [catalogue.known(exclude)], among)
-        question = Question(user, given, choice, filter_viewed)
-        best = await self._waited(self._engine.recommend(release, question))
-        return release, _named(release, best)
+        request = Request(user, given, choice, filter_viewed)
+        best = await self._waited(self._engine.recommend(version, request))
+        return version, _named(version, best)
 
     async def similar(
         self, items: Sequence[ItemId], k: int = 10
-    ) -> tuple[Release, list[list[tuple[ItemId, float]]]]:
+    ) -> tuple[ModelVersion, list[list[tuple[ItemId, float]]]]:
         """For each item the closest others, with their cosine, best first."""
-        release = self.release
-        rows = release.catalogue.known_rows(items, "items")
-        found = await self._waited(self._engine.call(lambda: release.ranking.similar(rows, k)))
-        return release, [_named(release, best) for best in found]
+        version = self.version
+        rows = version.catalogue.known_rows(items, "items")
+        found = await self._waited(self._engine.call(lambda: version.ranking.similar(rows, k)))
+        return version, [_named(version, best) for best in found]
 
     async def explain(
         self,
@@ -142,16 +142,16 @@ class Service:
         k: int = 10,
     ) -> dict[str, Any]:
         """Why an item has its score for a user, or for a history that is given."""
-        release = self.release
-        check_model(release)
-        row = release.catalogue.row(item)
+        version = self.version
+        check_model(version)
+        row = version.catalogue.row(item)
         if row < 0:
             raise unknown_item("item_id", item)
         if user is not None:
-            events = await self._waited(self._engine.history(release, user))
+            events = await self._waited(self._engine.history(version, user))
         else:
-            events = History(release.catalogue.known_rows(history or (), "history"))
-        return await self._waited(self._explainer.explain(release, events, row, k))
+            events = History(version.catalogue.known_rows(history or (), "history"))
+        return await self._waited(self._explainer.explain(version, events, row, k))
 
     async def profile(self, user: str, last: int) -> Profile:
         """Length and last events of a user."""
@@ -188,7 +188,7 @@ class Service:
         """Users, by the time of their last event; see :meth:`EventStore.members`."""
         return await self._read(lambda store: store.members(limit, before))
 
-    async def reload(self) -> Release:
+    async def reload(self) -> ModelVersion:
         """Serve what the run folder holds now; requests under way end with the model before.
 
         It begins when the histories of the users who were asked for last are encoded for it, as
@@ -199,25 +199,25 @@ class Service:
         """
         # In another thread: requests are answered while the model is read.
         try:
-            release = await asyncio.to_thread(
-                load_release, self._run, self.config, self.metrics, device=self._device
+            version = await asyncio.to_thread(
+                load_version, self._run, self.config, self.metrics, device=self._device
             )
         except Exception:
             self.metrics.reloads.labels("refused").inc()
             raise
         # Until then the model before answers, with the histories that it has encoded.
         await asyncio.wait(
-            [asyncio.wrap_future(self._engine.prepare(release))], timeout=self.config.warm_seconds
+            [asyncio.wrap_future(self._engine.prepare(version))], timeout=self.config.warm_seconds
         )
-        # Nothing comes in between, so that the engine uses it before it has a question for it.
-        self.release = release
-        used = self._engine.use(release)
+        # Nothing comes in between, so that the engine uses it before it has a request for it.
+        self.version = version
+        used = self._engine.use(version)
         self.metrics.model.clear()
-        self.metrics.model.labels(release.version).set(1)
+        self.metrics.model.labels(version.id).set(1)
         await asyncio.wrap_future(used)
         self.metrics.reloads.labels("taken").inc()
-        logger.info("serving version %s of %s", release.version, release.run)
-        return release
+        logger.info("serving version %s of %s", version.id, version.run)
+        return version
 
     async def check_ready(self) -> None:
         """Raise Refusal, 503, unless the model and the store do their work.
@@ -244,7 +244,7 @@ class Service:
 
     def _stored(self, field: str, item: ItemId) -> ItemId:
         """An item's id as the catalogue writes it, in a form that every store takes."""
-        catalogue = self.release.catalogue
+        catalogue = self.version.catalogue
         row = catalogue.row(item)
         if row < 0:
             raise unknown_item(field, item)
@@ -255,7 +255,7 @@ class Service:
         return [self._shown(item) for item in items]
 
     def _shown(self, item: ItemId) -> ItemId:
-        catalogue = self.release.catalogue
+        catalogue = self.version.catalogue
         row = catalogue.row(item)
         return item if row < 0 else catalogue.id(row)
 
@@ -289,7 +289,7 @@ def _tell(open_store: Callable[[], EventStore]) -> None:
     )
 
 
-def _named(release: Release, best: Best) -> list[tuple[ItemId, float]]:
+def _named(version: ModelVersion, best: Best) -> list[tuple[ItemId, float]]:
     rows, scores = best
     pairs = zip(rows.tolist(), scores.tolist(), strict=True)
-    return [(release.catalogue.id(row), score) for row, score in pairs]
+    return [(version.catalogue.id(row), score) for row, score in pairs]

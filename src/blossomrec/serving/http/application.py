@@ -17,7 +17,7 @@ from starlette.routing import Match
 from blossomrec import __version__
 from blossomrec.serving.engine.service import Service
 from blossomrec.serving.http import schemas
-from blossomrec.serving.http.middleware import Guard
+from blossomrec.serving.http.middleware import RequestMiddleware
 from blossomrec.serving.http.pages import add_page, add_reference
 from blossomrec.serving.refusals import Refusal, plain, shown
 from blossomrec.serving.stores.store import Event
@@ -104,7 +104,9 @@ def build_app(
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(Guard, config=service.config, metrics=service.metrics, token=token)
+    app.add_middleware(
+        RequestMiddleware, config=service.config, metrics=service.metrics, token=token
+    )
     return app
 
 
@@ -171,7 +173,7 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
         for name in ("history", "exclude", "items"):
             _check_size(name, getattr(body, name), config.max_items)
         _check_not_empty("items", body.items)
-        release, found = await service.recommend(
+        version, found = await service.recommend(
             user=body.user_id,
             history=body.history,
             k=body.k,
@@ -179,17 +181,17 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
             exclude=body.exclude,
             items=body.items,
         )
-        return _sent({"model": release.version, "items": _ranked(found)})
+        return _sent({"model": version.id, "items": _ranked(found)})
 
     @app.post("/v1/similar", responses=_described(BAD), tags=["recommendations"])
     async def similar(body: schemas.SimilarIn) -> schemas.SimilarOut:
         """The items whose embeddings are closest, by cosine, to each of some items."""
         _check_number("k", body.k, config.max_k)
         _check_size("items", body.items, config.max_similar)
-        release, found = await service.similar(body.items, body.k)
+        version, found = await service.similar(body.items, body.k)
         pairs = zip(body.items, found, strict=True)
         items = [{"item": item, "similar": _ranked(each)} for item, each in pairs]
-        return _sent({"model": release.version, "items": items})
+        return _sent({"model": version.id, "items": items})
 
 
 def _add_explanations(app: FastAPI, service: Service) -> None:
@@ -248,9 +250,9 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     async def readyz() -> schemas.Ready:
         """Which model answers; 503 where none does, or where the store cannot be used."""
         await service.check_ready()
-        release = service.release
-        answer = {"model": release.version, "items": len(release.catalogue)}
-        return _sent({"ready": True, **answer, "max_len": release.max_len})
+        version = service.version
+        answer = {"model": version.id, "items": len(version.catalogue)}
+        return _sent({"ready": True, **answer, "max_len": version.max_len})
 
     @app.get("/metrics", tags=["operation"], response_class=Response)
     async def metrics() -> Response:

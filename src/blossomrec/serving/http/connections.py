@@ -49,7 +49,7 @@ class Connection(H11Protocol):
 
     uvicorn waits for ever for the rest of a head, for the rest of a body that is answered already,
     and for a client that does not take its answer. How long a body may take that is read is for
-    :class:`blossomrec.serving.http.middleware.Guard` to say.
+    :class:`blossomrec.serving.http.middleware.RequestMiddleware` to say.
     """
 
     def __init__(self, *, limits: ConnectionLimits, **options: Any):

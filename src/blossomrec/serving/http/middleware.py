@@ -34,7 +34,7 @@ PROBES = ("/healthz", "/readyz")
 SAFE = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
 
 
-class Guard:
+class RequestMiddleware:
     """ASGI middleware: refuses early, bounds what a request can cost, answers faults, measures.
 
     Every answer bears :data:`SAFE_HEADERS`; HEAD is GET without the body.
@@ -74,14 +74,14 @@ class Guard:
     async def _answered(self, scope: Scope, receive: Receive, send: _Answer) -> None:
         """Whatever happens inside, there is an answer, which tells nothing of the inside."""
         try:
-            await self._guarded(scope, receive, send)
+            await self._checked(scope, receive, send)
         except asyncio.CancelledError:
             message = "the server is stopping; what was asked for may still be carried out"
             await send.refuse(unavailable("timeout", message))
         except Exception as error:
             await send.refuse(fault(error, f"{scope['method']} {_route(scope)}"))
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: _Answer) -> None:
+    async def _checked(self, scope: Scope, receive: Receive, send: _Answer) -> None:
         try:
             headers = {name: value for name, value in scope["headers"]}
             self._check(scope["path"], headers)

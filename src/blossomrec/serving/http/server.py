@@ -106,7 +106,7 @@ def run_server(
         service = Service(run, open_store, config, device=device, threads=threads or _threads())
         try:
             if titles is not None and named is not None:
-                items = service.release.catalogue
+                items = service.version.catalogue
                 count = count_titles(named, items, titles)
                 logger.info("%s has titles for %d of %d items", titles, count, len(items))
             limits = ConnectionLimits(limit, config.head_seconds, service.metrics)

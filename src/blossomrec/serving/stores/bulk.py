@@ -37,7 +37,7 @@ def import_events(source: str | Path | pl.DataFrame, store: EventStore, **option
     Users with events are left as they are, so that an import that was stopped can be run again.
 
     Args:
-        source: a prepared log, or anything ``read_events`` reads.
+        source: a prepared log, or anything ``read_table`` reads.
         options: of ``ReadOptions``, for a table; events with equal times are ordered as
             ``EventLog.prepare`` orders them.
 

@@ -9,15 +9,14 @@ from blossomrec.attention.backends.cpu.library import Problem, library
 from blossomrec.attention.backends.operator import empty_gradients, operator, register_gradient
 
 
-def _empty_select_blocks(q, block_keys, cu_seqlens, block_size, top_n, causal):
-    return q.new_empty(len(q), block_keys.shape[1], top_n, dtype=torch.int32)
+def _empty_select_blocks(q, block_keys, cu_seqlens, numbers):
+    return q.new_empty(len(q), block_keys.shape[1], numbers[1], dtype=torch.int32)
 
 
 @operator(_empty_select_blocks)
-def select_blocks(
-    q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, block_size: int, top_n: int, causal: bool
-) -> Tensor:
-    """The ``top_n`` most important blocks of each event, int32 [T, G, top_n], see the reference."""
+def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: list[int]) -> Tensor:
+    """The most important blocks of each event, int32 [T, G, top_n], see the reference."""
+    block_size, top_n, _, _, causal = numbers
     groups = block_keys.shape[1]
     selected = q.new_empty(len(q), groups, top_n, dtype=torch.int32)
     tensors = {
@@ -26,8 +25,8 @@ def select_blocks(
         "cu_seqlens": cu_seqlens,
         "selected": selected,
     }
-    numbers = _sizes(q, cu_seqlens, groups) | {"top_n": top_n, "causal": causal}
-    _run("blossom_select", q, groups, block_size, tensors, numbers)
+    sizes = _sizes(q, cu_seqlens, groups) | {"top_n": top_n, "causal": causal}
+    _run("blossom_select", q, groups, block_size, tensors, sizes)
     return selected
 
 
@@ -58,13 +57,13 @@ def block_shares(
         "samples": samples.long().contiguous(),
         "shares": shares,
     }
-    numbers = _sizes(q, cu_seqlens, groups)
-    numbers |= {"count": samples.numel(), "blocks": blocks, "causal": causal}
-    _run("blossom_samples", q, groups, block_size, tensors, numbers)
+    sizes = _sizes(q, cu_seqlens, groups)
+    sizes |= {"count": samples.numel(), "blocks": blocks, "causal": causal}
+    _run("blossom_samples", q, groups, block_size, tensors, sizes)
     return shares
 
 
-def _empty_attend(q, k, v, gates, selected, cu_seqlens, block_size, window, sinks, causal):
+def _empty_attend(q, k, v, gates, selected, cu_seqlens, numbers):
     return q.new_empty(q.shape), q.new_empty(2, *q.shape[:2])
 
 
@@ -76,46 +75,46 @@ def attend(
     gates: Tensor,
     selected: Tensor,
     cu_seqlens: Tensor,
-    block_size: int,
-    window: int,
-    sinks: int,
-    causal: bool,
+    numbers: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """Both paths and the gate: out [T, H, d], and the normalisers [2, T, H] of the softmaxes."""
-    out, normalisers = q.new_empty(q.shape), q.new_empty(2, *q.shape[:2])
-    tensors = _inputs(q, k, v, gates, selected, cu_seqlens)
-    tensors |= {"out": out, "normalisers": normalisers}
-    numbers = _form(q, k, selected, cu_seqlens, window, sinks, causal)
-    _run("blossom_forward", q, k.shape[1], block_size, tensors, numbers)
-    return out, normalisers
+    """Both paths and the gate: out [T, H, d], and the lse [2, T, H] of the softmaxes."""
+    out, lse = q.new_empty(q.shape), q.new_empty(2, *q.shape[:2])
+    given = [q, k, v, gates, selected, cu_seqlens]
+    _run_paths("blossom_forward", given, {"out": out, "lse": lse}, numbers)
+    return out, lse
 
 
 @operator(empty_gradients)
 def attend_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    selected: Tensor,
-    cu_seqlens: Tensor,
-    normalisers: Tensor,
-    block_size: int,
-    window: int,
-    sinks: int,
-    causal: bool,
+    grad: Tensor, given: list[Tensor], kept: list[Tensor], numbers: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and gates."""
-    grad_q, grad_k, grad_v, grad_gates = (x.new_empty(x.shape) for x in (q, k, v, gates))
-    tensors = _inputs(q, k, v, gates, selected, cu_seqlens)
-    tensors |= {"grad": grad.contiguous(), "normalisers": normalisers}
+    """Gradients of q, k, v and gates.
+
+    given: the tensors that ``attend`` was given; kept: its lse.
+    """
+    grad_q, grad_k, grad_v, grad_gates = (x.new_empty(x.shape) for x in given[:4])
+    tensors = {"grad": grad.contiguous(), "lse": kept[0]}
     tensors |= {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gates": grad_gates}
-    numbers = _form(q, k, selected, cu_seqlens, window, sinks, causal)
-    _run("blossom_backward", q, k.shape[1], block_size, tensors, numbers)
+    _run_paths("blossom_backward", given, tensors, numbers)
     return grad_q, grad_k, grad_v, grad_gates
 
 
 register_gradient("cpu_attend", attend_backward, kept=1)
+
+
+def _run_paths(
+    name: str, given: list[Tensor], others: dict[str, Tensor], numbers: list[int]
+) -> None:
+    """Call a function of both paths, given what :func:`attend` was."""
+    *rows, cu_seqlens = given
+    names = ("q", "k", "v", "gates", "selected")
+    tensors = {name: x.contiguous() for name, x in zip(names, rows, strict=True)}
+    tensors |= {"cu_seqlens": cu_seqlens, **others}
+    block_size, top_n, window, sinks, causal = numbers
+    q, groups = given[0], given[1].shape[1]
+    sizes = _sizes(q, cu_seqlens, groups)
+    sizes |= {"top_n": top_n, "window": window, "sinks": sinks, "causal": causal}
+    _run(name, q, groups, block_size, tensors, sizes)
 
 
 def _run(
@@ -124,22 +123,12 @@ def _run(
     groups: int,
     block_size: int,
     tensors: dict[str, Tensor],
-    numbers: dict[str, int],
+    sizes: dict[str, int],
 ) -> None:
     pointers = {field: tensor.data_ptr() for field, tensor in tensors.items()}
-    problem = Problem(**pointers, **numbers, threads=torch.get_num_threads())
+    problem = Problem(**pointers, **sizes, threads=torch.get_num_threads())
     library(q.shape[2], q.shape[1] // groups, block_size).run(name, problem)
-
-
-def _inputs(q, k, v, gates, selected, cu_seqlens) -> dict[str, Tensor]:
-    rows = {"q": q, "k": k, "v": v, "gates": gates, "selected": selected}
-    return {name: x.contiguous() for name, x in rows.items()} | {"cu_seqlens": cu_seqlens}
 
 
 def _sizes(q: Tensor, cu_seqlens: Tensor, groups: int) -> dict[str, int]:
     return {"rows": len(q), "histories": len(cu_seqlens) - 1, "groups": groups}
-
-
-def _form(q, k, selected, cu_seqlens, window, sinks, causal) -> dict[str, int]:
-    form = {"top_n": selected.shape[2], "window": window, "sinks": sinks, "causal": causal}
-    return _sizes(q, cu_seqlens, k.shape[1]) | form

@@ -14,15 +14,15 @@ from blossomrec.attention.spec import BlossomSpec
 
 
 class CpuParts(Parts):
-    """Distillation in one pass over the keys, and new events of several users in one call."""
+    """Distillation in one pass over the keys, and new events of all users in one call."""
 
     def selector_loss(
         self, q: Tensor, k: Tensor, block_keys: Tensor, cu_seqlens: Tensor, **given: Any
     ) -> Tensor:
         return selector_loss(q, k, block_keys, cu_seqlens, **given, shares=block_shares)
 
-    def extend(self, q, k, v, gates, counts, states, pool, spec):
-        return step.extend(q, k, v, gates, counts, states, pool, spec)
+    def extend(self, q, k, v, gates, layer, step_, compression, spec):
+        return step.extend(q, k, v, gates, layer, step_, compression, spec)
 
 
 def block_shares(

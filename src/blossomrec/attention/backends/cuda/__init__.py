@@ -9,28 +9,19 @@ from torch import Tensor
 
 from blossomrec.attention.backends.cuda import operators
 from blossomrec.attention.backends.cuda.launch import unsupported
-from blossomrec.attention.spec import BlossomSpec
+from blossomrec.attention.backends.operator import numbers_of
+from blossomrec.attention.spec import BlossomSpec, Inputs
 
 __all__ = ["attend", "unsupported"]
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    block_keys: Tensor,
-    gates: Tensor,
-    cu_seqlens: Tensor,
-    spec: BlossomSpec,
-    selected: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[Tensor, Tensor]:
     """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
+    q, k, v, block_keys, gates, cu_seqlens = inputs
     k, v, gates = k.to(q.dtype), v.to(q.dtype), gates.to(q.dtype)
-    chosen = selected
+    chosen, numbers = selected, numbers_of(spec)
     if chosen is None:
-        form = (spec.top_n, spec.causal)
-        chosen = operators.select_blocks(q.detach(), block_keys.detach(), cu_seqlens, *form)
+        chosen = operators.select_blocks(q.detach(), block_keys.detach(), cu_seqlens, numbers)
     chosen = cast(Tensor, chosen).to(torch.int32).contiguous()
-    form = (spec.window, spec.causal)
-    out, _ = operators.attend(q, k, v, gates, chosen, cu_seqlens, *form)
+    out, _ = operators.attend(q, k, v, gates, chosen, cu_seqlens, numbers)
     return out, chosen

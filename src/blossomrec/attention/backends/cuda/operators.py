@@ -20,18 +20,17 @@ from blossomrec.attention.backends.gpu.geometry import tile_table
 from blossomrec.attention.backends.operator import empty_gradients, operator, register_gradient
 
 
-def _empty_select_blocks(q, block_keys, cu_seqlens, top_n, causal):
-    return q.new_empty(len(q), block_keys.shape[1], top_n, dtype=torch.int32)
+def _empty_select_blocks(q, block_keys, cu_seqlens, numbers):
+    return q.new_empty(len(q), block_keys.shape[1], numbers[1], dtype=torch.int32)
 
 
 @operator(_empty_select_blocks)
-def select_blocks(
-    q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, top_n: int, causal: bool
-) -> Tensor:
-    """The ``top_n`` most important blocks of each event, int32 [T, G, top_n], see the reference."""
+def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: list[int]) -> Tensor:
+    """The most important blocks of each event, int32 [T, G, top_n], see the reference."""
+    _, top_n, _, _, causal = numbers
     total, groups, q = len(q), block_keys.shape[1], _rows(q)
     exact = block_keys.dtype == torch.bfloat16
-    kernels = selection_kernels(q, groups, top_n, causal, 1 if exact else 3)
+    kernels = selection_kernels(q, groups, top_n, bool(causal), 1 if exact else 3)
     keys = block_keys.contiguous()
     if not exact:
         whole = keys.float()
@@ -52,7 +51,7 @@ def select_blocks(
     return selected
 
 
-def _empty_attend(q, k, v, gates, selected, cu_seqlens, window, causal):
+def _empty_attend(q, k, v, gates, selected, cu_seqlens, numbers):
     return q.new_empty(q.shape), q.new_empty(2, *q.shape[:2], dtype=torch.float32)
 
 
@@ -64,17 +63,16 @@ def attend(
     gates: Tensor,
     selected: Tensor,
     cu_seqlens: Tensor,
-    window: int,
-    causal: bool,
+    numbers: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """Both paths and the gate: out [T, H, d], and the normalisers [2, T, H] of the softmaxes."""
+    """Both paths and the gate: out [T, H, d], and the lse [2, T, H] of the softmaxes."""
     total, heads, size = q.shape
     groups, gates = k.shape[1], gates.contiguous()
     q, k, v = map(_rows, (q, k, v))
     table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
     tiles = len(table) * groups
-    kernels = attention_kernels(q, groups, selected.shape[2], window, causal, tiles < SHORT_LISTS)
-    out, normalisers = q.new_empty(q.shape), q.new_empty(2, total, heads, dtype=torch.float32)
+    kernels = _kernels(q, groups, numbers, tiles < SHORT_LISTS)
+    out, lse = q.new_empty(q.shape), q.new_empty(2, total, heads, dtype=torch.float32)
     kernels.forward(
         tiles,
         q,
@@ -85,39 +83,34 @@ def attend(
         selected,
         table,
         out,
-        normalisers,
+        lse,
         total,
         _scale(size),
         *_strides(q, k, v),
     )
-    return out, normalisers
+    return out, lse
 
 
 @operator(empty_gradients)
 def attend_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    selected: Tensor,
-    cu_seqlens: Tensor,
-    out: Tensor,
-    normalisers: Tensor,
-    window: int,
-    causal: bool,
+    grad: Tensor, given: list[Tensor], kept: list[Tensor], numbers: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and gates."""
+    """Gradients of q, k, v and gates.
+
+    given: the tensors that ``attend`` was given; kept: its results.
+    """
+    q, k, v, gates, selected, cu_seqlens = given
+    out, lse = kept
     total, _, size = q.shape
     groups, scale, grad, gates = k.shape[1], _scale(size), grad.contiguous(), gates.contiguous()
     q, k, v = map(_rows, (q, k, v))
     table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
     tiles = len(table) * groups
     short = tiles < SHORT_LISTS
-    kernels = attention_kernels(q, groups, selected.shape[2], window, causal, short)
+    kernels = _kernels(q, groups, numbers, short)
     packed = _packed(kernels, k, v, table, transposed=False)
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
-    grad_gates, shifts = torch.empty_like(gates), torch.empty_like(normalisers)
+    grad_gates, shifts = torch.empty_like(gates), torch.empty_like(lse)
     lists = torch.empty_like(selected, dtype=torch.int16 if short else torch.int32)
     kernels.backward_queries(
         tiles,
@@ -129,7 +122,7 @@ def attend_backward(
         selected,
         table,
         out,
-        normalisers,
+        lse,
         grad,
         grad_q,
         grad_gates,
@@ -147,17 +140,23 @@ def attend_backward(
     starts = q.new_empty(tiles + 1, dtype=torch.int32)
     sums = q.new_empty(chunks, 2, BLOCK_SIZE, size, dtype=torch.float32)
     kernels.list_starts(entries // STARTS_OF_A_WARP + 1, ordered, starts, entries, tiles)
-    given = (q, gates, packed)
-    kept = (normalisers, shifts, grad)
+    rows, of_paths = (q, gates, packed), (lse, shifts, grad)
     sizes = (scale, *_strides(q))
-    kernels.list_sums(chunks, *given, *kept, order, starts, ordered, sums, entries, tiles, *sizes)
+    kernels.list_sums(
+        chunks, *rows, *of_paths, order, starts, ordered, sums, entries, tiles, *sizes
+    )
     kernels.backward_keys(
-        tiles, *given, table, *kept, grad_k, grad_v, order, starts, sums, total, *sizes
+        tiles, *rows, table, *of_paths, grad_k, grad_v, order, starts, sums, total, *sizes
     )
     return grad_q, grad_k, grad_v, grad_gates
 
 
 register_gradient("cuda_attend", attend_backward, kept=2)
+
+
+def _kernels(q: Tensor, groups: int, numbers: list[int], short_lists: bool) -> Attention:
+    _, top_n, window, _, causal = numbers
+    return attention_kernels(q, groups, top_n, window, bool(causal), short_lists)
 
 
 def _packed(kernels: Attention, k: Tensor, v: Tensor, table: Tensor, *, transposed: bool) -> Tensor:

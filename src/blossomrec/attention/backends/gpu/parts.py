@@ -21,7 +21,7 @@ from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.rotary import rotated_pairs
 from blossomrec.attention.selector import Sample
 from blossomrec.attention.spec import BlossomSpec, Heads, Target
-from blossomrec.attention.state.paged import eager
+from blossomrec.attention.state import eager
 
 
 class GpuParts(Parts):
@@ -80,25 +80,21 @@ class GpuParts(Parts):
     def captures_steps(self, target: Target) -> bool:
         return target.device == "cuda" and not unsupported(target)
 
-    def append_paged(self, k, v, layer, step_, compression):
-        if _refuse_step(k, k.shape[1], layer.block_size):
-            super().append_paged(k, v, layer, step_, compression)
-            return
-        mean = isinstance(compression, MeanCompression)
-        step.append(k, v, layer, step_, mean=mean)
-        if not mean:
-            eager.close_blocks(layer, step_, compression)
-
-    def attend_paged(self, q, gates, layer, step_, spec):
-        if _refuse_step(q, layer.block_keys.shape[1], layer.block_size):
-            return super().attend_paged(q, gates, layer, step_, spec)
+    def extend(self, q, k, v, gates, layer, step_, compression, spec):
+        size, block_size = q.shape[2], layer.layout.block_size
+        heads = Heads(q.shape[1], k.shape[1], size)
+        target = Target(BlossomSpec(block_size=block_size), heads, q.dtype, q.device.type)
+        if unsupported(target):
+            return super().extend(q, k, v, gates, layer, step_, compression, spec)
+        # A block that several events fill is not there for the program of the last one.
+        alone = len(step_.bounds) == len(step_.users) + 1
+        mean = alone and isinstance(compression, MeanCompression)
         with torch.autocast(q.device.type, enabled=False):
+            q, k = eager.rotated(q, k, step_, spec.rotary_share)
+            step.append(k, v, layer, step_, mean=mean)
+            if not mean:
+                eager.close_blocks(layer, step_, compression)
             return step.attend(q, gates, layer, step_, spec)
-
-
-def _refuse_step(q: Tensor, groups: int, block_size: int) -> str:
-    heads = Heads(q.shape[1], groups, q.shape[2])
-    return unsupported(Target(BlossomSpec(block_size=block_size), heads, q.dtype, q.device.type))
 
 
 def block_shares(

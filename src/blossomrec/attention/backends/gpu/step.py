@@ -17,7 +17,7 @@ from blossomrec.attention.backends.gpu.kernels.step import (
 )
 from blossomrec.attention.backends.gpu.launch import Shape
 from blossomrec.attention.spec import BlossomSpec
-from blossomrec.attention.state.paged.pages import PagedLayer, Step
+from blossomrec.attention.state import PagedLayer, Step
 
 # Blocks that one program of the first stage of the selection scores.
 SPAN = 256
@@ -39,7 +39,7 @@ def append(k: Tensor, v: Tensor, layer: PagedLayer, step: Step, *, mean: bool) -
         *v.stride()[:2],
         G=groups,
         D=size,
-        S=layer.block_size,
+        S=layer.layout.block_size,
         MEAN=mean,
         **Shape(1, 1).options(),
     )
@@ -52,13 +52,13 @@ def attend(
     step: Step,
     spec: BlossomSpec,
 ) -> tuple[Tensor, Tensor]:
-    """See :meth:`blossomrec.attention.backends.parts.Parts.attend_paged`."""
+    """See :func:`blossomrec.attention.state.eager.attend`."""
     (users, heads, size), groups = q.shape, layer.pages.shape[1]
     top_n = spec.top_n
     width, device = step.table.shape[1], q.device
     # Rounded up, so that few forms of the merge are ever compiled.
     spans = triton.next_power_of_2(max(1, -(-int(step.columns.max()) // SPAN)))
-    form = {"G": groups, "R": heads // groups, "D": size, "S": layer.block_size, "N": top_n}
+    form = {"G": groups, "R": heads // groups, "D": size, "S": layer.layout.block_size, "N": top_n}
     best = torch.empty(users * groups, spans, top_n, device=device)
     candidates = torch.empty_like(best, dtype=torch.int32)
     given = (step.table, step.rows, best, candidates)
@@ -87,13 +87,13 @@ def attend(
         math.log2(math.e) / math.sqrt(size),
         *q.stride()[:2],
         **form,
-        **pattern_constants(spec.window, spec.sinks, width * layer.block_size),
+        **pattern_constants(spec.window, spec.sinks, width * layer.layout.block_size),
         SPAN=SPAN,
         SPANS=spans,
         MERGED=triton.next_power_of_2(spans * top_n),
         PLACES=triton.next_power_of_2(top_n + 1),
         PRECISION="ieee" if torch.float32 in (q.dtype, layer.pages.dtype) else "tf32",
-        **step_shape(size, layer.block_size).options(),
+        **step_shape(size, layer.layout.block_size).options(),
     )
     return out, selected
 

@@ -11,23 +11,15 @@ from blossomrec.attention.backends.torch.selection import select_blocks
 from blossomrec.attention.backends.torch.sparse import BlockKeys, NearKeys, SparseAttention
 from blossomrec.attention.buckets import Buckets
 from blossomrec.attention.packing import Packing, histories
-from blossomrec.attention.spec import BlossomSpec, Target
+from blossomrec.attention.spec import BlossomSpec, Inputs, Target
 
 # Histories up to this length are attended densely: below it the gathers cost more.
 DENSE_LENGTH = {"cpu": 256, "cuda": 512}
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    block_keys: Tensor,
-    gates: Tensor,
-    cu_seqlens: Tensor,
-    spec: BlossomSpec,
-    selected: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[Tensor, Tensor]:
     """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
+    q, k, v, block_keys, gates, cu_seqlens = inputs
     block_size, top_n, causal = spec.block_size, spec.top_n, spec.causal
     packing = Packing.of(cu_seqlens, len(q), block_size)
     shortest, longest = torch.stack(packing.length.aminmax()).tolist()
@@ -35,19 +27,18 @@ def attend(
     if selected is None:
         with torch.no_grad():
             selected = select_blocks(q, block_keys, packing, longest, top_n, causal)
-    form = {"window": spec.window, "sinks": spec.sinks, "causal": causal}
 
     def dense(cu_seqlens: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v, selected = rows
         buckets = Buckets.of(cu_seqlens, len(q), min(longest, limit))
-        sizes = {"block_size": block_size, "selects_all": selects_all}
-        return dense_paths(q, k, v, selected, buckets, **sizes, **form)
+        return dense_paths(q, k, v, selected, buckets, spec, selects_all=selects_all)
 
     def sparse(cu_seqlens: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v, selected = rows
         packing = Packing.of(cu_seqlens, len(q), block_size)
         blocks = BlockKeys(packing, selected, causal)
-        events = NearKeys(packing, pattern.distances(spec.window, longest), **form)
+        distances = pattern.distances(spec.window, longest)
+        events = NearKeys(packing, distances, spec.window, spec.sinks, causal)
         long = SparseAttention.apply(q, packing.pad(k), packing.pad(v), blocks)
         return long, SparseAttention.apply(q, k, v, events)
 

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from blossomrec.attention import pattern
 from blossomrec.attention.buckets import Buckets
+from blossomrec.attention.spec import BlossomSpec
 
 # Not cuDNN: it plans anew for every shape, and the sizes of buckets change with every batch.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -27,11 +28,8 @@ def dense_paths(
     v: Tensor,
     selected: Tensor,
     buckets: Buckets,
+    spec: BlossomSpec,
     *,
-    block_size: int,
-    window: int,
-    sinks: int,
-    causal: bool,
     selects_all: bool,
 ) -> tuple[Tensor, Tensor]:
     """Long-term and short-term attention, [T, H, d] each.
@@ -45,10 +43,10 @@ def dense_paths(
         heads = _fold(bucket_q, bucket_k, bucket_v)
         length = bucket_q.shape[1]
         inside = torch.arange(length, device=q.device) < lengths[:, None]
-        near = _short_mask(length, lengths, inside, window, sinks, causal).to(q.dtype)
+        near = _short_mask(lengths, inside, spec).to(q.dtype)
         far = None
         if not selects_all:
-            far = _long_mask(chosen, inside, block_size, causal).to(q.dtype)
+            far = _long_mask(chosen, inside, spec).to(q.dtype)
         shape = bucket_q.shape
         long.append(_unfold(_attend(*heads, far), shape))
         short.append(_unfold(_attend(*heads, near), shape))
@@ -77,12 +75,13 @@ def _unfold(out: Tensor, shape: torch.Size) -> Tensor:
     return out.reshape(count, heads, length, size).transpose(1, 2)
 
 
-def _long_mask(selected: Tensor, inside: Tensor, block_size: int, causal: bool) -> Tensor:
+def _long_mask(selected: Tensor, inside: Tensor, spec: BlossomSpec) -> Tensor:
     """Additive mask [n * G, 1, L, L]: 0 in the selected blocks and the own one, -inf elsewhere.
 
     selected: int32 [n, L, G, top_n]; inside: bool [n, L], which padded rows are events.
     """
     count, length, groups, _ = selected.shape
+    block_size = spec.block_size
     blocks = -(-length // block_size)
     # One place more for "none".
     by_block = torch.full((count, groups, length, blocks + 1), -math.inf, device=selected.device)
@@ -91,7 +90,7 @@ def _long_mask(selected: Tensor, inside: Tensor, block_size: int, causal: bool) 
     by_key = by_block[..., :blocks].repeat_interleave(block_size, dim=-1)[..., :length]
     event = torch.arange(length, device=selected.device)
     own = event[:, None] // block_size == event // block_size
-    if causal:
+    if spec.causal:
         own = (own & (event <= event[:, None]))[None]
     else:
         # A padded row sees itself, so that no row is empty.
@@ -99,14 +98,12 @@ def _long_mask(selected: Tensor, inside: Tensor, block_size: int, causal: bool) 
     return by_key.masked_fill(own[:, None], 0.0).flatten(0, 1)[:, None]
 
 
-def _short_mask(
-    length: int, lengths: Tensor, inside: Tensor, window: int, sinks: int, causal: bool
-) -> Tensor:
+def _short_mask(lengths: Tensor, inside: Tensor, spec: BlossomSpec) -> Tensor:
     """Additive mask [1 or n, 1, L, L] of the power-law pattern and the sinks."""
-    event = torch.arange(length, device=inside.device)
+    event, sinks = torch.arange(inside.shape[1], device=inside.device), spec.sinks
     distance = event[:, None] - event
-    seen = pattern.is_visible(distance.abs(), window)
-    if causal:
+    seen = pattern.is_visible(distance.abs(), spec.window)
+    if spec.causal:
         seen = ((seen | (event < sinks)) & (distance >= 0))[None]
     else:
         last = (event >= lengths[:, None] - sinks) & inside

@@ -136,27 +136,27 @@ class SparseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, keys: BlockKeys | NearKeys) -> Tensor:
         groups = k.shape[0] if isinstance(keys, BlockKeys) else k.shape[1]
-        out, normaliser = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=_exact(q))
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=_exact(q))
         with torch.autocast(q.device.type, enabled=False):
             for rows in _tiles(q):
                 tile = _Tile.of(q, k, v, keys, rows, groups)
-                normaliser[rows] = tile.scores.logsumexp(-1).flatten(1)
+                lse[rows] = tile.scores.logsumexp(-1).flatten(1)
                 weights = tile.scores.softmax(-1)
                 out[rows] = (weights @ tile.v).flatten(1, 2).to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, normaliser)
+        ctx.save_for_backward(q, k, v, out, lse)
         ctx.keys, ctx.groups = keys, groups
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        q, k, v, out, normaliser = ctx.saved_tensors
+        q, k, v, out, lse = ctx.saved_tensors
         grad_q = torch.empty_like(q)
         grad_k, grad_v = (torch.zeros_like(x, dtype=_exact(q)) for x in (k, v))
         with torch.autocast(q.device.type, enabled=False):
             for rows in _tiles(q):
                 tile = _Tile.of(q, k, v, ctx.keys, rows, ctx.groups)
                 grad_out = _grouped(grad, rows, ctx.groups)
-                total = normaliser[rows].view(len(grad_out), ctx.groups, -1, 1)
+                total = lse[rows].view(len(grad_out), ctx.groups, -1, 1)
                 weights = (tile.scores - total).exp()
                 mean = (grad_out * _grouped(out, rows, ctx.groups)).sum(-1, keepdim=True)
                 grad_scores = weights * (grad_out @ tile.v.mT - mean) / math.sqrt(q.shape[-1])

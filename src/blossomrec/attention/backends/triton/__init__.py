@@ -7,32 +7,24 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from blossomrec.attention.backends.operator import numbers_of
 from blossomrec.attention.backends.triton import operators
 from blossomrec.attention.backends.triton.launch import unsupported
-from blossomrec.attention.spec import BlossomSpec
+from blossomrec.attention.spec import BlossomSpec, Inputs
 
 __all__ = ["attend", "unsupported"]
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    block_keys: Tensor,
-    gates: Tensor,
-    cu_seqlens: Tensor,
-    spec: BlossomSpec,
-    selected: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[Tensor, Tensor]:
     """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
+    q, k, v, block_keys, gates, cu_seqlens = inputs
     q, k, v = (_rows(x.to(q.dtype)) for x in (q, k, v))
-    chosen = selected
+    chosen, numbers = selected, numbers_of(spec)
     if chosen is None:
-        keys, form = _rows(block_keys.detach()), (spec.block_size, spec.top_n, spec.causal)
-        chosen = operators.select_blocks(q.detach(), keys, cu_seqlens, *form)
+        keys = _rows(block_keys.detach())
+        chosen = operators.select_blocks(q.detach(), keys, cu_seqlens, numbers)
     chosen = cast(Tensor, chosen).to(torch.int32).contiguous()
-    form = (spec.block_size, spec.window, spec.sinks, spec.causal)
-    out, _ = operators.attend(q, k, v, gates.contiguous(), chosen, cu_seqlens, *form)
+    out, _ = operators.attend(q, k, v, gates.contiguous(), chosen, cu_seqlens, numbers)
     return out, chosen
 
 

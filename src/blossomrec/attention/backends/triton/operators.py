@@ -13,28 +13,27 @@ from torch import Tensor
 from blossomrec.attention.backends.gpu.geometry import tile_table
 from blossomrec.attention.backends.gpu.kernel_pattern import Pattern
 from blossomrec.attention.backends.operator import empty_gradients, operator, register_gradient
-from blossomrec.attention.backends.triton.backward_keys import backward_keys_kernel
-from blossomrec.attention.backends.triton.backward_queries import backward_queries_kernel
-from blossomrec.attention.backends.triton.forward import forward_kernel
 from blossomrec.attention.backends.triton.inverse_lists import InverseLists
-from blossomrec.attention.backends.triton.launch import PRECISION, launch_for
-from blossomrec.attention.backends.triton.partial_sums import (
+from blossomrec.attention.backends.triton.kernels.backward_keys import backward_keys_kernel
+from blossomrec.attention.backends.triton.kernels.backward_queries import backward_queries_kernel
+from blossomrec.attention.backends.triton.kernels.forward import forward_kernel
+from blossomrec.attention.backends.triton.kernels.partial_sums import (
     SPAN,
     list_sums_kernel,
     sink_sums_kernel,
 )
-from blossomrec.attention.backends.triton.selection import selection_kernel
+from blossomrec.attention.backends.triton.kernels.selection import selection_kernel
+from blossomrec.attention.backends.triton.launch import PRECISION, launch_for
 
 
-def _empty_select_blocks(q, block_keys, cu_seqlens, block_size, top_n, causal):
-    return q.new_empty(len(q), block_keys.shape[1], top_n, dtype=torch.int32)
+def _empty_select_blocks(q, block_keys, cu_seqlens, numbers):
+    return q.new_empty(len(q), block_keys.shape[1], numbers[1], dtype=torch.int32)
 
 
 @operator(_empty_select_blocks)
-def select_blocks(
-    q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, block_size: int, top_n: int, causal: bool
-) -> Tensor:
-    """The ``top_n`` most important blocks of each event, int32 [T, G, top_n], see the reference."""
+def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: list[int]) -> Tensor:
+    """The most important blocks of each event, int32 [T, G, top_n], see the reference."""
+    block_size, top_n, _, _, causal = numbers
     total, heads, size = q.shape
     groups = block_keys.shape[1]
     launch = launch_for(size, heads // groups, q.dtype)
@@ -56,14 +55,14 @@ def select_blocks(
         PLACES=triton.next_power_of_2(top_n),
         QUERIES=queries,
         BLOCKS=blocks,
-        CAUSAL=causal,
+        CAUSAL=bool(causal),
         PRECISION=PRECISION,
         **launch.selection.options(),
     )
     return selected
 
 
-def _empty_attend(q, k, v, gates, selected, cu_seqlens, block_size, window, sinks, causal):
+def _empty_attend(q, k, v, gates, selected, cu_seqlens, numbers):
     return q.new_empty(q.shape), q.new_empty(2, *q.shape[:2], dtype=torch.float32)
 
 
@@ -75,19 +74,16 @@ def attend(
     gates: Tensor,
     selected: Tensor,
     cu_seqlens: Tensor,
-    block_size: int,
-    window: int,
-    sinks: int,
-    causal: bool,
+    numbers: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """Both paths and the gate: out [T, H, d], and the normalisers [2, T, H] of the softmaxes."""
+    """Both paths and the gate: out [T, H, d], and the lse [2, T, H] of the softmaxes."""
     total, heads, size = q.shape
     sizes = _sizes(q, k, selected)
     launch = launch_for(size, sizes["R"], q.dtype)
-    pattern = Pattern.of(block_size, window, sinks, causal, total)
-    table = tile_table(cu_seqlens, total, block_size, block_size)
+    pattern = _pattern(numbers, total)
+    table = tile_table(cu_seqlens, total, pattern.block_size, pattern.block_size)
     out = q.new_empty(q.shape)
-    normalisers = q.new_empty(2, total, heads, dtype=torch.float32)
+    lse = q.new_empty(2, total, heads, dtype=torch.float32)
     forward_kernel[(len(table) * sizes["G"],)](
         q,
         k,
@@ -96,7 +92,7 @@ def attend(
         selected,
         table,
         out,
-        normalisers,
+        lse,
         total,
         _scale(size),
         *_strides(q, k, v),
@@ -105,35 +101,28 @@ def attend(
         PRECISION=PRECISION,
         **launch.forward.options(),
     )
-    return out, normalisers
+    return out, lse
 
 
 @operator(empty_gradients)
 def attend_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    selected: Tensor,
-    cu_seqlens: Tensor,
-    out: Tensor,
-    normalisers: Tensor,
-    block_size: int,
-    window: int,
-    sinks: int,
-    causal: bool,
+    grad: Tensor, given: list[Tensor], kept: list[Tensor], numbers: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and gates."""
+    """Gradients of q, k, v and gates.
+
+    given: the tensors that ``attend`` was given; kept: its results.
+    """
+    q, k, v, gates, selected, cu_seqlens = given
+    out, lse = kept
     total, _, size = q.shape
     sizes = _sizes(q, k, selected)
     groups, strides, scale = sizes["G"], _strides(q, k, v), _scale(size)
     launch = launch_for(size, sizes["R"], q.dtype)
-    pattern = Pattern.of(block_size, window, sinks, causal, total)
-    table = tile_table(cu_seqlens, total, block_size, block_size)
+    pattern = _pattern(numbers, total)
+    table = tile_table(cu_seqlens, total, pattern.block_size, pattern.block_size)
     grad = grad.contiguous()
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
-    grad_gates, shifts = torch.empty_like(gates), torch.empty_like(normalisers)
+    grad_gates, shifts = torch.empty_like(gates), torch.empty_like(lse)
     lists = torch.empty_like(selected)
     no_list = len(table) * groups
     backward_queries_kernel[(no_list,)](
@@ -144,7 +133,7 @@ def attend_backward(
         selected,
         table,
         out,
-        normalisers,
+        lse,
         grad,
         grad_q,
         grad_gates,
@@ -161,8 +150,8 @@ def attend_backward(
     )
     inverse = InverseLists.of(lists, no_list, launch.chunk)
     options = {"PRECISION": PRECISION, **launch.backward_keys.options()}
-    rows = (q, k, v, gates, table, normalisers, shifts, grad)
-    list_sums = q.new_empty(len(inverse.owners), 2, block_size, size, dtype=torch.float32)
+    rows = (q, k, v, gates, table, lse, shifts, grad)
+    list_sums = q.new_empty(len(inverse.owners), 2, pattern.block_size, size, dtype=torch.float32)
     if len(inverse.owners):
         list_sums_kernel[(len(inverse.owners),)](
             *rows,
@@ -176,11 +165,11 @@ def attend_backward(
             *strides,
             **sizes,
             CHUNK=launch.chunk,
-            S=block_size,
+            S=pattern.block_size,
             **options,
         )
     spans = (len(table) // SPAN.value + len(cu_seqlens)) * pattern.sink_blocks * groups
-    sink_sums = q.new_empty(spans, 2, block_size, size, dtype=torch.float32)
+    sink_sums = q.new_empty(spans, 2, pattern.block_size, size, dtype=torch.float32)
     if pattern.sink_blocks:
         sink_sums_kernel[(no_list, pattern.sink_blocks)](
             *rows,
@@ -191,11 +180,11 @@ def attend_backward(
             G=groups,
             R=sizes["R"],
             D=size,
-            S=block_size,
-            WINDOW=window,
-            SINKS=sinks,
+            S=pattern.block_size,
+            WINDOW=pattern.window,
+            SINKS=pattern.sinks,
             SINK_BLOCKS=pattern.sink_blocks,
-            CAUSAL=causal,
+            CAUSAL=pattern.causal,
             **options,
         )
     backward_keys_kernel[(no_list,)](
@@ -219,6 +208,11 @@ def attend_backward(
 
 
 register_gradient("triton_attend", attend_backward, kept=2)
+
+
+def _pattern(numbers: list[int], total: int) -> Pattern:
+    block_size, _, window, sinks, causal = numbers
+    return Pattern.of(block_size, window, sinks, bool(causal), total)
 
 
 def _sizes(q: Tensor, k: Tensor, selected: Tensor) -> dict[str, int]:

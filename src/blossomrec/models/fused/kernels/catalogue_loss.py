@@ -11,11 +11,11 @@ LOG_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit(do_not_specialize=["rows", "items", "tiles"])
-def normaliser_kernel(
+def lse_kernel(
     hidden,
     weight,
     targets,
-    normalisers,
+    lse,
     target_logits,
     rows,
     items,
@@ -44,7 +44,7 @@ def normaliser_kernel(
         total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(logits - higher[:, None]), 1)
         top = higher
     place = tl.program_id(1).to(tl.int64) * rows + row
-    tl.store(normalisers + place, (top + tl.log2(total)) * LOG_2, mask=row < rows)
+    tl.store(lse + place, (top + tl.log2(total)) * LOG_2, mask=row < rows)
     if tl.program_id(1) == 0:
         target = tl.load(targets + row, mask=row < rows, other=0)
         known = held & (target >= 0)[:, None]
@@ -54,10 +54,8 @@ def normaliser_kernel(
 
 
 @triton.jit(do_not_specialize=["rows", "parts"])
-def loss_kernel(
-    partial, targets, target_logits, normalisers, losses, rows, parts, ROWS: tl.constexpr
-):
-    """Normalisers of all items from those of the parts, and losses, [rows]."""
+def loss_kernel(partial, targets, target_logits, lse, losses, rows, parts, ROWS: tl.constexpr):
+    """Log-sum-exp over all items from those of the parts, and losses, [rows]."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     top = tl.full([ROWS], -1.0e30, tl.float32)
@@ -68,10 +66,10 @@ def loss_kernel(
         total = total * tl.exp(top - higher) + tl.exp(value - higher)
         top = higher
     counted = tl.load(targets + row, mask=inside, other=-1) >= 0
-    normaliser = top + tl.log(total)
-    loss = normaliser - tl.load(target_logits + row, mask=inside, other=0.0)
+    row_lse = top + tl.log(total)
+    loss = row_lse - tl.load(target_logits + row, mask=inside, other=0.0)
     tl.store(losses + row, tl.where(counted, loss, 0.0), mask=inside)
-    tl.store(normalisers + row, tl.where(counted, normaliser, float("inf")), mask=inside)
+    tl.store(lse + row, tl.where(counted, row_lse, float("inf")), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "items"])
@@ -79,7 +77,7 @@ def excess_kernel(
     hidden,
     weight,
     targets,
-    normalisers,
+    lse,
     excess,
     rows,
     items,
@@ -99,7 +97,7 @@ def excess_kernel(
     column = tl.arange(0, D_BLOCK)
     held = (row < rows)[:, None] & (column < D)[None]
     factors = tl.load(hidden + row.to(tl.int64)[:, None] * D + column[None], mask=held, other=0.0)
-    normaliser = tl.load(normalisers + row, mask=row < rows, other=0.0) * LOG2_E
+    row_lse = tl.load(lse + row, mask=row < rows, other=0.0) * LOG2_E
     target = tl.load(targets + row, mask=row < rows, other=-1)
     for step in range(SPAN):
         offset = (tl.program_id(0) * SPAN + step) * ITEMS + tl.arange(0, ITEMS)
@@ -108,7 +106,7 @@ def excess_kernel(
         place = item.to(tl.int64)[:, None] * D + column[None]
         vectors = tl.load(weight + place, mask=known, other=0.0)
         logits = tl.dot(factors, tl.trans(vectors)) * LOG2_E
-        value = tl.exp2(logits - normaliser[:, None])
+        value = tl.exp2(logits - row_lse[:, None])
         value -= (item[None] == target[:, None]).to(tl.float32)
         value = tl.where((item < items)[None], value, 0.0)
         place = row.to(tl.int64)[:, None] * width + offset[None]

@@ -101,7 +101,7 @@ struct KeyTile {
             }
             for (int r = 0; r < R; r++) {
                 const Vector weight =
-                    exp2(score[r] * scale - row(NORMALISER + r)) * row(GATE + r);
+                    exp2(score[r] * scale - row(LSE + r)) * row(GATE + r);
                 weights[each * R + r] = weight;
                 slopes[each * R + r] = weight * (slope[r] - row(MEAN + r));
             }
@@ -132,7 +132,7 @@ struct KeyTile {
                 const int64_t place = path * problem.rows * heads + first + r;
                 const int64_t gate = (first + r) * 2 + path;
                 const Vector weight =
-                    exp2(score[r] * problem.scale() - problem.normalisers[place]) *
+                    exp2(score[r] * problem.scale() - problem.lse[place]) *
                     problem.gates[gate];
                 weights[each * R + r] = seen[each] ? weight : Vector{};
                 slopes[each * R + r] =

@@ -26,7 +26,7 @@ struct QueryTile {
     View *const keys = arena.take<View>(batch.pattern.most_views());
     View *const values = arena.take<View>(batch.pattern.most_views());
     // Of the long-term and the short-term path; `mean` is of the slopes, by the weights.
-    float normaliser[2][R][LANES], gate[2][R][LANES], mean[2][R][LANES];
+    float lse[2][R][LANES], gate[2][R][LANES], mean[2][R][LANES];
 
     QueryTile(const Batch &batch, int64_t chunk, int64_t group, Vector *scratch)
         : batch(batch), problem(batch.problem), chunk(chunk), group(group), heads(problem.heads()),
@@ -41,8 +41,8 @@ struct QueryTile {
                     const int64_t place = (at.row + lane) * heads + group * R + r;
                     const bool event = lane < at.events();
                     // Weights vanish where no event is.
-                    normaliser[path][r][lane] =
-                        event ? problem.normalisers[path * problem.rows * heads + place] : -HIDDEN;
+                    lse[path][r][lane] =
+                        event ? problem.lse[path * problem.rows * heads + place] : -HIDDEN;
                     gate[path][r][lane] = event ? problem.gates[place * 2 + path] : 0;
                 }
     }
@@ -66,7 +66,7 @@ struct QueryTile {
 
     void finish(int r) const {
         const float root = 1 / sqrtf((float)D);
-        store(columns + (NORMALISER + r) * LANES, load(normaliser[1][r]));
+        store(columns + (LSE + r) * LANES, load(lse[1][r]));
         store(columns + (GATE + r) * LANES, load(gate[1][r]));
         store(columns + (MEAN + r) * LANES, load(mean[1][r]));
         const float *together = (const float *)(sums + r * D);
@@ -87,7 +87,7 @@ struct QueryTile {
         for (int key = 0; key < keys.count; key++) {
             dot(grad, values.view[key], key < values.shifted, slopes + key * R);
             for (int r = 0; r < R; r++) {
-                const Vector weight = exp2(weights[key * R + r] - load(normaliser[path][r]));
+                const Vector weight = exp2(weights[key * R + r] - load(lse[path][r]));
                 weights[key * R + r] = weight;
                 sum[r] += weight * slopes[key * R + r];
             }
@@ -113,7 +113,7 @@ struct QueryTile {
                 dot_keys(batch.k.at(group, keys), problem.q + first, weight);
                 dot_keys(batch.v.at(group, keys), problem.grad + first, slope);
                 for (int r = 0; r < R; r++) {
-                    const Vector seen = exp2(weight[r] * scale - normaliser[0][r][lane]);
+                    const Vector seen = exp2(weight[r] * scale - lse[0][r][lane]);
                     weight[r] = inside ? seen : Vector{};
                     sum[r] += weight[r] * slope[r];
                 }

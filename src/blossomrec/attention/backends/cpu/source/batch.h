@@ -4,9 +4,9 @@
 #include "near.h"
 
 // Rows of the columns of queries: q and the gradient of the output, [R, d] each, then of each head
-// and the short-term path the normaliser, the gate and the gate's gradient. Where no event is the
+// and the short-term path the lse, the gate and the gate's gradient. Where no event is the
 // gate is 0, and so is what a key gets from there. The forward pass has q alone.
-enum { QUERY = 0, GRAD = R * D, NORMALISER = 2 * R * D, GATE = NORMALISER + R, MEAN = GATE + R };
+enum { QUERY = 0, GRAD = R * D, LSE = 2 * R * D, GATE = LSE + R, MEAN = GATE + R };
 constexpr int FORWARD_ROWS = GRAD, BACKWARD_ROWS = MEAN + R;
 
 struct Batch {

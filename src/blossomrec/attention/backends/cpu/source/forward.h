@@ -1,4 +1,4 @@
-// Output and normalisers of one chunk and group.
+// Output and lse of one chunk and group.
 #pragma once
 
 #include "selected.h"
@@ -86,10 +86,10 @@ struct ForwardTile {
         const Vector own_part = exp2(own_top[r] - top), other_part = exp2(other_top - top);
         const Vector sum = own_part * own_sum[r] + other_part * load(chosen_sum[r]);
         const Vector near_share = gate[1] / near_sum[r], own_share = own_part * gate[0] / sum;
-        float other_share[LANES], normaliser[2][LANES];
+        float other_share[LANES], lse[2][LANES];
         store(other_share, other_part * gate[0] / sum);
-        store(normaliser[0], top + log2(sum));
-        store(normaliser[1], near_top[r] + log2(near_sum[r]));
+        store(lse[0], top + log2(sum));
+        store(lse[1], near_top[r] + log2(near_sum[r]));
         Vector *const both = near + r * D;
         for (int d = 0; d < D; d++) both[d] = both[d] * near_share + own[r * D + d] * own_share;
         const float *together = (const float *)both;
@@ -100,7 +100,7 @@ struct ForwardTile {
             for (int d = 0; d < D; d++)
                 out[d] = together[d * LANES + lane] + other_share[lane] * other[d];
             for (int path = 0; path < 2; path++)
-                problem.normalisers[path * problem.rows * heads + place] = normaliser[path][lane];
+                problem.lse[path * problem.rows * heads + place] = lse[path][lane];
         }
     }
 

@@ -100,21 +100,7 @@ extern "C" int blossom_append(Step *step) {
 
 // Attention of the new events, whose block keys must be there.
 extern "C" int blossom_step(Step *step) {
-    // Where each row's user and event are.
-    struct Place {
-        const User *user;
-        int64_t event;
-    };
-    const Buffer<Place> places(step->rows);
-    if (!places.data) return NO_MEMORY;
-    int64_t row = 0;
-    for (int64_t each = 0; each < step->count; each++)
-        for (int64_t event = 0; event < step->users[each].count; event++)
-            places.data[row++] = {step->users + each, event};
     return in_parallel(
         step->rows, step->threads, FEW_EVENTS, StepScratch(*step, nullptr).arena.used,
-        [&](int64_t piece, Vector *scratch) {
-            const Place &place = places.data[piece];
-            step_event(*step, *place.user, place.event, piece, scratch);
-        });
+        [&](int64_t row, Vector *scratch) { step_event(*step, row, scratch); });
 }

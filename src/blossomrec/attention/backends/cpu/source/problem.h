@@ -17,7 +17,7 @@ struct Problem {
     const float *gates;        // [T, H, 2]
     const int32_t *cu_seqlens; // [B + 1]
     int32_t *selected;         // [T, G, n]
-    float *normalisers;        // [2, T, H], base 2: of the long-term and the short-term softmax
+    float *lse;        // [2, T, H], base 2: of the long-term and the short-term softmax
     float *out;                // [T, H, d]
     const float *grad;         // [T, H, d]
     float *grad_q, *grad_k, *grad_v, *grad_gates;

@@ -4,22 +4,38 @@
 #include "threads.h"
 #include "problem.h"
 
-// A user: where its keys and values [held, G, 2d] and block keys [blocks, G, d] are, how many rows
-// were held before the new events, how many are new, and the position of row 0.
-struct User {
-    float *events;
-    const float *blocks;
-    int64_t held, count, first;
-};
-
+// Memory is in pages of one block each; a table says which pages hold a user's blocks.
 struct Step {
     const float *q, *k, *v;    // [t, H, d] and [t, G, d], not yet turned
     const float *gates;        // [t, H, 2]
     const float *frequencies;  // [pairs], by which the first 2 * pairs numbers of a head turn
-    const User *users;
+    float *pages;              // [P, G, S, 2d]
+    const float *block_keys;   // [P, G, d]
+    const int32_t *table;      // [users, width]
+    const int32_t *places;     // [4, t]: user, position, first block held, own page
     float *out;                // [t, H, d]
     int32_t *selected;         // [t, G, n]
-    int64_t rows, count, groups, pairs, top_n, window, sinks, threads;
+    int64_t rows, width, groups, pairs, top_n, window, sinks, threads;
+};
+
+// A new event; blocks and keys are counted from the oldest that its user holds.
+struct Event {
+    const Step &step;
+    const int64_t position, first;
+    const int32_t *pages;  // of the user's blocks
+
+    Event(const Step &step, int64_t row)
+        : step(step), position(step.places[step.rows + row]),
+          first(step.places[2 * step.rows + row]),
+          pages(step.table + step.places[row] * step.width) {}
+
+    int64_t place() const { return position - first * S; }
+
+    // A key of a group; its value is behind it.
+    const float *key(int64_t place, int64_t group) const {
+        const int64_t page = pages[place / S];
+        return step.pages + ((page * step.groups + group) * S + place % S) * 2 * D;
+    }
 };
 
 static inline float product(const float *a, const float *b) {
@@ -52,17 +68,15 @@ struct Turn {
 };
 
 static void append(const Step &step) {
-    int64_t row = 0;
-    for (int64_t each = 0; each < step.count; each++) {
-        const User &user = step.users[each];
-        for (int64_t event = 0; event < user.count; event++, row++) {
-            const Turn turn(step, user.first + user.held + event);
-            for (int64_t group = 0; group < step.groups; group++) {
-                const int64_t place = (row * step.groups + group) * D;
-                float *to = user.events + ((user.held + event) * step.groups + group) * 2 * D;
-                turn(step.k + place, to);
-                memcpy(to + D, step.v + place, sizeof(float) * D);
-            }
+    for (int64_t row = 0; row < step.rows; row++) {
+        const int64_t position = step.places[step.rows + row];
+        const int64_t page = step.places[3 * step.rows + row];
+        const Turn turn(step, position);
+        for (int64_t group = 0; group < step.groups; group++) {
+            const int64_t from = (row * step.groups + group) * D;
+            float *to = step.pages + ((page * step.groups + group) * S + position % S) * 2 * D;
+            turn(step.k + from, to);
+            memcpy(to + D, step.v + from, sizeof(float) * D);
         }
     }
 }
@@ -98,9 +112,9 @@ static inline void insert(float score, int32_t block, int64_t count, float *best
 // The most important of the blocks before `own` for each group, rising, -1 last.
 // q [G, R, d], best [G, n], chosen [G, n].
 static void choose(
-    const Step &step, const User &user, const float *q, int64_t own, float *mean, float *best,
-    int32_t *chosen
+    const Event &event, const float *q, int64_t own, float *mean, float *best, int32_t *chosen
 ) {
+    const Step &step = event.step;
     const int64_t count = step.top_n, groups = step.groups;
     for (int64_t place = 0; place < groups * count; place++) {
         best[place] = -INFINITY;
@@ -116,11 +130,19 @@ static void choose(
     // A few blocks for all groups, whose keys lie side by side, so that memory is read once.
     for (int64_t block = 0; block < own; block += SCORED_AT_ONCE) {
         const int some = own - block < SCORED_AT_ONCE ? own - block : SCORED_AT_ONCE;
+        const int32_t *pages = event.pages + block;
+        int32_t gaps = 0;
+        for (int i = 0; i < some; i++) gaps |= pages[i] - pages[0] - i;
         for (int64_t group = 0; group < groups; group++) {
-            const float *keys = user.blocks + (block * groups + group) * D;
+            const float *keys = step.block_keys + group * D;
             float score[SCORED_AT_ONCE], *worst = best + group * count + count - 1;
-            score_rows([&](int64_t i) { return keys + i * groups * D; }, some, mean + group * D,
-                       score);
+            // Pages that follow each other need not be looked up, nor waited for.
+            if (gaps)
+                score_rows([&](int64_t i) { return keys + pages[i] * groups * D; }, some,
+                           mean + group * D, score);
+            else
+                score_rows([&](int64_t i) { return keys + (pages[0] + i) * groups * D; }, some,
+                           mean + group * D, score);
             for (int i = 0; i < some; i++) {
                 // Most have none that is needed.
                 if (i % LANES == 0)
@@ -147,14 +169,14 @@ static inline int64_t most_near(const Step &step) { return step.window + 64 + st
 
 struct StepScratch {
     Arena arena;
-    int64_t *far, *near;  // rows of the keys
-    float *q, *mean;      // [G, R, d] and [G, d]
-    float *best;          // [G, n]
-    float *scores;        // [R, keys]
+    const float **far, **near;  // the keys; the near ones of the first group
+    float *q, *mean;            // [G, R, d] and [G, d]
+    float *best;                // [G, n]
+    float *scores;              // [R, keys]
 
     StepScratch(const Step &step, Vector *from) : arena{from} {
-        far = arena.take<int64_t>(most_far(step));
-        near = arena.take<int64_t>(most_near(step));
+        far = arena.take<const float *>(most_far(step));
+        near = arena.take<const float *>(most_near(step));
         q = arena.take<float>(step.groups * R * D);
         mean = arena.take<float>(step.groups * D);
         best = arena.take<float>(step.groups * step.top_n);
@@ -163,21 +185,20 @@ struct StepScratch {
 };
 
 // Asks for keys and values that are wanted soon: they are scattered over the whole history.
-static inline void fetch(const float *row) {
-    for (int line = 0; line < 2 * D; line += 16) __builtin_prefetch(row + line);
+static inline void fetch(const float *key, int64_t count) {
+    for (int64_t line = 0; line < count * 2 * D; line += 16) __builtin_prefetch(key + line);
 }
 
-// Adds share * softmax(q . key) value over the keys, [R, d]. `rows` are those of the keys.
+// Adds share * softmax(q . key) value over the keys, [R, d], each of them `further` on.
 static void attend_keys(
-    const Step &step, const float *events, const float *q, const int64_t *rows, int64_t count,
-    const float *gates, float *scores, float *out
+    const float *const *keys, int64_t count, int64_t further, const float *q, const float *gates,
+    float *scores, float *out
 ) {
-    const int64_t width = 2 * D * step.groups, padded = (count + LANES - 1) / LANES * LANES;
+    const int64_t padded = (count + LANES - 1) / LANES * LANES;
     const float scale = 1.44269504f / sqrtf((float)D);
     for (int r = 0; r < R; r++) {
         float *score = scores + r * padded;
-        score_rows([&](int64_t key) { return events + rows[key] * width; }, count, q + r * D,
-                   score);
+        score_rows([&](int64_t key) { return keys[key] + further; }, count, q + r * D, score);
         for (int64_t key = count; key < padded; key++) score[key] = HIDDEN;
         Vector top = every(HIDDEN), sum = {};
         for (int64_t key = 0; key < padded; key += LANES) {
@@ -194,7 +215,7 @@ static void attend_keys(
         for (int64_t key = 0; key < count; key++) score[key] *= share;
     }
     for (int64_t key = 0; key < count; key++) {
-        const float *value = events + rows[key] * width + D;
+        const float *value = keys[key] + further + D;
         for (int r = 0; r < R; r++) {
             const float weight = scores[r * padded + key];
 #pragma omp simd
@@ -203,51 +224,52 @@ static void attend_keys(
     }
 }
 
-static void step_event(
-    const Step &step, const User &user, int64_t event, int64_t row, Vector *room
-) {
+static void step_event(const Step &step, int64_t row, Vector *room) {
     const StepScratch scratch(step, room);
-    const int64_t heads = step.groups * R, at = user.held + event, own = at / S;
-    const Turn turn(step, user.first + at);
+    const Event event(step, row);
+    const int64_t heads = step.groups * R, groups = step.groups, at = event.place(), own = at / S;
+    const Turn turn(step, event.position);
     for (int64_t head = 0; head < heads; head++)
         turn(step.q + (row * heads + head) * D, scratch.q + head * D);
-    const int64_t width = 2 * D * step.groups;
     // Alike for all groups: the keys of the pattern, then the sinks that it does not lead to.
     int64_t near_count = 0;
-    for (int64_t back = 0; back < step.window && back <= at; back++)
-        scratch.near[near_count++] = at - back;
+    const auto take = [&](int64_t back) { scratch.near[near_count++] = event.key(at - back, 0); };
+    for (int64_t back = 0; back < step.window && back <= at; back++) take(back);
     for (int64_t back = 1; back <= at; back *= 2)
-        if (back >= step.window) scratch.near[near_count++] = at - back;
-    for (int64_t sink = user.first; sink < step.sinks && sink - user.first <= at; sink++) {
-        const int64_t back = at - (sink - user.first);
-        if (back >= step.window && (back & (back - 1))) scratch.near[near_count++] = at - back;
+        if (back >= step.window) take(back);
+    for (int64_t sink = event.first * S; sink < step.sinks && sink <= event.position; sink++) {
+        const int64_t back = event.position - sink;
+        if (back >= step.window && (back & (back - 1))) take(back);
     }
     for (int64_t key = 0; key < near_count; key++)
-        for (int64_t group = 0; group < step.groups; group++)
-            fetch(user.events + scratch.near[key] * width + group * 2 * D);
+        for (int64_t group = 0; group < groups; group++)
+            fetch(scratch.near[key] + group * S * 2 * D, 1);
 
-    int32_t *chosen = step.selected + row * step.groups * step.top_n;
-    choose(step, user, scratch.q, own, scratch.mean, scratch.best, chosen);
-    for (int64_t i = 0; i < step.groups * step.top_n; i++)
-        for (int64_t key = 0; key < S && chosen[i] >= 0; key++)
-            fetch(user.events + (chosen[i] * (int64_t)S + key) * width + i / step.top_n * 2 * D);
+    int32_t *chosen = step.selected + row * groups * step.top_n;
+    choose(event, scratch.q, own, scratch.mean, scratch.best, chosen);
+    for (int64_t i = 0; i < groups * step.top_n; i++)
+        if (chosen[i] >= 0) fetch(event.key(chosen[i] * (int64_t)S, i / step.top_n), S);
 
     const float *gates = step.gates + row * heads * 2;
     float *out = step.out + row * heads * D;
     memset(out, 0, sizeof(float) * heads * D);
     // The short-term path goes first: its keys were asked for first.
-    for (int64_t group = 0; group < step.groups; group++)
-        attend_keys(step, user.events + group * 2 * D, scratch.q + group * R * D, scratch.near,
-                    near_count, gates + group * R * 2 + 1, scratch.scores, out + group * R * D);
-    for (int64_t group = 0; group < step.groups; group++, chosen += step.top_n) {
+    for (int64_t group = 0; group < groups; group++)
+        attend_keys(scratch.near, near_count, group * S * 2 * D, scratch.q + group * R * D,
+                    gates + group * R * 2 + 1, scratch.scores, out + group * R * D);
+    for (int64_t group = 0; group < groups; group++, chosen += step.top_n) {
         int64_t far_count = 0;
+        const auto add_block = [&](int64_t block, int64_t count) {
+            const float *first = event.key(block * S, group);
+            for (int64_t key = 0; key < count; key++)
+                scratch.far[far_count++] = first + key * 2 * D;
+        };
         for (int64_t i = 0; i < step.top_n && chosen[i] >= 0; i++) {
-            for (int64_t key = 0; key < S; key++)
-                scratch.far[far_count++] = (int64_t)chosen[i] * S + key;
-            chosen[i] += user.first / S;
+            add_block(chosen[i], S);
+            chosen[i] += event.first;
         }
-        for (int64_t key = own * S; key <= at; key++) scratch.far[far_count++] = key;
-        attend_keys(step, user.events + group * 2 * D, scratch.q + group * R * D, scratch.far,
-                    far_count, gates + group * R * 2, scratch.scores, out + group * R * D);
+        add_block(own, at % S + 1);
+        attend_keys(scratch.far, far_count, 0, scratch.q + group * R * D, gates + group * R * 2,
+                    scratch.scores, out + group * R * D);
     }
 }

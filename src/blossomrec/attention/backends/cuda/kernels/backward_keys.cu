@@ -8,24 +8,24 @@
 struct Queries {
     const u16 *q, *grad;              // of the head of column g, numbers 4c to 4c + 3
     const u32 *gates;                 // of the head of column 2c; both paths in one word
-    const float *normalisers, *shifts;
+    const float *lse, *shifts;
     int q_event, plane;               // plane: from the long-term to the short-term path
 
     INLINE Queries(
-        const u16 *q, const u16 *grad, const u32 *gates, const float *normalisers,
+        const u16 *q, const u16 *grad, const u32 *gates, const float *lse,
         const float *shifts, int q_event, int q_head, int plane, int group, int lane
     ) : q_event(q_event), plane(plane) {
         const int g = lane / 4, c = lane % 4, row = group * R + g % R, column = group * R + 2 * c % R;
         this->q = q + row * q_head + 4 * c;
         this->grad = grad + row * D + 4 * c;
         this->gates = gates + column;
-        this->normalisers = normalisers + column, this->shifts = shifts + column;
+        this->lse = lse + column, this->shifts = shifts + column;
     }
 };
 
 // One path's numbers of the columns 2c and 2c + 1.
 struct Path {
-    float gate[2], normaliser[2], shift[2];
+    float gate[2], lse[2], shift[2];
 
     template <int SHORT>
     INLINE void load(const Queries &from, const int (&event)[2]) {
@@ -33,13 +33,13 @@ struct Path {
         for (int n = 0; n < 2; ++n) place[n] = event[n] * HEADS;
         u32 both[2];
         load_two(both, from.gates, place);
-        load_two(normaliser, from.normalisers + SHORT * from.plane, place);
+        load_two(lse, from.lse + SHORT * from.plane, place);
         load_two(shift, from.shifts + SHORT * from.plane, place);
         for (int n = 0; n < 2; ++n) gate[n] = SHORT ? high(both[n]) : low(both[n]);
     }
     // Adds weight times gate and the gradient of a score, of a query that is seen.
     INLINE void weigh(float &weight, float &steep, float score, float slope, int n, bool seen) const {
-        const float share = gate[n] * exp_2(seen ? score - normaliser[n] : -INFINITE);
+        const float share = gate[n] * exp_2(seen ? score - lse[n] : -INFINITE);
         weight += share;
         steep += share * (slope - shift[n]);
     }
@@ -180,7 +180,7 @@ INLINE float4 row_of(const float (&x)[2 * STEPS][4], int s, int half) {
 
 extern "C" __global__ void __launch_bounds__(32, WARPS_LISTS) list_sums(
     const u16 *__restrict__ q, const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
-    const float *__restrict__ normalisers, const float *__restrict__ shifts,
+    const float *__restrict__ lse, const float *__restrict__ shifts,
     const u16 *__restrict__ grad, const int *__restrict__ order, const int *__restrict__ starts,
     const List *__restrict__ sorted, float4 *__restrict__ sums, int entries, int lists,
     float scale, int q_event, int q_head
@@ -198,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_LISTS) list_sums(
         if (turn) return;
         list = sorted[last];
     }
-    const Queries from(q, grad, gates, normalisers, shifts, q_event, q_head, 0, list % G, lane);
+    const Queries from(q, grad, gates, lse, shifts, q_event, q_head, 0, list % G, lane);
     const Block block(packed, list / G, list % G, lane);
     Sums sum;
     add_list(sum, block, from, order, low, min(low + CHUNK, high), lane, scale);
@@ -355,7 +355,7 @@ INLINE void add_far(
 
 extern "C" __global__ void __launch_bounds__(32, WARPS_KEYS) backward_keys(
     const u16 *__restrict__ q, const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
-    const int *__restrict__ table, const float *__restrict__ normalisers,
+    const int *__restrict__ table, const float *__restrict__ lse,
     const float *__restrict__ shifts, const u16 *__restrict__ grad, u16 *__restrict__ grad_k,
     u16 *__restrict__ grad_v, const int *__restrict__ order, const int *__restrict__ starts,
     const float4 *__restrict__ chunk_sums, int events, float scale, int q_event, int q_head
@@ -364,7 +364,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_KEYS) backward_keys(
     const Tile at(table, number);
     if (at.empty()) return;
     const Queries from(
-        q, grad, gates, normalisers, shifts, q_event, q_head, events * HEADS, group, lane);
+        q, grad, gates, lse, shifts, q_event, q_head, events * HEADS, group, lane);
     const NearPattern pattern(lane / 4, lane % 4);
     const Block block(packed, number, group, lane);
     Sums sums;

@@ -5,13 +5,13 @@
 // That of the short-term path is found first. What its share leaves of grad . out is that of the
 // long-term path, whose keys and values need to be fetched once then.
 
-// Scores to weights, given the normaliser of each column; adds up weight * slope.
+// Scores to weights, given the lse of each column; adds up weight * slope.
 INLINE void weigh_again(
-    float (&scores)[4], const float (&slopes)[4], const float (&normaliser)[2], float (&shift)[2],
+    float (&scores)[4], const float (&slopes)[4], const float (&lse)[2], float (&shift)[2],
     float scale
 ) {
     for (int i = 0; i < 4; ++i) {
-        scores[i] = exp_2(scores[i] * scale - normaliser[i % 2]);
+        scores[i] = exp_2(scores[i] * scale - lse[i % 2]);
         shift[i % 2] += scores[i] * slopes[i];
     }
 }
@@ -44,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
     const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
     const int *__restrict__ selected, const int *__restrict__ table, const u16 *__restrict__ out,
-    const float *__restrict__ normalisers, const u16 *__restrict__ grad, u16 *__restrict__ grad_q,
+    const float *__restrict__ lse, const u16 *__restrict__ grad, u16 *__restrict__ grad_q,
     u32 *__restrict__ grad_gates, float *__restrict__ shifts, List *__restrict__ lists, int tiles,
     int events, float scale, int q_event, int q_head, int k_event, int k_head, int v_event,
     int v_head
@@ -71,13 +71,13 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
         const int row = (at.start + unit.event) * HEADS + group * R + unit.head;
         load_columns(grads, row_at(grad, row, D), unit);
         load_columns(outs, row_at(out, row, D), unit);
-        float gate[2][2], normaliser[2][2], shift[2][2];   // [long or short][column]
+        float gate[2][2], logs[2][2], shift[2][2];   // [long or short][column]
         int places[2];
         u32 both[2];
         places_of(places, unit, at, group);
         load_two(both, gates, places);
         for (int path = 0; path < 2; ++path) {
-            load_two(normaliser[path], normalisers + path * plane, places);
+            load_two(logs[path], lse + path * plane, places);
             for (int i = 0; i < 2; ++i) {
                 gate[path][i] = path ? high(both[i]) : low(both[i]);
                 shift[path][i] = 0.0f;
@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
             multiply(near[step], keys, queries);
             multiply(near_slopes[step], values, grads);
             hide_unseen(near[step], own_long, pattern, at, u * EVENTS, step, unit.g);
-            weigh_again(near[step], near_slopes[step], normaliser[1], shift[1], scale);
+            weigh_again(near[step], near_slopes[step], logs[1], shift[1], scale);
         }
         float far[FAR_TOTAL][4], slopes[FAR_TOTAL][4];
         for (int step = 0; step < FAR_TOTAL; ++step) {
@@ -112,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
                     if (keys.held[i / 2] && (2 * unit.c + i % 2) / R == keys.event[i / 2])
                         far[step][i] = scores[i];
             }
-            weigh_again(far[step], slopes[step], normaliser[1], shift[1], scale);
+            weigh_again(far[step], slopes[step], logs[1], shift[1], scale);
         }
         float lost[2][2];   // gate * shift, [long or short][column]
         row_products(lost[0], outs, grads, unit.c);
@@ -129,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
             load_matrix(keys, block_at(home, near_block(at, step)));
             steepen(near[step], near_slopes[step], gate[1], lost[1]);
             if (step == OWN) {
-                weigh_again(own_long, near_slopes[step], normaliser[0], shift[0], scale);
+                weigh_again(own_long, near_slopes[step], logs[0], shift[0], scale);
                 steepen(own_long, near_slopes[step], gate[0], lost[0]);
                 for (int i = 0; i < 4; ++i) near[step][i] += own_long[i];
             }
@@ -156,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
             }
             for (int i = 0; i < 2; ++i)
                 if (!has_choice(chosen, j, unit.c, i)) scores[i] = scores[i + 2] = -INFINITE;
-            weigh_again(scores, score_slopes, normaliser[0], shift[0], scale);
+            weigh_again(scores, score_slopes, logs[0], shift[0], scale);
             steepen(scores, score_slopes, gate[0], lost[0]);
             const uint2 rows = as_rows(scores);
             for (int e = 0; e < EVENTS; ++e)

@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_FORWARD) forward(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
     const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
     const int *__restrict__ selected, const int *__restrict__ table, u16 *__restrict__ out,
-    float *__restrict__ normalisers, int events, float scale, int q_event, int q_head,
+    float *__restrict__ lse, int events, float scale, int q_event, int q_head,
     int k_event, int k_head, int v_event, int v_head
 ) {
     const int lane = this_lane(), number = blockIdx.x / G, group = blockIdx.x % G;
@@ -137,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_FORWARD) forward(
             for (int i = 0; i < 2; ++i)
                 for (int path = 0; path < 2; ++path)
                     if (unit.events[i] < at.length)
-                        normalisers[path * events * HEADS + places[i]] =
+                        lse[path * events * HEADS + places[i]] =
                             top[path][i] + log_2(total[path][i]);
         u16 *row = row_at(out, (at.start + unit.event) * HEADS + group * R + unit.head, D);
         for (int s = 0; s < STEPS; ++s) {

@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blossomrec.attention.backends.triton.selection import EMPTY
-from blossomrec.attention.backends.triton.tiles import NOTHING, is_visible, rows_of
+from blossomrec.attention.backends.triton.kernels.selection import EMPTY
+from blossomrec.attention.backends.triton.kernels.tiles import NOTHING, is_visible, rows_of
 
 # Rows of a tile of scores: what tensor cores take.
 ROWS = tl.constexpr(16)

@@ -20,12 +20,12 @@ from blossomrec.serving.metrics import Metrics
 
 
 @dataclass(frozen=True, eq=False)
-class Release:
+class ModelVersion:
     """A loaded run. Encoded histories live and die with it: no others' weights ever meet them.
 
     Attributes:
         run: the folder it was read from.
-        version: the first digits of the weights' SHA-256.
+        id: the first digits of the weights' SHA-256.
         model: in evaluation mode; the threads of the engine and of explanations use it.
         max_len: events of a history that the model sees.
         step: see :func:`blossomrec.serving.engine.histories.window_start`.
@@ -34,7 +34,7 @@ class Release:
     """
 
     run: Path
-    version: str
+    id: str
     model: SequenceModel
     catalogue: Catalogue
     encoder: Encoder
@@ -46,9 +46,9 @@ class Release:
     filter_viewed: bool
 
 
-def load_release(
+def load_version(
     run: str | Path, config: ServingConfig, metrics: Metrics, *, device: str = "auto"
-) -> Release:
+) -> ModelVersion:
     """Read a run folder.
 
     Raises:
@@ -69,9 +69,9 @@ def load_release(
     max_len = config.max_len or info.config.model.max_len
     cache = HistoryCache(config.cache_mib << 20)
     encoder, keeps_state = build_encoder(model, max_len, config.step, cache)
-    return Release(
+    return ModelVersion(
         run=run,
-        version=digest(run / "model.safetensors")[:12],
+        id=digest(run / "model.safetensors")[:12],
         model=model,
         catalogue=Catalogue.of(vocabulary),
         encoder=encoder,

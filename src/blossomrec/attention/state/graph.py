@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.attention.state.paged.pages import NOBODY, Step
-from blossomrec.attention.state.paged.states import PagedStates, Users
+from blossomrec.attention.state.attention_state import AttentionState
+from blossomrec.attention.state.paged_states import PagedStates
+from blossomrec.attention.state.pages import NOBODY, Step
 
 
 class StepGraph:
@@ -30,37 +32,43 @@ class StepGraph:
         self._generation = -1
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, users: Users) -> Tensor:
-        """Input [B, ...] of one more event of each of ``users``; gives the function's [B, ...].
+    def __call__(
+        self, x: Tensor, states: Sequence[AttentionState]
+    ) -> tuple[Tensor, list[AttentionState]]:
+        """Input [B, ...] of one more event of each user; gives the function's [B, ...].
 
         The input may be on the host; from pinned memory it is copied without a wait.
+
+        Returns:
+            What the function gives, and the states after the events.
 
         Raises:
             ValueError, OutOfPagesError: as :meth:`PagedStates.step`.
         """
-        step = self.states.step(users, pad_to=self.users)
+        step, after = self.states.step(states, pad_to=self.users)
         if not self.states.table.is_cuda:
-            return self.function(_filled(x, self.users), step)[: len(x)]
+            return self.function(_filled(x, self.users), step)[: len(x)], after
         if self._generation != self.states.generation:
             self._capture(x)
         self._x[: len(x)].copy_(x, non_blocking=True)
         self._step.rows.copy_(step.rows)
         self._graph.replay()
         # The next replay writes to the same place.
-        return self._out[: len(x)].clone()
+        return self._out[: len(x)].clone(), after
 
     def _capture(self, x: Tensor) -> None:
-        table = self.states.table
+        table, users = self.states.table, self.users
+        longest = table.shape[1] * self.states.block_size
         # Made in inference mode they could not be written to outside of it.
         with torch.inference_mode(False):
-            self._x = _filled(x.to(table.device), self.users)
-            self._step = Step(
-                table=table,
-                rows=table.new_full((4, self.users), NOBODY),
-                # Any event may complete its block, and any user may come to be the longest.
-                closing=torch.arange(self.users, dtype=torch.int32, device=table.device),
-                columns=torch.full((self.users,), table.shape[1]),
-            )
+            self._x = _filled(x.to(table.device), users)
+            # Any event may complete its block, and any user may come to be the longest.
+            parts = (*range(users), *[longest] * users, *[NOBODY] * 2 * users, *range(users))
+            host = torch.tensor(parts, dtype=torch.int32)
+            numbers = host.to(table.device)
+            known = np.zeros(table.shape, np.int32)
+            self._step = Step(users, self.states.block_size, table, known, numbers, host)
+            self._step.rows.fill_(NOBODY)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

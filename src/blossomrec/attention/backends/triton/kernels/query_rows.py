@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blossomrec.attention.backends.triton.tiles import rows_of, tile_rows
+from blossomrec.attention.backends.triton.kernels.tiles import rows_of, tile_rows
 
 
 @triton.jit
@@ -29,15 +29,15 @@ def scores_and_slopes(k, v, q, grad, scale, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def path_weights(scores, slopes, seen, gates, normalisers, shifts, place, held):
+def path_weights(scores, slopes, seen, gates, lse, shifts, place, held):
     """Weights of one path times its gate, and the gradient of its scores, [B, S, 16].
 
     The pointers are those of the path; see backward_queries.py for slope and shift.
     """
     gate = tl.load(gates + place * 2, mask=held, other=0.0).to(tl.float32)[:, None]
-    normaliser = tl.load(normalisers + place, mask=held, other=0.0)[:, None]
+    log_sum = tl.load(lse + place, mask=held, other=0.0)[:, None]
     shift = tl.load(shifts + place, mask=held, other=0.0)[:, None]
-    weights = tl.exp2(tl.where(seen, scores - normaliser, float("-inf")))
+    weights = tl.exp2(tl.where(seen, scores - log_sum, float("-inf")))
     return weights * gate, weights * (gate * slopes - shift)
 
 
@@ -50,7 +50,7 @@ def list_gradients(
     q,
     grad,
     gates,
-    normalisers,
+    lse,
     shifts,
     order,
     low,
@@ -76,7 +76,7 @@ def list_gradients(
         )
         scores, slopes = scores_and_slopes(tile_k, tile_v, rows_q, rows_grad, scale, PRECISION)
         weights, steep = path_weights(
-            scores, slopes, held[:, None], gates, normalisers, shifts, place, held
+            scores, slopes, held[:, None], gates, lse, shifts, place, held
         )
         sum_k = tl.dot(steep.to(rows_q.dtype), rows_q, sum_k, input_precision=PRECISION)
         sum_v = tl.dot(weights.to(rows_q.dtype), rows_grad, sum_v, input_precision=PRECISION)
@@ -90,7 +90,7 @@ def far_gradients(
     q,
     grad,
     gates,
-    normalisers,
+    lse,
     shifts,
     start,
     length,
@@ -129,9 +129,9 @@ def far_gradients(
         )
         rows_q, rows_grad = rows_q.to(tl.float32), rows_grad.to(tl.float32)
         gate = tl.load(gates + place * 2, mask=held, other=0.0).to(tl.float32)
-        normaliser = tl.load(normalisers + place, mask=held, other=0.0)
+        log_sum = tl.load(lse + place, mask=held, other=0.0)
         shift = tl.load(shifts + place, mask=held, other=0.0)
-        scores = tl.sum(rows_q * rows_k, 2) * scale - normaliser
+        scores = tl.sum(rows_q * rows_k, 2) * scale - log_sum
         weights = tl.exp2(tl.where(held, scores, float("-inf")))
         steep = weights * (gate * tl.sum(rows_grad * rows_v, 2) - shift)
         sum_k += steep[:, :, None] * rows_q

@@ -37,7 +37,7 @@ def test_a_new_model_is_taken_without_a_request_lost(tiny_log, repeat_log, tmp_p
         wanted = {}
         for seed in (0, 1):
             write_run(run, tiny_log, seed=seed)
-            version = server.reload().version
+            version = server.reload().id
             wanted[version] = [server.recommend(user_id=user, k=20) for user in range(4)]
         assert len(wanted) == 2
         answers, over = [], threading.Event()
@@ -70,13 +70,13 @@ def test_histories_are_encoded_before_a_new_model_is_used(
         for user in "abcdea":
             server.recommend(user_id=user)
         write_run(run, tiny_log, seed=1)
-        before = server.service.release
+        before = server.service.version
         server.reload()
-        cache = server.service.release.cache
+        cache = server.service.version.cache
         # The three who were asked for last, in this order; nobody has asked since.
         assert cache.users() == ["a", "e", "d"] and len(before.cache) == 0
         assert metric(server.client.get("/metrics").text, "blossomrec_warming_users") == 0
-        calls = count_calls(monkeypatch, server.service.release.model)
+        calls = count_calls(monkeypatch, server.service.version.model)
         warmed = {user: server.recommend(user_id=user, k=20) for user in "ade"}
         assert calls == []
         server.recommend(user_id="b")
@@ -98,7 +98,7 @@ def test_until_it_is_ready_the_model_before_answers(
             server.append(user, [item_ids[place % 60] for place in range(length)])
             server.recommend(user_id=user)
         server.append("new", item_ids[:3])
-        old = server.service.release.version
+        old = server.service.version.id
         write_run(run, tiny_log, seed=1)
         answers = []
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -106,10 +106,10 @@ def test_until_it_is_ready_the_model_before_answers(
             while not future.done():
                 # An answer in between any two pieces of a history.
                 answers.append(server.post("/v1/recommend", {"user_id": "new"})["model"])
-            new = future.result(WAIT).version
+            new = future.result(WAIT).id
         # Never the one before again once the new one has answered.
         assert answers == sorted(answers, key=[old, new].index)
-        cache = server.service.release.cache
+        cache = server.service.version.cache
         if seconds:
             assert answers.count(old) > 10 and set(users) <= set(cache.users())
             return
@@ -156,12 +156,12 @@ def test_who_is_deleted_is_not_encoded_again(run, item_ids, tmp_path, one_thread
         work = Histories(SQLiteStore(server.store_path), service.metrics)
         # Here the thread of the model is this one: nothing is asked of the other.
         with torch.inference_mode():
-            steps = work.encode_again(service.release, ["ben", "anna"])
+            steps = work.encode_again(service.version, ["ben", "anna"])
             assert all(next(steps, True) is None for _ in range(pieces))
             service._committer.submit(lambda store: store.delete("ben")).result(WAIT)
             service._engine.forget("ben").result(WAIT)
             assert list(steps) or pieces
-        assert service.release.cache.users() == ["anna"]
+        assert service.version.cache.users() == ["anna"]
 
 
 def test_a_server_ends_before_all_is_encoded_again(tiny_log, item_ids, tmp_path, one_thread):
@@ -172,8 +172,8 @@ def test_a_server_ends_before_all_is_encoded_again(tiny_log, item_ids, tmp_path,
         server.append("anna", [item_ids[place % 60] for place in range(length)])
         server.recommend(user_id="anna")
         server.reload()
-        assert len(server.service.release.cache) == 0
-    assert len(server.service.release.cache) == 0
+        assert len(server.service.version.cache) == 0
+    assert len(server.service.version.cache) == 0
 
 
 def test_a_store_that_fails_ends_what_has_no_hurry_and_nothing_else(
@@ -239,7 +239,7 @@ def test_a_model_with_other_items_skips_those_it_does_not_know(
 def test_a_damaged_model_is_refused_and_the_one_before_stays(tiny_log, tmp_path, one_thread):
     run = write_run(tmp_path / "run", tiny_log)
     with Server(run, tmp_path / "events.sqlite") as server:
-        version = server.service.release.version
+        version = server.service.version.id
         model = load_model(run)
         with torch.no_grad():
             model.item_embeddings.weight[3, 3] = torch.nan

@@ -11,15 +11,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blossomrec.attention.backends.triton.partial_sums import SPAN, add_sums, sink_slot
-from blossomrec.attention.backends.triton.query_rows import (
+from blossomrec.attention.backends.triton.kernels.partial_sums import SPAN, add_sums, sink_slot
+from blossomrec.attention.backends.triton.kernels.query_rows import (
     far_gradients,
     list_gradients,
     path_weights,
     query_rows,
     scores_and_slopes,
 )
-from blossomrec.attention.backends.triton.tiles import (
+from blossomrec.attention.backends.triton.kernels.tiles import (
     LOG_2,
     block_keys_of,
     near_mask,
@@ -38,7 +38,7 @@ def backward_keys_kernel(
     v,
     gates,
     table,
-    normalisers,
+    lse,
     shifts,
     grad,
     grad_k,
@@ -83,7 +83,7 @@ def backward_keys_kernel(
     sum_v = tl.zeros([S * R // 16, S, D], tl.float32)
     # The short-term half of what is kept for each path.
     plane = events.to(tl.int64) * (G * R)
-    gates_short, normalisers_short, shifts_short = gates + 1, normalisers + plane, shifts + plane
+    gates_short, lse_short, shifts_short = gates + 1, lse + plane, shifts + plane
 
     event, head = tile_rows(R, S)
     for step in range(NEAR + 1 if CAUSAL else 2 * NEAR + 1):
@@ -96,11 +96,11 @@ def backward_keys_kernel(
         scores, slopes = scores_and_slopes(tile_k, tile_v, rows_q, rows_grad, scale, PRECISION)
         seen = near_mask(query[:, None], key[:, :, None], length, WINDOW, CAUSAL)
         weights, steep = path_weights(
-            scores, slopes, seen, gates_short, normalisers_short, shifts_short, place, inside
+            scores, slopes, seen, gates_short, lse_short, shifts_short, place, inside
         )
         seen = own_mask(query[:, None], key[:, :, None], length, S, CAUSAL)
         weights_long, steep_long = path_weights(
-            scores, slopes, seen, gates, normalisers, shifts, place, inside
+            scores, slopes, seen, gates, lse, shifts, place, inside
         )
         steep, weights = (steep + steep_long).to(q.dtype.element_ty), weights + weights_long
         sum_k = tl.dot(steep, rows_q, sum_k, input_precision=PRECISION)
@@ -116,7 +116,7 @@ def backward_keys_kernel(
         q,
         grad,
         gates,
-        normalisers,
+        lse,
         shifts,
         order,
         low,
@@ -141,7 +141,7 @@ def backward_keys_kernel(
             q,
             grad,
             gates_short,
-            normalisers_short,
+            lse_short,
             shifts_short,
             start,
             length,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blossomrec.attention.backends.triton.tiles import (
+from blossomrec.attention.backends.triton.kernels.tiles import (
     LOG_2,
     block_keys_of,
     columns,
@@ -30,7 +30,7 @@ def backward_queries_kernel(
     selected,
     table,
     out,
-    normalisers,
+    lse,
     grad,
     grad_q,
     grad_gates,
@@ -85,7 +85,7 @@ def backward_queries_kernel(
     out += base * (G * R * D)
     grad += base * (G * R * D)
     grad_q += base * (G * R * D)
-    normalisers += base * (G * R)
+    lse += base * (G * R)
     shifts += base * (G * R)
     selected += base * (G * N)
     lists += base * (G * N)
@@ -100,7 +100,7 @@ def backward_queries_kernel(
     choices = tl.where((block > 0) if CAUSAL else (length > S), N * parts, 0)
 
     plane = events.to(tl.int64) * (G * R)
-    short = tl.load(normalisers + plane + place, mask=inside, other=0.0)
+    short = tl.load(lse + plane + place, mask=inside, other=0.0)
     shift = tl.zeros([B, 16], tl.float32)
     for step in range(NEAR_STEPS):
         key, held, seen = near_keys(step, query, block, length, S, NEAR, WINDOW, SINKS, CAUSAL)
@@ -145,7 +145,7 @@ def backward_queries_kernel(
     rows_out = rows_of(out, place, inside, D, D).to(tl.float32)
     shift = tl.sum(rows_out * rows_grad.to(tl.float32), 2) - shift
     gate = tl.load(gates + place * 2, mask=inside, other=0.0).to(tl.float32)
-    long = tl.load(normalisers + place, mask=inside, other=0.0)
+    long = tl.load(lse + place, mask=inside, other=0.0)
     own = block_keys_of(block, B, S)
     block_k = rows_of(k, own, own < length, k_event, D)
     block_v = rows_of(v, own, own < length, v_event, D)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blossomrec.attention.backends.triton.query_rows import (
+from blossomrec.attention.backends.triton.kernels.query_rows import (
     list_gradients,
     path_weights,
     query_rows,
     scores_and_slopes,
 )
-from blossomrec.attention.backends.triton.tiles import (
+from blossomrec.attention.backends.triton.kernels.tiles import (
     block_keys_of,
     rows_of,
     sink_block,
@@ -66,7 +66,7 @@ def list_sums_kernel(
     v,
     gates,
     table,
-    normalisers,
+    lse,
     shifts,
     grad,
     order,
@@ -114,7 +114,7 @@ def list_sums_kernel(
         q,
         grad,
         gates,
-        normalisers,
+        lse,
         shifts,
         order,
         low,
@@ -140,7 +140,7 @@ def sink_sums_kernel(
     v,
     gates,
     table,
-    normalisers,
+    lse,
     shifts,
     grad,
     sums,
@@ -177,7 +177,7 @@ def sink_sums_kernel(
     sum_v = tl.zeros([S * R // 16, S, D], tl.float32)
     # The short-term half of what is kept for each path.
     plane = events.to(tl.int64) * (G * R)
-    gates, normalisers, shifts = gates + 1, normalisers + plane, shifts + plane
+    gates, lse, shifts = gates + 1, lse + plane, shifts + plane
     event, head = tile_rows(R, S)
     for tile in range(block, tl.minimum(block + SPAN, (length + S - 1) // S)):
         query = tile * S + event
@@ -188,9 +188,7 @@ def sink_sums_kernel(
         )
         scores, slopes = scores_and_slopes(tile_k, tile_v, rows_q, rows_grad, scale, PRECISION)
         seen = sink_mask(query[:, None], key[:, :, None], length, WINDOW, SINKS, CAUSAL)
-        weights, steep = path_weights(
-            scores, slopes, seen, gates, normalisers, shifts, place, inside
-        )
+        weights, steep = path_weights(scores, slopes, seen, gates, lse, shifts, place, inside)
         sum_k = tl.dot(steep.to(rows_q.dtype), rows_q, sum_k, input_precision=PRECISION)
         sum_v = tl.dot(weights.to(rows_q.dtype), rows_grad, sum_v, input_precision=PRECISION)
     slot = sink_slot(number, block, history, step, group, SINK_BLOCKS, G)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blossomrec.attention.backends.triton.tiles import (
+from blossomrec.attention.backends.triton.kernels.tiles import (
     NOTHING,
     attend,
     block_keys_of,
@@ -30,7 +30,7 @@ def forward_kernel(
     selected,
     table,
     out,
-    normalisers,
+    lse,
     events,
     scale,
     q_event,
@@ -54,7 +54,7 @@ def forward_kernel(
     FAR_STEPS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out [T, H, d], normalisers [2, T, H]: base-2 logarithm of the sum of each path's weights."""
+    """out [T, H, d], lse [2, T, H]: base-2 logarithm of the sum of each path's weights."""
     start, length, block, _ = tile_of(table, tl.program_id(0) // G)
     group = tl.program_id(0) % G
     first = block * S
@@ -70,7 +70,7 @@ def forward_kernel(
     q += base * q_event + group * R * q_head
     gates += base * (G * R * 2)
     out += base * (G * R * D)
-    normalisers += base * (G * R)
+    lse += base * (G * R)
     selected += base * (G * N)
     place = event * (G * R) + group * R + head
     rows_q = rows_of(q, event * q_event + head * q_head, inside, 1, D)
@@ -96,7 +96,7 @@ def forward_kernel(
     gate = tl.load(gates + place * 2 + 1, mask=inside, other=0.0).to(tl.float32)
     total = tl.where(inside, total, 1.0)
     result = mean * (gate / total)[:, :, None]
-    shorts = normalisers + events.to(tl.int64) * (G * R)
+    shorts = lse + events.to(tl.int64) * (G * R)
     tl.store(shorts + place, top + tl.log2(total), mask=inside)
 
     own = block_keys_of(block, B, S)
@@ -118,6 +118,6 @@ def forward_kernel(
     gate = tl.load(gates + place * 2, mask=inside, other=0.0).to(tl.float32)
     total = tl.where(inside, total, 1.0)
     result += mean * (gate / total)[:, :, None]
-    tl.store(normalisers + place, top + tl.log2(total), mask=inside)
+    tl.store(lse + place, top + tl.log2(total), mask=inside)
     address = out + place[:, :, None] * D + tl.arange(0, D)
     tl.store(address, result.to(out.dtype.element_ty), mask=inside[:, :, None])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blossomrec.attention.backends.triton.tiles import rows_of, tile_of
+from blossomrec.attention.backends.triton.kernels.tiles import rows_of, tile_of
 
 # Above every block number: the mark of an empty place, made distinct by adding the place.
 EMPTY = tl.constexpr(1 << 30)

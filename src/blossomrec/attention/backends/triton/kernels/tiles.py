@@ -170,8 +170,8 @@ def attend(top, total, mean, q, k, v, seen, scale, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def weights_and_slopes(q, grad, k, v, seen, normaliser, scale, PRECISION: tl.constexpr):
+def weights_and_slopes(q, grad, k, v, seen, lse, scale, PRECISION: tl.constexpr):
     """Softmax weights again, and the gradient of the output along each value, both [B, 16, C]."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    scores = tl.where(seen, scores - normaliser[:, :, None], float("-inf"))
+    scores = tl.where(seen, scores - lse[:, :, None], float("-inf"))
     return tl.exp2(scores), tl.dot(grad, tl.trans(v), input_precision=PRECISION)

@@ -1,0 +1,24 @@
+"""The tables of a server, from lines whose answers are known."""
+
+from markdown_cells import cells
+
+from benchmarks.tables import serving_tables
+
+
+def step(history, step_ms, recompute_ms):
+    line = {"scenario": "step", "users": 256, "history": history}
+    return line | {"step_ms": step_ms, "recompute_ms": recompute_ms}
+
+
+def test_a_later_step_replaces_an_earlier_one_and_histories_rise(monkeypatch):
+    lines = [
+        {"scenario": "mixed", "users": 10, "history": 50},
+        step(16_000, 9.0, 9.0),
+        step(16_000, 2.0, 250.04),
+        step(2_000, 1.375, 22.0),
+    ]
+    monkeypatch.setattr(serving_tables, "read", lambda name: lines)
+    assert cells(serving_tables.steps()) == [
+        ["256", "2,000", "1.38", "22.0", "16"],
+        ["256", "16,000", "2.00", "250.0", "125"],
+    ]
