@@ -129,6 +129,7 @@ class PagedStates:
         # Counts how often a tensor was exchanged for a larger one: captured graphs are then stale.
         self.generation = 0
         self.layers = tuple(PagedLayer.empty(layout, 1) for _ in range(layers))
+        self._known = np.zeros((1, 1), np.int32)
         self._set_table(layout.zeros(1, 1, dtype=torch.int32))
         self._holders = np.zeros(1, np.int32)  # rows that hold each page
         self._free_pages, self._free_rows = _Numbers(), _Numbers()
@@ -438,12 +439,12 @@ class PagedStates:
 
     def _set_table(self, table: Tensor) -> None:
         """The table on the device and on the host; on a CPU the two are one."""
-        self.table, known = table, getattr(self, "_known", np.zeros((1, 1), np.int32))
+        self.table = table
         if table.device.type == "cpu":
             self._known = table.numpy()
         else:
-            more = [(0, new - old) for new, old in zip(table.shape, known.shape, strict=True)]
-            self._known = np.pad(known, more)
+            rows, width = self._known.shape
+            self._known = np.pad(self._known, ((0, len(table) - rows), (0, table.shape[1] - width)))
 
     def _send(self, rows: Sequence[int] | np.ndarray) -> None:
         """Tell the device the pages of rows."""
