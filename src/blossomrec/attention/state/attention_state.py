@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.attention.state.paged_states import PagedStates, Row
-from blossomrec.attention.state.pages import Layout, Step, rows_at
+from blossomrec.attention.state.paged_states import PagedStates
+from blossomrec.attention.state.pages import Layout, Row, Step, rows_at
 
 NUMBERS = ("block_size", "reach", "first")
 TENSORS = ("keys", "values", "block_keys")

@@ -6,7 +6,7 @@ import operator
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -15,9 +15,12 @@ from torch import Tensor
 
 from blossomrec.attention.state.pages import (
     NOBODY,
+    Change,
     Layout,
+    Numbers,
     OutOfPagesError,
     PagedLayer,
+    Row,
     Step,
     grown,
 )
@@ -29,65 +32,6 @@ Result = TypeVar("Result")
 
 _shared: WeakValueDictionary[tuple[Layout, int], PagedStates] = WeakValueDictionary()
 _sharing = threading.Lock()
-
-
-class Row:
-    """A row of the table of pages; they return when nothing holds this object any more.
-
-    Attributes:
-        index: of the row.
-        first: number of the oldest block held.
-        length: events written so far, those that have left included.
-    """
-
-    __slots__ = ("_returned", "first", "index", "length")
-
-    def __init__(self, index: int, first: int, length: int, returned: deque[tuple[int, int, int]]):
-        self.index, self.first, self.length, self._returned = index, first, length, returned
-
-    def __del__(self) -> None:
-        # In whatever thread; the states take it back in their own.
-        self._returned.append((self.index, self.first, self.length))
-
-
-class _Change(NamedTuple):
-    """What the table needs for more events of one user.
-
-    Attributes:
-        number: of the user in the step.
-        had, opened: pages held before, and new ones.
-        forked: a row of its own, for others have written behind the events seen.
-        copied: a page of its own, for another row holds the open one too.
-    """
-
-    number: int
-    had: int
-    opened: int
-    forked: bool
-    copied: bool
-
-
-class _Numbers:
-    """Numbers from 1 to ``end - 1``, given away and taken back; those come first that came back.
-
-    Attributes:
-        back: those that came back, the last of them first.
-        next: the first that was never given away.
-    """
-
-    def __init__(self):
-        self.back, self.next, self.end = list[int](), 1, 1
-
-    def __len__(self) -> int:
-        return len(self.back) + self.end - self.next
-
-    def take(self, count: int) -> list[int]:
-        keep = max(0, len(self.back) - count)
-        taken = self.back[keep:][::-1]
-        del self.back[keep:]
-        fresh = count - len(taken)
-        self.next += fresh
-        return taken + list(range(self.next - fresh, self.next))
 
 
 class PagedStates:
@@ -129,9 +73,10 @@ class PagedStates:
         # Counts how often a tensor was exchanged for a larger one: captured graphs are then stale.
         self.generation = 0
         self.layers = tuple(PagedLayer.empty(layout, 1) for _ in range(layers))
+        self._known = np.zeros((1, 1), np.int32)
         self._set_table(layout.zeros(1, 1, dtype=torch.int32))
         self._holders = np.zeros(1, np.int32)  # rows that hold each page
-        self._free_pages, self._free_rows = _Numbers(), _Numbers()
+        self._free_pages, self._free_rows = Numbers(), Numbers()
         self._returned: deque[tuple[int, int, int]] = deque()
         # Whoever extends states writes to the tensors without the lock: they may not grow then.
         self._changing = threading.Condition()
@@ -278,7 +223,7 @@ class PagedStates:
                 self._changing.notify_all()
 
     def _change(
-        self, changes: list[_Change], rows: list[Row], states: Sequence[AttentionState]
+        self, changes: list[Change], rows: list[Row], states: Sequence[AttentionState]
     ) -> None:
         """Make room for a step in the table; rows that are made anew take their places in rows."""
         self._make_room(
@@ -298,7 +243,7 @@ class PagedStates:
         # The pages of new events go to the device with them.
         self._send([rows[change.number].index for change in changes if change.forked])
 
-    def _changes(self, states: Sequence[AttentionState], counts: Sequence[int]) -> list[_Change]:
+    def _changes(self, states: Sequence[AttentionState], counts: Sequence[int]) -> list[Change]:
         """What the table needs for so many more events of each; most need nothing."""
         size, found, claimed = self.block_size, [], set[Row]()
         for number, (state, count) in enumerate(zip(states, counts, strict=True)):
@@ -314,7 +259,7 @@ class PagedStates:
                 forked or self._holders.item(self._known.item(row.index, had - 1)) > 1
             )
             if opened or forked or copied:
-                found.append(_Change(number, had, opened, forked, copied))
+                found.append(Change(number, had, opened, forked, copied))
         return found
 
     def _events(
@@ -438,12 +383,12 @@ class PagedStates:
 
     def _set_table(self, table: Tensor) -> None:
         """The table on the device and on the host; on a CPU the two are one."""
-        self.table, known = table, getattr(self, "_known", np.zeros((1, 1), np.int32))
+        self.table = table
         if table.device.type == "cpu":
             self._known = table.numpy()
         else:
-            more = [(0, new - old) for new, old in zip(table.shape, known.shape, strict=True)]
-            self._known = np.pad(known, more)
+            rows, width = self._known.shape
+            self._known = np.pad(self._known, ((0, len(table) - rows), (0, table.shape[1] - width)))
 
     def _send(self, rows: Sequence[int] | np.ndarray) -> None:
         """Tell the device the pages of rows."""

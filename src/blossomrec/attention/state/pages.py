@@ -1,7 +1,8 @@
-"""What one layer keeps of many users, and where new events of theirs go."""
+"""What one layer keeps of many users, whose pages are whose, and where new events go."""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -56,6 +57,65 @@ class Layout(NamedTuple):
             memory = np.zeros(count + ALIGNMENT, np.uint8)
             start = -memory.ctypes.data % ALIGNMENT
             return torch.from_numpy(memory[start : start + count]).view(dtype).view(shape)
+
+
+class Row:
+    """A row of the table of pages; they return when nothing holds this object any more.
+
+    Attributes:
+        index: of the row.
+        first: number of the oldest block held.
+        length: events written so far, those that have left included.
+    """
+
+    __slots__ = ("_returned", "first", "index", "length")
+
+    def __init__(self, index: int, first: int, length: int, returned: deque[tuple[int, int, int]]):
+        self.index, self.first, self.length, self._returned = index, first, length, returned
+
+    def __del__(self) -> None:
+        # In whatever thread; the states take it back in their own.
+        self._returned.append((self.index, self.first, self.length))
+
+
+class Change(NamedTuple):
+    """What the table needs for more events of one user.
+
+    Attributes:
+        number: of the user in the step.
+        had, opened: pages held before, and new ones.
+        forked: a row of its own, for others have written behind the events seen.
+        copied: a page of its own, for another row holds the open one too.
+    """
+
+    number: int
+    had: int
+    opened: int
+    forked: bool
+    copied: bool
+
+
+class Numbers:
+    """Numbers from 1 to ``end - 1``, given away and taken back; those come first that came back.
+
+    Attributes:
+        back: those that came back, the last of them first.
+        next: the first that was never given away.
+    """
+
+    def __init__(self):
+        self.back, self.next, self.end = list[int](), 1, 1
+
+    def __len__(self) -> int:
+        return len(self.back) + self.end - self.next
+
+    def take(self, count: int) -> list[int]:
+        keep = max(0, len(self.back) - count)
+        taken = self.back[keep:][::-1]
+        del self.back[keep:]
+        fresh = count - len(taken)
+        self.next += fresh
+        return taken + list(range(self.next - fresh, self.next))
 
 
 @dataclass(eq=False)
