@@ -52,6 +52,13 @@ def tiny_log(tiny_events, tmp_path_factory) -> EventLog:
 
 
 @pytest.fixture(scope="session")
+def ordered_log(tiny_events, tmp_path_factory) -> EventLog:
+    """``tiny_events`` with positions in place of times."""
+    places = tiny_events.with_columns(timestamp=pl.int_range(pl.len()))
+    return EventLog.prepare(places, tmp_path_factory.mktemp("ordered") / "log")
+
+
+@pytest.fixture(scope="session")
 def repeat_log(tmp_path_factory) -> EventLog:
     """40 users with 2 to 50 events each on 25 items; users meet items again."""
     rng = np.random.default_rng(11)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from blossomrec.attention.api import blossom_attention, resolve
 from blossomrec.attention.backends import Backend
 from blossomrec.attention.backends.parts import Projections
 from blossomrec.attention.compress import build_compression
+from blossomrec.attention.rotary import rotate_by
 from blossomrec.attention.spec import BlossomSpec, Heads, Target
 from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step
 
@@ -77,6 +78,8 @@ class BlossomAttention(nn.Module, KeepsStates):
                 "each must be a multiple of the next, with an even hidden_size / num_heads"
             )
         self.spec, self.impl = spec or BlossomSpec(), impl
+        # Of queries and keys that have been rotated before.
+        self._rotated = replace(self.spec, rotary_share=0.0)
         self.heads = Heads(num_heads, num_kv_heads, hidden_size // num_heads)
         size = self.heads.size
         self.query = nn.Linear(hidden_size, num_heads * size, bias=False)
@@ -116,6 +119,8 @@ class BlossomAttention(nn.Module, KeepsStates):
             distil_rows: int64 [C], rising: packed rows of the events from which the distillation of
                 the selector may sample; T, which is no row, may fill up the end. None: it is not
                 computed.
+            rotary: [T, 2, pairs], cosine and sine of the angles that queries and keys are rotated
+                by; None for those of their positions.
         """
         backend = self.backend(x)
         q, k, v, gates = self.project(x, cu_seqlens, rotary)
@@ -227,7 +232,9 @@ class BlossomAttention(nn.Module, KeepsStates):
         return self.backend(weight).parts.captures_steps(target)
 
     @torch.no_grad()
-    def extend_paged(self, x: Tensor, layer: PagedLayer, step: Step) -> AttentionOutput:
+    def extend_paged(
+        self, x: Tensor, layer: PagedLayer, step: Step, rotary: Tensor | None = None
+    ) -> AttentionOutput:
         """Attend from new events of many users.
 
         Nothing waits for the device where the kernels are used, and each user has one event.
@@ -236,17 +243,25 @@ class BlossomAttention(nn.Module, KeepsStates):
             x: [E, D], the events of ``step``, in its order.
             layer: this layer's pages, of the :class:`PagedStates` that made ``step``; changed.
             step: where the events go.
+            rotary: as of :meth:`forward`.
         """
-        heads = self.heads
+        heads, spec = self.heads, self.spec
         q = self.query(x).view(len(x), heads.queries, heads.size)
         k, v = (each(x).view(len(x), heads.keys, heads.size) for each in (self.key, self.value))
         gates, parts = self._gates(x), self.backend(x).parts
-        out, selected = parts.extend(q, k, v, gates, layer, step, self.compress, self.spec)
+        if rotary is not None:
+            q, k, spec = rotate_by(q, rotary), rotate_by(k, rotary), self._rotated
+        out, selected = parts.extend(q, k, v, gates, layer, step, self.compress, spec)
         return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)
 
     @torch.no_grad()
     def prefill(
-        self, x: Tensor, cu_seqlens: Tensor, layer: PagedLayer, step: Step
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        layer: PagedLayer,
+        step: Step,
+        rotary: Tensor | None = None,
     ) -> AttentionOutput:
         """Attend within whole histories, as :meth:`forward` does, and keep them in pages.
 
@@ -257,7 +272,7 @@ class BlossomAttention(nn.Module, KeepsStates):
             step: where the events go; all users are without events before it.
         """
         backend = self.backend(x)
-        q, k, v, gates = self.project(x, cu_seqlens)
+        q, k, v, gates = self.project(x, cu_seqlens, rotary)
         block_keys = backend.parts.block_keys(self.compress, k, cu_seqlens)
         layer.write(k, v, block_keys, step)
         out, selected = self.attend(q, k, v, block_keys, gates, cu_seqlens, backend)

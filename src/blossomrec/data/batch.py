@@ -155,7 +155,7 @@ def make_batch(
     return Batch(**tensors, cu_seqlens=cu_seqlens, max_length=int(lengths.max()))
 
 
-def next_events(items: Tensor) -> Batch:
-    """The batch of one event, int64 [B], of each of B users."""
+def next_events(items: Tensor, times: Tensor | None = None) -> Batch:
+    """The batch of one event of each of B users: item rows, int64 [B], and times, if any."""
     edges = torch.arange(len(items) + 1, dtype=torch.int32, device=items.device)
-    return Batch(items, edges, 1)
+    return Batch(items, edges, 1, times=times)

@@ -108,7 +108,9 @@ class FullAttention(nn.Module, KeepsStates):
         return Layout(1, 0, self.num_kv_heads, self.head_dim, weight.dtype, weight.device)
 
     @torch.no_grad()
-    def extend_paged(self, x: Tensor, layer: PagedLayer, step: Step) -> AttentionOutput:
+    def extend_paged(
+        self, x: Tensor, layer: PagedLayer, step: Step, rotary: Tensor | None = None
+    ) -> AttentionOutput:
         """Attend from new events of many users, as ``BlossomAttention.extend_paged``.
 
         The cost of an event grows with the history.
@@ -117,7 +119,10 @@ class FullAttention(nn.Module, KeepsStates):
             each(x).view(len(x), each.out_features // self.head_dim, self.head_dim)
             for each in (self.query, self.key, self.value)
         )
-        q, k = eager.rotated(q, k, step, self.rotary_share)
+        if rotary is None:
+            q, k = eager.rotated(q, k, step, self.rotary_share)
+        else:
+            q, k = rotate_by(q, rotary), rotate_by(k, rotary)
         eager.append(k, v, layer, step)
         users = zip(q.split(np.diff(step.bounds).tolist()), step.held, strict=True)
         out = [_attend_all(queries, rows_at(layer.pages, held)) for queries, held in users]
@@ -125,11 +130,16 @@ class FullAttention(nn.Module, KeepsStates):
 
     @torch.no_grad()
     def prefill(
-        self, x: Tensor, cu_seqlens: Tensor, layer: PagedLayer, step: Step
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        layer: PagedLayer,
+        step: Step,
+        rotary: Tensor | None = None,
     ) -> AttentionOutput:
         """Attend within whole histories and keep them, as ``BlossomAttention.prefill``."""
         place, longest = positions(cu_seqlens, len(x)), int(step.columns.max(initial=0)) + 1
-        q, k = self._rotate(self.query(x), place), self._rotate(self.key(x), place)
+        q, k = self._rotate(self.query(x), place, rotary), self._rotate(self.key(x), place, rotary)
         v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         layer.write(k, v, v, step)
         attend = packed_attention if _has_packed_kernel(q) else bucketed_attention

@@ -37,19 +37,34 @@ class GRU4Rec(SequenceModel):
         nn.init.normal_(self.out.weight, std=0.02)
         nn.init.zeros_(self.out.bias)
 
+    def encode_open(self, batch: Batch) -> Tensor:
+        return self._encoded(batch, self.item_vectors())
+
     def encode(
         self, batch: Batch, *, distil_rows: Tensor | None = None, keep_layers: bool = False
     ) -> Encoded:
+        vectors = self.item_vectors()
+        hidden = self.ask(self._encoded(batch, vectors), self.asked(batch))
+        return Encoded(
+            hidden, catalogue=None if self.content is None else self.output_weight(vectors)
+        )
+
+    def _encoded(self, batch: Batch, vectors: Tensor) -> Tensor:
         # Rectangles rather than PyTorch's packed sequences, whose backward pass on a CPU touches
         # every row at every step.
         buckets = Buckets.of(batch.cu_seqlens, len(batch.items), batch.max_length)
         # The recurrence stays in float32: rounding would add up along a history.
         with torch.autocast(batch.items.device.type, enabled=False):
-            vectors = self.item_vectors()
             groups = buckets.pad(self.embed(batch, vectors).float())
             states = buckets.unpad([self.gru(group)[0] for group in groups])
-        hidden, request = self.out(states), self.request(batch)
-        if request is not None:
-            hidden = hidden + request
-        catalogue = None if self.content is None else self.output_weight(vectors)
-        return Encoded(self.final_norm(self.dropout(hidden)), catalogue=catalogue)
+        hidden = self.out(states)
+        return hidden if self.request_moments is not None else self._finished(hidden)
+
+    def ask(self, kept: Tensor, asked: tuple[Tensor, Tensor] | None) -> Tensor:
+        if self.request_moments is None:
+            return kept
+        assert asked is not None
+        return self._finished(kept + self.request_moments(*asked))
+
+    def _finished(self, hidden: Tensor) -> Tensor:
+        return self.final_norm(self.dropout(hidden))

@@ -52,36 +52,43 @@ class SASRec(TransformerModel):
         kept, counts = [state.kept for state in states], batch.cu_seqlens.diff().tolist()
         layout = self.stack()[0].attention.layout
         pages = kept_together(batch.items, counts, kept, layout, len(self.layers))
+        before, after_them = _moments(batch, states)
         hidden, after = pages.extend(
-            kept, counts, lambda step: self.extend_paged(batch, pages, step)
+            kept, counts, lambda step: self.extend_paged(batch, pages, step, before)
         )
         lasts = [
             new[-1].clone() if count else state.last
             for new, count, state in zip(hidden.split(counts), counts, states, strict=True)
         ]
-        return hidden, [ModelState(*each) for each in zip(after, lasts, strict=True)]
+        return hidden, [ModelState(*each) for each in zip(after, lasts, after_them, strict=True)]
 
     @torch.no_grad()
-    def extend_paged(self, batch: Batch, states: PagedStates, step: Step) -> Tensor:
+    def extend_paged(
+        self, batch: Batch, states: PagedStates, step: Step, before: Tensor | None = None
+    ) -> Tensor:
         """Encode new events of many users.
 
         Args:
             batch: the events of ``step``, in its order, as histories of each user's.
             states: of this model, see :meth:`states`.
             step: of ``states``, not used before.
+            before: time of the event before each user's first new one, int64 [B], negative for
+                none; None where there is none of any, or the model sees no times.
 
         Returns:
-            Hidden states [E, D], what the next item of each user is scored from.
+            Hidden states [E, D], what the next item of each user is scored from; for a model that
+            sees the moment for which is recommended, what :meth:`ask` makes that of.
 
         Raises:
             RuntimeError: the model is in training mode.
             ValueError: the states are those of another number of layers.
         """
         self._check_paged(states)
-        x = self.embed(batch)
-        for layer, kept in zip(self.stack(), states.layers, strict=True):
-            x = layer.extend_paged(x, kept, step)
-        return self.final_norm(x)
+        rotary, pages = self.rotary(batch, step), iter(states.layers)
+        return self._through(
+            self.embed(batch, before=before),
+            lambda layer, x: layer.extend_paged(x, next(pages), step, rotary),
+        )
 
     @torch.no_grad()
     def prefill(self, batch: Batch, states: PagedStates, step: Step) -> Tensor:
@@ -99,10 +106,13 @@ class SASRec(TransformerModel):
             RuntimeError, ValueError: as of :meth:`extend_paged`.
         """
         self._check_paged(states)
-        x, cu_seqlens = self.embed(batch), of_one_graph(batch.cu_seqlens)
-        for layer, kept in zip(self.stack(), states.layers, strict=True):
-            x = layer.prefill(x, cu_seqlens, kept, step)
-        return self.final_norm(x[batch.last_rows])
+        cu_seqlens, pages = of_one_graph(batch.cu_seqlens), iter(states.layers)
+        rotary = self.rotary(batch, cu_seqlens)
+        x = self._through(
+            self.embed(batch),
+            lambda layer, x: layer.prefill(x, cu_seqlens, next(pages), step, rotary),
+        )
+        return x[batch.last_rows]
 
     @property
     def captures_steps(self) -> bool:
@@ -119,3 +129,14 @@ class SASRec(TransformerModel):
     def _refuse_training(self) -> None:
         if self.training:
             raise RuntimeError("the model is in training mode: call eval() before extending states")
+
+
+def _moments(batch: Batch, states: Sequence[ModelState]) -> tuple[Tensor | None, list[int]]:
+    """Times of the last events before and after a batch; before it None without times."""
+    known = [state.seconds for state in states]
+    if batch.times is None:
+        return None, known
+    lengths, last = batch.cu_seqlens.diff().tolist(), batch.last_rows.clamp(min=0)
+    after = batch.times[last].tolist() if len(batch.items) else known
+    after = [new if count else old for new, count, old in zip(after, lengths, known, strict=True)]
+    return torch.tensor(known, device=batch.times.device), after

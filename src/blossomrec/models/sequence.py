@@ -67,7 +67,8 @@ class SequenceModel(nn.Module):
         captured: whether a training step may be a CUDA graph: ``encode`` takes batches that are
             padded to one shape, and never waits for the device.
         takes_features: whether it can see more than ids: what it encodes comes from :meth:`embed`,
-            what is asked for from :meth:`request`, and its output has :meth:`item_vectors`.
+            :meth:`ask` is told for when is recommended, and its output is compared with
+            :meth:`item_vectors`.
     """
 
     trained: Tensor
@@ -118,6 +119,11 @@ class SequenceModel(nn.Module):
         """What of the events it takes, names of the arrays of a :class:`History`."""
         return inputs_of(self.config)
 
+    @property
+    def kept_inputs(self) -> tuple[str, ...]:
+        """Those that are known before something is asked."""
+        return tuple(name for name in self.inputs if name != "asked")
+
     @classmethod
     def training_batches(
         cls, log: EventLog, train_end: np.ndarray, config: RunConfig
@@ -152,6 +158,13 @@ class SequenceModel(nn.Module):
             keep_layers: also return what each layer's attention gave.
         """
         raise NotImplementedError
+
+    def encode_open(self, batch: Batch) -> Tensor:
+        """What can be kept of packed histories before it is known what is asked: [T, D].
+
+        :meth:`ask` makes of it the hidden states of :meth:`encode`.
+        """
+        return self.encode(batch).hidden
 
     def start(self) -> ModelState:
         """The state of a user without events, to be given to :meth:`extend`.
@@ -250,8 +263,11 @@ class SequenceModel(nn.Module):
         # The gradient of a part would be a copy of it.
         return vectors if len(vectors) == self.num_items else vectors[: self.num_items]
 
-    def request(self, batch: Batch) -> Tensor | None:
-        """What is asked for after each event, [T, D], None where nothing but the next item is."""
+    def asked(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """What :meth:`ask` is told after each event: gaps and moments, int64 [T] each.
+
+        None for a model that nothing is told.
+        """
         if self.request_moments is None:
             return None
         assert batch.asked is not None and batch.times is not None
@@ -260,7 +276,18 @@ class SequenceModel(nn.Module):
         if self.training:
             # So that what is asked for at no moment in particular is met in training.
             unknown = unknown | (torch.rand(len(gap), device=gap.device) < UNTIMED_SHARE)
-        return self.request_moments(torch.where(unknown, -1, gap), batch.asked)
+        return torch.where(unknown, -1, gap), batch.asked
+
+    def ask(self, kept: Tensor, asked: tuple[Tensor, Tensor] | None) -> Tensor:
+        """What the next item is scored from, [B, D], for the moments for which is recommended.
+
+        Args:
+            kept: [B, D], as of :meth:`encode_open` or a kept state.
+            asked: seconds from the last event of each history to the moment, negative where it is
+                not known, and the moment, both int64 [B]; None for a model that sees no moments, of
+                which ``kept`` is all.
+        """
+        return kept
 
     @torch.no_grad()
     def queries(self, batch: Batch) -> Tensor:
@@ -269,10 +296,19 @@ class SequenceModel(nn.Module):
         Raises:
             DataError: a history of the batch is empty.
         """
+        self._refuse_empty(batch)
+        return self.encode(batch).hidden[batch.last_rows]
+
+    @torch.no_grad()
+    def open_queries(self, batch: Batch) -> Tensor:
+        """As :meth:`queries`, before it is known what is asked; see :meth:`ask`."""
+        self._refuse_empty(batch)
+        return self.encode_open(batch)[batch.last_rows]
+
+    def _refuse_empty(self, batch: Batch) -> None:
         empty = (batch.cu_seqlens.diff() == 0).nonzero()
         if len(empty):
             raise DataError(f"history {empty[0].item()} of the batch has no events")
-        return self.encode(batch).hidden[batch.last_rows]
 
     @torch.no_grad()
     def scores(self, queries: Tensor, start: int, stop: int) -> Tensor:

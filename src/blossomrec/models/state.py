@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from blossomrec.attention import AttentionState
@@ -22,10 +23,12 @@ class ModelState:
     Attributes:
         kept: keys, values and block keys of all layers.
         last: [D], the hidden state at the last event; None without events.
+        seconds: time of the last event, where the model sees times; -1 where it is not known.
     """
 
     kept: AttentionState
     last: Tensor | None = None
+    seconds: int = -1
 
     @property
     def layers(self) -> tuple[AttentionState, ...]:
@@ -46,6 +49,8 @@ class ModelState:
     def query(self) -> Tensor:
         """What the next item is scored from, [1, D]: ``model.scores(state.query, 0, I)``.
 
+        For a model that sees the moment for which is recommended, what its ``ask`` makes that of.
+
         Raises:
             DataError: there are no events yet.
         """
@@ -59,7 +64,7 @@ class ModelState:
         The last ``keep`` events stay; what has been computed from older ones while they were there
         stays as it is.
         """
-        return ModelState(self.kept.trim(keep), self.last)
+        return replace(self, kept=self.kept.trim(keep))
 
     def to_dict(self) -> dict[str, Tensor]:
         """Flat and contiguous tensors, as safetensors wants them."""
@@ -68,6 +73,8 @@ class ModelState:
             for number, layer in enumerate(self.layers)
             for name, tensor in layer.to_dict().items()
         }
+        if self.seconds >= 0:
+            tensors["seconds"] = torch.tensor(self.seconds)
         return tensors if self.last is None else tensors | {"last": self.last.clone()}
 
     @classmethod
@@ -79,7 +86,7 @@ class ModelState:
         """
         by_layer: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
-            if name == "last":
+            if name in ("last", "seconds"):
                 continue
             folder, _, rest = name.partition(".")
             number, _, part = rest.partition(".")
@@ -98,4 +105,4 @@ class ModelState:
                 f"the model state has {kept.length} events, the last hidden state is "
                 f"{'missing' if last is None else 'there'}"
             )
-        return cls(kept, last)
+        return cls(kept, last, int(tensors.get("seconds", -1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, cast
 
@@ -78,16 +79,10 @@ class TransformerLayer(nn.Module):
         cu_seqlens: Tensor,
         max_length: int,
         *,
-        distil_rows: Tensor | None,
+        distil_rows: Tensor | None = None,
         rotary: Tensor | None = None,
-        request: Tensor | None = None,
     ) -> tuple[Tensor, AttentionOutput]:
-        """[T, D] to [T, D], with what the attention gave.
-
-        Args:
-            request: [T, D], what is asked for after each event, added before the feed-forward
-                network; None where nothing is.
-        """
+        """[T, D] to [T, D] before the feed-forward network, with what the attention gave."""
         attended = self.attention(
             self._attention_input(x),
             cu_seqlens,
@@ -95,17 +90,27 @@ class TransformerLayer(nn.Module):
             distil_rows=distil_rows,
             rotary=rotary,
         )
-        return self._after_attention(x, attended.hidden, request), attended
+        return self._with_attended(x, attended.hidden), attended
 
-    def extend_paged(self, x: Tensor, kept: PagedLayer, step: Step) -> Tensor:
-        """New events of many users, [E, D] to [E, D]; ``kept`` is changed."""
-        attended = self.attention.extend_paged(self._attention_input(x), kept, step)
-        return self._after_attention(x, attended.hidden)
+    def extend_paged(
+        self, x: Tensor, kept: PagedLayer, step: Step, rotary: Tensor | None = None
+    ) -> Tensor:
+        """New events of many users, as :meth:`forward`; ``kept`` is changed."""
+        attended = self.attention.extend_paged(self._attention_input(x), kept, step, rotary)
+        return self._with_attended(x, attended.hidden)
 
-    def prefill(self, x: Tensor, cu_seqlens: Tensor, kept: PagedLayer, step: Step) -> Tensor:
-        """Whole histories, [T, D] to [T, D]; ``kept`` is changed."""
-        attended = self.attention.prefill(self._attention_input(x), cu_seqlens, kept, step)
-        return self._after_attention(x, attended.hidden)
+    def prefill(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        kept: PagedLayer,
+        step: Step,
+        rotary: Tensor | None = None,
+    ) -> Tensor:
+        """Whole histories, as :meth:`forward`; ``kept`` is changed."""
+        given = self._attention_input(x)
+        attended = self.attention.prefill(given, cu_seqlens, kept, step, rotary)
+        return self._with_attended(x, attended.hidden)
 
     @property
     def captures_steps(self) -> bool:
@@ -114,11 +119,6 @@ class TransformerLayer(nn.Module):
 
     def _attention_input(self, x: Tensor) -> Tensor:
         return self.attention_norm(x) if self.pre_norm else x
-
-    def _after_attention(
-        self, x: Tensor, attended: Tensor, request: Tensor | None = None
-    ) -> Tensor:
-        return self.finish(self._with_attended(x, attended), request)
 
     def _with_attended(self, x: Tensor, attended: Tensor) -> Tensor:
         """Input and output of the attention together, [T, D]."""
@@ -175,35 +175,61 @@ class TransformerModel(SequenceModel):
     def encode(
         self, batch: Batch, *, distil_rows: Tensor | None = None, keep_layers: bool = False
     ) -> Encoded:
-        vectors = self.item_vectors()
-        x, cu_seqlens = self.embed(batch, vectors), of_one_graph(batch.cu_seqlens)
-        rotary, request = self.rotary(batch, cu_seqlens), self.request(batch)
-        losses, kept, last = [], [], self.layers[-1]
-        for layer in self.layers:
-            x, attended = layer(
-                x,
-                cu_seqlens,
-                batch.max_length,
-                distil_rows=distil_rows,
-                rotary=rotary,
-                request=request if layer is last else None,
-            )
-            if attended.selector_loss is not None:
-                losses.append(attended.selector_loss)
+        losses, kept = [], []
+
+        def attended(layer: TransformerLayer, x: Tensor, rotary: Tensor | None) -> Tensor:
+            given = {"distil_rows": distil_rows, "rotary": rotary}
+            x, output = layer(x, cu_seqlens, batch.max_length, **given)
+            if output.selector_loss is not None:
+                losses.append(output.selector_loss)
             if keep_layers:
-                kept.append(attended)
+                kept.append(output)
+            return x
+
+        vectors, cu_seqlens = self.item_vectors(), of_one_graph(batch.cu_seqlens)
+        rotary = self.rotary(batch, cu_seqlens)
+        x = self._through(self.embed(batch, vectors), lambda layer, x: attended(layer, x, rotary))
         loss = torch.stack(losses).mean() if losses else None
         catalogue = None if self.content is None else self.output_weight(vectors)
-        return Encoded(self.final_norm(x), loss, tuple(kept), catalogue)
+        return Encoded(self.ask(x, self.asked(batch)), loss, tuple(kept), catalogue)
 
-    def rotary(self, batch: Batch, cu_seqlens: Tensor) -> Tensor | None:
-        """Cosine and sine of all angles, [T, 2, pairs]; None where positions alone rotate."""
+    def encode_open(self, batch: Batch) -> Tensor:
+        cu_seqlens = of_one_graph(batch.cu_seqlens)
+        rotary, limit = self.rotary(batch, cu_seqlens), batch.max_length
+        return self._through(
+            self.embed(batch), lambda layer, x: layer(x, cu_seqlens, limit, rotary=rotary)[0]
+        )
+
+    def _through(self, x: Tensor, attend: Callable[[TransformerLayer, Tensor], Tensor]) -> Tensor:
+        """[T, D] through all layers, open at the end if something may be asked for."""
+        *others, last = self.stack()
+        for layer in others:
+            x = layer.finish(attend(layer, x))
+        x = attend(last, x)
+        return x if self.request_moments is not None else self._finished(x, None)
+
+    def ask(self, kept: Tensor, asked: tuple[Tensor, Tensor] | None) -> Tensor:
+        if self.request_moments is None:
+            return kept
+        assert asked is not None
+        return self._finished(kept, self.request_moments(*asked))
+
+    def _finished(self, x: Tensor, request: Tensor | None) -> Tensor:
+        return self.final_norm(self.stack()[-1].finish(x, request))
+
+    def rotary(self, batch: Batch, where: Tensor | Step) -> Tensor | None:
+        """Cosine and sine of all angles, [T, 2, pairs]; None where positions alone rotate.
+
+        Args:
+            where: ``cu_seqlens`` of whole histories, or where new events go.
+        """
         config, size = self.config, self.config.hidden_size // self.config.heads
         pairs = rotated_pairs(size, config.time_share)
         if not pairs:
             return None
         assert batch.times is not None
-        places = cos_sin(positions(cu_seqlens, len(batch.items)), size, config.rotary_share)
+        position = where.position if isinstance(where, Step) else positions(where, len(batch.items))
+        places = cos_sin(position, size, config.rotary_share)
         return torch.cat((places, time_cos_sin(batch.times, pairs)), dim=2)
 
     def stack(self) -> list[TransformerLayer]:

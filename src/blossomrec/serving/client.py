@@ -104,6 +104,7 @@ class Client:
         filter_viewed: bool | None = None,
         exclude: Iterable[ItemId] = (),
         items: Iterable[ItemId] | None = None,
+        at: float | None = None,
     ) -> list[dict[str, Any]]:
         """The best next items of a user: item, score, rank.
 
@@ -111,9 +112,11 @@ class Client:
             filter_viewed: leave out the items of the history; None as the model is evaluated.
             exclude: other items to leave out.
             items: the only items to choose from; None is the whole catalogue.
+            at: the moment for which is recommended, a time since 1970 in any unit, to a model that
+                sees it; None is now.
         """
         user = as_id(user, "user")
-        body = {"user_id": user} | _choice(k, filter_viewed, exclude, items)
+        body = {"user_id": user, "at": at} | _choice(k, filter_viewed, exclude, items)
         return self._ask("POST", "/v1/recommend", body, user=user)["items"]
 
     def recommend_history(
@@ -124,9 +127,11 @@ class Client:
         filter_viewed: bool | None = None,
         exclude: Iterable[ItemId] = (),
         items: Iterable[ItemId] | None = None,
+        at: float | None = None,
     ) -> list[dict[str, Any]]:
         """The best next items after any list of items, oldest first; see :meth:`recommend`."""
-        body = {"history": as_ids(history, "history")} | _choice(k, filter_viewed, exclude, items)
+        body = {"history": as_ids(history, "history"), "at": at}
+        body |= _choice(k, filter_viewed, exclude, items)
         return self._ask("POST", "/v1/recommend", body)["items"]
 
     def similar(self, items: Iterable[ItemId], k: int = 10) -> list[dict[str, Any]]:

@@ -24,13 +24,17 @@ class KeepsStates:
         """
         raise NotImplementedError
 
-    def extend_paged(self, x: Tensor, layer: PagedLayer, step: Step) -> Any:
+    def extend_paged(
+        self, x: Tensor, layer: PagedLayer, step: Step, rotary: Tensor | None = None
+    ) -> Any:
         """Attend from new events of many users, whose keys and values go into pages.
 
         Args:
             x: [E, D], the events of ``step``, in its order.
             layer: this layer's pages, of the :class:`PagedStates` that made ``step``; changed.
             step: where the events go.
+            rotary: [E, 2, pairs], cosine and sine of the angles that queries and keys are rotated
+                by; None for those of their positions.
 
         Returns:
             The ``AttentionOutput`` of the events.

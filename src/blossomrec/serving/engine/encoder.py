@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Protocol, cast
+
+from torch import Tensor
 
 from blossomrec.attention import PagedStates
 from blossomrec.data.batch import pack
@@ -89,7 +92,7 @@ class StateEncoder:
             if count:
                 taken.append(history)
                 parts.append(history.events[history.encoded : history.encoded + count])
-        batch = pack(parts, self._model.inputs).to(self._device)
+        batch = pack(parts, self._model.kept_inputs).to(self._device)
         before = [self._state(history) for history in taken]
         _, states = self._model.extend_batch(batch, before)
         for history, state, part in zip(taken, states, parts, strict=True):
@@ -121,12 +124,20 @@ class WholeEncoder:
             room -= self.missing(history)
             taken.append(history)
         parts = [history.events[history.start :] for history in taken]
-        batch = pack(parts, self._model.inputs).to(self._device)
-        queries = self._model.queries(batch)
+        queries = self._queries(parts)
         for history, query in zip(taken, queries.split(1), strict=True):
             # A view would keep the others' numbers alive.
             history.query, history.encoded = query.clone(), len(history)
-        return len(batch.items)
+        return sum(map(len, parts))
+
+    def _queries(self, parts: list[History]) -> Tensor:
+        model = self._model
+        if model.request_moments is None and "asked" in model.inputs:
+            # A masked event has a time: that at which the history is encoded.
+            now = int(time.time())
+            asked = [part.asked_at(now) for part in parts]
+            return model.queries(pack(asked, model.inputs).to(self._device))
+        return model.open_queries(pack(parts, model.kept_inputs).to(self._device))
 
 
 def build_encoder(

@@ -73,8 +73,9 @@ class Engine:
         """
         job = Job(version, request)
         if request.history is not None:
-            job.history, job.read = UserHistory(inputs=version.model.inputs), True
-            job.history.add(request.history, len(request.history))
+            job.history, job.read = UserHistory(inputs=version.model.kept_inputs), True
+            # When its events were is not known.
+            job.history.add(request.history.asked_at(-1), len(request.history))
         self._arrived.put(job)
         return job.future
 
@@ -247,7 +248,7 @@ class Engine:
 
 def _answer(version: ModelVersion, jobs: list[Job]) -> None:
     """Answer the jobs whose histories are encoded to their ends."""
-    ready, queries, choices = [], [], []
+    ready, queries, moments, choices = [], [], [], []
     for job in jobs:
         history, choice = job.history, job.request.choice
         if job.events_only and history is not None:
@@ -258,9 +259,12 @@ def _answer(version: ModelVersion, jobs: list[Job]) -> None:
         left_out = [*choice.left_out, *([history.seen] if job.request.filter_viewed else [])]
         ready.append(job)
         queries.append(history.query)
+        moments.append(history.moments(job.request.at))
         choices.append(Choice(choice.k, left_out, choice.among))
     if ready:
-        best = version.ranking.best(torch.cat(queries), choices)
+        kept, asked = torch.cat(queries), torch.tensor(moments)
+        gap, at = asked.to(kept.device, non_blocking=True).unbind(1)
+        best = version.ranking.best(version.model.ask(kept, (gap, at)), choices)
         for job, result in zip(ready, best, strict=True):
             succeed(job.future, result)
 

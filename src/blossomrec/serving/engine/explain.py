@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -113,21 +114,24 @@ def explain(model: SequenceModel, history: History | np.ndarray, item: int) -> E
     transformer = check_explainable(model)
     device = model.item_embeddings.weight.device
     batch = pack([history], model.inputs).to(device)
-    inputs, outputs = [transformer.embed(batch)], []
-    for layer in transformer.stack():
-        x, attended = layer(inputs[-1], batch.cu_seqlens, batch.max_length, None)
-        inputs.append(x)
+    rotary, request = transformer.rotary(batch, batch.cu_seqlens), None
+    asked = transformer.asked(batch)
+    if asked is not None and transformer.request_moments is not None:
+        request = transformer.request_moments(*asked)
+    inputs, outputs, stack = [transformer.embed(batch)], [], transformer.stack()
+    for layer in stack:
+        x, attended = layer(inputs[-1], batch.cu_seqlens, batch.max_length, rotary=rotary)
+        inputs.append(layer.finish(x, request if layer is stack[-1] else None))
         outputs.append(attended)
-    embedding = model.item_embeddings.weight[item]
+    embedding = model.item_vectors()[item]
     score = float(transformer.final_norm(inputs[-1][-1]) @ embedding)
     flow = _Flow(batch.last_rows, embedding[None])
     if isinstance(transformer.final_norm, nn.LayerNorm):
         flow = flow.back_through_norm(transformer.final_norm, inputs[-1])
     layers = []
-    for layer, x, attended in reversed(
-        list(zip(transformer.stack(), inputs[:-1], outputs, strict=True))
-    ):
-        flow, shares = _back_through_layer(layer, x, attended, batch.cu_seqlens, flow)
+    for layer, x, attended in reversed(list(zip(stack, inputs[:-1], outputs, strict=True))):
+        given = _Given(batch.cu_seqlens, rotary, request if layer is stack[-1] else None)
+        flow, shares = _back_through_layer(layer, x, attended, given, flow)
         layers.insert(0, shares)
     contributions = torch.zeros(len(batch.items), device=device)
     contributions[flow.rows] = (flow.gradient * inputs[0][flow.rows]).sum(-1).float()
@@ -148,20 +152,29 @@ class _Flow:
         return _Flow(self.rows, _backward(lambda x: _norm(norm, x), self.gradient, x[self.rows])[0])
 
 
+class _Given(NamedTuple):
+    """What a layer is given besides its input; see ``TransformerLayer``."""
+
+    cu_seqlens: Tensor
+    rotary: Tensor | None
+    request: Tensor | None
+
+
 def _back_through_layer(
-    layer: TransformerLayer, x: Tensor, attended: AttentionOutput, cu_seqlens: Tensor, flow: _Flow
+    layer: TransformerLayer, x: Tensor, attended: AttentionOutput, given: _Given, flow: _Flow
 ) -> tuple[_Flow, LayerShares]:
     """From the output of a layer to its input x, [T, D]."""
     attention = layer.attention
     assert isinstance(attention, BlossomAttention)
+    request = None if given.request is None else given.request[flow.rows]
     by_input, by_attended = _backward(
-        lambda x, a: _after_attention(layer, x, a),
+        lambda x, a: _after_attention(layer, x, a, request),
         flow.gradient,
         x[flow.rows],
         attended.hidden[flow.rows],
     )
-    given = layer.attention_norm(x) if layer.pre_norm else x
-    back = _AttentionBack(attention, given, attended, cu_seqlens)
+    shown = layer.attention_norm(x) if layer.pre_norm else x
+    back = _AttentionBack(attention, shown, attended, given)
     for start in range(0, len(flow.rows), TILE_ROWS):
         tile = slice(start, start + TILE_ROWS)
         back.add(flow.rows[tile], by_attended[tile])
@@ -188,11 +201,11 @@ class _AttentionBack:
         attention: BlossomAttention,
         x: Tensor,
         attended: AttentionOutput,
-        cu_seqlens: Tensor,
+        given: _Given,
     ):
         assert attended.selected is not None and attended.gates is not None
         self._attention, self._selected, self._gates = attention, attended.selected, attended.gates
-        self._q, self._k, *_ = attention.project(x, cu_seqlens)
+        self._q, self._k, *_ = attention.project(x, given.cu_seqlens, given.rotary)
         self._v = attention.value(x).unflatten(-1, (attention.heads.keys, -1))
         self._by_value = torch.zeros_like(self._v)
         self._reached = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -278,12 +291,18 @@ def _backward(function, gradient: Tensor, *inputs: Tensor) -> Sequence[Tensor]:
         return torch.autograd.grad(function(*leaves), leaves, gradient)
 
 
-def _after_attention(layer: TransformerLayer, x: Tensor, attended: Tensor) -> Tensor:
+def _after_attention(
+    layer: TransformerLayer, x: Tensor, attended: Tensor, request: Tensor | None
+) -> Tensor:
     """What a layer does with the output of its attention, with scales and openings held."""
     x = x + attended
+    if not layer.pre_norm:
+        x = _norm(layer.attention_norm, x)
+    if request is not None:
+        # No event's: it is part of the rest.
+        x = x + request
     if layer.pre_norm:
         return x + _feed_forward(layer, _norm(layer.feed_forward_norm, x))
-    x = _norm(layer.attention_norm, x)
     return _norm(layer.feed_forward_norm, x + _feed_forward(layer, x))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from blossomrec.data.history import ITEMS_ALONE, GrowingHistory, History
+from blossomrec.data.units import UNITS, Time, seconds
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, shown, unavailable, unknown_user
 from blossomrec.serving.stores.store import EventStore
@@ -96,6 +97,15 @@ class UserHistory:
         """Begin anew at an event."""
         self.state = self.query = None
         self.start = self.encoded = start
+
+    def moments(self, at: int) -> tuple[int, int]:
+        """What a model is told of a request at a second: the time since the last event, and it.
+
+        Negative is what is not known.
+        """
+        times = self._events.events.times
+        last = -1 if times is None else int(times[-1])
+        return (max(at - last, 0) if min(at, last) >= 0 else -1), at
 
     @property
     def nbytes(self) -> int:
@@ -205,6 +215,7 @@ class Histories:
 
     def __init__(self, reader: EventStore, metrics: Metrics):
         self._reader, self._metrics = reader, metrics
+        self._unit: str | None = None
 
     def read_on(
         self, version: ModelVersion, user: str, history: UserHistory | None
@@ -218,7 +229,7 @@ class Histories:
             Refusal: 404, the user has no events.
         """
         if history is None:
-            history = version.cache.get(user) or UserHistory(inputs=version.model.inputs)
+            history = version.cache.get(user) or UserHistory(inputs=version.model.kept_inputs)
             counter = self._metrics.misses if history.query is None else self._metrics.hits
             counter.inc()
         tail = self._reader.tail(user, history.number, history.read, READ_AT_ONCE)
@@ -235,9 +246,16 @@ class Histories:
             history = UserHistory(tail.number, history.inputs)
         if tail.start == history.read:
             rows = version.catalogue.rows(tail.items)
-            times = np.asarray(tail.times) if "times" in history.inputs else None
+            times = self._seconds(tail.times) if "times" in history.inputs else None
             history.add(History(rows, times)[rows >= 0], len(tail.items))
         return history, history.read == tail.length
+
+    def _seconds(self, times: Sequence[Time]) -> np.ndarray:
+        """Times of the store as a model sees them; -1 while their unit is not known."""
+        self._unit = self._unit or self._reader.unit()
+        if self._unit is None:
+            return np.full(len(times), -1, np.int64)
+        return seconds(np.asarray(times), UNITS[self._unit])
 
     def keep(self, version: ModelVersion, pairs: Iterable[tuple[str, UserHistory]]) -> None:
         """Keep histories for the next request; others leave to make room."""
@@ -273,7 +291,7 @@ class Histories:
             self._metrics.warming.set(0)
 
     def _encoded(self, version: ModelVersion, user: str) -> Generator[None, None, UserHistory]:
-        history = UserHistory(inputs=version.model.inputs)
+        history = UserHistory(inputs=version.model.kept_inputs)
         while True:
             # Read again at the very end, too: the user may be deleted, or have new events.
             history, complete = self.read_on(version, user, history)

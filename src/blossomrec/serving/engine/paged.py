@@ -59,9 +59,13 @@ class PagedEncoder:
             raise ConfigError(message) from error
         self._last = last = torch.zeros(users + 1, weight.shape[1]).to(weight)
 
+        timed = "times" in model.inputs
+
         # Without a word of this object, whose memory is so given back at its end.
-        def next_event(items: Tensor, step: Step) -> Tensor:
-            hidden = model.extend_paged(next_events(items), states, step)
+        def next_event(given: Tensor, step: Step) -> Tensor:
+            items, times, before = given.unbind(1)
+            batch = next_events(items, times if timed else None)
+            hidden = model.extend_paged(batch, states, step, before if timed else None)
             last.index_copy_(0, step.user.long(), hidden)
             return hidden
 
@@ -101,9 +105,9 @@ class PagedEncoder:
         return sum(counts.values())
 
     def _take_step(self, histories: list[UserHistory]) -> None:
-        items = [history.events.items[history.encoded] for history in histories]
+        given = [_next_event(history) for history in histories]
         kept = [cast(ModelState, history.state).kept for history in histories]
-        _, after = self._take_together(self._pinned(items), kept)
+        _, after = self._take_together(self._pinned(given), kept)
         for history, state in zip(histories, after, strict=True):
             history.state = ModelState(state)
             history.encoded += 1
@@ -127,7 +131,7 @@ class PagedEncoder:
         if kept:
             self._fill_pages(kept)
         if others:
-            queries = self._model.queries(self._batch(others))
+            queries = self._model.open_queries(self._batch(others))
             for history, query in zip(others, queries.split(1), strict=True):
                 # A view would keep the others' numbers alive.
                 history.query, history.encoded = query.clone(), len(history)
@@ -155,12 +159,21 @@ class PagedEncoder:
 
     def _batch(self, histories: list[UserHistory]) -> Batch:
         parts = [history.events[history.start :] for history in histories]
-        return pack(parts, self._model.inputs).to(self._device)
+        return pack(parts, self._model.kept_inputs).to(self._device)
 
-    def _pinned(self, numbers: list[int]) -> Tensor:
+    def _pinned(self, numbers: Sequence[int] | Sequence[tuple[int, ...]]) -> Tensor:
         """On the host, to be copied to the device without a wait."""
         found = torch.from_numpy(np.array(numbers, np.int64))
         return found.pin_memory() if self._device.type == "cuda" else found
 
     def _blocks(self, events: int) -> int:
         return -(-events // self._size)
+
+
+def _next_event(history: UserHistory) -> tuple[int, int, int]:
+    """Item and time of the first event yet to be encoded, and the time of the one before it."""
+    events, index = history.events, history.encoded
+    if events.times is None:
+        return int(events.items[index]), 0, 0
+    before = int(events.times[index - 1]) if index > history.start else -1
+    return int(events.items[index]), int(events.times[index]), before

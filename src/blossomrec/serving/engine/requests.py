@@ -22,12 +22,14 @@ class Request:
         history: the given one; None where it is that of the user, or none is needed.
         choice: which items; the history's own are added where they are to be left out.
         filter_viewed: leave out the items of the history.
+        at: the second since 1970 for which is recommended; -1 where it is not known.
     """
 
     user: str | None
     history: History | None
     choice: Choice
     filter_viewed: bool = True
+    at: int = -1
 
 
 @dataclass(eq=False)

@@ -16,13 +16,14 @@ import numpy as np
 
 from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
+from blossomrec.data.units import UNITS, Time, seconds, unit_of
 from blossomrec.serving.engine.engine import Engine, Request
 from blossomrec.serving.engine.explainer import Explainer, check_model
 from blossomrec.serving.engine.ranking import Best, Choice
 from blossomrec.serving.engine.store_threads import Committer, Reader
 from blossomrec.serving.engine.version import ModelVersion, load_version
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.refusals import unavailable, unknown_item, unknown_user
+from blossomrec.serving.refusals import Refusal, unavailable, unknown_item, unknown_user
 from blossomrec.serving.stores.store import (
     Appended,
     Event,
@@ -106,11 +107,13 @@ class Service:
         filter_viewed: bool | None = None,
         exclude: Sequence[ItemId] = (),
         items: Sequence[ItemId] | None = None,
+        at: Time | None = None,
     ) -> tuple[ModelVersion, list[tuple[ItemId, float]]]:
         """Items and scores, best first, for a user or for a history that is given.
 
         Items to exclude may be unknown to the model, those to choose from may not. Whether those
-        of the history are left out is as in the evaluation of the model unless it is said.
+        of the history are left out is as in the evaluation of the model unless it is said. A model
+        that sees for when is recommended is told ``at``, a time since 1970 in any unit, or now.
         """
         version = self.version
         if filter_viewed is None:
@@ -120,7 +123,7 @@ class Service:
             given = History(catalogue.known_rows(history, "history"))
         among = None if items is None else np.unique(catalogue.known_rows(items, "items"))
         choice = Choice(k, [catalogue.known(exclude)], among)
-        request = Request(user, given, choice, filter_viewed)
+        request = Request(user, given, choice, filter_viewed, _second(at))
         best = await self._waited(self._engine.recommend(version, request))
         return version, _named(version, best)
 
@@ -140,6 +143,7 @@ class Service:
         user: str | None = None,
         history: Sequence[ItemId] | None = None,
         k: int = 10,
+        at: Time | None = None,
     ) -> dict[str, Any]:
         """Why an item has its score for a user, or for a history that is given."""
         version = self.version
@@ -151,6 +155,7 @@ class Service:
             events = await self._waited(self._engine.history(version, user))
         else:
             events = History(version.catalogue.known_rows(history or (), "history"))
+        events = events.asked_at(_second(at))
         return await self._waited(self._explainer.explain(version, events, row, k))
 
     async def profile(self, user: str, last: int) -> Profile:
@@ -287,6 +292,17 @@ def _tell(open_store: Callable[[], EventStore]) -> None:
         f"{counts.events:,}",
         f"their times in {unit}" if unit else "the unit of their times not known",
     )
+
+
+def _second(at: Time | None) -> int:
+    """A moment in whole seconds since 1970; now, where none is given."""
+    if at is None:
+        return int(time.time())
+    unit = unit_of(at)
+    if unit is None:
+        message = f"at is {at}: a time since 1970 is needed, in seconds or a smaller unit"
+        raise Refusal(422, "no_time", message, field="at", value=at)
+    return int(seconds(at, UNITS[unit]))
 
 
 def _named(version: ModelVersion, best: Best) -> list[tuple[ItemId, float]]:

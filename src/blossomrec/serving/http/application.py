@@ -180,6 +180,7 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
             filter_viewed=body.filter_viewed,
             exclude=body.exclude,
             items=body.items,
+            at=body.at,
         )
         return _sent({"model": version.id, "items": _ranked(found)})
 
@@ -201,7 +202,7 @@ def _add_explanations(app: FastAPI, service: Service) -> None:
         _check_history(asked.user_id, asked.history)
         _check_number("k", asked.k, service.config.max_k)
         _check_size("history", asked.history, service.config.max_items)
-        given = {"user": asked.user_id, "history": asked.history, "k": asked.k}
+        given = {"user": asked.user_id, "history": asked.history, "k": asked.k, "at": asked.at}
         return _sent(await service.explain(asked.item_id, **given))
 
     @app.get("/v1/explain", responses=responses, tags=["explanations"])
@@ -211,7 +212,8 @@ def _add_explanations(app: FastAPI, service: Service) -> None:
         k: Annotated[int, Query(ge=1, description="how many events to name")] = 10,
     ) -> schemas.Explained:
         """Why an item has its score for a user: what each past event brings to it."""
-        return await answer(schemas.ExplainIn(user_id=user_id, history=None, item_id=item_id, k=k))
+        given = {"user_id": user_id, "item_id": item_id, "k": k}
+        return await answer(schemas.ExplainIn(history=None, at=None, **given))
 
     @app.post("/v1/explain", responses=responses, tags=["explanations"])
     async def explain(body: schemas.ExplainIn) -> schemas.Explained:

@@ -87,6 +87,9 @@ class EventsIn(_Strict):
     events: list[EventIn] = Field(min_length=1)
 
 
+AT = "the moment asked for, a time since 1970 in any unit, for a model that sees it; null is now"
+
+
 class RecommendIn(_Strict):
     """What to recommend, for a user or for a history."""
 
@@ -98,6 +101,10 @@ class RecommendIn(_Strict):
     )
     exclude: list[ItemId] = Field([], description="other items to leave out")
     items: list[ItemId] | None = Field(None, description="the only items to choose from")
+    at: Time | None = Field(
+        None,
+        description=AT,
+    )
 
 
 class SimilarIn(_Strict):
@@ -114,6 +121,10 @@ class ExplainIn(_Strict):
     history: list[ItemId] | None = Field(None, description="item ids, oldest first; or user_id")
     item_id: ItemId = Field(description="whose score is to be explained; any item of the model")
     k: int = Field(10, ge=1, description="how many events to name")
+    at: Time | None = Field(
+        None,
+        description=AT,
+    )
 
 
 class SwitchIn(_Strict):
