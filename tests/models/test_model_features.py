@@ -44,8 +44,8 @@ def test_moments_start_at_nothing_and_know_hour_and_weekday():
     seconds = torch.tensor([0, 3_600 * 25, 86_400 * 4])  # Thursday 0:00, Friday 1:00, Monday
     assert not moments(torch.tensor([0, 5, -1]), seconds).any()
     with torch.no_grad():
-        moments.weekday.weight[:, 0] = torch.arange(7.0)
-        moments.hour.weight[:, 1] = torch.arange(24.0)
+        moments.embeddings.weight[64 + 24 :, 0] = torch.arange(7.0)
+        moments.embeddings.weight[64 : 64 + 24, 1] = torch.arange(24.0)
     found = moments(torch.tensor([0, 5, -1]), seconds)
     assert found[:, 0].tolist() == [3, 4, 0]
     assert found[:, 1].tolist() == [0, 1, 0]

@@ -18,6 +18,7 @@ from blossomrec.data.features import Categories, Feature, Numbers, Vectors
 # A gap that is not known, no gap at all, then two buckets each time that it doubles: 68 years.
 GAP_BUCKETS = 64
 HOUR, DAY = 3_600, 86_400
+HOURS, WEEKDAYS = 24, 7
 # 1970 began on a Thursday; Monday is day 0.
 FIRST_WEEKDAY = 3
 
@@ -57,6 +58,9 @@ def gaps(seconds: Tensor, cu_seqlens: Tensor, before: Tensor | None = None) -> T
 class Moments(nn.Module):
     """Embeddings of a gap of time and, as an option, of the hour of the day and the weekday (UTC).
 
+    They are looked up as a product with rows of zeros and ones: few rows are met by very many
+    events, and their gradients are then sums that a matrix product makes.
+
     Args:
         size: D.
         clock: whether hours and weekdays have embeddings.
@@ -64,18 +68,20 @@ class Moments(nn.Module):
 
     def __init__(self, size: int, *, clock: bool):
         super().__init__()
-        self.gap = _zeros(GAP_BUCKETS, size)
-        self.hour = _zeros(24, size) if clock else None
-        self.weekday = _zeros(7, size) if clock else None
+        self.clock = clock
+        self.embeddings = nn.Embedding(GAP_BUCKETS + (HOURS + WEEKDAYS if clock else 0), size)
+        nn.init.zeros_(self.embeddings.weight)
 
     def forward(self, gap: Tensor, seconds: Tensor) -> Tensor:
         """Gaps and times in seconds, int64 [T] each, to [T, D]."""
-        found = self.gap(gap_buckets(gap))
-        if self.hour is not None and self.weekday is not None:
-            found = found + self.hour(seconds.div(HOUR, rounding_mode="floor") % 24)
-            days = seconds.div(DAY, rounding_mode="floor")
-            found = found + self.weekday((days + FIRST_WEEKDAY) % 7)
-        return found
+        rows = [gap_buckets(gap)]
+        if self.clock:
+            hour = seconds.div(HOUR, rounding_mode="floor") % HOURS
+            day = seconds.div(DAY, rounding_mode="floor") + FIRST_WEEKDAY
+            rows += [GAP_BUCKETS + hour, GAP_BUCKETS + HOURS + day % WEEKDAYS]
+        weight = self.embeddings.weight
+        chosen = torch.zeros(len(gap), len(weight), dtype=weight.dtype, device=weight.device)
+        return chosen.scatter_(1, torch.stack(rows, 1), 1.0) @ weight
 
 
 class Content(nn.Module):
@@ -148,12 +154,6 @@ def _keep(module: nn.Module, **arrays: np.ndarray) -> None:
     for name, array in arrays.items():
         tensor = torch.from_numpy(np.array(array))
         module.register_buffer(name, tensor, persistent=False)
-
-
-def _zeros(count: int, size: int) -> nn.Embedding:
-    table = nn.Embedding(count, size)
-    nn.init.zeros_(table.weight)
-    return table
 
 
 def _scaled(feature: Numbers | Vectors) -> np.ndarray:
