@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.attention.state import Step, StepGraph
+from blossomrec.attention.state import AttentionState, Step, StepGraph
 from blossomrec.data.batch import Batch, next_events, pack
 from blossomrec.errors import ConfigError
 from blossomrec.models.sasrec import SASRec
-from blossomrec.models.state import ModelState
 from blossomrec.serving.engine.histories import HistoryCache, UserHistory
 
 # New events of a user up to which steps of one event each are taken. Eight take as long as encoding
@@ -101,11 +100,11 @@ class PagedEncoder:
         return sum(counts.values())
 
     def _take_step(self, histories: list[UserHistory]) -> None:
-        items = [history.events.items[history.encoded] for history in histories]
-        kept = [cast(ModelState, history.state).kept for history in histories]
+        items = [history.next_event()[0] for history in histories]
+        kept = [cast(AttentionState, history.state) for history in histories]
         _, after = self._take_together(self._pinned(items), kept)
         for history, state in zip(histories, after, strict=True):
-            history.state = ModelState(state)
+            history.state = state
             history.encoded += 1
 
     def _encode_whole(self, histories: list[UserHistory], limit: int) -> int:
@@ -142,7 +141,7 @@ class PagedEncoder:
         rows = [state.row.index for state in states]
         self._last.index_copy_(0, self._pinned(rows).to(self._device, non_blocking=True), hidden)
         for history, state, row in zip(histories, states, rows, strict=True):
-            history.state, history.encoded = ModelState(state), len(history)
+            history.state, history.encoded = state, len(history)
             # A view: each step writes the next one there.
             history.query = self._last[row : row + 1]
 
