@@ -280,7 +280,7 @@ def test_states_on_a_cpu_have_their_room_at_once(model, monkeypatch):
     generations = set()
     for _ in range(3):
         for history in histories:
-            history.add(np.arange(20), 20)
+            history.add(History(np.arange(20)), 20)
         encoder.advance(histories)
         states = histories[0].state.kept.states
         generations.add(states.generation)

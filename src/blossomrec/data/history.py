@@ -84,30 +84,37 @@ class GrowingHistory:
 
     Args:
         inputs: names of the arrays that all its events have.
+
+    Attributes:
+        length: how many events there are.
     """
 
     def __init__(self, inputs: Sequence[str] = ITEMS_ALONE):
         self._columns: dict[str, np.ndarray] = {
             name: np.empty(16, np.int32 if name == "items" else np.int64) for name in inputs
         }
-        self._length = 0
+        self.length = 0
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
+
+    def at(self, index: int) -> tuple[int, ...]:
+        """The numbers of one event, in the order of ``inputs``."""
+        return tuple(column.item(index) for column in self._columns.values())
 
     @property
     def items(self) -> np.ndarray:
         """Item rows, int32 [n], a view."""
-        return self._columns["items"][: self._length]
+        return self._columns["items"][: self.length]
 
     @property
     def events(self) -> History:
         """All events so far, a view."""
-        return History(**{name: each[: self._length] for name, each in self._columns.items()})
+        return History(**{name: each[: self.length] for name, each in self._columns.items()})
 
     def extend(self, more: History) -> None:
         """Put events behind the others, of which the arrays that are kept are taken."""
-        start, end = self._length, self._length + len(more)
+        start, end = self.length, self.length + len(more)
         if start == end:
             return
         new = more.columns()
@@ -119,7 +126,7 @@ class GrowingHistory:
                 column = np.resize(column, max(end, len(column) * 3 // 2))
             column[start:end] = new[name]
             self._columns[name] = column
-        self._length = end
+        self.length = end
 
     @property
     def nbytes(self) -> int:

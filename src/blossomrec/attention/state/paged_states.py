@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention.state.pages import (
-    NOBODY,
     Change,
     Layout,
     Numbers,
@@ -32,6 +31,10 @@ Result = TypeVar("Result")
 
 _shared: WeakValueDictionary[tuple[Layout, int], PagedStates] = WeakValueDictionary()
 _sharing = threading.Lock()
+
+
+# From so many users on, arrays are faster than lists.
+MANY = 16
 
 
 class PagedStates:
@@ -245,6 +248,8 @@ class PagedStates:
 
     def _changes(self, states: Sequence[AttentionState], counts: Sequence[int]) -> list[Change]:
         """What the table needs for so many more events of each; most need nothing."""
+        if len(states) >= MANY:
+            return self._changes_of_many(states, counts)
         size, found, claimed = self.block_size, [], set[Row]()
         for number, (state, count) in enumerate(zip(states, counts, strict=True)):
             if not count:
@@ -262,6 +267,26 @@ class PagedStates:
                 found.append(Change(number, had, opened, forked, copied))
         return found
 
+    def _changes_of_many(
+        self, states: Sequence[AttentionState], counts: Sequence[int]
+    ) -> list[Change]:
+        """As :meth:`_changes`, for all at once."""
+        rows, size = [state.row for state in states], self.block_size
+        index, first, written = _numbers(rows)
+        length, count = np.array([state.length for state in states]), np.array(counts)
+        claimed = np.ones(len(rows), bool)
+        claimed[np.unique(np.where(count > 0, index, -1), return_index=True)[1]] = False
+        forked = (written != length) | claimed
+        had = -(-length // size) - first
+        opened = -(-(length + count) // size) - first - had
+        shared = self._holders[self._known[index, np.maximum(had - 1, 0)]] > 1
+        copied = (length % size > 0) & (forked | shared)
+        some = np.flatnonzero((count > 0) & ((opened > 0) | forked | copied))
+        columns = (some, had[some], opened[some], forked[some], copied[some])
+        return [
+            Change(*each) for each in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
     def _events(
         self,
         rows: list[Row],
@@ -270,27 +295,31 @@ class PagedStates:
         pad_to: int | None,
     ) -> Step:
         """The step of the ``counts`` events behind the states, whose rows have their pages."""
-        size, known = self.block_size, self._known
-        user, first = [row.index for row in rows], [row.first for row in rows]
+        size, known, count = self.block_size, self._known, np.array(counts, np.int64)
+        single = max(counts, default=1) == min(counts, default=1) == 1
         position = [state.length for state in states]
-        if max(counts, default=1) == min(counts, default=1) == 1:
-            # For a few numbers lists are faster. What fills up is nobody's: row, position, block
-            # and page 0.
-            fill = [NOBODY] * (0 if pad_to is None else pad_to - len(rows))
+        if single and pad_to is None and len(rows) < MANY:
+            # For a few numbers lists are faster.
+            user, first = [row.index for row in rows], [row.first for row in rows]
             where = zip(user, position, first, strict=True)
             page = [known.item(row, at // size - gone) for row, at, gone in where]
             closing = [event for event, at in enumerate(position) if at % size == size - 1]
-            events = len(rows) + len(fill)
-            parts = (*user, *fill, *position, *fill, *first, *fill, *page, *fill, *closing)
-            numbers = torch.tensor(parts, dtype=torch.int32)
-        else:
-            count = np.array(counts, np.int64)
-            user, start, first = np.array((user, position, first), np.int64).repeat(count, 1)
+            events = len(rows)
+            numbers = torch.tensor((*user, *position, *first, *page, *closing), dtype=torch.int32)
+            return Step(events, size, self.table, known, self._moved(numbers), numbers)
+        user, first, _ = _numbers(rows)
+        position = np.array(position, np.int64)
+        if not single:
+            user, first, start = (each.repeat(count) for each in (user, first, position))
             position = start + np.arange(len(start)) - (count.cumsum() - count).repeat(count)
-            page = known[user, position // size - first]
-            closing, events = np.flatnonzero(position % size == size - 1), len(user)
-            parts = np.concatenate((user, position, first, page, closing))
-            numbers = torch.from_numpy(parts.astype(np.int32))
+        closing = np.flatnonzero(position % size == size - 1)
+        events, taken = max(len(user), pad_to or 0), len(user)
+        # What fills up is nobody's: row, position, block and page 0.
+        parts = np.zeros(4 * events + len(closing), np.int32)
+        page = known[user, position // size - first]
+        parts[: 4 * events].reshape(4, events)[:, :taken] = user, position, first, page
+        parts[4 * events :] = closing
+        numbers = torch.from_numpy(parts)
         return Step(events, size, self.table, known, self._moved(numbers), numbers)
 
     def _copy_page(self, row: int, column: int) -> None:
@@ -405,3 +434,12 @@ class PagedStates:
 
     def _bytes(self, pages: int, rows: int, width: int) -> int:
         return pages * self.page_bytes + rows * width * 4
+
+
+def _numbers(rows: Sequence[Row]) -> np.ndarray:
+    """Index, oldest block held and events written of rows, int64 [3, B]."""
+    found = np.empty((3, len(rows)), np.int64)
+    found[0] = [row.index for row in rows]
+    found[1] = [row.first for row in rows]
+    found[2] = [row.length for row in rows]
+    return found

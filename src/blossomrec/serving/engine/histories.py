@@ -71,7 +71,18 @@ class UserHistory:
         return self._events.events
 
     def __len__(self) -> int:
-        return len(self._events)
+        return self._events.length
+
+    def next_event(self) -> tuple[int, ...]:
+        """Numbers of the first event yet to be encoded, in the order of ``inputs``.
+
+        Where times are among them, that of the event before it follows, -1 if there is none.
+        """
+        index, event = self.encoded, self._events.at(self.encoded)
+        if "times" not in self.inputs:
+            return event
+        times = self.inputs.index("times")
+        return (*event, self._events.at(index - 1)[times] if index > self.start else -1)
 
     def add(self, events: History, read: int) -> None:
         """Put events behind the others; ``read`` counts those too whose items are unknown."""
@@ -88,10 +99,11 @@ class UserHistory:
     def missing(self, max_len: int, step: int) -> int:
         """Events yet to be encoded; what was encoded is dropped if the window has moved."""
         # Asked several times a request: a window that never moved takes no further call.
-        start = window_start(len(self), max_len, step) if len(self) > max_len else 0
+        length = self._events.length
+        start = window_start(length, max_len, step) if length > max_len else 0
         if start != self.start:
             self.forget_encoding(start)
-        return len(self) - self.encoded
+        return length - self.encoded
 
     def forget_encoding(self, start: int) -> None:
         """Begin anew at an event."""

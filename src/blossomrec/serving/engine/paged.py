@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.attention.state import Step, StepGraph
+from blossomrec.attention.state import AttentionState, Step, StepGraph
 from blossomrec.data.batch import Batch, next_events, pack
 from blossomrec.errors import ConfigError
 from blossomrec.models.sasrec import SASRec
-from blossomrec.models.state import ModelState
 from blossomrec.serving.engine.histories import HistoryCache, UserHistory
 
 # New events of a user up to which steps of one event each are taken. Eight take as long as encoding
@@ -63,9 +62,8 @@ class PagedEncoder:
 
         # Without a word of this object, whose memory is so given back at its end.
         def next_event(given: Tensor, step: Step) -> Tensor:
-            items, times, before = given.unbind(1)
-            batch = next_events(items, times if timed else None)
-            hidden = model.extend_paged(batch, states, step, before if timed else None)
+            items, times, before = given.unbind(1) if timed else (given[:, 0], None, None)
+            hidden = model.extend_paged(next_events(items, times), states, step, before)
             last.index_copy_(0, step.user.long(), hidden)
             return hidden
 
@@ -105,11 +103,11 @@ class PagedEncoder:
         return sum(counts.values())
 
     def _take_step(self, histories: list[UserHistory]) -> None:
-        given = [_next_event(history) for history in histories]
-        kept = [cast(ModelState, history.state).kept for history in histories]
+        given = [history.next_event() for history in histories]
+        kept = [cast(AttentionState, history.state) for history in histories]
         _, after = self._take_together(self._pinned(given), kept)
         for history, state in zip(histories, after, strict=True):
-            history.state = ModelState(state)
+            history.state = state
             history.encoded += 1
 
     def _encode_whole(self, histories: list[UserHistory], limit: int) -> int:
@@ -146,7 +144,7 @@ class PagedEncoder:
         rows = [state.row.index for state in states]
         self._last.index_copy_(0, self._pinned(rows).to(self._device, non_blocking=True), hidden)
         for history, state, row in zip(histories, states, rows, strict=True):
-            history.state, history.encoded = ModelState(state), len(history)
+            history.state, history.encoded = state, len(history)
             # A view: each step writes the next one there.
             history.query = self._last[row : row + 1]
 
@@ -168,12 +166,3 @@ class PagedEncoder:
 
     def _blocks(self, events: int) -> int:
         return -(-events // self._size)
-
-
-def _next_event(history: UserHistory) -> tuple[int, int, int]:
-    """Item and time of the first event yet to be encoded, and the time of the one before it."""
-    events, index = history.events, history.encoded
-    if events.times is None:
-        return int(events.items[index]), 0, 0
-    before = int(events.times[index - 1]) if index > history.start else -1
-    return int(events.items[index]), int(events.times[index]), before
