@@ -287,7 +287,7 @@ def test_states_on_a_cpu_have_their_room_at_once(model, monkeypatch):
     assert len(generations) == 1 and states.nbytes > 2 << 30
     assert all(history.state.kept.states is states for history in histories)
     for history in histories:
-        assert relative_error(history.query, model.queries(pack([history.rows]))) < 1e-5
+        assert relative_error(history.query, model.queries(pack([history.events.items]))) < 1e-5
 
     def full(_, *, pages, **__):
         if pages:
