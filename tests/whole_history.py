@@ -18,8 +18,8 @@ class Recorder:
         self.selected = {}
         original = BlossomAttention.extend_paged
 
-        def recorded(attention, x, pages, step):
-            given: AttentionOutput = original(attention, x, pages, step)
+        def recorded(attention, x, pages, step, *others):
+            given: AttentionOutput = original(attention, x, pages, step, *others)
             self.selected.setdefault(attention, []).append(given.selected)
             return given
 

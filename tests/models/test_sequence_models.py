@@ -198,7 +198,9 @@ def test_dropout_follows_attention_and_feed_forward():
     layer, batch = model.layers[0], pack(random_histories(7))
     layer.dropout.p = 1.0
     x = torch.randn(7, 16)
-    assert torch.equal(layer(x, batch.cu_seqlens, 7, False)[0], x)
+    attended, _ = layer(x, batch.cu_seqlens, 7)
+    assert torch.equal(attended, x)
+    assert torch.equal(layer.finish(x), x)
 
 
 def test_rooms_of_models_and_losses_do_without_polars():

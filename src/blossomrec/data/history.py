@@ -100,7 +100,7 @@ class GrowingHistory:
 
     def at(self, index: int) -> tuple[int, ...]:
         """The numbers of one event, in the order of ``inputs``."""
-        return tuple(column.item(index) for column in self._columns.values())
+        return tuple([column.item(index) for column in self._columns.values()])
 
     @property
     def items(self) -> np.ndarray:
