@@ -24,6 +24,10 @@ VERBS = {
         "accuracy.accuracy_study:measure_all",
         "The models side by side on prepared logs, into a results file.",
     ),
+    "features": (
+        "accuracy.feature_study:measure_features",
+        "Times, moments and content among the inputs, beside ids alone.",
+    ),
     "selector": (
         "selector.run_study:run_study",
         "What the selector finds: on associative recall, and on prepared logs.",

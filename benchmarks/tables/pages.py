@@ -17,6 +17,7 @@ from benchmarks.tables import (
     accuracy_tables,
     claims,
     data_tables,
+    feature_tables,
     selector_tables,
     serving_tables,
     speed_tables,
@@ -26,7 +27,7 @@ from benchmarks.tables.measured_lines import ROOT, read
 PAGES = (
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving", "inputs")),
 )
 IMAGES = ROOT / "docs" / "images"
 SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -35,7 +36,7 @@ SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOT
 def hardware() -> str:
     """Machines and versions that the lines were measured on."""
     seen: dict[str, None] = {}
-    for name in ("accuracy", "lengths", "speed", "data", "selector", "serving"):
+    for name in ("accuracy", "lengths", "speed", "data", "features", "selector", "serving"):
         for line in read(f"{name}.jsonl"):
             versions = line["versions"]
             python, torch = versions["python"], versions["torch"]
@@ -48,6 +49,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **speed_tables.TABLES,
     **claims.TABLES,
     **data_tables.TABLES,
+    **feature_tables.TABLES,
     **selector_tables.TABLES,
     **serving_tables.TABLES,
     "hardware": hardware,
