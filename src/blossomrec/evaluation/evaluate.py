@@ -157,6 +157,7 @@ def evaluate(
         fingerprint=_fingerprint(cases, targets),
         num_users=len(np.unique(cases.users)),
         own_metrics=tuple(options.own_metrics),
+        moments="asked" in scorer.inputs,
         sampled=(int(sampled.min()), int(sampled.max())) if len(sampled) else None,
     )
     popularity = None

@@ -38,6 +38,7 @@ class EvaluationProtocol:
     num_users: int | None = None  # None: one for each case
     sampled: tuple[int, int] | None = None  # fewest and most items sampled for a case of uni100
     own_metrics: tuple[str, ...] = ()  # names of those that are measured besides the usual ones
+    moments: bool = False  # whether the scorer was told the time of each target
 
     @property
     def label(self) -> str:

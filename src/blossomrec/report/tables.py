@@ -25,7 +25,8 @@ def evaluation_table(name: str, evaluation: Evaluation) -> Group:
         interval = evaluation.intervals.get(metric)
         shown = f"{interval[0]:.4f}–{interval[1]:.4f}" if interval else ""
         table.add_row(metric, f"{evaluation.metrics[metric]:.4f}", shown)
-    candidates = Text(f"Candidates: {protocol.candidates}. Ties count against the target.")
+    told = f" {wording.MOMENTS}." if protocol.moments else ""
+    candidates = Text(f"Candidates: {protocol.candidates}. Ties count against the target.{told}")
     title = _title(f"{name}: {split}{kind}, {wording.users_text(protocol)}")
     slices = [_title("By length of history"), _slices_table(evaluation)]
     if any(part.few for part in evaluation.slices):

@@ -37,6 +37,9 @@ DEFINITIONS = {
 }
 
 
+MOMENTS = "the model is told for when it recommends: the time of the target"
+
+
 def metric_label(name: str) -> str:
     """``ndcg@10`` as people write it; sampled metrics say so."""
     sampled, _, rest = name.rpartition("_")
@@ -61,6 +64,8 @@ def protocol_pairs(protocol: EvaluationProtocol) -> Iterator[tuple[str, str]]:
     yield "Split", _split_text(protocol.split)
     yield "Cases", f"{users_text(protocol)}, {protocol.num_targets:,} targets"
     yield "Candidates", protocol.candidates
+    if protocol.moments:
+        yield "Inputs", MOMENTS
     yield "Ties", "count against the target"
     yield (
         "Several targets",

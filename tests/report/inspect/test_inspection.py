@@ -50,9 +50,10 @@ def either(request, run, bidirectional):
 def histories(log, max_len):
     """The test histories, as long as they are looked at; those without a choice as well."""
     for user in range(log.num_users):
-        items = log.history(user).items
-        if len(items) >= 3:
-            yield np.asarray(items[:-1][-max_len:])
+        history = log.history(user)
+        if len(history) >= 3:
+            # For when it is asked changes nothing that is selected.
+            yield history[:-1][-max_len:].asked_at(-1)
 
 
 def heads(inspection):
@@ -63,7 +64,8 @@ def test_the_figures_are_those_of_one_batch_of_everything(either, tiny_log):
     """All test histories in one batch and every event of them, by the measures of a batch."""
     found = inspection.inspect_run(either, max_len=30)
     everything = list(histories(tiny_log, 30))
-    batch, model = pack(everything), load_model(either)
+    model = load_model(either)
+    batch = pack(everything, model.inputs)
     assert found.choice.histories == len(everything) == 58
     assert found.choice.events == len(batch.items)
     with torch.no_grad(), recorded(model) as attended:
