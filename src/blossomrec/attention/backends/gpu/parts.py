@@ -16,7 +16,7 @@ from blossomrec.attention.backends.gpu.launch import unsupported
 from blossomrec.attention.backends.gpu.projection import Sizes, project
 from blossomrec.attention.backends.gpu.sampling import draw_samples
 from blossomrec.attention.backends.gpu.windows import key_windows
-from blossomrec.attention.backends.parts import Parts, Projections
+from blossomrec.attention.backends.parts import Parts
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.rotary import rotated_pairs
 from blossomrec.attention.selector import Sample
@@ -27,15 +27,7 @@ from blossomrec.attention.state import eager
 class GpuParts(Parts):
     """Kernels written in Triton; where one does not take a size, plain PyTorch."""
 
-    def project(
-        self,
-        x: Tensor,
-        weights: Projections,
-        cu_seqlens: Tensor,
-        heads: Heads,
-        spec: BlossomSpec,
-        rotary: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def project(self, x, weights, cu_seqlens, heads, spec, rotary=None):
         angles = rotary
         if angles is None:
             pairs = rotated_pairs(heads.size, spec.rotary_share)
