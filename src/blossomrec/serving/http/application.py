@@ -226,8 +226,15 @@ def _add_titles(app: FastAPI, service: Service, titles: Mapping[str, str]) -> No
     async def titles_of_items(body: schemas.TitlesIn) -> schemas.Titles:
         """Names of items for people, where the server was given them."""
         _check_size("items", body.items, service.config.max_items)
-        found = [titles.get(str(item)) for item in body.items]
-        return _sent({"known": bool(titles), "titles": found})
+        if titles:
+            found = [titles.get(str(item)) for item in body.items]
+            return _sent({"known": True, "titles": found})
+        # Those of the table that the model was trained with.
+        version = service.version
+        table = None if version.model.features is None else version.model.features.titles
+        rows = [version.catalogue.row(item) for item in body.items]
+        found = [table[row] or None if table and row >= 0 else None for row in rows]
+        return _sent({"known": table is not None, "titles": found})
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from serving_runs import Server
 
 from blossomrec import BlossomRec, EventLog
 from blossomrec.config import ModelConfig
@@ -148,6 +149,13 @@ def test_the_loss_reaches_categories_and_ids(content_log):
     model.item_vectors().square().sum().backward()
     assert model.item_embeddings.weight.grad.any()
     assert all(parameter.grad.any() for parameter in model.content.parameters())
+
+
+def test_a_server_knows_the_titles_of_the_table(fitted, tmp_path):
+    _, run = fitted
+    with Server(run, tmp_path / "events.db") as server:
+        answer = server.post("/v1/titles", {"items": [990_001, 990_003]})
+    assert answer == {"known": True, "titles": ["new", None]}
 
 
 def test_a_model_without_a_table_is_refused():
