@@ -92,9 +92,10 @@ def _takes(hint: Any, bounds: Any) -> str:
     """The choices of an option, or its type and bounds."""
     if get_origin(hint) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(hint))
-    kinds = {bool: "true or false", int: "whole number", float: "number", str: "text"}
-    inner = next((one for one in get_args(hint) if one in kinds), hint)
-    words = [kinds[inner] + ("s" if get_origin(hint) is tuple else "")]
+    kinds = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
+    several = next((one for one in (hint, *get_args(hint)) if get_origin(one) is tuple), None)
+    inner = next((one for one in get_args(several or hint) if one in kinds), hint)
+    words = [kinds[inner] + ("s" if several else "")]
     for name, word in (("low", "at least"), ("high", "at most")):
         if bounds.get(name) is not None:
             words.append(f"{word} {bounds[name]:,}")

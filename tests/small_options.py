@@ -15,6 +15,10 @@ MODEL: dict[str, Any] = {
     "top_n": 1,
     "window": 2,
     "compress_window": 8,
+    # Of ids alone; what a model sees besides has tests of its own.
+    "time_gap": "off",
+    "request_time": "off",
+    "content": "off",
 }
 TRAINING: dict[str, Any] = {
     "epochs": 1,

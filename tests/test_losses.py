@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 
 import numpy as np
@@ -22,7 +23,6 @@ from blossomrec.losses import (
     softmax,
 )
 from blossomrec.models import build_model, fused
-from blossomrec.models.transformer import TransformerLayer
 from blossomrec.recommender import with_options
 from blossomrec.training.objective import device_steps
 from blossomrec.training.setup import build_parts, open_fabric
@@ -290,15 +290,20 @@ def test_plain_attention_means_a_plain_loss_and_plain_layers(monkeypatch, tiny_l
         used.append("loss")
         return by_tiles(*arguments)
 
-    def in_few_passes(layer, x, attended):
+    def add_norm(x, attended, norm, p):
         used.append("layer")
         return x + attended
+
+    def feed_forward_norm(x, *_):
+        return x
 
     by_tiles = softmax._by_tiles
     monkeypatch.setattr(softmax, "_kernels_take", lambda *_: True)
     monkeypatch.setattr(softmax, "_by_kernels", by_kernels)
     monkeypatch.setattr(fused, "usable", lambda _: True)
-    monkeypatch.setattr(TransformerLayer, "_in_few_passes", in_few_passes)
+    for module, function in (("norm", add_norm), ("feed_forward", feed_forward_norm)):
+        kernels_of = importlib.import_module(f"blossomrec.models.fused.{module}")
+        monkeypatch.setattr(kernels_of, function.__name__, function)
     config = with_options(RunConfig(), {"attention_impl": impl, "hidden_size": 16, "layers": 1})
     model = build_model(config.model, tiny_log.num_items)
     split = make_split(tiny_log, config.evaluation)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 
 from benchmarks.results import append_result, provenance
 from blossomrec.data.batch import pack
+from blossomrec.data.history import History
 from blossomrec.measure import open_log
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.run import load_model, read_run_config
@@ -31,10 +33,10 @@ REMOVED, DRAWS, SHORTEST, RECENT = 5, 10, 40, 20
 LENGTHS, TIMES = (200, 2_000, 20_000), 9
 
 
-def best_item(model: SequenceModel, rows: np.ndarray) -> int:
+def best_item(model: SequenceModel, history: History) -> int:
     """The best recommendation that is new."""
-    scores = model.scores(model.queries(pack([rows])), 0, model.num_items)[0]
-    scores[torch.from_numpy(rows.astype(np.int64))] = -torch.inf
+    scores = model.scores(model.queries(pack([history], model.inputs)), 0, model.num_items)[0]
+    scores[torch.from_numpy(history.items.astype(np.int64))] = -torch.inf
     return int(scores.argmax())
 
 
@@ -56,12 +58,14 @@ def choices(found: Explanation, rng: np.random.Generator) -> list[tuple[str, np.
 
 
 @torch.no_grad()
-def ablate(model: SequenceModel, rows: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
-    """Mean change of the score by what is removed."""
-    item = best_item(model, rows)
-    found = explain(model, rows, item)
+def ablate(model: SequenceModel, history: History, rng: np.random.Generator) -> dict[str, float]:
+    """Mean change of the score by what is removed; for no moment in particular."""
+    history = history.asked_at(-1)
+    item = best_item(model, history)
+    found = explain(model, history, item)
     chosen = choices(found, rng)
-    queries = model.queries(pack([np.delete(rows, places) for _, places in chosen]))
+    left = [history.map(partial(np.delete, obj=places)) for _, places in chosen]
+    queries = model.queries(pack(left, model.inputs))
     scores = model.scores(queries, item, item + 1)[:, 0].tolist()
     changes = defaultdict(list)
     for (name, _), score in zip(chosen, scores, strict=True):
@@ -73,9 +77,9 @@ def milliseconds(model: SequenceModel, length: int, rng: np.random.Generator) ->
     """Median time of an explanation."""
     seconds = []
     for _ in range(TIMES):
-        rows = rng.integers(0, model.num_items, length)
+        history = History(rng.integers(0, model.num_items, length)).asked_at(-1)
         start = time.perf_counter()
-        explain(model, rows, 0)
+        explain(model, history, 0)
         seconds.append(time.perf_counter() - start)
     return round(float(np.median(seconds)) * 1e3, 2)
 
@@ -95,9 +99,9 @@ def measure_removed(run: Path, *, users: int = 300, out: Path | None = None) -> 
     chosen = rng.permutation(long)[:users]
     changes, lengths = defaultdict(list), []
     for user in chosen.tolist():
-        rows = np.asarray(log.history(user).items)[-model.max_len :]
-        lengths.append(len(rows))
-        for name, change in ablate(model, rows, rng).items():
+        history = log.history(user)[-model.max_len :]
+        lengths.append(len(history))
+        for name, change in ablate(model, history, rng).items():
             changes[name].append(change)
     mean = {name: round(float(np.mean(each)), 4) for name, each in changes.items()}
     line = {

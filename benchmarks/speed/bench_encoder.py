@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from benchmarks.speed.instruments.timing import graph_milliseconds, milliseconds
 from benchmarks.speed.speed_lines import Line, result_line
 from blossomrec.attention.memo import of_one_graph
 from blossomrec.models.sasrec import SASRec
+from blossomrec.models.transformer import TransformerLayer
 from blossomrec.training.state import seeded
 
 LENGTHS = {"cpu": (256, 1_024, 4_096), "cuda": (512, 1_024, 2_048, 4_096, 8_192, 16_384, 65_536)}
@@ -74,7 +75,8 @@ class Encoder(NamedTuple):
         x, losses = self.x, []
         with _precision(self.x.device.type, self.dtype):
             for layer in self.layers:
-                x, attended = layer(x, cu_seqlens, self.length, rows)
+                x, attended = layer(x, cu_seqlens, self.length, distil_rows=rows)
+                x = cast(TransformerLayer, layer).finish(x)
                 if attended.selector_loss is not None:
                     losses.append(attended.selector_loss)
         return [x, *losses]

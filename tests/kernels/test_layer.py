@@ -199,7 +199,8 @@ def test_a_layer_is_the_same_with_kernels(monkeypatch, attention):
             parts = GpuParts() if kernels else Parts()
             monkeypatch.setattr(layer.attention, "backend", computed_by(parts))
         torch.manual_seed(1)
-        out, attended = layer(x, cu_seqlens, 57, distilled)
+        out, attended = layer(x, cu_seqlens, 57, distil_rows=distilled)
+        out = layer.finish(out)
         total = (out * draw(100, 32, seed=4)).sum()
         if distilled is not None:
             total = total + attended.selector_loss
@@ -216,7 +217,7 @@ def test_a_layer_under_autocast_keeps_rows_in_16_bits(monkeypatch):
     cu_seqlens = torch.tensor([0, 20], dtype=torch.int32, device=DEVICE)
     x = draw(20, 32).requires_grad_()
     with torch.autocast(DEVICE, torch.float16):
-        out, _ = layer(x, cu_seqlens, 20, None)
+        out = layer.finish(layer(x, cu_seqlens, 20)[0])
     assert out.dtype == torch.float16
     gradients = torch.autograd.grad(out.float().square().sum(), [x, *layer.inner.parameters()])
     assert {each.dtype for each in gradients} == {torch.float32}
@@ -241,7 +242,7 @@ def kept_bytes(config, rows=2_048):
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast(DEVICE, torch.float16),
     ):
-        layer(x, cu_seqlens, rows, distilled)
+        layer.finish(layer(x, cu_seqlens, rows, distil_rows=distilled)[0])
     return sum(size for size, _ in kept.values())
 
 

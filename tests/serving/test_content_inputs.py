@@ -42,7 +42,7 @@ def content_log(tiny_events, tiny_log, tmp_path_factory) -> Any:
 @pytest.fixture(scope="module")
 def fitted(content_log, tmp_path_factory) -> tuple[Any, Any]:
     run = tmp_path_factory.mktemp("content") / "run"
-    options = MODEL | {"epochs": 2, "dropout": 0.1, "id_dropout": 0.3}
+    options = MODEL | {"content": "auto", "epochs": 2, "dropout": 0.1, "id_dropout": 0.3}
     return BlossomRec(**options).fit(content_log, run, progress=False), run
 
 
@@ -133,7 +133,7 @@ def test_another_table_is_noticed(fitted, tmp_path):
 
 
 def test_a_share_of_the_items_goes_without_id_in_training_alone(content_log):
-    config = ModelConfig(**MODEL, content="on", id_dropout=0.5)
+    config = ModelConfig(**MODEL | {"content": "on", "id_dropout": 0.5})
     model: Any = build_model(config, content_log.num_items, content_log.item_features)
     content = model.content().detach()
     model.train()
@@ -144,7 +144,7 @@ def test_a_share_of_the_items_goes_without_id_in_training_alone(content_log):
 
 
 def test_the_loss_reaches_categories_and_ids(content_log):
-    config = ModelConfig(**MODEL, content="on")
+    config = ModelConfig(**MODEL | {"content": "on"})
     model: Any = build_model(config, content_log.num_items, content_log.item_features)
     model.item_vectors().square().sum().backward()
     assert model.item_embeddings.weight.grad.any()
@@ -159,7 +159,7 @@ def test_a_server_knows_the_titles_of_the_table(fitted, tmp_path):
 
 
 def test_a_model_without_a_table_is_refused():
-    config = ModelConfig(**MODEL, content="on")
+    config = ModelConfig(**MODEL | {"content": "on"})
     with pytest.raises(ConfigError, match="a table of 9 items is needed, none was given"):
         build_model(config, 9)
     table = FeatureTable({"title": Titles.of(["a"])}, 1)

@@ -136,13 +136,14 @@ def test_options_are_checked(options, words):
 def test_times_of_the_store_reach_a_model_that_takes_them(tmp_path):
     store = SQLiteStore(tmp_path / "events.sqlite")
     with store.transaction():
-        store.append("anna", [Event(item, 10 * item) for item in (1, 2, 7, 8)], now=50)
+        events = [Event(item, 1_700_000_000_000 + 10_000 * item) for item in (1, 2, 7, 8)]
+        store.append("anna", events, now=1_800_000_000)
     catalogue, found = Catalogue([8, 2, 1]), []
     for inputs in (("items",), ("items", "times")):
-        model = SimpleNamespace(inputs=inputs)
+        model = SimpleNamespace(kept_inputs=inputs)
         version = SimpleNamespace(model=model, catalogue=catalogue, cache=HistoryCache(1 << 20))
         history, complete = Histories(store, Metrics()).read_on(version, "anna", None)
         assert complete and history.read == 4
         assert history.events.items.tolist() == [2, 1, 0]
         found.append(history.events.times)
-    assert found[0] is None and found[1].tolist() == [10, 20, 80]
+    assert found[0] is None and found[1].tolist() == [1_700_000_010, 1_700_000_020, 1_700_000_080]

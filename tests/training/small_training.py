@@ -15,6 +15,9 @@ from blossomrec.models import build_model
 from blossomrec.training import TrainingResult, train
 
 SMALL_MODEL = ModelConfig(
+    time_gap="off",
+    request_time="off",
+    content="off",
     max_len=20,
     hidden_size=16,
     layers=1,

@@ -43,7 +43,13 @@ class BERT4Rec(TransformerModel):
         cls, log: EventLog, train_end: np.ndarray, config: RunConfig
     ) -> ClozeBatches:
         share = config.training.mask_probability
-        return ClozeBatches(log, train_end, mask_probability=share, **batch_sizes(config))
+        return ClozeBatches(
+            log,
+            train_end,
+            mask_probability=share,
+            inputs=cls.inputs_for(config),
+            **batch_sizes(config),
+        )
 
     @property
     def mask_item(self) -> int:

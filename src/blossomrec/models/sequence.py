@@ -116,8 +116,17 @@ class SequenceModel(nn.Module):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What of the events it takes, names of the arrays of a :class:`History`."""
+        """What of the events it takes, names of the arrays of a :class:`History`.
+
+        A backbone that always takes the same has a tuple of them as its class attribute.
+        """
         return inputs_of(self.config)
+
+    @classmethod
+    def inputs_for(cls, config: RunConfig) -> tuple[str, ...]:
+        """The ``inputs`` of a model of this configuration."""
+        own: Any = cls.inputs
+        return own if isinstance(own, tuple) else inputs_of(config.model)
 
     @property
     def kept_inputs(self) -> tuple[str, ...]:
@@ -133,7 +142,7 @@ class SequenceModel(nn.Module):
         Args:
             train_end: int64 [U], how many of each user's first events may be trained on.
         """
-        return TrainingBatches(log, train_end, **batch_sizes(config))
+        return TrainingBatches(log, train_end, inputs=cls.inputs_for(config), **batch_sizes(config))
 
     @property
     def max_len(self) -> int:
@@ -302,6 +311,8 @@ class SequenceModel(nn.Module):
     @torch.no_grad()
     def open_queries(self, batch: Batch) -> Tensor:
         """As :meth:`queries`, before it is known what is asked; see :meth:`ask`."""
+        if self.request_moments is None:
+            return self.queries(batch)
         self._refuse_empty(batch)
         return self.encode_open(batch)[batch.last_rows]
 
@@ -321,7 +332,6 @@ class SequenceModel(nn.Module):
 def batch_sizes(config: RunConfig) -> dict[str, Any]:
     """The options that all training batches have."""
     return {
-        "inputs": inputs_of(config.model),
         "max_len": config.model.max_len,
         "tokens_per_batch": config.training.tokens_per_batch,
         "seed": config.training.seed,
