@@ -112,6 +112,9 @@ def _bring_up_to_date(values: dict[str, Any]) -> None:
         model.setdefault("rotary_share", 1.0)
     if model.get("attention_impl") == "native":
         model["attention_impl"] = "cpu"
+    for name in ("time_gap", "request_time", "content"):
+        # Written before there was anything but ids.
+        model.setdefault(name, "off")
 
 
 def open_vocabulary(run: str | Path, info: RunInfo) -> Vocabulary:

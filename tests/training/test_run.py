@@ -69,6 +69,16 @@ def test_the_cpu_backend_by_its_earlier_name(run):
     assert read_run_config(run).config.model.attention_impl == "cpu"
 
 
+def test_a_run_of_ids_alone_stays_one(run):
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    for name in ("time_gap", "request_time", "content"):
+        del values["config"]["model"][name]
+    path.write_text(json.dumps(values))
+    model = read_run_config(run).config.model
+    assert (model.time_gap, model.request_time, model.content) == ("off", "off", "off")
+
+
 def test_configuration_is_complete_json(run, tiny_log):
     values = json.loads((run / "config.json").read_text())
     assert values["format"] == 2
