@@ -13,7 +13,7 @@ import numpy as np
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.history import History
 from blossomrec.data.identity import identity_digest, log_identity
-from blossomrec.data.units import ORDER, UNITS, Following, Seconds, unit_of_times
+from blossomrec.data.units import ORDER, UNITS, Following, Seconds, seconds, unit_of_times
 from blossomrec.data.vocabulary import Vocabulary, natural, read_description, text
 from blossomrec.errors import DataError
 from blossomrec.files import TemporaryFolder
@@ -170,14 +170,14 @@ class EventLog:
         """Whether the folder goes with this object."""
         return self._temporary is not None
 
-    @property
+    @cached_property
     def time_unit(self) -> str:
         """Unit of the times since 1970 (UTC), one of ``UNITS``; "order" if they tell no more."""
         unit = self._description.get("time_unit", self._description.get("timestamp_unit"))
         if unit in UNITS or unit == ORDER:
             return unit
         # Prepared before units were told.
-        return unit_of_times(self.timestamps.min().item(), self.timestamps.max().item())
+        return unit_of_times(self.summary["time"]["first"], self.summary["time"]["last"])
 
     @property
     def has_times(self) -> bool:
@@ -187,7 +187,7 @@ class EventLog:
     @property
     def last_second(self) -> int:
         """Time of the newest event, in seconds since 1970; only where times are points in time."""
-        return int(Seconds(self.timestamps, self.time_unit)[:].max())
+        return int(seconds(self.summary["time"]["last"], UNITS[self.time_unit]))
 
     @property
     def options(self) -> dict[str, Any]:
