@@ -97,7 +97,7 @@ def test_a_moment_that_is_none_is_refused(timed_run, log, tmp_path):
         stored(server, log, ["user 0"])
         answer = server.client.post("/v1/recommend", json={"user_id": "user 0", "at": 17})
         assert answer.status_code == 422
-        assert "at is 17: a time since 1970 is needed" in answer.text
+        assert "at is 17: a datetime or a time since 1970 is needed" in answer.text
 
 
 def test_an_explanation_of_a_moment_sums_up_to_its_score(timed_run, log, tmp_path):

@@ -85,8 +85,12 @@ def seconds(times: Any, per_second: int) -> np.ndarray:
 def as_second(name: str, moment: Moment | None) -> int:
     """A moment that a caller gave as whole seconds since 1970; -1 for None, which is unknown.
 
+    Args:
+        moment: a datetime, taken as UTC without a zone, or a number in any of the ``UNITS``.
+
     Raises:
-        ConfigError: it is neither a number from 0 nor a datetime; the message names it.
+        ConfigError: it is neither a datetime nor a number that looks like a time since 1970; the
+            message names it.
     """
     if moment is None:
         return -1
@@ -94,9 +98,10 @@ def as_second(name: str, moment: Moment | None) -> int:
         aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return math.floor(aware.timestamp())
     number = isinstance(moment, (int, float, np.integer, np.floating))
-    if isinstance(moment, bool) or not number or not 0 <= moment < EPOCH_SECONDS[1]:
-        raise ConfigError(f"{name} is {moment!r}: a datetime or seconds since 1970 are needed")
-    return int(moment)
+    unit = unit_of(moment) if number and not isinstance(moment, bool) else None
+    if unit is None:
+        raise ConfigError(f"{name} is {moment!r}: a datetime or a time since 1970 is needed")
+    return int(seconds(moment, UNITS[unit]))
 
 
 def as_seconds(name: str, moments: Sequence[Moment], count: int) -> np.ndarray:

@@ -16,7 +16,8 @@ import numpy as np
 
 from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
-from blossomrec.data.units import UNITS, Time, seconds, unit_of
+from blossomrec.data.units import Time, as_second
+from blossomrec.errors import ConfigError
 from blossomrec.serving.engine.engine import Engine, Request
 from blossomrec.serving.engine.explainer import Explainer, check_model
 from blossomrec.serving.engine.ranking import Best, Choice
@@ -298,11 +299,10 @@ def _second(at: Time | None) -> int:
     """A moment in whole seconds since 1970; now, where none is given."""
     if at is None:
         return int(time.time())
-    unit = unit_of(at)
-    if unit is None:
-        message = f"at is {at}: a time since 1970 is needed, in seconds or a smaller unit"
-        raise Refusal(422, "no_time", message, field="at", value=at)
-    return int(seconds(at, UNITS[unit]))
+    try:
+        return as_second("at", at)
+    except ConfigError as error:
+        raise Refusal(422, "no_time", str(error), field="at", value=at) from error
 
 
 def _named(version: ModelVersion, best: Best) -> list[tuple[ItemId, float]]:
