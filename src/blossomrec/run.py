@@ -206,13 +206,14 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> SequenceM
         RunError: a file is missing or damaged, or the weights do not fit the configuration.
     """
     info, path = read_run_config(run), Path(run) / "model.safetensors"
-    _check_shapes(path, info)
-    model = build_model(info.config.model, info.num_items, open_features(run, info))
+    features = open_features(run, info)
+    _check_shapes(path, info, features)
+    model = build_model(info.config.model, info.num_items, features)
     model.load_state_dict(read_weights(path))
     return model.to(device).eval()
 
 
-def _check_shapes(path: Path, info: RunInfo) -> None:
+def _check_shapes(path: Path, info: RunInfo, features: FeatureTable | None) -> None:
     """RunError unless the weights fit the configuration, before memory is taken for either."""
     found, config = _shapes(path), path.with_name("config.json")
     layers = info.config.model.layers
@@ -220,7 +221,7 @@ def _check_shapes(path: Path, info: RunInfo) -> None:
         raise RunError(f"{path} does not fit {config}: it cannot hold {layers} layers")
     try:
         with torch.device("meta"):
-            model = build_model(info.config.model, info.num_items, open_features(path.parent, info))
+            model = build_model(info.config.model, info.num_items, features)
     except (ConfigError, RuntimeError, OverflowError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"{config} describes a model that cannot be: {reason}") from error
