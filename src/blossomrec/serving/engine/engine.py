@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.engine.histories import Histories, UserHistory
 from blossomrec.serving.engine.ranking import Best, Choice
 from blossomrec.serving.engine.requests import Call, Job, Request
@@ -248,7 +250,7 @@ class Engine:
 
 def _answer(version: ModelVersion, jobs: list[Job]) -> None:
     """Answer the jobs whose histories are encoded to their ends."""
-    ready, queries, moments, choices = [], [], [], []
+    ready, queries, choices = [], [], []
     for job in jobs:
         history, choice = job.history, job.request.choice
         if job.events_only and history is not None:
@@ -259,14 +261,20 @@ def _answer(version: ModelVersion, jobs: list[Job]) -> None:
         left_out = [*choice.left_out, *([history.seen] if job.request.filter_viewed else [])]
         ready.append(job)
         queries.append(history.query)
-        moments.append(history.moments(job.request.at))
         choices.append(Choice(choice.k, left_out, choice.among))
     if ready:
-        kept, asked = torch.cat(queries), torch.tensor(moments)
-        gap, at = asked.to(kept.device, non_blocking=True).unbind(1)
-        best = version.ranking.best(version.model.ask(kept, (gap, at)), choices)
+        best = version.ranking.best(_asked(version.model, torch.cat(queries), ready), choices)
         for job, result in zip(ready, best, strict=True):
             succeed(job.future, result)
+
+
+def _asked(model: SequenceModel, kept: Tensor, jobs: list[Job]) -> Tensor:
+    """What items are scored from for the moments of the jobs, [B, D], of what is kept."""
+    if model.request_moments is None:
+        return kept
+    moments = [job.history.moments(job.request.at) for job in jobs if job.history is not None]
+    gap, at = torch.tensor(moments, device=kept.device).unbind(1)
+    return model.ask(kept, (gap, at))
 
 
 def _attempt(futures: Sequence[Future[Any]], work: Callable[[], None]) -> None:
