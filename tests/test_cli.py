@@ -17,11 +17,11 @@ import pytest
 import blossomrec
 from blossomrec import commands
 from blossomrec.cli import VERBS, build_app, main
-from blossomrec.config import RunConfig, ServingConfig, from_dict
+from blossomrec.config import RunConfig, ServingConfig, from_dict, with_options
 from blossomrec.data.log import EventLog
 from blossomrec.data.reading.options import PrepareOptions, ReadOptions
 from blossomrec.evaluation.evaluation import load_evaluation
-from blossomrec.recommender import BlossomRec, with_options
+from blossomrec.recommender import BlossomRec
 from blossomrec.run import read_run_config
 from blossomrec.training import trainer
 from command_line import prepare_and_train, python

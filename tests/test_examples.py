@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from blossomrec.config import RunConfig
+from blossomrec.config import RunConfig, with_options
 from blossomrec.data.batch import Batch
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.losses import LOSSES
 from blossomrec.measure import evaluate_run
 from blossomrec.models import build_model
-from blossomrec.recommender import BlossomRec, with_options
+from blossomrec.recommender import BlossomRec
 from blossomrec.run import read_run_config
 from small_options import SMALL, small_flags
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blossomrec.config import RunConfig, TrainingConfig
+from blossomrec.config import RunConfig, TrainingConfig, with_options
 from blossomrec.data.split import make_split
 from blossomrec.errors import ConfigError
 from blossomrec.losses import (
@@ -23,7 +23,6 @@ from blossomrec.losses import (
     softmax,
 )
 from blossomrec.models import build_model, fused
-from blossomrec.recommender import with_options
 from blossomrec.training.objective import device_steps
 from blossomrec.training.setup import build_parts, open_fabric
 from largest_output import LargestOutput

@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 import torch
 
-from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig
+from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig, with_options
 from blossomrec.data.log import EventLog
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError
-from blossomrec.recommender import BlossomRec, with_options
+from blossomrec.recommender import BlossomRec
 from blossomrec.training import TrainingInterrupted, trainer
 from small_options import SMALL
 

@@ -320,6 +320,31 @@ def _check_model(model: ModelConfig, where: str) -> None:
         )
 
 
+def with_options(config: RunConfig, options: dict[str, Any]) -> RunConfig:
+    """``config`` with single options, named without their section, overridden and checked."""
+    sections = {"model": ModelConfig, "training": TrainingConfig, "evaluation": EvaluationConfig}
+    changed: dict[str, dict[str, Any]] = {name: {} for name in sections}
+    for name, value in options.items():
+        homes = [
+            section
+            for section, kind in sections.items()
+            if name in {entry.name for entry in dataclasses.fields(kind)}
+        ]
+        if not homes:
+            raise ConfigError(f"unknown option {name}")
+        # The one name in two sections, seed, means the training's.
+        changed["training" if "training" in homes else homes[0]][name] = value
+    config = dataclasses.replace(
+        config,
+        **{
+            name: dataclasses.replace(getattr(config, name), **values)
+            for name, values in changed.items()
+        },
+    )
+    check(config)
+    return config
+
+
 def registries() -> dict[str, Registry[Any]]:
     """The registries by the option that names something in them, such as ``model.backbone``."""
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -16,11 +15,8 @@ import torch
 
 from blossomrec.arguments import one_of, true_or_false, whole_number
 from blossomrec.config import (
-    EvaluationConfig,
-    ModelConfig,
     RunConfig,
-    TrainingConfig,
-    check,
+    with_options,
 )
 from blossomrec.data.batch import pack
 from blossomrec.data.history import History, KnownHistories, known_rows, shown_ids
@@ -30,7 +26,7 @@ from blossomrec.data.units import Moment, as_second, as_seconds
 from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.data.windows import fill
 from blossomrec.device import resolve_device
-from blossomrec.errors import ConfigError, DataError, RunError
+from blossomrec.errors import DataError, RunError
 from blossomrec.evaluation import Evaluation, metrics, scoring
 from blossomrec.evaluation.scoring import top_k
 from blossomrec.files import TemporaryFolder
@@ -79,7 +75,7 @@ class BlossomRec:
     """
 
     def __init__(self, config: RunConfig | None = None, **options: Any):
-        self.config = with_options(config or RunConfig(), options)
+        self.config = self._given = with_options(config or RunConfig(), options)
         self.model: SequenceModel | None = None
         self.items: Vocabulary | None = None
         self.log: EventLog | None = None
@@ -120,7 +116,8 @@ class BlossomRec:
             # Once the weights are in memory, nothing of it is needed any more.
             temporary = TemporaryFolder()
             run = temporary.path / "run"
-        self.config = resolve_inputs(self.config, log)
+        # As it was given, not as it was decided for another log before.
+        self.config = resolve_inputs(self._given, log)
         split = make_split(log, self.config.evaluation)
         with seeded(self.config.training.seed):
             model = build_model(self.config.model, log.num_items, log.item_features)
@@ -241,8 +238,8 @@ class BlossomRec:
             items: external ids to choose from; None is the whole catalogue.
             max_len: events of a history that the model sees, the last ones; None is as many as in
                 training.
-            at: the moment for which is recommended, a datetime or seconds since 1970, to a model
-                that sees it; None is the time of the log's last event.
+            at: the moment for which is recommended, a datetime or a time since 1970 in any unit,
+                to a model that sees it; None is the time of the log's last event.
 
         Returns:
             Columns user_id, item_id, score, rank (from 1); fewer than ``k`` rows for a user where
@@ -295,8 +292,8 @@ class BlossomRec:
             filter_viewed, items, max_len: as of ``recommend``.
             unknown: what to do with items the model does not know: "skip" them with a warning, or
                 "refuse" the history.
-            times: of the events, datetimes or seconds since 1970, for a model that sees them; None
-                where they are not known.
+            times: of the events, as ``at``, for a model that sees them; None where they are not
+                known.
             at: the moment for which is recommended; None where it is not known.
 
         Returns:
@@ -474,31 +471,6 @@ class BlossomRec:
         self.__dict__.update(state | {"log": None})
         if state["log"] is not None:
             self._find_log(state["log"])
-
-
-def with_options(config: RunConfig, options: dict[str, Any]) -> RunConfig:
-    """``config`` with single options, named without their section, overridden and checked."""
-    sections = {"model": ModelConfig, "training": TrainingConfig, "evaluation": EvaluationConfig}
-    changed: dict[str, dict[str, Any]] = {name: {} for name in sections}
-    for name, value in options.items():
-        homes = [
-            section
-            for section, kind in sections.items()
-            if name in {entry.name for entry in dataclasses.fields(kind)}
-        ]
-        if not homes:
-            raise ConfigError(f"unknown option {name}")
-        # The one name in two sections, seed, means the training's.
-        changed["training" if "training" in homes else homes[0]][name] = value
-    config = dataclasses.replace(
-        config,
-        **{
-            name: dataclasses.replace(getattr(config, name), **values)
-            for name, values in changed.items()
-        },
-    )
-    check(config)
-    return config
 
 
 def _cuts(lengths: np.ndarray) -> list[int]:
