@@ -80,11 +80,12 @@ class NaiveAttention(FullAttention):
         *,
         max_length: int,
         distil_rows: Tensor | None = None,
+        rotary: Tensor | None = None,
     ) -> AttentionOutput:
         place = positions(cu_seqlens, len(x))
         rows = [
-            self._rotate(self.query(x), place),
-            self._rotate(self.key(x), place),
+            self._rotate(self.query(x), place, rotary),
+            self._rotate(self.key(x), place, rotary),
             self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim)),
         ]
         q, k, v = (row.unflatten(0, (-1, max_length)).transpose(1, 2) for row in rows)

@@ -158,12 +158,13 @@ def _keep(module: nn.Module, **arrays: np.ndarray) -> None:
 
 def _scaled(feature: Numbers | Vectors) -> np.ndarray:
     """Numbers [R, 1] or vectors [R, d] of a common size, float32; 0 where they are missing."""
-    values = np.asarray(feature.values, np.float64)
     if isinstance(feature, Numbers):
+        values = np.asarray(feature.values, np.float64)
         known = ~np.isnan(values)
         there = values[known] if known.any() else np.zeros(1)
         deviation = there.std() or 1.0
         return np.where(known, (values - there.mean()) / deviation, 0.0)[:, None].astype(np.float32)
+    values = np.asarray(feature.values)
     known = np.asarray(np.isfinite(values).all(axis=1))
     length = np.linalg.norm(values[known], axis=1).mean() if known.any() else 1.0
     scaled = np.nan_to_num(values, nan=0.0) / (length or 1.0)

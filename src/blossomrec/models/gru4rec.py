@@ -55,8 +55,7 @@ class GRU4Rec(SequenceModel):
         buckets = Buckets.of(batch.cu_seqlens, len(batch.items), batch.max_length)
         # The recurrence stays in float32: rounding would add up along a history.
         with torch.autocast(batch.items.device.type, enabled=False):
-            x = self.embed(batch) if self.content is None else self.embed(batch, vectors)
-            groups = buckets.pad(x.float())
+            groups = buckets.pad(self.embedded(batch, vectors).float())
             states = buckets.unpad([self.gru(group)[0] for group in groups])
         hidden = self.out(states)
         return hidden if self.request_moments is not None else self._finished(hidden)

@@ -86,7 +86,7 @@ class SASRec(TransformerModel):
         self._check_paged(states)
         rotary, pages = self.rotary(batch, step), iter(states.layers)
         return self._through(
-            self.embed(batch) if before is None else self.embed(batch, before=before),
+            self.embedded(batch, before=before),
             lambda layer, x: layer.extend_paged(x, next(pages), step, rotary),
         )
 

@@ -239,6 +239,13 @@ class SequenceModel(nn.Module):
             x = x + self.event_moments(gap, batch.times)
         return self.dropout(self.embedding_norm(x))
 
+    def embedded(
+        self, batch: Batch, vectors: Tensor | None = None, before: Tensor | None = None
+    ) -> Tensor:
+        """:meth:`embed`, given what there is: one of a backbone's own may take the batch alone."""
+        given = {"before": before, "vectors": None if self.content is None else vectors}
+        return self.embed(batch, **{name: each for name, each in given.items() if each is not None})
+
     def item_vectors(self) -> Tensor:
         """What items are at input and output, [I, D], and what rows besides them are, from row I.
 
@@ -249,7 +256,8 @@ class SequenceModel(nn.Module):
         weight = self.item_embeddings.weight
         if self.content is None:
             return weight
-        if self._vectors is not None:
+        kept = not self.training and not torch.is_grad_enabled()
+        if kept and self._vectors is not None:
             return self._vectors
         ids = self.trained
         if self.training:
@@ -257,7 +265,7 @@ class SequenceModel(nn.Module):
             ids = ids & (draws >= self.config.id_dropout)
         items = weight[: self.num_items] * ids[:, None] + self.content()
         vectors = torch.cat((items, weight[self.num_items :])) if self._extra_rows else items
-        if not self.training and not torch.is_grad_enabled():
+        if kept:
             self._vectors = vectors
         return vectors
 

@@ -83,13 +83,12 @@ class TransformerLayer(nn.Module):
         rotary: Tensor | None = None,
     ) -> tuple[Tensor, AttentionOutput]:
         """[T, D] to [T, D] before the feed-forward network, with what the attention gave."""
-        given = {} if rotary is None else {"rotary": rotary}
         attended = self.attention(
             self._attention_input(x),
             cu_seqlens,
             max_length=max_length,
             distil_rows=distil_rows,
-            **given,
+            rotary=rotary,
         )
         return self._with_attended(x, attended.hidden), attended
 
@@ -189,8 +188,9 @@ class TransformerModel(SequenceModel):
 
         vectors, cu_seqlens = self.item_vectors(), of_one_graph(batch.cu_seqlens)
         rotary = self.rotary(batch, cu_seqlens)
-        embedded = self.embed(batch) if self.content is None else self.embed(batch, vectors)
-        x = self._through(embedded, lambda layer, x: attended(layer, x, rotary))
+        x = self._through(
+            self.embedded(batch, vectors), lambda layer, x: attended(layer, x, rotary)
+        )
         loss = torch.stack(losses).mean() if losses else None
         catalogue = None if self.content is None else self.output_weight(vectors)
         return Encoded(self.ask(x, self.asked(batch)), loss, tuple(kept), catalogue)
