@@ -204,6 +204,37 @@ def backends() -> str:
     return table([*header, "forward and backward, ms", "peak MiB"], rows)
 
 
+def backends_used() -> str:
+    """Time and memory of encoding histories together and of a training step, by implementation."""
+    rows = []
+    for line in read("backends.jsonl"):
+        if line.get("around") != "kernels":
+            continue
+        how = f"`{line['impl']}`, {line['dtype']}"
+        if line["bench"] == "recommend" and line["batch"] == line["histories"]:
+            rows.append([f"encoding by {how}", line["encode_ms"], line["peak_mib"]])
+        elif line["bench"] == "step":
+            rows.append([f"training step by {how}", line["step_ms"], line["peak_mib"]])
+    shown = [[name, f"{ms:.0f}", f"{mib:,.0f}"] for name, ms, mib in rows]
+    return table(["what", "ms", "peak MiB"], shown)
+
+
+def backends_accuracy() -> str:
+    """Metrics of one model on two logs, by what encodes the histories."""
+    rows = [
+        [
+            f"{line['log']}, `{line['impl']}`, {line['dtype']}",
+            *(f"{line['metrics'][name]:.4f}" for name in ("ndcg@10", "hr@10")),
+            f"{line['lists_as_float32_triton']:.1%}",
+            f"{line['sets_as_float32_triton']:.1%}",
+        ]
+        for line in read("backends.jsonl")
+        if line["bench"] == "accuracy" and line["around"] == "kernels"
+    ]
+    header = ["log, implementation", "NDCG@10", "HR@10", "same order", "same items"]
+    return table(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "attention-gpu": lambda: attention(gpu=True),
     "attention-cpu": lambda: attention(gpu=False),
@@ -214,6 +245,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "incremental": lambda: incremental(gpu=False),
     "incremental-gpu": lambda: incremental(gpu=True),
     "backends": backends,
+    "backends-use": backends_used,
+    "backends-accuracy": backends_accuracy,
 }
 
 
