@@ -4,10 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from benchmarks.__main__ import VERBS
-from blossomrec.recommender import BlossomRec
+from blossomrec import BlossomRec, EventLog
 from small_options import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,38 @@ def test_explanations_are_measured(benchmarks, tiny_log, tmp_path, monkeypatch, 
     assert (line["scenario"], line["users"]) == ("explain", 3)
     assert set(line["change"]) == {"explained", "attended", "last", "random", "random_recent"}
     assert f"{line['ratio']} times random" in shown
+
+
+def test_features_are_measured(benchmarks, refused, tiny_events, tmp_path, one_thread):
+    """Some users' last event is of an item that nobody has met before."""
+    last = tiny_events.group_by("user_id").agg(pl.col("timestamp").max()).sort("user_id").head(20)
+    new = last.with_columns(
+        item_id=990_000 + pl.int_range(20) % 4, timestamp=pl.col("timestamp") + 1
+    )
+    events = pl.concat([tiny_events, new.select(tiny_events.columns)])
+    items = (
+        events.select("item_id")
+        .unique()
+        .sort("item_id")
+        .with_columns(genre=pl.format("genre {}", pl.int_range(pl.len()) % 3))
+    )
+    EventLog.prepare(events, tmp_path / "logs" / "films", items=items)
+    out, runs = tmp_path / "out.jsonl", tmp_path / "runs"
+    given = ["--datasets", "films", "--out", out, "--runs", runs, "--epochs", 1, "--max-len", 8]
+    benchmarks(
+        *("features", tmp_path / "logs", *given, "--attentions", "blossom"),
+        *("--forms", "ids", "gap-request-content"),
+    )
+    ids, all_inputs = map(json.loads, out.read_text().splitlines())
+    assert [ids[name] for name in ("time", "request_time", "content")] == ["none", False, False]
+    seen = [all_inputs[name] for name in ("time", "request_time", "content")]
+    assert seen == ["gap", True, True]
+    cold = all_inputs["cold_metrics"]
+    assert cold["targets"] == ids["cold_metrics"]["targets"] >= 10
+    # There are four of them: each is among the first ten of its like.
+    assert cold["recall@10 among cold items"] == cold["recall@10 by popularity of categories"] == 1
+    assert 0 <= cold["recall@10"] <= 1
+    refused("features", tmp_path, "--datasets", "x", "--forms", "all", words=["'all' is not known"])
 
 
 def test_approximate_ranking_is_measured(benchmarks, tmp_path, one_thread):

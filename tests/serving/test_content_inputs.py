@@ -13,6 +13,7 @@ from serving_runs import Server
 
 from blossomrec import BlossomRec, EventLog
 from blossomrec.config import ModelConfig
+from blossomrec.data.batch import pack
 from blossomrec.data.features import FeatureTable, Numbers, Titles
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.models import build_model
@@ -141,6 +142,28 @@ def test_a_share_of_the_items_goes_without_id_in_training_alone(content_log):
     assert 20 < np.mean(alone) < 60 and len(set(alone)) > 1
     model.eval()
     assert not (model.item_vectors() == content).all(1).any()
+
+
+@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec", "gru4rec"])
+def test_every_backbone_sees_content_at_input_and_output(content_log, backbone):
+    config = ModelConfig(**MODEL | {"content": "on", "backbone": backbone})
+    torch.manual_seed(0)
+    model: Any = build_model(config, content_log.num_items, content_log.item_features).eval()
+    batch = pack([np.array([3, 81, 5]), np.array([80, 7])])
+
+    def scores():
+        model.train()
+        model.eval()
+        return model.scores(model.queries(batch), 0, content_log.num_items)
+
+    before = scores()
+    # Of a genre that both histories have, items without events included.
+    with torch.no_grad():
+        model.content.categories[0].bag.weight.mul_(30)
+    after = scores()
+    assert before.shape == after.shape == (2, 82)
+    assert not torch.allclose(before[:, 80:], after[:, 80:])
+    assert model.encode(batch).catalogue.shape == (82, config.hidden_size)
 
 
 def test_the_loss_reaches_categories_and_ids(content_log):

@@ -34,6 +34,19 @@ def model():
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def timed(model):
+    """The same with times and moments, which matter."""
+    torch.manual_seed(0)
+    inputs = {"time_gap": "on", "request_time": "on", "clock": "on", "time_share": 0.5}
+    sizes = MODEL | {"block_size": 4, "compress_window": 8}
+    timed = build_model(ModelConfig(**sizes | inputs), ITEMS).eval()
+    timed.load_state_dict(model.state_dict(), strict=False)
+    for moments in (timed.event_moments, timed.request_moments):
+        torch.nn.init.normal_(moments.embeddings.weight, std=0.3)
+    return timed
+
+
 class Users:
     """Users whose histories a paged encoder keeps, in a cache as the server has it.
 
@@ -53,8 +66,14 @@ class Users:
         self.rng, self.histories = np.random.default_rng(0), {}
 
     def add(self, user, count, number=1):
-        history = self.histories.setdefault(user, UserHistory(number))
-        history.add(History(self.rng.integers(0, ITEMS, count)), count)
+        inputs = self.model.kept_inputs
+        history = self.histories.setdefault(user, UserHistory(number, inputs))
+        times = None
+        if "times" in inputs:
+            before = history.events.times
+            last = before[-1] if len(before) else 1_700_000_000
+            times = last + self.rng.integers(0, 100_000, count).cumsum()
+        history.add(History(self.rng.integers(0, ITEMS, count), times), count)
 
     def ask(self, *users):
         """Bring users up to date, and compare with their whole histories."""
@@ -68,7 +87,8 @@ class Users:
     def check(self, *users):
         for user in users:
             history = self.histories[user]
-            expected = self.model.queries(pack([history.events[history.start :]]))
+            whole = pack([history.events[history.start :]], self.model.kept_inputs)
+            expected = self.model.open_queries(whole)
             assert relative_error(history.query, expected) < 1e-5
 
     def forget(self, user):
@@ -82,8 +102,9 @@ class Users:
 
 
 @pytest.mark.parametrize("max_len, step", [(200, 1), (20, 1), (20, 7)])
-def test_equal_to_encoding_the_whole_history(model, max_len, step):
-    users = Users(model, max_len, step)
+@pytest.mark.parametrize("inputs", ["model", "timed"])
+def test_equal_to_encoding_the_whole_history(request, inputs, max_len, step):
+    users = Users(request.getfixturevalue(inputs), max_len, step)
     for _ in range(40):
         some = users.rng.choice(6, users.rng.integers(1, 6), replace=False).tolist()
         for user in some:

@@ -26,8 +26,8 @@ TILE_BLOCKS = 65_536
 
 
 def rotated(q: Tensor, k: Tensor, step: Step, share: float) -> tuple[Tensor, Tensor]:
-    """Queries [E, H, d] and keys [E, G, d] of the events, turned by their positions."""
-    # For a few events the number of operations is what counts: both are turned at once.
+    """Queries [E, H, d] and keys [E, G, d] of the events, rotated by their positions."""
+    # For a few events the number of operations is what counts: both are rotated at once.
     joint = rotate(torch.cat((q, k), 1), step.position, share)
     q, k = joint.split((q.shape[1], k.shape[1]), dim=1)
     return q, k

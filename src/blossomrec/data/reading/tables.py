@@ -18,6 +18,9 @@ from blossomrec.data.reading.options import ReadOptions, find_columns
 from blossomrec.data.reading.text import TEXT_FILES, TextFile
 from blossomrec.errors import DataError, MissingExtraError
 
+_CHECK_OF_ZONES = "POLARS_IGNORE_TIMEZONE_PARSE_ERROR"
+_ZONES = threading.Lock()
+
 
 @dataclass(frozen=True)
 class EventTable:
@@ -143,10 +146,6 @@ def _kind(path: Path) -> str:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
     return kind
-
-
-_CHECK_OF_ZONES = "POLARS_IGNORE_TIMEZONE_PARSE_ERROR"
-_ZONES = threading.Lock()
 
 
 def is_pandas(source: Any) -> bool:
