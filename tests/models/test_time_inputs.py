@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from blossomrec import BlossomRec
 from blossomrec.attention.rotary import cos_sin, rotate, rotate_by, time_cos_sin
 from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig
 from blossomrec.data.batch import pack
@@ -17,6 +18,7 @@ from blossomrec.errors import ConfigError
 from blossomrec.models.inputs import inputs_of, resolve_inputs
 from blossomrec.models.state import ModelState
 from small_models import NUM_ITEMS, small_model
+from small_options import SMALL
 from whole_history import relative_error
 
 NOW = 1_700_000_000
@@ -170,6 +172,13 @@ class TestResolving:
                 self.resolved(ordered_log, **{option: "on"})
         with pytest.raises(ConfigError, match=r"model.time_share is 0.25: .* has an order"):
             self.resolved(ordered_log, time_share=0.25)
+
+    def test_they_are_decided_anew_for_every_log(self, tiny_log, ordered_log):
+        recommender = BlossomRec(**SMALL | {"time_gap": "auto", "request_time": "auto"})
+        recommender.fit(tiny_log, progress=False)
+        assert recommender.config.model.time_gap == "on"
+        recommender.fit(ordered_log, progress=False)
+        assert recommender.config.model.time_gap == "off"
 
     def test_content_needs_a_table(self, tiny_log):
         with pytest.raises(ConfigError, match=r"model.content is 'on': .* has no table of items"):

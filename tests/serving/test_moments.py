@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
@@ -80,6 +81,16 @@ def test_answers_for_a_moment_are_those_offline(timed_run, log, tmp_path):
                 assert [one["item"] for one in found] == wanted["item_id"].to_list()
                 scores = [one["score"] for one in found]
                 np.testing.assert_allclose(scores, wanted["score"].to_numpy(), rtol=2e-4, atol=1e-4)
+
+
+def test_without_a_moment_it_is_that_of_the_last_event_offline(timed_run, log):
+    offline = BlossomRec.from_pretrained(timed_run, log, device="cpu")
+    last = int(log.timestamps.max()) // 1_000
+    assert log.last_second == last
+    found = offline.recommend(k=5)
+    assert found.equals(offline.recommend(k=5, at=last))
+    assert found.equals(offline.recommend(k=5, at=datetime.fromtimestamp(last, UTC)))
+    assert not found.equals(offline.recommend(k=5, at=last + 10**8))
 
 
 def test_without_a_moment_it_is_now(timed_run, log, tmp_path):

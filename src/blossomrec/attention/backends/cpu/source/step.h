@@ -6,9 +6,9 @@
 
 // Memory is in pages of one block each; a table says which pages hold a user's blocks.
 struct Step {
-    const float *q, *k, *v;    // [t, H, d] and [t, G, d], not yet turned
+    const float *q, *k, *v;    // [t, H, d] and [t, G, d], not yet rotated
     const float *gates;        // [t, H, 2]
-    const float *frequencies;  // [pairs], by which the first 2 * pairs numbers of a head turn
+    const float *frequencies;  // [pairs], by which the first 2 * pairs numbers of a head rotate
     float *pages;              // [P, G, S, 2d]
     const float *block_keys;   // [P, G, d]
     const int32_t *table;      // [users, width]

@@ -24,7 +24,7 @@ def turn_heads(
     PAIRS_BLOCK: tl.constexpr,
     REST_BLOCK: tl.constexpr,
 ):
-    """Copy the heads of rows, their pairs (i, i + PAIRS) turned: forth (way 1) or back (-1)."""
+    """Copy the heads of rows, their pairs (i, i + PAIRS) rotated: forth (way 1) or back (-1)."""
     row = row.to(tl.int64)[:, None, None]
     head = tl.arange(0, HEADS_BLOCK)[None, :, None]
     inside = inside[:, None, None] & (head < HEADS)
