@@ -19,6 +19,9 @@ from benchmarks.speed.instruments.timing import synchronize
 
 Result = TypeVar("Result")
 
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+_THP_DISABLE = 41  # PR_SET_THP_DISABLE of linux/prctl.h
+
 
 def peak_mib(run: Callable[[], Any], device: str) -> float:
     """Memory that a call takes besides what was there before it, in MiB.
@@ -72,3 +75,14 @@ def alone(function: Callable[..., Result], *arguments: Any) -> Result:
     """Call in a process of its own, so that one measurement sees no memory of another."""
     with multiprocessing.get_context("spawn").Pool(1) as process:
         return process.apply(function, arguments)
+
+
+def exact_peaks() -> None:
+    """Let this process hold from now on what lives, and nothing by chance; it gets slower by that.
+
+    Freed memory goes back to the system at once, and pages of 2 MiB are not used.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        system = ctypes.CDLL(None)
+        system.mallopt(_MMAP_THRESHOLD, 2**17)
+        system.prctl(_THP_DISABLE, 1, 0, 0, 0)
