@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from blossomrec.arguments import one_of, true_or_false, whole_number
-from blossomrec.errors import ConfigError
+from blossomrec.errors import ConfigError, one_of, true_or_false, whole_number
 
 
 @pytest.mark.parametrize("value", [3, np.int32(3), np.uint8(3)])

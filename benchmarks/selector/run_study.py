@@ -38,9 +38,8 @@ from benchmarks.selector.recall_options import RecallTraining
 from benchmarks.selector.selector_candidates import CANDIDATES
 from benchmarks.selector.selector_jobs import LogJob, RecallJob
 from benchmarks.selector.selector_study import drift, study_logs, study_recall
-from blossomrec.arguments import one_of
 from blossomrec.config import option
-from blossomrec.errors import ConfigError
+from blossomrec.errors import ConfigError, one_of
 
 # What wants the device for itself.
 ALONE = ("parity", "cost")

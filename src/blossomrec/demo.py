@@ -12,8 +12,8 @@ from rich.console import Console
 from blossomrec import terminal
 from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
+from blossomrec.data.preparation import summary_table
 from blossomrec.data.simulate import SimulationConfig, simulate
-from blossomrec.data.summary import summary_table
 from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.evaluation.evaluation import evaluation_path, save_evaluation
 from blossomrec.measure import evaluate_baseline, evaluate_run

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from blossomrec.arguments import one_of
 from blossomrec.config import EvaluationConfig, check
-from blossomrec.data.identity import differences
-from blossomrec.data.log import EventLog
+from blossomrec.data.log import EventLog, differences
 from blossomrec.data.split import make_split, split_name
 from blossomrec.device import resolve_device
-from blossomrec.errors import ConfigError, RunError
+from blossomrec.errors import ConfigError, RunError, one_of
 from blossomrec.evaluation import Evaluation, RankingOptions, evaluate, resolve_filter_seen
 from blossomrec.models.baselines import BASELINES
 from blossomrec.models.scorer import Scorer

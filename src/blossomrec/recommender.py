@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 import torch
 
-from blossomrec.arguments import one_of, true_or_false, whole_number
 from blossomrec.config import (
     RunConfig,
     with_options,
@@ -26,7 +25,7 @@ from blossomrec.data.units import Moment, as_second, as_seconds
 from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.data.windows import fill
 from blossomrec.device import resolve_device
-from blossomrec.errors import DataError, RunError
+from blossomrec.errors import DataError, RunError, one_of, true_or_false, whole_number
 from blossomrec.evaluation import Evaluation, metrics, scoring
 from blossomrec.evaluation.scoring import top_k
 from blossomrec.files import TemporaryFolder

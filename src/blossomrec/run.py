@@ -16,12 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from blossomrec import __version__
-from blossomrec.arguments import true_or_false
 from blossomrec.config import RunConfig, from_dict, shortened, to_dict
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.log import FEATURES, EventLog
 from blossomrec.data.vocabulary import Vocabulary
-from blossomrec.errors import ConfigError, DataError, RunError, UnknownNameError
+from blossomrec.errors import ConfigError, DataError, RunError, UnknownNameError, true_or_false
 from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.files import flush, read_json, remove, replacing, write_json
 from blossomrec.models.sequence import SequenceModel, build_model

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from blossomrec.data import preparation
 from blossomrec.data.log import EventLog
-from blossomrec.data.summary import summary_table
+from blossomrec.data.preparation import summary_table
 from blossomrec.errors import ConfigError, DataError
 
 EVENTS = pl.DataFrame(

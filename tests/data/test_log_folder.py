@@ -17,8 +17,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossomrec.data.identity import differences
-from blossomrec.data.log import EventLog
+from blossomrec.data.log import EventLog, differences
 from blossomrec.errors import DataError
 
 OLD = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [7, 8, 7], "timestamp": [1, 2, 3]})

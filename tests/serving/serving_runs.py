@@ -23,8 +23,8 @@ from blossomrec.data.log import EventLog
 from blossomrec.models import build_model
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.run import save_model, write_run_config
+from blossomrec.serving.engine.engine import Request
 from blossomrec.serving.engine.ranking import Best, Choice
-from blossomrec.serving.engine.requests import Request
 from blossomrec.serving.engine.service import Service
 from blossomrec.serving.http.application import build_app
 from blossomrec.serving.stores import store_opener

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.arguments import one_of, true_or_false, whole_number
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.batches import HistoryBatches
-from blossomrec.errors import DataError
+from blossomrec.errors import DataError, one_of, true_or_false, whole_number
 from blossomrec.evaluation import metrics, scoring
 from blossomrec.evaluation.candidates import (
     Targets,

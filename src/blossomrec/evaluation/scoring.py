@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.arguments import whole_number
-from blossomrec.errors import ConfigError, DataError, TrainingError
+from blossomrec.errors import ConfigError, DataError, TrainingError, whole_number
 from blossomrec.evaluation import scoring
 
 if TYPE_CHECKING:

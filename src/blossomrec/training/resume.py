@@ -9,8 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from blossomrec.config import RunConfig, to_dict
-from blossomrec.data.identity import differences
-from blossomrec.data.log import EventLog
+from blossomrec.data.log import EventLog, differences
 from blossomrec.data.split import Split
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.run import read_run_config
