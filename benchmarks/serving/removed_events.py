@@ -60,7 +60,7 @@ def choices(found: Explanation, rng: np.random.Generator) -> list[tuple[str, np.
 @torch.no_grad()
 def ablate(model: SequenceModel, history: History, rng: np.random.Generator) -> dict[str, float]:
     """Mean change of the score by what is removed; for no moment in particular."""
-    history = history.asked_at(-1)
+    history = history.asked_for(-1)
     item = best_item(model, history)
     found = explain(model, history, item)
     chosen = choices(found, rng)
@@ -77,7 +77,7 @@ def milliseconds(model: SequenceModel, length: int, rng: np.random.Generator) ->
     """Median time of an explanation."""
     seconds = []
     for _ in range(TIMES):
-        history = History(rng.integers(0, model.num_items, length)).asked_at(-1)
+        history = History(rng.integers(0, model.num_items, length)).asked_for(-1)
         start = time.perf_counter()
         explain(model, history, 0)
         seconds.append(time.perf_counter() - start)

@@ -373,7 +373,7 @@ class BlossomRec:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Number of the history, item row, score and rank of everything recommended."""
         model, vocabulary = self._ready()
-        shown = [history[-max_len:].asked_at(at) for history in histories]
+        shown = [history[-max_len:].asked_for(at) for history in histories]
         batch = pack(shown, model.inputs)
         rows, scores = top_k(
             model,

@@ -138,13 +138,13 @@ def test_bert4rec_sees_the_moment_at_its_mask():
     later = replace(events, asked=events.asked + 1_000_000)
     one, other = (model.queries(pack([each], model.inputs)) for each in (events, later))
     assert relative_error(one, other) > 1e-3
-    unknown = events.asked_at(-1)
+    unknown = events.asked_for(-1)
     assert model.queries(pack([unknown], model.inputs)).isfinite().all()
 
 
 def test_unknown_times_and_moments_are_no_fault():
     model = timed_model()
-    rows = History(np.arange(9)).asked_at(-1)
+    rows = History(np.arange(9)).asked_for(-1)
     assert model.queries(pack([rows], model.inputs)).isfinite().all()
 
 

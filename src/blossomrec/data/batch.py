@@ -32,7 +32,9 @@ class Batch:
         max_length: events of the longest history, or more.
         targets: the item row to predict at each event, -1 where there is none, int64 [T]; None
             where nothing is to be predicted.
-        times, asked: int64 [T], as of :class:`History`; None where the model does not see them.
+        target_weights: float32 [T], how much each target counts; None where all count the same.
+        times, asked, kinds, asked_kinds, context, users: [T, ...], as of :class:`History`; None
+            where the model does not see them.
 
     Example:
         >>> batch = pack([[3, 1, 4], [1, 5]])
@@ -44,8 +46,13 @@ class Batch:
     cu_seqlens: Tensor
     max_length: int
     targets: Tensor | None = None
+    target_weights: Tensor | None = None
     times: Tensor | None = None
     asked: Tensor | None = None
+    kinds: Tensor | None = None
+    asked_kinds: Tensor | None = None
+    context: Tensor | None = None
+    users: Tensor | None = None
 
     @property
     def num_histories(self) -> int:
@@ -105,7 +112,7 @@ class Batch:
             return None
         edges = boundaries(np.concatenate([lengths, fillers, np.zeros(empty, np.int64)]))
         padded: dict[str, Any] = {
-            name: pad(tensor, (0, spare), value=PADDING.get(name, 0))
+            name: pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, spare), value=PADDING.get(name, 0))
             for name, tensor in self.events().items()
         }
         cu_seqlens = torch.from_numpy(edges.clip(max=tokens).astype(np.int32))
@@ -143,10 +150,21 @@ def _joined(histories: Sequence[History], name: str) -> np.ndarray:
 
 
 def make_batch(
-    lengths: np.ndarray, events: Mapping[str, np.ndarray], targets: np.ndarray | None = None
+    lengths: np.ndarray,
+    events: Mapping[str, np.ndarray],
+    targets: np.ndarray | None = None,
+    target_weights: np.ndarray | None = None,
 ) -> Batch:
-    """The batch of histories of ``lengths`` [B] whose events have the arrays [T] of ``events``."""
-    columns = dict(events) if targets is None else {**events, "targets": targets}
+    """The batch of histories of ``lengths`` [B] whose events have the arrays [T] of ``events``.
+
+    A target that counts 0 is none.
+    """
+    columns = dict(events)
+    if target_weights is not None and targets is not None:
+        targets = np.where(target_weights > 0, targets, -1)
+        columns["target_weights"] = target_weights.astype(np.float32, copy=False)
+    if targets is not None:
+        columns["targets"] = targets
     for name in ("items", "targets"):
         if name in columns:
             columns[name] = columns[name].astype(np.int64, copy=False)

@@ -34,6 +34,11 @@ class History:
         times: int64 [n], seconds since 1970; None where they are not known or not asked for.
         asked: int64 [n], the moment in seconds for which is recommended after each event: that of
             the next one, or of a request; None where it is not known or not asked for.
+        kinds: int64 [n], numbers of the kinds of the events, 0 for an unknown one.
+        asked_kinds: int64 [n], the kind of event that is wanted after each: that of the next one,
+            or of a request; 0 for any.
+        context: float32 [n, C], as of :class:`EventFields`; NaN where it is not known.
+        users: int64 [n], the row of the user in the table of users, -1 for an unknown one.
 
     Raises:
         ValueError: an array has another length than ``items``.
@@ -47,6 +52,10 @@ class History:
     items: np.ndarray
     times: np.ndarray | None = None
     asked: np.ndarray | None = None
+    kinds: np.ndarray | None = None
+    asked_kinds: np.ndarray | None = None
+    context: np.ndarray | None = None
+    users: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, column in vars(self).items():
@@ -58,11 +67,24 @@ class History:
         """A history, also of item rows alone."""
         return events if isinstance(events, History) else cls(np.asarray(events))
 
-    def asked_at(self, second: int) -> History:
-        """The same, asked for what comes next at a moment; unknown times and moments are -1."""
-        unknown = np.full(len(self.items), -1, np.int64)
-        times = unknown if self.times is None else self.times
-        return replace(self, times=times, asked=np.full_like(unknown, second))
+    def asked_for(self, second: int = -1, kind: int = 0, *, context: int = 0) -> History:
+        """The same, asked for an event at a moment and of a kind; what is not known is filled in.
+
+        Unknown times and moments are -1, unknown kinds 0, unknown users -1, unknown context NaN in
+        so many columns.
+        """
+        n = len(self.items)
+        return replace(
+            self,
+            times=np.full(n, -1) if self.times is None else self.times,
+            asked=np.full(n, second),
+            kinds=np.zeros(n, np.int64) if self.kinds is None else self.kinds,
+            asked_kinds=np.full(n, kind),
+            context=(
+                np.full((n, context), np.nan, np.float32) if self.context is None else self.context
+            ),
+            users=np.full(n, -1) if self.users is None else self.users,
+        )
 
     def columns(self) -> dict[str, np.ndarray]:
         """The arrays that are there, by name."""

@@ -53,7 +53,7 @@ def histories(log, max_len):
         history = log.history(user)
         if len(history) >= 3:
             # For when it is asked changes nothing that is selected.
-            yield history[:-1][-max_len:].asked_at(-1)
+            yield history[:-1][-max_len:].asked_for(-1)
 
 
 def heads(inspection):

@@ -135,7 +135,7 @@ class WholeEncoder:
         if model.request_moments is None and "asked" in model.inputs:
             # A masked event has a time: that at which the history is encoded.
             now = int(time.time())
-            asked = [part.asked_at(now) for part in parts]
+            asked = [part.asked_for(now) for part in parts]
             return model.queries(pack(asked, model.inputs).to(self._device))
         return model.open_queries(pack(parts, model.kept_inputs).to(self._device))
 

@@ -120,7 +120,7 @@ class Engine:
         if request.history is not None:
             job.history, job.read = UserHistory(inputs=version.model.kept_inputs), True
             # When its events were is not known.
-            job.history.add(request.history.asked_at(-1), len(request.history))
+            job.history.add(request.history.asked_for(-1), len(request.history))
         self._arrived.put(job)
         return job.future
 

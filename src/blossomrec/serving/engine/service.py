@@ -156,7 +156,7 @@ class Service:
             events = await self._waited(self._engine.history(version, user))
         else:
             events = History(version.catalogue.known_rows(history or (), "history"))
-        events = events.asked_at(_second(at))
+        events = events.asked_for(_second(at))
         return await self._waited(self._explainer.explain(version, events, row, k))
 
     async def profile(self, user: str, last: int) -> Profile:

@@ -30,11 +30,15 @@ class Event(NamedTuple):
         item: external id.
         timestamp: in the unit of the store's other events; None for "now, after the last one".
         key: chosen by the sender; an event whose key is stored is not stored again.
+        kind: name of what the user did, such as "buy"; None where it is not told.
+        context: values of the event's context by the name of the column; None without any.
     """
 
     item: ItemId
     timestamp: Time | None = None
     key: str | None = None
+    kind: str | None = None
+    context: dict[str, str | int | float] | None = None
 
 
 class Appended(NamedTuple):
