@@ -37,6 +37,7 @@ class Request:
         choice: which items; the history's own are added where they are to be left out.
         filter_viewed: leave out the items of the history.
         at: the second since 1970 for which is recommended; -1 where it is not known.
+        kind: number of the kind of event that is wanted; 0 for any.
     """
 
     user: str | None
@@ -44,6 +45,7 @@ class Request:
     choice: Choice
     filter_viewed: bool = True
     at: int = -1
+    kind: int = 0
 
 
 @dataclass(eq=False)

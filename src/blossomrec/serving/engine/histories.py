@@ -14,7 +14,7 @@ from blossomrec.data.history import ITEMS_ALONE, GrowingHistory, History
 from blossomrec.data.units import UNITS, Time, seconds
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, shown, unavailable, unknown_user
-from blossomrec.serving.stores.store import EventStore
+from blossomrec.serving.stores.store import EventStore, Tail
 
 if TYPE_CHECKING:
     from blossomrec.serving.engine.version import ModelVersion
@@ -258,9 +258,17 @@ class Histories:
             history = UserHistory(tail.number, history.inputs)
         if tail.start == history.read:
             rows = version.catalogue.rows(tail.items)
-            times = self._seconds(tail.times) if "times" in history.inputs else None
-            history.add(History(rows, times)[rows >= 0], len(tail.items))
+            history.add(self._read(version, user, tail, rows)[rows >= 0], len(tail.items))
         return history, history.read == tail.length
+
+    def _read(self, version: ModelVersion, user: str, tail: Tail, rows: np.ndarray) -> History:
+        """Events of a tail, with what the model takes of them."""
+        inputs = version.model.kept_inputs
+        if inputs == ITEMS_ALONE:
+            return History(rows)
+        times = self._seconds(tail.times) if "times" in inputs else None
+        more = version.known.columns(len(rows), user, tail.kinds, tail.contexts)
+        return History(rows, times, **more)
 
     def _seconds(self, times: Sequence[Time]) -> np.ndarray:
         """Times of the store as a model sees them; -1 while their unit is not known."""
