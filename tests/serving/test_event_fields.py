@@ -178,7 +178,9 @@ def test_what_is_stored_is_read_as_the_model_knows_it():
     assert str(found["context"].tolist()) == "[[nan, nan], [2.0, 2.0], [0.0, nan]]"
     empty = known.columns(1, None, None, None)
     assert empty["kinds"].tolist() == [0] and str(empty["context"].tolist()) == "[[nan, nan]]"
-    assert KnownFields(None, None, ("items",)).columns(3, "anna", ["buy"] * 3, contexts) == {}
+    assert (
+        KnownFields(EventFields(), None, ("items",)).columns(3, "anna", ["buy"] * 3, contexts) == {}
+    )
 
 
 def test_events_for_a_request():

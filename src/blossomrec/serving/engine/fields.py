@@ -18,17 +18,17 @@ class KnownFields:
     """Names of kinds and context, and ids of users, in the numbers of one model version.
 
     Args:
-        fields: that the model was trained with; None for none.
+        fields: that the model sees.
         users: ids of the rows of its table of users; None for none.
         inputs: what the model takes; see :class:`blossomrec.data.history.History`.
 
     Attributes:
-        fields, inputs: as given; no fields are empty ones.
+        fields, inputs: as given.
         asks_kind: whether the model is told which kind of event is wanted.
     """
 
-    def __init__(self, fields: EventFields | None, users: Vocabulary | None, inputs: Sequence[str]):
-        self.fields, self._users, self.inputs = fields or EventFields(), users, inputs
+    def __init__(self, fields: EventFields, users: Vocabulary | None, inputs: Sequence[str]):
+        self.fields, self._users, self.inputs = fields, users, inputs
         self.asks_kind = "asked_kinds" in inputs
         self._columns = {each.name: each for each in self.fields.context}
         if users is not None:

@@ -10,7 +10,7 @@ from blossomrec.device import resolve_device
 from blossomrec.errors import RunError
 from blossomrec.files import digest
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.run import load_model, open_vocabulary, read_run_config
+from blossomrec.run import load_model, open_users, open_vocabulary, read_run_config
 from blossomrec.serving.engine.approximate import ApproximateRanking
 from blossomrec.serving.engine.catalogue import Catalogue
 from blossomrec.serving.engine.encoder import Encoder, build_encoder
@@ -65,7 +65,7 @@ def load_version(
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise RunError(f"{run / 'model.safetensors'} is damaged: {name} is not finite")
-    vocabulary = open_vocabulary(run, info)
+    vocabulary, users = open_vocabulary(run, info), open_users(run, info)
     ranking = Ranking(model)
     if config.probes:
         ranking = ApproximateRanking(model, config.probes, metrics)
@@ -83,6 +83,6 @@ def load_version(
         max_len=max_len,
         step=config.step,
         keeps_state=keeps_state,
-        known=KnownFields(getattr(model, "fields", None), None, model.inputs),
+        known=KnownFields(model.fields, None if users is None else users[0], model.inputs),
         filter_viewed=info.filter_viewed,
     )
