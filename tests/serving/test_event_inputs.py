@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import polars as pl
 import pytest
@@ -126,6 +124,10 @@ def test_a_history_in_a_request_brings_what_is_known_of_it(told_run, log, frame,
             server.recommend(**body),
             offline.recommend_history(given, 5, at=NOW + 10**7, kind="buy"),
         )
+        # Somebody who is in no table is as unknown as whoever is not told.
+        told = offline.recommend_history(given, 5, at=NOW + 10**7)
+        server.append("nobody", listed)
+        same(server.recommend(user_id="nobody", k=5, at=NOW + 10**7), told)
         alone = {"item_id": events["item_id"].to_list()}
         same(plain, offline.recommend_history(alone, 5, at=NOW + 10**7))
 
@@ -148,16 +150,18 @@ def test_an_explanation_sums_up_to_the_score(told_run, frame, tmp_path):
 
 def test_a_new_model_has_numbers_of_its_own(told_run, log, frame, tmp_path):
     """Kinds, categories and users meet by name; what one of the two does not know is unknown."""
-    run = tmp_path / "run"
-    shutil.copytree(told_run, run)
+    run = tmp_path / "current"
+    run.symlink_to(told_run)
     later = log_of(frame_of(("gift", "view", "click"), ("fax", "app"), 1), tmp_path / "later")
     assert later.fields.kinds != log.fields.kinds
     with Server(run, tmp_path / "events.db", max_future=1e12) as server:
         store(server, frame, USERS)
-        write_run(run, later, seed=1, backbone=told_run.name, max_len=40, **SEEN, **TIMED)
+        options = {"backbone": told_run.name, "max_len": 40, **SEEN, **TIMED}
+        newer = write_run(tmp_path / "newer", later, seed=1, **options)
+        run.unlink()
+        run.symlink_to(newer)
         server.reload()
         assert server.client.get("/readyz").json()["kinds"] == list(later.fields.kinds)
-        # The same users, but for the last, whom the other log does not know by its table.
         offline = BlossomRec.from_pretrained(run, log, device="cpu")
         wanted = offline.recommend(USERS, k=5, at=NOW + 10**7, kind="click")
         for user in USERS:

@@ -331,7 +331,8 @@ def _asked(model: SequenceModel, ready: list[tuple[Job, UserHistory]]) -> Tensor
     if model.request_inputs is None:
         return kept
     asked = [(*one.moments(job.request.at), job.request.kind) for job, one in ready]
-    return model.ask(kept, Asked(*torch.tensor(asked, device=kept.device).unbind(1)))
+    columns = list(zip(*asked, strict=True))
+    return model.ask(kept, Asked(*torch.tensor(columns, device=kept.device)))
 
 
 def _attempt(futures: Sequence[Future[Any]], work: Callable[[], None]) -> None:

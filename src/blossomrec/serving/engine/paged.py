@@ -66,10 +66,12 @@ class PagedEncoder:
 
         # Without a word of this object, whose memory is so given back at its end.
         def next_event(given: Tensor, step: Step) -> Tensor:
-            events = {name: given[:, column] for column, name in enumerate(names)}
+            # Of one column it is a view.
+            columns = given.T.contiguous()
+            events = dict(zip(names, columns, strict=False))
             if width:
-                events["context"] = given[:, -width:].int().view(torch.float32)
-            before = given[:, len(names)] if timed else None
+                events["context"] = columns[-width:].int().view(torch.float32).T
+            before = columns[len(names)] if timed else None
             hidden = model.extend_paged(next_events(**events), states, step, before)
             last.index_copy_(0, step.user.long(), hidden)
             return hidden
