@@ -31,8 +31,9 @@
     const ratio = contrast(one, getComputedStyle(one).color);
     if (ratio < 4.5) complaints.push(`contrast ${ratio.toFixed(2)} of ${name(one)}`);
   }
-  for (const one of document.querySelectorAll("input, textarea")) {
-    if (shown(one) && !one.labels.length) complaints.push(`no label for ${name(one)}`);
+  for (const one of document.querySelectorAll("input, textarea, select")) {
+    const labelled = one.labels.length || one.getAttribute("aria-label");
+    if (shown(one) && !labelled) complaints.push(`no label for ${name(one)}`);
     const ratio = contrast(one.parentElement, getComputedStyle(one).borderTopColor);
     if (shown(one) && ratio < 3) complaints.push(`border ${ratio.toFixed(2)} of ${name(one)}`);
   }

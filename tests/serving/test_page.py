@@ -6,11 +6,14 @@ import time
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 from browser import Browser, find_chromium
 from page_images import LARGEST, SHOWN, take
 from serving_runs import Process, write_run
 
+from blossomrec import EventLog
 from blossomrec.serving import Client
 
 TOKEN = "a-secret-of-the-tests"
@@ -350,6 +353,62 @@ def test_a_model_without_reasons_still_shows_the_history(browser, tiny_log, tmp_
         browser.until(f"{EVENTS} === 30")
         assert "cannot be explained" in browser.texts("#reasons")[0]
     browser.complaints.clear()
+
+
+@pytest.fixture(scope="module")
+def kinds_run(tmp_path_factory):
+    """A model that sees kinds of events, and is told which one is wanted."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("kinds")
+    events = {"user_id": np.repeat(np.arange(20), 20), "item_id": rng.integers(0, 40, 400)}
+    kinds = [("click", "buy")[n] for n in rng.integers(0, 2, 400)]
+    frame = pl.DataFrame(events | {"timestamp": np.arange(400), "event": kinds})
+    log = EventLog.prepare(frame, folder / "log", kind="event")
+    return write_run(folder / "run", log, kinds="on", request_kind="on", max_len=60)
+
+
+@needs_browser
+def test_kinds_of_events_are_shown_wanted_and_added(browser, kinds_run, tmp_path):
+    def choose(name, kind):
+        browser.evaluate(
+            f"(one => {{ one.value = {json.dumps(kind)}; one.dispatchEvent(new Event('change')) }})"
+            f"(document.querySelector('#{name}'))"
+        )
+
+    with Process(kinds_run, tmp_path / "events.sqlite") as process, Client(process.url) as client:
+        client.append("anna", [{"item": n, "kind": "buy" if n % 2 else None} for n in range(8)])
+        for width in (1280, 320):
+            browser.size(width, 844, phone=width < 500)
+            browser.open(process.url + "/?user=anna")
+            browser.until(SHOWN)
+            browser.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+            assert browser.evaluate(CHECKS) == []
+        assert browser.texts("#last li") == ["7 buy", "6", "5 buy", "4", "3 buy", "2"]
+        assert browser.texts("#detail")[0].startswith("Event 8, 7 (buy): ")
+        assert browser.texts("#kind option")[:1] == ["any"]
+        items = "document.querySelector('#items').innerText"
+        for kind in ("buy", "click"):
+            before = browser.evaluate(items)
+            choose("kind", kind)
+            browser.until(f"{items} !== {json.dumps(before)}")
+            best = client.recommend("anna", kind=kind)
+            assert browser.texts("#items .score") == [f"{one['score']:.2f}" for one in best]
+        choose("event-kind", "click")
+        browser.fill("#event", "30")
+        browser.key("Enter")
+        browser.until(f"{EVENTS} === 9")
+        assert client.user("anna", 1)["events"][0]["kind"] == "click"
+        assert browser.texts("#last li")[:2] == ["30 click", "7 buy"]
+        # So is what comes after a pasted history; what it had was not told.
+        browser.fill("#history", "3, 4, 5")
+        browser.click("#by-history button")
+        browser.until(f"{EVENTS} === 3")
+        browser.click("#items li:nth-child(2) .more")
+        browser.until(f"{EVENTS} === 4")
+        second = client.recommend_history([3, 4, 5], kind="click")[1]["item"]
+        assert browser.texts("#last li") == [f"{second} click", "5", "4", "3"]
+        kinds = [None, None, None, "click"]
+        wanted = client.recommend_history([3, 4, 5, second], kind="click", kinds=kinds)
+        assert browser.texts("#items .score") == [f"{one['score']:.2f}" for one in wanted]
 
 
 @needs_browser

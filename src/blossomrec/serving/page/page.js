@@ -1,5 +1,6 @@
 // The page: whose history, what is recommended after it, why, and what comes of one more event.
 import { byId, element, milliseconds, number } from "./elements.js";
+import { addedKind, eventsOf, kindsOf, listenToKinds, offerKinds, wanted } from "./kinds.js";
 import { Refused, ask, useToken } from "./server.js";
 import { clearTimeline, drawTimeline, listenToTimeline, showEvent } from "./timeline.js";
 import { hasTitle, idOf, learnTitles, named, typed } from "./titles.js";
@@ -9,8 +10,9 @@ import { drawNoWhy, drawWhy } from "./why.js";
 const K = 10;
 const MAX_SUGGESTED = 100;
 
-// Whose history: {user_id} or {history}; what was recommended, and which item is explained.
+// Whose history: {user_id}, or {history} with its kinds if any are known; its events; what was recommended, and which item is explained.
 let subject = null;
+let known = null;
 let items = [];
 let chosen = null;
 // Answers to requests before the last one are not shown.
@@ -24,15 +26,16 @@ async function show(next, { added = null } = {}) {
     const start = performance.now();
     if (added !== null && next.user_id !== undefined) {
       const path = `v1/users/${encodeURIComponent(next.user_id)}/events`;
-      await ask(path, { events: [{ item: added }] });
+      const kind = addedKind();
+      await ask(path, { events: [kind === null ? { item: added } : { item: added, kind }] });
     }
-    const answer = await ask("v1/recommend", { ...next, k: K });
+    const answer = await ask("v1/recommend", { ...next, ...wanted(), k: K });
     const took = performance.now() - start;
     const shown = answer.items.map((one) => one.item);
     const titled = await learnTitles(added === null ? shown : [...shown, added]);
     if (mine !== turn) return;
     byId("titles-hint").hidden = titled;
-    [subject, items] = [next, answer.items];
+    [subject, items, known] = [next, answer.items, null];
     markUser(next.user_id ?? null);
     chosen = items.some((one) => one.item === chosen) ? chosen : (items[0]?.item ?? null);
     drawItems(before);
@@ -53,13 +56,19 @@ async function why(mine) {
     return;
   }
   try {
-    const explanation = await ask("v1/explain", { ...subject, item_id: chosen, k: K });
+    const asked = { ...subject, ...wanted(), item_id: chosen, k: K };
+    const [explanation, told] = await Promise.all([
+      ask("v1/explain", asked),
+      known ?? eventsOf(subject),
+    ]);
     await learnTitles(explanation.items);
     if (mine !== turn) return;
+    known = told;
     const { start, length, contributions, layers } = explanation;
+    const kinds = kindsOf(explanation.items, known.events);
     const blockSize = explanation.block_size;
-    const shown = { items: explanation.items, start, length, blockSize, contributions, layers };
-    drawTimeline(shown, named);
+    const seen = { items: explanation.items, kinds, start, length, blockSize };
+    drawTimeline({ ...seen, contributions, layers }, named);
     suggest(explanation.items);
     drawWhy(explanation, named, showEvent);
   } catch (error) {
@@ -71,15 +80,14 @@ async function why(mine) {
 
 // For a model that cannot be explained, or where nothing is left: the history alone.
 async function withoutWhy(words, mine) {
-  let history = { items: subject.history, length: subject.history?.length };
-  if (subject.user_id !== undefined) {
-    const user = await ask(`v1/users/${encodeURIComponent(subject.user_id)}?last=1000`);
-    history = { items: user.events.map((event) => event.item), length: user.length };
-  }
+  const { events, length } = await eventsOf(subject);
+  const history = { items: events.map((event) => event.item), length };
+  const kinds = kindsOf(history.items, events);
   await learnTitles(history.items);
   if (mine !== turn) return;
   const start = history.length - history.items.length;
-  drawTimeline({ ...history, start, blockSize: 16, contributions: null, layers: [] }, named);
+  const seen = { ...history, kinds, start, blockSize: 16 };
+  drawTimeline({ ...seen, contributions: null, layers: [] }, named);
   suggest(history.items);
   drawNoWhy(words);
 }
@@ -143,8 +151,14 @@ async function explain(item) {
 }
 
 function add(item) {
-  const history = subject.history;
-  return show(history ? { history: [...history, item] } : subject, { added: item });
+  const { history } = subject;
+  if (!history) return show(subject, { added: item });
+  const kind = addedKind();
+  const next = { history: [...history, item] };
+  if (kind !== null || subject.kinds) {
+    next.kinds = [...(subject.kinds ?? history.map(() => null)), kind];
+  }
+  return show(next, { added: item });
 }
 
 function say(text) {
@@ -196,6 +210,7 @@ function listen() {
     say("The token is used from now on.");
     begin(byId("user").value.trim());
   });
+  listenToKinds(() => subject !== null && show(subject));
   listenToTimeline();
   listenToUsers(showUser, (error) => fail(error, null));
 }
@@ -223,7 +238,8 @@ async function greet() {
   const user = new URLSearchParams(location.search).get("user") ?? "";
   if (user) byId("user").value = user;
   try {
-    const { model, items: count, max_len: longest } = await ask("readyz");
+    const { model, items: count, max_len: longest, ...answer } = await ask("readyz");
+    offerKinds(answer.kinds, answer.asks_kind);
     byId("model").textContent =
       `blossomrec, model ${model}: ${number(count)} items, ` +
       `sees the last ${number(longest)} events of a history`;

@@ -13,7 +13,7 @@ let cells = [];
 let current = 0;
 let describe = () => "";
 
-// history: {items, start, length, blockSize, contributions or null, layers}; named: id -> text.
+// history: {items, kinds, start, length, blockSize, contributions or null, layers}; named: id -> text.
 export function drawTimeline(history, named) {
   const { items, blockSize, contributions } = history;
   const skipped = Math.ceil(Math.max(0, items.length - MAX_SHOWN) / blockSize) * blockSize;
@@ -43,7 +43,7 @@ export function drawTimeline(history, named) {
   timeline.scrollTop = timeline.scrollHeight;
   select(items.length - 1, false);
   byId("timeline-note").textContent = note(history, skipped);
-  drawLast(items, named);
+  drawLast(history, named);
 }
 
 // Go to an event; its index counts from the first one that the model sees.
@@ -57,18 +57,26 @@ export function clearTimeline(words) {
   byId("timeline-note").textContent = words;
 }
 
-function drawLast(items, named) {
-  const last = items.slice(-MAX_LAST).reverse();
-  byId("last").replaceChildren(...last.map((item) => element("li", {}, named(item))));
+function drawLast({ items, kinds }, named) {
+  const first = Math.max(0, items.length - MAX_LAST);
+  const lines = items.slice(first).map((item, index) => {
+    const kind = kinds[first + index];
+    const line = element("li", {}, named(item));
+    if (kind !== null) line.append(element("span", { class: "id" }, ` ${kind}`));
+    return line;
+  });
+  byId("last").replaceChildren(...lines.reverse());
 }
 
-function describer({ items, start, blockSize, contributions }, picked, recent, named) {
+function describer({ items, kinds, start, blockSize, contributions }, picked, recent, named) {
   return (index) => {
     const share = contributions === null ? "" : `: ${signed(contributions[index])}`;
     const by = (picked.get(Math.floor(index / blockSize)) ?? []).map(nthLayer);
     const long = by.length ? `, long-term interest of the ${by.join(" and the ")}` : "";
     const short = recent.has(index) ? ", short-term interest" : "";
-    return `Event ${number(start + index + 1)}, ${named(items[index])}${share}${long}${short}`;
+    const kind = kinds[index] === null ? "" : ` (${kinds[index]})`;
+    const event = `Event ${number(start + index + 1)}, ${named(items[index])}${kind}`;
+    return `${event}${share}${long}${short}`;
   };
 }
 
