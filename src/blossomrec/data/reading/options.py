@@ -72,9 +72,11 @@ class Filters:
         1, "drop users with fewer events, again and again together with the items"
     )
     min_item_events: int = option(1, "drop items with fewer events")
-    merge_repeats: bool = option(False, "keep the first of neighbouring events with the same item")
+    merge_repeats: bool = option(
+        False, "keep the first of neighbouring events with the same item and kind"
+    )
     drop_duplicates: bool = option(
-        False, "keep the first of events with the same user, item and time"
+        False, "keep the first of events with the same user, item, time and kind"
     )
 
     def __post_init__(self):
@@ -121,6 +123,10 @@ class PrepareOptions(Filters, ReadOptions):
     def __post_init__(self):
         ReadOptions.__post_init__(self)
         Filters.__post_init__(self)
+        for name in ("context", "context_kinds", "item_kinds", "user_kinds"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (tuple, list)):
+                raise ConfigError(f"{name} is {value!r}: a list is needed, such as [{value!r}]")
 
     def recorded(self) -> dict[str, Any]:
         """The options that are not None, ready for JSON."""
@@ -135,7 +141,7 @@ def _told(value: Any) -> str:
     """An option as text; of a frame what it is."""
     if hasattr(value, "columns"):
         return f"the {type(value).__module__.split('.')[0]} frame"
-    return " ".join(value) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def with_given(cls: type[Options], given: dict[str, Any]) -> Options:
