@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from blossomrec.cli import main
 from blossomrec.data.event_arrays import EventArrays, drop_events, rank_fields, shuffle_ties
 from blossomrec.data.fields import ContextField, EventFields
 from blossomrec.data.log import EventLog, differences
@@ -367,6 +368,21 @@ class TestSources:
             log = prepared(path)
         assert log.fields == prepared().fields
         assert log.digest == prepared().digest
+
+    def test_the_command_line_takes_several_columns(self, tmp_path, capsys):
+        EVENTS.write_parquet(tmp_path / "events.parquet")
+        USERS.write_parquet(tmp_path / "users.parquet")
+        words = "--kind what --context shop_id price --context gift --context-kinds gift=category"
+        words += " shop_id=number --user-kinds age=category taste=none --users"
+        arguments = ["prepare", str(tmp_path / "events.parquet"), str(tmp_path / "log")]
+        assert main([*arguments, *words.split(), str(tmp_path / "users.parquet")]) == 0
+        assert "kind: view" in capsys.readouterr().out
+        log = EventLog.open(tmp_path / "log")
+        assert [each.kind for each in log.fields.context] == ["number", "number", "category"]
+        assert log.user_features is not None and list(log.user_features) == ["age", "interests"]
+        assert main([*arguments, "--context", "what", "--kind", "what"]) == 2
+        assert "'what' is kind and context what" in capsys.readouterr().err
+        assert EventLog.open(tmp_path / "log").digest == log.digest
 
     def test_pandas_gives_the_same(self):
         pandas = pytest.importorskip("pandas")

@@ -143,9 +143,9 @@ def _warn_of_strays(column: Column) -> None:
     """Tell of the first text that is no number where most are, so that they count as categories."""
     given = column.values.is_not_null() & (column.values != "")
     strays = given & _as_numbers(column.values).is_null()
-    if 0 < strays.sum() < given.sum() / 2 and not column.name.lower().endswith("_id"):
+    share = 1 - len(strays.arg_true()) / max(len(given.arg_true()), 1)
+    if 0.5 < share < 1 and not column.name.lower().endswith("_id"):
         row = strays.arg_true()[0]
-        share = 1 - strays.sum() / given.sum()
         warnings.warn(
             f"{column.source}, column {column.name!r}, row {row + 1}: {column.values[row]!r} is no "
             f"number, as {share:.1%} of the values are, so that all are taken as categories (the "

@@ -49,6 +49,13 @@ class ReadOptions:
 
     def __post_init__(self):
         check(self)
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            lists = str(entry.type).startswith("tuple") and value is not None
+            if lists and not isinstance(value, (tuple, list)):
+                raise ConfigError(
+                    f"{entry.name} is {value!r}: a list is needed, such as [{value!r}]"
+                )
         for name in ("user", "item", "timestamp"):
             if getattr(self, name) is None:
                 raise ConfigError(f"{name} is None: the name of a column is needed")
@@ -123,10 +130,6 @@ class PrepareOptions(Filters, ReadOptions):
     def __post_init__(self):
         ReadOptions.__post_init__(self)
         Filters.__post_init__(self)
-        for name in ("context", "context_kinds", "item_kinds", "user_kinds"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, (tuple, list)):
-                raise ConfigError(f"{name} is {value!r}: a list is needed, such as [{value!r}]")
 
     def recorded(self) -> dict[str, Any]:
         """The options that are not None, ready for JSON."""
