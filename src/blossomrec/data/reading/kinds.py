@@ -173,6 +173,7 @@ def _names(column: Column, what: str, limit: int) -> pl.Series:
     column.refuse(
         new & (new.cum_sum() > limit),
         f"is one {what} too many: there may be up to {limit:,}",
+        "; is it an id, or a number?",
     )
     return names
 
