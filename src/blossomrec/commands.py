@@ -85,7 +85,9 @@ def prepare(
     source: Path,
     folder: Path,
     *,
-    options: Annotated[PrepareOptions, Parameter(name="*")] = PrepareOptions(),  # noqa: B008
+    options: Annotated[
+        PrepareOptions, Parameter(name="*", consume_multiple=True)
+    ] = PrepareOptions(),  # noqa: B008
 ) -> None:
     """Read a table of events, check it, write the memory-mapped log.
 
