@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput
 from blossomrec.config import ModelConfig, RunConfig, check
-from blossomrec.data.batches import TrainingBatches
+from blossomrec.data.batches import TrainingBatches, target_importance
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.models import fused
 from blossomrec.models.features import Content, Moments, gaps
@@ -142,7 +142,13 @@ class SequenceModel(nn.Module):
         Args:
             train_end: int64 [U], how many of each user's first events may be trained on.
         """
-        return TrainingBatches(log, train_end, inputs=cls.inputs_for(config), **batch_sizes(config))
+        return TrainingBatches(
+            log,
+            train_end,
+            inputs=cls.inputs_for(config),
+            importance=target_importance(log, config.training),
+            **batch_sizes(config),
+        )
 
     @property
     def max_len(self) -> int:
