@@ -103,20 +103,20 @@ def device_steps(
     for batch in batches:
         assert batch.targets is not None
         rows = (batch.targets >= 0).nonzero()[:, 0]
-        count, weights = len(rows), batch.target_weights
+        tokens, count, weights = len(batch.items), len(rows), batch.target_weights
         given = {} if weights is None else {"importance": float(weights[rows].double().sum())}
+        # The selector has to be distilled somewhere, also where nothing counts.
+        distil_rows = rows if count else torch.arange(tokens)
         padded = None if shape is None else batch.pad(*shape)
         if padded is not None:
-            tokens = len(padded.items)
-            rows = pad(rows, (0, tokens - count), value=tokens)
+            end = len(padded.items)
+            distil_rows = pad(distil_rows, (0, end - len(distil_rows)), value=end)
             if pinned:
-                padded, rows = padded.pin_memory(), rows.pin_memory()
-            yield Step(padded, None, count, **given, distil_rows=rows, padded=True)
+                padded, distil_rows = padded.pin_memory(), distil_rows.pin_memory()
+            yield Step(padded, None, count, **given, distil_rows=distil_rows, padded=True)
             continue
-        everywhere = count == len(batch.items)
         if pinned:
             batch, rows = batch.pin_memory(), rows.pin_memory()
-        rows = None if everywhere else rows.to(device, non_blocking=True)
-        # Where nothing counts the selector learns nothing either: at T there is no event.
-        nowhere = None if count else torch.full((1,), len(batch.items), device=device)
-        yield Step(batch.to(device), rows, count, **given, distil_rows=nowhere)
+        given["distil_rows"] = None if count else torch.arange(tokens, device=device)
+        rows = None if count == tokens else rows.to(device, non_blocking=True)
+        yield Step(batch.to(device), rows, count, **given)

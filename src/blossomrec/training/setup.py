@@ -205,7 +205,8 @@ GOOD_STEPS, SMALLEST_BATCH = 20, 64
 def describe(
     parts: Parts, validation_cases: int, log: EventLog, config: RunConfig, run: Path
 ) -> list[str]:
-    """Five lines: data, model, device, steps, place; and a warning where the log is small."""
+    """Five lines: data, model, device, steps, place; what targets count, unless they all count the
+    same; and a warning where the log is small."""
     steps, training = parts.batches.steps(0), config.training
     parameters = sum(one.numel() for one in parts.model.parameters())
     cases = f"{validation_cases:,} validation cases" if validation_cases else "no validation"
@@ -216,10 +217,19 @@ def describe(
         f"training: {steps:,} steps an epoch, at most {training.epochs:,} epochs, {cases}",
         f"run: {run}",
     ]
+    if parts.batches.importance is not None:
+        lines.insert(4, f"targets: {_counted(log, training)}")
     small = _too_large(parts, validation_cases, log, config)
     if small:
         lines.append(f"warning: the log is small for these options: {'; '.join(small)}")
     return lines
+
+
+def _counted(log: EventLog, training: TrainingConfig) -> str:
+    """By what targets count."""
+    weighted = log.weights is not None and training.weights != "off"
+    told = [training.targets] * bool(training.targets) + ["weights of the log"] * weighted
+    return " times the ".join(told)
 
 
 def _device(training: TrainingConfig, parts: Parts) -> str:
