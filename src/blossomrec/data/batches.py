@@ -167,7 +167,8 @@ class TrainingBatches:
         self._lengths = self._window_events(train_end[used])
         self._plan: tuple[int, Windows, np.ndarray] | None = None
         self.importance = importance
-        if importance is not None and not self._importance_of(self._starts, self._lengths).any():
+        counted = self._importance_of(self._starts, self._lengths)
+        if counted is not None and not counted.any():
             raise DataError(
                 f"{log.folder} has no training event that counts as a target, by its kind and "
                 "weight: nothing to learn from"

@@ -75,7 +75,8 @@ class _Rows(NamedTuple):
         return _Rows(factors, targets, shares, (hidden * shares[:, None]).to(dtype))
 
     def part(self, rows: slice) -> _Rows:
-        return _Rows(*(None if each is None else each[rows] for each in self))
+        shares = None if self.shares is None else self.shares[rows]
+        return _Rows(self.factors[rows], self.targets[rows], shares, self.scaled[rows])
 
     def sum(self, losses: Tensor) -> Tensor:
         return losses.sum() if self.shares is None else (losses * self.shares).sum()

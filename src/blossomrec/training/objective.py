@@ -104,8 +104,8 @@ def device_steps(
         assert batch.targets is not None
         rows = (batch.targets >= 0).nonzero()[:, 0]
         tokens, count, weights = len(batch.items), len(rows), batch.target_weights
-        given = {} if weights is None else {"importance": float(weights[rows].double().sum())}
-        # The selector has to be distilled somewhere, also where nothing counts.
+        importance = None if weights is None else float(weights[rows].double().sum())
+        # Where nothing counts the selector is distilled at every event: it has to be somewhere.
         distil_rows = rows if count else torch.arange(tokens)
         padded = None if shape is None else batch.pad(*shape)
         if padded is not None:
@@ -113,10 +113,12 @@ def device_steps(
             distil_rows = pad(distil_rows, (0, end - len(distil_rows)), value=end)
             if pinned:
                 padded, distil_rows = padded.pin_memory(), distil_rows.pin_memory()
-            yield Step(padded, None, count, **given, distil_rows=distil_rows, padded=True)
+            yield Step(
+                padded, None, count, importance=importance, distil_rows=distil_rows, padded=True
+            )
             continue
         if pinned:
             batch, rows = batch.pin_memory(), rows.pin_memory()
-        given["distil_rows"] = None if count else torch.arange(tokens, device=device)
+        distil_rows = None if count else torch.arange(tokens, device=device)
         rows = None if count == tokens else rows.to(device, non_blocking=True)
-        yield Step(batch.to(device), rows, count, **given)
+        yield Step(batch.to(device), rows, count, importance=importance, distil_rows=distil_rows)
