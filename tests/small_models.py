@@ -10,6 +10,7 @@ import torch
 
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import Batch, pack
+from blossomrec.data.fields import Tables
 from blossomrec.models.sequence import SequenceModel, build_model
 
 NUM_ITEMS = 50
@@ -40,10 +41,10 @@ def small_config(**options) -> ModelConfig:
     return ModelConfig(**defaults | options)
 
 
-def small_model(**options) -> SequenceModel:
+def small_model(tables: Tables | None = None, **options) -> SequenceModel:
     """A seeded model in evaluation mode, with embeddings large enough for attention to matter."""
     torch.manual_seed(0)
-    model = build_model(small_config(**options), NUM_ITEMS).eval()
+    model = build_model(small_config(**options), NUM_ITEMS, tables).eval()
     with torch.no_grad():
         model.item_embeddings.weight.mul_(10)
     return model

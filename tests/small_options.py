@@ -19,6 +19,10 @@ MODEL: dict[str, Any] = {
     "time_gap": "off",
     "request_time": "off",
     "content": "off",
+    "kinds": "off",
+    "request_kind": "off",
+    "context": "off",
+    "user_table": "off",
 }
 TRAINING: dict[str, Any] = {
     "epochs": 1,

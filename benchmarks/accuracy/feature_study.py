@@ -96,7 +96,7 @@ def _measure(folder: Path, config: RunConfig, run: Path, out: Path) -> dict[str,
     config = resolve_inputs(config, log)
     split = make_split(log, config.evaluation)
     with seeded(config.training.seed):
-        model = build_model(config.model, log.num_items, log.item_features)
+        model = build_model(config.model, log.num_items, log.tables)
         train(model, log, split, config, run, progress=False)
     evaluation = evaluate_run(run, log)
     device = str(next(model.parameters()).device)

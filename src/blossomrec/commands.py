@@ -73,6 +73,12 @@ class RecommendOptions:
     max_len: int | None = option(
         None, "events of a history that the model sees, the last ones; as in training without it"
     )
+    at: str | None = option(
+        None,
+        "the moment for which is recommended, in ISO 8601 or as a time since 1970; that of the "
+        "log's last event without it",
+    )
+    kind: str | None = option(None, "kind of event that is wanted, such as buy; any without it")
 
 
 def prepare(
@@ -239,12 +245,16 @@ def recommend(
         json: print JSON instead of a table
         device: where to compute
     """
+    from blossomrec.data.units import moment_of
     from blossomrec.recommender import BlossomRec
 
     if (user is None) == (history is None):
         raise ConfigError("give either --user or --history")
     recommender = BlossomRec.from_pretrained(run, log, device=device)
-    chosen: dict[str, Any] = vars(options) | {"items": _ids("items", options.items)}
+    chosen: dict[str, Any] = vars(options) | {
+        "items": _ids("items", options.items),
+        "at": moment_of("at", options.at),
+    }
     if user is not None:
         frame = recommender.recommend(user, k, **chosen)
     else:

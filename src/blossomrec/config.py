@@ -75,6 +75,14 @@ class ModelConfig:
     content: Switch = option(
         "auto", "see what the table of items says of them; auto: where it says something"
     )
+    kinds: Switch = option("auto", "see the kinds of events; auto: where the log has kinds")
+    request_kind: Switch = option(
+        "auto", "see which kind of event is wanted; auto: where the log has kinds"
+    )
+    context: Switch = option("auto", "see the context of events; auto: where the log has any")
+    user_table: Switch = option(
+        "auto", "see what the table of users says of them; auto: where it says something"
+    )
     id_dropout: float = option(
         0.1,
         "with content: share of the items seen by it alone in a training step",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,22 +18,31 @@ from blossomrec.config import (
     with_options,
 )
 from blossomrec.data.batch import pack
-from blossomrec.data.history import History, KnownHistories, known_rows, shown_ids
+from blossomrec.data.history import (
+    History,
+    KnownHistories,
+    columns_of,
+    given_history,
+    known_rows,
+    shown_ids,
+)
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
-from blossomrec.data.units import Moment, as_second, as_seconds
+from blossomrec.data.units import Moment, as_second
 from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.data.windows import fill
 from blossomrec.device import resolve_device
-from blossomrec.errors import DataError, RunError, one_of, true_or_false, whole_number
+from blossomrec.errors import ConfigError, DataError, RunError, one_of, true_or_false, whole_number
 from blossomrec.evaluation import Evaluation, metrics, scoring
 from blossomrec.evaluation.scoring import top_k
 from blossomrec.files import TemporaryFolder
 from blossomrec.models.inputs import resolve_inputs
 from blossomrec.models.sequence import SequenceModel, build_model
 from blossomrec.run import (
+    Known,
     RunInfo,
     load_model,
+    open_users,
     open_vocabulary,
     read_run_config,
     write_model,
@@ -81,6 +90,7 @@ class BlossomRec:
         self.training: TrainingResult | None = None
         self.filter_viewed: bool | None = None
         self._info: RunInfo | None = None
+        self._users: Vocabulary | None = None
         self._known: KnownHistories | None = None
         self._no_log = "the log this model was trained on is not there"
 
@@ -119,7 +129,7 @@ class BlossomRec:
         self.config = resolve_inputs(self._given, log)
         split = make_split(log, self.config.evaluation)
         with seeded(self.config.training.seed):
-            model = build_model(self.config.model, log.num_items, log.item_features)
+            model = build_model(self.config.model, log.num_items, log.tables)
             self.training = train(
                 model, log, split, self.config, Path(run), resume=resume, progress=progress
             )
@@ -165,7 +175,11 @@ class BlossomRec:
         """
         model, vocabulary = self._ready()
         assert self._info is not None
-        write_model(folder, self._info, vocabulary, model, overwrite=overwrite)
+        users = None
+        if self._users is not None and model.users is not None:
+            users = (self._users, model.users)
+        known = Known(vocabulary, model.features, users)
+        write_model(folder, self._info, known, model, overwrite=overwrite)
 
     def evaluate(
         self,
@@ -227,6 +241,7 @@ class BlossomRec:
         items: Iterable[Any] | None = None,
         max_len: int | None = None,
         at: Moment | None = None,
+        kind: str | None = None,
     ) -> pl.DataFrame:
         """The ``k`` best next items for users of the log, from their whole history.
 
@@ -239,13 +254,15 @@ class BlossomRec:
                 training.
             at: the moment for which is recommended, a datetime or a time since 1970 in any unit,
                 to a model that sees it; None is the time of the log's last event.
+            kind: the kind of event that is wanted, such as "buy", for a model that sees it; None is
+                any.
 
         Returns:
             Columns user_id, item_id, score, rank (from 1); fewer than ``k`` rows for a user where
             fewer items are left, none for one without any item that the model knows.
 
         Raises:
-            DataError: a user or an item is unknown; the message names it.
+            DataError: a user, an item or the kind is unknown; the message names it.
             ConfigError: an option is out of bounds or of a wrong type.
         """
         known, filter_viewed = self._histories(), self._filters(filter_viewed)
@@ -258,6 +275,7 @@ class BlossomRec:
         moment = as_second("at", at)
         if at is None and log.has_times:
             moment = log.last_second
+        wanted = moment, self._kind(kind)
         known.warn_of_unknown(rows)
         lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], limit)
         nothing = (rows[:0], rows[:0], np.empty(0, dtype=np.float32), rows[:0])
@@ -268,67 +286,73 @@ class BlossomRec:
             if not len(some):
                 continue
             histories = [histories[place] for place in some]
-            places, *columns = self._rank(histories, k, filter_viewed, candidates, limit, moment)
+            places, *columns = self._rank(histories, k, filter_viewed, candidates, limit, wanted)
             found.append((rows[start:stop][some][places], *columns))
         user_rows, *columns = (np.concatenate(column) for column in zip(*found, strict=True))
         return self._frame({"user_id": log.user_vocabulary.ids(user_rows)}, *columns)
 
     def recommend_history(
         self,
-        history: Sequence[Any],
+        history: Sequence[Any] | Mapping[str, Any] | pl.DataFrame,
         k: int = 10,
         *,
         filter_viewed: bool | None = None,
         items: Iterable[Any] | None = None,
         max_len: int | None = None,
         unknown: Literal["skip", "refuse"] = "skip",
-        times: Sequence[Moment] | None = None,
         at: Moment | None = None,
+        kind: str | None = None,
     ) -> pl.DataFrame:
-        """The ``k`` best next items after any list of item ids, oldest first.
+        """The ``k`` best next items after any events, oldest first.
 
         Args:
-            filter_viewed, items, max_len: as of ``recommend``.
+            history: item ids; or a frame, or lists by name, with what else is known of the events
+                for a model that sees it: ``item_id``, ``timestamp`` (as ``at``), ``kind``, and the
+                columns of the context by their names.
+            filter_viewed, items, max_len, kind: as of ``recommend``.
             unknown: what to do with items the model does not know: "skip" them with a warning, or
                 "refuse" the history.
-            times: of the events, as ``at``, for a model that sees them; None where they are not
-                known.
             at: the moment for which is recommended; None where it is not known.
 
         Returns:
             Columns item_id, score, rank (from 1).
 
         Raises:
-            DataError: an unknown item where they are refused, or no known item at all.
+            DataError: an unknown item where they are refused, or no known item at all; a column is
+                missing, unknown or of another length.
             ConfigError: an option is out of bounds or of a wrong type.
+
+        Example:
+            >>> events = {"item_id": [7, 9], "timestamp": [1_700_000_000, 1_700_000_060]}
+            >>> recommender.recommend_history(events, at=datetime.now(UTC))
         """
-        _, vocabulary = self._ready()
+        model, vocabulary = self._ready()
         one_of("unknown", unknown, ("skip", "refuse"))
-        history, filter_viewed = as_ids(history, "item", ordered=True), self._filters(filter_viewed)
-        rows = vocabulary.rows(history)
-        strangers = [item for item, row in zip(history, rows, strict=True) if row < 0]
+        columns = columns_of(history)
+        ids = as_ids(columns["item_id"], "item", ordered=True)
+        filter_viewed, rows = self._filters(filter_viewed), vocabulary.rows(ids)
+        strangers = [item for item, row in zip(ids, rows, strict=True) if row < 0]
         if strangers and unknown == "refuse":
-            known_rows(vocabulary, history, "item")
+            known_rows(vocabulary, ids, "item")
         if strangers:
             warnings.warn(
-                f"{len(strangers)} of {len(history)} items of the history are unknown and skipped: "
+                f"{len(strangers)} of {len(ids)} items of the history are unknown and skipped: "
                 f"{shown_ids(strangers)}",
                 stacklevel=2,
             )
-        moments = None if times is None else as_seconds("times", times, len(rows))
-        known = History(rows, moments)[rows >= 0]
+        known = given_history(rows, columns, model.fields)[rows >= 0]
         if not len(known):
-            what = f"the history {shown_ids(history)}" if history else "an empty history"
+            what = f"the history {shown_ids(ids)}" if ids else "an empty history"
             raise DataError(f"{what} has no item that the model knows")
-        _, *columns = self._rank(
+        _, *found = self._rank(
             [known],
             k,
             filter_viewed,
             self._candidates(items),
             self._limit(max_len),
-            as_second("at", at),
+            (as_second("at", at), self._kind(kind)),
         )
-        return self._frame({}, *columns)
+        return self._frame({}, *found)
 
     def similar_items(self, items: Iterable[Any], k: int = 10) -> pl.DataFrame:
         """The ``k`` items whose embeddings are closest, by cosine, to each given one.
@@ -369,11 +393,15 @@ class BlossomRec:
         filter_viewed: bool,
         candidates: np.ndarray | None,
         max_len: int,
-        at: int,
+        wanted: tuple[int, int],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Number of the history, item row, score and rank of everything recommended."""
+        """Number of the history, item row, score and rank of everything recommended.
+
+        wanted: the moment for which, and the number of the kind that is wanted.
+        """
         model, vocabulary = self._ready()
-        shown = [history[-max_len:].asked_for(at) for history in histories]
+        width = len(model.fields.context)
+        shown = [history[-max_len:].asked_for(*wanted, context=width) for history in histories]
         batch = pack(shown, model.inputs)
         rows, scores = top_k(
             model,
@@ -390,6 +418,13 @@ class BlossomRec:
     def _limit(self, max_len: int | None) -> int:
         """Events of a history that the model sees."""
         return self.config.model.max_len if max_len is None else whole_number("max_len", max_len)
+
+    def _kind(self, name: str | None) -> int:
+        """Number of the kind that is wanted."""
+        model, _ = self._ready()
+        if name is not None and "asked_kinds" not in model.inputs:
+            raise ConfigError(f"kind is {name!r}: this model sees no kind that is wanted")
+        return model.fields.kind(name)
 
     def _filters(self, filter_viewed: bool | None) -> bool:
         """Whether items of the history are left out."""
@@ -415,11 +450,11 @@ class BlossomRec:
         return self.model, self.items
 
     def _histories(self) -> KnownHistories:
-        _, vocabulary = self._ready()
+        model, vocabulary = self._ready()
         if self.log is None:
             raise RunError(f"{self._no_log}: give one, or use recommend_history")
         if self._known is None or self._known.log is not self.log:
-            self._known = KnownHistories(self.log, vocabulary)
+            self._known = KnownHistories(self.log, vocabulary, self._users, model.fields)
         return self._known
 
     def _is_own_log(self) -> bool:
@@ -432,8 +467,12 @@ class BlossomRec:
         self._info = read_run_config(folder)
         model = load_model(folder, device)
         self.items = open_vocabulary(folder, self._info)
+        users = open_users(folder, self._info)
+        self._users = None if users is None else users[0]
         # Now, because a process forked later cannot.
         self.items.read()
+        if self._users is not None:
+            self._users.read()
         self.model, self._known = model, None
         self.filter_viewed = self._info.filter_viewed
 

@@ -1,13 +1,15 @@
 """The run folder: configuration, best weights and vocabulary, everything a recommender needs.
 
-Layout: ``config.json``, ``model.safetensors``, ``vocabulary/``, ``log.jsonl``, ``metrics.json``,
+Layout: ``config.json``, ``model.safetensors``, ``vocabulary/``, ``features/`` and ``users/`` where
+the model sees tables of items and users, ``log.jsonl``, ``metrics.json``,
 ``report.html`` and ``checkpoints/``. Nothing in it is pickled.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +20,13 @@ from safetensors.torch import load_file, save_file
 from blossomrec import __version__
 from blossomrec.config import RunConfig, from_dict, shortened, to_dict
 from blossomrec.data.features import FeatureTable
-from blossomrec.data.log import FEATURES, EventLog
+from blossomrec.data.fields import EventFields, Tables
+from blossomrec.data.log import FEATURES, USERS, EventLog
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import ConfigError, DataError, RunError, UnknownNameError, true_or_false
 from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.files import flush, read_json, remove, replacing, write_json
+from blossomrec.models.inputs import seen_fields
 from blossomrec.models.sequence import SequenceModel, build_model
 
 FORMAT = 2
@@ -40,6 +44,9 @@ class RunInfo(NamedTuple):
     filter_viewed: whether items of the history are left out of recommendations, as they are where
         the run is measured.
     features: digest of the table of items in ``features/``; None where the model sees none.
+    users: digest of ``users/``, the users with what a table says of them; None where the model
+        sees none.
+    fields: kinds of events and columns of context that the model sees.
     """
 
     config: RunConfig
@@ -49,6 +56,8 @@ class RunInfo(NamedTuple):
     log: dict[str, Any] | None
     filter_viewed: bool
     features: str | None = None
+    users: str | None = None
+    fields: EventFields = EventFields()
 
 
 def write_run_config(run: str | Path, config: RunConfig, log: EventLog) -> None:
@@ -62,10 +71,22 @@ def write_run_config(run: str | Path, config: RunConfig, log: EventLog) -> None:
     run, items = Path(run), log.item_vocabulary
     check_vocabulary(run, log)
     data, filters = Path(log.folder).resolve(), resolve_filter_seen(config.evaluation, log)
-    features = log.item_features if config.model.content == "on" else None
-    digest = None if features is None else features.digest
-    info = RunInfo(config, log.num_items, items.fingerprint, data, log.identity, filters, digest)
-    _write_description(run, info, items, features)
+    tables, model = log.tables, config.model
+    features = tables.items if model.content == "on" else None
+    users = tables.users if model.user_table == "on" else None
+    known = Known(items, features, None if users is None else (log.user_vocabulary, users))
+    info = RunInfo(
+        config,
+        log.num_items,
+        items.fingerprint,
+        data,
+        log.identity,
+        filters,
+        None if features is None else features.digest,
+        known.users_digest,
+        seen_fields(model, tables.fields),
+    )
+    _write_description(run, info, known)
 
 
 def check_vocabulary(run: Path, log: EventLog) -> None:
@@ -111,8 +132,9 @@ def _bring_up_to_date(values: dict[str, Any]) -> None:
         model.setdefault("rotary_share", 1.0)
     if model.get("attention_impl") == "native":
         model["attention_impl"] = "cpu"
-    for name in ("time_gap", "request_time", "content"):
-        # Written before there was anything but ids.
+    later = ("time_gap", "request_time", "content", "kinds", "request_kind", "context")
+    for name in (*later, "user_table"):
+        # Written before the model could see it.
         model.setdefault(name, "off")
 
 
@@ -129,6 +151,16 @@ def open_vocabulary(run: str | Path, info: RunInfo) -> Vocabulary:
     if (vocabulary.fingerprint, vocabulary.size) != (info.fingerprint, info.num_items):
         raise RunError(f"{run}: vocabulary/ does not belong to config.json")
     return vocabulary
+
+
+def open_tables(run: str | Path, info: RunInfo) -> Tables:
+    """What the model of a run knows of items, users and events.
+
+    Raises:
+        RunError: a table is missing, damaged, or is not the one that ``config.json`` speaks of.
+    """
+    users = open_users(run, info)
+    return Tables(open_features(run, info), None if users is None else users[1], info.fields)
 
 
 def open_features(run: str | Path, info: RunInfo) -> FeatureTable | None:
@@ -148,6 +180,41 @@ def open_features(run: str | Path, info: RunInfo) -> FeatureTable | None:
     return features
 
 
+def open_users(run: str | Path, info: RunInfo) -> tuple[Vocabulary, FeatureTable] | None:
+    """The users whom the model of a run knows, with the table of them; None where it sees none.
+
+    Raises:
+        RunError: something is missing, damaged, or is not what ``config.json`` speaks of.
+    """
+    if info.config.model.user_table != "on":
+        return None
+    folder = Path(run) / USERS
+    try:
+        users = Vocabulary.open(folder), FeatureTable.open(folder / FEATURES)
+    except DataError as error:
+        raise RunError(str(error)) from error
+    if _users_digest(*users) != info.users:
+        raise RunError(f"{run}: {USERS}/ does not belong to config.json")
+    return users
+
+
+class Known(NamedTuple):
+    """What is written beside a model: items, what a table says of them, and users with theirs."""
+
+    items: Vocabulary
+    features: FeatureTable | None
+    users: tuple[Vocabulary, FeatureTable] | None
+
+    @property
+    def users_digest(self) -> str | None:
+        return None if self.users is None else _users_digest(*self.users)
+
+
+def _users_digest(vocabulary: Vocabulary, table: FeatureTable) -> str:
+    text = f"{vocabulary.fingerprint} {vocabulary.size} {table.digest}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_metrics(run: str | Path, name: str, metrics: dict[str, float]) -> None:
     """Put numbers under a name into ``metrics.json``; RunError where it is damaged."""
     path = Path(run) / "metrics.json"
@@ -163,7 +230,7 @@ def write_metrics(run: str | Path, name: str, metrics: dict[str, float]) -> None
 def write_model(
     folder: str | Path,
     info: RunInfo,
-    vocabulary: Vocabulary,
+    known: Known,
     model: SequenceModel,
     *,
     overwrite: bool = False,
@@ -190,7 +257,7 @@ def write_model(
     for name in trained:
         remove(folder / name)
     save_model(folder, model)
-    _write_description(folder, info, vocabulary, model.features)
+    _write_description(folder, info, known)
 
 
 def save_model(run: str | Path, model: SequenceModel) -> None:
@@ -205,14 +272,14 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> SequenceM
         RunError: a file is missing or damaged, or the weights do not fit the configuration.
     """
     info, path = read_run_config(run), Path(run) / "model.safetensors"
-    features = open_features(run, info)
-    _check_shapes(path, info, features)
-    model = build_model(info.config.model, info.num_items, features)
+    tables = open_tables(run, info)
+    _check_shapes(path, info, tables)
+    model = build_model(info.config.model, info.num_items, tables)
     model.load_state_dict(read_weights(path))
     return model.to(device).eval()
 
 
-def _check_shapes(path: Path, info: RunInfo, features: FeatureTable | None) -> None:
+def _check_shapes(path: Path, info: RunInfo, tables: Tables) -> None:
     """RunError unless the weights fit the configuration, before memory is taken for either."""
     found, config = _shapes(path), path.with_name("config.json")
     layers = info.config.model.layers
@@ -220,7 +287,7 @@ def _check_shapes(path: Path, info: RunInfo, features: FeatureTable | None) -> N
         raise RunError(f"{path} does not fit {config}: it cannot hold {layers} layers")
     try:
         with torch.device("meta"):
-            model = build_model(info.config.model, info.num_items, features)
+            model = build_model(info.config.model, info.num_items, tables)
     except (ConfigError, RuntimeError, OverflowError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"{config} describes a model that cannot be: {reason}") from error
@@ -260,21 +327,15 @@ def _weights_file(path: Path) -> Iterator[None]:
         raise RunError(f"{path} is damaged: {error}") from error
 
 
-def _write_description(
-    run: Path, info: RunInfo, vocabulary: Vocabulary, features: FeatureTable | None
-) -> None:
-    """Write ``vocabulary/`` and ``features/``, where they are not there, and ``config.json``."""
-    try:
-        held = open_vocabulary(run, info)
-    except RunError:
-        held = None
-    if held is None:
-        vocabulary.save(run / "vocabulary")
-    if features is not None:
-        try:
-            open_features(run, info)
-        except RunError:
-            features.save(run / FEATURES)
+def _write_description(run: Path, info: RunInfo, known: Known) -> None:
+    """Write the tables, where they are not there, and ``config.json``."""
+    if not _holds(open_vocabulary, run, info):
+        known.items.save(run / "vocabulary")
+    if known.features is not None and not _holds(open_features, run, info):
+        known.features.save(run / FEATURES)
+    if known.users is not None and not _holds(open_users, run, info):
+        known.users[0].save(run / USERS)
+        known.users[1].save(run / USERS / FEATURES)
     values = {
         "format": FORMAT,
         "blossomrec": __version__,
@@ -285,8 +346,18 @@ def _write_description(
         "log": info.log,
         "filter_viewed": info.filter_viewed,
         "features": info.features,
+        "users": info.users,
+        "fields": info.fields.to_dict(),
     }
     write_json(run / "config.json", values)
+
+
+def _holds(opened: Callable[[Path, RunInfo], Any], run: Path, info: RunInfo) -> bool:
+    """Whether a run has what is wanted of it already."""
+    try:
+        return opened(run, info) is not None
+    except RunError:
+        return False
 
 
 def _run_info(path: Path, values: dict[str, Any]) -> RunInfo:
@@ -316,4 +387,16 @@ def _run_info(path: Path, values: dict[str, Any]) -> RunInfo:
         log=given("log", dict) if values.get("log") is not None else None,
         filter_viewed=filters,
         features=given("features", str) if values.get("features") is not None else None,
+        users=given("users", str) if values.get("users") is not None else None,
+        fields=_fields(path, values.get("fields")),
     )
+
+
+def _fields(path: Path, values: Any) -> EventFields:
+    # Runs of earlier versions see none.
+    if values is None:
+        return EventFields()
+    try:
+        return EventFields.from_dict(values, str(path))
+    except DataError as error:
+        raise RunError(str(error)) from error

@@ -15,6 +15,7 @@ from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig
 from blossomrec.data.batch import pack
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
+from blossomrec.models.features import Asked
 from blossomrec.models.inputs import inputs_of, resolve_inputs
 from blossomrec.models.state import ModelState
 from small_models import NUM_ITEMS, small_model
@@ -36,7 +37,7 @@ FORMS = [
 def timed_model(**options: Any) -> Any:
     """As ``small_model``, with embeddings of times that matter."""
     model = small_model(**TIMED | options)
-    for part in (model.event_moments, model.request_moments):
+    for part in (model.event_inputs, model.request_inputs):
         for parameter in () if part is None else part.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -49,10 +50,10 @@ def history(length: int, seed: int = 0) -> History:
     return History(rng.integers(0, NUM_ITEMS, length), times, asked)
 
 
-def asked_of(events: History) -> tuple[torch.Tensor, torch.Tensor]:
+def asked_of(events: History) -> Asked:
     assert events.times is not None and events.asked is not None
     gap, at = events.asked[-1:] - events.times[-1:], events.asked[-1:]
-    return torch.from_numpy(gap), torch.from_numpy(at)
+    return Asked(torch.from_numpy(gap), torch.from_numpy(at))
 
 
 @pytest.mark.parametrize("options", FORMS, ids=str)
@@ -80,8 +81,10 @@ def test_whole_histories_in_pages_equal_them_too(options):
     batch = pack(many, model.inputs)
     hidden = model.prefill(batch, states, step)
     assert relative_error(hidden, model.open_queries(batch)) < 1e-6
-    gap, at = (torch.cat(each) for each in zip(*map(asked_of, many), strict=True))
-    assert relative_error(model.ask(hidden, (gap, at)), model.queries(batch)) < 1e-5
+    told = map(asked_of, many)
+    gaps, moments = zip(*((each.gap, each.second) for each in told), strict=True)
+    asked = Asked(torch.cat(gaps), torch.cat(moments))
+    assert relative_error(model.ask(hidden, asked), model.queries(batch)) < 1e-5
 
 
 @pytest.mark.parametrize("backbone", ["sasrec", "gru4rec"])

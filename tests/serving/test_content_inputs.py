@@ -15,6 +15,7 @@ from blossomrec import BlossomRec, EventLog
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import pack
 from blossomrec.data.features import FeatureTable, Numbers, Titles
+from blossomrec.data.fields import Tables
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.models import build_model
 from blossomrec.run import load_model, read_run_config
@@ -135,7 +136,7 @@ def test_another_table_is_noticed(fitted, tmp_path):
 
 def test_a_share_of_the_items_goes_without_id_in_training_alone(content_log):
     config = ModelConfig(**MODEL | {"content": "on", "id_dropout": 0.5})
-    model: Any = build_model(config, content_log.num_items, content_log.item_features)
+    model: Any = build_model(config, content_log.num_items, content_log.tables)
     content = model.content().detach()
     model.train()
     alone = [(model.item_vectors() == content).all(1).sum().item() for _ in range(20)]
@@ -148,7 +149,7 @@ def test_a_share_of_the_items_goes_without_id_in_training_alone(content_log):
 def test_every_backbone_sees_content_at_input_and_output(content_log, backbone):
     config = ModelConfig(**MODEL | {"content": "on", "backbone": backbone})
     torch.manual_seed(0)
-    model: Any = build_model(config, content_log.num_items, content_log.item_features).eval()
+    model: Any = build_model(config, content_log.num_items, content_log.tables).eval()
     batch = pack([np.array([3, 81, 5]), np.array([80, 7])])
 
     def scores():
@@ -168,7 +169,7 @@ def test_every_backbone_sees_content_at_input_and_output(content_log, backbone):
 
 def test_the_loss_reaches_categories_and_ids(content_log):
     config = ModelConfig(**MODEL | {"content": "on"})
-    model: Any = build_model(config, content_log.num_items, content_log.item_features)
+    model: Any = build_model(config, content_log.num_items, content_log.tables)
     model.item_vectors().square().sum().backward()
     assert model.item_embeddings.weight.grad.any()
     assert all(parameter.grad.any() for parameter in model.content.parameters())
@@ -187,7 +188,7 @@ def test_a_model_without_a_table_is_refused():
         build_model(config, 9)
     table = FeatureTable({"title": Titles.of(["a"])}, 1)
     with pytest.raises(ConfigError, match="needed, one of 1 rows was given"):
-        build_model(config, 9, table)
+        build_model(config, 9, Tables(items=table))
 
 
 def test_content_stays_out_where_it_is_switched_off(content_log, tmp_path):

@@ -42,7 +42,7 @@ def timed(model):
     sizes = MODEL | {"block_size": 4, "compress_window": 8}
     timed = build_model(ModelConfig(**sizes | inputs), ITEMS).eval()
     timed.load_state_dict(model.state_dict(), strict=False)
-    for moments in (timed.event_moments, timed.request_moments):
+    for moments in (timed.event_inputs, timed.request_inputs):
         torch.nn.init.normal_(moments.embeddings.weight, std=0.3)
     return timed
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from blossomrec.data.features import FeatureTable
 from blossomrec.errors import DataError, shortened
 
 # Where a value is not known: of a category, and of a number.
@@ -61,6 +62,20 @@ class ContextField:
         if not abs(float(value)) < 3e38:
             raise DataError(f"context {self.name!r} is {value}: it is not finite in 32 bits")
         return float(value)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a log, or a saved model, knows besides who had which item when.
+
+    Attributes:
+        items, users: of each row of their vocabularies; None without such a table.
+        fields: kinds of events, and columns of their context.
+    """
+
+    items: FeatureTable | None = None
+    users: FeatureTable | None = None
+    fields: EventFields = field(default_factory=lambda: EventFields())
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from blossomrec.data.fields import EventFields
+from blossomrec.data.units import as_seconds
 from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.errors import DataError, shortened
 
@@ -112,17 +114,22 @@ class GrowingHistory:
     """
 
     def __init__(self, inputs: Sequence[str] = ITEMS_ALONE):
+        # The context has as many columns as the first events say.
+        empty = {"items": np.empty(16, np.int32), "context": np.empty((0, 0), np.float32)}
         self._columns: dict[str, np.ndarray] = {
-            name: np.empty(16, np.int32 if name == "items" else np.int64) for name in inputs
+            name: empty.get(name, np.empty(16, np.int64)).copy() for name in inputs
         }
         self.length = 0
 
     def __len__(self) -> int:
         return self.length
 
-    def at(self, index: int) -> tuple[int, ...]:
-        """The numbers of one event, in the order of ``inputs``."""
-        return tuple([column.item(index) for column in self._columns.values()])
+    def at(self, index: int) -> tuple[Any, ...]:
+        """What one event has, in the order of ``inputs``."""
+        columns = self._columns.values()
+        return tuple(
+            [each.item(index) if each.ndim == 1 else each[index].tobytes() for each in columns]
+        )
 
     @property
     def items(self) -> np.ndarray:
@@ -145,7 +152,8 @@ class GrowingHistory:
                 # The first time that is no whole number.
                 column = column.astype(np.result_type(column, new[name]))
             if end > len(column):
-                column = np.resize(column, max(end, len(column) * 3 // 2))
+                shape = (max(end, len(column) * 3 // 2), *new[name].shape[1:])
+                column = np.resize(column, shape) if column.size else np.empty(shape, column.dtype)
             column[start:end] = new[name]
             self._columns[name] = column
         self.length = end
@@ -157,21 +165,70 @@ class GrowingHistory:
 
 
 class KnownHistories:
-    """The histories of a log in the rows of a model's items; events of other items are left out.
+    """The histories of a log in the numbers of a model; events of other items are left out.
 
-    The log may be any: items meet by their external ids.
+    The log may be any: items and users meet by their external ids, kinds and categories of the
+    context by their names. What the model does not know is unknown.
+
+    Args:
+        items: the catalogue of the model.
+        users: of the table of users that the model sees; None where it sees none.
+        fields: the kinds and the context that the model sees.
     """
 
-    def __init__(self, log: EventLog, items: Vocabulary):
-        self.log, self._items = log, items
+    def __init__(
+        self,
+        log: EventLog,
+        items: Vocabulary,
+        users: Vocabulary | None = None,
+        fields: EventFields | None = None,
+    ):
+        self.log, self._items, self._users = log, items, users
+        self.fields = EventFields() if fields is None else fields
 
     def history(self, user_row: int) -> History:
         """Events of known items of a user, oldest first; there may be none."""
-        history = self.log.history(user_row)
+        history = self._translated(self.log.history(user_row), user_row)
         if self._rows is None:
             return history
         rows = self._rows[history.items]
         return replace(history, items=rows)[rows >= 0]
+
+    def _translated(self, history: History, user_row: int) -> History:
+        """Kinds, context and user in the numbers of the model."""
+        changed = dict[str, np.ndarray | None](kinds=None, asked_kinds=None, context=None)
+        changed["users"] = None
+        kinds, columns = self._numbers
+        if history.kinds is not None and self.fields.kinds:
+            changed["kinds"] = kinds[history.kinds]
+        if history.context is not None and self.fields.context:
+            changed["context"] = _columns(history.context, columns)
+        if self._user_rows is not None:
+            changed["users"] = np.full(len(history), self._user_rows[user_row], np.int64)
+        return replace(history, **changed)
+
+    @cached_property
+    def _numbers(self) -> tuple[np.ndarray, list[tuple[int, np.ndarray | None]]]:
+        """For the log's kinds the model's; for each column of the model the log's, -1 for none, and
+        for its categories the model's."""
+        theirs = self.log.fields
+        kinds, categories = self.fields.translated(theirs)
+        places = {each.name: (n, each.kind) for n, each in enumerate(theirs.context)}
+        found = [places.get(each.name, (-1, "")) for each in self.fields.context]
+        columns = [
+            (place if kind == mine.kind else -1, numbers)
+            for (place, kind), mine, numbers in zip(
+                found, self.fields.context, categories, strict=True
+            )
+        ]
+        return kinds, columns
+
+    @cached_property
+    def _user_rows(self) -> np.ndarray | None:
+        """For every user of the log the row in the model's table, or -1."""
+        if self._users is None:
+            return None
+        return known_ids(self._users, self.log.user_vocabulary)
 
     def unknown(self, user_rows: np.ndarray) -> tuple[int, int, pl.Series]:
         """Of the events of users: how many are of unknown items, how many in all; these items."""
@@ -200,10 +257,31 @@ class KnownHistories:
     @cached_property
     def _rows(self) -> np.ndarray | None:
         """For every item of the log the model's row, or -1; None where all rows are the same."""
-        known = self.log.item_vocabulary
-        if known.fingerprint == self._items.fingerprint:
+        if self.log.item_vocabulary.fingerprint == self._items.fingerprint:
             return None
-        return self._items.rows(known.read())
+        return known_ids(self._items, self.log.item_vocabulary)
+
+
+def known_ids(vocabulary: Vocabulary, others: Vocabulary) -> np.ndarray:
+    """For every row of another vocabulary the row of the same id, or -1."""
+    if vocabulary.fingerprint == others.fingerprint:
+        return np.arange(vocabulary.size)
+    return vocabulary.rows(others.read())
+
+
+def _columns(context: np.ndarray, columns: Sequence[tuple[int, np.ndarray | None]]) -> np.ndarray:
+    """Contexts, float32 [n, C'], in other columns, with other numbers for categories: [n, C]."""
+    found = np.full((len(context), len(columns)), np.nan, np.float32)
+    for number, (place, categories) in enumerate(columns):
+        if place < 0:
+            continue
+        values = context[:, place]
+        if categories is None:
+            found[:, number] = values
+        else:
+            known = np.nan_to_num(values, nan=0.0).astype(np.int64)
+            found[:, number] = np.where(np.isnan(values), np.nan, categories[known])
+    return found
 
 
 def known_rows(vocabulary: Vocabulary, ids: Iterable[Any], what: str) -> np.ndarray:
@@ -223,3 +301,63 @@ def shown_ids(ids: Sequence[Any], *, total: int | None = None) -> str:
     left = (len(ids) if total is None else total) - 5
     shown = ", ".join(map(shortened, ids[:5]))
     return shown + (f" and {left} more" if left > 0 else "")
+
+
+def columns_of(history: Any) -> dict[str, list[Any]]:
+    """What is given of events, by name: item ids alone, a frame, or lists by name.
+
+    Raises:
+        DataError: there are no items, or a column has another length.
+    """
+    names = getattr(history, "columns", None)
+    if names is None and not isinstance(history, Mapping):
+        return {"item_id": history}
+    columns = {str(name): history[name] for name in (history if names is None else names)}
+    if "item_id" not in columns:
+        shown = ", ".join(map(repr, columns)) or "none"
+        raise DataError(f"the history has no column 'item_id': its columns are {shown}")
+    # Values as Python has them, also of arrays and series.
+    listed = {
+        name: values if name == "item_id" else _as_list(values) for name, values in columns.items()
+    }
+    count = len(listed["item_id"])
+    for name, values in listed.items():
+        if len(values) != count:
+            raise DataError(
+                f"the history's column {name!r} has {len(values)} entries, 'item_id' has {count}"
+            )
+    return listed
+
+
+def _as_list(values: Any) -> list[Any]:
+    """The values, missing ones as None."""
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    return [None if isinstance(one, float) and one != one else one for one in listed]
+
+
+def given_history(rows: np.ndarray, columns: Mapping[str, Any], fields: EventFields) -> History:
+    """The history of item rows [n] with what a caller knows of the events; see ``columns_of``.
+
+    Args:
+        fields: what the model sees of events; other kinds and names are unknown to it.
+
+    Raises:
+        DataError: a column is none that the model knows, or a number of the context is none.
+        ConfigError: a time is none, or they do not rise.
+    """
+    known = {each.name for each in fields.context}
+    for name in columns:
+        if name not in known | {"item_id", "timestamp", "kind"}:
+            there = ", ".join(map(repr, ["item_id", "timestamp", "kind", *sorted(known)]))
+            raise DataError(f"the history has the column {name!r}: the model knows {there}")
+    found = dict[str, np.ndarray]()
+    if "timestamp" in columns:
+        found["times"] = as_seconds("timestamp", columns["timestamp"], len(rows))
+    if "kind" in columns:
+        names = [None if one is None else str(one) for one in columns["kind"]]
+        found["kinds"] = fields.kind_numbers(names)
+    given = [name for name in columns if name in known]
+    if given:
+        events = zip(*(columns[name] for name in given), strict=True)
+        found["context"] = fields.rows([dict(zip(given, one, strict=True)) for one in events])
+    return History(rows, **found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -139,6 +140,20 @@ def as_second(name: str, moment: Moment | None) -> int:
     if unit is None:
         raise ConfigError(f"{name} is {moment!r}: a datetime or a time since 1970 is needed")
     return int(seconds(moment, UNITS[unit]))
+
+
+def moment_of(name: str, text: str | None) -> Moment | None:
+    """A moment as it is written on a command line, to be given to :func:`as_second`.
+
+    Raises:
+        ConfigError: it is neither ISO 8601 nor a number; the message names it.
+    """
+    if text is None:
+        return None
+    for read in (int, float, datetime.fromisoformat):
+        with contextlib.suppress(ValueError):
+            return read(text)
+    raise ConfigError(f"{name} is {text!r}: a datetime or a time since 1970 is needed")
 
 
 def as_seconds(name: str, moments: Sequence[Moment], count: int) -> np.ndarray:

@@ -67,8 +67,8 @@ class BERT4Rec(TransformerModel):
 def append_item(batch: Batch, item: int, longest: int) -> Batch:
     """Cut packed histories to their last ``longest`` events and put one more after each.
 
-    The event that is added has the item row ``item`` and, as its time, the moment for which is
-    recommended; the rest of it is that of the one before.
+    The event that is added has the item row ``item`` and, as its time and kind, the moment and the
+    kind for which is recommended. Nothing is known of its context; its user is that of the others.
     """
     lengths = batch.cu_seqlens.long().diff().clamp(max=longest) + 1
     appended = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
@@ -83,4 +83,9 @@ def append_item(batch: Batch, item: int, longest: int) -> Batch:
         # A mask has the time of the event that it stands for.
         known = torch.where(events.asked < 0, events.times, events.asked)
         changed["times"] = torch.where(new, known, events.times)
+    if events.kinds is not None:
+        wanted = 0 if events.asked_kinds is None else events.asked_kinds
+        changed["kinds"] = torch.where(new, wanted, events.kinds)
+    if events.context is not None:
+        changed["context"] = events.context.masked_fill(new[:, None], torch.nan)
     return replace(events, items=torch.where(new, item, events.items), **changed)

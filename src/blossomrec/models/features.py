@@ -1,4 +1,4 @@
-"""What a model sees besides item ids: times, kinds and context of events, content of items.
+"""What a model sees besides item ids: times, kinds, context, and content of items and users.
 
 Everything here is added up: to the input of an event, to what is asked, or to an item's vector.
 Tables that say something of an event or a request start at zero, so that a model begins as the one
@@ -7,13 +7,18 @@ that sees ids alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blossomrec.data.features import Categories, Feature, Numbers, Vectors
+from blossomrec.data.fields import ContextField
 
 # A gap that is not known, no gap at all, then two buckets each time that it doubles: 68 years.
 GAP_BUCKETS = 64
@@ -21,6 +26,15 @@ HOUR, DAY = 3_600, 86_400
 HOURS, WEEKDAYS = 24, 7
 # 1970 began on a Thursday; Monday is day 0.
 FIRST_WEEKDAY = 3
+# A category of the context with more names than this is looked up by itself.
+FEW = 256
+
+
+@functools.lru_cache(maxsize=8)
+def _bucket_starts(device: torch.device) -> Tensor:
+    """The smallest gap, in whole seconds, of each bucket from 1 on."""
+    numbers = torch.arange(GAP_BUCKETS - 1, dtype=torch.float64)
+    return (2 ** (numbers / 2) - 1).ceil().long().to(device)
 
 
 def gap_buckets(seconds: Tensor) -> Tensor:
@@ -29,9 +43,7 @@ def gap_buckets(seconds: Tensor) -> Tensor:
     >>> gap_buckets(torch.tensor([-1, 0, 1, 3, 3_600])).tolist()
     [0, 1, 3, 5, 24]
     """
-    doublings = torch.log2(1.0 + seconds.clamp(min=0).double())
-    bucket = 1 + (2 * doublings).floor().long().clamp(max=GAP_BUCKETS - 2)
-    return torch.where(seconds < 0, 0, bucket)
+    return torch.bucketize(seconds, _bucket_starts(seconds.device), right=True)
 
 
 def gaps(seconds: Tensor, cu_seqlens: Tensor, before: Tensor | None = None) -> Tensor:
@@ -50,38 +62,149 @@ def gaps(seconds: Tensor, cu_seqlens: Tensor, before: Tensor | None = None) -> T
     lengths = cu_seqlens.diff()
     first = seconds.new_full((len(starts),), -1) if before is None else before
     marked = torch.where(lengths > 0, first, previous[starts])
-    previous = previous.scatter(0, starts, marked)
-    known = (previous >= 0) & (seconds >= 0)
-    return torch.where(known, (seconds - previous).clamp(min=0), -1)
+    return passed(previous.scatter(0, starts, marked), seconds)
 
 
-class Moments(nn.Module):
-    """Embeddings of a gap of time and, as an option, of the hour of the day and the weekday (UTC).
+def passed(before: Tensor, after: Tensor) -> Tensor:
+    """Seconds from one time to another, at least 0; -1 where one of them is not known."""
+    known = (before >= 0) & (after >= 0)
+    return torch.where(known, (after - before).clamp(min=0), -1)
 
-    They are looked up as a product with rows of zeros and ones: few rows are met by very many
-    events, and their gradients are then sums that a matrix product makes.
+
+class Asked(NamedTuple):
+    """For what is recommended, of B histories; None what a model is not told.
+
+    Attributes:
+        gap: seconds from the last event to the moment, int64 [B], negative where it is not known.
+        second: the moment, int64 [B], seconds since 1970.
+        kind: number of the kind of event that is wanted, int64 [B], 0 for any.
+    """
+
+    gap: Tensor | None = None
+    second: Tensor | None = None
+    kind: Tensor | None = None
+
+
+class EventInputs(nn.Module):
+    """What a model sees of events, or requests, besides items: [n, ...] to [n, D].
+
+    Gap of time, hour of the day and weekday (UTC), kind and context. They are looked up as a
+    product with rows of zeros and ones, and of the numbers of the context: few rows are met by very
+    many events, and their gradients are then sums that a matrix product makes. Categories of very
+    many names are embeddings of their own.
 
     Args:
         size: D.
-        clock: whether hours and weekdays have embeddings.
+        gap: whether gaps of time have embeddings.
+        clock: whether hours and weekdays have.
+        kinds: how many kinds are known; None where they have no embeddings.
+        context: columns of the context.
     """
 
-    def __init__(self, size: int, *, clock: bool):
+    def __init__(
+        self,
+        size: int,
+        *,
+        gap: bool,
+        clock: bool,
+        kinds: int | None = None,
+        context: Sequence[ContextField] = (),
+    ):
         super().__init__()
-        self.clock = clock
-        self.embeddings = nn.Embedding(GAP_BUCKETS + (HOURS + WEEKDAYS if clock else 0), size)
+        self.gap, self.clock, self.kinds = gap, clock, kinds
+        categories = [(n, one) for n, one in enumerate(context) if one.kind == "category"]
+        numbers = [(n, one) for n, one in enumerate(context) if one.kind == "number"]
+        few = [(n, one) for n, one in categories if one.size <= FEW]
+        sizes = [GAP_BUCKETS if gap else 0, HOURS + WEEKDAYS if clock else 0]
+        sizes += [0 if kinds is None else kinds + 1, *(one.size for _, one in few)]
+        self.starts = list(accumulate(sizes, initial=0))
+        self.few, self.numbers = [n for n, _ in few], [n for n, _ in numbers]
+        self.many = [n for n, one in categories if one.size > FEW]
+        self.embeddings = nn.Embedding(self.starts[-1] + len(numbers), size)
         nn.init.zeros_(self.embeddings.weight)
+        self.of_many = nn.ModuleList(
+            nn.Embedding(one.size, size) for _, one in categories if one.size > FEW
+        )
+        for table in self.of_many:
+            nn.init.zeros_(table.weight)
+        # Of the columns of categories, what they begin with among the rows.
+        self.register_buffer("offsets", torch.tensor(self.starts[3:-1]), persistent=False)
+        scales = [[one.mean, one.deviation] for _, one in numbers]
+        self.register_buffer("scales", torch.tensor(scales), persistent=False)
 
-    def forward(self, gap: Tensor, seconds: Tensor) -> Tensor:
-        """Gaps and times in seconds, int64 [T] each, to [T, D]."""
-        rows = [gap_buckets(gap)]
+    offsets: Tensor
+    scales: Tensor
+
+    def forward(
+        self,
+        gap: Tensor | None,
+        seconds: Tensor | None,
+        kinds: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """[n, D]; gaps, times and kinds are int64 [n], the context float32 [n, C].
+
+        None is given for what it does not see.
+        """
+        weight, rows = self.embeddings.weight, list[Tensor]()
+        if self.gap:
+            assert gap is not None
+            rows.append(gap_buckets(gap)[:, None])
         if self.clock:
-            hour = seconds.div(HOUR, rounding_mode="floor") % HOURS
-            day = seconds.div(DAY, rounding_mode="floor") + FIRST_WEEKDAY
-            rows += [GAP_BUCKETS + hour, GAP_BUCKETS + HOURS + day % WEEKDAYS]
-        weight = self.embeddings.weight
-        chosen = torch.zeros(len(gap), len(weight), dtype=weight.dtype, device=weight.device)
-        return chosen.scatter_(1, torch.stack(rows, 1), 1.0) @ weight
+            assert seconds is not None
+            hours = seconds.div(HOUR, rounding_mode="floor") + FIRST_WEEKDAY * HOURS
+            days = hours.div(HOURS, rounding_mode="floor") % WEEKDAYS
+            clock = torch.stack((hours % HOURS, HOURS + days), 1)
+            rows.append(clock + self.starts[1])
+        if self.kinds is not None:
+            assert kinds is not None
+            rows.append(kinds[:, None] + self.starts[2])
+        if self.few:
+            assert context is not None
+            numbers = context[:, self.few].nan_to_num(0.0).long()
+            rows.append(numbers + self.offsets)
+        chosen = _zeros(len(weight), given(gap, seconds, kinds, context), weight)
+        if rows:
+            chosen.scatter_(1, torch.cat(rows, 1), 1.0)
+        if self.numbers:
+            assert context is not None
+            mean, deviation = self.scales.unbind(1)
+            scaled = ((context[:, self.numbers] - mean) / deviation).nan_to_num(0.0)
+            chosen[:, self.starts[-1] :] = scaled.to(chosen.dtype)
+        x = chosen @ weight
+        for column, table in zip(self.many, self.of_many, strict=True):
+            assert context is not None
+            x = x + table(context[:, column].nan_to_num(0.0).long())
+        return x
+
+
+def given(*tensors: Tensor | None) -> Tensor:
+    """The first that is there."""
+    return next(each for each in tensors if each is not None)
+
+
+def _zeros(columns: int, like: Tensor, weight: Tensor) -> Tensor:
+    """[n, columns] in the type of the product that follows."""
+    kind, dtype = weight.device.type, weight.dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    return torch.zeros(len(like), columns, dtype=dtype, device=weight.device)
+
+
+class UserContent(nn.Module):
+    """What a table says of users, [B] rows to [B, D]; an unknown user has an embedding.
+
+    All of it begins at zero.
+    """
+
+    def __init__(self, features: Mapping[str, Feature], size: int):
+        super().__init__()
+        self.content = Content(features, size, std=0.0)
+        self.unknown = nn.Parameter(torch.zeros(size))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Vectors of rows of the table, int64 [B], negative for an unknown user."""
+        return torch.where((rows >= 0)[:, None], self.content(rows.clamp(min=0)), self.unknown)
 
 
 class Content(nn.Module):
@@ -94,22 +217,23 @@ class Content(nn.Module):
     Args:
         features: by name; their arrays become buffers, which are saved with the table.
         size: D.
+        std: deviation of the start values.
     """
 
-    def __init__(self, features: Mapping[str, Feature], size: int):
+    def __init__(self, features: Mapping[str, Feature], size: int, *, std: float = 0.02):
         super().__init__()
         self.categories = nn.ModuleList(
-            _Categories(one, size) for one in features.values() if isinstance(one, Categories)
+            _Categories(one, size, std) for one in features.values() if isinstance(one, Categories)
         )
         self.numbers = nn.ModuleList(
-            _Projected(one, size)
+            _Projected(one, size, std)
             for one in features.values()
             if isinstance(one, (Numbers, Vectors))
         )
 
-    def forward(self) -> Tensor:
-        """Vectors of all rows, [R, D]."""
-        return torch.stack([part() for part in (*self.categories, *self.numbers)]).sum(0)
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """Vectors of some rows, int64 [B], or of all, [R, D]."""
+        return torch.stack([part(rows) for part in (*self.categories, *self.numbers)]).sum(0)
 
     @property
     def is_empty(self) -> bool:
@@ -122,15 +246,24 @@ class _Categories(nn.Module):
 
     values: Tensor
     offsets: Tensor
+    longest: int
 
-    def __init__(self, feature: Categories, size: int):
+    def __init__(self, feature: Categories, size: int, std: float):
         super().__init__()
         self.bag = nn.EmbeddingBag(feature.size, size, mode="sum", include_last_offset=True)
-        nn.init.normal_(self.bag.weight, std=0.02)
+        nn.init.normal_(self.bag.weight, std=std)
         _keep(self, values=feature.values.astype(np.int64), offsets=feature.offsets)
+        self.longest = int(np.diff(feature.offsets).max(initial=1))
 
-    def forward(self) -> Tensor:
-        return self.bag(self.values, self.offsets)
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        if rows is None:
+            return self.bag(self.values, self.offsets)
+        # One shape whatever the rows are, so that a step can be captured.
+        starts, ends = self.offsets[rows], self.offsets[rows + 1]
+        index = starts[:, None] + torch.arange(self.longest, device=rows.device)
+        there = index < ends[:, None]
+        vectors = F.embedding(self.values[index.clamp(max=len(self.values) - 1)], self.bag.weight)
+        return (vectors * there[:, :, None]).sum(1)
 
 
 class _Projected(nn.Module):
@@ -138,15 +271,15 @@ class _Projected(nn.Module):
 
     values: Tensor
 
-    def __init__(self, feature: Numbers | Vectors, size: int):
+    def __init__(self, feature: Numbers | Vectors, size: int, std: float):
         super().__init__()
         values = _scaled(feature)
         self.project = nn.Linear(values.shape[1], size, bias=False)
-        nn.init.normal_(self.project.weight, std=0.02)
+        nn.init.normal_(self.project.weight, std=std)
         _keep(self, values=values)
 
-    def forward(self) -> Tensor:
-        return self.project(self.values)
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        return self.project(self.values if rows is None else self.values[rows])
 
 
 def _keep(module: nn.Module, **arrays: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from blossomrec.attention.buckets import Buckets
 from blossomrec.config import ModelConfig
+from blossomrec.models.features import Asked
 from blossomrec.models.sequence import Encoded, SequenceModel
 
 if TYPE_CHECKING:
@@ -58,13 +59,13 @@ class GRU4Rec(SequenceModel):
             groups = buckets.pad(self.embedded(batch, vectors).float())
             states = buckets.unpad([self.gru(group)[0] for group in groups])
         hidden = self.out(states)
-        return hidden if self.request_moments is not None else self._finished(hidden)
+        return hidden if self.request_inputs is not None else self._finished(hidden)
 
-    def ask(self, kept: Tensor, asked: tuple[Tensor, Tensor] | None) -> Tensor:
-        if self.request_moments is None:
+    def ask(self, kept: Tensor, asked: Asked | None) -> Tensor:
+        if self.request_inputs is None:
             return kept
         assert asked is not None
-        return self._finished(kept + self.request_moments(*asked))
+        return self._finished(kept + self.request_inputs(*asked))
 
     def _finished(self, hidden: Tensor) -> Tensor:
         return self.final_norm(self.dropout(hidden))

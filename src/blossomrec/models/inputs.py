@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from blossomrec.config import ModelConfig, RunConfig
 from blossomrec.data.features import Categories, Feature, Numbers, Vectors
+from blossomrec.data.fields import EventFields
 from blossomrec.errors import ConfigError
 from blossomrec.registry import BACKBONES
 
 if TYPE_CHECKING:
     from blossomrec.data.log import EventLog
 
-# What is looked up when an option says "auto".
 TIMES = ("time_gap", "request_time", "clock")
 
 
@@ -24,20 +24,39 @@ def resolve_inputs(config: RunConfig, log: EventLog) -> RunConfig:
     Raises:
         ConfigError: something is asked for that the log has not.
     """
-    model, backbone = config.model, BACKBONES.get(config.model.backbone)
-    has_times, has_content = log.has_times, says_something(log.item_features)
-    times = f"{log.folder} has an order, no times"
-    content = f"{log.folder} has no table of items that says something of them"
+    model, backbone, tables = config.model, BACKBONES.get(config.model.backbone), log.tables
+    has_kinds, has_context = bool(tables.fields.kinds), bool(tables.fields.context)
+    # Of each option, whether the log has it, and what to say if it has not.
+    there = {name: (log.has_times, f"{log.folder} has an order, no times") for name in TIMES}
+    there |= dict.fromkeys(
+        ("kinds", "request_kind"), (has_kinds, f"the events of {log.folder} have no kinds")
+    )
+    there["context"] = (has_context, f"the events of {log.folder} have no context")
+    for name, of, table in (
+        ("content", "items", tables.items),
+        ("user_table", "users", tables.users),
+    ):
+        reason = f"{log.folder} has no table of {of} that says something of them"
+        there[name] = (says_something(table), reason)
     if not backbone.takes_features:
-        has_times = has_content = False
-        times = content = f"backbone {model.backbone} sees ids alone"
-    if model.time_share and not has_times:
-        raise ConfigError(f"model.time_share is {model.time_share}: {times}")
-    if not backbone.causal and model.request_time == "off":
-        model = _masked_without_times(model)
-    changes = {name: _decided(model, name, has_times, times) for name in TIMES}
-    changes["content"] = _decided(model, "content", has_content, content)
+        there = dict.fromkeys(there, (False, f"backbone {model.backbone} sees ids alone"))
+    if model.time_share and not there["time_gap"][0]:
+        raise ConfigError(f"model.time_share is {model.time_share}: {there['time_gap'][1]}")
+    if not backbone.causal:
+        model = _masked(model)
+    changes = {name: _decided(model, name, *found) for name, found in there.items()}
     return replace(config, model=replace(model, **changes))
+
+
+def _masked(model: ModelConfig) -> ModelConfig:
+    """Of a masked event time and kind are the moment and the kind for which is recommended."""
+    if model.request_time == "off":
+        model = _masked_without_times(model)
+    if model.kinds == "off" and model.request_kind == "on":
+        raise ConfigError(
+            f"model.kinds is 'off': {model.backbone} that is told the wanted kind sees kinds"
+        )
+    return replace(model, request_kind="off") if model.kinds == "off" else model
 
 
 def _masked_without_times(model: ModelConfig) -> ModelConfig:
@@ -64,8 +83,25 @@ def says_something(features: Mapping[str, Feature] | None) -> bool:
     return features is not None and any(isinstance(one, kinds) for one in features.values())
 
 
+def seen_fields(config: ModelConfig, fields: EventFields) -> EventFields:
+    """Of the kinds and the context of a log those that a model of this configuration sees."""
+    sees_kinds = "on" in (config.kinds, config.request_kind)
+    return EventFields(
+        fields.kinds if sees_kinds else (), fields.context if config.context == "on" else ()
+    )
+
+
 def inputs_of(config: ModelConfig) -> tuple[str, ...]:
     """Names of the arrays of a history that a model of this configuration takes."""
     asks = config.request_time == "on"
     sees = config.time_gap == "on" or config.clock == "on" or config.time_share > 0
-    return ("items", *(["times"] if sees or asks else []), *(["asked"] if asks else []))
+    names = {
+        "items": True,
+        "times": sees or asks,
+        "asked": asks,
+        "kinds": config.kinds == "on",
+        "asked_kinds": config.request_kind == "on",
+        "context": config.context == "on",
+        "users": config.user_table == "on",
+    }
+    return tuple(name for name, wanted in names.items() if wanted)

@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput
+from blossomrec.attention.packing import histories
 from blossomrec.config import ModelConfig, RunConfig, check
 from blossomrec.data.batches import TrainingBatches, target_importance
+from blossomrec.data.fields import EventFields, Tables
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.models import fused
-from blossomrec.models.features import Content, Moments, gaps
-from blossomrec.models.inputs import inputs_of
+from blossomrec.models.features import Asked, Content, EventInputs, UserContent, gaps, passed
+from blossomrec.models.inputs import inputs_of, seen_fields
 from blossomrec.registry import BACKBONES
 
 if TYPE_CHECKING:
@@ -29,8 +31,11 @@ if TYPE_CHECKING:
     from blossomrec.models.state import ModelState
 
 
-# Share of the events of a training step after which nobody says for when is asked.
+# Share of the events of a training step after which nobody says for when is asked, or for what.
 UNTIMED_SHARE = 0.05
+ANY_KIND_SHARE = 0.1
+# Share of the histories of a training step whose user is not known.
+STRANGER_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -86,28 +91,57 @@ class SequenceModel(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         nn.init.normal_(self.item_embeddings.weight, std=0.02)
         self.content: Content | None = None
-        self.event_moments: Moments | None = None
-        self.request_moments: Moments | None = None
-        self.features: FeatureTable | None = None
+        self.user_content: UserContent | None = None
+        self.event_inputs: EventInputs | None = None
+        self.request_inputs: EventInputs | None = None
+        self.tables = Tables()
         self._vectors: Tensor | None = None
 
-    def attach(self, features: FeatureTable | None) -> None:
+    def attach(self, tables: Tables) -> None:
         """Add what the configuration asks for besides ids; see :func:`build_model`."""
-        self.features = features if self.config.content == "on" else None
-        config, clock = self.config, self.config.clock == "on"
-        if config.time_gap == "on" or clock:
-            self.event_moments = Moments(config.hidden_size, clock=clock)
-        if config.request_time == "on" and self.causal:
-            self.request_moments = Moments(config.hidden_size, clock=clock)
+        config, size, clock = self.config, self.config.hidden_size, self.config.clock == "on"
+        self.tables = Tables(
+            items=tables.items if config.content == "on" else None,
+            users=tables.users if config.user_table == "on" else None,
+            fields=seen_fields(config, tables.fields),
+        )
+        kinds, context = len(self.fields.kinds), self.fields.context
+        gap, asks = config.time_gap == "on", config.request_time == "on"
+        known = kinds if config.kinds == "on" else None
+        if gap or clock or known is not None or context:
+            seen = {"gap": gap, "clock": clock, "kinds": known, "context": context}
+            self.event_inputs = EventInputs(size, **seen)
+        wanted = kinds if config.request_kind == "on" else None
+        if self.causal and (asks or wanted is not None):
+            told = {"gap": asks, "clock": asks and clock, "kinds": wanted}
+            self.request_inputs = EventInputs(size, **told)
         if config.content == "on":
-            if features is None or features.num_rows != self.num_items:
-                rows = "none" if features is None else f"one of {features.num_rows} rows"
-                raise ConfigError(
-                    f"model.content is 'on': a table of {self.num_items} items is needed, {rows} "
-                    "was given"
-                )
-            self.content = Content(features, config.hidden_size)
+            self.content = Content(self._table("content", tables.items, self.num_items), size)
             self.register_buffer("trained", torch.ones(self.num_items, dtype=torch.bool))
+        if config.user_table == "on":
+            self.user_content = UserContent(self._table("user_table", tables.users), size)
+
+    def _table(self, option: str, table: FeatureTable | None, rows: int = 0) -> FeatureTable:
+        if table is not None and (not rows or table.num_rows == rows):
+            return table
+        found = "none" if table is None else f"one of {table.num_rows} rows"
+        needed = f"a table of {rows} items" if rows else "a table of users"
+        raise ConfigError(f"model.{option} is 'on': {needed} is needed, {found} was given")
+
+    @property
+    def features(self) -> FeatureTable | None:
+        """The table of items that it sees."""
+        return self.tables.items
+
+    @property
+    def users(self) -> FeatureTable | None:
+        """The table of users that it sees; its rows are those of the vocabulary saved with it."""
+        return self.tables.users
+
+    @property
+    def fields(self) -> EventFields:
+        """The kinds of events and the columns of context that it sees."""
+        return self.tables.fields
 
     def mark_trained(self, items: np.ndarray) -> None:
         """Tell which items have a training event, bool [I]; with content it makes a difference."""
@@ -131,7 +165,7 @@ class SequenceModel(nn.Module):
     @property
     def kept_inputs(self) -> tuple[str, ...]:
         """Those that are known before something is asked."""
-        return tuple(name for name in self.inputs if name != "asked")
+        return tuple(name for name in self.inputs if not name.startswith("asked"))
 
     @classmethod
     def training_batches(
@@ -239,11 +273,29 @@ class SequenceModel(nn.Module):
         vectors = self.item_vectors() if vectors is None else vectors
         # As large as what the layers add; as an output matrix the same numbers must be small.
         x = F.embedding(batch.items, vectors) * math.sqrt(self.config.hidden_size)
-        if self.event_moments is not None:
-            assert batch.times is not None
-            gap = gaps(batch.times, batch.cu_seqlens, before)
-            x = x + self.event_moments(gap, batch.times)
+        if self.event_inputs is not None:
+            gap = None
+            if self.event_inputs.gap:
+                assert batch.times is not None
+                gap = _gaps(batch, before)
+            x = x + self.event_inputs(gap, batch.times, batch.kinds, batch.context)
+        if self.user_content is not None:
+            x = x + self._of_users(batch, self.user_content)
         return self.dropout(self.embedding_norm(x))
+
+    def _of_users(self, batch: Batch, content: UserContent) -> Tensor:
+        """What is known of the user of each event, [T, D]."""
+        assert batch.users is not None
+        if is_one_each(batch):
+            return content(batch.users)
+        total = len(batch.items)
+        rows = batch.users[batch.cu_seqlens[:-1].long().clamp(max=max(total - 1, 0))]
+        if self.training:
+            # So that a user that is not in the table is met in training.
+            strangers = torch.rand(len(rows), device=rows.device) < STRANGER_SHARE
+            rows = torch.where(strangers, -1, rows)
+        # Unlike indexing, a lookup has a gradient that is summed in a fixed order.
+        return F.embedding(histories(batch.cu_seqlens, total), content(rows))
 
     def embedded(
         self, batch: Batch, vectors: Tensor | None = None, before: Tensor | None = None
@@ -286,29 +338,35 @@ class SequenceModel(nn.Module):
         # The gradient of a part would be a copy of it.
         return vectors if len(vectors) == self.num_items else vectors[: self.num_items]
 
-    def asked(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """What :meth:`ask` is told after each event: gaps and moments, int64 [T] each.
-
-        None for a model that nothing is told.
-        """
-        if self.request_moments is None:
+    def asked(self, batch: Batch) -> Asked | None:
+        """What :meth:`ask` is told after each event; None for a model that nothing is told."""
+        told = self.request_inputs
+        if told is None:
             return None
-        assert batch.asked is not None and batch.times is not None
-        gap = (batch.asked - batch.times).clamp(min=0)
-        unknown = (batch.asked < 0) | (batch.times < 0)
-        if self.training:
-            # So that what is asked for at no moment in particular is met in training.
-            unknown = unknown | (torch.rand(len(gap), device=gap.device) < UNTIMED_SHARE)
-        return torch.where(unknown, -1, gap), batch.asked
+        gap = second = kind = None
+        if told.gap:
+            assert batch.asked is not None and batch.times is not None
+            second, passed = batch.asked, (batch.asked - batch.times).clamp(min=0)
+            unknown = (batch.asked < 0) | (batch.times < 0)
+            gap = torch.where(unknown | self._untold(passed, UNTIMED_SHARE), -1, passed)
+        if told.kinds is not None:
+            assert batch.asked_kinds is not None
+            any_kind = self._untold(batch.asked_kinds, ANY_KIND_SHARE)
+            kind = torch.where(any_kind, 0, batch.asked_kinds)
+        return Asked(gap, second, kind)
 
-    def ask(self, kept: Tensor, asked: tuple[Tensor, Tensor] | None) -> Tensor:
-        """What the next item is scored from, [B, D], for the moments for which is recommended.
+    def _untold(self, like: Tensor, share: float) -> Tensor:
+        """Which are not told, bool [T]: in training some, so that this is met as well."""
+        if not self.training:
+            return torch.zeros_like(like, dtype=torch.bool)
+        return torch.rand(len(like), device=like.device) < share
+
+    def ask(self, kept: Tensor, asked: Asked | None) -> Tensor:
+        """What the next item is scored from, [B, D], for what is asked.
 
         Args:
             kept: [B, D], as of :meth:`encode_open` or a kept state.
-            asked: seconds from the last event of each history to the moment, negative where it is
-                not known, and the moment, both int64 [B]; None for a model that sees no moments, of
-                which ``kept`` is all.
+            asked: of each history; None for a model that is told nothing, of which ``kept`` is all.
         """
         return kept
 
@@ -325,7 +383,7 @@ class SequenceModel(nn.Module):
     @torch.no_grad()
     def open_queries(self, batch: Batch) -> Tensor:
         """As :meth:`queries`, before it is known what is asked; see :meth:`ask`."""
-        if self.request_moments is None:
+        if self.request_inputs is None:
             return self.queries(batch)
         self._refuse_empty(batch)
         return self.encode_open(batch)[batch.last_rows]
@@ -352,15 +410,13 @@ def batch_sizes(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def build_model(
-    config: ModelConfig, num_items: int, features: FeatureTable | None = None
-) -> SequenceModel:
+def build_model(config: ModelConfig, num_items: int, tables: Tables | None = None) -> SequenceModel:
     """The model that ``config.backbone`` names, with start values from PyTorch's generator.
 
     Args:
         config: the architecture; an input that is neither "on" nor "off" is off.
         num_items: size of the catalogue.
-        features: what is known of its items, for ``config.content``.
+        tables: what is known of items, users and events, such as ``log.tables``.
 
     Raises:
         ConfigError: an option is out of bounds or does not fit another one, or there are no items.
@@ -370,5 +426,17 @@ def build_model(
         raise ConfigError(f"num_items is {num_items}: a catalogue needs at least 1 item")
     model = BACKBONES.get(config.backbone)(config, num_items)
     # Last, so that a model without other inputs begins with the numbers that it always began with.
-    model.attach(features)
+    model.attach(Tables() if tables is None else tables)
     return model
+
+
+def is_one_each(batch: Batch) -> bool:
+    """Whether every history of a batch is a single event."""
+    return batch.max_length == 1 and len(batch.items) == batch.num_histories
+
+
+def _gaps(batch: Batch, before: Tensor | None) -> Tensor:
+    assert batch.times is not None
+    if before is not None and is_one_each(batch):
+        return passed(before, batch.times)
+    return gaps(batch.times, batch.cu_seqlens, before)

@@ -16,6 +16,7 @@ from blossomrec.attention.rotary import cos_sin, rotated_pairs, time_cos_sin
 from blossomrec.attention.state import PagedLayer, Step
 from blossomrec.config import ModelConfig
 from blossomrec.models import fused
+from blossomrec.models.features import Asked
 from blossomrec.models.full import FullAttention
 from blossomrec.models.sequence import Encoded, SequenceModel
 
@@ -208,13 +209,13 @@ class TransformerModel(SequenceModel):
         for layer in others:
             x = layer.finish(attend(layer, x))
         x = attend(last, x)
-        return x if self.request_moments is not None else self._finished(x, None)
+        return x if self.request_inputs is not None else self._finished(x, None)
 
-    def ask(self, kept: Tensor, asked: tuple[Tensor, Tensor] | None) -> Tensor:
-        if self.request_moments is None:
+    def ask(self, kept: Tensor, asked: Asked | None) -> Tensor:
+        if self.request_inputs is None:
             return kept
         assert asked is not None
-        return self._finished(kept, self.request_moments(*asked))
+        return self._finished(kept, self.request_inputs(*asked))
 
     def _finished(self, x: Tensor, request: Tensor | None) -> Tensor:
         return self.final_norm(self.stack()[-1].finish(x, request))

@@ -132,7 +132,7 @@ class WholeEncoder:
 
     def _queries(self, parts: list[History]) -> Tensor:
         model = self._model
-        if model.request_moments is None and "asked" in model.inputs:
+        if model.request_inputs is None and model.kept_inputs != model.inputs:
             # A masked event has a time: that at which the history is encoded.
             now = int(time.time())
             asked = [part.asked_for(now) for part in parts]

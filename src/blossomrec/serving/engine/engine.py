@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
+from blossomrec.models.features import Asked
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.engine.histories import Histories, UserHistory
 from blossomrec.serving.engine.ranking import Best, Choice
@@ -313,11 +314,11 @@ def _answer(version: ModelVersion, jobs: list[Job]) -> None:
 
 def _asked(model: SequenceModel, kept: Tensor, jobs: list[Job]) -> Tensor:
     """What items are scored from for the moments of the jobs, [B, D], of what is kept."""
-    if model.request_moments is None:
+    if model.request_inputs is None:
         return kept
     moments = [job.history.moments(job.request.at) for job in jobs if job.history is not None]
     gap, at = torch.tensor(moments, device=kept.device).unbind(1)
-    return model.ask(kept, (gap, at))
+    return model.ask(kept, Asked(gap, at, torch.zeros_like(gap)))
 
 
 def _attempt(futures: Sequence[Future[Any]], work: Callable[[], None]) -> None:

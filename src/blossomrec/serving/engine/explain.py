@@ -116,8 +116,8 @@ def explain(model: SequenceModel, history: History | np.ndarray, item: int) -> E
     batch = pack([history], model.inputs).to(device)
     rotary, request = transformer.rotary(batch, batch.cu_seqlens), None
     asked = transformer.asked(batch)
-    if asked is not None and transformer.request_moments is not None:
-        request = transformer.request_moments(*asked)
+    if asked is not None and transformer.request_inputs is not None:
+        request = transformer.request_inputs(*asked)
     inputs, outputs, stack = [transformer.embed(batch)], [], transformer.stack()
     for layer in stack:
         x, attended = layer(inputs[-1], batch.cu_seqlens, batch.max_length, rotary=rotary)
