@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from blossomrec.data.features import Categories, FeatureTable, Numbers, Titles, Vectors
-from blossomrec.data.reading.features import parse_kinds, read_features
+from blossomrec.data.reading.features import read_features
+from blossomrec.data.reading.kinds import parse_kinds
 from blossomrec.data.reading.options import ReadOptions
 from blossomrec.errors import ConfigError, DataError
 

@@ -6,6 +6,7 @@ import copy
 import datetime as dt
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -354,13 +355,14 @@ class TestSummary:
             assert part in text
 
 
-def test_weights_are_said_to_be_unused():
-    with pytest.warns(UserWarning, match=r"weights \('stars'\) are stored, and not used yet"):
+def test_weights_are_stored_and_told_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         log = EventLog.prepare(EVENTS, weight="stars")
     assert log.summary["weights"] and log.options["weight"] == "stars"
     console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(summary_table(log.summary))
-    assert "stored, not used yet" in console.export_text()
+    assert re.search(r"weights\W+yes", console.export_text())
 
 
 def test_reading_real_files():

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 
+from blossomrec.data.fields import ContextField, EventFields
 from blossomrec.data.reading.options import Filters
 
 
 @dataclass(frozen=True)
 class EventArrays:
-    """E events: user and item numbers, int32 [E]; times [E]; weights, float32 [E], or None."""
+    """E events: user and item numbers, int32 [E], times [E], and what else is known of them.
+
+    weights: float32 [E]; kinds: int32 [E]; context: float32 [E, C], as of :class:`EventFields`;
+    each of them None where there is none.
+    """
 
     users: np.ndarray
     items: np.ndarray
     times: np.ndarray
-    weights: np.ndarray | None
+    weights: np.ndarray | None = None
+    kinds: np.ndarray | None = None
+    context: np.ndarray | None = None
 
     def take(self, index: np.ndarray) -> EventArrays:
         """The events at ``index``, a mask or positions."""
-        weights = None if self.weights is None else self.weights[index]
-        return EventArrays(self.users[index], self.items[index], self.times[index], weights)
+        arrays = {name: each for name, each in vars(self).items() if each is not None}
+        return EventArrays(**{name: each[index] for name, each in arrays.items()})
 
     def sorted(self) -> EventArrays:
         """By user, then time; events with equal times stay in order."""
@@ -33,13 +42,90 @@ class EventArrays:
 
     def renumbered(self, user_rows: np.ndarray, item_rows: np.ndarray) -> EventArrays:
         """With ``user_rows[user]`` for each user and ``item_rows[item]`` for each item."""
-        return EventArrays(user_rows[self.users], item_rows[self.items], self.times, self.weights)
+        return replace(self, users=user_rows[self.users], items=item_rows[self.items])
 
     def has_repeats(self) -> bool:
         """Whether some user has the same item twice."""
         pairs = self.users.astype(np.int64) * (int(self.items.max()) + 1) + self.items
         pairs.sort()
         return bool((pairs[1:] == pairs[:-1]).any())
+
+
+def encode_fields(
+    kinds: pl.Series | None, context: Mapping[str, pl.Series]
+) -> tuple[EventFields, np.ndarray | None, np.ndarray | None]:
+    """Kinds, int32 [E], and context, float32 [E, C], of checked events, and their names.
+
+    Names are numbered in order of their letters, and numbers are not measured yet: as
+    :func:`rank_fields` does for the events that are left.
+
+    Args:
+        kinds, context: as of ``EventTable``.
+    """
+    names, numbers = ((), None) if kinds is None else _encode_names(kinds)
+    columns, values = list[ContextField](), list[np.ndarray]()
+    for name, column in context.items():
+        if column.dtype == pl.String:
+            known, codes = _encode_names(column)
+            columns.append(ContextField(name, "category", known))
+            values.append(np.where(codes > 0, codes, np.nan).astype(np.float32))
+        else:
+            columns.append(ContextField(name, "number"))
+            values.append(column.fill_null(np.nan).to_numpy())
+    return EventFields(names, tuple(columns)), numbers, np.stack(values, 1) if values else None
+
+
+def _encode_names(values: pl.Series) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names in order, and for every value the number of its name, from 1, int32; 0 for null."""
+    names = values.drop_nulls().unique().sort()
+    numbers = pl.Series(np.arange(1, len(names) + 1, dtype=np.int32))
+    found = values.replace_strict(names, numbers, default=0, return_dtype=pl.Int32)
+    return tuple(names.to_list()), found.to_numpy()
+
+
+def rank_fields(events: EventArrays, fields: EventFields) -> tuple[EventArrays, EventFields]:
+    """The events with names in falling order of events, then of name, and numbers measured.
+
+    Names that none of the events has are left out; kinds are, where no event has any.
+    """
+    kinds, names = events.kinds, fields.kinds
+    if kinds is not None:
+        names, numbers = _rank_names(names, kinds)
+        kinds = numbers[kinds] if names else None
+    columns, values = list[ContextField](), list[np.ndarray]()
+    for number, column in enumerate(fields.context):
+        assert events.context is not None
+        given = events.context[:, number]
+        known = ~np.isnan(given)
+        if column.kind == "category":
+            codes = np.where(known, given, 0).astype(np.int32)
+            kept, numbers = _rank_names(column.names, codes)
+            columns.append(replace(column, names=kept))
+            values.append(np.where(known, numbers[codes], np.nan).astype(np.float32))
+        else:
+            columns.append(_measured(column, given[known].astype(np.float64)))
+            values.append(given)
+    context = np.stack(values, 1) if values else None
+    return replace(events, kinds=kinds, context=context), EventFields(names, tuple(columns))
+
+
+def _rank_names(names: tuple[str, ...], codes: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names in falling order of events, and for each code, 0 too, its new number, int32."""
+    counts = np.bincount(codes, minlength=len(names) + 1)[1:]
+    order = np.argsort(-counts, kind="stable")
+    order = order[counts[order] > 0]
+    numbers = np.zeros(len(names) + 1, np.int32)
+    numbers[order + 1] = np.arange(1, len(order) + 1)
+    return tuple(names[place] for place in order.tolist()), numbers
+
+
+def _measured(column: ContextField, values: np.ndarray) -> ContextField:
+    if not len(values):
+        return column
+    # Of values that are all the same the mean is rounded, and the deviation not quite 0.
+    same = values.min() == values.max()
+    deviation = 1.0 if same else float(values.std())
+    return replace(column, mean=float(values.mean()), deviation=deviation)
 
 
 def drop_events(events: EventArrays, filters: Filters) -> tuple[EventArrays, list[dict[str, Any]]]:
@@ -69,9 +155,12 @@ def _keep(
 
 
 def _is_duplicate(events: EventArrays) -> np.ndarray:
-    order = np.lexsort((events.times, events.items, events.users))
+    keys = [events.times, events.items, events.users]
+    if events.kinds is not None:
+        keys.insert(0, events.kinds)
+    order = np.lexsort(keys)
     same = np.ones(len(order) - 1, dtype=bool)
-    for values in (events.users, events.items, events.times):
+    for values in keys:
         ordered = values[order]
         same &= ordered[1:] == ordered[:-1]
     duplicate = np.zeros(len(order), dtype=bool)
@@ -80,8 +169,11 @@ def _is_duplicate(events: EventArrays) -> np.ndarray:
 
 
 def _is_repeat(events: EventArrays) -> np.ndarray:
-    repeat = np.zeros(len(events.items), dtype=bool)
-    repeat[1:] = (events.users[1:] == events.users[:-1]) & (events.items[1:] == events.items[:-1])
+    repeat = np.ones(len(events.items), dtype=bool)
+    repeat[:1] = False
+    for values in (events.users, events.items, events.kinds):
+        if values is not None:
+            repeat[1:] &= values[1:] == values[:-1]
     return repeat
 
 
@@ -174,8 +266,8 @@ def order_ties(
 def shuffle_ties(events: EventArrays) -> EventArrays:
     """Events with equal times of a user in an order that depends on nothing but what they are.
 
-    The order is that of a hash of user, time and item, so that the order of the table and other
-    events leave no trace in it.
+    The order is that of a hash of user, time, item and, if there is one, kind, so that the order of
+    the table and other events leave no trace in it.
     """
     tied = _tied(events)
     if not tied.any():
@@ -184,8 +276,11 @@ def shuffle_ties(events: EventArrays) -> EventArrays:
     places = np.flatnonzero(with_previous | with_next)
     group = np.cumsum(~with_previous)[places]
     keys = [events.items[places], _hashes(events, places), group]
+    # Events that are equal in all that is hashed differ in these, or not at all.
     if events.weights is not None:
         keys.insert(0, events.weights[places])
+    if events.context is not None:
+        keys[:0] = events.context[places].T
     order = np.arange(len(events.users))
     order[places] = places[np.lexsort(keys)]
     return events.take(order)
@@ -198,11 +293,12 @@ def _tied(events: EventArrays) -> np.ndarray:
 
 
 def _hashes(events: EventArrays, places: np.ndarray) -> np.ndarray:
-    """uint64, of user, time and item of the events at ``places``."""
+    """uint64, of user, time, item and kind of the events at ``places``."""
     times = np.ascontiguousarray(events.times[places]).view(np.uint64)
     mixed = _mix(events.users[places].astype(np.uint64))
     mixed = _mix(mixed ^ times)
-    return _mix(mixed ^ events.items[places].astype(np.uint64))
+    mixed = _mix(mixed ^ events.items[places].astype(np.uint64))
+    return mixed if events.kinds is None else _mix(mixed ^ events.kinds[places].astype(np.uint64))
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -13,8 +13,18 @@ from typing import Any
 import numpy as np
 
 from blossomrec.data.features import FeatureTable
+from blossomrec.data.fields import EventFields
 from blossomrec.data.history import History
-from blossomrec.data.units import ORDER, UNITS, Following, Seconds, seconds, unit_of_times
+from blossomrec.data.units import (
+    ORDER,
+    UNITS,
+    Following,
+    Owners,
+    Seconds,
+    Whole,
+    seconds,
+    unit_of_times,
+)
 from blossomrec.data.vocabulary import Vocabulary, natural, read_description, text
 from blossomrec.errors import DataError
 from blossomrec.files import TemporaryFolder
@@ -23,8 +33,10 @@ LOG_FORMAT = 2
 LOG_FILE = "log.json"
 # Folders of a log; each holds one folder for every generation, which is what one preparing wrote.
 EVENTS, USERS, ITEMS = TABLES = ("events", "users", "items")
-# Below the items, what a table says of them.
+# Below users and items, what a table says of them.
 FEATURES = "features"
+# By what log.json says whether they are there.
+FEATURE_TABLES = {USERS: "user_table", ITEMS: "item_table"}
 GENERATION = re.compile(r"generation-[0-9a-f]{16}")
 
 
@@ -40,9 +52,12 @@ class EventLog:
       or shuffled (``summary["ties"]``),
     - ``timestamps``, int64 or float64 [E]: in the unit of the source; datetimes and dates are
       microseconds since 1970 (UTC),
-    - ``weights``, float32 [E], if the source gave any;
+    - ``weights``, float32 [E], if the source gave any,
+    - ``kinds``, int32 [E], and ``context``, float32 [E, C], if it has such columns, in the numbers
+      that ``fields`` gives them: 0 for an unknown kind, NaN for what is missing of the context;
 
-    ``items/`` also holds what a table says of the items, ``item_features``, if one was given.
+    ``items/`` and ``users/`` also hold what a table says of them, ``item_features`` and
+    ``user_features``, if one was given.
 
     Users are in order of id; item rows in falling order of events, then of id, so that row 0 is
     the most popular item.
@@ -83,10 +98,17 @@ class EventLog:
         self.timestamps = self._array("timestamps", events, ("int64", "float64"))
         has_weights = bool(description.get("weights"))
         self.weights = self._array("weights", events, ("float32",)) if has_weights else None
+        # Of logs that were prepared before there were fields, there are none.
+        known = description.get("fields")
+        self.fields = EventFields() if known is None else EventFields.from_dict(known, str(path))
+        self.kinds = self._array("kinds", events, ("int32",)) if self.fields.kinds else None
+        columns = len(self.fields.context)
+        self.context = self._array("context", events, ("float32",), columns) if columns else None
         self.user_vocabulary = self._vocabulary(USERS, users)
         self.item_vocabulary = self._vocabulary(ITEMS, items)
         self._check_offsets()
-        self.item_features = self._features(items) if description.get("item_table") else None
+        self.item_features = self._features(ITEMS, items)
+        self.user_features = self._features(USERS, users)
 
     def _of_generation(self, path: Path) -> dict[str, Path]:
         """Where the tables lie. In format 1 all arrays lay beside ``log.json``."""
@@ -117,8 +139,11 @@ class EventLog:
         options, all of them by name:
 
         - ``user``, ``item``, ``timestamp``: columns, ``"user_id"``, ``"item_id"`` and
-          ``"timestamp"`` without them. ``weight``: column of weights, which are checked and stored;
-          training, evaluation and recommending do not use them yet.
+          ``"timestamp"`` without them. ``weight``: column of weights: how much each event counts in
+          training.
+        - ``kind``: column of the kinds of events, text, integers or booleans. ``context``: columns
+          of what events happened in, such as ``("shop", "price")``: categories or numbers, told
+          from name and type, or given: ``context_kinds=("hour=category",)``.
         - ``separator``, ``quote``, ``multiline``, ``normalize_ids``: as of ``read_table``.
         - ``ties``: events of a user with equal times "keep" the order of the table, or are put into
           one that depends on nothing but user, time and item: "shuffle". "auto" shuffles, with a
@@ -128,11 +153,12 @@ class EventLog:
           categories (one or several a row: lists, or text such as ``"Crime|Drama"``), numbers,
           vectors (lists of one length). Kinds of columns are told from names and types, or given:
           ``item_kinds=("year=category",)``. Items without an event belong to the catalogue.
+          ``users``, ``user_kinds``: the same of users; those without an event are left out.
         - ``time_unit``: of numbers as times since 1970, or "order".
         - ``min_user_events``, ``min_item_events``: users and items with fewer events are dropped,
           again and again until none is left. ``merge_repeats``: of neighbouring events of a user
-          with the same item only the first is kept. ``drop_duplicates``: of events with the same
-          user, item and timestamp only the first is kept.
+          with the same item and kind only the first is kept. ``drop_duplicates``: of events with
+          the same user, item, timestamp and kind only the first is kept.
 
         All is written inside the folder, and replaces what was there in one step at the end; on an
         error nothing has changed, and what a killed process was writing is removed by the next.
@@ -220,6 +246,9 @@ class EventLog:
     def columns(self, inputs: Iterable[str]) -> dict[str, np.ndarray]:
         """The arrays [E] of the inputs that are named as in :class:`History`, memory-mapped.
 
+        What "asked" and "asked_kinds" say at the last event of a user is of the next user, and
+        not to be used.
+
         Raises:
             DataError: the log has no such input.
         """
@@ -227,17 +256,34 @@ class EventLog:
         if self.has_times:
             known["times"] = Seconds(np.asarray(self.timestamps), self.time_unit)
             known["asked"] = Following(known["times"])
-        for name in inputs:
+        if self.kinds is not None:
+            known["kinds"] = Whole(np.asarray(self.kinds))
+            known["asked_kinds"] = Following(known["kinds"])
+        if self.context is not None:
+            known["context"] = np.asarray(self.context)
+        if self.user_features is not None:
+            known["users"] = Owners(np.asarray(self.offsets))
+        names = list(inputs)
+        for name in names:
             if name not in known:
-                reason = "" if self.has_times else ": its times tell an order and nothing else"
+                reason = f": {_LACKING[name]}" if name in _LACKING else ""
                 raise DataError(f"{self.folder} has no {name} that a model can see{reason}")
-        return {name: known[name] for name in inputs}
+        return {name: known[name] for name in names}
 
     def history(self, user_row: int) -> History:
-        """A user's events, oldest first: item rows, int32, and, if they are known, times."""
+        """A user's events, oldest first, with all that the log knows of them.
+
+        Item rows are int32. What is asked for after an event is not part of a history.
+        """
         if not 0 <= user_row < self.num_users:
             raise IndexError(f"user row {user_row} is not from 0 to {self.num_users - 1}")
-        columns = self.columns(("items", "times") if self.has_times else ("items",))
+        there = {
+            "times": self.has_times,
+            "kinds": self.kinds is not None,
+            "context": self.context is not None,
+            "users": self.user_features is not None,
+        }
+        columns = self.columns(["items", *(name for name in there if there[name])])
         part = slice(self.offsets[user_row], self.offsets[user_row + 1])
         return History(**{name: column[part] for name, column in columns.items()})
 
@@ -261,16 +307,16 @@ class EventLog:
             )
         return _open_same, (str(self.folder.resolve()), self.digest)
 
-    def _array(self, name: str, length: int, dtypes: tuple[str, ...]) -> np.ndarray:
+    def _array(self, name: str, length: int, dtypes: tuple[str, ...], *columns: int) -> np.ndarray:
         path = self._places[EVENTS] / f"{name}.npy"
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError, OverflowError) as error:
             raise DataError(f"{path} is missing or damaged: {error}") from error
-        if array.shape != (length,) or str(array.dtype) not in dtypes:
+        if array.shape != (length, *columns) or str(array.dtype) not in dtypes:
             raise DataError(
                 f"{path} is damaged: it holds {array.dtype} {list(array.shape)}, and {LOG_FILE} "
-                f"speaks of {' or '.join(dtypes)} [{length}]"
+                f"speaks of {' or '.join(dtypes)} {[length, *columns]}"
             )
         return array
 
@@ -283,12 +329,14 @@ class EventLog:
             )
         return vocabulary
 
-    def _features(self, items: int) -> FeatureTable:
-        features = FeatureTable.open(self._places[ITEMS] / FEATURES)
-        if features.num_rows != items:
+    def _features(self, name: str, rows: int) -> FeatureTable | None:
+        if not self._description.get(FEATURE_TABLES[name]):
+            return None
+        features = FeatureTable.open(self._places[name] / FEATURES)
+        if features.num_rows != rows:
             raise DataError(
-                f"{self._places[ITEMS] / FEATURES} is damaged: it has {features.num_rows} rows, "
-                f"and {LOG_FILE} speaks of {items} items"
+                f"{self._places[name] / FEATURES} is damaged: it has {features.num_rows} rows, "
+                f"and {LOG_FILE} speaks of {rows} {name}"
             )
         return features
 
@@ -309,6 +357,13 @@ def _open_same(folder: str, digest: str) -> EventLog:
     return log
 
 
+# Why a log does not have an input.
+_LACKING = {
+    **dict.fromkeys(("times", "asked"), "its times tell an order and nothing else"),
+    **dict.fromkeys(("kinds", "asked_kinds"), "it was prepared without a column of kinds"),
+    "context": "it was prepared without columns of context",
+    "users": "it was prepared without a table of users",
+}
 COUNTS = ("users", "items", "events", "training events", "validation cases")
 
 
@@ -320,11 +375,11 @@ def log_identity(
     times: np.ndarray,
     weights: np.ndarray | None,
     num_items: int,
-    features: str | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Counts and SHA-256 digests of the parts of a log, by the words a message has for them.
 
-    users, items: fingerprints of the vocabularies; features: digest of the table of items. The
+    users, items: fingerprints of the vocabularies; more: digests of what only some logs have. The
     arrays are those of ``EventLog``.
     """
     return {
@@ -337,8 +392,21 @@ def log_identity(
         "items of the events": _digest(item_rows),
         "times": _digest(times),
         "weights": "none" if weights is None else _digest(weights),
-        **({} if features is None else {"item table": features}),
+        **(more or {}),
     }
+
+
+def fields_identity(
+    fields: EventFields, kinds: np.ndarray | None, context: np.ndarray | None
+) -> dict[str, str]:
+    """Digests of kinds and context together with their names, of those that are there."""
+    told, digests = fields.to_dict(), {}
+    for name, array in (("kinds", kinds), ("context", context)):
+        if array is not None:
+            names = json.dumps(told[name], sort_keys=True)
+            whole = f"{_digest(array)} {names}".encode()
+            digests[f"{name} of the events"] = hashlib.sha256(whole).hexdigest()
+    return digests
 
 
 def identity_digest(identity: Mapping[str, Any]) -> str:

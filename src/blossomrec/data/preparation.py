@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import polars as pl
 
-from blossomrec.data.event_arrays import EventArrays, drop_events, order_ties
+from blossomrec.data.event_arrays import (
+    EventArrays,
+    drop_events,
+    encode_fields,
+    order_ties,
+    rank_fields,
+)
 from blossomrec.data.features import FeatureTable
-from blossomrec.data.log import EVENTS, FEATURES, ITEMS, LOG_FORMAT, USERS, log_identity
+from blossomrec.data.fields import EventFields
+from blossomrec.data.log import (
+    EVENTS,
+    FEATURE_TABLES,
+    FEATURES,
+    ITEMS,
+    LOG_FORMAT,
+    USERS,
+    fields_identity,
+    log_identity,
+)
 from blossomrec.data.log_folder import check_replaceable, new_generation
 from blossomrec.data.reading.columns import Column
-from blossomrec.data.reading.features import parse_kinds, read_features
-from blossomrec.data.reading.options import UNUSED_WEIGHTS, PrepareOptions
+from blossomrec.data.reading.features import FeatureColumns, read_features
+from blossomrec.data.reading.kinds import CONTEXT_KINDS, parse_kinds
+from blossomrec.data.reading.options import PrepareOptions
 from blossomrec.data.reading.tables import describe, read_table
 from blossomrec.data.units import ORDER, UNITS, unit_of_times
 from blossomrec.data.vocabulary import Vocabulary
@@ -30,14 +47,15 @@ if TYPE_CHECKING:
 def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
     """Write ``source`` to ``folder`` as a prepared log, all of it or, on an error, nothing."""
     check_replaceable(folder)
-    if options.weight is not None:
-        warnings.warn(f"weights ({options.weight!r}) are {UNUSED_WEIGHTS}", stacklevel=2)
-    table = read_table(source, options, options.weight)
+    table = read_table(source, options, options.weight, options.kind, context_columns(options))
     events, lines, read = table.events, table.lines, table.events.height
-    del table
     unit = _time_unit(events["timestamp"], options.time_unit)
     users, items, arrays = encode_events(events)
-    del events
+    fields, kinds, context = encode_fields(
+        events["kind"] if "kind" in events.columns else None, table.context
+    )
+    arrays = replace(arrays, kinds=kinds, context=context)
+    del events, table, kinds, context
     _check_enough(describe(source), users, items)
     arrays, ties = order_ties(arrays.sorted(), options.ties, describe(source))
     arrays, dropped = drop_events(arrays, options)
@@ -47,12 +65,20 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         _check_enough(
             f"{describe(source)}, after dropping {reasons} events,", kept_users, kept_items
         )
-    features, kept_items = _item_features(options, items, kept_items)
+    arrays, fields = rank_fields(arrays, fields)
+    item_features, kept_items = _item_features(options, items, kept_items)
+    user_features = _user_features(options, users, kept_users)
+    tables = {USERS: user_features, ITEMS: item_features}
+    tables = {name: each for name, each in tables.items() if each is not None}
     offsets = boundaries(np.bincount(arrays.users, minlength=len(kept_users)))
     summary = summarize(offsets, arrays.times, unit) | {
         "items": len(kept_items),
         "items_without_events": len(kept_items) - int(arrays.items.max()) - 1,
-        "item_table": None if features is None else features.summary(),
+        **{
+            FEATURE_TABLES[name]: tables[name].summary() if name in tables else None
+            for name in FEATURE_TABLES
+        },
+        **summarize_fields(fields, arrays),
         "lines": lines,
         "events_read": read,
         "has_repeats": arrays.has_repeats(),
@@ -68,7 +94,8 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         "weights": arrays.weights is not None,
         "time_unit": unit,
         "source": describe(source),
-        "item_table": features is not None,
+        **{FEATURE_TABLES[name]: name in tables for name in FEATURE_TABLES},
+        "fields": fields.to_dict(),
         "options": options.recorded(),
         "summary": summary,
     }
@@ -81,14 +108,27 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         arrays.times,
         arrays.weights,
         len(kept_items),
-        None if features is None else features.digest,
+        {FEATURE_TABLES[name].replace("_", " "): each.digest for name, each in tables.items()}
+        | fields_identity(fields, arrays.kinds, arrays.context),
     )
     with new_generation(folder, description) as places:
         _write_arrays(places[EVENTS], offsets, arrays)
         user_vocabulary.save(places[USERS])
         item_vocabulary.save(places[ITEMS])
-        if features is not None:
-            features.save(places[ITEMS] / FEATURES)
+        for name, features in tables.items():
+            features.save(places[name] / FEATURES)
+
+
+def context_columns(options: PrepareOptions) -> dict[str, str | None]:
+    """The columns of the context, and "category" or "number" for those of which that is given."""
+    columns = dict.fromkeys(options.context or ())
+    if len(columns) < len(options.context or ()):
+        raise ConfigError(f"context is {' '.join(options.context or ())}: a column is there twice")
+    kinds = parse_kinds(options.context_kinds or (), CONTEXT_KINDS)
+    for name, kind in kinds.items():
+        if name not in columns:
+            raise ConfigError(f"context has no column {name!r}: its kind was given as {kind!r}")
+    return columns | kinds
 
 
 def _item_features(
@@ -100,19 +140,37 @@ def _item_features(
     """
     if options.items is None:
         return None, kept
-    column, kinds = options.item, parse_kinds(options.item_kinds or ())
-    read = read_features(options.items, column, kinds, options)
-    ids = read.ids.cast(kept.dtype, strict=False)
+    read = read_features(
+        options.items, options.item, parse_kinds(options.item_kinds or ()), options
+    )
+    ids = _met_ids(read, options.item, "an item", met)
+    new = ids.filter(~ids.is_in(met.implode())).sort()
+    catalogue = pl.concat([kept, new.alias(kept.name)])
+    return read.aligned(catalogue), catalogue
+
+
+def _user_features(options: PrepareOptions, met: pl.Series, kept: pl.Series) -> FeatureTable | None:
+    """The table of users, if one is given, of those that are kept; met: ids of all events."""
+    if options.users is None:
+        return None
+    read = read_features(
+        options.users, options.user, parse_kinds(options.user_kinds or ()), options
+    )
+    _met_ids(read, options.user, "a user", met)
+    return read.aligned(kept)
+
+
+def _met_ids(read: FeatureColumns, column: str, what: str, met: pl.Series) -> pl.Series:
+    """The ids of a table in the type of those of the events; DataError where none of them meets."""
+    ids = read.ids.cast(met.dtype, strict=False)
     wrong = Column(read.source, column, read.ids)
-    wrong.refuse(ids.is_null(), f"is no id of an item: those of the events are {_kind(kept)}")
+    wrong.refuse(ids.is_null(), f"is no id of {what}: those of the events are {_kind(met)}")
     if not ids.is_in(met.implode()).any():
         raise DataError(
             f"{read.source}, column {column!r}: none of its {len(ids):,} ids, such as {ids[0]!r}, "
             f"is that of an event, such as {met[0]!r}"
         )
-    new = ids.filter(~ids.is_in(met.implode())).sort()
-    catalogue = pl.concat([kept, new.alias(kept.name)])
-    return read.aligned(catalogue), catalogue
+    return ids
 
 
 def _kind(ids: pl.Series) -> str:
@@ -132,8 +190,9 @@ def _write_arrays(folder: Path, offsets: np.ndarray, arrays: EventArrays) -> Non
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "items.npy", arrays.items)
     np.save(folder / "timestamps.npy", arrays.times)
-    if arrays.weights is not None:
-        np.save(folder / "weights.npy", arrays.weights)
+    for name in ("weights", "kinds", "context"):
+        if (array := getattr(arrays, name)) is not None:
+            np.save(folder / f"{name}.npy", array)
 
 
 def encode_events(events: pl.DataFrame) -> tuple[pl.Series, pl.Series, EventArrays]:
@@ -202,6 +261,8 @@ def _check_enough(what: str, users: pl.Series, items: pl.Series) -> None:
 
 _PERCENTILES = (10, 25, 50, 75, 90, 99)
 _LONG_HISTORIES = (500, 1_000, 2_000)
+# Kinds that a summary shows, the most frequent ones.
+_MOST_KINDS = 10
 _UNITS_SHOWN = {ORDER: "an order, no points in time"}
 
 
@@ -224,6 +285,24 @@ def summarize(offsets: np.ndarray, timestamps: np.ndarray, unit: str) -> dict[st
         "share_over": {str(n): float((lengths > n).mean()) for n in _LONG_HISTORIES},
         "time": _time_span(timestamps, unit),
     }
+
+
+def summarize_fields(fields: EventFields, events: EventArrays) -> dict[str, Any]:
+    """Of the kinds their events, of each column of the context its kind, size and share known."""
+    counts = np.bincount(events.kinds, minlength=1) if events.kinds is not None else np.zeros(1)
+    names = dict(zip(("", *fields.kinds), counts.tolist(), strict=True))
+    unknown = names.pop("")
+    columns = list[dict[str, Any]]()
+    for number, column in enumerate(fields.context):
+        assert events.context is not None
+        known = float(1 - np.isnan(events.context[:, number]).mean())
+        told: dict[str, Any] = {"name": column.name, "kind": column.kind, "known": known}
+        if column.kind == "category":
+            told["size"] = len(column.names)
+        else:
+            told |= {"mean": column.mean, "deviation": column.deviation}
+        columns.append(told)
+    return {"kinds": names, "events_of_unknown_kind": int(unknown), "context": columns}
 
 
 def _time_span(timestamps: np.ndarray, unit: str) -> dict[str, Any]:
@@ -264,17 +343,18 @@ def summary_table(summary: dict[str, Any], title: str = "Events") -> Table:
     table.add_row("last event", str(time.get("last_iso", time["last"])))
     if summary.get("items_without_events"):
         table.add_row("items without events", f"{summary['items_without_events']:,}")
-    for column in summary.get("item_table") or ():
-        size = f" ({column['size']:,})" if column["kind"] in ("category", "vector") else ""
-        label = f"items: {column['name']}"
-        table.add_row(label, f"{column['kind']}{size}, known of {column['known']:.1%}")
+    for what in ("items", "users"):
+        for column in summary.get(FEATURE_TABLES[what]) or ():
+            table.add_row(f"{what}: {column['name']}", _column_told(column))
+    for label, value in _fields_rows(summary):
+        table.add_row(label, value)
     if "unit" in time:
         table.add_row("times are", _UNITS_SHOWN.get(time["unit"], time["unit"]))
     table.add_row("items repeat in histories", "yes" if summary["has_repeats"] else "no")
     for label, value in _ties_rows(summary):
         table.add_row(label, value)
     if summary.get("weights"):
-        table.add_row("weights", "stored, not used yet")
+        table.add_row("weights", "yes")
     if not summary["dropped"]:
         table.add_row("dropped", "nothing")
     for entry in summary["dropped"]:
@@ -283,6 +363,26 @@ def summary_table(summary: dict[str, Any], title: str = "Events") -> Table:
         table.add_row("users dropped with them", f"{summary['dropped_users']:,}")
         table.add_row("items dropped with them", f"{summary['dropped_items']:,}")
     return table
+
+
+def _fields_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    kinds = summary.get("kinds") or {}
+    for name, events in list(kinds.items())[:_MOST_KINDS]:
+        yield f"kind: {name}", f"{events:,} events"
+    if len(kinds) > _MOST_KINDS:
+        yield "more kinds", f"{len(kinds) - _MOST_KINDS:,}"
+    if summary.get("events_of_unknown_kind"):
+        yield "kind is not known", f"{summary['events_of_unknown_kind']:,} events"
+    for column in summary.get("context") or ():
+        yield f"context: {column['name']}", _column_told(column)
+
+
+def _column_told(column: dict[str, Any]) -> str:
+    """Kind of a column, in parentheses how many categories, entries or what numbers, and where."""
+    size = f" ({column['size']:,})" if column["kind"] in ("category", "vector") else ""
+    if "mean" in column:
+        size = f" (mean {column['mean']:.4g}, deviation {column['deviation']:.4g})"
+    return f"{column['kind']}{size}, known of {column['known']:.1%}"
 
 
 def _ties_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:

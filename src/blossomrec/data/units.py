@@ -61,6 +61,43 @@ class Seconds:
         return seconds(self._times[rows], self._per_second)
 
 
+class Whole:
+    """An array of whole numbers, each made int64 when it is looked at.
+
+    Args:
+        numbers: int32 [E], such as a memory-mapped array.
+    """
+
+    def __init__(self, numbers: np.ndarray):
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """int64, the numbers at ``rows``, anything that indexes an array."""
+        return self._numbers[rows].astype(np.int64)
+
+
+class Owners:
+    """For each event of all users, one after another, the row of its user.
+
+    Args:
+        offsets: int64 [U+1], where each user's events start and the last one's end.
+    """
+
+    def __init__(self, offsets: np.ndarray):
+        self._offsets = offsets
+
+    def __len__(self) -> int:
+        return int(self._offsets[-1])
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """int64, of the events at ``rows``, a slice or whole numbers from 0."""
+        events = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        return np.searchsorted(self._offsets, events, side="right") - 1
+
+
 class Following:
     """What stands one further on than the rows that are asked for; nothing follows the last one.
 
@@ -69,7 +106,7 @@ class Following:
             recommended after an event.
     """
 
-    def __init__(self, column: Seconds):
+    def __init__(self, column: Seconds | Whole):
         self._column = column
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:

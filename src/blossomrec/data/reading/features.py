@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,10 @@ import polars as pl
 from blossomrec.data.features import Categories, Feature, FeatureTable, Numbers, Titles, Vectors
 from blossomrec.data.reading.columns import Column, plain_text
 from blossomrec.data.reading.ids import read_ids
+from blossomrec.data.reading.kinds import KINDS, READERS, guess_kind
 from blossomrec.data.reading.options import ReadOptions
 from blossomrec.data.reading.tables import describe, read_all
 from blossomrec.errors import ConfigError, DataError
-
-KINDS = ("title", "category", "number", "vector", "none")
-# Text between which a cell lists several categories.
-SEPARATOR = "|"
-# Text of which more than half of the rows differ is no category, and of this many names none is.
-MAX_NAMES, MAX_SHARE = 100_000, 0.5
 
 
 @dataclass(frozen=True)
@@ -92,89 +87,8 @@ def read_features(
         one = plain_text(Column(name, column, table[column], textual))
         kind = kinds.get(column) or guess_kind(one)
         if kind != "none":
-            columns[column], found[column] = _READERS[kind](one), kind
+            columns[column], found[column] = READERS[kind](one), kind
     return FeatureColumns(name, ids, columns, found)
-
-
-def guess_kind(column: Column) -> str:
-    """What a column holds, told by its name, its type and how often its values repeat."""
-    values, name = column.values, column.name.lower()
-    dtype = values.dtype
-    if isinstance(dtype, (pl.List, pl.Array)):
-        return "category" if dtype.inner in (pl.String, pl.Categorical) else "vector"  # pyright: ignore[reportAttributeAccessIssue]
-    if dtype == pl.Boolean:
-        return "category"
-    if dtype == pl.String:
-        if name == "title" or name.endswith("_title"):
-            return "title"
-        if column.textual and _as_numbers(values).null_count() == values.null_count():
-            return "category" if name.endswith("_id") else "number"
-        few = values.n_unique() <= max(2, min(MAX_NAMES, int(MAX_SHARE * len(values))))
-        return "category" if few or values.str.contains(SEPARATOR, literal=True).any() else "none"
-    if dtype.is_numeric():
-        return "category" if name.endswith("_id") else "number"
-    return "number" if dtype in (pl.Datetime, pl.Date) else "none"
-
-
-def _read_titles(column: Column) -> pl.Series:
-    if column.values.dtype != pl.String:
-        column.refuse_type("texts")
-    return column.values
-
-
-def _read_categories(column: Column) -> pl.Series:
-    """Lists of names, without blanks and repeats."""
-    values = column.values
-    if isinstance(values.dtype, (pl.List, pl.Array)):
-        lists = values.cast(pl.List(pl.String))
-    elif values.dtype == pl.String:
-        lists = values.str.split(SEPARATOR)
-    elif values.dtype.is_integer() or values.dtype == pl.Boolean:
-        lists = values.cast(pl.String).str.split(SEPARATOR)
-    else:
-        column.refuse_type("texts, integers or lists of texts")
-    stripped = lists.list.eval(pl.element().str.strip_chars())
-    kept = stripped.list.eval(
-        pl.element().filter(pl.element().is_not_null() & (pl.element() != ""))
-    )
-    return kept.list.unique(maintain_order=True)
-
-
-def _read_numbers(column: Column) -> pl.Series:
-    values = column.values
-    if values.dtype in (pl.Datetime, pl.Date):
-        values = values.cast(pl.Datetime("us")).to_physical() / 86_400e6
-    elif values.dtype == pl.String:
-        numbers = _as_numbers(values)
-        column.refuse(numbers.is_null() & values.is_not_null() & (values != ""), "is not a number")
-        values = numbers
-    elif not values.dtype.is_numeric() and values.dtype != pl.Boolean:
-        column.refuse_type("numbers")
-    numbers = values.cast(pl.Float32)
-    column.refuse(numbers.is_not_null() & ~numbers.is_finite(), "is not finite in 32 bits")
-    return numbers
-
-
-def _read_vectors(column: Column) -> pl.Series:
-    values = column.values
-    if not isinstance(values.dtype, (pl.List, pl.Array)):
-        column.refuse_type("lists of numbers")
-    try:
-        lists = values.cast(pl.List(pl.Float32))
-    except pl.exceptions.PolarsError:
-        column.refuse_type("lists of numbers")
-    lengths = lists.list.len()
-    first = lengths.drop_nulls()
-    if not len(first) or not first[0]:
-        raise DataError(f"{column.source}, column {column.name!r}: there is no vector in it")
-    column.refuse(lengths != first[0], f"has another length than the first vector, {first[0]}")
-    finite = lists.list.eval(pl.element().is_finite().fill_null(False)).list.all()
-    column.refuse(lists.is_not_null() & ~finite, "is not finite in 32 bits")
-    return lists
-
-
-def _as_numbers(values: pl.Series) -> pl.Series:
-    return values.replace("", None).cast(pl.Float64, strict=False)
 
 
 def _titles(values: pl.Series) -> Feature:
@@ -210,31 +124,9 @@ def _vectors(values: pl.Series) -> Feature:
     return Vectors(found)
 
 
-_READERS = {
-    "title": _read_titles,
-    "category": _read_categories,
-    "number": _read_numbers,
-    "vector": _read_vectors,
-}
 _BUILDERS = {
     "title": _titles,
     "category": _categories,
     "number": _numbers,
     "vector": _vectors,
 }
-
-
-def parse_kinds(given: Sequence[str]) -> dict[str, str]:
-    """Kinds by column from words ``COLUMN=KIND``, as the command line takes them.
-
-    Raises:
-        ConfigError: a word is none.
-    """
-    kinds = {}
-    for word in given:
-        name, _, kind = word.rpartition("=")
-        if not name or kind not in KINDS:
-            choices = ", ".join(KINDS)
-            raise ConfigError(f"{word!r} is not COLUMN=KIND, where KIND is one of {choices}")
-        kinds[name] = kind
-    return kinds

@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeVar
 from blossomrec.config import check, option
 from blossomrec.errors import ConfigError, DataError
 
-UNUSED_WEIGHTS = "stored, and not used yet by training, evaluation and recommending"
 Options = TypeVar("Options")
 
 
@@ -89,7 +88,17 @@ class Filters:
 class PrepareOptions(Filters, ReadOptions):
     """All that ``EventLog.prepare`` can be told about a table."""
 
-    weight: str | None = option(None, f"column of the events' weights; they are {UNUSED_WEIGHTS}")
+    kind: str | None = option(None, "column of the kinds of events, such as click and purchase")
+    weight: str | None = option(
+        None, "column of the events' weights: how much each counts in training"
+    )
+    context: tuple[str, ...] | None = option(
+        None,
+        "columns of what events happened in: categories such as shops, numbers such as prices",
+    )
+    context_kinds: tuple[str, ...] | None = option(
+        None, "COLUMN=KIND of columns of the context that are not to be guessed: category or number"
+    )
     items: Path | None = option(
         None,
         "table of items (.parquet, .csv, .tsv, .item), by the column of item ids: titles, "
@@ -99,6 +108,14 @@ class PrepareOptions(Filters, ReadOptions):
         None,
         "COLUMN=KIND of columns of that table that are not to be guessed: title, category, number, "
         "vector or none",
+    )
+    users: Path | None = option(
+        None,
+        "table of users (.parquet, .csv, .tsv, .user), by the column of user ids, as of items; "
+        "users in it without an event are left out",
+    )
+    user_kinds: tuple[str, ...] | None = option(
+        None, "COLUMN=KIND of columns of that table, as item_kinds"
     )
 
     def __post_init__(self):

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import polars as pl
 
 from blossomrec.data.reading.columns import Column, read_times, read_weights
 from blossomrec.data.reading.ids import read_ids
+from blossomrec.data.reading.kinds import read_context, read_event_kinds
 from blossomrec.data.reading.options import ReadOptions, find_columns
 from blossomrec.data.reading.text import TEXT_FILES, TextFile
 from blossomrec.errors import DataError, MissingExtraError
@@ -27,28 +28,41 @@ class EventTable:
     """Checked events, as :func:`read_table` describes them, and the lines of the text file.
 
     lines: the header and blank lines counted too; None where the source is no text file.
+    context: the columns of the context by their own names, String for categories and Float32 for
+    numbers, null where a value is missing.
     """
 
     events: pl.DataFrame
     lines: int | None = None
+    context: dict[str, pl.Series] = field(default_factory=dict)
 
 
-def read_table(source: Any, options: ReadOptions, weight: str | None = None) -> EventTable:
-    """Events with columns user_id, item_id, timestamp and, if asked for, weight, in file order.
+def read_table(
+    source: Any,
+    options: ReadOptions,
+    weight: str | None = None,
+    kind: str | None = None,
+    context: Mapping[str, str | None] | None = None,
+) -> EventTable:
+    """Events with columns user_id, item_id, timestamp and, if asked for, weight and kind.
+
+    They are in the order of the file.
 
     Args:
         source: path of a Parquet file (.parquet), a text file with a header (.csv, .tsv, or
             RecBole's .inter, whose header is ``name:type``; .gz too), or a polars or pandas frame.
         options: the names of the columns ``user``, ``item``, ``timestamp``; of text files
             ``separator``, ``quote`` and ``multiline``; ``normalize_ids``.
-        weight: name of the column of weights, None for none.
+        weight, kind: names of the columns of weights and of the kinds of events, None for none.
+        context: columns of the context, each a "category" or "number", or None to have it guessed.
 
     Ids are strings or integers (Int64, or UInt64 where some need it). In text files they are
     integers if all of them are written so, without leading zeros; whole floats become integers
     with a warning. Text ids that look like several spellings of one are kept apart with a warning;
     ``normalize_ids`` strips the white space around them and reads ``1.0`` as ``1``. Timestamps are
     numbers in any unit (Int64, Float64) or, from datetimes, dates and ISO 8601 text,
-    Datetime("us") in UTC; parts of a microsecond are cut off. Weights are Float32.
+    Datetime("us") in UTC; parts of a microsecond are cut off. Weights are Float32, kinds String
+    or null.
 
     In .csv files fields may be quoted, in .tsv and .inter files not unless ``quote`` says so. A row
     with a quoted field that runs over a line end is refused unless ``multiline`` is true.
@@ -56,18 +70,36 @@ def read_table(source: Any, options: ReadOptions, weight: str | None = None) -> 
     Raises DataError that names table, column, row (from 1, the header not counted) and value.
     """
     names = {"user_id": options.user, "item_id": options.item, "timestamp": options.timestamp}
-    if weight is not None:
-        names["weight"] = weight
-    if len(set(names.values())) < len(names):
-        raise DataError(f"one column is given for two things: {names}")
+    names |= {role: name for role, name in (("weight", weight), ("kind", kind)) if name is not None}
+    around = {f"context {name}": name for name in context or ()}
+    names |= around
+    _refuse_shared(names)
     table, lines = _load(source, names, options)
     if table.height == 0:
         raise DataError(f"{describe(source)} has no events: it has columns, but no rows")
     read = {}
     for role, name in names.items():
         values = table.drop_in_place(role)
-        read[role] = _read(role, Column(describe(source), name, values, lines is not None), options)
-    return EventTable(pl.DataFrame(read), lines)
+        column = Column(describe(source), name, values, lines is not None)
+        kind_of_context = context.get(name) if context and role in around else None
+        read[role] = (
+            read_context(column, kind_of_context)
+            if role in around
+            else _read(role, column, options)
+        )
+    columns = {str(name): read.pop(role) for role, name in around.items()}
+    return EventTable(pl.DataFrame(read), lines, columns)
+
+
+def _refuse_shared(names: Mapping[str, Any]) -> None:
+    """DataError where a column is to be two things."""
+    roles = dict[Any, str]()
+    for role, name in names.items():
+        if name in roles:
+            raise DataError(
+                f"one column is given for two things: {name!r} is {roles[name]} and {role}"
+            )
+        roles[name] = role
 
 
 def describe(source: Any) -> str:
@@ -82,6 +114,8 @@ def _read(role: str, column: Column, options: ReadOptions) -> pl.Series:
         return read_times(column)
     if role == "weight":
         return read_weights(column)
+    if role == "kind":
+        return read_event_kinds(column)
     return read_ids(column, normalize=options.normalize_ids)
 
 
