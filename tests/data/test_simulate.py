@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 
 import numpy as np
@@ -204,7 +205,7 @@ class TestPurchases:
         follower: dict[int, int] = {}
         for history in histories:
             walk = history.filter("predictable")["item_id"].to_list()
-            for item, following in zip(walk, walk[1:], strict=False):
+            for item, following in itertools.pairwise(walk):
                 assert follower.setdefault(item, following) == following
         assert len(follower) == len(set(follower.values())) == 80
         for history in histories:

@@ -41,7 +41,7 @@ def test_the_page_shows_every_model_by_its_folder(place, tmp_path):
     assert "Differences from popular" in page
     for section in ("Results", "Sampled ranking", "Learning curves", "Gates", "Attended blocks"):
         assert f">{section}</h2>" in page
-    assert "history 1, 20 events, layer 1" in page
+    assert "history 1, 20 events from 2023-11-14, layer 1" in page
     assert "A title" in page
     for name in ("dense", "sparse"):
         assert f"<h3>{name}</h3>" in page
@@ -62,7 +62,7 @@ def test_a_report_knows_what_a_run_wrote(place, tiny_log):
     assert report.gates.shape == (1, 2, 2)
     assert report.block_size == 4
     assert [title for title, _ in report.selections] == [
-        f"history {number}, 20 events, layer 1" for number in (1, 2, 3)
+        f"history {number}, 20 events from 2023-11-14, layer 1" for number in (1, 2, 3)
     ]
     assert all(blocks.shape == (20, 1, 1) for _, blocks in report.selections)
     assert report.sampled.protocol.ranking == "uni100"
