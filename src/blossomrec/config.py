@@ -290,6 +290,9 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
             raise ConfigError(f"{name} is {shortened(value)}: a list of numbers is needed")
         for place, number in enumerate(value):
             _check_value(f"{name}[{place}]", number, get_args(hint)[0])
+    elif hint is str:
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} is {shortened(value)}: a text is needed")
     elif hint in _NEEDED:
         kinds, needed = _NEEDED[hint]
         # A bool counts as an int in Python, not in an option.

@@ -173,7 +173,7 @@ class TextTable:
     """A table as text; the first column names the rows."""
 
     caption: str
-    head: Sequence[str]
+    head: Sequence[str | Cell]
     rows: Sequence[Sequence[str | Cell]]
 
 

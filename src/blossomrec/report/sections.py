@@ -273,7 +273,8 @@ def most_recommended(
         for row in rows.tolist()
         if counts[row]
     ]
-    head = [*words.head, f"In the first {k}", "Events"]
+    named = [Cell(name, prose=bool(number)) for number, name in enumerate(words.head)]
+    head = [*named, f"In the first {k}", "Events"]
     return TextTable(f"What {name} recommends most often", head, cells)
 
 

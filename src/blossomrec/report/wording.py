@@ -227,7 +227,7 @@ class ItemWords:
         found = {} if table is None else table
         categories = [(name, one) for name, one in found.items() if isinstance(one, Categories)]
         self._categories = [one for _, one in categories[:MOST_CATEGORIES]]
-        names = [name.capitalize() for name, _ in categories[:MOST_CATEGORIES]]
+        names = [name.capitalize().replace("_", " ") for name, _ in categories[:MOST_CATEGORIES]]
         self.head = ["Item", *(["Title"] if self._titles is not None else []), *names]
 
     def cells(self, row: int) -> list[str]:
