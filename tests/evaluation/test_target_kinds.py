@@ -7,17 +7,19 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from blossomrec.config import EvaluationConfig
+from blossomrec.config import EvaluationConfig, RunConfig, check
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases, make_split, split_name
-from blossomrec.errors import DataError
+from blossomrec.errors import ConfigError, DataError
 from blossomrec.evaluation import RankingOptions, compare, compare_kinds, evaluate
 from blossomrec.evaluation.candidates import targets_of
 from blossomrec.evaluation.evaluation import load_evaluation, save_evaluation
-from blossomrec.measure import evaluate_baseline
+from blossomrec.measure import evaluate_baseline, evaluate_run
+from blossomrec.recommender import BlossomRec
 from blossomrec.report.tables import comparison_table, evaluation_table
 from blossomrec.report.wording import protocol_pairs
 from ranking_oracle import DotScorer
+from small_options import SMALL
 
 KINDS = ("buy", "cart", "click")
 
@@ -211,3 +213,43 @@ def test_baselines_are_measured_on_the_same_targets(log):
     assert own == {name: whole[name] for name in own}
     # With nothing else, a table by kind would say it all again.
     assert "By kind" not in printed(evaluation_table("popularity", found))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_training_validates_on_the_same_kinds(log, tmp_path):
+    config = RunConfig(evaluation=EvaluationConfig(kinds="buy"))
+    recommender = BlossomRec(config, **SMALL | {"epochs": 2}).fit(
+        log, tmp_path / "run", progress=False
+    )
+    split = make_split(log, config.evaluation)
+    found = evaluate_run(tmp_path / "run", on="valid")
+    assert found.protocol.split == "leave-one-out, targets: buy"
+    assert (found.protocol.num_cases, found.lengths.tolist()) == (
+        len(split.valid),
+        split.valid.history_end.tolist(),
+    )
+    # Nothing from the first validation target on is trained on.
+    assert found.lengths.tolist() == split.train_end[found.users].tolist()
+    assert recommender.training is not None
+    best = recommender.training.validation["ndcg@10"]
+    assert found.metrics["ndcg@10"] == pytest.approx(best, abs=1e-4)
+    with pytest.raises(ConfigError, match="--kinds click is for baselines"):
+        evaluate_run(tmp_path / "run", kinds="click")
+
+
+def test_kinds_are_a_text(log):
+    with pytest.raises(ConfigError, match=r"evaluation.kinds is \['buy'\]: a text is needed"):
+        check(RunConfig(evaluation=EvaluationConfig(kinds=["buy"])))  # pyright: ignore
+
+
+def test_the_commands_take_and_compare_kinds(log, cli, tmp_path):
+    for name in ("popularity", "transitions"):
+        shown = cli(
+            *("evaluate", name, "--log", log.folder, "--kinds", "click,cart"),
+            *("--out", tmp_path / name),
+        )
+        assert f"{name}: leave-one-out, targets: click, cart, full ranking" in shown
+        assert "By kind of the target" in shown
+    assert "By kind of the target" in cli(
+        "compare", tmp_path / "popularity", tmp_path / "transitions"
+    )
