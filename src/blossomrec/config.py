@@ -183,6 +183,11 @@ class EvaluationConfig:
     last_events: int = option(
         1, "leave-one-out: events of each user's end that are tested, one by one", low=1
     )
+    kinds: str = option(
+        "",
+        "kinds of events that are test and validation targets, such as buy or buy,cart; all "
+        "without it",
+    )
     valid_share: float = option(
         0.1, "global-time: share of events held out for validation", low=0, high=0.5
     )
