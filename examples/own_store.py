@@ -97,7 +97,7 @@ class MemoryStore:
         content = self._content
         known = content.users.get(user, Stored(0, ()))
         last = known.events[-1].timestamp if known.events else None
-        keyed = {event.key: (event.item, event.timestamp) for event in known.events if event.key}
+        keyed = {event.key: event for event in known.events if event.key}
         clock = Clock(now, content.unit, ahead)
         new = new_events(events, last, keyed.get, clock)
         if new:
@@ -115,8 +115,7 @@ class MemoryStore:
         if known.number != number or start > length:
             start = 0
         events = known.events[start : start + limit]
-        items, times = [event.item for event in events], [event.timestamp for event in events]
-        return Tail(known.number, start, length, items, times)
+        return Tail.of(known.number, start, length, [event.trimmed() for event in events])
 
     def profile(self, user: str, last: int) -> Profile | None:
         known = self._history(user)

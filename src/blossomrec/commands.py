@@ -22,7 +22,7 @@ from blossomrec.config import (
     option,
     to_dict,
 )
-from blossomrec.data.reading.options import PrepareOptions, ReadOptions
+from blossomrec.data.reading.options import EventOptions, PrepareOptions
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.models.baselines import BASELINES
 from blossomrec.terminal import console, show
@@ -352,7 +352,7 @@ def import_events(
     source: Path,
     *,
     store: str = "events.sqlite",
-    options: Annotated[ReadOptions, Parameter(name="*")] = ReadOptions(),  # noqa: B008
+    options: Annotated[EventOptions, Parameter(name="*")] = EventOptions(),  # noqa: B008
 ) -> None:
     """Load histories into the store of events of a server.
 

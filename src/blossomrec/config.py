@@ -250,6 +250,11 @@ class ServingConfig:
         86_400.0, "seconds after now that an event may have as its time", low=0
     )
     max_body: int = option(1 << 20, "largest body of a request, in bytes", low=1)
+    unknown_values: Literal["keep", "refuse"] = option(
+        "keep",
+        "events with a kind, a context column or a category that the model does not know: keep, "
+        "to store them and see these as unknown, or refuse",
+    )
 
     def checked(self, longest: int) -> ServingConfig:
         """This configuration, for a model that sees ``longest`` events by itself.

@@ -39,9 +39,13 @@ def write_run(folder: Path, log: EventLog, *, seed: int = 0, **options: Any) -> 
     """A run folder with random weights, large enough for the attention to matter."""
     config = RunConfig(model=ModelConfig(**MODEL | options))
     torch.manual_seed(seed)
-    model = build_model(config.model, log.num_items).eval()
+    model = build_model(config.model, log.num_items, log.tables).eval()
     with torch.no_grad():
         model.item_embeddings.weight.mul_(10)
+    # What is said of events and requests begins at zero.
+    for part in (model.event_inputs, model.request_inputs, model.user_content):
+        for parameter in () if part is None else part.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
     folder.mkdir(parents=True, exist_ok=True)
     write_run_config(folder, config, log)
     save_model(folder, model)

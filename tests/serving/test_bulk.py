@@ -8,7 +8,7 @@ from blossomrec.serving.stores import bulk
 from blossomrec.serving.stores.bulk import Imported, import_events
 from blossomrec.serving.stores.sqlite_store import SQLiteStore
 from blossomrec.serving.stores.store import Event
-from command_line import refuse
+from command_line import refuse, succeed
 
 
 @pytest.fixture
@@ -161,3 +161,47 @@ def test_the_unit_of_datetimes_is_that_of_what_comes_after(store):
     with store.transaction():
         store.append("a", [Event(2)], 1_764_000_000)
     assert store.profile("a", 1).last == [Event(2, 1_764_000_000_000_000)]
+
+
+def test_kinds_and_context_of_a_table_and_of_its_log(store, tmp_path):
+    table = pl.DataFrame(
+        {
+            "user_id": ["b", "a", "a", "a"],
+            "item_id": [1, 2, 3, 4],
+            "timestamp": [7, 3, 2, 1],
+            "event": ["buy", "click", None, "buy"],
+            "shop": [None, "web", None, "app"],
+            "price": [19.99, None, None, -0.1],
+        }
+    )
+    table.write_csv(tmp_path / "events.csv")
+    columns = {"kind": "event", "context": ("shop", "price"), "context_kinds": ("shop=category",)}
+    log = EventLog.prepare(tmp_path / "events.csv", tmp_path / "log", **columns)
+    other = SQLiteStore(tmp_path / "other.sqlite")
+    assert import_events(tmp_path / "events.csv", store, **columns) == Imported(2, 4, 0)
+    assert import_events(log.folder, other) == Imported(2, 4, 0)
+    for each in (store, other):
+        assert each.profile("a", 9).last == [
+            Event(4, 1, None, "buy", {"shop": "app", "price": -0.1}),
+            Event(3, 2),
+            Event(2, 3, None, "click", {"shop": "web"}),
+        ]
+        assert each.profile("b", 9).last == [Event(1, 7, None, "buy", {"price": 19.99})]
+    other.close()
+
+
+def test_what_a_column_holds_is_an_option_of_the_command(tmp_path, capsys):
+    text = "user_id,item_id,timestamp,event,shop\nann,1,1,buy,7\nann,2,2,,8\n"
+    (tmp_path / "events.csv").write_text(text)
+    path = tmp_path / "events.sqlite"
+    told = ["--kind", "event", "--context", "shop", "--context-kinds", "shop=category"]
+    source = tmp_path / "events.csv"
+    succeed(capsys, "import-events", source, "--store", path, *told)
+    store = SQLiteStore(path)
+    last = store.profile("ann", 2).last
+    assert [(one.kind, one.context) for one in last] == [
+        ("buy", {"shop": "7"}),
+        (None, {"shop": "8"}),
+    ]
+    store.close()
+    refuse(capsys, "import-events", source, "--kind", "what", words=["has no column 'what'"])

@@ -11,7 +11,6 @@ import pytest
 from serving_runs import Server, write_run
 
 from blossomrec import BlossomRec, EventLog
-from blossomrec.run import load_model
 
 NOW = 1_700_000_000
 TIMED = {"time_gap": "on", "request_time": "on", "clock": "on", "time_share": 0.25}
@@ -39,16 +38,6 @@ def log(tmp_path_factory) -> EventLog:
 def timed_run(request, log, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / request.param
     run = write_run(folder, log, backbone=request.param, max_len=40, **TIMED)
-    model = load_model(run)
-    # Embeddings of times begin at zero.
-    generator = np.random.default_rng(1)
-    for name, parameter in model.named_parameters():
-        if "moments" in name:
-            values = generator.normal(scale=0.3, size=tuple(parameter.shape))
-            parameter.data.copy_(type(parameter.data)(values.astype(np.float32)))
-    from blossomrec.run import save_model
-
-    save_model(run, model)
     return run
 
 

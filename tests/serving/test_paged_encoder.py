@@ -12,6 +12,8 @@ from serving_runs import Server, ask, close, write_run
 from blossomrec.attention import PagedStates
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import pack
+from blossomrec.data.features import FeatureTable, Numbers
+from blossomrec.data.fields import ContextField, EventFields, Tables
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.models import build_model
@@ -47,6 +49,25 @@ def timed(model):
     return timed
 
 
+@pytest.fixture(scope="module")
+def told(model):
+    """The same with kinds, context and a table of users besides."""
+    torch.manual_seed(0)
+    inputs = {"time_gap": "on", "clock": "on", "kinds": "on", "context": "on", "user_table": "on"}
+    ages = Numbers(np.array([20, 30, np.nan, 50], np.float32))
+    columns = ContextField("shop", "category", ("web", "app")), ContextField("price", "number")
+    tables = Tables(
+        users=FeatureTable({"age": ages}, 4), fields=EventFields(("click", "buy"), columns)
+    )
+    sizes = MODEL | {"block_size": 4, "compress_window": 8}
+    told = build_model(ModelConfig(**sizes | inputs), ITEMS, tables).eval()
+    told.load_state_dict(model.state_dict(), strict=False)
+    for part in (told.event_inputs, told.user_content):
+        for parameter in part.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return told
+
+
 class Users:
     """Users whose histories a paged encoder keeps, in a cache as the server has it.
 
@@ -68,12 +89,18 @@ class Users:
     def add(self, user, count, number=1):
         inputs = self.model.kept_inputs
         history = self.histories.setdefault(user, UserHistory(number, inputs))
-        times = None
+        times, more, draw = None, {}, self.rng.integers
         if "times" in inputs:
             before = history.events.times
             last = before[-1] if len(before) else 1_700_000_000
-            times = last + self.rng.integers(0, 100_000, count).cumsum()
-        history.add(History(self.rng.integers(0, ITEMS, count), times), count)
+            times = last + draw(0, 100_000, count).cumsum()
+        if "context" in inputs:
+            context = np.stack((draw(0, 3, count), self.rng.normal(size=count)), 1)
+            context[self.rng.random(context.shape) < 0.2] = np.nan
+            row = user if isinstance(user, int) and user < 4 else -1
+            more = {"kinds": draw(0, 3, count), "context": context.astype(np.float32)}
+            more |= {"users": np.full(count, row)}
+        history.add(History(draw(0, ITEMS, count), times, **more), count)
 
     def ask(self, *users):
         """Bring users up to date, and compare with their whole histories."""
@@ -102,7 +129,7 @@ class Users:
 
 
 @pytest.mark.parametrize("max_len, step", [(200, 1), (20, 1), (20, 7)])
-@pytest.mark.parametrize("inputs", ["model", "timed"])
+@pytest.mark.parametrize("inputs", ["model", "timed", "told"])
 def test_equal_to_encoding_the_whole_history(request, inputs, max_len, step):
     users = Users(request.getfixturevalue(inputs), max_len, step)
     for _ in range(40):

@@ -117,7 +117,7 @@ def old_file(path, histories, format_):
         number, last = numbers[user], events[-1].timestamp
         row = (number, user, len(events), last, change)
         database.execute("INSERT INTO users VALUES (?, ?, ?, ?, ?)", row)
-        rows = [(number, place, *event) for place, event in enumerate(events)]
+        rows = [(number, place, *event[:3]) for place, event in enumerate(events)]
         database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
     database.executemany("INSERT INTO items_off VALUES (?)", [(7,), ("x",)])
     database.commit()
@@ -303,3 +303,14 @@ def test_a_length_that_lies_is_damage(store, lie):
     for start in (99, 100):
         with pytest.raises(sqlite3.DatabaseError, match=f"number {number} are missing"):
             store.tail("anna", number, start, 4_096)
+
+
+def test_an_event_takes_no_more_than_it_says():
+    """Those without kind and context stand as they always did."""
+    assert sqlite_rows.packed_event(Event(1, 2, "k")) == b'[1,2,"k"]\n'
+    assert sqlite_rows.packed_event(Event(1, 2, None, "buy")) == b'[1,2,null,"buy"]\n'
+    context = {"shop": "web"}
+    assert (
+        sqlite_rows.packed_event(Event(1, 2, context=context))
+        == b'[1,2,null,null,{"shop":"web"}]\n'
+    )

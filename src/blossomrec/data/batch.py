@@ -173,7 +173,7 @@ def make_batch(
     return Batch(**tensors, cu_seqlens=cu_seqlens, max_length=int(lengths.max()))
 
 
-def next_events(items: Tensor, times: Tensor | None = None) -> Batch:
-    """The batch of one event of each of B users: item rows, int64 [B], and times, if any."""
+def next_events(items: Tensor, **more: Tensor | None) -> Batch:
+    """The batch of one event of each of B users: item rows, int64 [B], and what else it has."""
     edges = torch.arange(len(items) + 1, dtype=torch.int32, device=items.device)
-    return Batch(items, edges, 1, times=times)
+    return Batch(items, edges, 1, **more)

@@ -140,6 +140,17 @@ class EventFields:
         found = [self.row(each) for each in values]
         return np.stack(found) if found else np.empty((0, len(self.context)), np.float32)
 
+    def values(self, row: np.ndarray) -> dict[str, str | float] | None:
+        """The context that a row, float32 [C], stands for; None where nothing of it is known."""
+        found = dict[str, str | float]()
+        for each, value in zip(self.context, row, strict=True):
+            if each.kind == "category" and value > 0:
+                found[each.name] = each.names[int(value) - 1]
+            elif each.kind == "number" and not np.isnan(value):
+                # As short as it can be written: 0.1 in 32 bits is more than that in 64.
+                found[each.name] = float(str(value))
+        return found or None
+
     def unknown(self, kind: str | None, values: Mapping[str, Any] | None) -> str:
         """What of an event is not known, in words; empty where all is."""
         if kind is not None and kind not in self._numbers:

@@ -33,8 +33,8 @@ from blossomrec.data.log_folder import check_replaceable, new_generation
 from blossomrec.data.reading.columns import Column
 from blossomrec.data.reading.features import FeatureColumns, read_features
 from blossomrec.data.reading.kinds import CONTEXT_KINDS, parse_kinds
-from blossomrec.data.reading.options import PrepareOptions
-from blossomrec.data.reading.tables import describe, read_table
+from blossomrec.data.reading.options import EventOptions, PrepareOptions
+from blossomrec.data.reading.tables import EventTable, describe, read_table
 from blossomrec.data.units import ORDER, UNITS, unit_of_times
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.data.windows import boundaries
@@ -119,7 +119,7 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
             features.save(places[name] / FEATURES)
 
 
-def context_columns(options: PrepareOptions) -> dict[str, str | None]:
+def context_columns(options: EventOptions) -> dict[str, str | None]:
     """The columns of the context, and "category" or "number" for those of which that is given."""
     columns = dict[str, str | None]()
     for name in options.context or ():
@@ -207,19 +207,22 @@ def encode_events(events: pl.DataFrame) -> tuple[pl.Series, pl.Series, EventArra
 
 
 def order_table(
-    table: pl.DataFrame, ties: Literal["auto", "keep", "shuffle"], source: str
-) -> pl.DataFrame:
-    """Checked events in the order of a log: by user, then time; ``ties`` as of ``order_ties``."""
-    users, items, events = encode_events(table)
+    table: EventTable, ties: Literal["auto", "keep", "shuffle"], source: str
+) -> tuple[pl.DataFrame, EventFields, EventArrays]:
+    """Checked events in the order of a log: by user, then time; ``ties`` as of ``order_ties``.
+
+    Returns:
+        Columns user_id, item_id, timestamp; the names of kinds and context, and the same events as
+        arrays that have their numbers.
+    """
+    users, items, events = encode_events(table.events)
+    there = "kind" in table.events.columns
+    fields, *numbers = encode_fields(table.events["kind"] if there else None, table.context)
+    events = replace(events, kinds=numbers[0], context=numbers[1])
     events, _ = order_ties(events.sorted(), ties, source)
-    times = pl.Series(events.times).cast(table["timestamp"].dtype)
-    return pl.DataFrame(
-        {
-            "user_id": users.gather(events.users),
-            "item_id": items.gather(events.items),
-            "timestamp": times,
-        }
-    )
+    times = pl.Series(events.times).cast(table.events["timestamp"].dtype)
+    columns = {"user_id": users.gather(events.users), "item_id": items.gather(events.items)}
+    return pl.DataFrame(columns | {"timestamp": times}), fields, events
 
 
 def _codes(values: pl.Series) -> tuple[pl.Series, np.ndarray]:

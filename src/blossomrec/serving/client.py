@@ -14,9 +14,13 @@ from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.serving.given import (
     ItemId,
     as_choice,
+    as_context,
     as_events,
     as_id,
     as_ids,
+    as_kind,
+    as_listed,
+    as_time,
     as_whole,
     check_token,
 )
@@ -89,9 +93,22 @@ class Client:
             check_token(token, "token")
             self._headers["Authorization"] = f"Bearer {token}"
 
-    def append(self, user: ItemId, events: Iterable[ItemId | Mapping[str, Any]]) -> dict[str, Any]:
-        """Append events, oldest first: item ids, or mappings with item, timestamp and key."""
-        listed = as_events(events)
+    def append(
+        self,
+        user: ItemId,
+        events: Iterable[ItemId | Mapping[str, Any]],
+        *,
+        kind: str | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Append events, oldest first.
+
+        Args:
+            events: item ids, or mappings with item, timestamp, key, kind and context.
+            kind, context: of the events that do not say theirs: what the user did, such as "buy",
+                and texts and numbers by the name of the column.
+        """
+        listed = as_events(events, kind, context)
         safe = all(event.get("key") is not None for event in listed)
         user = as_id(user, "user")
         return self._ask("POST", f"{_path(user)}/events", {"events": listed}, again=safe, user=user)
@@ -105,6 +122,7 @@ class Client:
         exclude: Iterable[ItemId] = (),
         items: Iterable[ItemId] | None = None,
         at: float | None = None,
+        kind: str | None = None,
     ) -> list[dict[str, Any]]:
         """The best next items of a user: item, score, rank.
 
@@ -114,9 +132,11 @@ class Client:
             items: the only items to choose from; None is the whole catalogue.
             at: the moment for which is recommended, a time since 1970 in any unit, to a model that
                 sees it; None is now.
+            kind: of the event that is wanted next, such as "buy", to a model that sees it; None is
+                any.
         """
         user = as_id(user, "user")
-        body = {"user_id": user, "at": at} | _choice(k, filter_viewed, exclude, items)
+        body = {"user_id": user} | _asked(at, kind) | _choice(k, filter_viewed, exclude, items)
         return self._ask("POST", "/v1/recommend", body, user=user)["items"]
 
     def recommend_history(
@@ -128,10 +148,19 @@ class Client:
         exclude: Iterable[ItemId] = (),
         items: Iterable[ItemId] | None = None,
         at: float | None = None,
+        kind: str | None = None,
+        times: Iterable[float] | None = None,
+        kinds: Iterable[str | None] | None = None,
+        contexts: Iterable[Mapping[str, Any] | None] | None = None,
     ) -> list[dict[str, Any]]:
-        """The best next items after any list of items, oldest first; see :meth:`recommend`."""
-        body = {"history": as_ids(history, "history"), "at": at}
-        body |= _choice(k, filter_viewed, exclude, items)
+        """The best next items after any list of items, oldest first; see :meth:`recommend`.
+
+        Args:
+            times, kinds, contexts: of the items, for a model that sees them; None where they are
+                not known.
+        """
+        body = _history(history, times, kinds, contexts)
+        body |= _asked(at, kind) | _choice(k, filter_viewed, exclude, items)
         return self._ask("POST", "/v1/recommend", body)["items"]
 
     def similar(self, items: Iterable[ItemId], k: int = 10) -> list[dict[str, Any]]:
@@ -139,18 +168,36 @@ class Client:
         body = {"items": as_ids(items, "items", ordered=False), "k": as_whole(k, "k")}
         return self._ask("POST", "/v1/similar", body)["items"]
 
-    def explain(self, user: ItemId, item: ItemId, k: int = 10) -> dict[str, Any]:
+    def explain(
+        self,
+        user: ItemId,
+        item: ItemId,
+        k: int = 10,
+        *,
+        at: float | None = None,
+        kind: str | None = None,
+    ) -> dict[str, Any]:
         """Why an item has its score for a user: what each past event brings to it."""
         user = as_id(user, "user")
         body = {"user_id": user, "item_id": as_id(item, "item"), "k": as_whole(k, "k")}
-        return self._ask("POST", "/v1/explain", body, user=user)
+        return self._ask("POST", "/v1/explain", body | _asked(at, kind), user=user)
 
     def explain_history(
-        self, history: Iterable[ItemId], item: ItemId, k: int = 10
+        self,
+        history: Iterable[ItemId],
+        item: ItemId,
+        k: int = 10,
+        *,
+        at: float | None = None,
+        kind: str | None = None,
+        times: Iterable[float] | None = None,
+        kinds: Iterable[str | None] | None = None,
+        contexts: Iterable[Mapping[str, Any] | None] | None = None,
     ) -> dict[str, Any]:
-        """Why an item has its score after any list of items."""
-        body = {"history": as_ids(history, "history"), "item_id": as_id(item, "item")}
-        return self._ask("POST", "/v1/explain", body | {"k": as_whole(k, "k")})
+        """Why an item has its score after any list of items; see :meth:`recommend_history`."""
+        body = _history(history, times, kinds, contexts) | _asked(at, kind)
+        body |= {"item_id": as_id(item, "item"), "k": as_whole(k, "k")}
+        return self._ask("POST", "/v1/explain", body)
 
     def user(self, user: ItemId, last: int = 20) -> dict[str, Any]:
         """Length and last events of a user."""
@@ -258,6 +305,27 @@ def _parts(url: str) -> tuple[str, str, int | None, str]:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"url is {url!r}: http://HOST:PORT or https://HOST is needed")
     return parts.scheme, parts.hostname, port, parts.path.rstrip("/")
+
+
+def _history(
+    history: Iterable[ItemId],
+    times: Iterable[float] | None,
+    kinds: Iterable[str | None] | None,
+    contexts: Iterable[Mapping[str, Any] | None] | None,
+) -> dict[str, Any]:
+    """What the body of a request says about the events after which is recommended."""
+    body: dict[str, Any] = {"history": as_ids(history, "history")}
+    given = {"times": (times, as_time), "kinds": (kinds, as_kind)}
+    for name, (values, read) in (given | {"contexts": (contexts, as_context)}).items():
+        if values is not None:
+            body[name] = as_listed(values, name, read)
+    return body
+
+
+def _asked(at: float | None, kind: str | None) -> dict[str, Any]:
+    """What the body of a request says about the event that is wanted."""
+    body = {"at": at, "kind": as_kind(kind, "kind")}
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def _choice(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 from blossomrec.errors import ConfigError, DataError
 
 ItemId = int | str
+T = TypeVar("T")
+# What an event may say in a request.
+EVENT = ("item", "timestamp", "key", "kind", "context")
 
 
 def as_id(value: Any, name: str) -> ItemId:
@@ -43,14 +46,63 @@ def as_ids(values: Any, name: str, *, ordered: bool = True) -> list[ItemId]:
     ]
 
 
-def as_events(events: Any) -> list[dict[str, Any]]:
-    """Events for a request, from item ids and mappings with item, timestamp and key.
+def as_events(events: Any, kind: Any = None, context: Any = None) -> list[dict[str, Any]]:
+    """Events for a request, from item ids and mappings with the names in ``EVENT``.
+
+    Args:
+        kind, context: of those events that do not say theirs.
 
     Raises:
-        DataError: see :func:`as_ids`; a time is no finite number, or a key no text.
+        DataError: see :func:`as_ids`; a time is no finite number, a key or a kind no text, or a
+            context no mapping of names to texts and numbers.
     """
+    own = {"kind": as_kind(kind, "kind"), "context": as_context(context, "context")}
+    own = {name: value for name, value in own.items() if value is not None}
     listed = _listed(events, "events", "events", ordered=True)
-    return [_event(one, f"events[{index}]") for index, one in enumerate(listed)]
+    return [own | _event(one, f"events[{index}]") for index, one in enumerate(listed)]
+
+
+def as_kind(value: Any, name: str) -> str | None:
+    """A kind of events, text or None; DataError for anything else."""
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{name} is {_shown(value)}: a kind is text")
+    return None if value is None else _text(value, name)
+
+
+def as_context(value: Any, name: str) -> dict[str, Any] | None:
+    """What an event happened in: texts and numbers by name, of which NaN is none; or None.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise DataError(f"{name} is {_shown(value)}: a context has values by name")
+    found = dict[str, Any]()
+    for key, one in value.items():
+        if not isinstance(key, str):
+            raise DataError(f"{name} has the name {_shown(key)}: a name is text")
+        found[_text(key, name)] = _value(one, f"{name}[{_shown(key)}]")
+    return found
+
+
+def _value(value: Any, name: str) -> str | int | float | None:
+    if value is None or isinstance(value, str):
+        return None if value is None else _text(value, name)
+    number = _whole(value)
+    if number is not None:
+        return number
+    # What is missing in a column of numbers is NaN.
+    if isinstance(value, Real) and not isinstance(value, bool) and not math.isinf(value):
+        return None if math.isnan(value) else float(value)
+    raise DataError(f"{name} is {_shown(value)}: text, a finite number or None is needed")
+
+
+def as_listed(values: Any, name: str, read: Callable[[Any, str], T]) -> list[T]:
+    """A list of what ``read`` makes of each value and its name; DataError where it is no list."""
+    listed = _listed(values, name, "values", ordered=True)
+    return [read(one, f"{name}[{index}]") for index, one in enumerate(listed)]
 
 
 def as_whole(value: Any, name: str) -> int:
@@ -73,21 +125,27 @@ def _event(given: Any, name: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         return {"item": as_id(given, name)}
     event = dict(given)
-    strangers = [key for key in event if key not in ("item", "timestamp", "key")]
+    strangers = [key for key in event if key not in EVENT]
     if strangers or "item" not in event:
         found = ", ".join(map(_shown, event)) or "nothing"
-        raise DataError(f"{name} has {found}: it has an item, and may have a timestamp and a key")
+        raise DataError(
+            f"{name} has {found}: it has an item, and may have a {', a '.join(EVENT[1:])}"
+        )
     event["item"] = as_id(event["item"], f"{name}.item")
     if event.get("timestamp") is not None:
-        event["timestamp"] = _time(event["timestamp"], f"{name}.timestamp")
+        event["timestamp"] = as_time(event["timestamp"], f"{name}.timestamp")
     if event.get("key") is not None:
         if not isinstance(event["key"], str):
             raise DataError(f"{name}.key is {_shown(event['key'])}: a key is text")
         event["key"] = _text(event["key"], f"{name}.key")
+    for part, read in (("kind", as_kind), ("context", as_context)):
+        if part in event:
+            event[part] = read(event[part], f"{name}.{part}")
     return event
 
 
-def _time(value: Any, name: str) -> int | float:
+def as_time(value: Any, name: str) -> int | float:
+    """A point in time, a finite number; DataError for anything else."""
     number = _whole(value)
     if number is not None:
         return number
@@ -162,21 +220,25 @@ LONGEST_ID = 256
 REFUSED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffd]")
 
 
-def check_text(text: str) -> None:
-    """The rule for ids of users and for keys, wherever they come from.
+def check_text(text: str, what: str = "an id", *, empty: bool = False) -> None:
+    """The rule for ids of users, keys and kinds, wherever they come from.
 
     Any text of 1 to 256 code points is an id, also with joiners and spaces that cannot be seen, but
     for control characters, halves of surrogate pairs, and U+FFFD, which stands for bytes that were
     no UTF-8 and in which users would be mixed up. Ids are the same if their code points are.
 
+    Args:
+        what: it is called.
+        empty: whether it may have no code point at all.
+
     Raises:
         ValueError: it is none, and why.
     """
-    if not 1 <= len(text) <= LONGEST_ID:
-        raise ValueError(f"an id has 1 to {LONGEST_ID} characters, this one {len(text)}")
+    if not (0 if empty else 1) <= len(text) <= LONGEST_ID:
+        raise ValueError(f"{what} has 1 to {LONGEST_ID} characters, this one {len(text)}")
     refused = REFUSED.search(text)
     if refused is not None:
         raise ValueError(
-            "an id has no control characters, halves of surrogate pairs or U+FFFD: "
+            f"{what} has no control characters, halves of surrogate pairs or U+FFFD: "
             f"U+{ord(refused[0]):04X} is in it"
         )

@@ -72,6 +72,20 @@ class ReadOptions:
 
 
 @dataclass(frozen=True)
+class EventOptions(ReadOptions):
+    """The same, with what else is told of events."""
+
+    kind: str | None = option(None, "column of the kinds of events, such as click and purchase")
+    context: tuple[str, ...] | None = option(
+        None,
+        "columns of what events happened in: categories such as shops, numbers such as prices",
+    )
+    context_kinds: tuple[str, ...] | None = option(
+        None, "COLUMN=KIND of columns of the context that are not to be guessed: category or number"
+    )
+
+
+@dataclass(frozen=True)
 class Filters:
     """What is dropped; the defaults drop nothing."""
 
@@ -94,19 +108,11 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class PrepareOptions(Filters, ReadOptions):
+class PrepareOptions(Filters, EventOptions):
     """All that ``EventLog.prepare`` can be told about a table."""
 
-    kind: str | None = option(None, "column of the kinds of events, such as click and purchase")
     weight: str | None = option(
         None, "column of the events' weights: how much each counts in training"
-    )
-    context: tuple[str, ...] | None = option(
-        None,
-        "columns of what events happened in: categories such as shops, numbers such as prices",
-    )
-    context_kinds: tuple[str, ...] | None = option(
-        None, "COLUMN=KIND of columns of the context that are not to be guessed: category or number"
     )
     items: Path | None = option(
         None,
@@ -128,7 +134,7 @@ class PrepareOptions(Filters, ReadOptions):
     )
 
     def __post_init__(self):
-        ReadOptions.__post_init__(self)
+        EventOptions.__post_init__(self)
         Filters.__post_init__(self)
 
     def recorded(self) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Protocol, cast
 
 from torch import Tensor
@@ -132,12 +133,36 @@ class WholeEncoder:
 
     def _queries(self, parts: list[History]) -> Tensor:
         model = self._model
-        if model.request_inputs is None and model.kept_inputs != model.inputs:
-            # A masked event has a time: that at which the history is encoded.
-            now = int(time.time())
-            asked = [part.asked_for(now) for part in parts]
-            return model.queries(pack(asked, model.inputs).to(self._device))
         return model.open_queries(pack(parts, model.kept_inputs).to(self._device))
+
+
+class RequestEncoder(WholeEncoder):
+    """Encodes a history for every request, for models that see what is asked as they encode.
+
+    Such as BERT4Rec: its masked event has the time and the kind of the request.
+    """
+
+    def missing(self, history: UserHistory) -> int:
+        # The window may have moved.
+        history.missing(self._max_len, self._step)
+        return 0
+
+    def advance(self, histories: Sequence[UserHistory], limit: int = MANY_EVENTS) -> int:
+        return 0
+
+    def together(self, histories: Sequence[UserHistory], limit: int = MANY_EVENTS) -> int:
+        """How many of the histories, at least one, are encoded in one go."""
+        events = list(accumulate(len(history) - history.start for history in histories))
+        return max(1, bisect_right(events, limit))
+
+    def queries(self, asked: Sequence[tuple[UserHistory, int, int]]) -> Tensor:
+        """What the next item is scored from, [B, D], for a moment and a kind of each history."""
+        model = self._model
+        parts = [
+            history.events[history.start :].asked_for(second, kind)
+            for history, second, kind in asked
+        ]
+        return model.queries(pack(parts, model.inputs).to(self._device))
 
 
 def build_encoder(
@@ -147,7 +172,8 @@ def build_encoder(
     try:
         model.start()
     except ConfigError:
-        return WholeEncoder(model, max_len, step), False
+        asked = model.request_inputs is None and model.kept_inputs != model.inputs
+        return (RequestEncoder if asked else WholeEncoder)(model, max_len, step), False
     if isinstance(model, SASRec) and model.captures_steps:
         return PagedEncoder(model, max_len, step, cache), True
     return StateEncoder(model, max_len, step, cache.budget), True

@@ -19,6 +19,7 @@ from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
 from blossomrec.models.features import Asked
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.serving.engine.encoder import RequestEncoder
 from blossomrec.serving.engine.histories import Histories, UserHistory
 from blossomrec.serving.engine.ranking import Best, Choice
 from blossomrec.serving.engine.version import ModelVersion
@@ -38,6 +39,7 @@ class Request:
         choice: which items; the history's own are added where they are to be left out.
         filter_viewed: leave out the items of the history.
         at: the second since 1970 for which is recommended; -1 where it is not known.
+        kind: number of the kind of event that is wanted; 0 for any.
     """
 
     user: str | None
@@ -45,6 +47,7 @@ class Request:
     choice: Choice
     filter_viewed: bool = True
     at: int = -1
+    kind: int = 0
 
 
 @dataclass(eq=False)
@@ -294,31 +297,42 @@ class Engine:
 
 def _answer(version: ModelVersion, jobs: list[Job]) -> None:
     """Answer the jobs whose histories are encoded to their ends."""
-    ready, queries, choices = [], [], []
+    ready, choices = list[tuple[Job, UserHistory]](), list[Choice]()
+    whole = version.encoder if isinstance(version.encoder, RequestEncoder) else None
     for job in jobs:
         history, choice = job.history, job.request.choice
         if job.events_only and history is not None:
             succeed(job.future, history.events.map(np.copy))
             continue
-        if history is None or history.query is None or version.encoder.missing(history):
+        if history is None or version.encoder.missing(history):
+            continue
+        if history.query is None and whole is None:
             continue
         left_out = [*choice.left_out, *([history.seen] if job.request.filter_viewed else [])]
-        ready.append(job)
-        queries.append(history.query)
+        ready.append((job, history))
         choices.append(Choice(choice.k, left_out, choice.among))
-    if ready:
-        best = version.ranking.best(_asked(version.model, torch.cat(queries), ready), choices)
-        for job, result in zip(ready, best, strict=True):
-            succeed(job.future, result)
+    if not ready:
+        return
+    if whole is None:
+        queries = _asked(version.model, ready)
+    else:
+        # The others wait for the next round.
+        count = whole.together([history for _, history in ready])
+        ready, choices = ready[:count], choices[:count]
+        queries = whole.queries([(one, job.request.at, job.request.kind) for job, one in ready])
+    best = version.ranking.best(queries, choices)
+    for (job, _), result in zip(ready, best, strict=True):
+        succeed(job.future, result)
 
 
-def _asked(model: SequenceModel, kept: Tensor, jobs: list[Job]) -> Tensor:
-    """What items are scored from for the moments of the jobs, [B, D], of what is kept."""
+def _asked(model: SequenceModel, ready: list[tuple[Job, UserHistory]]) -> Tensor:
+    """What items are scored from for the moments and kinds of the jobs, [B, D]."""
+    kept = torch.cat([history.query for _, history in ready if history.query is not None])
     if model.request_inputs is None:
         return kept
-    moments = [job.history.moments(job.request.at) for job in jobs if job.history is not None]
-    gap, at = torch.tensor(moments, device=kept.device).unbind(1)
-    return model.ask(kept, Asked(gap, at, torch.zeros_like(gap)))
+    asked = [(*one.moments(job.request.at), job.request.kind) for job, one in ready]
+    columns = list(zip(*asked, strict=True))
+    return model.ask(kept, Asked(*torch.tensor(columns, device=kept.device)))
 
 
 def _attempt(futures: Sequence[Future[Any]], work: Callable[[], None]) -> None:

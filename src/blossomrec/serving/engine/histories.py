@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +14,7 @@ from blossomrec.data.history import ITEMS_ALONE, GrowingHistory, History
 from blossomrec.data.units import UNITS, Time, seconds
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, shown, unavailable, unknown_user
-from blossomrec.serving.stores.store import EventStore
+from blossomrec.serving.stores.store import EventStore, Tail
 
 if TYPE_CHECKING:
     from blossomrec.serving.engine.version import ModelVersion
@@ -73,8 +73,9 @@ class UserHistory:
     def __len__(self) -> int:
         return self._events.length
 
-    def next_event(self) -> tuple[int, ...]:
-        """Numbers of the first event yet to be encoded, in the order of ``inputs``.
+    def next_event(self) -> tuple[Any, ...]:
+        """The first event yet to be encoded, in the order of ``inputs``: numbers, and its context
+        as bytes.
 
         Where times are among them, that of the event before it follows, -1 if there is none.
         """
@@ -257,10 +258,21 @@ class Histories:
         if tail.number != history.number or tail.start != history.read:
             history = UserHistory(tail.number, history.inputs)
         if tail.start == history.read:
-            rows = version.catalogue.rows(tail.items)
-            times = self._seconds(tail.times) if "times" in history.inputs else None
-            history.add(History(rows, times)[rows >= 0], len(tail.items))
+            events = self._events(version, user, history.inputs, tail)
+            history.add(events[events.items >= 0], len(tail.items))
         return history, history.read == tail.length
+
+    def _events(
+        self, version: ModelVersion, user: str, inputs: Sequence[str], tail: Tail
+    ) -> History:
+        """Events of a tail, those of unknown items with the row -1, with what the model takes."""
+        rows = version.catalogue.rows(tail.items)
+        if len(inputs) == 1:
+            return History(rows)
+        times = self._seconds(tail.times) if "times" in inputs else None
+        return History(
+            rows, times, **version.known.columns(len(rows), user, tail.kinds, tail.contexts)
+        )
 
     def _seconds(self, times: Sequence[Time]) -> np.ndarray:
         """Times of the store as a model sees them; -1 while their unit is not known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -58,12 +58,21 @@ class PagedEncoder:
             raise ConfigError(message) from error
         self._last = last = torch.zeros(users + 1, weight.shape[1]).to(weight)
 
-        timed = "times" in model.inputs
+        # Of an event: whole numbers, the time of the event before, and the context in its bits.
+        inputs = model.kept_inputs
+        names, timed = [name for name in inputs if name != "context"], "times" in inputs
+        self._context = inputs.index("context") if "context" in inputs else None
+        width = 0 if self._context is None else len(model.fields.context)
 
         # Without a word of this object, whose memory is so given back at its end.
         def next_event(given: Tensor, step: Step) -> Tensor:
-            items, times, before = given.unbind(1) if timed else (given[:, 0], None, None)
-            hidden = model.extend_paged(next_events(items, times), states, step, before)
+            # Of one column it is a view.
+            columns = given.T.contiguous()
+            events = dict(zip(names, columns, strict=False))
+            if width:
+                events["context"] = columns[-width:].int().view(torch.float32).T
+            before = columns[len(names)] if timed else None
+            hidden = model.extend_paged(next_events(**events), states, step, before)
             last.index_copy_(0, step.user.long(), hidden)
             return hidden
 
@@ -103,12 +112,21 @@ class PagedEncoder:
         return sum(counts.values())
 
     def _take_step(self, histories: list[UserHistory]) -> None:
-        given = [history.next_event() for history in histories]
+        given = self._numbers([history.next_event() for history in histories])
         kept = [cast(AttentionState, history.state) for history in histories]
         _, after = self._take_together(self._pinned(given), kept)
         for history, state in zip(histories, after, strict=True):
             history.state = state
             history.encoded += 1
+
+    def _numbers(self, events: list[tuple[Any, ...]]) -> np.ndarray:
+        """What the step is given of events, int64 [B, ...]."""
+        place = self._context
+        if place is None:
+            return np.array(events, np.int64)
+        context = np.frombuffer(b"".join([event[place] for event in events]), np.int32)
+        numbers = [event[:place] + event[place + 1 :] for event in events]
+        return np.concatenate((np.array(numbers), context.reshape(len(events), -1)), axis=1)
 
     def _encode_whole(self, histories: list[UserHistory], limit: int) -> int:
         """Encode histories from their first event, at least the first of them."""
@@ -159,9 +177,9 @@ class PagedEncoder:
         parts = [history.events[history.start :] for history in histories]
         return pack(parts, self._model.kept_inputs).to(self._device)
 
-    def _pinned(self, numbers: Sequence[int] | Sequence[tuple[int, ...]]) -> Tensor:
+    def _pinned(self, numbers: Sequence[int] | np.ndarray) -> Tensor:
         """On the host, to be copied to the device without a wait."""
-        found = torch.from_numpy(np.array(numbers, np.int64))
+        found = torch.from_numpy(np.asarray(numbers, np.int64))
         return found.pin_memory() if self._device.type == "cuda" else found
 
     def _blocks(self, events: int) -> int:

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
-from blossomrec.data.units import Time, as_second
+from blossomrec.data.units import Time, as_second, as_seconds
 from blossomrec.errors import ConfigError
 from blossomrec.serving.engine.engine import Engine, Request
 from blossomrec.serving.engine.explainer import Explainer, check_model
@@ -27,6 +27,7 @@ from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, unavailable, unknown_item, unknown_user
 from blossomrec.serving.stores.store import (
     Appended,
+    Context,
     Event,
     EventStore,
     ItemId,
@@ -42,6 +43,15 @@ LOOK_SECONDS = 1.0
 COUNTING_SECONDS = 1.0
 
 logger = logging.getLogger("blossomrec.serving")
+
+
+class Given(NamedTuple):
+    """A history that comes with its request, oldest first; None for what is not told."""
+
+    items: Sequence[ItemId]
+    times: Sequence[Time] | None = None
+    kinds: Sequence[str | None] | None = None
+    contexts: Sequence[Context | None] | None = None
 
 
 class Service:
@@ -71,6 +81,7 @@ class Service:
         threads: int | None = None,
     ):
         self.config, self._run, self._device = config or ServingConfig(), run, device
+        self._refuses_unknown = self.config.unknown_values == "refuse"
         self.metrics = Metrics()
         self.version = load_version(run, self.config, self.metrics, device=device)
         store, reader, engine_reader = open_store(), open_store(), open_store()
@@ -92,6 +103,10 @@ class Service:
             event._replace(item=self._stored(f"events[{index}].item", event.item))
             for index, event in enumerate(events)
         ]
+        for index, (_, _, _, kind, context) in enumerate(events):
+            if kind is not None or context is not None:
+                named = (f"events[{index}].kind", kind), (f"events[{index}].context", context)
+                self.version.known.check_event(*named, refuse=self._refuses_unknown)
         now, ahead = time.time(), self.config.max_future
         appended: Appended = await self._changed(
             lambda store: store.append(user, events, now, ahead)
@@ -103,28 +118,30 @@ class Service:
         self,
         *,
         user: str | None = None,
-        history: Sequence[ItemId] | None = None,
+        history: Given | Sequence[ItemId] | None = None,
         k: int = 10,
         filter_viewed: bool | None = None,
         exclude: Sequence[ItemId] = (),
         items: Sequence[ItemId] | None = None,
         at: Time | None = None,
+        kind: str | None = None,
     ) -> tuple[ModelVersion, list[tuple[ItemId, float]]]:
         """Items and scores, best first, for a user or for a history that is given.
 
         Items to exclude may be unknown to the model, those to choose from may not. Whether those
         of the history are left out is as in the evaluation of the model unless it is said. A model
-        that sees for when is recommended is told ``at``, a time since 1970 in any unit, or now.
+        that sees for when is recommended is told ``at``, a time since 1970 in any unit, or now; one
+        that sees which kind of event is wanted, ``kind``.
         """
         version = self.version
         if filter_viewed is None:
             filter_viewed = version.filter_viewed
-        catalogue, given = version.catalogue, None
-        if history is not None:
-            given = History(catalogue.known_rows(history, "history"))
+        catalogue = version.catalogue
+        given = None if history is None else self._given(version, history)
         among = None if items is None else np.unique(catalogue.known_rows(items, "items"))
         choice = Choice(k, [catalogue.known(exclude)], among)
-        request = Request(user, given, choice, filter_viewed, _second(at))
+        wanted = _second(at), version.known.kind(kind)
+        request = Request(user, given, choice, filter_viewed, *wanted)
         best = await self._waited(self._engine.recommend(version, request))
         return version, _named(version, best)
 
@@ -142,9 +159,10 @@ class Service:
         item: ItemId,
         *,
         user: str | None = None,
-        history: Sequence[ItemId] | None = None,
+        history: Given | Sequence[ItemId] | None = None,
         k: int = 10,
         at: Time | None = None,
+        kind: str | None = None,
     ) -> dict[str, Any]:
         """Why an item has its score for a user, or for a history that is given."""
         version = self.version
@@ -155,8 +173,9 @@ class Service:
         if user is not None:
             events = await self._waited(self._engine.history(version, user))
         else:
-            events = History(version.catalogue.known_rows(history or (), "history"))
-        events = events.asked_for(_second(at))
+            events = self._given(version, history or ())
+        columns = len(version.known.fields.context)
+        events = events.asked_for(_second(at), version.known.kind(kind), context=columns)
         return await self._waited(self._explainer.explain(version, events, row, k))
 
     async def profile(self, user: str, last: int) -> Profile:
@@ -257,6 +276,27 @@ class Service:
         known = catalogue.id(row)
         return known if isinstance(known, str) or known <= LARGEST_STORED else str(known)
 
+    def _given(self, version: ModelVersion, given: Given | Sequence[ItemId]) -> History:
+        """A history that comes with its request, with what the model takes of it.
+
+        Raises:
+            Refusal: 422, an item is unknown, or another part is wrong.
+        """
+        items, times, kinds, contexts = given if isinstance(given, Given) else Given(given)
+        rows = version.catalogue.known_rows(items, "history")
+        for name, values in (("times", times), ("kinds", kinds), ("contexts", contexts)):
+            if values is not None and len(values) != len(rows):
+                message = f"{name} has {len(values)} entries: the history has {len(rows)} events"
+                raise Refusal(422, "invalid", message, field=name, value=len(values))
+        none = [None] * len(rows)
+        for index, (kind, context) in enumerate(zip(kinds or none, contexts or none, strict=True)):
+            if kind is not None or context is not None:
+                named = (f"kinds[{index}]", kind), (f"contexts[{index}]", context)
+                version.known.check_event(*named, refuse=self._refuses_unknown)
+        seconds = None if times is None else _seconds(times)
+        columns = version.known.columns(len(rows), None, kinds, contexts)
+        return History(rows, seconds if "times" in version.model.inputs else None, **columns)
+
     def _all_shown(self, items: Sequence[ItemId]) -> list[ItemId]:
         return [self._shown(item) for item in items]
 
@@ -303,6 +343,15 @@ def _second(at: Time | None) -> int:
         return as_second("at", at)
     except ConfigError as error:
         raise Refusal(422, "no_time", str(error), field="at", value=at) from error
+
+
+def _seconds(times: Sequence[Time]) -> np.ndarray:
+    """Times of a history in whole seconds since 1970."""
+    try:
+        return as_seconds("times", times, len(times))
+    except ConfigError as error:
+        field = str(error).partition(" ")[0]
+        raise Refusal(422, "no_time", str(error), field=field) from error
 
 
 def _named(version: ModelVersion, best: Best) -> list[tuple[ItemId, float]]:

@@ -10,10 +10,11 @@ from blossomrec.device import resolve_device
 from blossomrec.errors import RunError
 from blossomrec.files import digest
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.run import load_model, open_vocabulary, read_run_config
+from blossomrec.run import load_model, open_users, open_vocabulary, read_run_config
 from blossomrec.serving.engine.approximate import ApproximateRanking
 from blossomrec.serving.engine.catalogue import Catalogue
 from blossomrec.serving.engine.encoder import Encoder, build_encoder
+from blossomrec.serving.engine.fields import KnownFields
 from blossomrec.serving.engine.histories import HistoryCache
 from blossomrec.serving.engine.ranking import Ranking
 from blossomrec.serving.metrics import Metrics
@@ -30,6 +31,7 @@ class ModelVersion:
         max_len: events of a history that the model sees.
         step: see :func:`blossomrec.serving.engine.histories.window_start`.
         keeps_state: whether a history is extended, or encoded anew when it has grown.
+        known: kinds, context and users that the model knows.
         filter_viewed: whether items of the history are left out unless a request says otherwise.
     """
 
@@ -43,6 +45,7 @@ class ModelVersion:
     max_len: int
     step: int
     keeps_state: bool
+    known: KnownFields
     filter_viewed: bool
 
 
@@ -62,7 +65,7 @@ def load_version(
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise RunError(f"{run / 'model.safetensors'} is damaged: {name} is not finite")
-    vocabulary = open_vocabulary(run, info)
+    vocabulary, users = open_vocabulary(run, info), open_users(run, info)
     ranking = Ranking(model)
     if config.probes:
         ranking = ApproximateRanking(model, config.probes, metrics)
@@ -80,5 +83,6 @@ def load_version(
         max_len=max_len,
         step=config.step,
         keeps_state=keeps_state,
+        known=KnownFields(model.fields, None if users is None else users[0], model.inputs),
         filter_viewed=info.filter_viewed,
     )

@@ -15,12 +15,12 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from blossomrec import __version__
-from blossomrec.serving.engine.service import Service
+from blossomrec.serving.engine.service import Given, Service
 from blossomrec.serving.http import schemas
 from blossomrec.serving.http.middleware import RequestMiddleware
 from blossomrec.serving.http.pages import add_page, add_reference
 from blossomrec.serving.refusals import Refusal, plain, shown
-from blossomrec.serving.stores.store import Event
+from blossomrec.serving.stores.store import Context, Event
 
 DESCRIPTION = "Recommendations from the whole history of a user, which grows event by event."
 MOST_SHOWN = 1_000
@@ -125,7 +125,10 @@ def _add_users(app: FastAPI, service: Service) -> None:
     async def append_events(user_id: User, body: schemas.EventsIn) -> schemas.Appended:
         """Append events; all of them are on disk when this answers, or none is stored."""
         _check_size("events", body.events, service.config.max_events)
-        events = [Event(event.item, event.timestamp, event.key) for event in body.events]
+        events = [
+            Event(one.item, one.timestamp, one.key, one.kind, _told(one.context))
+            for one in body.events
+        ]
         appended = await service.append(user_id, events)
         return _sent({"user_id": user_id, **appended._asdict()})
 
@@ -152,7 +155,7 @@ def _add_users(app: FastAPI, service: Service) -> None:
     ) -> schemas.UserOut:
         """How long a user's history is, and its last events."""
         profile = await service.profile(user_id, last)
-        events = [{"item": one.item, "timestamp": one.timestamp} for one in profile.last]
+        events = [_shown(one) for one in profile.last]
         return _sent({"user_id": user_id, "length": profile.length, "events": events})
 
     @app.delete("/v1/users/{user_id:text}", responses=unknown, tags=["users"])
@@ -175,12 +178,13 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
         _check_not_empty("items", body.items)
         version, found = await service.recommend(
             user=body.user_id,
-            history=body.history,
+            history=_given(body),
             k=body.k,
             filter_viewed=body.filter_viewed,
             exclude=body.exclude,
             items=body.items,
             at=body.at,
+            kind=body.kind,
         )
         return _sent({"model": version.id, "items": _ranked(found)})
 
@@ -202,8 +206,9 @@ def _add_explanations(app: FastAPI, service: Service) -> None:
         _check_history(asked.user_id, asked.history)
         _check_number("k", asked.k, service.config.max_k)
         _check_size("history", asked.history, service.config.max_items)
-        given = {"user": asked.user_id, "history": asked.history, "k": asked.k, "at": asked.at}
-        return _sent(await service.explain(asked.item_id, **given))
+        wanted = {"k": asked.k, "at": asked.at, "kind": asked.kind}
+        given = {"user": asked.user_id, "history": _given(asked)}
+        return _sent(await service.explain(asked.item_id, **given, **wanted))
 
     @app.get("/v1/explain", responses=responses, tags=["explanations"])
     async def explain_for_user(
@@ -212,8 +217,8 @@ def _add_explanations(app: FastAPI, service: Service) -> None:
         k: Annotated[int, Query(ge=1, description="how many events to name")] = 10,
     ) -> schemas.Explained:
         """Why an item has its score for a user: what each past event brings to it."""
-        given = {"user_id": user_id, "item_id": item_id, "k": k}
-        return await answer(schemas.ExplainIn(history=None, at=None, **given))
+        asked = {"user_id": user_id, "item_id": item_id, "k": k}
+        return await answer(schemas.ExplainIn.model_validate(asked))
 
     @app.post("/v1/explain", responses=responses, tags=["explanations"])
     async def explain(body: schemas.ExplainIn) -> schemas.Explained:
@@ -261,7 +266,9 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         await service.check_ready()
         version = service.version
         answer = {"model": version.id, "items": len(version.catalogue)}
-        return _sent({"ready": True, **answer, "max_len": version.max_len})
+        known = version.known
+        kinds = {"kinds": list(known.fields.kinds), "asks_kind": known.asks_kind}
+        return _sent({"ready": True, **answer, "max_len": version.max_len, **kinds})
 
     @app.get("/metrics", tags=["operation"], response_class=Response)
     async def metrics() -> Response:
@@ -272,6 +279,32 @@ def _add_operation(app: FastAPI, service: Service) -> None:
 def _sent(content: dict[str, Any]) -> Any:
     # Typed as its schema for the documentation; validated it has been where it was made.
     return Json(content)
+
+
+def _told(context: schemas.Context) -> Context | None:
+    """What a context says: a value that is null says nothing."""
+    said = {name: value for name, value in (context or {}).items() if value is not None}
+    return said or None
+
+
+def _shown(event: Event) -> dict[str, Any]:
+    """A stored event, without its key; kind and context where they are known."""
+    more = {"kind": event.kind, "context": event.context}
+    told = {name: value for name, value in more.items() if value is not None}
+    return {"item": event.item, "timestamp": event.timestamp, **told}
+
+
+def _given(asked: schemas.RecommendIn | schemas.ExplainIn) -> Given | None:
+    """The history that comes with a request; None for that of a user."""
+    if asked.history is None:
+        for name in ("times", "kinds", "contexts"):
+            if getattr(asked, name) is not None:
+                raise Refusal(
+                    422, "invalid", f"{name} belongs to history, not to user_id", field=name
+                )
+        return None
+    contexts = None if asked.contexts is None else list(map(_told, asked.contexts))
+    return Given(asked.history, asked.times, asked.kinds, contexts)
 
 
 def _ranked(found: Sequence[tuple[Any, float]]) -> list[dict[str, Any]]:
@@ -329,7 +362,7 @@ def _path(place: Sequence[int | str]) -> str:
     """("body", "events", 3, "item") as ``events[3].item``."""
     text = ""
     for part in place[1:]:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        text += f"[{part}]" if isinstance(part, int) else f".{plain(part)}" if text else part
     return text or str(place[0])
 
 

@@ -10,6 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from blossomrec.serving.given import LONGEST_ID, check_text
 
 LARGEST_TIME = 2**63 - 1
+MOST_NAMES = 64
+# What a number of 32 bits holds.
+LARGEST_VALUE = 3e38
 
 
 def check_id(value: Any) -> int | str:
@@ -39,6 +42,46 @@ def check_key(value: Any) -> str | None:
     return check_user(value)
 
 
+def check_kind(value: Any) -> str | None:
+    """What a user did, or is to do."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError("a kind is text")
+    check_text(value, "a kind")
+    return value
+
+
+def check_context(value: Any) -> Any:
+    """Names of a context; its values are checked one by one."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) > MOST_NAMES:
+        raise ValueError(f"a context has at most {MOST_NAMES} names, this one {len(value)}")
+    for name in value:
+        check_text(name, "a name")
+    return value
+
+
+def check_value(value: Any) -> str | int | float | None:
+    """A value of a context."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, type(None))):
+        raise ValueError("text, a number or null is needed")
+    if isinstance(value, str):
+        check_text(value, "a value", empty=True)
+    elif value is not None and not abs(value) <= LARGEST_VALUE:
+        raise ValueError(f"a number is at most {LARGEST_VALUE:g} and not less than its negative")
+    return value
+
+
+def check_moment(value: Any) -> int | float:
+    """A time that must be there."""
+    found = check_time(value)
+    if found is None:
+        raise ValueError("a timestamp is a number")
+    return found
+
+
 def check_time(value: Any) -> int | float | None:
     """A time in the unit of the store's times."""
     if value is None:
@@ -65,6 +108,27 @@ Key = Annotated[str | None, BeforeValidator(check_key), WithJsonSchema({"anyOf":
 Time = Annotated[
     int | float | None, BeforeValidator(check_time), WithJsonSchema({"anyOf": [_TIME, _NULL]})
 ]
+_MOMENT = Annotated[int | float, BeforeValidator(check_moment), WithJsonSchema(_TIME)]
+Kind = Annotated[str | None, BeforeValidator(check_kind), WithJsonSchema({"anyOf": [_KEY, _NULL]})]
+_VALUE = {
+    "anyOf": [
+        {"type": "string", "maxLength": LONGEST_ID},
+        {"type": "number", "minimum": -LARGEST_VALUE, "maximum": LARGEST_VALUE},
+        _NULL,
+    ]
+}
+_CONTEXT = {
+    "type": "object",
+    "maxProperties": MOST_NAMES,
+    "propertyNames": {"minLength": 1, "maxLength": LONGEST_ID},
+    "additionalProperties": _VALUE,
+}
+Value = Annotated[str | int | float | None, BeforeValidator(check_value), WithJsonSchema(_VALUE)]
+Context = Annotated[
+    dict[str, Value] | None,
+    BeforeValidator(check_context),
+    WithJsonSchema({"anyOf": [_CONTEXT, _NULL]}),
+]
 
 
 class _Strict(BaseModel):
@@ -79,6 +143,10 @@ class EventIn(_Strict):
     item: ItemId
     timestamp: Time = Field(None, description="in the unit of the store's times; now if left")
     key: Key = Field(None, description="an event with a key that is stored is not stored again")
+    kind: Kind = Field(None, description="what the user did, such as buy")
+    context: Context = Field(
+        None, description="in what it happened: texts and numbers by the name of the column"
+    )
 
 
 class EventsIn(_Strict):
@@ -88,23 +156,36 @@ class EventsIn(_Strict):
 
 
 AT = "the moment asked for, a time since 1970 in any unit, for a model that sees it; null is now"
+KIND = "the kind of event that is wanted next, for a model that sees it; null is any"
 
 
-class RecommendIn(_Strict):
-    """What to recommend, for a user or for a history."""
+class _Asked(_Strict):
+    """The history after which, and the event for which, something is asked."""
 
     user_id: UserId | None = Field(None, description="whose stored history; or history")
     history: list[ItemId] | None = Field(None, description="item ids, oldest first; or user_id")
+    times: list[_MOMENT] | None = Field(
+        None, description="of the items of history, for a model that sees them: since 1970"
+    )
+    kinds: list[Kind] | None = Field(
+        None, description="of the items of history, for a model that sees them"
+    )
+    contexts: list[Context] | None = Field(
+        None, description="of the items of history, for a model that sees them"
+    )
+    at: Time | None = Field(None, description=AT)
+    kind: Kind = Field(None, description=KIND)
+
+
+class RecommendIn(_Asked):
+    """What to recommend, for a user or for a history."""
+
     k: int = Field(10, ge=1, description="how many items")
     filter_viewed: bool | None = Field(
         None, description="leave out the items of the history; null as the model is evaluated"
     )
     exclude: list[ItemId] = Field([], description="other items to leave out")
     items: list[ItemId] | None = Field(None, description="the only items to choose from")
-    at: Time | None = Field(
-        None,
-        description=AT,
-    )
 
 
 class SimilarIn(_Strict):
@@ -114,17 +195,11 @@ class SimilarIn(_Strict):
     k: int = Field(10, ge=1, description="how many items for each")
 
 
-class ExplainIn(_Strict):
+class ExplainIn(_Asked):
     """An item, and the user or the history for which it is to be explained."""
 
-    user_id: UserId | None = Field(None, description="whose stored history; or history")
-    history: list[ItemId] | None = Field(None, description="item ids, oldest first; or user_id")
     item_id: ItemId = Field(description="whose score is to be explained; any item of the model")
     k: int = Field(10, ge=1, description="how many events to name")
-    at: Time | None = Field(
-        None,
-        description=AT,
-    )
 
 
 class SwitchIn(_Strict):
@@ -177,6 +252,8 @@ class EventOut(BaseModel):
 
     item: ItemId
     timestamp: float
+    kind: str | None = Field(None, description="left out where it is not known")
+    context: dict[str, Any] | None = Field(None, description="left out where there is none")
 
 
 class UserOut(BaseModel):
@@ -298,6 +375,8 @@ class Ready(BaseModel):
     model: str
     items: int
     max_len: int
+    kinds: list[str] = Field(description="kinds of events that the model knows")
+    asks_kind: bool = Field(description="whether it is told which kind of event is wanted")
 
 
 class ErrorDetail(BaseModel):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
+from blossomrec.data.fields import EventFields
 from blossomrec.data.log import LOG_FILE, EventLog
-from blossomrec.data.preparation import order_table
-from blossomrec.data.reading.options import ReadOptions, with_given
-from blossomrec.data.reading.tables import describe, read_table
+from blossomrec.data.preparation import context_columns, order_table
+from blossomrec.data.reading.options import EventOptions, with_given
+from blossomrec.data.reading.tables import EventTable, describe, read_table
 from blossomrec.data.units import unit_of
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.serving.given import check_text
@@ -38,14 +41,14 @@ def import_events(source: str | Path | pl.DataFrame, store: EventStore, **option
 
     Args:
         source: a prepared log, or anything ``read_table`` reads.
-        options: of ``ReadOptions``, for a table; events with equal times are ordered as
+        options: of ``EventOptions``, for a table; events with equal times are ordered as
             ``EventLog.prepare`` orders them.
 
     Raises:
         DataError: the source is wrong; nothing has been stored then.
         ConfigError: an option is unknown or wrong.
     """
-    read = _read(source, with_given(ReadOptions, options))
+    read = _read(source, with_given(EventOptions, options))
     _check_users(read)
     _check_unit(read, store)
     users = events = kept = 0
@@ -105,12 +108,13 @@ def _groups(
     yield group
 
 
-def _read(source: str | Path | pl.DataFrame, options: ReadOptions) -> _Source:
+def _read(source: str | Path | pl.DataFrame, options: EventOptions) -> _Source:
     if isinstance(source, (str, Path)) and (Path(source) / LOG_FILE).is_file():
-        if options != ReadOptions():
+        if options != EventOptions():
             raise ConfigError(f"{source} is a prepared log: how a table is read is no option of it")
         return _of_log(EventLog.open(source))
-    table = read_table(source, options).events
+    columns = context_columns(options)
+    table = read_table(source, options, kind=options.kind, context=columns)
     return _of_table(source, table, options)
 
 
@@ -120,8 +124,9 @@ def _of_log(log: EventLog) -> _Source:
     def histories() -> Iterator[tuple[str, list[Event]]]:
         for row, user in enumerate(users):
             history = log.history(row)
-            times = cast(np.ndarray, history.times).tolist()
-            yield user, _events(log.item_vocabulary.ids(history.items), times)
+            part = slice(log.offsets[row], log.offsets[row + 1])
+            items, times = log.item_vocabulary.ids(history.items), log.timestamps[part].tolist()
+            yield user, _events(items, times, log.fields, history.kinds, history.context)
 
     latest = log.timestamps.max().item() if len(log.timestamps) else 0
 
@@ -131,28 +136,45 @@ def _of_log(log: EventLog) -> _Source:
     return _Source(str(log.folder), users, row, latest, histories())
 
 
-def _of_table(source: Any, table: pl.DataFrame, options: ReadOptions) -> _Source:
-    if table["timestamp"].dtype == pl.Datetime:
-        table = table.with_columns(pl.col("timestamp").cast(pl.Int64))
-    ids = table["user_id"].cast(pl.String)
+def _of_table(source: Any, table: EventTable, options: EventOptions) -> _Source:
+    if table.events["timestamp"].dtype == pl.Datetime:
+        whole = table.events.with_columns(pl.col("timestamp").cast(pl.Int64))
+        table = replace(table, events=whole)
+    ids = table.events["user_id"].cast(pl.String)
     # Rows are told as they stand in the table, before it is put in order.
-    ordered = order_table(table, options.ties, describe(source))
+    ordered, fields, arrays = order_table(table, options.ties, describe(source))
 
     def histories() -> Iterator[tuple[str, list[Event]]]:
+        start = 0
         for (user,), part in ordered.partition_by(
             "user_id", as_dict=True, maintain_order=True, include_key=False
         ).items():
-            yield str(user), _events(part["item_id"], part["timestamp"].to_list())
+            told = [
+                None if each is None else each[start : start + part.height]
+                for each in (arrays.kinds, arrays.context)
+            ]
+            yield str(user), _events(part["item_id"], part["timestamp"].to_list(), fields, *told)
+            start += part.height
 
     def row(user: str) -> str:
         first = (ids == user).arg_max()
         return f"column {options.user!r}, row {0 if first is None else first + 1}"
 
     users = ids.unique(maintain_order=True).to_list()
-    return _Source(describe(source), users, row, table["timestamp"].max(), histories())
+    return _Source(describe(source), users, row, table.events["timestamp"].max(), histories())
 
 
-def _events(items: pl.Series, times: list[Any]) -> list[Event]:
+def _events(
+    items: pl.Series,
+    times: list[Any],
+    fields: EventFields,
+    kinds: np.ndarray | None,
+    context: np.ndarray | None,
+) -> list[Event]:
     # SQLite and others know no unsigned numbers of 64 bits.
     ids = items.cast(pl.String) if items.dtype == pl.UInt64 else items
-    return [Event(item, time) for item, time in zip(ids.to_list(), times, strict=True)]
+    none = [None] * len(times)
+    names = none if kinds is None else [(None, *fields.kinds)[number] for number in kinds.tolist()]
+    values = none if context is None else list(map(fields.values, context))
+    parts = zip(ids.to_list(), times, none, names, values, strict=True)
+    return list(itertools.starmap(Event, parts))

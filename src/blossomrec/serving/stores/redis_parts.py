@@ -14,7 +14,7 @@ import redis
 from blossomrec.data.units import Time
 from blossomrec.errors import DataError
 from blossomrec.serving.refusals import unavailable
-from blossomrec.serving.stores.store import Conflict, ItemId
+from blossomrec.serving.stores.store import Conflict, Event
 
 PAUSE = 0.01
 LONGEST_REWRITE = 600.0
@@ -146,7 +146,7 @@ class Staged:
     Attributes:
         read: users as they were found in the server.
         users: users as they will be.
-        keyed: item and time of events with keys, by number of the user and key.
+        keyed: events with keys, by number of the user and key.
         off: items that will be off, as JSON; None where none are switched.
         unit: of the times, once it is known.
         commands: of Redis, in order.
@@ -154,7 +154,7 @@ class Staged:
 
     read: dict[str, User] = field(default_factory=dict)
     users: dict[str, User] = field(default_factory=dict)
-    keyed: dict[tuple[int, str], tuple[ItemId, Time]] = field(default_factory=dict)
+    keyed: dict[tuple[int, str], Event] = field(default_factory=dict)
     off: frozenset[str] | None = None
     unit: str | None = None
     commands: list[list[str]] = field(default_factory=list)

@@ -154,25 +154,25 @@ class RedisStore:
     def _found(self, user: str) -> User:
         return _user(self._redis.hmget(key_of("user", user), "number", "length", "last"))
 
-    def _keyed(self, number: int, keys: list[str]) -> dict[str, tuple[ItemId, Time]]:
-        """Items and times of the events that are stored, or are to be, under some keys."""
+    def _keyed(self, number: int, keys: list[str]) -> dict[str, Event]:
+        """The events that are stored, or are to be, under some keys."""
         if not keys or not number:
             return {}
         staged = self._open().keyed
         found = zip(keys, self._redis.hmget(key_of("keys", number), keys), strict=True)
-        stored = {key: tuple(json.loads(text)) for key, text in found if text is not None}
+        stored = {key: _keyed(json.loads(text)) for key, text in found if text is not None}
         return stored | {key: staged[number, key] for key in keys if (number, key) in staged}
 
     def _stage(self, user: str, number: int, length: int, last: Time, new: list[Event]) -> None:
         staged = self._open()
-        texts = [json.dumps([event.item, event.timestamp, event.key]) for event in new]
+        texts = [json.dumps(event.trimmed()) for event in new]
         staged.commands += [["RPUSH", key_of("events", number), *part] for part in parts(texts)]
         named = []
         for event in new:
             if event.key is not None:
-                value = (event.item, cast(Time, event.timestamp))
-                staged.keyed[number, event.key] = value
-                named += [event.key, json.dumps(value)]
+                staged.keyed[number, event.key] = event
+                item, timestamp, _, *more = event.trimmed()
+                named += [event.key, json.dumps([item, timestamp, *more])]
         staged.commands += [["HSET", key_of("keys", number), *part] for part in parts(named)]
         state = ["number", str(number), "length", str(length), "last", json.dumps(last)]
         staged.commands.append(["HSET", key_of("user", user), *state])
@@ -187,12 +187,10 @@ class RedisStore:
             return Tail(found.number, start, found.length, [], [])
         end = min(start + limit, found.length) - 1
         events = self._events(found.number, start, end)
-        times = [cast(Time, event.timestamp) for event in events]
-        return Tail(found.number, start, found.length, [event.item for event in events], times)
+        return Tail.of(found.number, start, found.length, events)
 
-    def _events(self, number: int, first: int, end: int) -> list[Event]:
-        texts = self._redis.lrange(key_of("events", number), first, end)
-        return [Event(*json.loads(text)) for text in texts]
+    def _events(self, number: int, first: int, end: int) -> list[list[Any]]:
+        return list(map(json.loads, self._redis.lrange(key_of("events", number), first, end)))
 
     def profile(self, user: str, last: int) -> Profile | None:
         found = self._found(user)
@@ -200,7 +198,7 @@ class RedisStore:
             return None
         first = max(0, found.length - last)
         events = self._events(found.number, first, found.length - 1) if last else []
-        return Profile(found.length, events)
+        return Profile(found.length, [Event(*event) for event in events])
 
     def delete(self, user: str) -> int:
         staged, state = self._open(), self._state(user)
@@ -299,6 +297,12 @@ class RedisStore:
 def _user(found: list[Any]) -> User:
     number, length, last = found
     return User(int(number), int(length), json.loads(last)) if number else NOBODY
+
+
+def _keyed(parts: list[Any]) -> Event:
+    """An event without its key, of what stands under that."""
+    item, timestamp, *more = parts
+    return Event(item, timestamp, None, *more)
 
 
 def _in_order(texts: Any) -> list[ItemId]:

@@ -55,7 +55,7 @@ class Chunks:
         return free[0]
 
     def read(self, number: int, start: int, end: int) -> list[Any]:
-        """Item, time and key of a user's events from position ``start`` to before ``end``."""
+        """Parts of a user's events, as packed, from position ``start`` to before ``end``."""
         rows = self._database.execute(
             "SELECT position, content FROM histories JOIN chunks ON number = chunk"
             " WHERE user = ?1 AND position < ?3 AND position >= (SELECT max(position)"

@@ -199,7 +199,7 @@ def _with(node: bytes, index: int, number: int) -> bytes:
 
 def packed_event(event: Event) -> bytes:
     """An event as it stands in a chunk: a line of JSON."""
-    return f"{ENCODE(event)}\n".encode()
+    return f"{ENCODE(event.trimmed())}\n".encode()
 
 
 def lines_of(chunk: bytes) -> list[bytes]:
@@ -208,7 +208,7 @@ def lines_of(chunk: bytes) -> list[bytes]:
 
 
 def unpacked_events(lines: Sequence[bytes]) -> list[Any]:
-    """Item, time and key of events."""
+    """Item, time and key of events, and kind and context of those that have any."""
     try:
         return json.loads(b"[%b]" % b",".join(lines))
     except ValueError as error:

@@ -193,7 +193,7 @@ class SQLiteStore:
             self._database.execute("UPDATE store SET unit = ?", (clock.unit,))
         return Appended(len(new), len(events) - len(new), length + len(new))
 
-    def _keyed(self, number: int, user: User | None, key: str) -> tuple[ItemId, Time] | None:
+    def _keyed(self, number: int, user: User | None, key: str) -> Event | None:
         if user is None:
             return None
         found = self._database.execute(
@@ -202,8 +202,8 @@ class SQLiteStore:
         ).fetchone()
         if found is None:
             return None
-        ((item, timestamp, _),) = self._chunks.read(number, found[0], found[0] + 1)
-        return item, timestamp
+        (parts,) = self._chunks.read(number, found[0], found[0] + 1)
+        return Event(*parts)
 
     def _grow(self, number: int, user: User, new: Sequence[Event]) -> None:
         length = user.length + len(new)
@@ -229,8 +229,7 @@ class SQLiteStore:
             if start == length:
                 return Tail(here, start, length, [], [])
             events = self._chunks.read(here, start, min(start + limit, length))
-            items, times = ([event[part] for event in events] for part in (0, 1))
-            return Tail(here, start, length, items, times)
+            return Tail.of(here, start, length, events)
 
     def profile(self, user: str, last: int) -> Profile | None:
         with self._snapshot():

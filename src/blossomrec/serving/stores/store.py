@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from blossomrec.data.units import Time
 from blossomrec.serving.refusals import Refusal, shown, unavailable
 from blossomrec.serving.stores.clock import Clock, other_unit
 
 ItemId = int | str
+Context = dict[str, str | int | float]
 T = TypeVar("T")
 
 # Transactions that another process came in between, before the server is called busy.
@@ -38,7 +39,13 @@ class Event(NamedTuple):
     timestamp: Time | None = None
     key: str | None = None
     kind: str | None = None
-    context: dict[str, str | int | float] | None = None
+    context: Context | None = None
+
+    def trimmed(self) -> tuple[Any, ...]:
+        """Its parts as a store writes them: without a context, or a kind, that is not told."""
+        if self.context is not None:
+            return self
+        return self[:3] if self.kind is None else self[:4]
 
 
 class Appended(NamedTuple):
@@ -58,6 +65,7 @@ class Tail(NamedTuple):
         length: events of the whole history.
         items: external ids; they may end before the history does.
         times: of the same events, in the unit of the store.
+        kinds, contexts: of the same events; None where none of them has any.
     """
 
     number: int
@@ -65,6 +73,21 @@ class Tail(NamedTuple):
     length: int
     items: list[ItemId]
     times: list[Time]
+    kinds: list[str | None] | None = None
+    contexts: list[Context | None] | None = None
+
+    @classmethod
+    def of(cls, number: int, start: int, length: int, events: Sequence[Sequence[Any]]) -> Tail:
+        """The tail of events, each with the parts that :meth:`Event.trimmed` gave."""
+        items, times = ([event[part] for event in events] for part in (0, 1))
+        parts = max(map(len, events), default=0)
+        kinds, contexts = (
+            [event[part] if len(event) > part else None for event in events]
+            if parts > part
+            else None
+            for part in (3, 4)
+        )
+        return cls(number, start, length, items, times, kinds, contexts)
 
 
 @dataclass(frozen=True)
@@ -262,20 +285,20 @@ def read_cursor(text: str) -> tuple[Time, str]:
 def new_events(
     events: Sequence[Event],
     last: Time | None,
-    keyed: Callable[[str], tuple[ItemId, Time] | None],
+    keyed: Callable[[str], Event | None],
     clock: Clock,
 ) -> list[Event]:
     """Those of the events that are to be stored, each with its time.
 
     Args:
         last: time of the user's last event; None for a user without events.
-        keyed: gives item and time of the event that is stored under a key.
+        keyed: gives the event that is stored under a key.
 
     Raises:
         Refusal: see :meth:`EventStore.append`.
     """
     new: list[Event] = []
-    keys: dict[str, tuple[ItemId, Time]] = {}
+    keys: dict[str, Event] = {}
     for index, event in enumerate(events):
         if event.key is not None:
             known = keys.get(event.key) or keyed(event.key)
@@ -285,7 +308,7 @@ def new_events(
         last = _time(index, event, last, clock)
         new.append(event._replace(timestamp=last))
         if event.key is not None:
-            keys[event.key] = (event.item, last)
+            keys[event.key] = new[-1]
     return new
 
 
@@ -310,10 +333,10 @@ def _time(index: int, event: Event, last: Time | None, clock: Clock) -> Time:
     return event.timestamp
 
 
-def _check_repeat(index: int, event: Event, known: tuple[ItemId, Time]) -> None:
+def _check_repeat(index: int, event: Event, known: Event) -> None:
     """Raise Refusal unless an event with a known key is the one stored under it."""
-    item, timestamp = known
-    if event.item != item or event.timestamp not in (None, timestamp):
+    same = (event.item, event.kind, event.context) == (known.item, known.kind, known.context)
+    if not same or event.timestamp not in (None, known.timestamp):
         field = f"events[{index}].key"
         raise Refusal(
             409,

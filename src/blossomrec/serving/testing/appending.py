@@ -28,6 +28,27 @@ class Appending(StoreTests):
         assert again.tail("carl", 0, 0, 10) is None and again.profile("carl", 5) is None
         again.close()
 
+    def test_kind_and_context_come_back_where_they_are_told(self, store, open_store):
+        context = {"shop": 'Köln \n"7"', "price": 2.5, "count": 3, "": ""}
+        append(store, "anna", (1, 1), (2, 2, "k", "buy"), (3, 3, None, None, context))
+        append(store, "anna", (4, 4), (5, 5, None, "click", {"price": -1e-9}))
+        append(store, "ben", (1, 1), (2, 2, "k"))
+        store.close()
+        again = open_store()
+        tail = again.tail("anna", 0, 0, 9)
+        assert tail.items == [1, 2, 3, 4, 5]
+        assert tail.kinds == [None, "buy", None, None, "click"]
+        assert tail.contexts == [None, None, context, None, {"price": -1e-9}]
+        last = again.profile("anna", 4).last
+        assert last[0] == Event(2, 2, "k", "buy")
+        assert last[1:3] == [Event(3, 3, None, None, context), Event(4, 4)]
+        # Where nothing is told, there is nothing to look at.
+        for plain in (again.tail("anna", tail.number, 3, 1), again.tail("ben", 0, 0, 9)):
+            assert plain.items and plain.kinds is None and plain.contexts is None
+        kinds = again.tail("anna", tail.number, 0, 2)
+        assert (kinds.kinds, kinds.contexts) == ([None, "buy"], None)
+        again.close()
+
     def test_an_event_with_a_known_key_is_stored_once(self, store):
         assert append(store, "anna", (1, 5, "a"), (1, 5, "a"), (2, 6, "b")) == Appended(2, 1, 2)
         assert append(store, "anna", (1, 5, "a"), (2, None, "b"), (3, 7, "c")) == Appended(1, 2, 3)
@@ -35,7 +56,20 @@ class Appending(StoreTests):
         assert append(store, "ben", (1, 5, "a")) == Appended(1, 0, 1)
         assert append(store, "anna", (3, 7), (3, 7)) == Appended(2, 0, 5)
 
-    @pytest.mark.parametrize("event", [(9, 5, "a"), (1, 6, "a"), ("1", 5, "a")])
+    def test_an_event_with_a_known_key_has_its_kind_and_context(self, store):
+        event = (1, 5, "a", "buy", {"shop": "web", "price": 2})
+        assert append(store, "anna", event, event) == Appended(1, 1, 1)
+        assert append(store, "anna", (1, None, *event[2:3], "buy", {"price": 2.0, "shop": "web"}))
+        others = [(None, event[4]), ("click", event[4]), ("buy", None), ("buy", {"price": 2})]
+        for kind, context in others:
+            with pytest.raises(Refusal, match=r"events\[1\].key is 'a'") as refused:
+                append(store, "anna", (4, 8, "b"), (1, 5, "a", kind, context))
+            assert (refused.value.status, refused.value.code) == (409, "key_reused")
+            with pytest.raises(Refusal, match=r"events\[1\].key is 'a'"):
+                append(store, "new", event, (1, 5, "a", kind, context))
+        assert store.profile("anna", 9).last == [Event(*event)]
+
+    @pytest.mark.parametrize("event", [(9, 5, "a"), (1, 6, "a"), ("1", 5, "a"), (1, 5, "a", "buy")])
     def test_a_key_of_another_event_is_refused(self, store, event):
         append(store, "anna", (1, 5, "a"))
         with pytest.raises(Refusal, match=r"events\[1\].key is 'a'") as refused:

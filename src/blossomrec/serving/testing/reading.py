@@ -36,6 +36,8 @@ class Reading(StoreTests):
                     draw.choice([batch, draw.choice(words)]),
                     begin + place / 8,
                     f"{batch}\n{place}",
+                    draw.choice([None, None, *words]),
+                    draw.choice([None, None, None, {draw.choice(words): draw.choice(words)}]),
                 )
                 for place in range(draw.choice([1, 1, 2, 8, 90]))
             ]
@@ -48,6 +50,9 @@ class Reading(StoreTests):
                 tail = store.tail(user, number, start, limit)
                 assert tail.items == [event.item for event in history[start : start + limit]]
                 assert tail.times == [event.timestamp for event in history[start : start + limit]]
+                for told, part in ((tail.kinds, "kind"), (tail.contexts, "context")):
+                    parts = [getattr(event, part) for event in history[start : start + limit]]
+                    assert parts == (told or [None] * len(parts))
                 assert (tail.start, tail.length) == (start, len(history))
                 assert store.profile(user, limit).last == history[-limit:]
             for event in draw.sample(history, 5):
@@ -66,9 +71,15 @@ class Reading(StoreTests):
     def test_what_is_deleted_is_in_no_file(self, store, stored_bytes):
         for number in range(50):
             events = [(f"item-{number}-{place}", place, f"key-{number}") for place in range(1)]
-            events += [(f"item-{number}-{place}", place) for place in range(1, 40)]
+            context = {f"name-{number}-": f"value-{number}-", "long": f"text-{number}-" * 800}
+            events += [
+                (f"item-{number}-{place}", place, None, f"kind-{number}-", context)
+                if place % 20 == 1
+                else (f"item-{number}-{place}", place)
+                for place in range(1, 40)
+            ]
             append(store, f"user-{number}", *events)
-        assert b"user-17" in stored_bytes()
+        assert b"user-17" in stored_bytes() and b"value-17-" in stored_bytes()
         numbers = store.numbers([f"user-{number}" for number in range(50)])
         assert len(set(numbers)) == 50 and min(numbers) > 0
         with store.transaction():
@@ -76,9 +87,10 @@ class Reading(StoreTests):
             assert store.delete("user-17") == 0
         store.erase()
         content = stored_bytes()
-        for word in (b"user-17", b"item-17-", b"key-17"):
-            assert word not in content
-        for word in (b"user-16", b"item-18-3", b"key-18"):
+        for word in ("user-17", "item-17-", "key-17", "kind-17-", "name-17-", "value-17-"):
+            assert word.encode() not in content
+        assert b"text-17-" not in content
+        for word in (b"user-16", b"item-18-3", b"key-18", b"kind-16-", b"value-18-", b"text-18-"):
             assert word in content
         # Who comes back is somebody else.
         append(store, "user-17", ("x", 1))
