@@ -18,20 +18,30 @@ from torch import Tensor
 
 from blossomrec import BlossomRec, EventLog
 from blossomrec.data.simulate import SimulationConfig, simulate
-from blossomrec.losses import LOSSES, SampledLoss
+from blossomrec.losses import LOSSES, SampledLoss, weighted_mean
 
 
 @LOSSES.register("hinge")
 class Hinge(SampledLoss):
     """Mean of max(0, 1 - s+ + s-) over the targets and ``config.negatives`` sampled items."""
 
+    # Targets may count differently.
+    weighted = True
+
     def of_sample(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        negatives: Tensor,
+        log_q: Tensor,
+        row_weights: Tensor | None = None,
     ) -> Tensor:
         # An embedding lookup, unlike indexing, has a gradient that is summed in a fixed order.
         positive = (hidden * F.embedding(targets, weight)).sum(1, keepdim=True)
         margin = F.relu(1 - positive + hidden @ F.embedding(negatives, weight).T)
-        return margin.masked_fill(negatives == targets[:, None], 0.0).mean()
+        losses = margin.masked_fill(negatives == targets[:, None], 0.0).mean(1)
+        return weighted_mean(losses, row_weights)
 
 
 def main(folder: Path, users: int = 1_000, **options: Any) -> None:

@@ -68,6 +68,22 @@ def repeat_log(tmp_path_factory) -> EventLog:
 
 
 @pytest.fixture(scope="session")
+def kind_log(tiny_events, tmp_path_factory) -> EventLog:
+    """``tiny_events`` with clicks, carts, purchases and events of no known kind, weights of 0 to 2,
+    and a shop and a price as their context."""
+    rng = np.random.default_rng(5)
+    count = len(tiny_events)
+    events = tiny_events.with_columns(
+        kind=pl.Series(rng.choice(["click", "cart", "buy", None], count, p=[0.6, 0.1, 0.2, 0.1])),
+        weight=pl.Series(rng.choice([0.0, 0.25, 1.0, 2.0], count, p=[0.1, 0.3, 0.3, 0.3])),
+        shop=pl.Series(rng.choice(["web", "app"], count)),
+        price=pl.Series(rng.normal(size=count)),
+    )
+    folder = tmp_path_factory.mktemp("kinds") / "log"
+    return EventLog.prepare(events, folder, kind="kind", weight="weight", context=("shop", "price"))
+
+
+@pytest.fixture(scope="session")
 def one_thread():
     """From here on no more cores than other tests, and sums of floats always in the same order."""
     threads = torch.get_num_threads()

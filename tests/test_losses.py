@@ -21,6 +21,7 @@ from blossomrec.losses import (
     gbce,
     sampled_softmax,
     softmax,
+    weighted_mean,
 )
 from blossomrec.models import build_model, fused
 from blossomrec.training.objective import device_steps
@@ -262,6 +263,135 @@ def test_every_loss_can_be_learned(loss):
 def test_item_counts_of_another_catalogue_are_refused():
     with pytest.raises(ConfigError, match="7 item counts for 9 items"):
         build_loss(TrainingConfig(), np.ones(7), 9)
+
+
+def some_weights(rows, device="cpu"):
+    """Weights of 0 to 3 in a fixed order, the first ones 0."""
+    weights = 3 * torch.rand(rows, generator=torch.Generator().manual_seed(1))
+    weights[: rows // 4] = 0
+    return weights.to(device)
+
+
+def exact_weighted(hidden, weight, targets, weights):
+    """The weighted cross-entropy in float64."""
+    losses = F.cross_entropy(hidden @ weight.T, targets, reduction="none", ignore_index=-1)
+    shares = weights.double() * (targets >= 0)
+    return (losses * shares).sum() / shares.sum()
+
+
+@pytest.mark.parametrize("scale", [1, 1e-6, 1e6, 1e-30, 1e30])
+@pytest.mark.parametrize("chunk_elements", [7, 300, 1 << 23])
+def test_weighted_cross_entropy_is_exact_for_any_tiles(monkeypatch, chunk_elements, scale):
+    monkeypatch.setattr(softmax, "TILE_ROWS", 8)
+    hidden, weight, targets = problem()
+    targets[[3, 20]] = -1
+    weights = some_weights(37) * scale
+    loss = cross_entropy(hidden, weight, targets, weights, chunk_elements=chunk_elements)
+    exact = exact_weighted(hidden, weight, targets, weights)
+    ours = value_and_gradients(3 * loss, hidden, weight)
+    for one, other in zip(ours, value_and_gradients(3 * exact, hidden, weight), strict=True):
+        assert relative_error(one, other) < 1e-12
+    assert (ours[1][:9] == 0).all() and (ours[1][[3, 20]] == 0).all()
+
+
+@pytest.mark.parametrize("weight_of_all", [1.0, 1e-6, 1e6, 1e-38, 3e38])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_weights_that_are_all_the_same_change_nothing(weight_of_all, dtype):
+    hidden, weight, targets = problem(dtype=torch.float32)
+    targets[5] = -1
+    found = []
+    for weights in (None, torch.full((37,), weight_of_all)):
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            loss = cross_entropy(hidden, weight, targets, weights, chunk_elements=500)
+        found.append(value_and_gradients(loss, hidden, weight))
+    for one, other in zip(*found, strict=True):
+        assert relative_error(one, other) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_all_sizes_in_16_bits(dtype):
+    hidden, weight, targets = problem(300, dtype=torch.float32)
+    weights = some_weights(300) * 10.0 ** torch.linspace(-6, 6, 300).round()
+    with torch.autocast("cpu", dtype):
+        loss = cross_entropy(hidden, weight, targets, weights)
+    rounded = [each.detach().to(dtype).double().requires_grad_() for each in (hidden, weight)]
+    exact = exact_weighted(*rounded, targets, weights)
+    assert relative_error(loss, exact) < 1e-6
+    ours = torch.autograd.grad(loss, (hidden, weight))
+    for one, other in zip(ours, torch.autograd.grad(exact, rounded), strict=True):
+        assert relative_error(one, other) < 5e-3
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", *SAMPLED])
+def test_where_nothing_counts_nothing_is_lost(loss):
+    hidden, weight, targets = problem(dtype=torch.float32)
+    build = build_loss(TrainingConfig(loss=loss, negatives=16), np.ones(101), 101)
+    for rows in (37, 0):
+        value = build(hidden[:rows], weight, targets[:rows], torch.zeros(rows))
+        assert all((each == 0).all() for each in value_and_gradients(value, hidden, weight))
+
+
+@pytest.mark.parametrize("loss", SAMPLED)
+def test_sampled_losses_are_weighted_means(loss):
+    hidden, weight, targets = problem()
+    config, weights = TrainingConfig(loss=loss, negatives=16), some_weights(37)
+
+    def value(rows, row_weights=None):
+        # Built anew: the same sample each time.
+        built = build_loss(config, np.ones(101), 101)
+        return built(hidden[rows], weight, targets[rows], row_weights)
+
+    everyone = slice(0, 37)
+    for scale in (1e-30, 1.0, 1e30):
+        same = value(everyone, torch.full((37,), scale))
+        torch.testing.assert_close(same, value(everyone), rtol=1e-12, atol=0)
+    each = torch.stack([value(slice(row, row + 1)) for row in range(37)])
+    shares = weights.double()
+    if loss == "bpr":
+        # Its mean is over pairs, of which rows whose target was drawn have fewer.
+        negatives, _ = build_loss(config, np.ones(101), 101).sampler.sample(16)
+        shares = shares * (negatives != targets[:, None]).sum(1)
+    exact = (each * shares).sum() / shares.sum()
+    ours = value_and_gradients(value(everyone, weights), hidden, weight)
+    for one, other in zip(ours, value_and_gradients(exact, hidden, weight), strict=True):
+        assert relative_error(one, other) < 1e-6
+
+
+def test_a_weighted_mean_is_the_mean_where_all_count_alike():
+    losses = torch.tensor([1.0, 2.0, 6.0])
+    assert weighted_mean(losses, None) == 3
+    assert weighted_mean(losses, torch.full((3,), 1e-40)) == 3
+    assert weighted_mean(losses, torch.tensor([0.0, 3.0, 1.0])) == 3
+    assert weighted_mean(losses[:0], losses[:0]) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("chunk_elements", [1 << 12, 1 << 23])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_weighted_kernels_agree_with_tiles_on_a_gpu(chunk_elements, scale):
+    hidden, weight, targets = problem(1111, 3001, 64, torch.float32, "cuda")
+    targets[::7] = -1
+    weights = some_weights(1111, "cuda") * scale
+    found = []
+    for may_fuse in (True, False):
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = cross_entropy(
+                hidden,
+                weight,
+                targets,
+                weights,
+                chunk_elements=chunk_elements,
+                may_fuse=may_fuse,
+            )
+        found.append(value_and_gradients(loss, hidden, weight))
+    rounded = [each.detach().bfloat16().double().requires_grad_() for each in (hidden, weight)]
+    exact = exact_weighted(*rounded, targets, weights)
+    found.append((exact.detach(), *torch.autograd.grad(exact, rounded)))
+    for kernels, tiles, right in zip(*found, strict=True):
+        bound = 5e-3 if right.ndim else 1e-5
+        assert relative_error(kernels, tiles) < bound
+        assert relative_error(kernels, right) < bound
 
 
 @pytest.mark.gpu

@@ -54,6 +54,9 @@ class EvaluateOptions:
     last_events: int | None = option(
         None, "of a baseline's leave-one-out: events of each user that are tested one by one"
     )
+    kinds: str | None = option(
+        None, "of a baseline's split: kinds of events that are targets, such as buy or buy,cart"
+    )
     ks: tuple[int, ...] | None = option(None, "cut-offs of the metrics")
     own_metrics: Several[str] | None = option(
         None, "metrics of installed packages to measure as well"
@@ -85,7 +88,9 @@ def prepare(
     source: Path,
     folder: Path,
     *,
-    options: Annotated[PrepareOptions, Parameter(name="*")] = PrepareOptions(),  # noqa: B008
+    options: Annotated[
+        PrepareOptions, Parameter(name="*", consume_multiple=True)
+    ] = PrepareOptions(),  # noqa: B008
 ) -> None:
     """Read a table of events, check it, write the memory-mapped log.
 
@@ -214,13 +219,14 @@ def compare(
         ranking: which of the evaluations, where they are looked for in a folder
     """
     from blossomrec.evaluation import compare as paired
+    from blossomrec.evaluation import compare_kinds
     from blossomrec.evaluation.evaluation import find_evaluation, load_evaluation
     from blossomrec.report.tables import comparison_table
 
     paths = [find_evaluation(path, on, ranking) for path in (first, second)]
     measured = [load_evaluation(path) for path in paths]
-    tests = paired(*measured)
-    _show(comparison_table(str(first), str(second), tests, measured[0].protocol))
+    tests, by_kind = paired(*measured), compare_kinds(*measured)
+    _show(comparison_table(str(first), str(second), tests, measured[0].protocol, by_kind))
 
 
 def recommend(

@@ -135,6 +135,14 @@ class TrainingConfig:
     mask_probability: float = option(
         0.2, "BERT4Rec: share of events that are masked", low=0.01, high=0.99
     )
+    targets: str = option(
+        "",
+        "kinds of events that are predicted and how much they count, such as buy=1,click=0.2; a "
+        "kind that is not named counts 0; without, all count the same",
+    )
+    weights: Switch = option(
+        "auto", "how much an event counts as a target: its weight; auto: where the log has weights"
+    )
     epochs: int = option(100, "most epochs to train", low=1)
     tokens_per_batch: int = option(4_096, "events in a batch, all users together", low=1)
     learning_rate: float = option(1e-3, "peak learning rate of AdamW", low=0)
@@ -174,6 +182,11 @@ class EvaluationConfig:
     )
     last_events: int = option(
         1, "leave-one-out: events of each user's end that are tested, one by one", low=1
+    )
+    kinds: str = option(
+        "",
+        "kinds of events that are test and validation targets, such as buy or buy,cart; all "
+        "without it",
     )
     valid_share: float = option(
         0.1, "global-time: share of events held out for validation", low=0, high=0.5
@@ -298,6 +311,9 @@ def _check_value(name: str, value: Any, hint: Any) -> None:
             raise ConfigError(f"{name} is {shortened(value)}: a list of numbers is needed")
         for place, number in enumerate(value):
             _check_value(f"{name}[{place}]", number, get_args(hint)[0])
+    elif hint is str:
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} is {shortened(value)}: a text is needed")
     elif hint in _NEEDED:
         kinds, needed = _NEEDED[hint]
         # A bool counts as an int in Python, not in an option.

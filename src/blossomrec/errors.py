@@ -10,8 +10,6 @@ from collections.abc import Collection
 from numbers import Integral
 from typing import Any
 
-import numpy as np
-
 _SHORT = reprlib.Repr()
 _SHORT.maxother = _SHORT.maxstring = _SHORT.maxlong = 80
 
@@ -82,9 +80,11 @@ def whole_number(name: str, value: Any, *, low: int = 1) -> int:
 
 def true_or_false(name: str, value: Any) -> bool:
     """``value`` as a bool; ConfigError for anything but True and False."""
-    if not isinstance(value, (bool, np.bool_)):
+    # A scalar of NumPy has an item; nothing heavy is imported here.
+    plain = value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
+    if not isinstance(plain, bool):
         raise ConfigError(f"{name} is {value!r}: true or false is needed")
-    return bool(value)
+    return plain
 
 
 def one_of(name: str, value: Any, choices: Collection[str]) -> str:

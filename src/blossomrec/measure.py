@@ -20,7 +20,7 @@ from blossomrec.models.sequence import SequenceModel
 from blossomrec.run import RunInfo, load_model, read_run_config
 
 HeldOut = Literal["test", "valid"]
-SPLIT_OPTIONS = ("split", "valid_share", "test_share", "last_events")
+SPLIT_OPTIONS = ("split", "valid_share", "test_share", "last_events", "kinds")
 
 
 def evaluate_run(

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from blossomrec.config import TrainingConfig
 from blossomrec.data.batch import Batch, pack
-from blossomrec.data.batches import ClozeBatches, HistoryBatches, TrainingBatches
+from blossomrec.data.batches import (
+    ClozeBatches,
+    HistoryBatches,
+    TrainingBatches,
+    target_importance,
+)
 from blossomrec.data.history import History
 from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, DataError
@@ -97,11 +103,13 @@ class TestPack:
             max_length=2,
             targets=torch.tensor([5, -1, 7]),
             times=torch.tensor([10, 20, 30]),
+            target_weights=torch.tensor([0.5, 0.0, 2.0]),
         )
         padded = batch.pad(tokens=8, histories=6, max_length=3)
         assert padded.items.tolist() == [4, 5, 6, 0, 0, 0, 0, 0]
         assert padded.targets.tolist() == [5, -1, 7, -1, -1, -1, -1, -1]
         assert padded.times.tolist() == [10, 20, 30, 0, 0, 0, 0, 0]
+        assert padded.target_weights.tolist() == [0.5, 0.0, 2.0, 0, 0, 0, 0, 0]
         assert padded.cu_seqlens.tolist() == [0, 2, 3, 6, 8, 8, 8] and padded.max_length == 3
         assert padded.cu_seqlens.dtype == torch.int32
         assert batch.pad(2, 6, 3) is None and batch.pad(8, 3, 3) is None
@@ -241,6 +249,132 @@ class TestCloze:
     def test_mask_probability(self, tiny_log, probability):
         with pytest.raises(ConfigError, match="mask_probability"):
             cloze(tiny_log, mask_probability=probability)
+
+
+class TestImportance:
+    def importance(self, log, **options):
+        return target_importance(log, TrainingConfig(**options))
+
+    def test_of_weights_and_kinds(self, kind_log, tiny_log):
+        kinds = np.array([None, *kind_log.fields.kinds])[np.asarray(kind_log.kinds)]
+        weights = np.asarray(kind_log.weights)
+        assert self.importance(tiny_log) is None
+        assert self.importance(kind_log, weights="off") is None
+        for choice in ("auto", "on"):
+            assert np.array_equal(self.importance(kind_log, weights=choice), weights)
+        of_kinds = (kinds == "buy") + np.float32(0.25) * (kinds == "click")
+        targets = " buy = 1, click=0.25"
+        only = self.importance(kind_log, weights="off", targets=targets)
+        assert only.dtype == np.float32 and np.array_equal(only, of_kinds)
+        both = self.importance(kind_log, targets=targets)
+        assert both.dtype == np.float32 and np.array_equal(both, of_kinds * weights)
+        assert 0 < (both > 0).mean() < 0.8
+
+    @pytest.mark.parametrize(
+        ("targets", "words"),
+        [
+            ("purchase=1", r"'purchase=1': there is no kind 'purchase'; .* kinds '.*'buy'"),
+            ("buy=1,", r"'buy=1,': '' is not of the form kind=weight; .* kinds .*'click'"),
+            ("buy", r"'buy': 'buy' is not of the form kind=weight"),
+            ("=1", r"'=1': there is no kind ''"),
+            ("buy=1,buy=2", r"kind 'buy' is there twice"),
+            ("buy=much", r"the weight of 'buy' is 'much', a finite number of at least 0"),
+            ("buy=", r"the weight of 'buy' is '', a finite number"),
+            ("buy=-1", r"the weight of 'buy' is '-1'"),
+            ("buy=nan", r"the weight of 'buy' is 'nan'"),
+            ("buy=inf", r"the weight of 'buy' is 'inf'"),
+            ("buy=1e39", r"the weight of 'buy' is '1e39'"),
+            ("buy=0,click=0", r"the weight of one kind must be over 0"),
+            ("buy=1e-60", r"the weight of one kind must be over 0"),
+            ("buy=3e38", r"'buy=3e38': by the weights of .* it is not finite in 32 bits"),
+        ],
+    )
+    def test_wrong_targets(self, kind_log, targets, words):
+        with pytest.raises(ConfigError, match=f"^training.targets is .*{words}"):
+            self.importance(kind_log, targets=targets)
+
+    def test_a_log_without_what_is_asked_for(self, tiny_log):
+        with pytest.raises(ConfigError, match=r"training.targets is 'buy=1': .* have no kinds"):
+            self.importance(tiny_log, targets="buy=1")
+        with pytest.raises(ConfigError, match=r"training.weights is 'on', but .* have no weights"):
+            self.importance(tiny_log, weights="on")
+
+    @pytest.mark.parametrize("wrong", [-0.5, np.nan, np.inf])
+    def test_weights_that_are_none(self, kind_log, monkeypatch, wrong):
+        weights = np.array(kind_log.weights)
+        weights[7] = wrong
+        monkeypatch.setattr(kind_log, "weights", weights)
+        with pytest.raises(DataError, match=f"has the weight {wrong}: .* finite and at least 0"):
+            self.importance(kind_log)
+        assert self.importance(kind_log, weights="off") is None
+
+    def test_next_events_count_as_the_log_says(self, kind_log):
+        importance = self.importance(kind_log, targets="buy=2,cart=1")
+        batches = training(kind_log, importance=importance)
+        plain = training(kind_log)
+        met = []
+        for batch, same_without in zip(batches.epoch(1), plain.epoch(1), strict=True):
+            counted = batch.target_weights
+            assert counted.dtype == torch.float32
+            assert torch.equal(batch.items, same_without.items)
+            assert torch.equal(counted > 0, batch.targets >= 0)
+            kept = torch.where(counted > 0, same_without.targets, -1)
+            assert torch.equal(batch.targets, kept)
+            met += counted.tolist()
+        starts = np.asarray(kind_log.offsets)[:-1]
+        assert sorted(met) == sorted(np.delete(importance, starts).tolist())
+
+    def test_masked_events_count_as_the_log_says(self, kind_log):
+        importance = self.importance(kind_log, targets="buy=2,cart=1")
+        batches = cloze(kind_log, importance=importance, max_len=60)
+        where = {
+            tuple(kind_log.history(user).items): slice(*kind_log.offsets[user : user + 2])
+            for user in range(60)
+        }
+        for batch, plain in zip(
+            batches.epoch(0), cloze(kind_log, max_len=60).epoch(0), strict=True
+        ):
+            assert torch.equal(batch.items, plain.items)
+            edges = plain.cu_seqlens.tolist()
+            for start, stop in itertools.pairwise(edges):
+                masked = plain.targets[start:stop] >= 0
+                events = torch.where(masked, plain.targets[start:stop], plain.items[start:stop])
+                counts = torch.from_numpy(importance[where[tuple(events.tolist())]]) * masked
+                assert torch.equal(batch.target_weights[start:stop], counts)
+                kept = torch.where(counts > 0, events, -1)
+                assert torch.equal(batch.targets[start:stop], kept)
+
+    def test_a_mask_hides_what_recommending_does_not_know(self, kind_log):
+        names = ("items", "times", "kinds", "context")
+        unasked = cloze(kind_log, inputs=names).epoch(0)
+        asked = cloze(kind_log, inputs=(*names, "asked", "asked_kinds")).epoch(0)
+        seen = cloze(kind_log).epoch(0)
+        for one, other, plain in zip(unasked, asked, seen, strict=True):
+            masked = plain.targets >= 0
+            assert torch.equal(one.kinds, torch.where(masked, 0, other.kinds))
+            assert (other.kinds[masked] > 0).any() and (one.kinds[~masked] > 0).any()
+            for batch in (one, other):
+                assert batch.context.dtype == torch.float32
+                assert torch.equal(batch.context.isnan().all(1), masked)
+                assert not batch.context[~masked].isnan().any()
+
+    @pytest.mark.parametrize("make", [training, cloze])
+    def test_nothing_that_counts_is_refused(self, kind_log, make):
+        importance = np.zeros(kind_log.num_events, np.float32)
+        with pytest.raises(DataError, match="no training event that counts as a target"):
+            make(kind_log, importance=importance)
+        # What is held out does not count, and the first event of a history follows nothing.
+        importance[np.asarray(kind_log.offsets)[1:] - 1] = 1.0
+        ends = lengths_of(kind_log) - 1
+        with pytest.raises(DataError, match="nothing to learn from"):
+            make(kind_log, importance=importance, train_end=ends)
+        importance[:] = 0
+        importance[np.asarray(kind_log.offsets)[:-1]] = 1.0
+        if make is training:
+            with pytest.raises(DataError, match="nothing to learn from"):
+                make(kind_log, importance=importance)
+        else:
+            make(kind_log, importance=importance)
 
 
 class TestHistories:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,6 +23,14 @@ from blossomrec.errors import DataError
 
 OLD = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [7, 8, 7], "timestamp": [1, 2, 3]})
 NEW = pl.DataFrame({"user_id": [4, 5, 5], "item_id": [9, 8, 9], "timestamp": [1, 2, 3]})
+# With all that a log can hold.
+WHOLE = NEW.with_columns(what=pl.Series(["a", "b", "a"]), price=pl.Series([1.5, 2.5, 3.5]))
+MORE: dict[str, Any] = {
+    "kind": "what",
+    "context": ("price",),
+    "items": pl.DataFrame({"item_id": [9, 7], "title": ["a", "b"]}),
+    "users": pl.DataFrame({"user_id": [4, 6], "age": [30, 40]}),
+}
 
 
 class KilledError(BaseException):
@@ -93,7 +102,7 @@ def test_killed_at_any_step_there_is_the_old_log_or_the_new(tmp_path, monkeypatc
         with pytest.MonkeyPatch.context() as dying:
             death = Death(dying, at)
             try:
-                EventLog.prepare(NEW, folder)
+                EventLog.prepare(WHOLE, folder, **MORE)
             except KilledError:
                 killed = True
             else:

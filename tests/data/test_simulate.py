@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 
 import numpy as np
@@ -10,7 +11,12 @@ import polars as pl
 import pytest
 
 from blossomrec.data import simulate as simulation
-from blossomrec.data.simulate import SimulationConfig, simulate
+from blossomrec.data.simulate import (
+    PurchaseConfig,
+    SimulationConfig,
+    simulate,
+    simulate_purchases,
+)
 from blossomrec.errors import ConfigError
 
 SMALL = SimulationConfig(users=300, items=800, events_per_user=60.0, max_events=400)
@@ -174,6 +180,58 @@ class TestLongMemory:
 def test_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         simulate(dataclasses.replace(SMALL, **changes))
+
+
+class TestPurchases:
+    def purchases(self, **options) -> pl.DataFrame:
+        return simulate_purchases(SMALL, PurchaseConfig(**options))
+
+    def test_most_events_are_clicks_as_without_purchases(self, events, monkeypatch):
+        monkeypatch.setattr(simulation, "_scattered_ids", lambda size, rng: np.arange(size))
+        found, plain = self.purchases(), simulate(SMALL)
+        assert found.columns == [*events.columns, "kind", "predictable"]
+        assert found["kind"].unique().sort().to_list() == ["buy", "click"]
+        clicked = found["kind"] == "click"
+        assert 0.88 < clicked.mean() < 0.92
+        assert found.filter(clicked).select(plain.columns).equals(plain.filter(clicked))
+        assert not found.filter(clicked)["predictable"].any()
+        assert self.purchases().equals(found)
+
+    @pytest.mark.parametrize("noise", [0.0, 0.3])
+    def test_a_purchase_follows_from_the_one_before_it(self, noise):
+        """Of each item the follower is counted; what is predictable is always that one."""
+        found = self.purchases(noise=noise, goods=80).filter(kind="buy").sort("user_id")
+        histories = found.partition_by("user_id")
+        follower: dict[int, int] = {}
+        for history in histories:
+            walk = history.filter("predictable")["item_id"].to_list()
+            for item, following in itertools.pairwise(walk):
+                assert follower.setdefault(item, following) == following
+        assert len(follower) == len(set(follower.values())) == 80
+        for history in histories:
+            told = history["predictable"].to_list()
+            assert not told[0]
+            assert noise or all(told[1:])
+        later = found.filter(pl.col("user_id").is_duplicated())["predictable"].mean()
+        assert (1 - noise) * 0.6 < later < 1 - noise
+
+    def test_the_share_of_purchases_and_their_goods(self):
+        found = self.purchases(share=0.4, goods=33, needs=4)
+        assert (found["kind"] == "buy").mean() == pytest.approx(0.4, abs=0.02)
+        assert found.filter(kind="buy")["item_id"].n_unique() == 32
+        assert not self.purchases(noise=1.0)["predictable"].any()
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"goods": 801}, "goods is 801: it must be from 2 . needs, 16, to items, 800"),
+            ({"needs": 300}, "goods is 400: it must be from 2 . needs, 600"),
+            ({"share": 0.0}, "share is 0.0"),
+        ],
+    )
+    def test_refused(self, changes, message):
+        with pytest.raises(ConfigError, match=message):
+            self.purchases(**changes)
 
 
 def test_speed():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import polars as pl
 import pytest
@@ -112,6 +114,92 @@ class TestGlobalTime:
         config = EvaluationConfig(split="global-time", valid_share=valid, test_share=test)
         with pytest.raises(ConfigError, match="test_share"):
             make_split(tiny_log, config)
+
+
+def log_of_kinds(histories: dict[str, str]) -> EventLog:
+    """A log in which each user has events of the kinds b(uy), c(lick) and o(rder), minutes apart,
+    or nothing for a minute where there is a blank."""
+    kinds = {"b": "buy", "c": "click", "o": "order"}
+    events = [
+        (user, f"{user}{n}", 1_700_000_000 + 60 * n, kinds[kind])
+        for user, history in histories.items()
+        for n, kind in enumerate(history)
+        if kind != " "
+    ]
+    columns = ["user_id", "item_id", "timestamp", "kind"]
+    return EventLog.prepare(pl.DataFrame(events, columns, orient="row"), kind="kind")
+
+
+class TestKinds:
+    histories: ClassVar = {
+        "a": "ccbcbcc",  # both targets, clicks around them
+        "b": "cccccc",  # nothing of the kind: trained on whole
+        "c": "bcccb",  # no history before the first one
+        "d": "cbcob",
+        "e": "ccbc",  # one alone
+    }
+
+    def test_last_two_of_the_kind(self):
+        log = log_of_kinds(self.histories)
+        config = EvaluationConfig(kinds="buy")
+        split = make_split(log, config)
+        assert split_name(config) == "leave-one-out, targets: buy"
+        assert split.train_end.tolist() == [2, 6, 5, 1, 4]
+        assert rows(split.valid) == [(0, 2, 3), (3, 1, 2)]
+        assert rows(split.test) == [(0, 4, 5), (3, 4, 5)]
+        assert split.train_end.dtype == split.test.history_end.dtype == np.int64
+
+    def test_several_kinds_and_events(self):
+        log = log_of_kinds(self.histories)
+        split = make_split(log, EvaluationConfig(kinds=" order, buy,buy"))
+        assert rows(split.valid) == [(0, 2, 3), (3, 3, 4)]
+        assert rows(split.test) == [(0, 4, 5), (3, 4, 5)]
+        config = EvaluationConfig(kinds="click", last_events=2)
+        split = make_split(log, config)
+        assert split_name(config) == "leave-last-2-out, targets: click"
+        assert rows(split.valid) == [(0, 1, 2), (0, 3, 4), (1, 2, 3), (1, 3, 4)]
+        assert rows(split.test) == [(0, 5, 6), (0, 6, 7), (1, 4, 5), (1, 5, 6)]
+
+    def test_all_kinds_are_the_split_without_any(self):
+        log = log_of_kinds(self.histories)
+        for split in ("leave-one-out", "global-time"):
+            usual = make_split(log, EvaluationConfig(split=split, test_share=0.4))
+            kinds = "order,click,buy"
+            found = make_split(log, EvaluationConfig(split=split, test_share=0.4, kinds=kinds))
+            assert found.train_end.tolist() == usual.train_end.tolist()
+            assert rows(found.valid) == rows(usual.valid) and rows(found.test) == rows(usual.test)
+
+    def test_periods(self):
+        # Minutes 0 to 9: validation starts at 5, the test at 7.
+        log = log_of_kinds({"a": "cccc   b c", "b": "c   cbc", "c": "bccccccc", "d": "c       b"})
+        config = EvaluationConfig(
+            split="global-time", valid_share=0.25, test_share=0.2, kinds="buy"
+        )
+        usual = make_split(log, EvaluationConfig(**vars(config) | {"kinds": ""}))
+        split = make_split(log, config)
+        assert split_name(config) == "global-time, targets: buy"
+        assert split.train_end.tolist() == usual.train_end.tolist()
+        assert set(rows(split.valid)) < set(rows(usual.valid)) and split.valid.kinds == (2,)
+        assert [row[0] for row in rows(split.valid)] == [1]
+        assert [row[0] for row in rows(split.test)] == [0, 3]
+        assert set(rows(split.test)) < set(rows(usual.test))
+        assert split.test.sample(1, 0).kinds == split.test.last_of_each_user().kinds == (2,)
+
+    def test_kinds_that_are_not_there(self, tiny_log):
+        log = log_of_kinds(self.histories)
+        with pytest.raises(
+            ConfigError, match=r"evaluation.kinds names 'sell': .* kinds 'click', 'buy'"
+        ):
+            make_split(log, EvaluationConfig(kinds="buy,sell"))
+        with pytest.raises(ConfigError, match=r"evaluation.kinds is 'buy': .* have no kinds"):
+            make_split(tiny_log, EvaluationConfig(kinds="buy"))
+        with pytest.raises(ConfigError, match=r"evaluation.kinds is ' ,': it names no kind"):
+            make_split(log, EvaluationConfig(kinds=" ,"))
+        with pytest.raises(DataError, match=r"nothing to test on: no user has 2 events of kind or"):
+            make_split(log, EvaluationConfig(kinds="order"))
+        by_time = EvaluationConfig(split="global-time", kinds="order", test_share=0.1)
+        with pytest.raises(DataError, match="period, there of kind order"):
+            make_split(log, by_time)
 
 
 class TestSample:

@@ -56,6 +56,29 @@ def test_rows_without_target_count_nothing(limit):
         assert relative_error(value, other) < 1e-3
 
 
+@pytest.mark.parametrize("limit", [1 << 12, 1 << 26], ids=["some", "one"])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_rows_count_as_their_weights_say(monkeypatch, limit, scale):
+    monkeypatch.setattr(fused, "usable", lambda x: True)
+    hidden, weight, targets = problem(150, 129, 50)
+    targets[[0, 5, 36]] = -1
+    generator = torch.Generator().manual_seed(1)
+    weights = (torch.rand(150, generator=generator) * 3).to(DEVICE) * scale
+    weights[10:40] = 0
+    leaves = [each.float().requires_grad_() for each in (hidden, weight)]
+    with torch.autocast(DEVICE, torch.float16):
+        loss = cross_entropy(*leaves, targets, weights, chunk_elements=limit // 8)
+    exact = [each.double().requires_grad_() for each in (hidden, weight)]
+    losses = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="none", ignore_index=-1)
+    shares = weights.double() * (targets >= 0)
+    expected = (losses * shares).sum() / shares.sum()
+    assert relative_error(loss.detach(), expected.detach()) < 1e-5
+    gradients = torch.autograd.grad(loss, leaves)
+    for value, other in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
+        assert relative_error(value, other) < 1e-3
+    assert (gradients[0][10:40] == 0).all()
+
+
 def test_large_logits():
     hidden, weight, targets = problem(40, 200, 16, scale=100.0)
     loss, _ = catalogue_loss.summed_cross_entropy(hidden, weight, targets, 1 << 20, False)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from blossomrec.data.features import Categories, Numbers, Titles, Vectors
-from blossomrec.models.features import GAP_BUCKETS, Content, Moments, gap_buckets, gaps
+from blossomrec.models.features import GAP_BUCKETS, Content, EventInputs, gap_buckets, gaps
 
 
 def test_buckets_rise_with_the_gap_and_tell_unknown_from_none():
@@ -40,7 +40,7 @@ def test_times_out_of_order_have_no_negative_gap():
 
 
 def test_moments_start_at_nothing_and_know_hour_and_weekday():
-    moments: Any = Moments(4, clock=True)
+    moments: Any = EventInputs(4, gap=True, clock=True)
     seconds = torch.tensor([0, 3_600 * 25, 86_400 * 4])  # Thursday 0:00, Friday 1:00, Monday
     assert not moments(torch.tensor([0, 5, -1]), seconds).any()
     with torch.no_grad():

@@ -1,6 +1,8 @@
+import html
 import json
 import re
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -41,7 +43,7 @@ def test_the_page_shows_every_model_by_its_folder(place, tmp_path):
     assert "Differences from popular" in page
     for section in ("Results", "Sampled ranking", "Learning curves", "Gates", "Attended blocks"):
         assert f">{section}</h2>" in page
-    assert "history 1, 20 events, layer 1" in page
+    assert "history 1, 20 events from 2023-11-14, layer 1" in page
     assert "A title" in page
     for name in ("dense", "sparse"):
         assert f"<h3>{name}</h3>" in page
@@ -62,7 +64,7 @@ def test_a_report_knows_what_a_run_wrote(place, tiny_log):
     assert report.gates.shape == (1, 2, 2)
     assert report.block_size == 4
     assert [title for title, _ in report.selections] == [
-        f"history {number}, 20 events, layer 1" for number in (1, 2, 3)
+        f"history {number}, 20 events from 2023-11-14, layer 1" for number in (1, 2, 3)
     ]
     assert all(blocks.shape == (20, 1, 1) for _, blocks in report.selections)
     assert report.sampled.protocol.ranking == "uni100"
@@ -152,3 +154,48 @@ def test_a_log_that_is_gone_is_named(place, tmp_path):
     path.write_text(json.dumps(values))
     with pytest.raises(DataError, match="gone is not a prepared log"):
         write([tmp_path / "moved"], tmp_path)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_items_have_their_titles_and_kinds_their_metrics(tmp_path):
+    """Titles are cut and escaped, categories beside them; metrics by kind with tests."""
+    rng = np.random.default_rng(2)
+    users = np.repeat(np.arange(40), 20)
+    events = pl.DataFrame(
+        {
+            "user_id": users,
+            "item_id": (rng.random(800) ** 2 * 30).astype(int),
+            "timestamp": 1_700_000_000 + 86_400 * np.arange(800),
+            "kind": rng.choice(["view", "<buy>"], 800),
+        }
+    )
+    items = pl.DataFrame(
+        {
+            "item_id": np.arange(30),
+            "title": [f"<b>{n}</b>" + " and more" * n for n in range(30)],
+            "main_genre": [f"genre & {n % 3}" for n in range(30)],
+        }
+    )
+    log = EventLog.prepare(events, tmp_path / "log", kind="kind", items=items)
+    for name in ("popularity", "transitions"):
+        found = evaluate_baseline(name, log)
+        save_evaluation(found, evaluation_path(tmp_path / name))
+    BlossomRec(**SMALL | {"epochs": 1}).fit(log, tmp_path / "run", progress=False)
+    save_evaluation(evaluate_run(tmp_path / "run"), evaluation_path(tmp_path / "run"))
+    runs = [tmp_path / name for name in ("popularity", "transitions", "run")]
+    write_run_report(runs, tmp_path / "page.html", title="Page")
+    page = (tmp_path / "page.html").read_text()
+    assert ">Items recommended most</h2>" in page and ">Metrics by kind of event</h2>" in page
+    assert "<b>" not in page and "&lt;b&gt;0&lt;/b&gt;" in page
+    assert "Main genre" in page and "genre &amp; 1" in page
+    # The most popular item; every list holds it.
+    best = log.item_vocabulary.ids([0]).item()
+    table = page[page.index("What popularity recommends most often") :]
+    assert re.search(rf"<tbody>\s*<tr><th scope=\"row\">\s*{best}</th>", table)
+    titles = re.findall(r"&lt;b&gt;[^<]*", table)
+    assert any(title.endswith("…") for title in titles)
+    assert max(len(html.unescape(title)) for title in titles) <= 60
+    assert "&lt;buy&gt;" in page
+    assert "Differences from popularity in NDCG@10 by kind of the target" in page
+    model = model_report("run", tmp_path / "run", log)
+    assert all("events from 2023-" in title for title, _ in model.selections)

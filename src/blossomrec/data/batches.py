@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from blossomrec.config import TrainingConfig
 from blossomrec.data.batch import Batch, make_batch
 from blossomrec.data.history import ITEMS_ALONE
 from blossomrec.data.log import EventLog
 from blossomrec.data.windows import Windows, boundaries, cut_windows, fill, gather_index
-from blossomrec.errors import ConfigError, DataError
+from blossomrec.errors import ConfigError, DataError, shortened
 
 # Share of cloze windows in which the last event alone is masked: one in eleven passes over a
 # history, as in BERT4Rec (Sun et al. 2019), which adds one such pass to ten random ones.
@@ -22,13 +24,114 @@ LAST_ONLY_SHARE = 1 / 11
 T = TypeVar("T")
 
 
+def target_importance(log: EventLog, config: TrainingConfig) -> np.ndarray | None:
+    """How much each event counts as a target, float32 [E]; None where all count the same.
+
+    It is the weight that the log has for the event, if ``config.weights`` takes it, times what
+    ``config.targets`` says of its kind.
+
+    Raises:
+        ConfigError: weights are "on" and the log has none, or ``targets`` does not say what kinds
+            of the log count.
+        DataError: a weight is negative or not finite.
+    """
+    if not has_importance(log, config):
+        return None
+    weights = None
+    if config.weights != "off" and log.weights is not None:
+        weights = np.asarray(log.weights)
+        wrong = ~((weights >= 0) & (weights < np.inf))
+        if wrong.any():
+            raise DataError(
+                f"{log.folder} has the weight {weights[np.argmax(wrong)]}: weights must be finite "
+                "and at least 0; prepare it again, or choose training.weights off"
+            )
+    if not config.targets:
+        return weights
+    found = kind_importance(config.targets, log)[log.kinds]
+    if weights is not None:
+        with np.errstate(over="ignore"):
+            found *= weights
+        if not np.isfinite(found).all():
+            raise ConfigError(
+                f"training.targets is {shortened(config.targets)}: by the weights of {log.folder} "
+                "it is not finite in 32 bits"
+            )
+    return found
+
+
+def has_importance(log: EventLog, config: TrainingConfig) -> bool:
+    """Whether :func:`target_importance` is not None.
+
+    Raises:
+        ConfigError: weights are "on" and the log has none.
+    """
+    if config.weights == "on" and log.weights is None:
+        raise ConfigError(
+            f"training.weights is 'on', but the events of {log.folder} have no weights: prepare it "
+            "with the column of weights, --weight, or choose auto"
+        )
+    return bool(config.targets) or (config.weights != "off" and log.weights is not None)
+
+
+def kind_importance(targets: str, log: EventLog) -> np.ndarray:
+    """How much each kind of a log counts by ``training.targets``, float32 [K+1].
+
+    Raises:
+        ConfigError: an entry is not of the form ``kind=weight``, its kind is not known or named
+            before, its weight is negative or not finite, none is over 0, or the log has no kinds.
+    """
+    start, kinds = f"training.targets is {shortened(targets)}", log.fields.kinds
+    if log.kinds is None:
+        raise ConfigError(
+            f"{start}: the events of {log.folder} have no kinds; prepare it with the column of "
+            "kinds, --kind"
+        )
+    known = f"the events of {log.folder} have the kinds {', '.join(map(repr, kinds))}"
+    found: dict[str, float] = {}
+    for entry in targets.split(","):
+        kind, equals, number = (part.strip() for part in entry.rpartition("="))
+        if not equals:
+            raise ConfigError(
+                f"{start}: {shortened(entry.strip())} is not of the form kind=weight; {known}"
+            )
+        if kind not in kinds:
+            raise ConfigError(f"{start}: there is no kind {shortened(kind)}; {known}")
+        if kind in found:
+            raise ConfigError(f"{start}: kind {shortened(kind)} is there twice")
+        found[kind] = _number(number)
+        if not 0 <= found[kind] < np.inf:
+            raise ConfigError(
+                f"{start}: the weight of {shortened(kind)} is {shortened(number)}, a finite number "
+                "of at least 0 is needed"
+            )
+    if not any(found.values()):
+        raise ConfigError(f"{start}: the weight of one kind must be over 0")
+    return np.array([0.0, *(found.get(kind, 0.0) for kind in kinds)], np.float32)
+
+
+def _number(text: str) -> float:
+    """The number in a text as it is in 32 bits, NaN where there is none."""
+    try:
+        with np.errstate(over="ignore"):
+            return float(np.float32(text))
+    except ValueError:
+        return math.nan
+
+
 class TrainingBatches:
     """Windows of every training history in which each event predicts the next one.
 
     A history of m training events has m-1 pairs of input and target; each occurs exactly once in
     an epoch. Histories longer than ``max_len`` are cut at an offset drawn per history and epoch.
     The batches of an epoch depend only on (seed, epoch) and the data.
+
+    Attributes:
+        importance: float32 [E], how much each event counts as a target; None: all the same.
     """
+
+    # How far behind an event stands the one that is predicted there.
+    _ahead: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -39,12 +142,14 @@ class TrainingBatches:
         tokens_per_batch: int,
         seed: int,
         inputs: Sequence[str] = ITEMS_ALONE,
+        importance: np.ndarray | None = None,
     ):
         """train_end: int64 [U], how many of each user's first events may be trained on.
 
         max_len: most inputs in a window; tokens_per_batch: most events in a batch (only a window
-        that is longer by itself goes over it); inputs: what of the events a batch has. Raises
-        ConfigError and DataError.
+        that is longer by itself goes over it); inputs: what of the events a batch has; importance:
+        see :func:`target_importance`. Raises ConfigError, and DataError where there is nothing to
+        learn from.
         """
         _check_sizes(max_len, tokens_per_batch)
         self.max_len = max_len
@@ -61,6 +166,13 @@ class TrainingBatches:
         self._starts = offsets[:-1][used]
         self._lengths = self._window_events(train_end[used])
         self._plan: tuple[int, Windows, np.ndarray] | None = None
+        self.importance = importance
+        counted = self._importance_of(self._starts, self._lengths)
+        if counted is not None and not counted.any():
+            raise DataError(
+                f"{log.folder} has no training event that counts as a target, by its kind and "
+                "weight: nothing to learn from"
+            )
 
     @property
     def num_events(self) -> int:
@@ -109,7 +221,15 @@ class TrainingBatches:
 
     def _batch(self, starts: np.ndarray, lengths: np.ndarray, epoch: int, step: int) -> Batch:
         index = gather_index(starts, lengths)
-        return make_batch(lengths, _at(self._columns, index), self._columns["items"][index + 1])
+        targets = self._columns["items"][index + self._ahead]
+        counted = self._importance_of(starts, lengths)
+        return make_batch(lengths, _at(self._columns, index), targets, counted)
+
+    def _importance_of(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
+        """How much the targets of some windows count, float32 [T]; None: all the same."""
+        if self.importance is None:
+            return None
+        return self.importance[gather_index(starts, lengths) + self._ahead]
 
 
 class ClozeBatches(TrainingBatches):
@@ -117,8 +237,11 @@ class ClozeBatches(TrainingBatches):
 
     Every training event is in exactly one window of an epoch. Each event is masked with
     ``mask_probability``, at least one in every window; in one window of eleven the last event
-    alone is masked, which is what recommending asks for. A masked input is row ``num_items``.
+    alone is masked, which is what recommending asks for. A masked input is row ``num_items``. Its
+    time is known, and its kind where the kind of the next event is an input; its context is not.
     """
+
+    _ahead = 0
 
     def __init__(
         self,
@@ -130,12 +253,13 @@ class ClozeBatches(TrainingBatches):
         seed: int,
         mask_probability: float,
         inputs: Sequence[str] = ITEMS_ALONE,
+        importance: np.ndarray | None = None,
     ):
         """Arguments and errors as of TrainingBatches; 0 < mask_probability < 1."""
         if not 0 < mask_probability < 1:
             raise ConfigError(f"mask_probability is {mask_probability}: it must be between 0 and 1")
         sizes = {"max_len": max_len, "tokens_per_batch": tokens_per_batch}
-        super().__init__(log, train_end, **sizes, seed=seed, inputs=inputs)
+        super().__init__(log, train_end, **sizes, seed=seed, inputs=inputs, importance=importance)
         self.mask_probability = mask_probability
         self.mask_row = log.num_items
 
@@ -146,7 +270,14 @@ class ClozeBatches(TrainingBatches):
         events = _at(self._columns, gather_index(starts, lengths))
         items, masked = events["items"], self._mask(lengths, _generator(self.seed, epoch, step))
         events["items"] = np.where(masked, self.mask_row, items)
-        return make_batch(lengths, events, np.where(masked, items, -1))
+        if "kinds" in events and "asked_kinds" not in events:
+            events["kinds"] = np.where(masked, 0, events["kinds"])
+        if "context" in events:
+            events["context"][masked] = np.nan
+        counted = self._importance_of(starts, lengths)
+        if counted is not None:
+            counted = np.where(masked, counted, np.float32(0))
+        return make_batch(lengths, events, np.where(masked, items, -1), counted)
 
     def _mask(self, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Which of the packed events are masked: bool [T]."""

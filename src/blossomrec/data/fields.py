@@ -45,7 +45,7 @@ class ContextField:
 
     def knows(self, value: Any) -> bool:
         """Whether a category has this name; every number is known."""
-        return self.kind == "number" or value is None or str(value) in self._numbers
+        return self.kind == "number" or value is None or _as_name(value) in self._numbers
 
     def number(self, value: Any) -> float:
         """The value as it stands in ``context``: number of the name, or the number itself.
@@ -56,12 +56,20 @@ class ContextField:
         if value is None:
             return MISSING
         if self.kind == "category":
-            return float(self._numbers.get(str(value), 0))
+            return float(self._numbers.get(_as_name(value), 0))
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             raise DataError(f"context {self.name!r} is {shortened(value)}: a number is needed")
         if not abs(float(value)) < 3e38:
             raise DataError(f"context {self.name!r} is {value}: it is not finite in 32 bits")
         return float(value)
+
+
+def _as_name(value: Any) -> str:
+    """A value of a category as tables have it: true for True, 3 for 3.0."""
+    if isinstance(value, (bool, np.bool_)):
+        return str(value).lower()
+    whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
+    return str(int(value)) if whole else str(value)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from blossomrec.data.features import FeatureTable
-from blossomrec.data.fields import EventFields
+from blossomrec.data.fields import EventFields, Tables
 from blossomrec.data.history import History
 from blossomrec.data.units import (
     ORDER,
@@ -191,6 +191,11 @@ class EventLog:
     @property
     def num_events(self) -> int:
         return len(self.items)
+
+    @property
+    def tables(self) -> Tables:
+        """What is known of items, users and events."""
+        return Tables(self.item_features, self.user_features, self.fields)
 
     @property
     def is_temporary(self) -> bool:

@@ -121,9 +121,11 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
 
 def context_columns(options: EventOptions) -> dict[str, str | None]:
     """The columns of the context, and "category" or "number" for those of which that is given."""
-    columns = dict.fromkeys(options.context or ())
-    if len(columns) < len(options.context or ()):
-        raise ConfigError(f"context is {' '.join(options.context or ())}: a column is there twice")
+    columns = dict[str, str | None]()
+    for name in options.context or ():
+        if name in columns:
+            raise ConfigError(f"context has {name!r} twice")
+        columns[name] = None
     kinds = parse_kinds(options.context_kinds or (), CONTEXT_KINDS)
     for name, kind in kinds.items():
         if name not in columns:

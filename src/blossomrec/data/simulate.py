@@ -5,6 +5,9 @@ interests one after another, has a taste of his own in each, mostly kept to, and
 place. Later he comes back to interests left long ago, with the same taste and where he stopped. So
 the next item follows roughly from the last one, better from the whole session, and best from the
 earlier sessions of the same interest, which may lie hundreds of events back.
+
+``simulate_purchases`` puts purchases among these events, which then are clicks: rare, and told by
+nothing but earlier purchases of the user.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from blossomrec.config import check, option
-from blossomrec.data.windows import boundaries
+from blossomrec.data.windows import boundaries, positions_within
 from blossomrec.errors import ConfigError
 
 _START = 1_672_531_200  # 2023-01-01
@@ -61,6 +64,14 @@ def simulate(config: SimulationConfig) -> pl.DataFrame:
     """
     _check(config)
     rng = np.random.default_rng(config.seed)
+    users, items, times = _draw_events(config, rng)
+    return _frame(config, users, items, times, rng).sort("timestamp", maintain_order=True)
+
+
+def _draw_events(
+    config: SimulationConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of user and item and the time of every event, by user, then time."""
     lengths = _history_lengths(config, rng)
     users = np.repeat(np.arange(config.users, dtype=np.int32), lengths)
     sessions = _draw_sessions(config, lengths, rng)
@@ -72,13 +83,105 @@ def simulate(config: SimulationConfig) -> pl.DataFrame:
     _place_elsewhere(config, items, times, elsewhere, rng)
     if not config.repeats:
         _replace_repeats(config, users, items, rng)
+    return users, items, times
+
+
+def _frame(
+    config: SimulationConfig,
+    users: np.ndarray,
+    items: np.ndarray,
+    times: np.ndarray,
+    rng: np.random.Generator,
+) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "user_id": _scattered_ids(config.users, rng)[users],
             "item_id": _scattered_ids(config.items, rng)[items],
             "timestamp": times,
         }
-    ).sort("timestamp", maintain_order=True)
+    )
+
+
+@dataclass(frozen=True)
+class PurchaseConfig:
+    """Purchases among simulated events."""
+
+    share: float = option(0.1, "share of events that are purchases", low=0.001, high=0.999)
+    goods: int = option(400, "items that are bought; they are clicked like all others", low=2)
+    needs: int = option(8, "long-term interests of buyers, each with as many of the goods", low=1)
+    noise: float = option(0.2, "share of purchases of any of the goods", low=0, high=1)
+
+
+def simulate_purchases(
+    config: SimulationConfig, purchases: PurchaseConfig | None = None
+) -> pl.DataFrame:
+    """The events of :func:`simulate` as clicks, some of them replaced by purchases.
+
+    A user has one need for all his life, a ring of goods, and buys them one after another from a
+    place of his own on: each purchase follows from the one before it, many clicks ago, but for
+    those that are noise, after which he goes on where he was. Clicks tell nothing of purchases, nor
+    these of clicks: what learns from all events alike predicts clicks.
+
+    Args:
+        config: of the events; without ``repeats`` a user may still buy what he clicked.
+        purchases: their number and character, the defaults for None.
+
+    Returns:
+        What :func:`simulate` returns and the columns ``kind``, "click" or "buy", and
+        ``predictable``, true for purchases that follow from earlier ones of the user: their share
+        is what the best of all models finds at the first place, and chance adds little to it.
+
+    Raises:
+        ConfigError: the options do not fit together.
+
+    Example:
+        >>> events = simulate_purchases(SimulationConfig(users=200), PurchaseConfig(share=0.2))
+        >>> share = events.filter(kind="buy")["predictable"].mean()
+    """
+    purchases = purchases or PurchaseConfig()
+    _check(config)
+    _check_purchases(config, purchases)
+    rng = np.random.default_rng(config.seed)
+    users, items, times = _draw_events(config, rng)
+    bought = rng.random(len(users)) < purchases.share
+    predictable = np.zeros(len(users), dtype=bool)
+    items[bought], predictable[bought] = _buy(config, purchases, users[bought], rng)
+    kinds = pl.Series("kind", np.where(bought, "buy", "click"))
+    events = _frame(config, users, items, times, rng)
+    return events.with_columns(kinds, pl.Series("predictable", predictable)).sort(
+        "timestamp", maintain_order=True
+    )
+
+
+def _check_purchases(config: SimulationConfig, purchases: PurchaseConfig) -> None:
+    check(purchases)
+    if not 2 * purchases.needs <= purchases.goods <= config.items:
+        raise ConfigError(
+            f"goods is {purchases.goods}: it must be from 2 * needs, {2 * purchases.needs}, to "
+            f"items, {config.items}"
+        )
+
+
+def _buy(
+    config: SimulationConfig, purchases: PurchaseConfig, users: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Item of each purchase, int64, and whether earlier ones of its user tell it, bool.
+
+    users: of the purchases, in order of user and time.
+    """
+    size = purchases.goods // purchases.needs
+    goods = rng.choice(config.items, (purchases.needs, size), replace=False)
+    need = rng.integers(0, purchases.needs, config.users)[users]
+    start = rng.integers(0, size, config.users)[users]
+    noise = rng.random(len(users)) < purchases.noise
+    counts = np.bincount(users, minlength=config.users)
+    # How many purchases of the user, and how many of them as noise, there were before.
+    before = positions_within(counts)
+    noisy = boundaries(noise)
+    bought = before - (noisy[:-1] - np.repeat(noisy[boundaries(counts)[:-1]], counts))
+    items = goods[need, (start + bought) % size]
+    items[noise] = rng.choice(goods.ravel(), np.count_nonzero(noise))
+    return items, ~noise & (bought > 0)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.log import EventLog
-from blossomrec.errors import ConfigError, DataError
+from blossomrec.errors import ConfigError, DataError, shortened
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,14 @@ class Cases:
     """M things to predict: events ``history_end .. target_end-1`` of a user, from those before.
 
     users: user rows, int64 [M], never falling; history_end: position in the user's history of the
-    first target, over 0, int64 [M]; target_end: position after the last target, int64 [M].
+    first target, over 0, int64 [M]; target_end: position after the last target, int64 [M]; kinds:
+    numbers of the kinds of events that are targets, the others in between are none; empty for all.
     """
 
     users: np.ndarray
     history_end: np.ndarray
     target_end: np.ndarray
+    kinds: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.users)
@@ -32,15 +34,18 @@ class Cases:
             return self
         chosen = np.random.default_rng(seed).choice(len(self), size=count, replace=False)
         chosen.sort()
-        return self._take(chosen)
+        return self.take(chosen)
 
     def last_of_each_user(self) -> Cases:
         """The case of each user that has the longest history: one for a history."""
         _, starts = np.unique(self.users, return_index=True)
-        return self._take(np.append(starts[1:], len(self)) - 1 if len(self) else starts)
+        return self.take(np.append(starts[1:], len(self)) - 1 if len(self) else starts)
 
-    def _take(self, chosen: np.ndarray) -> Cases:
-        return Cases(self.users[chosen], self.history_end[chosen], self.target_end[chosen])
+    def take(self, chosen: np.ndarray) -> Cases:
+        """Some of the cases, by their numbers or a mask."""
+        return Cases(
+            self.users[chosen], self.history_end[chosen], self.target_end[chosen], self.kinds
+        )
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,25 @@ def make_split(log: EventLog, evaluation: EvaluationConfig) -> Split:
     targets are all events of a user in a period, their history all events before the period. Users
     without a history before the period are not predicted.
 
-    Raises DataError where there is nothing to validate or test on, ConfigError for the shares.
+    With ``evaluation.kinds`` only events of these kinds are targets: of each user the last one, and
+    for validation the one of these kinds before it, each with all that came before it as its
+    history; nothing from the first validation target on is trained on. In a period, those are the
+    targets; users without one are not predicted.
+
+    Raises DataError where there is nothing to validate or test on, ConfigError for the shares and
+    for kinds that the log does not have.
     """
     lengths = np.diff(np.asarray(log.offsets))
+    wanted = _wanted(log, evaluation)
     if evaluation.split == "leave-one-out":
         last = evaluation.last_events
-        split = _leave_last_out(lengths, last)
-        why = f"no user has {2 * last + 1:,} events or more, as the {split_name(evaluation)} needs"
+        split = _leave_last_out(lengths, last, wanted)
+        events = f"{2 * last + 1:,} events or more"
+        if wanted is not None:
+            events = f"{2 * last:,} events of kind {' or '.join(wanted.names)} after a first event"
+        why = f"no user has {events}, as the {split_name(evaluation)} needs"
     else:
-        split, why = _global_time(log, lengths, evaluation)
+        split, why = _global_time(log, lengths, evaluation, wanted)
     if len(split.test) == 0:
         raise DataError(f"{log.folder} leaves nothing to test on: {why}")
     if len(split.valid) == 0 and (evaluation.split == "leave-one-out" or evaluation.valid_share):
@@ -83,31 +98,98 @@ def make_split(log: EventLog, evaluation: EvaluationConfig) -> Split:
 
 
 def split_name(evaluation: EvaluationConfig) -> str:
-    """What the split is called: leave-one-out, leave-last-20-out, global-time."""
-    if evaluation.split == "leave-one-out" and evaluation.last_events > 1:
-        return f"leave-last-{evaluation.last_events}-out"
-    return evaluation.split
+    """What the split is called, such as ``leave-one-out``, ``leave-last-20-out`` or
+    ``global-time, targets: buy``."""
+    name = evaluation.split
+    if name == "leave-one-out" and evaluation.last_events > 1:
+        name = f"leave-last-{evaluation.last_events}-out"
+    kinds = wanted_kinds(evaluation)
+    return f"{name}{TARGETS}{', '.join(kinds)}" if kinds else name
 
 
-def _leave_last_out(lengths: np.ndarray, last: int) -> Split:
-    held_out = lengths > 2 * last
-    users = np.flatnonzero(held_out)
-    ends = lengths[users]
+# Between the name of a split and the kinds of its targets.
+TARGETS = ", targets: "
+
+
+def wanted_kinds(evaluation: EvaluationConfig) -> list[str]:
+    """Names of the kinds of events that are targets, each once; empty for all.
+
+    Raises:
+        ConfigError: there are commas and no names.
+    """
+    names = [name.strip() for name in evaluation.kinds.split(",")]
+    found = list(dict.fromkeys(name for name in names if name))
+    if evaluation.kinds and not found:
+        raise ConfigError(f"evaluation.kinds is {shortened(evaluation.kinds)}: it names no kind")
+    return found
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Events of the kinds that are targets; events: their rows in the log, int64, rising."""
+
+    names: list[str]
+    kinds: tuple[int, ...]
+    events: np.ndarray
+    offsets: np.ndarray
+
+    def before(self, users: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """How many of them, of all users, stand before a position in a user's history."""
+        return np.searchsorted(self.events, self.offsets[users] + position)
+
+
+def _wanted(log: EventLog, evaluation: EvaluationConfig) -> _Wanted | None:
+    names = wanted_kinds(evaluation)
+    if not names:
+        return None
+    if log.kinds is None:
+        raise ConfigError(
+            f"evaluation.kinds is {shortened(evaluation.kinds)}: the events of {log.folder} have "
+            "no kinds; prepare it with the column of kinds, --kind"
+        )
+    known = log.fields.kinds
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"evaluation.kinds names {shortened(name)}: the events of {log.folder} have the "
+                f"kinds {', '.join(map(repr, known))}"
+            )
+    numbers = tuple(log.fields.kind(name) for name in names)
+    events = np.flatnonzero(np.isin(np.asarray(log.kinds), numbers))
+    return _Wanted(names, numbers, events, np.asarray(log.offsets))
+
+
+def _leave_last_out(lengths: np.ndarray, last: int, wanted: _Wanted | None) -> Split:
+    first = np.zeros(len(lengths), dtype=np.int64)
+    counts = lengths
+    if wanted is not None:
+        first = np.searchsorted(wanted.events, wanted.offsets[:-1])
+        counts = np.diff(first, append=len(wanted.events))
+    users = np.flatnonzero(counts >= 2 * last)
+    # Positions of the last targets of each user: those for validation, then those of the test.
+    positions = (first + counts)[users, None] + np.arange(-2 * last, 0)
+    if wanted is not None:
+        positions = wanted.events[positions] - wanted.offsets[users, None]
+    with_history = positions[:, 0] > 0
+    users, positions = users[with_history], positions[with_history]
+    train_end = lengths.copy()
+    train_end[users] = positions[:, 0]
+    kinds = () if wanted is None else wanted.kinds
     return Split(
-        np.where(held_out, lengths - 2 * last, lengths),
-        _each(users, ends - 2 * last, last),
-        _each(users, ends - last, last),
+        train_end,
+        _each(users, positions[:, :last], kinds),
+        _each(users, positions[:, last:], kinds),
     )
 
 
-def _each(users: np.ndarray, start: np.ndarray, count: int) -> Cases:
-    """A case for each of ``count`` events of every user, from ``start``."""
-    places = (start[:, None] + np.arange(count)).ravel()
-    return Cases(np.repeat(users, count), places, places + 1)
+def _each(users: np.ndarray, positions: np.ndarray, kinds: tuple[int, ...]) -> Cases:
+    """A case for each of the ``positions`` [n, count] of every user."""
+    places = positions.ravel()
+    return Cases(np.repeat(users, positions.shape[1]), places, places + 1, kinds)
 
 
 def _global_time(
-    log: EventLog, lengths: np.ndarray, evaluation: EvaluationConfig
+    log: EventLog, lengths: np.ndarray, evaluation: EvaluationConfig, wanted: _Wanted | None
 ) -> tuple[Split, str]:
     """The split, and what to say if a part of it is empty."""
     test_share, valid_share = evaluation.test_share, evaluation.valid_share
@@ -129,7 +211,10 @@ def _global_time(
         f"the times run from {times.min()} to {times.max()}, validation starts at {valid_cut}, the "
         f"test at {test_cut}, and no user has events both before and in the period"
     )
-    return Split(train_end, _period(train_end, valid_end), _period(valid_end, lengths)), why
+    if wanted is not None:
+        why += f", there of kind {' or '.join(wanted.names)}"
+    valid = _period(train_end, valid_end, wanted)
+    return Split(train_end, valid, _period(valid_end, lengths, wanted)), why
 
 
 def _cuts(times: np.ndarray, *shares: float) -> list[float]:
@@ -139,7 +224,10 @@ def _cuts(times: np.ndarray, *shares: float) -> list[float]:
     return [ordered[place].item() for place in places]
 
 
-def _period(start: np.ndarray, end: np.ndarray) -> Cases:
+def _period(start: np.ndarray, end: np.ndarray, wanted: _Wanted | None) -> Cases:
     """A case for each user with history before and targets in the period."""
     users = np.flatnonzero((start > 0) & (end > start))
-    return Cases(users, start[users], end[users])
+    if wanted is None:
+        return Cases(users, start[users], end[users])
+    users = users[wanted.before(users, end[users]) > wanted.before(users, start[users])]
+    return Cases(users, start[users], end[users], wanted.kinds)

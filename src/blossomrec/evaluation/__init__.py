@@ -1,8 +1,8 @@
-"""Protocols, ranking, metrics, slices by history length, significance and storage."""
+"""Protocols, ranking, metrics, slices by length and kind, significance and storage."""
 
 from blossomrec.evaluation.evaluate import RankingOptions, evaluate, resolve_filter_seen
 from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
-from blossomrec.evaluation.significance import PairedTest, compare
+from blossomrec.evaluation.significance import PairedTest, compare, compare_kinds
 
 __all__ = [
     "Evaluation",
@@ -10,6 +10,7 @@ __all__ = [
     "PairedTest",
     "RankingOptions",
     "compare",
+    "compare_kinds",
     "evaluate",
     "resolve_filter_seen",
 ]

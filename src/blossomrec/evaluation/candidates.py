@@ -23,10 +23,17 @@ UNSEEN_SAMPLED = 100
 
 @dataclass(frozen=True)
 class Targets:
-    """The distinct target items of every case, side by side, in order of row within a case."""
+    """The distinct target items of every case, side by side, in order of row within a case.
+
+    An item may be a target by several events, of several kinds: ``kinds`` and ``of_kinds`` are the
+    distinct pairs of a target and a kind, in order of target; None where events have no kinds.
+    """
 
     offsets: np.ndarray  # int64 [M+1]
     items: np.ndarray  # int64 [N]
+    first: np.ndarray  # int64 [M], row in the log of the first target event of each case
+    kinds: np.ndarray | None = None  # int32 [P], numbers of kinds
+    of_kinds: np.ndarray | None = None  # int64 [P], which of the targets
 
     @property
     def counts(self) -> np.ndarray:
@@ -34,7 +41,10 @@ class Targets:
 
 
 def targets_of(log: EventLog, cases: Cases) -> Targets:
-    """The items of the events history_end ... target_end of every case."""
+    """The items of the events history_end ... target_end of every case, of its kinds alone.
+
+    Raises DataError where there is no case, or one without a history or a target.
+    """
     lengths = cases.target_end - cases.history_end
     if len(lengths) == 0:
         raise DataError("there is no case to evaluate: no user has both a history and a target")
@@ -46,9 +56,22 @@ def targets_of(log: EventLog, cases: Cases) -> Targets:
             "a case needs an event before and a target"
         )
     rows, positions = _ragged(log.offsets[cases.users] + cases.history_end, lengths)
-    keys = np.unique(rows * log.num_items + log.items[positions])
+    if cases.kinds and log.kinds is not None:
+        wanted = np.isin(log.kinds[positions], cases.kinds)
+        rows, positions = rows[wanted], positions[wanted]
+    first = np.searchsorted(rows, np.arange(len(lengths) + 1))
+    if (np.diff(first) == 0).any():
+        user = cases.users[np.argmin(np.diff(first))]
+        raise DataError(f"the case of user row {user} has no event of the kinds that are targets")
+    found = rows * log.num_items + log.items[positions]
+    keys = np.unique(found)
     offsets = np.searchsorted(keys, np.arange(len(lengths) + 1) * log.num_items)
-    return Targets(offsets, keys % log.num_items)
+    pairs = (None, None)
+    if log.kinds is not None:
+        numbers = len(log.fields.kinds) + 1
+        distinct = np.unique(np.searchsorted(keys, found) * numbers + log.kinds[positions])
+        pairs = ((distinct % numbers).astype(np.int32), distinct // numbers)
+    return Targets(offsets, keys % log.num_items, positions[first[:-1]], *pairs)
 
 
 def seen_pieces(

@@ -131,7 +131,8 @@ def evaluate(
         tokens_per_batch=tokens_per_batch,
         inputs=scorer.inputs,
     )
-    blocks = _query_blocks(scorer, batches, device, block.rows)
+    asked = _asked_for_first(scorer, log, cases, targets)
+    blocks = _query_blocks(scorer, batches, asked, device, block.rows)
     with scoring.scoring_mode(scorer):
         for part, queries in blocks:
             with scoring.full_precision(device):
@@ -157,6 +158,8 @@ def evaluate(
         num_users=len(np.unique(cases.users)),
         own_metrics=tuple(options.own_metrics),
         moments="asked" in scorer.inputs,
+        asked_kinds="asked_kinds" in scorer.inputs,
+        kinds=log.fields.kinds,
         sampled=(int(sampled.min()), int(sampled.max())) if len(sampled) else None,
     )
     popularity = None
@@ -172,11 +175,31 @@ def evaluate(
         top=top if full else None,
         popularity=popularity,
         seconds=perf_counter() - started,
+        kinds=targets.kinds,
+        of_kinds=targets.of_kinds,
     )
 
 
+def _asked_for_first(
+    scorer: Any, log: EventLog, cases: Cases, targets: Targets
+) -> dict[str, np.ndarray]:
+    """Moment and kind of the first target of each case, int64 [M], where they are asked for.
+
+    Empty where the first target is the next event of every history, as which it is asked for.
+    """
+    if not cases.kinds:
+        return {}
+    columns = log.columns(name for name in scorer.inputs if name in ("asked", "asked_kinds"))
+    # What is asked for at an event is what the next one is.
+    return {name: column[targets.first - 1] for name, column in columns.items()}
+
+
 def _query_blocks(
-    scorer: Any, batches: HistoryBatches, device: torch.device, rows: int
+    scorer: Any,
+    batches: HistoryBatches,
+    asked: dict[str, np.ndarray],
+    device: torch.device,
+    rows: int,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Queries in blocks of exactly ``rows`` cases, the last one shorter.
 
@@ -184,7 +207,9 @@ def _query_blocks(
     comes from a call of the same shape.
     """
     done, waiting, held = 0, [], 0
-    for _, batch in batches:
+    for part, batch in batches:
+        for name, values in asked.items():
+            getattr(batch, name)[batch.last_rows] = torch.from_numpy(values[part])
         queries = scoring.as_queries(scorer.queries(batch.to(device)))
         waiting.append(queries)
         held += len(queries)

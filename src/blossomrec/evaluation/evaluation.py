@@ -11,13 +11,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from blossomrec.data.windows import boundaries
 from blossomrec.errors import RunError, UnknownNameError
 from blossomrec.evaluation import metrics
-from blossomrec.evaluation.metrics import METRICS, Slice, by_history_length
+from blossomrec.evaluation.metrics import METRICS, KindSlice, LengthSlice, by_history_length
 from blossomrec.evaluation.significance import bootstrap_intervals
 from blossomrec.files import digest, read_json, replacing, write_json
 from blossomrec.models.baselines import BASELINES
 
+# What events of a kind that is not known are called.
+UNKNOWN_KIND = "unknown"
 Ranking = Literal["full", "uni100"]
 Interval = tuple[float, float]
 
@@ -39,6 +42,8 @@ class EvaluationProtocol:
     sampled: tuple[int, int] | None = None  # fewest and most items sampled for a case of uni100
     own_metrics: tuple[str, ...] = ()  # names of those that are measured besides the usual ones
     moments: bool = False  # whether the scorer was told the time of each target
+    asked_kinds: bool = False  # whether it was told the kind of the first target of each case
+    kinds: tuple[str, ...] = ()  # names of the kinds of events 1, 2, ...; empty without any
 
     @property
     def label(self) -> str:
@@ -109,6 +114,8 @@ class Evaluation:
     top: np.ndarray | None  # int32 [M, largest k], recommended item rows; None for uni100
     popularity: np.ndarray | None  # float64 [M, number of ks]; None for uni100
     seconds: float  # time of ranking
+    kinds: np.ndarray | None = None  # int32 [P], a kind of event of a target; None without kinds
+    of_kinds: np.ndarray | None = None  # int64 [P], which target that is
 
     @cached_property
     def per_user(self) -> dict[str, np.ndarray]:
@@ -116,26 +123,44 @@ class Evaluation:
 
         Of a user with several cases it is the mean over them.
         """
-        starts, counts = self._users
-        values = self._per_case
-        return {name: np.add.reduceat(each, starts) / counts for name, each in values.items()}
+        return _user_means(self._per_case, self.users)
+
+    @cached_property
+    def per_user_by_kind(self) -> dict[str, dict[str, np.ndarray]]:
+        """The metrics of the targets of one kind, by name of the kind, as ``per_user``.
+
+        Users, and cases, without a target of the kind are left out. Targets of all kinds do not
+        compete, and the list of a case has the places that it has without the others.
+        """
+        if self.kinds is None or self.of_kinds is None:
+            return {}
+        found = {}
+        for kind in np.unique(self.kinds).tolist():
+            targets = self.of_kinds[self.kinds == kind]
+            case = np.searchsorted(self.offsets, targets, side="right") - 1
+            cases, counts = np.unique(case, return_counts=True)
+            values = self._accuracy(self.ranks[targets], boundaries(counts))
+            found[self.kind_name(kind)] = _user_means(values, self.users[cases])
+        return found
+
+    def kind_name(self, kind: int) -> str:
+        """Name of a kind of events by its number."""
+        return self.protocol.kinds[kind - 1] if kind else UNKNOWN_KIND
 
     @cached_property
     def user_lengths(self) -> np.ndarray:
         """Events before the first case of each user, int64 [U]."""
-        return self.lengths[self._users[0]]
+        return self.lengths[np.unique(self.users, return_index=True)[1]]
 
-    @cached_property
-    def _users(self) -> tuple[np.ndarray, np.ndarray]:
-        """The first case of each user, and how many cases a user has."""
-        _, starts, counts = np.unique(self.users, return_index=True, return_counts=True)
-        return starts, counts
+    def _accuracy(self, ranks: np.ndarray, offsets: np.ndarray) -> dict[str, np.ndarray]:
+        protocol = self.protocol
+        values = metrics.accuracy(ranks, offsets, protocol.ks, protocol.own_metrics)
+        return {f"{protocol.prefix}{name}": value for name, value in values.items()}
 
     @property
     def _per_case(self) -> dict[str, np.ndarray]:
         protocol = self.protocol
-        values = metrics.accuracy(self.ranks, self.offsets, protocol.ks, protocol.own_metrics)
-        values = {f"{protocol.prefix}{name}": value for name, value in values.items()}
+        values = self._accuracy(self.ranks, self.offsets)
         if self.popularity is not None:
             names = (f"popularity@{k}" for k in protocol.ks)
             values |= dict(zip(names, self.popularity.T, strict=True))
@@ -159,15 +184,39 @@ class Evaluation:
         return bootstrap_intervals(self.per_user, seed=self.protocol.seed)
 
     @cached_property
-    def slices(self) -> tuple[Slice, ...]:
+    def slices(self) -> tuple[LengthSlice, ...]:
         """Metrics of the users by length of history, empty bins left out."""
         return by_history_length(self.user_lengths, self.per_user, seed=self.protocol.seed)
+
+    @cached_property
+    def kind_slices(self) -> tuple[KindSlice, ...]:
+        """Metrics of the targets by kind of event, kinds without any left out; () without kinds."""
+        if self.kinds is None:
+            return ()
+        numbers, counts = np.unique(self.kinds, return_counts=True)
+        targets = dict(zip(map(self.kind_name, numbers.tolist()), counts.tolist(), strict=True))
+        return tuple(
+            KindSlice(
+                kind=kind,
+                targets=targets[kind],
+                users=len(next(iter(values.values()))),
+                metrics={name: float(each.mean()) for name, each in values.items()},
+                intervals=bootstrap_intervals(values, seed=self.protocol.seed),
+            )
+            for kind, values in self.per_user_by_kind.items()
+        )
+
+
+def _user_means(values: dict[str, np.ndarray], users: np.ndarray) -> dict[str, np.ndarray]:
+    """Means [U] over the cases of each user of values [M]; cases of a user stand side by side."""
+    _, starts, counts = np.unique(users, return_index=True, return_counts=True)
+    return {name: np.add.reduceat(each, starts) / counts for name, each in values.items()}
 
 
 FORMAT = 1
 # Where an evaluation of a run or a baseline lies inside its folder.
 EVALUATION = "evaluations/{on}-{ranking}.json"
-OPTIONAL_ARRAYS = ("top", "popularity")
+OPTIONAL_ARRAYS = ("top", "popularity", "kinds", "of_kinds")
 ARRAYS = ("users", "lengths", "offsets", "ranks", *OPTIONAL_ARRAYS)
 
 
@@ -226,7 +275,8 @@ def load_evaluation(path: str | Path) -> Evaluation:
         protocol = description["protocol"] | {"ks": tuple(description["protocol"]["ks"])}
         if protocol.get("sampled") is not None:
             protocol["sampled"] = tuple(protocol["sampled"])
-        protocol["own_metrics"] = tuple(protocol.get("own_metrics", ()))
+        for name in ("own_metrics", "kinds"):
+            protocol[name] = tuple(protocol.get(name, ()))
         del protocol["candidates"]  # words made from the rest
         arrays: dict[str, Any] = dict.fromkeys(OPTIONAL_ARRAYS)
         with np.load(arrays_path, allow_pickle=False) as stored:
@@ -261,6 +311,7 @@ def _description(evaluation: Evaluation, ranks: str) -> dict[str, Any]:
         "metrics": evaluation.metrics,
         "intervals": evaluation.intervals,
         "slices": [dataclasses.asdict(part) | {"label": part.label} for part in evaluation.slices],
+        "kind_slices": [dataclasses.asdict(part) for part in evaluation.kind_slices],
         "seconds": evaluation.seconds,
         "ranks": ranks,
     }

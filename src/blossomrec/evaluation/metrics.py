@@ -163,19 +163,18 @@ FEW_NOTE = f"* fewer than {FEW} users: too few to tell"
 BINS = (1, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Slice:
-    """The users whose history has ``low`` to ``high`` events, both included."""
+    """Metrics of some of the users, or of some of the targets."""
 
-    low: int
-    high: int | None  # None: no upper bound
     users: int
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
 
     @property
     def label(self) -> str:
-        return f"{self.low:,}+" if self.high is None else f"{self.low:,}–{self.high:,}"
+        """Which these are."""
+        raise NotImplementedError
 
     @property
     def few(self) -> bool:
@@ -188,16 +187,40 @@ class Slice:
         return f"{self.label} *" if self.few else self.label
 
 
+@dataclass(frozen=True, kw_only=True)
+class LengthSlice(Slice):
+    """The users whose history has ``low`` to ``high`` events, both included."""
+
+    low: int
+    high: int | None  # None: no upper bound
+
+    @property
+    def label(self) -> str:
+        return f"{self.low:,}+" if self.high is None else f"{self.low:,}–{self.high:,}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindSlice(Slice):
+    """The targets that are events of one kind, of the users who have such."""
+
+    kind: str
+    targets: int
+
+    @property
+    def label(self) -> str:
+        return self.kind
+
+
 def by_history_length(
     lengths: np.ndarray, per_user: Mapping[str, np.ndarray], *, seed: int = 0
-) -> tuple[Slice, ...]:
+) -> tuple[LengthSlice, ...]:
     """Mean and 95 % bootstrap interval of each metric [U] in every bin that ``lengths`` [U] use."""
     bins = np.searchsorted(BINS, lengths, side="right") - 1
     slices = []
     for number in np.unique(bins).tolist():
         inside = {name: values[bins == number] for name, values in per_user.items()}
         slices.append(
-            Slice(
+            LengthSlice(
                 low=BINS[number],
                 high=BINS[number + 1] - 1 if number + 1 < len(BINS) else None,
                 users=int(np.count_nonzero(bins == number)),

@@ -70,16 +70,57 @@ def compare(
         DataError: the two were not measured on the same cases by the same protocol.
     """
     _check_comparable(first, second)
-    names = [name for name in first.per_user if name in second.per_user]
-    differences = np.stack([first.per_user[name] - second.per_user[name] for name in names], 1)
+    return _paired(first.per_user, second.per_user, seed, permutations)
+
+
+def compare_kinds(
+    first: Evaluation, second: Evaluation, *, seed: int = 0, permutations: int = PERMUTATIONS
+) -> dict[str, dict[str, PairedTest]]:
+    """Paired tests, as of :func:`compare`, of the targets of each kind of event, by its name.
+
+    Empty where one of the two knows no kinds, or other ones.
+
+    Raises:
+        DataError: as of :func:`compare`.
+    """
+    _check_comparable(first, second)
+    if not _same_kinds(first, second):
+        return {}
+    theirs = second.per_user_by_kind
+    return {
+        kind: _paired(ours, theirs[kind], seed, permutations)
+        for kind, ours in first.per_user_by_kind.items()
+    }
+
+
+def _same_kinds(first: Evaluation, second: Evaluation) -> bool:
+    ours, theirs = _target_kinds(first), _target_kinds(second)
+    if ours is None or theirs is None or first.protocol.kinds != second.protocol.kinds:
+        return False
+    return np.array_equal(ours, theirs)
+
+
+def _target_kinds(evaluation: Evaluation) -> np.ndarray | None:
+    """Targets and their kinds, [2, P]; None where they are not known."""
+    if evaluation.kinds is None or evaluation.of_kinds is None:
+        return None
+    return np.stack((evaluation.of_kinds, evaluation.kinds))
+
+
+def _paired(
+    first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], seed: int, permutations: int
+) -> dict[str, PairedTest]:
+    """Tests of every metric that both have, each [U] of the same users."""
+    names = [name for name in first if name in second]
+    differences = np.stack([first[name] - second[name] for name in names], 1)
     p_values = sign_flip(differences, seed=seed, permutations=permutations)
     columns = {name: differences[:, i] for i, name in enumerate(names)}
     intervals = bootstrap_intervals(columns, seed=seed)
     return {
         name: PairedTest(
             metric=name,
-            first=first.metrics[name],
-            second=second.metrics[name],
+            first=float(first[name].mean()),
+            second=float(second[name].mean()),
             difference=float(columns[name].mean()),
             low=intervals[name][0],
             high=intervals[name][1],

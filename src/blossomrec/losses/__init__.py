@@ -1,8 +1,9 @@
 """Training losses over an item catalogue, none of which holds one logit per row and item.
 
-Each takes ``hidden`` [M, D] (one row per prediction), ``weight`` [I, D] (one row per item) and
-``targets`` [M] (item rows), and returns a scalar mean that is differentiable in the first two. To
-``cross_entropy`` a negative target is none: its row counts nothing.
+Each takes ``hidden`` [M, D] (one row per prediction), ``weight`` [I, D] (one row per item),
+``targets`` [M] (item rows) and, where rows do not count alike, ``row_weights`` [M]. It returns a
+scalar mean that is differentiable in the first two. To ``cross_entropy`` a negative target is none:
+its row counts nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from blossomrec.config import TrainingConfig
@@ -29,7 +31,9 @@ __all__ = [
     "build_loss",
     "cross_entropy",
     "gbce",
+    "row_shares",
     "sampled_softmax",
+    "weighted_mean",
 ]
 
 _SAMPLED = ("NegativeSampler", "SampledLoss", "bpr", "gbce", "sampled_softmax")
@@ -50,22 +54,33 @@ class TrainingLoss:
     Attributes:
         captured: whether a step with this loss may be a CUDA graph: nothing is drawn or looked at
             on the host, and a row whose target is negative counts nothing.
+        weighted: whether it takes ``row_weights``; a training whose targets do not count alike
+            refuses a loss that does not.
         may_fuse: whether kernels of a GPU may be used; False asks for plain PyTorch.
     """
 
     captured: ClassVar[bool] = False
+    weighted: ClassVar[bool] = False
     may_fuse: bool = True
 
     def __init__(self, config: TrainingConfig, item_counts: np.ndarray):
         self.config = config
 
-    def __call__(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def __call__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
         """A scalar mean, differentiable in ``hidden`` and ``weight``.
 
         Args:
             hidden: [M, D], one row for each prediction.
             weight: [I, D], one row for each item; M x I logits at a time would be too many.
             targets: int64 [M], item rows.
+            row_weights: float32 [M], how much each prediction counts in the mean, 0 or more; given
+                only where they differ. :func:`weighted_mean` takes them.
         """
         raise NotImplementedError
 
@@ -75,6 +90,30 @@ class TrainingLoss:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from what :meth:`state_dict` gave."""
+
+
+def row_shares(row_weights: Tensor) -> Tensor:
+    """Weights of rows [M] as shares of the largest, 0 to 1; zeros where all are zero.
+
+    Multiplied by them, numbers of 16 bits do not overflow, however large or small the weights are.
+    """
+    if not len(row_weights):
+        return row_weights
+    top = row_weights.amax()
+    # Never looked at: the answer would have to come from the device.
+    return row_weights / torch.where(top > 0, top, 1.0)
+
+
+def weighted_mean(losses: Tensor, row_weights: Tensor | None) -> Tensor:
+    """Mean of the losses of rows [M], each counting as its weight says; None: all alike.
+
+    It is 0 where every weight is 0, and where weights are given but no row.
+    """
+    if row_weights is None:
+        return losses.mean()
+    shares = row_shares(row_weights)
+    # The largest share is 1, so that the sum is smaller only where nothing counts.
+    return (losses * shares).sum() / shares.sum().clamp(min=1)
 
 
 def build_loss(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blossomrec.config import TrainingConfig
-from blossomrec.losses import TrainingLoss
+from blossomrec.losses import TrainingLoss, row_shares, weighted_mean
 
 
 class NegativeSampler:
@@ -41,7 +41,12 @@ class NegativeSampler:
 
 
 def sampled_softmax(
-    hidden: Tensor, weight: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    log_q: Tensor,
+    row_weights: Tensor | None = None,
 ) -> Tensor:
     """Softmax cross-entropy with the sum over the catalogue estimated from a sample.
 
@@ -56,13 +61,23 @@ def sampled_softmax(
         targets: int64 [M].
         negatives: int64 [N], drawn with replacement, the same for every row.
         log_q: [N], log-probability with which each was drawn.
+        row_weights: [M], how much each row counts in the mean; all alike without.
     """
     positive, negative = _sampled_logits(hidden, weight, targets, negatives)
     negative = negative - (log_q + np.log(len(negatives)))
-    return (torch.cat([positive[:, None], negative], dim=1).logsumexp(1) - positive).mean()
+    losses = torch.cat([positive[:, None], negative], dim=1).logsumexp(1) - positive
+    return weighted_mean(losses, row_weights)
 
 
-def gbce(hidden: Tensor, weight: Tensor, targets: Tensor, negatives: Tensor, *, t: float) -> Tensor:
+def gbce(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    row_weights: Tensor | None = None,
+    *,
+    t: float,
+) -> Tensor:
     """Generalised binary cross-entropy (Petrov and Macdonald, gSASRec, RecSys 2023).
 
     The positive probability is raised to the power beta = alpha (t (1 - 1/alpha) + 1/alpha), where
@@ -73,16 +88,23 @@ def gbce(hidden: Tensor, weight: Tensor, targets: Tensor, negatives: Tensor, *, 
         weight: [I, D].
         targets: int64 [M].
         negatives: int64 [N], drawn uniformly, the same for every row; hits of the target count 0.
+        row_weights: [M], how much each row counts in the mean; all alike without.
         t: calibration, 0 is plain binary cross-entropy, 1 removes all overconfidence.
     """
     positive, negative = _sampled_logits(hidden, weight, targets, negatives)
     alpha = min(len(negatives) / max(len(weight) - 1, 1), 1.0)
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
     row_losses = beta * F.softplus(-positive) + F.softplus(negative).sum(1)
-    return row_losses.mean() / (len(negatives) + 1)
+    return weighted_mean(row_losses, row_weights) / (len(negatives) + 1)
 
 
-def bpr(hidden: Tensor, weight: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+def bpr(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    row_weights: Tensor | None = None,
+) -> Tensor:
     """Bayesian personalised ranking (Rendle et al., UAI 2009): mean of -log sigmoid(s+ - s-).
 
     Args:
@@ -90,10 +112,16 @@ def bpr(hidden: Tensor, weight: Tensor, targets: Tensor, negatives: Tensor) -> T
         weight: [I, D].
         targets: int64 [M].
         negatives: int64 [N], the same for every row; pairs whose items are the same are left out.
+        row_weights: [M], how much each pair of a row counts in the mean; all alike without.
     """
     positive, negative = _sampled_logits(hidden, weight, targets, negatives)
-    pairs = (negatives != targets[:, None]).sum()
-    return F.softplus(negative - positive[:, None]).sum() / pairs.clamp(min=1)
+    pairs, losses = negatives != targets[:, None], F.softplus(negative - positive[:, None])
+    if row_weights is None:
+        return losses.sum() / pairs.sum().clamp(min=1)
+    shares = row_shares(row_weights)
+    counted = (shares * pairs.sum(1)).sum()
+    # Nothing is lost where nothing counts, whatever it is divided by.
+    return (losses.sum(1) * shares).sum() / torch.where(counted > 0, counted, 1.0)
 
 
 def _sampled_logits(
@@ -123,13 +151,27 @@ class SampledLoss(TrainingLoss):
         counts = item_counts if self.by_popularity else None
         self.sampler = NegativeSampler(len(item_counts), counts=counts, seed=config.seed)
 
-    def __call__(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def __call__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        row_weights: Tensor | None = None,
+    ) -> Tensor:
         negatives, log_q = self.sampler.sample(self.config.negatives)
-        negatives, log_q = negatives.to(hidden.device), log_q.to(hidden.device)
-        return self.of_sample(hidden, weight, targets, negatives, log_q)
+        sample = negatives.to(hidden.device), log_q.to(hidden.device)
+        # A loss that takes no weights is never given any.
+        weights = () if row_weights is None else (row_weights,)
+        return self.of_sample(hidden, weight, targets, *sample, *weights)
 
     def of_sample(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        negatives: Tensor,
+        log_q: Tensor,
+        row_weights: Tensor | None = None,
     ) -> Tensor:
         """The loss with these negatives, int64 [N], and their log-probabilities [N]."""
         raise NotImplementedError
@@ -145,26 +187,25 @@ class SampledSoftmax(SampledLoss):
     """:func:`sampled_softmax` of items that are drawn by popularity."""
 
     by_popularity = True
+    weighted = True
 
-    def of_sample(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
-    ) -> Tensor:
-        return sampled_softmax(hidden, weight, targets, negatives, log_q)
+    def of_sample(self, hidden, weight, targets, negatives, log_q, row_weights=None):
+        return sampled_softmax(hidden, weight, targets, negatives, log_q, row_weights)
 
 
 class GBCE(SampledLoss):
     """:func:`gbce`, calibrated by ``config.gbce_t``."""
 
-    def of_sample(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
-    ) -> Tensor:
-        return gbce(hidden, weight, targets, negatives, t=self.config.gbce_t)
+    weighted = True
+
+    def of_sample(self, hidden, weight, targets, negatives, log_q, row_weights=None):
+        return gbce(hidden, weight, targets, negatives, row_weights, t=self.config.gbce_t)
 
 
 class BPR(SampledLoss):
     """:func:`bpr`."""
 
-    def of_sample(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
-    ) -> Tensor:
-        return bpr(hidden, weight, targets, negatives)
+    weighted = True
+
+    def of_sample(self, hidden, weight, targets, negatives, log_q, row_weights=None):
+        return bpr(hidden, weight, targets, negatives, row_weights)

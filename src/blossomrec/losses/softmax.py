@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from blossomrec.attention.backends.gpu.products import product
-from blossomrec.losses import TrainingLoss
+from blossomrec.losses import TrainingLoss, row_shares
 from blossomrec.models import fused
 
 # Fewer rows than this in a tile would spend more time on adding up the gradient of the catalogue
@@ -21,6 +22,7 @@ def cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
+    row_weights: Tensor | None = None,
     *,
     chunk_elements: int = 1 << 23,
     may_fuse: bool = True,
@@ -35,6 +37,7 @@ def cross_entropy(
         hidden: [M, D].
         weight: [I, D].
         targets: int64 [M], each in 0 .. I-1, or negative where the row is not to count.
+        row_weights: [M], how much each row counts in the mean, 0 or more; all alike without.
         chunk_elements: largest number of logits held at once; about four times as many float32
             numbers is what the loss needs beside its gradients.
         may_fuse: use the kernels of a GPU where they take this; False asks for plain PyTorch.
@@ -45,31 +48,65 @@ def cross_entropy(
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     summed = _by_kernels if may_fuse and _kernels_take(hidden, dtype) else _by_tiles
     return _CatalogueCrossEntropy.apply(
-        hidden, weight, targets, dtype, partial(summed, chunk_elements, differentiate)
+        hidden, weight, targets, row_weights, dtype, partial(summed, chunk_elements, differentiate)
     )
+
+
+class _Rows(NamedTuple):
+    """Predictions as the products take them.
+
+    factors: [M, D]. targets: [M]. shares: [M], how much each row counts; None for all alike.
+    scaled: [M, D], factors by shares, of which the gradient of the catalogue is made.
+    """
+
+    factors: Tensor
+    targets: Tensor
+    shares: Tensor | None
+    scaled: Tensor
+
+    @staticmethod
+    def of(hidden: Tensor, targets: Tensor, weights: Tensor | None, dtype: torch.dtype) -> _Rows:
+        factors = hidden.to(dtype)
+        if weights is None:
+            return _Rows(factors, targets, None, factors)
+        exact = torch.promote_types(dtype, torch.float32)
+        shares = row_shares(weights.to(exact).masked_fill(targets < 0, 0.0))
+        # Of what was not rounded yet.
+        return _Rows(factors, targets, shares, (hidden * shares[:, None]).to(dtype))
+
+    def part(self, rows: slice) -> _Rows:
+        shares = None if self.shares is None else self.shares[rows]
+        return _Rows(self.factors[rows], self.targets[rows], shares, self.scaled[rows])
+
+    def sum(self, losses: Tensor) -> Tensor:
+        return losses.sum() if self.shares is None else (losses * self.shares).sum()
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, dtype, summed):
-        # Never looked at: the answer would have to come from the device.
-        ctx.rows, ctx.dtypes = (targets >= 0).sum().clamp(min=1), (hidden.dtype, weight.dtype)
+    def forward(ctx, hidden, weight, targets, row_weights, dtype, summed):
+        ctx.dtypes = hidden.dtype, weight.dtype
         with torch.autocast(hidden.device.type, enabled=False):
-            factors, items = hidden.to(dtype), weight.to(dtype)
-            total, gradients = summed(factors, items, targets)
+            rows = _Rows.of(hidden, targets, row_weights, dtype)
+            # Never looked at: the answer would have to come from the device. One share is 1 where
+            # anything counts.
+            ctx.counted = rows.sum(targets >= 0).clamp(min=1)
+            total, gradients = summed(rows, weight.to(dtype))
+            if rows.shares is not None and gradients:
+                gradients[0] *= rows.shares[:, None]
         ctx.save_for_backward(*gradients)
-        return total / ctx.rows
+        return total / ctx.counted
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         # The mean is taken here: dividing earlier would underflow in float16 factors.
-        factor = grad / ctx.rows
+        factor = grad / ctx.counted
         scaled = [
             (each * factor).to(dtype)
             for each, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None
 
 
 def _kernels_take(hidden: Tensor, dtype: torch.dtype) -> bool:
@@ -81,41 +118,43 @@ def _kernels_take(hidden: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _by_kernels(
-    chunk_elements: int, differentiate: bool, factors: Tensor, items: Tensor, targets: Tensor
+    chunk_elements: int, differentiate: bool, rows: _Rows, items: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Summed loss and gradients, as :func:`_by_tiles`, on a GPU in 16 bits."""
     from blossomrec.models.fused.catalogue_loss import summed_cross_entropy
 
     # In 16 bits eight times as many gradients of logits take what four float32 tiles take.
-    return summed_cross_entropy(factors, items, targets, 8 * chunk_elements, differentiate)
+    limit = 8 * chunk_elements
+    factors, targets, shares, scaled = rows
+    return summed_cross_entropy(factors, items, targets, limit, differentiate, shares, scaled)
 
 
 def _by_tiles(
-    chunk_elements: int, differentiate: bool, factors: Tensor, items: Tensor, targets: Tensor
+    chunk_elements: int, differentiate: bool, rows: _Rows, items: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """Summed loss, and its gradients [M, D] and [I, D] if they are wanted."""
-    rows, exact = len(factors), torch.promote_types(factors.dtype, torch.float32)
-    height = min(max(chunk_elements // len(items), TILE_ROWS), chunk_elements, rows)
+    """Summed loss, and its gradients [M, D] and [I, D] if they are wanted.
+
+    The loss and the gradient of the catalogue have the shares of the rows in them; those of single
+    rows do not.
+    """
+    factors, count = rows.factors, len(rows.factors)
+    exact = torch.promote_types(factors.dtype, torch.float32)
+    height = min(max(chunk_elements // len(items), TILE_ROWS), chunk_elements, count)
     width = min(max(chunk_elements // max(height, 1), 1), len(items))
     total = factors.new_zeros((), dtype=exact)
     gradients = []
     if differentiate:
         gradients = [torch.zeros_like(each, dtype=exact) for each in (factors, items)]
-    for start in range(0, rows, max(height, 1)):
+    for start in range(0, count, max(height, 1)):
         part = slice(start, start + height)
-        total += _add_rows(factors[part], items, targets[part], width, part, gradients)
+        tile = [each[part] for each in gradients[:1]] + gradients[1:]
+        total += _add_rows(rows.part(part), items, width, tile)
     return total, gradients
 
 
-def _add_rows(
-    factors: Tensor,
-    items: Tensor,
-    targets: Tensor,
-    width: int,
-    rows: slice,
-    gradients: list[Tensor],
-) -> Tensor:
-    """Summed loss of some rows; adds their share to ``gradients``, [M, D] and [I, D], if given."""
+def _add_rows(rows: _Rows, items: Tensor, width: int, gradients: list[Tensor]) -> Tensor:
+    """Summed loss of some rows; adds to their ``gradients``, [M, D] and [I, D], if given."""
+    factors, targets = rows.factors, rows.targets
     exact = torch.promote_types(factors.dtype, torch.float32)
     columns = [slice(start, start + width) for start in range(0, len(items), width)]
     lse = torch.full_like(targets, -torch.inf, dtype=exact)
@@ -135,9 +174,9 @@ def _add_rows(
         excess = logits.sub_(lse[:, None]).exp_()
         _subtract_targets(excess, targets, column.start)
         excess = excess.to(factors.dtype)
-        gradients[0][rows] += product(excess, items[column])
-        gradients[1][column] += product(excess.T, factors)
-    return (lse - target_logits).masked_fill(~counted, 0.0).sum()
+        gradients[0] += product(excess, items[column])
+        gradients[1][column] += product(excess.T, rows.scaled)
+    return rows.sum((lse - target_logits).masked_fill(~counted, 0.0))
 
 
 def _at_targets(logits: Tensor, targets: Tensor, start: int) -> Tensor:
@@ -160,6 +199,7 @@ class CrossEntropy(TrainingLoss):
     """:func:`cross_entropy`."""
 
     captured = True
+    weighted = True
 
-    def __call__(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(hidden, weight, targets, may_fuse=self.may_fuse)
+    def __call__(self, hidden, weight, targets, row_weights=None):
+        return cross_entropy(hidden, weight, targets, row_weights, may_fuse=self.may_fuse)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blossomrec.attention.packing import histories, positions
 from blossomrec.config import ModelConfig, RunConfig
-from blossomrec.data.batches import ClozeBatches
+from blossomrec.data.batches import ClozeBatches, target_importance
 from blossomrec.models.sequence import batch_sizes
 from blossomrec.models.transformer import TransformerModel
 
@@ -48,6 +48,7 @@ class BERT4Rec(TransformerModel):
             train_end,
             mask_probability=share,
             inputs=cls.inputs_for(config),
+            importance=target_importance(log, config.training),
             **batch_sizes(config),
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from blossomrec.attention import AttentionOutput
 from blossomrec.attention.packing import histories
 from blossomrec.config import ModelConfig, RunConfig, check
-from blossomrec.data.batches import TrainingBatches
+from blossomrec.data.batches import TrainingBatches, target_importance
 from blossomrec.data.fields import EventFields, Tables
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.models import fused
@@ -176,7 +176,13 @@ class SequenceModel(nn.Module):
         Args:
             train_end: int64 [U], how many of each user's first events may be trained on.
         """
-        return TrainingBatches(log, train_end, inputs=cls.inputs_for(config), **batch_sizes(config))
+        return TrainingBatches(
+            log,
+            train_end,
+            inputs=cls.inputs_for(config),
+            importance=target_importance(log, config.training),
+            **batch_sizes(config),
+        )
 
     @property
     def max_len(self) -> int:

@@ -22,11 +22,18 @@ class AttentionProfile:
         gates: float64 [layers, H, 2], mean weight of the long-term and the short-term path.
         selected: for each history, int32 [layers, L, G, n] block numbers, -1 for none.
         users: int64, the user row of each of those histories.
+        ends: int64, position in the user's history after its last event.
     """
 
     gates: np.ndarray
     selected: list[np.ndarray]
     users: np.ndarray
+    ends: np.ndarray
+
+    def times(self, log: EventLog, number: int) -> np.ndarray | None:
+        """Seconds since 1970 of the events of a history, int64 [L]; None where not known."""
+        times, end = log.history(int(self.users[number])).times, int(self.ends[number])
+        return None if times is None else times[end - self.selected[number].shape[1] : end]
 
 
 def attention_profile(
@@ -63,6 +70,7 @@ def attention_profile(
         torch.cat(gates, dim=1).double().mean(1).numpy(),
         [one.numpy() for one in selected],
         cases.users[longest],
+        cases.history_end[longest],
     )
 
 

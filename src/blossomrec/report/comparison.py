@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from blossomrec.evaluation.evaluation import Evaluation
-from blossomrec.evaluation.significance import PairedTest, compare, holm
+from blossomrec.evaluation.significance import PairedTest, compare, compare_kinds, holm
 from blossomrec.report import wording
 from blossomrec.report.page import Cell, TextTable
 
@@ -121,6 +121,34 @@ class Comparison:
                 ]
             )
         return TextTable(f"Differences from {self.baseline} in {self.label}", head, rows)
+
+    def kind_table(self) -> TextTable | None:
+        """Differences in the decisive metric by kind of the target; None where none is told."""
+        pairs = [
+            (name, kind, tests[self.decisive])
+            for name in self.tests
+            for kind, tests in compare_kinds(
+                self.evaluations[name], self.evaluations[self.baseline]
+            ).items()
+        ]
+        if not pairs:
+            return None
+        corrected = holm(np.array([test.p_permutation for *_, test in pairs])).tolist()
+        head = ["Model", "Kind", "Users", "Difference", "95% interval", "p", "p (Holm)"]
+        rows = [
+            [
+                name,
+                kind,
+                f"{test.users:,}",
+                wording.difference_text(test),
+                f"{wording.signed(test.low)} to {wording.signed(test.high)}",
+                wording.p_text(test.p_permutation),
+                wording.p_text(p_value),
+            ]
+            for (name, kind, test), p_value in zip(pairs, corrected, strict=True)
+        ]
+        caption = f"Differences from {self.baseline} in {self.label} by kind of the target"
+        return TextTable(caption, head, rows)
 
     def _row_name(self, name: str) -> Cell:
         return Cell(name, note="baseline" if name == self.baseline else "")

@@ -154,6 +154,7 @@ class Cell:
         best: the best value of its column.
         mark: how it differs significantly, with a sign before the text; empty without.
         against: name of the model that ``mark`` compares with.
+        prose: words, which may take several lines.
     """
 
     text: str
@@ -161,6 +162,7 @@ class Cell:
     best: bool = False
     mark: Literal["", "better", "worse"] = ""
     against: str = ""
+    prose: bool = False
 
     def __str__(self) -> str:
         return self.text
@@ -171,7 +173,7 @@ class TextTable:
     """A table as text; the first column names the rows."""
 
     caption: str
-    head: Sequence[str]
+    head: Sequence[str | Cell]
     rows: Sequence[Sequence[str | Cell]]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blossomrec.evaluation.metrics import Slice
+from blossomrec.evaluation.metrics import LengthSlice
 from blossomrec.report.attention_profile import attended_share, distance_shares
 from blossomrec.report.page import (
     INK,
@@ -62,7 +62,9 @@ def curves(lines: Sequence[Curve], label: str, alt: str, *, mark_best: bool = Fa
     return to_svg(figure, alt)
 
 
-def by_length(models: Sequence[Sequence[Slice]], metric: str, label: str, alt: str) -> Drawing:
+def by_length(
+    models: Sequence[Sequence[LengthSlice]], metric: str, label: str, alt: str
+) -> Drawing:
     """One metric with intervals, a row for each bin of history length, the models beside it."""
     bins = {part.low: part for slices in models for part in slices}
     order = {low: row for row, low in enumerate(sorted(bins))}

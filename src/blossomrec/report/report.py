@@ -24,7 +24,7 @@ from blossomrec.files import write_text
 from blossomrec.report import sections, wording
 from blossomrec.report.attention_profile import attention_profile
 from blossomrec.report.comparison import Comparison
-from blossomrec.report.page import key_of, render_page
+from blossomrec.report.page import TextTable, key_of, render_page
 from blossomrec.run import load_model, read_run_config
 
 
@@ -41,6 +41,7 @@ class ModelReport:
         selections: (title, selected block numbers [L, n] or [L, G, n], -1 for none) of some
             histories; empty without.
         block_size: events in a block.
+        items: what it recommends most often; None where the log is not there.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ModelReport:
     gates: np.ndarray | None = None
     selections: Sequence[tuple[str, np.ndarray]] = ()
     block_size: int = 16
+    items: TextTable | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +113,8 @@ SECTIONS = {
     "sampled": "Sampled ranking",
     "learning": "Learning curves",
     "lengths": "Metrics by history length",
+    "kinds": "Metrics by kind of event",
+    "items": "Items recommended most",
     "gates": "Gates",
     "attended": "Attended blocks",
     "data": "Data",
@@ -128,6 +132,8 @@ def render_report(data: ReportData) -> str:
         "sampled": sections.sampled(data),
         "learning": sections.learning(data),
         "lengths": sections.lengths(data),
+        "kinds": sections.kinds(data, full),
+        "items": [one.items for one in data.models if one.items is not None],
         "gates": sections.gates(data),
         "attended": sections.attended(data),
         "data": list(wording.summary_pairs(data.summary)),
@@ -188,8 +194,10 @@ def model_report(name: str, run: Path, log: EventLog) -> ModelReport:
     evaluation = load_evaluation(find_evaluation(run, "test", "full"))
     path = evaluation_path(run, ranking="uni100")
     sampled = load_evaluation(path) if path.is_file() else None
+    fits = evaluation.protocol.num_items == log.num_items
+    items = sections.most_recommended(evaluation, log, name) if fits else None
     if not (run / "config.json").is_file():
-        return ModelReport(name, evaluation, sampled)
+        return ModelReport(name, evaluation, sampled, items=items)
     info = read_run_config(run)
     if info.fingerprint != log.item_vocabulary.fingerprint:
         raise RunError(f"{run} belongs to another vocabulary than {log.folder}")
@@ -205,7 +213,9 @@ def model_report(name: str, run: Path, log: EventLog) -> ModelReport:
     if profile is not None:
         for number, selected in enumerate(profile.selected, 1):
             for layer, blocks in enumerate(selected, 1):
-                title = f"history {number}, {blocks.shape[0]:,} events, layer {layer}"
+                days = wording.period(profile.times(log, number - 1))
+                events = f"{blocks.shape[0]:,} events" + (f" from {days}" if days else "")
+                title = f"history {number}, {events}, layer {layer}"
                 # Of a history within one block there is nothing to show.
                 if (blocks >= 0).any():
                     shown.append((title, blocks))
@@ -217,4 +227,5 @@ def model_report(name: str, run: Path, log: EventLog) -> ModelReport:
         gates=None if profile is None else profile.gates,
         selections=shown,
         block_size=config.model.block_size,
+        items=items,
     )

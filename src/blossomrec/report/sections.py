@@ -1,4 +1,4 @@
-"""Sections of a report: results, learning, slices, gates, attended blocks, configuration.
+"""Sections of a report: results, learning, slices, items, gates, attended blocks, configuration.
 
 Each function gives what ``templates/report.html`` draws, or nothing where there is nothing to show.
 """
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from blossomrec.evaluation.metrics import FEW_NOTE
+from blossomrec.evaluation.metrics import FEW_NOTE, Slice
 from blossomrec.report import plots, wording
 from blossomrec.report.comparison import LEVEL, Comparison
 from blossomrec.report.page import Cell, Figure, KeyEntry, TextTable, key_of
 
 if TYPE_CHECKING:
+    from blossomrec.data.log import EventLog
+    from blossomrec.evaluation.evaluation import Evaluation
     from blossomrec.report.report import ModelReport, ReportData
 
 Pairs = list[tuple[str, str]]
@@ -59,6 +61,15 @@ class Lengths:
     figures: list[Figure]
     note: str
     numbers: TextTable
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Metrics by kind of the target, and tests against the baseline; ``note`` as of ``Lengths``."""
+
+    numbers: TextTable
+    tests: TextTable | None
+    note: str
 
 
 @dataclass(frozen=True)
@@ -210,6 +221,61 @@ def lengths(data: ReportData) -> Lengths:
             rows,
         ),
     )
+
+
+def kinds(data: ReportData, full: Comparison) -> Kinds | None:
+    """Metrics by kind of the target, where there are several kinds."""
+    k = data.models[0].evaluation.protocol.headline_k
+    by_model = [{part.kind: part for part in m.evaluation.kind_slices} for m in data.models]
+    first = max(by_model, key=len)
+    if len(first) < 2:
+        return None
+    rows = []
+    for kind, part in first.items():
+        cells = []
+        for metric in (f"ndcg@{k}", f"hr@{k}"):
+            cells += [_slice_cell(own.get(kind), metric) for own in by_model]
+        rows.append([part.marked_label, f"{part.users:,}", f"{part.targets:,}", *cells])
+    head = ["Kind", "Users", "Targets"]
+    for name in ("NDCG", "HR"):
+        alone = len(data.names) == 1
+        head += [f"{name}@{k}" if alone else f"{one}, {name}@{k}" for one in data.names]
+    return Kinds(
+        TextTable("Metrics by kind of the target, among the whole catalogue", head, rows),
+        full.kind_table(),
+        FEW_NOTE if any(part.few for part in first.values()) else "",
+    )
+
+
+def _slice_cell(part: Slice | None, metric: str) -> str | Cell:
+    if part is None:
+        return "–"
+    return Cell(f"{part.metrics[metric]:.4f}", wording.interval(*part.intervals[metric]))
+
+
+def most_recommended(
+    evaluation: Evaluation, log: EventLog, name: str, count: int = 10
+) -> TextTable | None:
+    """The items that stand most often among the first ones, with what the log says of them."""
+    if evaluation.top is None:
+        return None
+    k = evaluation.protocol.headline_k
+    counts = np.bincount(evaluation.top[:, :k].ravel() + 1, minlength=log.num_items + 1)[1:]
+    rows = np.argsort(-counts, kind="stable")[:count]
+    events = np.bincount(np.asarray(log.items), minlength=log.num_items)
+    words = wording.ItemWords(log)
+    cells = [
+        [
+            *(Cell(text, prose=bool(number)) for number, text in enumerate(words.cells(row))),
+            f"{counts[row] / len(evaluation.top):.1%}",
+            f"{events[row]:,}",
+        ]
+        for row in rows.tolist()
+        if counts[row]
+    ]
+    named = [Cell(name, prose=bool(number)) for number, name in enumerate(words.head)]
+    head = [*named, f"In the first {k}", "Events"]
+    return TextTable(f"What {name} recommends most often", head, cells)
 
 
 def gates(data: ReportData) -> list[Figure]:

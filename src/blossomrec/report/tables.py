@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
-from blossomrec.evaluation.metrics import FEW_NOTE
+from blossomrec.evaluation.metrics import FEW_NOTE, Slice
 from blossomrec.evaluation.significance import PairedTest
 from blossomrec.report import wording
 
 
 def evaluation_table(name: str, evaluation: Evaluation) -> Group:
-    """Every metric with its interval, and NDCG and HR by length of history."""
+    """Every metric with its interval, and NDCG and HR by length of history and kind of event."""
     protocol = evaluation.protocol
     kind = "full ranking" if protocol.ranking == "full" else f"sampled ranking ({protocol.label})"
     split = f"{protocol.split}, " if protocol.split else ""
@@ -25,36 +25,55 @@ def evaluation_table(name: str, evaluation: Evaluation) -> Group:
         interval = evaluation.intervals.get(metric)
         shown = f"{interval[0]:.4f}–{interval[1]:.4f}" if interval else ""
         table.add_row(metric, f"{evaluation.metrics[metric]:.4f}", shown)
-    told = f" {wording.MOMENTS}." if protocol.moments else ""
+    told = f" {wording.told(protocol)}." if wording.told(protocol) else ""
     candidates = Text(f"Candidates: {protocol.candidates}. Ties count against the target.{told}")
     title = _title(f"{name}: {split}{kind}, {wording.users_text(protocol)}")
-    slices = [_title("By length of history"), _slices_table(evaluation)]
-    if any(part.few for part in evaluation.slices):
+    slices = [_title("By length of history"), _slices_table("events", evaluation.slices, protocol)]
+    kinds = evaluation.kind_slices if len(evaluation.kind_slices) > 1 else ()
+    if kinds:
+        slices += [_title("By kind of the target"), _slices_table("kind", kinds, protocol)]
+    if any(part.few for part in (*evaluation.slices, *kinds)):
         slices.append(Text(FEW_NOTE))
     return Group(title, table, *slices, candidates)
 
 
 def comparison_table(
-    first: str, second: str, tests: Mapping[str, PairedTest], protocol: EvaluationProtocol
+    first: str,
+    second: str,
+    tests: Mapping[str, PairedTest],
+    protocol: EvaluationProtocol,
+    by_kind: Mapping[str, Mapping[str, PairedTest]] | None = None,
 ) -> Group:
-    """Paired tests of two models, metric by metric; differences are first minus second."""
+    """Paired tests of two models, metric by metric; differences are first minus second.
+
+    by_kind: the same of the targets of each kind of event, of which NDCG and HR are shown.
+    """
     users = next(iter(tests.values())).users
     title = _title(f"{first} (first) and {second} (second), {users:,} users")
     columns = ("first", "second", "difference", "95% interval", "p", "p Wilcoxon", "Cohen's d")
     table = _table("metric", *columns)
     for name in wording.shown_metrics(protocol, tests):
-        test = tests[name]
-        table.add_row(
-            name,
-            f"{test.first:.4f}",
-            f"{test.second:.4f}",
-            wording.difference_text(test),
-            f"{wording.signed(test.low)} to {wording.signed(test.high)}",
-            wording.p_text(test.p_permutation),
-            wording.p_text(test.p_wilcoxon),
-            wording.signed(test.effect_size, 3),
-        )
-    return Group(title, table)
+        table.add_row(name, *_test_cells(tests[name]))
+    if not by_kind or len(by_kind) < 2:
+        return Group(title, table)
+    kinds = _table("kind", "users", "metric", *columns)
+    for kind, found in by_kind.items():
+        for name in wording.shown_metrics(protocol, found)[:2]:
+            test = found[name]
+            kinds.add_row(Text(kind), f"{test.users:,}", name, *_test_cells(test))
+    return Group(title, table, _title("By kind of the target"), kinds)
+
+
+def _test_cells(test: PairedTest) -> list[str]:
+    return [
+        f"{test.first:.4f}",
+        f"{test.second:.4f}",
+        wording.difference_text(test),
+        f"{wording.signed(test.low)} to {wording.signed(test.high)}",
+        wording.p_text(test.p_permutation),
+        wording.p_text(test.p_wilcoxon),
+        wording.signed(test.effect_size, 3),
+    ]
 
 
 def comparison_of_models(evaluations: Mapping[str, Evaluation]) -> Group:
@@ -90,17 +109,16 @@ def frame_table(frame: Any) -> Table:
     return shown
 
 
-def _slices_table(evaluation: Evaluation) -> Table:
-    protocol = evaluation.protocol
+def _slices_table(first: str, slices: Sequence[Slice], protocol: EvaluationProtocol) -> Table:
     k = protocol.headline_k
     metrics = [f"{protocol.prefix}{kind}@{k}" for kind in ("ndcg", "hr")]
-    table = _table("events", "users", metrics[0], "95% interval", metrics[1], "95% interval")
-    for part in evaluation.slices:
+    table = _table(first, "users", metrics[0], "95% interval", metrics[1], "95% interval")
+    for part in slices:
         cells = []
         for metric in metrics:
             low, high = part.intervals[metric]
             cells += [f"{part.metrics[metric]:.4f}", f"{low:.4f}–{high:.4f}"]
-        table.add_row(part.marked_label, f"{part.users:,}", *cells)
+        table.add_row(Text(part.marked_label), f"{part.users:,}", *cells)
     return table
 
 

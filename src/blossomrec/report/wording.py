@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
+from blossomrec.data.features import Categories
+from blossomrec.data.log import EventLog
+from blossomrec.data.split import TARGETS
 from blossomrec.evaluation.evaluation import EvaluationProtocol
 from blossomrec.evaluation.significance import PERMUTATIONS, RESAMPLES, PairedTest
 
@@ -24,6 +28,24 @@ SEVERAL = (
     "ranked for a history of all that came before it; the {count:,} before them served for "
     "validation. Metrics are means over users of the means over their events."
 )
+# Of splits whose targets are events of some kinds.
+OF_KINDS = {
+    "leave-one-out": (
+        "Leave-one-out by kind: the last event of kind {kinds} of every user with two such events "
+        "is the test target, the one of these kinds before it served for validation; the history "
+        "is everything before the target."
+    ),
+    "global-time": (
+        "Global time split: the targets of a user are the items of all events of kind {kinds} in "
+        "the last period of the log, the history is everything before it."
+    ),
+}
+SEVERAL_OF_KINDS = (
+    "The last {count:,} events of kind {kinds} of every user with at least {least:,} of them are "
+    "the test targets, each ranked for a history of all that came before it; the {count:,} of "
+    "these kinds before them served for validation. Metrics are means over users of the means over "
+    "their events."
+)
 DEFINITIONS = {
     "hr": "whether any target is among the first k, mean over users",
     "recall": "share of a case's targets among the first k, mean over users",
@@ -38,6 +60,15 @@ DEFINITIONS = {
 
 
 MOMENTS = "the model is told for when it recommends: the time of the target"
+ASKED_KINDS = "the model is told which kind of event is wanted: the kind of the target"
+FIRST_TARGET = ", or of the first one where a case has several"
+
+
+def told(protocol: EvaluationProtocol) -> str:
+    """What of the targets a model is told, in words; empty where it is nothing."""
+    words = [MOMENTS] * protocol.moments + [ASKED_KINDS] * protocol.asked_kinds
+    first = FIRST_TARGET if protocol.asked_kinds and not protocol.one_target else ""
+    return "; ".join(words) + first
 
 
 def metric_label(name: str) -> str:
@@ -64,8 +95,8 @@ def protocol_pairs(protocol: EvaluationProtocol) -> Iterator[tuple[str, str]]:
     yield "Split", _split_text(protocol.split)
     yield "Cases", f"{users_text(protocol)}, {protocol.num_targets:,} targets"
     yield "Candidates", protocol.candidates
-    if protocol.moments:
-        yield "Inputs", MOMENTS
+    if told(protocol):
+        yield "Inputs", told(protocol)
     yield "Ties", "count against the target"
     yield (
         "Several targets",
@@ -90,9 +121,16 @@ def users_text(protocol: EvaluationProtocol) -> str:
 
 
 def _split_text(split: str | None) -> str:
-    if last := re.fullmatch(r"leave-last-(\d+)-out", split or ""):
-        return SEVERAL.format(count=int(last[1]), least=2 * int(last[1]) + 1)
-    return SPLITS.get(split or "", split or "not told")
+    name, _, names = (split or "").partition(TARGETS)
+    kinds = " or ".join(names.split(", "))
+    if last := re.fullmatch(r"leave-last-(\d+)-out", name):
+        count = int(last[1])
+        if kinds:
+            return SEVERAL_OF_KINDS.format(count=count, least=2 * count, kinds=kinds)
+        return SEVERAL.format(count=count, least=2 * count + 1)
+    if kinds and name in OF_KINDS:
+        return OF_KINDS[name].format(kinds=kinds)
+    return SPLITS.get(name, split or "not told")
 
 
 def difference_numbers(test: PairedTest) -> str:
@@ -168,3 +206,59 @@ def value_text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "; ".join(value_text(part) for part in value) or "none"
     return str(value)
+
+
+# Letters of a title, and of a cell of categories.
+LONGEST_TITLE, LONGEST_CATEGORIES = 60, 40
+# Columns of categories that are shown.
+MOST_CATEGORIES = 2
+
+
+class ItemWords:
+    """What is shown of the items of a log: ids and, from the table of items, titles and categories.
+
+    Attributes:
+        head: names of the cells of an item.
+    """
+
+    def __init__(self, log: EventLog):
+        self._ids, table = log.item_vocabulary, log.item_features
+        self._titles = None if table is None else table.titles
+        found = {} if table is None else table
+        categories = [(name, one) for name, one in found.items() if isinstance(one, Categories)]
+        self._categories = [one for _, one in categories[:MOST_CATEGORIES]]
+        names = [name.capitalize().replace("_", " ") for name, _ in categories[:MOST_CATEGORIES]]
+        self.head = ["Item", *(["Title"] if self._titles is not None else []), *names]
+
+    def cells(self, row: int) -> list[str]:
+        """Id, title and categories of an item, as many as ``head`` names."""
+        titles = [] if self._titles is None else [cut(self._titles[row], LONGEST_TITLE)]
+        categories = [cut(", ".join(one[row]), LONGEST_CATEGORIES) for one in self._categories]
+        return [self._id(row), *titles, *categories]
+
+    def name(self, row: int) -> str:
+        """Id and title of an item, in one."""
+        title = "" if self._titles is None else cut(self._titles[row], LONGEST_TITLE)
+        return f"{self._id(row)} {title}".strip()
+
+    def _id(self, row: int) -> str:
+        return str(self._ids.ids([row]).item())
+
+
+def cut(text: str, longest: int) -> str:
+    """A text on one line, its end left out where it is longer."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else f"{text[: longest - 1].rstrip()}…"
+
+
+def date(second: int) -> str:
+    """The day of a time in seconds since 1970 (UTC)."""
+    return datetime.fromtimestamp(int(second), UTC).strftime("%Y-%m-%d")
+
+
+def period(seconds: Any) -> str:
+    """The days from the first to the last of some times; empty where there are none."""
+    if seconds is None or not len(seconds):
+        return ""
+    first, last = date(seconds[0]), date(seconds[-1])
+    return first if first == last else f"{first} to {last}"

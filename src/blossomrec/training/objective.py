@@ -39,12 +39,12 @@ class Objective(nn.Module):
         """Losses of a batch with targets, on the device of the model."""
         batch, distilled = step.batch, self.selector_weight > 0
         encoded = self.model.encode(batch, distil_rows=step.distil_rows if distilled else None)
-        hidden, targets = encoded.hidden, batch.targets
-        assert targets is not None
-        if step.rows is not None:
-            hidden, targets = hidden.index_select(0, step.rows), targets.index_select(0, step.rows)
+        assert batch.targets is not None
+        hidden, targets = step.predicted(encoded.hidden), step.predicted(batch.targets)
         weight = self.model.output_weight() if encoded.catalogue is None else encoded.catalogue
-        loss = self.loss(hidden, weight, targets)
+        # A loss that takes no weights is never given any.
+        counted = () if batch.target_weights is None else (step.predicted(batch.target_weights),)
+        loss = self.loss(hidden, weight, targets, *counted)
         if not distilled or encoded.selector_loss is None:
             return Losses(loss, loss, None)
         total = loss + self.selector_weight * encoded.selector_loss
@@ -60,6 +60,7 @@ class Step:
         batch: on the device; on the host where it was padded for a graph.
         rows: of the events that are predicted from, int64, rising; None for all with a target.
         num_targets: how many events have a target.
+        importance: how much these targets count, all together; each counts 1 unless it is told.
         distil_rows: of the events that the selector is distilled at, as of ``encode``; those that
             are predicted from where it is not given, for elsewhere it does not matter what is
             selected.
@@ -72,11 +73,17 @@ class Step:
         rows: Tensor | None,
         num_targets: int,
         *,
+        importance: float | None = None,
         distil_rows: Tensor | None = None,
         padded: bool = False,
     ):
         self.batch, self.rows, self.num_targets = batch, rows, num_targets
+        self.importance = num_targets if importance is None else importance
         self.padded, self._distil_rows = padded, distil_rows
+
+    def predicted(self, events: Tensor) -> Tensor:
+        """The entries, of [T, ...], of the events that are predicted from."""
+        return events if self.rows is None else events.index_select(0, self.rows)
 
     @property
     def distil_rows(self) -> Tensor:
@@ -96,17 +103,22 @@ def device_steps(
     for batch in batches:
         assert batch.targets is not None
         rows = (batch.targets >= 0).nonzero()[:, 0]
-        count = len(rows)
+        tokens, count, weights = len(batch.items), len(rows), batch.target_weights
+        importance = None if weights is None else float(weights[rows].double().sum())
+        # Where nothing counts the selector is distilled at every event: it has to be somewhere.
+        distil_rows = rows if count else torch.arange(tokens)
         padded = None if shape is None else batch.pad(*shape)
         if padded is not None:
-            tokens = len(padded.items)
-            rows = pad(rows, (0, tokens - count), value=tokens)
+            end = len(padded.items)
+            distil_rows = pad(distil_rows, (0, end - len(distil_rows)), value=end)
             if pinned:
-                padded, rows = padded.pin_memory(), rows.pin_memory()
-            yield Step(padded, None, count, distil_rows=rows, padded=True)
+                padded, distil_rows = padded.pin_memory(), distil_rows.pin_memory()
+            yield Step(
+                padded, None, count, importance=importance, distil_rows=distil_rows, padded=True
+            )
             continue
-        everywhere = count == len(batch.items)
         if pinned:
             batch, rows = batch.pin_memory(), rows.pin_memory()
-        rows = None if everywhere else rows.to(device, non_blocking=True)
-        yield Step(batch.to(device), rows, count)
+        distil_rows = None if count else torch.arange(tokens, device=device)
+        rows = None if count == tokens else rows.to(device, non_blocking=True)
+        yield Step(batch.to(device), rows, count, importance=importance, distil_rows=distil_rows)

@@ -20,12 +20,12 @@ from torch import nn
 from blossomrec.attention.api import resolve
 from blossomrec.attention.spec import Heads
 from blossomrec.config import RunConfig, TrainingConfig
-from blossomrec.data.batches import TrainingBatches
+from blossomrec.data.batches import TrainingBatches, has_importance
 from blossomrec.data.log import EventLog
 from blossomrec.data.windows import gather_index
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError
-from blossomrec.losses import TrainingLoss, build_loss
+from blossomrec.losses import LOSSES, TrainingLoss, build_loss
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerModel, blossom_spec
 from blossomrec.training.objective import Objective
@@ -148,8 +148,8 @@ def build_parts(
     """Everything for training ``model``, which is moved to the device of ``fabric``.
 
     Raises:
-        ConfigError: the model was built for another catalogue, or ``training.graph`` is on where
-            there can be none.
+        ConfigError: the model was built for another catalogue, ``training.graph`` is on where
+            there can be none, or targets do not count alike and loss or backbone cannot have it.
         DataError: there is nothing to train on.
     """
     if model.num_items != log.num_items:
@@ -157,6 +157,8 @@ def build_parts(
             f"the model has {model.num_items} items, {log.folder} has {log.num_items}"
         )
     batches = model.training_batches(log, train_end, config)
+    if has_importance(log, config.training):
+        _check_weighted(batches, config)
     counts = training_counts(log, train_end)
     model.mark_trained(counts > 0)
     loss = build_loss(config.training, counts, log.num_items, may_fuse=model.may_fuse)
@@ -168,6 +170,23 @@ def build_parts(
     rate = LearningRate(config.training, config.training.epochs * batches.steps(0))
     shape = graph_shape(config, batches, fabric.device)
     return Parts(fabric, model, optimizer, loss, wrapped, stepper, batches, rate, shape)
+
+
+def _check_weighted(batches: TrainingBatches, config: RunConfig) -> None:
+    """Raise ConfigError where the backbone's batches or the loss take no weights of targets."""
+    training, refusal = config.training, ""
+    if batches.importance is None:
+        refusal = f"the batches of model.backbone {config.model.backbone!r} have"
+    elif not LOSSES.get(training.loss).weighted:
+        refusal = f"training.loss {training.loss!r} takes"
+    if refusal:
+        reason = f"training.targets is {training.targets!r}"
+        if not training.targets:
+            reason = f"training.weights is {training.weights!r} and the log has weights"
+        raise ConfigError(
+            f"{reason}, but {refusal} no weights: choose another, or leave targets empty and "
+            "weights off"
+        )
 
 
 def training_counts(log: EventLog, train_end: np.ndarray) -> np.ndarray:
@@ -186,7 +205,8 @@ GOOD_STEPS, SMALLEST_BATCH = 20, 64
 def describe(
     parts: Parts, validation_cases: int, log: EventLog, config: RunConfig, run: Path
 ) -> list[str]:
-    """Five lines: data, model, device, steps, place; and a warning where the log is small."""
+    """Five lines: data, model, device, steps, place; what targets count, unless they all count the
+    same; and a warning where the log is small."""
     steps, training = parts.batches.steps(0), config.training
     parameters = sum(one.numel() for one in parts.model.parameters())
     cases = f"{validation_cases:,} validation cases" if validation_cases else "no validation"
@@ -197,10 +217,19 @@ def describe(
         f"training: {steps:,} steps an epoch, at most {training.epochs:,} epochs, {cases}",
         f"run: {run}",
     ]
+    if parts.batches.importance is not None:
+        lines.insert(4, f"targets: {_counted(log, training)}")
     small = _too_large(parts, validation_cases, log, config)
     if small:
         lines.append(f"warning: the log is small for these options: {'; '.join(small)}")
     return lines
+
+
+def _counted(log: EventLog, training: TrainingConfig) -> str:
+    """By what targets count."""
+    weighted = log.weights is not None and training.weights != "off"
+    told = [training.targets] * bool(training.targets) + ["weights of the log"] * weighted
+    return " times the ".join(told)
 
 
 def _device(training: TrainingConfig, parts: Parts) -> str:

@@ -73,9 +73,9 @@ def restore_generators(
 class TrainingState:
     """Where training stands; every field is JSON-ready.
 
-    Of the epoch under way: ``epoch_step`` steps done, ``epoch_seconds``, ``epoch_events`` read and
-    ``epoch_targets`` predicted, ``loss_sum`` over these and, where there is one, the sum of the
-    selector loss over steps.
+    Of the epoch under way: ``epoch_step`` steps done, ``epoch_seconds``, ``epoch_events`` read,
+    ``epoch_targets``, how much those predicted count together, ``loss_sum`` over these and, where
+    there is one, the sum of the selector loss over steps.
     """
 
     epoch: int = 0
@@ -83,7 +83,7 @@ class TrainingState:
     epoch_step: int = 0
     epoch_seconds: float = 0.0
     epoch_events: int = 0
-    epoch_targets: int = 0
+    epoch_targets: float = 0
     loss_sum: float = 0.0
     selector_sum: float | None = None
     seconds: float = 0.0

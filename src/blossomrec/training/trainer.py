@@ -152,7 +152,7 @@ class Trainer:
         state.step += 1
         state.epoch_step += 1
         events = len(step.batch.items)
-        record = StepRecord(state.epoch + 1, state.step, rate, events, step.num_targets)
+        record = StepRecord(state.epoch + 1, state.step, rate, events, step.importance)
         return self.watch.push(record, values)
 
     def _account(self, readings: list[Reading]) -> None:
@@ -202,7 +202,8 @@ class Trainer:
         return {
             "epoch": state.epoch + 1,
             "step": state.step,
-            "loss": state.loss_sum / state.epoch_targets,
+            # Of masked events there may be none that count.
+            "loss": state.loss_sum / (state.epoch_targets or 1),
             "selector_loss": None if selector is None else selector / state.epoch_step,
             "lr": self.parts.learning_rate(state.step - 1),
             "events_per_second": state.epoch_events / state.epoch_seconds,

@@ -24,13 +24,13 @@ INTERVAL = 16
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What the host knows of a step when it is launched; ``targets`` counts predicted events."""
+    """What the host knows of a step when it is launched; its targets count ``targets`` together."""
 
     epoch: int
     step: int
     learning_rate: float
     events: int
-    targets: int
+    targets: float
 
 
 @dataclass(frozen=True)

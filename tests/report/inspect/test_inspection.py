@@ -215,7 +215,13 @@ def test_the_command_prints_tables_and_writes_page_and_figures(cli, run, tmp_pat
         assert f"{head.hub_shares[0]:.1%}" in shown and f"{head.entropy:.3f}" in page
     assert f"{found.choice.choosing_events:,} of {found.choice.events:,}" in shown
     assert f"wrote {out} and one.json" in shown
-    for heading in ("Attention covered", "Distances", "Hubs", "Gates", "Where there is a choice"):
+    for heading in (
+        "Attention covered",
+        "Distances",
+        "Hubs",
+        "Examples",
+        "Where there is a choice",
+    ):
         assert f">{heading}</h2>" in page
     assert page.count("<svg") == 7
     # Nothing is loaded from elsewhere.
@@ -228,6 +234,35 @@ def test_the_page_lies_in_the_run_folder(cli, bidirectional):
     page = (bidirectional / "inspect.html").read_text()
     assert "early blocks can be selected by more events" not in page
     assert json.loads((bidirectional / "inspect.json").read_text())["causal"] is False
+
+
+def test_examples_say_what_the_last_events_select(either, tiny_log):
+    found = inspection.inspect_run(either, max_len=30)
+    ids, model = tiny_log.item_vocabulary, load_model(either)
+    assert len(found.examples) == 3
+    for example in found.examples:
+        user = int(tiny_log.user_vocabulary.rows([int(example.user)])[0])
+        whole = tiny_log.history(user)
+        seen = whole[:-1][-30:]
+        assert (example.events, example.heads, example.days) == (30, 4, "2023-11-14")
+        assert example.target == str(ids.ids(whole.items[-1:]).item())
+        batch = pack([seen.asked_for(-1)], model.inputs)
+        with torch.no_grad(), recorded(model) as attended:
+            model.encode(batch)
+        counts = np.zeros(8, int)
+        for each in attended:
+            chosen = each.output.selected[-1]
+            np.add.at(counts, chosen[chosen >= 0].numpy(), 1)
+        own, *others = example.blocks
+        assert own.heads is None and (own.first, own.last) == (29, 30)
+        assert sorted((b.heads for b in others), reverse=True) == [b.heads for b in others]
+        assert len(others) == min(6, np.count_nonzero(counts))
+        for block in example.blocks:
+            part = seen.items[block.first - 1 : block.last]
+            assert block.heads is None or block.heads == counts[(block.first - 1) // 4]
+            assert block.items == tuple(map(str, ids.ids(part[::-1]).to_list())) and not block.more
+    page = inspect_page.render_inspection(found)
+    assert ">Examples</h2>" in page and f"User {found.examples[0].user}: 30 events" in page
 
 
 def test_without_matplotlib_there_are_tables_and_figures(capsys, run, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import polars as pl
@@ -128,12 +129,29 @@ def read_context(column: Column, kind: str | None = None) -> pl.Series:
         DataError: values are of another kind, there is none, or there are over ``MAX_NAMES``.
     """
     column = plain_text(column)
+    if kind is None and column.textual:
+        _warn_of_strays(column)
     if (kind or guess_kind(column)) != "number":
         return _names(column, "category", MAX_NAMES)
     numbers = _read_numbers(column)
     if numbers.null_count() == len(numbers):
         raise DataError(f"{column.source}, column {column.name!r}: there is no number in it")
     return numbers
+
+
+def _warn_of_strays(column: Column) -> None:
+    """Tell of the first text that is no number where most are, so that they count as categories."""
+    given = column.values.is_not_null() & (column.values != "")
+    strays = given & _as_numbers(column.values).is_null()
+    share = 1 - len(strays.arg_true()) / max(len(given.arg_true()), 1)
+    if 0.5 < share < 1 and not column.name.lower().endswith("_id"):
+        row = strays.arg_true()[0]
+        warnings.warn(
+            f"{column.source}, column {column.name!r}, row {row + 1}: {column.values[row]!r} is no "
+            f"number, as {share:.1%} of the values are, so that all are taken as categories (the "
+            "option context_kinds decides)",
+            stacklevel=2,
+        )
 
 
 def _names(column: Column, what: str, limit: int) -> pl.Series:
@@ -155,6 +173,7 @@ def _names(column: Column, what: str, limit: int) -> pl.Series:
     column.refuse(
         new & (new.cum_sum() > limit),
         f"is one {what} too many: there may be up to {limit:,}",
+        "; is it an id, or a number?",
     )
     return names
 

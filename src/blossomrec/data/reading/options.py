@@ -49,6 +49,13 @@ class ReadOptions:
 
     def __post_init__(self):
         check(self)
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            lists = str(entry.type).startswith("tuple") and value is not None
+            if lists and not isinstance(value, (tuple, list)):
+                raise ConfigError(
+                    f"{entry.name} is {value!r}: a list is needed, such as [{value!r}]"
+                )
         for name in ("user", "item", "timestamp"):
             if getattr(self, name) is None:
                 raise ConfigError(f"{name} is None: the name of a column is needed")
@@ -86,9 +93,11 @@ class Filters:
         1, "drop users with fewer events, again and again together with the items"
     )
     min_item_events: int = option(1, "drop items with fewer events")
-    merge_repeats: bool = option(False, "keep the first of neighbouring events with the same item")
+    merge_repeats: bool = option(
+        False, "keep the first of neighbouring events with the same item and kind"
+    )
     drop_duplicates: bool = option(
-        False, "keep the first of events with the same user, item and time"
+        False, "keep the first of events with the same user, item, time and kind"
     )
 
     def __post_init__(self):
@@ -141,7 +150,7 @@ def _told(value: Any) -> str:
     """An option as text; of a frame what it is."""
     if hasattr(value, "columns"):
         return f"the {type(value).__module__.split('.')[0]} frame"
-    return " ".join(value) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def with_given(cls: type[Options], given: dict[str, Any]) -> Options:

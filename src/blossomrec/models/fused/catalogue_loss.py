@@ -39,7 +39,13 @@ def takes(hidden: Tensor, dtype: torch.dtype) -> bool:
 
 
 def summed_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, limit: int, differentiate: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    limit: int,
+    differentiate: bool,
+    shares: Tensor | None = None,
+    scaled: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Sum of the cross-entropy of all rows, and its gradients.
 
@@ -49,16 +55,19 @@ def summed_cross_entropy(
         targets: int64 [M], negative where the row is not to count.
         limit: gradients of logits that are held at a time.
         differentiate: whether gradients are wanted.
+        shares: float32 [M], how much each row counts in the sum; all alike without.
+        scaled: [M, D], ``hidden`` by ``shares`` in the type of ``hidden``, where they are given.
 
     Returns:
-        float32 scalar, and the gradients of ``hidden`` and ``weight`` in float32, none if not
-        wanted.
+        float32 scalar, and the gradients of ``hidden``, without the shares, and of ``weight``, in
+        float32, none if not wanted.
     """
     hidden, weight = hidden.contiguous(), weight.contiguous()
     lse, losses = _row_lse(hidden, weight, targets)
-    loss = losses.sum()
+    loss = losses.sum() if shares is None else (losses * shares).sum()
     if not differentiate:
         return loss, []
+    scaled = hidden if scaled is None else scaled
     rows, items = len(hidden), len(weight)
     height = min(max(limit // items, TILE_ROWS), rows)
     width = min(_aligned(max(1, limit // height - ALIGNMENT)), _aligned(items))
@@ -89,7 +98,7 @@ def summed_cross_entropy(
                 SPAN=SPAN,
                 **_form(hidden),
             )
-            products = product(excess, padded[columns]), product(excess.T, factors)
+            products = product(excess, padded[columns]), product(excess.T, scaled[part])
             if whole:
                 gradients = list(products)
                 continue

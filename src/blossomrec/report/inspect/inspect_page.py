@@ -59,6 +59,7 @@ SECTIONS = {
     "distances": "Distances",
     "hubs": "Hubs",
     "gates": "Gates",
+    "examples": "Examples",
     "choice": "Where there is a choice",
     "model": "Model",
 }
@@ -96,6 +97,7 @@ def render_inspection(inspection: Inspection) -> str:
         distances=_distances(inspection),
         hubs=_hubs(inspection),
         gates=_gates(inspection),
+        examples=[inspect_tables.example(each) for each in inspection.examples],
         choice=list(inspect_tables.choice_pairs(inspection)),
         model=wording.value_pairs(asdict(inspection.model)),
     )

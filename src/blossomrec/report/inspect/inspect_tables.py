@@ -8,9 +8,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from blossomrec.report.inspect.inspection import Inspection
+from blossomrec.report.inspect.inspection import Example, Inspection
 from blossomrec.report.inspect.selection_totals import HeadChoices, Ratio, quantiles_of_counts
-from blossomrec.report.page import TextTable
+from blossomrec.report.page import Cell, TextTable
 
 UNIFORM = "uniform choice"
 
@@ -82,6 +82,29 @@ def gates(inspection: Inspection) -> TextTable:
     return TextTable("Mean gates", head, rows)
 
 
+def example(shown: Example) -> TextTable:
+    """What the last event of a history selects."""
+    has_days = bool(shown.days)
+    rows = []
+    for block in shown.blocks:
+        heads = "own block" if block.heads is None else f"{block.heads} of {shown.heads} heads"
+        more = f"; {block.more} more" if block.more else ""
+        days = [block.days] if has_days else []
+        rows.append(
+            [
+                f"{block.first:,}–{block.last:,}",
+                heads,
+                *days,
+                Cell("; ".join(block.items) + more, prose=True),
+            ]
+        )
+    days = f" from {shown.days}" if has_days else ""
+    head = ["Events", "Selected by", *(["When"] if has_days else [])]
+    head = [*head, Cell("Items, the latest first", prose=True)]
+    caption = f"User {shown.user}: {shown.events:,} events{days}; the test event: {shown.target}"
+    return TextTable(caption, head, rows)
+
+
 def choice_pairs(inspection: Inspection) -> Iterator[tuple[str, str]]:
     """Where the selector had a choice, and what was measured there."""
     choice, model = inspection.choice, inspection.model
@@ -112,7 +135,7 @@ def inspection_tables(inspection: Inspection) -> Group:
         content = table(inspection)
         shown = Table()
         for place, name in enumerate(content.head):
-            shown.add_column(name, justify="right" if place else "left")
+            shown.add_column(str(name), justify="right" if place else "left")
         for row in content.rows:
             shown.add_row(*map(str, row))
         parts += [Text(content.caption, style="bold"), shown]

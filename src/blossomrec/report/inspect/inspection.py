@@ -12,6 +12,7 @@ import torch
 from blossomrec.attention import BlossomAttention
 from blossomrec.config import LARGEST_SEED, ModelConfig
 from blossomrec.data.batches import HistoryBatches
+from blossomrec.data.history import History
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases, make_split
 from blossomrec.device import resolve_device
@@ -33,10 +34,13 @@ from blossomrec.report.inspect.selection_totals import (
     mass_ratio,
     recorded,
 )
+from blossomrec.report.wording import ItemWords, period
 from blossomrec.run import load_model, read_run_config
 
 # Events of a batch; only a history that is longer by itself goes over it.
 TOKENS_PER_BATCH = 16_384
+# Histories that are shown, and blocks and items of each.
+EXAMPLES, EXAMPLE_BLOCKS, EXAMPLE_ITEMS = 3, 6, 5
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,47 @@ class Choice:
     measured_events: int
 
 
+@dataclass(frozen=True)
+class ExampleBlock:
+    """A block of a history, and by how many heads of all layers it is selected.
+
+    Attributes:
+        first, last: numbers of its first and last event in what was looked at, from 1.
+        days: of these events; empty where times are not known.
+        heads: how many select it; None for the own block of the last event, which is always seen.
+        items: ids and titles of its last distinct items, the latest first.
+        more: how many other items there are.
+    """
+
+    first: int
+    last: int
+    days: str
+    heads: int | None
+    items: tuple[str, ...]
+    more: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """What is selected at the last event of a history.
+
+    Attributes:
+        user: id.
+        events: how many were looked at.
+        days: of these events; empty where times are not known.
+        heads: of all layers together.
+        blocks: the last event's own, then those that most heads select.
+        target: id and title of the item of the test event.
+    """
+
+    user: str
+    events: int
+    days: str
+    heads: int
+    blocks: tuple[ExampleBlock, ...]
+    target: str
+
+
 @dataclass(frozen=True, eq=False)
 class Inspection:
     """What a run selects.
@@ -73,6 +118,7 @@ class Inspection:
         uniform: what a uniform choice would do on the sampled histories.
         ratio: covered over best attention, layers and heads together.
         layers: in order.
+        examples: the longest of the sampled histories.
     """
 
     run: str
@@ -85,6 +131,7 @@ class Inspection:
     uniform: UniformChoice
     ratio: Ratio
     layers: tuple[LayerChoices, ...]
+    examples: tuple[Example, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form."""
@@ -156,6 +203,7 @@ def inspect_run(
         uniform=uniform_choice(own, form),
         ratio=mass_ratio(np.sum([each.mass.sum(-1) for each in totals], 0), measured, seed),
         layers=tuple(each.choices(measured, seed) for each in totals),
+        examples=_examples(model, opened, sampled, max_len, form),
     )
 
 
@@ -178,7 +226,7 @@ def _with_choice(
 ) -> Cases:
     kept = choosing > 0
     if kept.any():
-        return Cases(cases.users[kept], cases.history_end[kept], cases.target_end[kept])
+        return cases.take(kept)
     raise DataError(
         f"{log.folder}: the longest history looked at has {lengths.max()} events, too short for a "
         f"choice among blocks: with {form.top_n} selected blocks of {form.block_size} events all "
@@ -223,6 +271,78 @@ def _measure(
             for total, each in zip(totals, found, strict=True):
                 total.add(each, batch.cu_seqlens, rows, history[here])
     return totals, np.bincount(history, minlength=len(cases))
+
+
+def _examples(
+    model: SequenceModel, log: EventLog, cases: Cases, max_len: int, form: SelectionForm
+) -> tuple[Example, ...]:
+    """What the last events of the longest histories select."""
+    shown = cases.take(np.argsort(-cases.history_end, kind="stable")[:EXAMPLES])
+    batches = HistoryBatches(
+        log,
+        shown.users,
+        shown.history_end,
+        max_len=max_len,
+        tokens_per_batch=TOKENS_PER_BATCH,
+        inputs=model.inputs,
+    )
+    words, device, found = ItemWords(log), model.item_embeddings.weight.device, list[Example]()
+    for part, batch in batches:
+        with torch.no_grad(), recorded(model) as attended:
+            model.encode(batch.to(device))
+        layers = [each.output.selected for each in attended]
+        selected = torch.stack([each for each in layers if each is not None]).cpu().numpy()
+        for number, row in zip(range(part.start, part.stop), batch.last_rows.tolist(), strict=True):
+            user, end = int(shown.users[number]), int(shown.history_end[number])
+            history = log.history(user)
+            seen = history[max(0, end - max_len) : end]
+            blocks = _example_blocks(selected[:, row], seen, form.block_size, words)
+            found.append(
+                Example(
+                    user=str(log.user_vocabulary.ids([user]).item()),
+                    events=len(seen),
+                    days=period(seen.times),
+                    heads=selected.shape[0] * selected.shape[2],
+                    blocks=blocks,
+                    target=words.name(int(history.items[_first_target(history, shown, number)])),
+                )
+            )
+    return tuple(found)
+
+
+def _first_target(history: History, cases: Cases, number: int) -> int:
+    """Position of the first target of a case in its user's history."""
+    start, end = int(cases.history_end[number]), int(cases.target_end[number])
+    if not cases.kinds or history.kinds is None:
+        return start
+    return start + int(np.argmax(np.isin(history.kinds[start:end], cases.kinds)))
+
+
+def _example_blocks(
+    selected: np.ndarray, seen: History, size: int, words: ItemWords
+) -> tuple[ExampleBlock, ...]:
+    """The last event's own block and those that most heads select.
+
+    selected: numbers of blocks, [layers, G, n], -1 for none.
+    """
+    own = (len(seen) - 1) // size
+    counts = np.bincount(selected[selected >= 0], minlength=own + 1)
+    order = np.argsort(-counts, kind="stable")[:EXAMPLE_BLOCKS]
+    blocks = []
+    for block in [own, *(int(each) for each in order if counts[each])]:
+        first, last = block * size, min((block + 1) * size, len(seen))
+        items = list(dict.fromkeys(seen.items[first:last][::-1].tolist()))
+        blocks.append(
+            ExampleBlock(
+                first=first + 1,
+                last=last,
+                days=period(None if seen.times is None else seen.times[first:last]),
+                heads=int(counts[block]) if blocks else None,
+                items=tuple(words.name(item) for item in items[:EXAMPLE_ITEMS]),
+                more=max(0, len(items) - EXAMPLE_ITEMS),
+            )
+        )
+    return tuple(blocks)
 
 
 def _plain(value: Any) -> Any:
