@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from blossomrec.config import ServingConfig
+from blossomrec.data.fields import EventFields
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.serving.engine.catalogue import Catalogue
+from blossomrec.serving.engine.fields import KnownFields
 from blossomrec.serving.engine.histories import (
     OVERHEAD,
     Histories,
@@ -141,7 +143,8 @@ def test_times_of_the_store_reach_a_model_that_takes_them(tmp_path):
     catalogue, found = Catalogue([8, 2, 1]), []
     for inputs in (("items",), ("items", "times")):
         model = SimpleNamespace(kept_inputs=inputs)
-        version = SimpleNamespace(model=model, catalogue=catalogue, cache=HistoryCache(1 << 20))
+        told = {"known": KnownFields(EventFields(), None, inputs), "cache": HistoryCache(1 << 20)}
+        version = SimpleNamespace(model=model, catalogue=catalogue, **told)
         history, complete = Histories(store, Metrics()).read_on(version, "anna", None)
         assert complete and history.read == 4
         assert history.events.items.tolist() == [2, 1, 0]
