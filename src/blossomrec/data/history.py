@@ -131,6 +131,10 @@ class GrowingHistory:
             [each.item(index) if each.ndim == 1 else each[index].tobytes() for each in columns]
         )
 
+    def number(self, name: str, index: int) -> Any:
+        """What one event has of one input, which is a number."""
+        return self._columns[name].item(index)
+
     @property
     def items(self) -> np.ndarray:
         """Item rows, int32 [n], a view."""

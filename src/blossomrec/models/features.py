@@ -131,9 +131,14 @@ class EventInputs(nn.Module):
         self.register_buffer("offsets", torch.tensor(self.starts[3:-1]), persistent=False)
         scales = [[one.mean, one.deviation] for _, one in numbers]
         self.register_buffer("scales", torch.tensor(scales), persistent=False)
+        # On the device: a list as an index would be copied there each time, which waits.
+        for name, columns in (("few_columns", self.few), ("number_columns", self.numbers)):
+            self.register_buffer(name, torch.tensor(columns, dtype=torch.long), persistent=False)
 
     offsets: Tensor
     scales: Tensor
+    few_columns: Tensor
+    number_columns: Tensor
 
     def forward(
         self,
@@ -161,7 +166,7 @@ class EventInputs(nn.Module):
             rows.append(kinds[:, None] + self.starts[2])
         if self.few:
             assert context is not None
-            numbers = context[:, self.few].nan_to_num(0.0).long()
+            numbers = context.index_select(1, self.few_columns).nan_to_num(0.0).long()
             rows.append(numbers + self.offsets)
         chosen = _zeros(len(weight), given(gap, seconds, kinds, context), weight)
         if rows:
@@ -169,7 +174,8 @@ class EventInputs(nn.Module):
         if self.numbers:
             assert context is not None
             mean, deviation = self.scales.unbind(1)
-            scaled = ((context[:, self.numbers] - mean) / deviation).nan_to_num(0.0)
+            values = context.index_select(1, self.number_columns)
+            scaled = ((values - mean) / deviation).nan_to_num(0.0)
             chosen[:, self.starts[-1] :] = scaled.to(chosen.dtype)
         x = chosen @ weight
         for column, table in zip(self.many, self.of_many, strict=True):

@@ -82,8 +82,7 @@ class UserHistory:
         index, event = self.encoded, self._events.at(self.encoded)
         if "times" not in self.inputs:
             return event
-        times = self.inputs.index("times")
-        return (*event, self._events.at(index - 1)[times] if index > self.start else -1)
+        return (*event, self._events.number("times", index - 1) if index > self.start else -1)
 
     def add(self, events: History, read: int) -> None:
         """Put events behind the others; ``read`` counts those too whose items are unknown."""
