@@ -445,7 +445,9 @@ UNNAMED_SECTIONS = {
 }
 # In the order in which help shows them.
 FLAGS = {
-    "evaluate": "model log on ranking filter-seen split last-events ks own-metrics out device",
+    "evaluate": (
+        "model log on ranking filter-seen split last-events kinds ks own-metrics out device"
+    ),
     "recommend": "run user history k log items filter-viewed max-len unknown json device",
 }
 
