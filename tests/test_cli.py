@@ -445,8 +445,10 @@ UNNAMED_SECTIONS = {
 }
 # In the order in which help shows them.
 FLAGS = {
-    "evaluate": "model log on ranking filter-seen split last-events ks own-metrics out device",
-    "recommend": "run user history k log items filter-viewed max-len unknown json device",
+    "evaluate": (
+        "model log on ranking filter-seen split last-events kinds ks own-metrics out device"
+    ),
+    "recommend": "run user history k log items filter-viewed max-len at kind unknown json device",
 }
 
 

@@ -361,7 +361,7 @@ def with_options(config: RunConfig, options: dict[str, Any]) -> RunConfig:
         ]
         if not homes:
             raise ConfigError(f"unknown option {name}")
-        # The one name in two sections, seed, means the training's.
+        # Of the names in two sections, seed means the training's and kinds the model's.
         changed["training" if "training" in homes else homes[0]][name] = value
     config = dataclasses.replace(
         config,
