@@ -19,7 +19,7 @@ MODEL: dict[str, Any] = {
     "time_gap": "off",
     "request_time": "off",
     "content": "off",
-    "kinds": "off",
+    "event_kinds": "off",
     "request_kind": "off",
     "context": "off",
     "user_table": "off",

@@ -75,7 +75,7 @@ class ModelConfig:
     content: Switch = option(
         "auto", "see what the table of items says of them; auto: where it says something"
     )
-    kinds: Switch = option("auto", "see the kinds of events; auto: where the log has kinds")
+    event_kinds: Switch = option("auto", "see the kinds of events; auto: where the log has kinds")
     request_kind: Switch = option(
         "auto", "see which kind of event is wanted; auto: where the log has kinds"
     )

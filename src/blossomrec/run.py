@@ -132,7 +132,7 @@ def _bring_up_to_date(values: dict[str, Any]) -> None:
         model.setdefault("rotary_share", 1.0)
     if model.get("attention_impl") == "native":
         model["attention_impl"] = "cpu"
-    later = ("time_gap", "request_time", "content", "kinds", "request_kind", "context")
+    later = ("time_gap", "request_time", "content", "event_kinds", "request_kind", "context")
     for name in (*later, "user_table"):
         # Written before the model could see it.
         model.setdefault(name, "off")

@@ -29,12 +29,12 @@ CONTEXT = (
     ContextField("price", "number", mean=10.0, deviation=4.0),
     ContextField("campaign", "category", MANY),
 )
-SEEN = {"kinds": "on", "request_kind": "on", "context": "on", "user_table": "on"}
+SEEN = {"event_kinds": "on", "request_kind": "on", "context": "on", "user_table": "on"}
 FORMS = [
     {},
     {"time_gap": "on", "request_time": "on", "clock": "on", "time_share": 0.5},
     {"norm": "pre", "request_kind": "off"},
-    {"attention": "full", "kinds": "off"},
+    {"attention": "full", "event_kinds": "off"},
     {"attention_impl": "torch", "context": "off"},
 ]
 

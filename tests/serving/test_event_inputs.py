@@ -12,7 +12,7 @@ from blossomrec.serving.stores.bulk import import_events
 from blossomrec.serving.stores.sqlite_store import SQLiteStore
 
 NOW = 1_700_000_000
-SEEN = {"kinds": "on", "request_kind": "on", "context": "on", "user_table": "on"}
+SEEN = {"event_kinds": "on", "request_kind": "on", "context": "on", "user_table": "on"}
 TIMED = {"time_gap": "on", "request_time": "on", "clock": "on", "time_share": 0.25}
 USERS = [str(n) for n in (3, 12, 20)]
 

@@ -363,7 +363,7 @@ def kinds_run(tmp_path_factory):
     kinds = [("click", "buy")[n] for n in rng.integers(0, 2, 400)]
     frame = pl.DataFrame(events | {"timestamp": np.arange(400), "event": kinds})
     log = EventLog.prepare(frame, folder / "log", kind="event")
-    return write_run(folder / "run", log, kinds="on", request_kind="on", max_len=60)
+    return write_run(folder / "run", log, event_kinds="on", request_kind="on", max_len=60)
 
 
 @needs_browser

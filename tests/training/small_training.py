@@ -18,6 +18,10 @@ SMALL_MODEL = ModelConfig(
     time_gap="off",
     request_time="off",
     content="off",
+    kinds="off",
+    request_kind="off",
+    context="off",
+    user_table="off",
     max_len=20,
     hidden_size=16,
     layers=1,
@@ -51,7 +55,7 @@ def small_config(**options: Any) -> RunConfig:
 def small_train(log: Any, config: RunConfig, run: Path, **options: Any) -> TrainingResult:
     """Build the model from the seed and train it."""
     torch.manual_seed(config.training.seed)
-    model = build_model(config.model, log.num_items)
+    model = build_model(config.model, log.num_items, log.tables)
     options = {"progress": False, **options}
     return train(model, log, make_split(log, config.evaluation), config, run, **options)
 

@@ -22,12 +22,13 @@ from waiting import Waits
 
 CPU = torch.device("cpu")
 BUYS = {"targets": "buy=1,click=0", "weights": "off"}
+SEEN = {"kinds": "on", "request_kind": "on", "context": "on"}
 
 
 def parts_of(log, **options):
     config = small_config(**{"dropout": 0.0, **options})
     torch.manual_seed(0)
-    model = build_model(config.model, log.num_items)
+    model = build_model(config.model, log.num_items, log.tables)
     train_end = make_split(log, config.evaluation).train_end
     return build_parts(model, log, train_end, config, open_fabric(config.training))
 
@@ -103,6 +104,8 @@ def test_weights_and_kinds_change_the_model(kind_log, tmp_path):
     [
         {"targets": "buy=1,click=0.2"},
         {"backbone": "bert4rec", "targets": "buy=1"},
+        {"backbone": "bert4rec", "targets": "buy=1", **SEEN},
+        {"targets": "buy=1,cart=0.5", **SEEN},
         {"backbone": "gru4rec", "loss": "bpr"},
         {"graph": "on", "targets": "buy=1,cart=0.5"},
     ],

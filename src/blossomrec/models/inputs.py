@@ -29,7 +29,7 @@ def resolve_inputs(config: RunConfig, log: EventLog) -> RunConfig:
     # Of each option, whether the log has it, and what to say if it has not.
     there = {name: (log.has_times, f"{log.folder} has an order, no times") for name in TIMES}
     there |= dict.fromkeys(
-        ("kinds", "request_kind"), (has_kinds, f"the events of {log.folder} have no kinds")
+        ("event_kinds", "request_kind"), (has_kinds, f"the events of {log.folder} have no kinds")
     )
     there["context"] = (has_context, f"the events of {log.folder} have no context")
     for name, of, table in (
@@ -52,11 +52,11 @@ def _masked(model: ModelConfig) -> ModelConfig:
     """Of a masked event time and kind are the moment and the kind for which is recommended."""
     if model.request_time == "off":
         model = _masked_without_times(model)
-    if model.kinds == "off" and model.request_kind == "on":
+    if model.event_kinds == "off" and model.request_kind == "on":
         raise ConfigError(
-            f"model.kinds is 'off': {model.backbone} that is told the wanted kind sees kinds"
+            f"model.event_kinds is 'off': {model.backbone} that is told the wanted kind sees kinds"
         )
-    return replace(model, request_kind="off") if model.kinds == "off" else model
+    return replace(model, request_kind="off") if model.event_kinds == "off" else model
 
 
 def _masked_without_times(model: ModelConfig) -> ModelConfig:
@@ -85,7 +85,7 @@ def says_something(features: Mapping[str, Feature] | None) -> bool:
 
 def seen_fields(config: ModelConfig, fields: EventFields) -> EventFields:
     """Of the kinds and the context of a log those that a model of this configuration sees."""
-    sees_kinds = "on" in (config.kinds, config.request_kind)
+    sees_kinds = "on" in (config.event_kinds, config.request_kind)
     return EventFields(
         fields.kinds if sees_kinds else (), fields.context if config.context == "on" else ()
     )
@@ -99,7 +99,7 @@ def inputs_of(config: ModelConfig) -> tuple[str, ...]:
         "items": True,
         "times": sees or asks,
         "asked": asks,
-        "kinds": config.kinds == "on",
+        "kinds": config.event_kinds == "on",
         "asked_kinds": config.request_kind == "on",
         "context": config.context == "on",
         "users": config.user_table == "on",

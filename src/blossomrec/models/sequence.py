@@ -107,7 +107,7 @@ class SequenceModel(nn.Module):
         )
         kinds, context = len(self.fields.kinds), self.fields.context
         gap, asks = config.time_gap == "on", config.request_time == "on"
-        known = kinds if config.kinds == "on" else None
+        known = kinds if config.event_kinds == "on" else None
         if gap or clock or known is not None or context:
             seen = {"gap": gap, "clock": clock, "kinds": known, "context": context}
             self.event_inputs = EventInputs(size, **seen)
