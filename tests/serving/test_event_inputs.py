@@ -8,6 +8,8 @@ import pytest
 from serving_runs import Server, write_run
 
 from blossomrec import BlossomRec, EventLog
+from blossomrec.data.history import History
+from blossomrec.serving.engine.histories import UserHistory
 from blossomrec.serving.stores.bulk import import_events
 from blossomrec.serving.stores.sqlite_store import SQLiteStore
 
@@ -202,3 +204,16 @@ def test_requests_of_one_user_for_several_kinds_arrive_together(told_run, frame,
             np.testing.assert_allclose(
                 [a["score"] for a in one], [b["score"] for b in other], atol=1e-5
             )
+
+
+def test_histories_that_are_encoded_for_a_request_are_few_at_a_time(log, tmp_path):
+    run = write_run(tmp_path / "run", log, backbone="bert4rec", max_len=40, **SEEN)
+    with Server(run, tmp_path / "events.db") as server:
+        encoder = server.service.version.encoder
+        histories = [UserHistory(inputs=("items",)) for _ in range(4)]
+        for history, length in zip(histories, (30, 10, 60, 5), strict=True):
+            history.add(History(np.arange(length) % 30), length)
+            assert encoder.missing(history) == 0
+        # Of the third one, 40 events are seen.
+        found = [encoder.together(histories, limit) for limit in (0, 30, 39, 40, 79, 80, 85)]
+        assert found == [1, 1, 1, 2, 2, 3, 4]

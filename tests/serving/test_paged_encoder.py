@@ -53,7 +53,13 @@ def timed(model):
 def told(model):
     """The same with kinds, context and a table of users besides."""
     torch.manual_seed(0)
-    inputs = {"time_gap": "on", "clock": "on", "event_kinds": "on", "context": "on", "user_table": "on"}
+    inputs = {
+        "time_gap": "on",
+        "clock": "on",
+        "event_kinds": "on",
+        "context": "on",
+        "user_table": "on",
+    }
     ages = Numbers(np.array([20, 30, np.nan, 50], np.float32))
     columns = ContextField("shop", "category", ("web", "app")), ContextField("price", "number")
     tables = Tables(

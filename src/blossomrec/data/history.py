@@ -127,6 +127,8 @@ class GrowingHistory:
     def at(self, index: int) -> tuple[Any, ...]:
         """What one event has, in the order of ``inputs``."""
         columns = self._columns.values()
+        if "context" not in self._columns:
+            return tuple([column.item(index) for column in columns])
         return tuple(
             [each.item(index) if each.ndim == 1 else each[index].tobytes() for each in columns]
         )
