@@ -150,7 +150,7 @@ def test_a_mask_has_the_wanted_kind_and_no_context():
     seen = []
     model.event_inputs.register_forward_hook(lambda _, given, __: seen.append(given))
     model.queries(pack([events], model.inputs))
-    (_, _, kinds, context) = seen[0]
+    _, _, kinds, context, _ = seen[0]
     assert kinds.tolist() == [*events.kinds.tolist(), 3]
     assert context[-1].isnan().all() and torch.equal(
         context[:-1].nan_to_num(), torch.from_numpy(events.context).nan_to_num()
@@ -175,12 +175,29 @@ def test_one_row_is_the_sum_of_its_embeddings():
 
 def test_users_are_rows_of_their_table():
     content = UserContent(tables().users or {}, 7)
-    for parameter in content.parameters():
-        torch.nn.init.normal_(parameter)
-    whole = content.content()
-    rows = torch.tensor([5, -1, 0, 3])
-    expected = torch.stack([whole[5], content.unknown, whole[0], whole[3]])
-    torch.testing.assert_close(content(rows), expected)
+    age = (np.array([20, 30, 50, 60, 20]) - 36) / np.std([20, 30, 50, 60, 20])
+    found = content(torch.tensor([5, -1, 0, 2]))
+    # Unknown, sports, music; the age; whether it is nobody known.
+    expected = [[1, 0, 0, age[4], 0], [0, 0, 0, 0, 1], [0, 1, 1, age[0], 0], [0, 1, 0, 0, 0]]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_categories_of_many_names_are_looked_up_by_themselves():
+    names = Titles.of([f"town {n}" for n in range(FEW + 5)])
+    towns = Categories(names, np.array([1, 7, 260, 0], np.int32), np.array([0, 2, 3, 4]))
+    content = UserContent({"town": towns}, 4)
+    assert content.width == 1
+    (table,) = content.of_many
+    torch.nn.init.normal_(table.bag.weight)
+    weight = table.bag.weight
+    expected = torch.stack([weight[0], torch.zeros(4), weight[1] + weight[7]])
+    torch.testing.assert_close(content.vectors(torch.tensor([2, -1, 0])), expected)
+    known = Tables(users=FeatureTable({"town": towns}, 3))
+    model: Any = small_model(known, user_table="on")
+    torch.nn.init.normal_(model.user_content.of_many[0].bag.weight)
+    at = [History(np.arange(5), users=np.full(5, row)) for row in (-1, 0, 1)]
+    first, second, third = (model.queries(pack([each], model.inputs)) for each in at)
+    assert relative_error(first, second) > 1e-3 < relative_error(second, third)
 
 
 def test_inputs_are_those_that_are_seen():

@@ -88,10 +88,10 @@ class Asked(NamedTuple):
 class EventInputs(nn.Module):
     """What a model sees of events, or requests, besides items: [n, ...] to [n, D].
 
-    Gap of time, hour of the day and weekday (UTC), kind and context. They are looked up as a
-    product with rows of zeros and ones, and of the numbers of the context: few rows are met by very
-    many events, and their gradients are then sums that a matrix product makes. Categories of very
-    many names are embeddings of their own.
+    Gap of time, hour of the day and weekday (UTC), kind, context, and what is known of the user.
+    They are looked up as a product with rows of zeros, ones and numbers: few embeddings are met by
+    very many events, and their gradients are then sums that a matrix product makes. Categories of
+    very many names are embeddings of their own.
 
     Args:
         size: D.
@@ -99,46 +99,47 @@ class EventInputs(nn.Module):
         clock: whether hours and weekdays have.
         kinds: how many kinds are known; None where they have no embeddings.
         context: columns of the context.
+        users: columns of what is known of users, see :class:`UserContent`.
     """
-
-    def __init__(
-        self,
-        size: int,
-        *,
-        gap: bool,
-        clock: bool,
-        kinds: int | None = None,
-        context: Sequence[ContextField] = (),
-    ):
-        super().__init__()
-        self.gap, self.clock, self.kinds = gap, clock, kinds
-        categories = [(n, one) for n, one in enumerate(context) if one.kind == "category"]
-        numbers = [(n, one) for n, one in enumerate(context) if one.kind == "number"]
-        few = [(n, one) for n, one in categories if one.size <= FEW]
-        sizes = [GAP_BUCKETS if gap else 0, HOURS + WEEKDAYS if clock else 0]
-        sizes += [0 if kinds is None else kinds + 1, *(one.size for _, one in few)]
-        self.starts = list(accumulate(sizes, initial=0))
-        self.few, self.numbers = [n for n, _ in few], [n for n, _ in numbers]
-        self.many = [n for n, one in categories if one.size > FEW]
-        self.embeddings = nn.Embedding(self.starts[-1] + len(numbers), size)
-        nn.init.zeros_(self.embeddings.weight)
-        self.of_many = nn.ModuleList(
-            nn.Embedding(one.size, size) for _, one in categories if one.size > FEW
-        )
-        for table in self.of_many:
-            nn.init.zeros_(table.weight)
-        # Of the columns of categories, what they begin with among the rows.
-        self.register_buffer("offsets", torch.tensor(self.starts[3:-1]), persistent=False)
-        scales = [[one.mean, one.deviation] for _, one in numbers]
-        self.register_buffer("scales", torch.tensor(scales), persistent=False)
-        # On the device: a list as an index would be copied there each time, which waits.
-        for name, columns in (("few_columns", self.few), ("number_columns", self.numbers)):
-            self.register_buffer(name, torch.tensor(columns, dtype=torch.long), persistent=False)
 
     offsets: Tensor
     scales: Tensor
     few_columns: Tensor
     number_columns: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        gap: bool = False,
+        clock: bool = False,
+        kinds: int | None = None,
+        context: Sequence[ContextField] = (),
+        users: int = 0,
+    ):
+        super().__init__()
+        self.gap, self.clock, self.kinds, self.users = gap, clock, kinds, users
+        columns = list(enumerate(context))
+        numbers = [(n, one) for n, one in columns if one.kind == "number"]
+        few = [(n, one) for n, one in columns if one.kind == "category" and one.size <= FEW]
+        many = [(n, one) for n, one in columns if one.size > FEW]
+        sizes = [GAP_BUCKETS if gap else 0, HOURS + WEEKDAYS if clock else 0]
+        sizes += [0 if kinds is None else kinds + 1, *(one.size for _, one in few)]
+        # Where each part begins among the rows, and where the numbers do.
+        self.starts = list(accumulate(sizes, initial=0))
+        self.embeddings = _from_zero(self.starts[-1] + len(numbers) + users, size)
+        self.many = [n for n, _ in many]
+        self.of_many = nn.ModuleList(_from_zero(one.size, size) for _, one in many)
+        # On the device: a list as an index would be copied there each time, which waits.
+        whole = {
+            "offsets": self.starts[3:-1],
+            "few_columns": [n for n, _ in few],
+            "number_columns": [n for n, _ in numbers],
+        }
+        for name, values in whole.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.long), persistent=False)
+        scales = torch.tensor([[one.mean, one.deviation] for _, one in numbers])
+        self.register_buffer("scales", scales, persistent=False)
 
     def forward(
         self,
@@ -146,8 +147,9 @@ class EventInputs(nn.Module):
         seconds: Tensor | None,
         kinds: Tensor | None = None,
         context: Tensor | None = None,
+        users: Tensor | None = None,
     ) -> Tensor:
-        """[n, D]; gaps, times and kinds are int64 [n], the context float32 [n, C].
+        """[n, D]; gaps, times and kinds are int64 [n], the context float32 [n, C], users [n, U].
 
         None is given for what it does not see.
         """
@@ -164,19 +166,23 @@ class EventInputs(nn.Module):
         if self.kinds is not None:
             assert kinds is not None
             rows.append(kinds[:, None] + self.starts[2])
-        if self.few:
+        if len(self.few_columns):
             assert context is not None
             numbers = context.index_select(1, self.few_columns).nan_to_num(0.0).long()
             rows.append(numbers + self.offsets)
-        chosen = _zeros(len(weight), given(gap, seconds, kinds, context), weight)
+        like = next(each for each in (gap, seconds, kinds, context, users) if each is not None)
+        chosen = _zeros(len(like), weight)
         if rows:
             chosen.scatter_(1, torch.cat(rows, 1), 1.0)
-        if self.numbers:
+        end = self.starts[-1] + len(self.number_columns)
+        if len(self.number_columns):
             assert context is not None
             mean, deviation = self.scales.unbind(1)
             values = context.index_select(1, self.number_columns)
-            scaled = ((values - mean) / deviation).nan_to_num(0.0)
-            chosen[:, self.starts[-1] :] = scaled.to(chosen.dtype)
+            chosen[:, self.starts[-1] : end] = ((values - mean) / deviation).nan_to_num(0.0)
+        if self.users:
+            assert users is not None
+            chosen[:, end:] = users
         x = chosen @ weight
         for column, table in zip(self.many, self.of_many, strict=True):
             assert context is not None
@@ -184,33 +190,67 @@ class EventInputs(nn.Module):
         return x
 
 
-def given(*tensors: Tensor | None) -> Tensor:
-    """The first that is there."""
-    return next(each for each in tensors if each is not None)
+def _from_zero(rows: int, size: int) -> nn.Embedding:
+    table = nn.Embedding(rows, size)
+    nn.init.zeros_(table.weight)
+    return table
 
 
-def _zeros(columns: int, like: Tensor, weight: Tensor) -> Tensor:
-    """[n, columns] in the type of the product that follows."""
+def _zeros(rows: int, weight: Tensor) -> Tensor:
+    """[rows, ...] for the rows of a weight, in the type of the product that follows."""
     kind, dtype = weight.device.type, weight.dtype
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-    return torch.zeros(len(like), columns, dtype=dtype, device=weight.device)
+    return torch.zeros(rows, len(weight), dtype=dtype, device=weight.device)
 
 
 class UserContent(nn.Module):
-    """What a table says of users, [B] rows to [B, D]; an unknown user has an embedding.
+    """What a table says of users: columns for :class:`EventInputs`, and vectors for the rest.
 
-    All of it begins at zero.
+    Zeros and ones for categories, scaled numbers and vectors, and a last column for users who are
+    not known. Categories of very many names have embeddings of their own.
+
+    Args:
+        features: by name.
+        size: D.
+
+    Attributes:
+        width: number of columns, U.
     """
 
     def __init__(self, features: Mapping[str, Feature], size: int):
         super().__init__()
-        self.content = Content(features, size, std=0.0)
-        self.unknown = nn.Parameter(torch.zeros(size))
+        categories = [one for one in features.values() if isinstance(one, Categories)]
+        numbers = [one for one in features.values() if isinstance(one, (Numbers, Vectors))]
+        few = [one for one in categories if one.size <= FEW]
+        many = [one for one in categories if one.size > FEW]
+        self.lists = nn.ModuleList(_Lists(one) for one in few)
+        self.of_many = nn.ModuleList(_Categories(one, size, 0.0) for one in many)
+        scaled = [_scaled(one) for one in numbers]
+        rows = len(next(iter(features.values())))
+        _keep(self, numbers=np.concatenate([np.empty((rows, 0), np.float32), *scaled], 1))
+        sizes = [one.size for one in few]
+        self.starts = list(accumulate(sizes, initial=0))
+        self.width = self.starts[-1] + self.numbers.shape[1] + 1
+
+    numbers: Tensor
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Vectors of rows of the table, int64 [B], negative for an unknown user."""
-        return torch.where((rows >= 0)[:, None], self.content(rows.clamp(min=0)), self.unknown)
+        """Columns of rows of the table, int64 [B], negative for an unknown user: [B, U]."""
+        known = rows >= 0
+        rows, end = rows.clamp(min=0), self.starts[-1]
+        # One column more takes what lists are filled up with.
+        found = self.numbers.new_zeros(len(rows), end + 1)
+        for start, lists in zip(self.starts[:-1], self.lists, strict=True):
+            values, there = lists(rows)
+            found.scatter_(1, torch.where(there, values + start, end), 1.0)
+        there = torch.cat((found[:, :end], self.numbers[rows]), 1) * known[:, None]
+        return torch.cat((there, ~known[:, None]), 1)
+
+    def vectors(self, rows: Tensor) -> Tensor:
+        """The sum of the embeddings of categories of very many names, [B, D]; there are some."""
+        known, rows = (rows >= 0)[:, None], rows.clamp(min=0)
+        return torch.stack([part(rows) for part in self.of_many]).sum(0) * known
 
 
 class Content(nn.Module):
@@ -223,23 +263,22 @@ class Content(nn.Module):
     Args:
         features: by name; their arrays become buffers, which are saved with the table.
         size: D.
-        std: deviation of the start values.
     """
 
-    def __init__(self, features: Mapping[str, Feature], size: int, *, std: float = 0.02):
+    def __init__(self, features: Mapping[str, Feature], size: int):
         super().__init__()
         self.categories = nn.ModuleList(
-            _Categories(one, size, std) for one in features.values() if isinstance(one, Categories)
+            _Categories(one, size) for one in features.values() if isinstance(one, Categories)
         )
         self.numbers = nn.ModuleList(
-            _Projected(one, size, std)
+            _Projected(one, size)
             for one in features.values()
             if isinstance(one, (Numbers, Vectors))
         )
 
-    def forward(self, rows: Tensor | None = None) -> Tensor:
-        """Vectors of some rows, int64 [B], or of all, [R, D]."""
-        return torch.stack([part(rows) for part in (*self.categories, *self.numbers)]).sum(0)
+    def forward(self) -> Tensor:
+        """Vectors of all rows, [R, D]."""
+        return torch.stack([part() for part in (*self.categories, *self.numbers)]).sum(0)
 
     @property
     def is_empty(self) -> bool:
@@ -247,29 +286,40 @@ class Content(nn.Module):
         return not len(self.categories) and not len(self.numbers)
 
 
-class _Categories(nn.Module):
-    """The sum of the embeddings of each row's categories, [R, D]."""
+class _Lists(nn.Module):
+    """The numbers of each row's categories, filled up to one length."""
 
     values: Tensor
     offsets: Tensor
-    longest: int
 
-    def __init__(self, feature: Categories, size: int, std: float):
+    def __init__(self, feature: Categories):
         super().__init__()
-        self.bag = nn.EmbeddingBag(feature.size, size, mode="sum", include_last_offset=True)
-        nn.init.normal_(self.bag.weight, std=std)
         _keep(self, values=feature.values.astype(np.int64), offsets=feature.offsets)
         self.longest = int(np.diff(feature.offsets).max(initial=1))
 
-    def forward(self, rows: Tensor | None = None) -> Tensor:
-        if rows is None:
-            return self.bag(self.values, self.offsets)
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers of rows, and whether they are any: int64 and bool [B, longest]."""
         # One shape whatever the rows are, so that a step can be captured.
-        starts, ends = self.offsets[rows], self.offsets[rows + 1]
-        index = starts[:, None] + torch.arange(self.longest, device=rows.device)
-        there = index < ends[:, None]
-        vectors = F.embedding(self.values[index.clamp(max=len(self.values) - 1)], self.bag.weight)
-        return (vectors * there[:, :, None]).sum(1)
+        index = self.offsets[rows][:, None] + torch.arange(self.longest, device=rows.device)
+        there = index < self.offsets[rows + 1][:, None]
+        return self.values[index.clamp(max=len(self.values) - 1)], there
+
+
+class _Categories(nn.Module):
+    """The sum of the embeddings of each row's categories."""
+
+    def __init__(self, feature: Categories, size: int, std: float = 0.02):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(feature.size, size, mode="sum", include_last_offset=True)
+        nn.init.normal_(self.bag.weight, std=std)
+        self.lists = _Lists(feature)
+
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """Of some rows, int64 [B], or of all, [R, D]."""
+        if rows is None:
+            return self.bag(self.lists.values, self.lists.offsets)
+        values, there = self.lists(rows)
+        return (F.embedding(values, self.bag.weight) * there[:, :, None]).sum(1)
 
 
 class _Projected(nn.Module):
@@ -277,15 +327,15 @@ class _Projected(nn.Module):
 
     values: Tensor
 
-    def __init__(self, feature: Numbers | Vectors, size: int, std: float):
+    def __init__(self, feature: Numbers | Vectors, size: int):
         super().__init__()
         values = _scaled(feature)
         self.project = nn.Linear(values.shape[1], size, bias=False)
-        nn.init.normal_(self.project.weight, std=std)
+        nn.init.normal_(self.project.weight, std=0.02)
         _keep(self, values=values)
 
-    def forward(self, rows: Tensor | None = None) -> Tensor:
-        return self.project(self.values if rows is None else self.values[rows])
+    def forward(self) -> Tensor:
+        return self.project(self.values)
 
 
 def _keep(module: nn.Module, **arrays: np.ndarray) -> None:

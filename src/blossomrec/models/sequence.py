@@ -105,12 +105,22 @@ class SequenceModel(nn.Module):
             users=tables.users if config.user_table == "on" else None,
             fields=seen_fields(config, tables.fields),
         )
-        kinds, context = len(self.fields.kinds), self.fields.context
-        gap, asks = config.time_gap == "on", config.request_time == "on"
-        known = kinds if config.event_kinds == "on" else None
-        if gap or clock or known is not None or context:
-            seen = {"gap": gap, "clock": clock, "kinds": known, "context": context}
-            self.event_inputs = EventInputs(size, **seen)
+        kinds, context, known = len(self.fields.kinds), self.fields.context, 0
+        if config.user_table == "on":
+            self.user_content = UserContent(self._table("user_table", tables.users), size)
+            known = self.user_content.width
+        gap, asks, sees = (
+            each == "on" for each in (config.time_gap, config.request_time, config.event_kinds)
+        )
+        if gap or clock or sees or context or known:
+            self.event_inputs = EventInputs(
+                size,
+                gap=gap,
+                clock=clock,
+                kinds=kinds if sees else None,
+                context=context,
+                users=known,
+            )
         wanted = kinds if config.request_kind == "on" else None
         if self.causal and (asks or wanted is not None):
             told = {"gap": asks, "clock": asks and clock, "kinds": wanted}
@@ -118,8 +128,6 @@ class SequenceModel(nn.Module):
         if config.content == "on":
             self.content = Content(self._table("content", tables.items, self.num_items), size)
             self.register_buffer("trained", torch.ones(self.num_items, dtype=torch.bool))
-        if config.user_table == "on":
-            self.user_content = UserContent(self._table("user_table", tables.users), size)
 
     def _table(self, option: str, table: FeatureTable | None, rows: int = 0) -> FeatureTable:
         if table is not None and (not rows or table.num_rows == rows):
@@ -272,30 +280,44 @@ class SequenceModel(nn.Module):
         """
         vectors = self.item_vectors() if vectors is None else vectors
         # As large as what the layers add; as an output matrix the same numbers must be small.
-        x = F.embedding(batch.items, vectors) * math.sqrt(self.config.hidden_size)
-        if self.event_inputs is not None:
-            gap = None
-            if self.event_inputs.gap:
-                assert batch.times is not None
-                gap = _gaps(batch, before)
-            x = x + self.event_inputs(gap, batch.times, batch.kinds, batch.context)
-        if self.user_content is not None:
-            x = x + self._of_users(batch, self.user_content)
+        x, scale = F.embedding(batch.items, vectors), math.sqrt(self.config.hidden_size)
+        if self.event_inputs is None:
+            x = x * scale
+        else:
+            x = torch.add(self._besides_items(batch, before, self.event_inputs), x, alpha=scale)
         return self.dropout(self.embedding_norm(x))
 
-    def _of_users(self, batch: Batch, content: UserContent) -> Tensor:
-        """What is known of the user of each event, [T, D]."""
+    def _besides_items(self, batch: Batch, before: Tensor | None, inputs: EventInputs) -> Tensor:
+        """What is seen of the events besides their items, [T, D]."""
+        gap = users = vectors = None
+        if inputs.gap:
+            gap = _gaps(batch, before)
+        if self.user_content is not None:
+            rows, history = self._user_rows(batch)
+            # A lookup is its own where every event is a history.
+            users = self.user_content(rows)
+            if len(self.user_content.of_many):
+                vectors = self.user_content.vectors(rows)
+            if history is not None:
+                users = F.embedding(history, users)
+                # Unlike indexing, a lookup has a gradient that is summed in a fixed order.
+                vectors = None if vectors is None else F.embedding(history, vectors)
+        x = inputs(gap, batch.times, batch.kinds, batch.context, users)
+        return x if vectors is None else x + vectors
+
+    def _user_rows(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Rows of the users of the histories, and which history each event is of; None where each
+        is one of its own."""
         assert batch.users is not None
         if is_one_each(batch):
-            return content(batch.users)
+            return batch.users, None
         total = len(batch.items)
         rows = batch.users[batch.cu_seqlens[:-1].long().clamp(max=max(total - 1, 0))]
         if self.training:
             # So that a user that is not in the table is met in training.
             strangers = torch.rand(len(rows), device=rows.device) < STRANGER_SHARE
             rows = torch.where(strangers, -1, rows)
-        # Unlike indexing, a lookup has a gradient that is summed in a fixed order.
-        return F.embedding(histories(batch.cu_seqlens, total), content(rows))
+        return rows, histories(batch.cu_seqlens, total)
 
     def embedded(
         self, batch: Batch, vectors: Tensor | None = None, before: Tensor | None = None
