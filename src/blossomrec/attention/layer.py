@@ -250,7 +250,10 @@ class BlossomAttention(nn.Module, KeepsStates):
         k, v = (each(x).view(len(x), heads.keys, heads.size) for each in (self.key, self.value))
         gates, parts = self._gates(x), self.backend(x).parts
         if rotary is not None:
-            q, k, spec = rotate_by(q, rotary), rotate_by(k, rotary), self._rotated
+            # Together: of a few events each operation takes a while.
+            both = rotate_by(torch.cat((q, k), 1), rotary)
+            q, k = both.split((heads.queries, heads.keys), 1)
+            spec = self._rotated
         out, selected = parts.extend(q, k, v, gates, layer, step, self.compress, spec)
         return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,12 +42,29 @@ def rotate_by(x: Tensor, angles: Tensor) -> Tensor:
         x: [T, heads, d].
         angles: [T, 2, m/2], cosine and sine of each row's, the same for all heads.
     """
+    if _is_few(x):
+        return torch.from_numpy(_few_rotated(x.numpy(), angles.numpy()))
     half, exact = angles.shape[2], torch.promote_types(x.dtype, angles.dtype)
     cos, sin = angles[:, :, None].unbind(1)
     first, second, rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     first, second = first.to(exact), second.to(exact)
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return torch.cat((rotated.to(x.dtype), rest), dim=-1)
+
+
+def _is_few(x: Tensor) -> bool:
+    """Whether NumPy is through with it before PyTorch has begun."""
+    plain = x.device.type == "cpu" and x.dtype == torch.float32
+    return len(x) <= 4 and plain and not torch.is_grad_enabled()
+
+
+def _few_rotated(x: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    half, rotated = angles.shape[2], x.copy()
+    cos, sin = angles[:, :1], angles[:, 1:]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    rotated[..., :half] = first * cos - second * sin
+    rotated[..., half : 2 * half] = second * cos + first * sin
+    return rotated
 
 
 def rotated_pairs(size: int, share: float) -> int:
@@ -67,6 +86,32 @@ def cos_sin(
     return torch.stack((angles.cos(), angles.sin()), dim=1)
 
 
+@functools.lru_cache(maxsize=64)
+def time_periods(pairs: int) -> list[int]:
+    """Seconds in which each pair that the time rotates turns once."""
+    ends = [math.log(end) for end in PERIODS]
+    steps = [ends[0] + (ends[1] - ends[0]) * pair / max(pairs - 1, 1) for pair in range(pairs)]
+    return [round(math.exp(step)) for step in steps]
+
+
+@functools.lru_cache(maxsize=64)
+def _frequencies_on_host(pairs: int) -> np.ndarray:
+    return frequencies(pairs, torch.float32, torch.device("cpu")).numpy()
+
+
+def few_cos_sin(positions: Tensor, seconds: Tensor, size: int, share: float, pairs: int) -> Tensor:
+    """:func:`cos_sin` and, behind it, :func:`time_cos_sin`, of a few events on a CPU.
+
+    In NumPy: of so few, an operation on tensors takes longer than the angles.
+    """
+    each = _frequencies_on_host(rotated_pairs(size, share))
+    places = positions.numpy().astype(np.float32)[:, None] * each
+    periods = np.array(time_periods(pairs))
+    shares = seconds.numpy()[:, None] % periods / periods
+    angles = np.concatenate((places, (shares * (2 * math.pi)).astype(np.float32)), 1)
+    return torch.from_numpy(np.stack((np.cos(angles), np.sin(angles)), 1))
+
+
 def time_cos_sin(seconds: Tensor, pairs: int) -> Tensor:
     """Cosine and sine of angles that grow with the real time, float32 [T, 2, pairs].
 
@@ -77,9 +122,7 @@ def time_cos_sin(seconds: Tensor, pairs: int) -> Tensor:
     Args:
         seconds: int64 [T].
     """
-    ends = [math.log(end) for end in PERIODS]
-    steps = [ends[0] + (ends[1] - ends[0]) * pair / max(pairs - 1, 1) for pair in range(pairs)]
     # Filled on the device, so that a CUDA graph can be captured.
-    each = [seconds.remainder(period := round(math.exp(step))).double() / period for step in steps]
+    each = [seconds.remainder(period).double() / period for period in time_periods(pairs)]
     angles = (torch.stack(each, 1) * (2 * math.pi)).float()
     return torch.stack((angles.cos(), angles.sin()), dim=1)

@@ -8,6 +8,8 @@ that sees ids alone.
 from __future__ import annotations
 
 import functools
+import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -28,13 +30,17 @@ HOURS, WEEKDAYS = 24, 7
 FIRST_WEEKDAY = 3
 # A category of the context with more names than this is looked up by itself.
 FEW = 256
+# Events that are looked up one by one on a CPU.
+SINGLY = 4
+
+
+# The smallest gap, in whole seconds, of each bucket from 1 on.
+_BUCKET_STARTS = [math.ceil(2 ** (number / 2) - 1) for number in range(GAP_BUCKETS - 1)]
 
 
 @functools.lru_cache(maxsize=8)
 def _bucket_starts(device: torch.device) -> Tensor:
-    """The smallest gap, in whole seconds, of each bucket from 1 on."""
-    numbers = torch.arange(GAP_BUCKETS - 1, dtype=torch.float64)
-    return (2 ** (numbers / 2) - 1).ceil().long().to(device)
+    return torch.tensor(_BUCKET_STARTS, device=device)
 
 
 def gap_buckets(seconds: Tensor) -> Tensor:
@@ -65,8 +71,18 @@ def gaps(seconds: Tensor, cu_seqlens: Tensor, before: Tensor | None = None) -> T
     return passed(previous.scatter(0, starts, marked), seconds)
 
 
+def is_few(events: Tensor) -> bool:
+    """Whether so few are encoded on a CPU that each operation on tensors takes longer than it does
+    in plain numbers."""
+    few = len(events) <= SINGLY and events.device.type == "cpu"
+    return few and not torch.is_grad_enabled()
+
+
 def passed(before: Tensor, after: Tensor) -> Tensor:
-    """Seconds from one time to another, at least 0; -1 where one of them is not known."""
+    """Seconds between two times, at least 0; -1 where one of them is not known: int64 [n]."""
+    if is_few(after):
+        both = zip(before.tolist(), after.tolist(), strict=True)
+        return torch.tensor([max(b - a, 0) if a >= 0 <= b else -1 for a, b in both])
     known = (before >= 0) & (after >= 0)
     return torch.where(known, (after - before).clamp(min=0), -1)
 
@@ -136,6 +152,9 @@ class EventInputs(nn.Module):
             "few_columns": [n for n, _ in few],
             "number_columns": [n for n, _ in numbers],
         }
+        # The same for a few events in plain numbers.
+        self._few = [(start, n) for start, (n, _) in zip(self.starts[3:-1], few, strict=True)]
+        self._numbers = [(n, one.mean, one.deviation) for n, one in numbers]
         for name, values in whole.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.long), persistent=False)
         scales = torch.tensor([[one.mean, one.deviation] for _, one in numbers])
@@ -153,7 +172,10 @@ class EventInputs(nn.Module):
 
         None is given for what it does not see.
         """
+        like = next(each for each in (gap, seconds, kinds, context, users) if each is not None)
         weight, rows = self.embeddings.weight, list[Tensor]()
+        if is_few(like):
+            return self._singly(len(like), gap, seconds, kinds, context, users)
         if self.gap:
             assert gap is not None
             rows.append(gap_buckets(gap)[:, None])
@@ -170,7 +192,6 @@ class EventInputs(nn.Module):
             assert context is not None
             numbers = context.index_select(1, self.few_columns).nan_to_num(0.0).long()
             rows.append(numbers + self.offsets)
-        like = next(each for each in (gap, seconds, kinds, context, users) if each is not None)
         chosen = _zeros(len(like), weight)
         if rows:
             chosen.scatter_(1, torch.cat(rows, 1), 1.0)
@@ -183,11 +204,53 @@ class EventInputs(nn.Module):
         if self.users:
             assert users is not None
             chosen[:, end:] = users
-        x = chosen @ weight
+        return self._with_many(chosen @ weight, context)
+
+    def _with_many(self, x: Tensor, context: Tensor | None) -> Tensor:
         for column, table in zip(self.many, self.of_many, strict=True):
             assert context is not None
             x = x + table(context[:, column].nan_to_num(0.0).long())
         return x
+
+    def _singly(
+        self,
+        count: int,
+        gap: Tensor | None,
+        seconds: Tensor | None,
+        kinds: Tensor | None,
+        context: Tensor | None,
+        users: Tensor | None,
+    ) -> Tensor:
+        """As :meth:`forward`, of a few events on a CPU, of which each operation takes a while."""
+        weight, found = self.embeddings.weight, list[Tensor]()
+        gaps, moments = (None if each is None else each.tolist() for each in (gap, seconds))
+        wanted, contexts = (None if each is None else each.tolist() for each in (kinds, context))
+        for n in range(count):
+            rows = list[int]()
+            if self.gap and gaps is not None:
+                rows.append(bisect_right(_BUCKET_STARTS, gaps[n]))
+            if self.clock and moments is not None:
+                days, hour = divmod(moments[n] // HOUR + FIRST_WEEKDAY * HOURS, HOURS)
+                rows += [self.starts[1] + hour, self.starts[1] + HOURS + days % WEEKDAYS]
+            if self.kinds is not None and wanted is not None:
+                rows.append(self.starts[2] + wanted[n])
+            values = () if contexts is None else contexts[n]
+            for start, column in self._few:
+                value = values[column]
+                rows.append(start if math.isnan(value) else start + int(value))
+            x = None
+            for row in rows:
+                x = weight[row] if x is None else x + weight[row]
+            for row, (column, mean, deviation) in enumerate(self._numbers, self.starts[-1]):
+                x = weight.new_zeros(weight.shape[1]) if x is None else x
+                if not math.isnan(values[column]):
+                    share = (values[column] - mean) / deviation
+                    x = torch.add(x, weight[row], alpha=share)
+            found.append(weight.new_zeros(weight.shape[1]) if x is None else x)
+        x = found[0][None] if count == 1 else torch.stack(found)
+        if users is not None and self.users:
+            x = torch.addmm(x, users, weight[-self.users :])
+        return self._with_many(x, context) if self.many else x
 
 
 def _from_zero(rows: int, size: int) -> nn.Embedding:
@@ -228,7 +291,9 @@ class UserContent(nn.Module):
         self.of_many = nn.ModuleList(_Categories(one, size, 0.0) for one in many)
         scaled = [_scaled(one) for one in numbers]
         rows = len(next(iter(features.values())))
-        _keep(self, numbers=np.concatenate([np.empty((rows, 0), np.float32), *scaled], 1))
+        self._few = few
+        self._scaled = np.concatenate([np.empty((rows, 0), np.float32), *scaled], 1)
+        _keep(self, numbers=self._scaled)
         sizes = [one.size for one in few]
         self.starts = list(accumulate(sizes, initial=0))
         self.width = self.starts[-1] + self.numbers.shape[1] + 1
@@ -237,6 +302,8 @@ class UserContent(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Columns of rows of the table, int64 [B], negative for an unknown user: [B, U]."""
+        if is_few(rows):
+            return torch.from_numpy(self._singly(rows.tolist()))
         known = rows >= 0
         rows, end = rows.clamp(min=0), self.starts[-1]
         # One column more takes what lists are filled up with.
@@ -246,6 +313,19 @@ class UserContent(nn.Module):
             found.scatter_(1, torch.where(there, values + start, end), 1.0)
         there = torch.cat((found[:, :end], self.numbers[rows]), 1) * known[:, None]
         return torch.cat((there, ~known[:, None]), 1)
+
+    def _singly(self, rows: list[int]) -> np.ndarray:
+        """As :meth:`forward`, of a few users on a CPU."""
+        found = np.zeros((len(rows), self.width), np.float32)
+        for columns, row in zip(found, rows, strict=True):
+            if row < 0:
+                columns[-1] = 1.0
+                continue
+            for start, feature in zip(self.starts, self._few, strict=False):
+                part = slice(feature.offsets[row], feature.offsets[row + 1])
+                columns[start + feature.values[part]] = 1.0
+            columns[self.starts[-1] : -1] = self._scaled[row]
+        return found
 
     def vectors(self, rows: Tensor) -> Tensor:
         """The sum of the embeddings of categories of very many names, [B, D]; there are some."""

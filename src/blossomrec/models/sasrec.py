@@ -12,6 +12,7 @@ from blossomrec.attention.memo import of_one_graph
 from blossomrec.attention.state import Step, kept_together
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import Batch
+from blossomrec.models.sequence import is_one_each
 from blossomrec.models.state import ModelState
 from blossomrec.models.transformer import TransformerModel
 
@@ -136,6 +137,8 @@ def _moments(batch: Batch, states: Sequence[ModelState]) -> tuple[Tensor | None,
     known = [state.seconds for state in states]
     if batch.times is None:
         return None, known
+    if is_one_each(batch):
+        return torch.tensor(known, device=batch.times.device), batch.times.tolist()
     lengths, last = batch.cu_seqlens.diff().tolist(), batch.last_rows.clamp(min=0)
     after = batch.times[last].tolist() if len(batch.items) else known
     after = [new if count else old for new, count, old in zip(after, lengths, known, strict=True)]

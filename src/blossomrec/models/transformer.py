@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from blossomrec.attention import AttentionOutput, BlossomAttention, BlossomSpec
 from blossomrec.attention.memo import of_one_graph
 from blossomrec.attention.packing import positions
-from blossomrec.attention.rotary import cos_sin, rotated_pairs, time_cos_sin
+from blossomrec.attention.rotary import cos_sin, few_cos_sin, rotated_pairs, time_cos_sin
 from blossomrec.attention.state import PagedLayer, Step
 from blossomrec.config import ModelConfig
 from blossomrec.models import fused
-from blossomrec.models.features import Asked
+from blossomrec.models.features import Asked, is_few
 from blossomrec.models.full import FullAttention
 from blossomrec.models.sequence import Encoded, SequenceModel
 
@@ -232,6 +232,8 @@ class TransformerModel(SequenceModel):
             return None
         assert batch.times is not None
         position = where.position if isinstance(where, Step) else positions(where, len(batch.items))
+        if is_few(batch.items):
+            return few_cos_sin(position, batch.times, size, config.rotary_share, pairs)
         places = cos_sin(position, size, config.rotary_share)
         return torch.cat((places, time_cos_sin(batch.times, pairs)), dim=2)
 
