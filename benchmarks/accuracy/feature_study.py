@@ -101,8 +101,8 @@ def measure_features(
         out: JSONL file that gets a line for each training
         runs: where the run folders go; training that was stopped goes on
         forms: ids, gap, rotary, gap-rotary, gap-request, gap-request-clock, content,
-            gap-request-content, kinds-seen, kinds, context, users; with a wanted kind ids, any-kind,
-            weighted, kinds, kinds-weighted; without it those that the log has the columns for
+            gap-request-content, kinds-seen, kinds, context, users; with a wanted kind ids,
+            any-kind, weighted, kinds, kinds-weighted; without it those that the log allows
         attentions: blossom, full; both without it
         seeds: of the training; 0 without it
         max_len: longest history, in events
@@ -138,7 +138,6 @@ def measure_features(
                 tokens_per_batch=tokens_per_batch,
                 validation_users=validation_cases,
                 targets=targets if weighted else "",
-                weights="off",
             )
             config = RunConfig(model, training, evaluation)
             check(config)
