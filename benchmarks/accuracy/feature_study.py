@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from blossomrec.evaluation.evaluation import Evaluation
     from blossomrec.models.sequence import SequenceModel
 
-IDS = dict.fromkeys(
+IDS: dict[str, Any] = dict.fromkeys(
     (
         *("time_gap", "request_time", "content"),
         *("event_kinds", "request_kind", "context", "user_table"),
