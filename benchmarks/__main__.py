@@ -26,7 +26,7 @@ VERBS = {
     ),
     "features": (
         "accuracy.feature_study:measure_features",
-        "Times, moments and content among the inputs, beside ids alone.",
+        "Times, moments, content and kinds among the inputs, beside ids alone.",
     ),
     "selector": (
         "selector.run_study:run_study",

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -96,7 +97,37 @@ def test_features_are_measured(benchmarks, refused, tiny_events, tmp_path, one_t
     # There are four of them: each is among the first ten of its like.
     assert cold["recall@10 among cold items"] == cold["recall@10 by popularity of categories"] == 1
     assert 0 <= cold["recall@10"] <= 1
+    assert (ids["kinds"], ids["targets"], ids["kind_metrics"]) == (False, "", {})
     refused("features", tmp_path, "--datasets", "x", "--forms", "all", words=["'all' is not known"])
+    given = ("--datasets", "x", "--wanted", "buy")
+    refused("features", tmp_path, *given, words=["wanted is 'buy' and targets ''"])
+
+
+def test_wanted_kinds_are_measured(benchmarks, kind_log, tmp_path, one_thread):
+    """Each line has the metrics of the wanted kind; those of the last seed the paired test."""
+    out, targets = tmp_path / "out.jsonl", "buy=1,click=0.1"
+    benchmarks(
+        *("features", kind_log.folder.parent, "--datasets", kind_log.folder.name),
+        *("--wanted", "buy", "--targets", targets, "--attentions", "blossom"),
+        *("--forms", "ids", "any-kind", "kinds-weighted", "--seeds", 3, 4),
+        *("--epochs", 1, "--max-len", 8, "--hidden-size", 16),
+        *("--out", out, "--runs", tmp_path / "runs"),
+    )
+    lines = list(map(json.loads, out.read_text().splitlines()))
+    told = [(line["kinds"], line["targets"], line["validated_on_all"]) for line in lines]
+    assert told == 2 * [(False, "", False), (False, "", True), ("seen, asked", targets, False)]
+    assert [line["seed"] for line in lines] == [3, 3, 3, 4, 4, 4]
+    assert {line["protocol"] for line in lines} == {"leave-one-out, targets: buy"}
+    for line in lines:
+        assert list(line["kind_metrics"]) == ["buy"]
+        assert line["kind_metrics"]["buy"]["ndcg@10"] == line["metrics"]["ndcg@10"]
+    assert ["paired" in line for line in lines] == [False] * 4 + [True] * 2
+    paired = lines[-1]["paired"]
+    means = [np.mean([lines[i]["metrics"]["ndcg@10"] for i in each]) for each in ((2, 5), (0, 3))]
+    assert paired["difference"] == pytest.approx(means[0] - means[1], abs=2e-6)
+    assert (paired["against"], paired["seeds"]) == ("ids", [3, 4])
+    assert paired["low"] <= paired["difference"] <= paired["high"]
+    assert 0 < paired["p_value"] <= 1
 
 
 def test_approximate_ranking_is_measured(benchmarks, tmp_path, one_thread):
