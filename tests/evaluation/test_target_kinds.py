@@ -1,6 +1,7 @@
 """Metrics by kind of the target, targets of wanted kinds, and what a model is told of them."""
 
 import json
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -290,7 +291,7 @@ def test_another_log_is_read_in_the_numbers_of_the_model(backbone, tmp_path):
         pl.concat([events, more]), tmp_path / "others", kind="kind", context=("price", "shop")
     )
     sees = ("event_kinds", "request_kind", "context", "user_table")
-    options = SMALL | dict.fromkeys(sees, "on") | {"epochs": 8, "learning_rate": 0.03}
+    options: dict[str, Any] = SMALL | dict.fromkeys(sees, "on") | {"epochs": 8}
     recommender = BlossomRec(backbone=backbone, **options).fit(
         log, tmp_path / "run", progress=False
     )

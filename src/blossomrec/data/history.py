@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from blossomrec.data.fields import EventFields
+from blossomrec.data.fields import EventFields, as_name
 from blossomrec.data.units import Owners, as_seconds
 from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.errors import DataError, shortened
@@ -387,6 +387,9 @@ def columns_of(history: Any) -> dict[str, list[Any]]:
 
 def _as_list(values: Any) -> list[Any]:
     """The values, missing ones as None."""
+    if hasattr(values, "notna"):
+        # Series of pandas have several values that stand for a missing one.
+        values = values.astype(object).where(values.notna(), None)
     listed = values.tolist() if hasattr(values, "tolist") else list(values)
     return [None if isinstance(one, float) and one != one else one for one in listed]
 
@@ -410,7 +413,7 @@ def given_history(rows: np.ndarray, columns: Mapping[str, Any], fields: EventFie
     if "timestamp" in columns:
         found["times"] = as_seconds("timestamp", columns["timestamp"], len(rows))
     if "kind" in columns:
-        names = [None if one is None else str(one) for one in columns["kind"]]
+        names = [None if one is None else as_name(one) for one in columns["kind"]]
         found["kinds"] = fields.kind_numbers(names)
     given = [name for name in columns if name in known]
     if given:
