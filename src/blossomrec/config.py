@@ -31,6 +31,13 @@ def option(default: Any, help: str, *, low: float | None = None, high: float | N
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
+def column(default: str, help: str) -> Any:
+    """A dataclass field that names a column; in frames of pandas a name may be a number, too."""
+    return field(
+        default=default, metadata={"help": help, "low": None, "high": None, "column": True}
+    )
+
+
 def named(registry: Registry[Any], default: str, help: str) -> Any:
     """A dataclass field whose value is a name in a registry; its explanation lists the names."""
     help = f"{help}: {', '.join(registry.names())}"
@@ -288,7 +295,7 @@ def check(config: Any, where: str = "") -> None:
             continue
         if "registry" in entry.metadata:
             entry.metadata["registry"].check(name, value)
-        else:
+        elif "column" not in entry.metadata:
             _check_value(name, value, hints[entry.name])
         low, high = entry.metadata.get("low"), entry.metadata.get("high")
         for number in value if isinstance(value, (tuple, list)) else (value,):

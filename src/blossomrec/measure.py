@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from blossomrec.config import EvaluationConfig, check
+from blossomrec.data.history import known_columns
 from blossomrec.data.log import EventLog, differences
 from blossomrec.data.split import make_split, split_name
+from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, RunError, one_of
 from blossomrec.evaluation import Evaluation, RankingOptions, evaluate, resolve_filter_seen
 from blossomrec.models.baselines import BASELINES
 from blossomrec.models.scorer import Scorer
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.run import RunInfo, load_model, read_run_config
+from blossomrec.run import RunInfo, load_model, open_users, read_run_config
 
 HeldOut = Literal["test", "valid"]
 SPLIT_OPTIONS = ("split", "valid_share", "test_share", "last_events", "kinds")
@@ -52,7 +54,22 @@ def evaluate_run(
     config = override(info.config.evaluation, options)
     device = resolve_device(device)
     protocol = _Protocol(config, on, device, own_metrics)
-    return _evaluate(load_model(run, device), events, protocol)
+    model, columns = load_seeing(run, info, events, device)
+    return _evaluate(model, events, protocol, columns)
+
+
+def load_seeing(
+    run: str | Path, info: RunInfo, log: EventLog, device: str
+) -> tuple[SequenceModel, dict[str, Any]]:
+    """The model of a run, and the arrays [E] of a log that it takes, in its numbers.
+
+    Raises:
+        RunError: as of :func:`blossomrec.run.load_model`.
+        DataError: the log has not what the model takes.
+    """
+    model, users = load_model(run, device), open_users(run, info)
+    known = None if users is None else users[0]
+    return model, known_columns(log, model.inputs, model.fields, known)
 
 
 def evaluate_model(
@@ -60,6 +77,7 @@ def evaluate_model(
     info: RunInfo,
     log: EventLog,
     *,
+    users: Vocabulary | None = None,
     on: HeldOut,
     options: dict[str, Any],
     own_metrics: Sequence[str],
@@ -70,13 +88,15 @@ def evaluate_model(
     Args:
         info: what its run says.
         log: the log it was trained on, or another one with the same items.
+        users: of the table of users that the model sees; None where it sees none.
         named: the log was named by whoever asks, and may differ from the one trained on.
     """
     check_run_options("this model", on, options)
     check_log("this model", info, log, named=named)
     config = override(info.config.evaluation, options)
     device = str(model.item_embeddings.weight.device)
-    return _evaluate(model, log, _Protocol(config, on, device, own_metrics))
+    columns = known_columns(log, model.inputs, model.fields, users)
+    return _evaluate(model, log, _Protocol(config, on, device, own_metrics), columns)
 
 
 def check_run_options(run: str | Path, on: HeldOut, options: dict[str, Any]) -> None:
@@ -186,7 +206,9 @@ class _Protocol(NamedTuple):
     own_metrics: Sequence[str]
 
 
-def _evaluate(scorer: Scorer, log: EventLog, protocol: _Protocol) -> Evaluation:
+def _evaluate(
+    scorer: Scorer, log: EventLog, protocol: _Protocol, columns: dict[str, Any] | None = None
+) -> Evaluation:
     config = protocol.config
     options = RankingOptions(
         filter_seen=resolve_filter_seen(config, log),
@@ -197,4 +219,4 @@ def _evaluate(scorer: Scorer, log: EventLog, protocol: _Protocol) -> Evaluation:
         own_metrics=protocol.own_metrics,
     )
     cases = getattr(make_split(log, config), protocol.on)
-    return evaluate(scorer, log, cases, options, device=protocol.device)
+    return evaluate(scorer, log, cases, options, columns=columns, device=protocol.device)

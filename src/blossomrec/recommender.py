@@ -226,6 +226,7 @@ class BlossomRec:
             model,
             self._info,
             events,
+            users=self._users,
             on=on,
             options=options,
             own_metrics=own_metrics,

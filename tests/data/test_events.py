@@ -295,6 +295,9 @@ class TestWeights:
             ([1.0, 2.0, 1e300], "row 3: 1e+300 is not a weight: it is not finite in 32 bits"),
             (["1", "1e39", "2"], "row 2: '1e39' is not a weight: it is not finite in 32 bits"),
             ([1.0, float("inf"), 2.0], "row 2: inf is not a weight: it is not finite"),
+            ([1, -2, 3], "row 2: -2 is not a weight: it is negative"),
+            (["1", "2", "-0.5"], "row 3: '-0.5' is not a weight: it is negative"),
+            ([0.0, -1.0, -2.0], "row 2: -1.0 is not a weight: it is negative (and 1 more rows)"),
         ],
     )
     def test_refused(self, values, message):

@@ -290,6 +290,21 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_whole_decimals_of_text_files_are_integers(tmp_path):
+    """As pandas writes integers with gaps: the names are those of a frame."""
+    frame = EVENTS.with_columns(
+        what=pl.Series([1.0, 2.0, None, 1.0, 1.0, 10.0]), shop_id=pl.col("shop_id").cast(pl.Float64)
+    )
+    frame.write_csv(tmp_path / "events.csv")
+    assert "1.0" in (tmp_path / "events.csv").read_text()
+    fields = prepared(tmp_path / "events.csv").fields
+    assert fields.kinds == ("1", "10", "2")
+    assert fields.context[0] == prepared(frame).fields.context[0]
+    for others in ([1.5, 2.0, 1.0, 1.0, 1.0, 1.0], ["1.0", "x", "1", "1", "1", "1"]):
+        frame.with_columns(what=pl.Series(others)).write_csv(tmp_path / "events.csv")
+        assert "1.0" in prepared(tmp_path / "events.csv").fields.kinds
+
+
 class TestFaults:
     @pytest.mark.parametrize("fault", FAULTS)
     def test_they_are_named_with_their_place_and_nothing_is_written(self, tmp_path, fault):

@@ -1,6 +1,7 @@
 """Metrics by kind of the target, targets of wanted kinds, and what a model is told of them."""
 
 import json
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -253,3 +254,56 @@ def test_the_commands_take_and_compare_kinds(log, cli, tmp_path):
     assert "By kind of the target" in cli(
         "compare", tmp_path / "popularity", tmp_path / "transitions"
     )
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec", "gru4rec"])
+def test_another_log_is_read_in_the_numbers_of_the_model(backbone, tmp_path):
+    """With one user more, kinds, categories and rows of users have other numbers, and the columns
+    of the context another order."""
+    rng = np.random.default_rng(7)
+    count = 20 * 15
+    events = pl.DataFrame(
+        {
+            "user_id": np.repeat(np.arange(20), 15),
+            "item_id": rng.permutation(np.arange(count) % 12),
+            "timestamp": 1_700_000_000 + 60 * np.arange(count),
+            "kind": rng.choice(["click", "buy"], count, p=[0.7, 0.3]),
+            "shop": rng.choice(["web", "app", "store"], count, p=[0.6, 0.3, 0.1]),
+            "price": rng.random(count).round(3),
+        }
+    )
+    users = pl.DataFrame({"user_id": np.arange(-1, 20), "age": rng.integers(20, 60, 21)})
+    more = pl.DataFrame(
+        {
+            "user_id": [-1] * 600,
+            "item_id": np.arange(600) % 12,
+            "timestamp": 1_700_000_000 + np.arange(600),
+            "kind": ["buy"] * 500 + ["look"] * 100,
+            "shop": ["store"] * 500 + ["fair"] * 100,
+            "price": [9.0] * 600,
+        }
+    )
+    log = EventLog.prepare(
+        events, tmp_path / "log", kind="kind", context=("shop", "price"), users=users
+    )
+    others = EventLog.prepare(
+        pl.concat([events, more]), tmp_path / "others", kind="kind", context=("price", "shop")
+    )
+    sees = ("event_kinds", "request_kind", "context", "user_table")
+    options: dict[str, Any] = SMALL | dict.fromkeys(sees, "on") | {"epochs": 8}
+    recommender = BlossomRec(backbone=backbone, **options).fit(
+        log, tmp_path / "run", progress=False
+    )
+    own = evaluate_run(tmp_path / "run")
+    assert own.metrics == recommender.evaluate().metrics
+    # In falling order of events; the one more user, who has no id in the table here, comes first.
+    assert (log.fields.kinds, others.fields.kinds) == (("click", "buy"), ("buy", "click", "look"))
+    with pytest.warns(UserWarning, match="is not what"):
+        found = [evaluate_run(tmp_path / "run", others), recommender.evaluate(log=others)]
+    for evaluation in found:
+        assert evaluation.ranks[1:].tolist() == own.ranks.tolist()
+        assert evaluation.protocol.kinds == others.fields.kinds
+    plain = EventLog.prepare(events, tmp_path / "plain")
+    with pytest.raises(DataError, match="has no kinds that a model can see"):
+        evaluate_run(tmp_path / "run", plain)

@@ -293,7 +293,11 @@ class ClozeBatches(TrainingBatches):
 
 
 class HistoryBatches:
-    """The last ``max_len`` events before ``history_end`` of each case, packed, cases in order."""
+    """The last ``max_len`` events before ``history_end`` of each case, packed, cases in order.
+
+    Attributes:
+        columns: the arrays [E] that batches are taken from.
+    """
 
     def __init__(
         self,
@@ -304,9 +308,11 @@ class HistoryBatches:
         max_len: int,
         tokens_per_batch: int,
         inputs: Sequence[str] = ITEMS_ALONE,
+        columns: Mapping[str, Any] | None = None,
     ):
         """users: user rows, int64 [M]; history_end: position in the history, over 0, int64 [M];
-        inputs: what of the events a batch has.
+        inputs: what of the events a batch has; columns: the arrays [E] of these, those of the log
+        without them.
 
         Raises ConfigError for sizes, ValueError for positions outside of the history.
         """
@@ -315,7 +321,7 @@ class HistoryBatches:
         if len(users) and (users.min() < 0 or users.max() >= log.num_users):
             raise ValueError(f"users must be rows from 0 to {log.num_users - 1}")
         offsets = np.asarray(log.offsets)
-        self._columns = log.columns(inputs)
+        self.columns = log.columns(inputs) if columns is None else columns
         _check_ends(offsets, history_end, "history_end", lowest=1, users=users)
         self._lengths = np.minimum(history_end, max_len)
         self._starts = offsets[users] + history_end - self._lengths
@@ -333,7 +339,7 @@ class HistoryBatches:
             cases = slice(start, stop)
             lengths = self._lengths[cases]
             index = gather_index(self._starts[cases], lengths)
-            yield cases, make_batch(lengths, _at(self._columns, index))
+            yield cases, make_batch(lengths, _at(self.columns, index))
 
 
 def _at(columns: Mapping[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:

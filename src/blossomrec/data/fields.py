@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ class ContextField:
 
     def knows(self, value: Any) -> bool:
         """Whether a category has this name; every number is known."""
-        return self.kind == "number" or value is None or _as_name(value) in self._numbers
+        return self.kind == "number" or value is None or as_name(value) in self._numbers
 
     def number(self, value: Any) -> float:
         """The value as it stands in ``context``: number of the name, or the number itself.
@@ -56,7 +57,9 @@ class ContextField:
         if value is None:
             return MISSING
         if self.kind == "category":
-            return float(self._numbers.get(_as_name(value), 0))
+            return float(self._numbers.get(as_name(value), 0))
+        if isinstance(value, date):
+            return _days(value)
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             raise DataError(f"context {self.name!r} is {shortened(value)}: a number is needed")
         if not abs(float(value)) < 3e38:
@@ -64,12 +67,20 @@ class ContextField:
         return float(value)
 
 
-def _as_name(value: Any) -> str:
-    """A value of a category as tables have it: true for True, 3 for 3.0."""
+def as_name(value: Any) -> str:
+    """A kind, or a value of a category, as tables have it: true for True, 3 for 3.0."""
     if isinstance(value, (bool, np.bool_)):
         return str(value).lower()
     whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
-    return str(int(value)) if whole else str(value)
+    return str(int(value)) if whole else str(value).strip()
+
+
+def _days(value: date) -> float:
+    """Days since 1970 (UTC), as tables have dates."""
+    if not isinstance(value, datetime):
+        return float((value - date(1970, 1, 1)).days)
+    aware = value if value.tzinfo else value.replace(tzinfo=UTC)
+    return (aware - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() / 86_400
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,7 @@ class EventFields:
         """
         if name is None:
             return 0
-        if name not in self._numbers:
+        if not isinstance(name, str) or name not in self._numbers:
             known = ", ".join(map(repr, self.kinds)) or "none"
             raise DataError(f"kind is {shortened(name)}: known are {known}")
         return self._numbers[name]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from blossomrec.data.fields import EventFields
-from blossomrec.data.units import as_seconds
+from blossomrec.data.fields import EventFields, as_name
+from blossomrec.data.units import Owners, as_seconds
 from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.errors import DataError, shortened
 
@@ -215,19 +215,7 @@ class KnownHistories:
 
     @cached_property
     def _numbers(self) -> tuple[np.ndarray, list[tuple[int, np.ndarray | None]]]:
-        """For the log's kinds the model's; for each column of the model the log's, -1 for none, and
-        for its categories the model's."""
-        theirs = self.log.fields
-        kinds, categories = self.fields.translated(theirs)
-        places = {each.name: (n, each.kind) for n, each in enumerate(theirs.context)}
-        found = [places.get(each.name, (-1, "")) for each in self.fields.context]
-        columns = [
-            (place if kind == mine.kind else -1, numbers)
-            for (place, kind), mine, numbers in zip(
-                found, self.fields.context, categories, strict=True
-            )
-        ]
-        return kinds, columns
+        return _translated_numbers(self.log.fields, self.fields)
 
     @cached_property
     def _user_rows(self) -> np.ndarray | None:
@@ -266,6 +254,68 @@ class KnownHistories:
         if self.log.item_vocabulary.fingerprint == self._items.fingerprint:
             return None
         return known_ids(self._items, self.log.item_vocabulary)
+
+
+def known_columns(
+    log: EventLog, inputs: Iterable[str], fields: EventFields, users: Vocabulary | None
+) -> dict[str, Any]:
+    """The arrays [E] of a log, as of ``EventLog.columns``, in the numbers of a model.
+
+    Items are those of the log.
+
+    Args:
+        inputs: of the model.
+        fields: the kinds and the context that the model sees.
+        users: of the table of users that the model sees; None where it sees none.
+
+    Raises:
+        DataError: the log has no such input.
+    """
+    names = list(inputs)
+    known = users is not None and "users" in names
+    found: dict[str, Any] = log.columns(name for name in names if not known or name != "users")
+    kinds, columns = _translated_numbers(log.fields, fields)
+    for name in ("kinds", "asked_kinds"):
+        if name in found and log.fields.kinds != fields.kinds:
+            found[name] = _Translated(found[name], kinds.__getitem__)
+    if "context" in found and not _same_columns(log.fields, fields):
+        found["context"] = _Translated(found["context"], lambda rows: _columns(rows, columns))
+    if known:
+        assert users is not None
+        rows = known_ids(users, log.user_vocabulary)
+        found["users"] = _Translated(Owners(np.asarray(log.offsets)), rows.__getitem__)
+    return found
+
+
+class _Translated:
+    """A column of a log, whose values are translated when they are looked at."""
+
+    def __init__(self, column: Any, translate: Callable[[np.ndarray], np.ndarray]):
+        self._column, self._translate = column, translate
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self._translate(self._column[rows])
+
+
+def _same_columns(one: EventFields, other: EventFields) -> bool:
+    """Whether contexts have the same columns with the same names of categories."""
+    pairs = ([(each.name, each.kind, each.names) for each in of.context] for of in (one, other))
+    return next(pairs) == next(pairs)
+
+
+def _translated_numbers(
+    theirs: EventFields, fields: EventFields
+) -> tuple[np.ndarray, list[tuple[int, np.ndarray | None]]]:
+    """For the kinds of a log those of ``fields``; for each column of the context here the log's,
+    -1 for none, and for its categories those here."""
+    kinds, categories = fields.translated(theirs)
+    places = {each.name: (n, each.kind) for n, each in enumerate(theirs.context)}
+    found = [places.get(each.name, (-1, "")) for each in fields.context]
+    columns = [
+        (place if kind == mine.kind else -1, numbers)
+        for (place, kind), mine, numbers in zip(found, fields.context, categories, strict=True)
+    ]
+    return kinds, columns
 
 
 def known_ids(vocabulary: Vocabulary, others: Vocabulary) -> np.ndarray:
@@ -337,6 +387,9 @@ def columns_of(history: Any) -> dict[str, list[Any]]:
 
 def _as_list(values: Any) -> list[Any]:
     """The values, missing ones as None."""
+    if hasattr(values, "notna"):
+        # Series of pandas have several values that stand for a missing one.
+        values = values.astype(object).where(values.notna(), None)
     listed = values.tolist() if hasattr(values, "tolist") else list(values)
     return [None if isinstance(one, float) and one != one else one for one in listed]
 
@@ -360,7 +413,7 @@ def given_history(rows: np.ndarray, columns: Mapping[str, Any], fields: EventFie
     if "timestamp" in columns:
         found["times"] = as_seconds("timestamp", columns["timestamp"], len(rows))
     if "kind" in columns:
-        names = [None if one is None else str(one) for one in columns["kind"]]
+        names = [None if one is None else as_name(one) for one in columns["kind"]]
         found["kinds"] = fields.kind_numbers(names)
     given = [name for name in columns if name in known]
     if given:

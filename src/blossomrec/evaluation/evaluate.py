@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, get_args
@@ -83,6 +83,7 @@ def evaluate(
     cases: Cases,
     options: RankingOptions,
     *,
+    columns: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
     tokens_per_batch: int = TOKENS_PER_BATCH,
     score_elements: int = scoring.SCORE_ELEMENTS,
@@ -98,6 +99,8 @@ def evaluate(
         log: the log whose rows the scorer knows.
         cases: what to predict.
         options: the candidates and the metrics.
+        columns: arrays [E] of the inputs of the scorer, in its numbers; those of the log without
+            them.
         device: where batches go.
         tokens_per_batch: events encoded at a time.
         score_elements: scores held at a time, or one row of the catalogue if that is more.
@@ -130,8 +133,9 @@ def evaluate(
         max_len=max(2, scorer.max_len) if options.max_len is None else options.max_len,
         tokens_per_batch=tokens_per_batch,
         inputs=scorer.inputs,
+        columns=columns,
     )
-    asked = _asked_for_first(scorer, log, cases, targets)
+    asked = _asked_for_first(batches.columns, cases, targets)
     blocks = _query_blocks(scorer, batches, asked, device, block.rows)
     with scoring.scoring_mode(scorer):
         for part, queries in blocks:
@@ -181,7 +185,7 @@ def evaluate(
 
 
 def _asked_for_first(
-    scorer: Any, log: EventLog, cases: Cases, targets: Targets
+    columns: Mapping[str, Any], cases: Cases, targets: Targets
 ) -> dict[str, np.ndarray]:
     """Moment and kind of the first target of each case, int64 [M], where they are asked for.
 
@@ -189,9 +193,9 @@ def _asked_for_first(
     """
     if not cases.kinds:
         return {}
-    columns = log.columns(name for name in scorer.inputs if name in ("asked", "asked_kinds"))
+    names = [name for name in ("asked", "asked_kinds") if name in columns]
     # What is asked for at an event is what the next one is.
-    return {name: column[targets.first - 1] for name, column in columns.items()}
+    return {name: columns[name][targets.first - 1] for name in names}
 
 
 def _query_blocks(

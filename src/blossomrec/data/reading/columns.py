@@ -104,7 +104,7 @@ def read_times(column: Column) -> pl.Series:
 
 
 def read_weights(column: Column) -> pl.Series:
-    """Weights as Float32; DataError for what is missing, not a number, or not finite."""
+    """Weights as Float32; DataError for what is missing, no number, negative, or not finite."""
     column = plain_text(column)
     refuse_missing(column, "weight")
     if column.values.dtype == pl.String:
@@ -112,7 +112,9 @@ def read_weights(column: Column) -> pl.Series:
         column.refuse(numbers.is_null(), "is not a number")
     elif not column.values.dtype.is_numeric():
         column.refuse_type("numbers")
-    weights = _finite(column, "weight").cast(pl.Float32)
+    numbers = _finite(column, "weight")
+    column.refuse(numbers < 0, "is not a weight: it is negative")
+    weights = numbers.cast(pl.Float32)
     column.refuse(~weights.is_finite(), "is not a weight: it is not finite in 32 bits")
     return weights
 

@@ -18,6 +18,8 @@ MAX_NAMES, MAX_SHARE = 100_000, 0.5
 # Of events: what a column of their context may be, and how many kinds of them there may be.
 CONTEXT_KINDS = ("category", "number")
 MAX_KINDS = 1_000
+# A whole number, also as a decimal.
+_WHOLE = r"^-?(0|[1-9]\d*)(\.0+)?$"
 
 
 def guess_kind(column: Column) -> str:
@@ -167,6 +169,9 @@ def _names(column: Column, what: str, limit: int) -> pl.Series:
     elif values.dtype not in (pl.String, pl.Boolean, pl.Null) and not values.dtype.is_integer():
         column.refuse_type("texts, integers or booleans")
     names = values.cast(pl.String).str.strip_chars().replace("", None)
+    if column.textual and names.str.contains(_WHOLE).all():
+        # Files written by pandas have decimals where integers have gaps.
+        names = names.str.replace(r"\.0+$", "")
     if names.null_count() == len(names):
         raise DataError(f"{column.source}, column {column.name!r}: there is no {what} in it")
     new = names.is_first_distinct() & names.is_not_null()

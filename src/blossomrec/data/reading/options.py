@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from blossomrec.config import check, option
+from blossomrec.config import check, column, option
 from blossomrec.errors import ConfigError, DataError
 
 Options = TypeVar("Options")
@@ -19,9 +19,9 @@ Options = TypeVar("Options")
 class ReadOptions:
     """How a table becomes events; ``separator``, ``quote`` and ``multiline`` are of text files."""
 
-    user: str = option("user_id", "column of the user ids")
-    item: str = option("item_id", "column of the item ids")
-    timestamp: str = option("timestamp", "column of the times, numbers or datetimes")
+    user: str = column("user_id", "column of the user ids")
+    item: str = column("item_id", "column of the item ids")
+    timestamp: str = column("timestamp", "column of the times, numbers or datetimes")
     separator: str | None = option(
         None, "character between fields; a comma in .csv, a tab in .tsv and .inter without it"
     )

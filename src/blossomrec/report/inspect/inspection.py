@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases, make_split
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError
-from blossomrec.measure import open_log
+from blossomrec.measure import load_seeing, open_log
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerModel
 from blossomrec.report.inspect.selection_measures import (
@@ -35,7 +36,7 @@ from blossomrec.report.inspect.selection_totals import (
     recorded,
 )
 from blossomrec.report.wording import ItemWords, period
-from blossomrec.run import load_model, read_run_config
+from blossomrec.run import read_run_config
 
 # Events of a batch; only a history that is longer by itself goes over it.
 TOKENS_PER_BATCH = 16_384
@@ -172,7 +173,7 @@ def inspect_run(
             raise ConfigError(f"{name} is {value}: it must be from {low} to {LARGEST_SEED}")
     info = read_run_config(run)
     opened = open_log(run, info, log)
-    model = load_model(run, resolve_device(device))
+    model, columns = load_seeing(run, info, opened, resolve_device(device))
     form = _form(run, model)
     max_len = info.config.model.max_len if max_len is None else max_len
     if max_len < 2:
@@ -183,7 +184,7 @@ def inspect_run(
     choosing[cases.history_end < min_events] = 0
     sampled = _with_choice(opened, cases, choosing, lengths, form).sample(users, seed)
     own = np.minimum(sampled.history_end, max_len)
-    totals, measured = _measure(model, opened, sampled, max_len, form, events, seed)
+    totals, measured = _measure(model, columns, opened, sampled, max_len, form, events, seed)
     return Inspection(
         run=Path(run).resolve().name,
         dataset=opened.folder.name,
@@ -203,7 +204,7 @@ def inspect_run(
         uniform=uniform_choice(own, form),
         ratio=mass_ratio(np.sum([each.mass.sum(-1) for each in totals], 0), measured, seed),
         layers=tuple(each.choices(measured, seed) for each in totals),
-        examples=_examples(model, opened, sampled, max_len, form),
+        examples=_examples(model, columns, opened, sampled, max_len, form),
     )
 
 
@@ -236,6 +237,7 @@ def _with_choice(
 
 def _measure(
     model: SequenceModel,
+    columns: Mapping[str, Any],
     log: EventLog,
     cases: Cases,
     max_len: int,
@@ -253,6 +255,7 @@ def _measure(
         max_len=max_len,
         tokens_per_batch=TOKENS_PER_BATCH,
         inputs=model.inputs,
+        columns=columns,
     )
     totals: list[LayerTotals] = []
     device = model.item_embeddings.weight.device
@@ -274,7 +277,12 @@ def _measure(
 
 
 def _examples(
-    model: SequenceModel, log: EventLog, cases: Cases, max_len: int, form: SelectionForm
+    model: SequenceModel,
+    columns: Mapping[str, Any],
+    log: EventLog,
+    cases: Cases,
+    max_len: int,
+    form: SelectionForm,
 ) -> tuple[Example, ...]:
     """What the last events of the longest histories select."""
     shown = cases.take(np.argsort(-cases.history_end, kind="stable")[:EXAMPLES])
@@ -285,6 +293,7 @@ def _examples(
         max_len=max_len,
         tokens_per_batch=TOKENS_PER_BATCH,
         inputs=model.inputs,
+        columns=columns,
     )
     words, device, found = ItemWords(log), model.item_embeddings.weight.device, list[Example]()
     for part, batch in batches:
