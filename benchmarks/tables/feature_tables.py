@@ -21,7 +21,11 @@ CATEGORIES = "recall@10 by popularity of categories"
 def features() -> str:
     """NDCG@10 of each form of input, and how much more it is than of ids alone."""
     found = _by_seed(
-        (line for line in read("features.jsonl") if not line["cold_metrics"] and not _wanted(line)),
+        (
+            line
+            for line in read("features.jsonl")
+            if not (line["cold_metrics"] or _wanted(line) or line.get("targets"))
+        ),
         lambda line: (line["dataset"], line["attention"], _seen(line)),
     )
     rows = []
@@ -57,28 +61,79 @@ def kinds() -> str:
     return table([*header, "paired test"], rows)
 
 
+def by_kind() -> str:
+    """NDCG@10 of all targets, and of those of each kind, by how much the kinds count."""
+    found = _by_seed(
+        (line for line in read("features.jsonl") if line.get("kind_metrics") and not _wanted(line)),
+        lambda line: (line["dataset"], line["attention"], _seen(line), _how(line)),
+    )
+    rows = []
+    for (dataset, attention, seen, how), lines in found.items():
+        names = next(iter(lines.values()))["kind_metrics"]
+        each = [
+            f"{name} {mean(line['kind_metrics'][name]['ndcg@10'] for line in lines.values()):.4f}"
+            for name in names
+        ]
+        label = f"{dataset}, {attention}: {', '.join(filter(None, (seen, how)))}"
+        rows.append([label, str(len(lines)), f"{_mean(lines, 'ndcg@10'):.4f}", ", ".join(each)])
+    header = [
+        "log, attention: input, training",
+        "seeds",
+        "NDCG@10 of all",
+        "of the targets of a kind",
+    ]
+    return table(header, rows)
+
+
 def cold_items() -> str:
     """Recall of targets that have no training event."""
-    lines = {}
-    for line in read("features.jsonl"):
-        if line["cold_metrics"] and not _wanted(line):
-            lines[line["dataset"], _seen(line), line.get("id_dropout", 0.1)] = line
+    found = _by_seed(
+        (line for line in read("features.jsonl") if line["cold_metrics"] and not _wanted(line)),
+        lambda line: (line["dataset"], _seen(line), f"{line.get('id_dropout', 0.1):g}"),
+    )
     rows = []
-    for (dataset, seen, dropout), line in sorted(lines.items()):
-        cold, content = line["cold_metrics"], line["content"]
-        among, by_categories = cold.get("recall@10 among cold items"), cold.get(CATEGORIES)
+    for (dataset, seen, dropout), lines in sorted(found.items()):
+        cold = [line["cold_metrics"] for line in lines.values()]
+        content = next(iter(lines.values()))["content"]
+
+        def averaged(name: str, cold: list[dict[str, float]] = cold) -> float:
+            return mean(each.get(name, float("nan")) for each in cold)
+
         rows.append(
             [
-                f"{dataset}: {seen}" + (f", id dropout {dropout:g}" if content else ""),
-                f"{line['metrics']['ndcg@10']:.4f}",
-                f"{cold['targets']:,}",
-                f"{cold['recall@10']:.4f}",
-                "" if among is None else f"{among:.3f}",
-                "" if by_categories is None else f"{by_categories:.3f}",
+                f"{dataset}: {seen}" + (f", id dropout {dropout}" if content else ""),
+                str(len(lines)),
+                f"{_mean(lines, 'ndcg@10'):.4f}",
+                f"{cold[0]['targets']:,}",
+                f"{averaged('recall@10'):.4f}",
+                f"{averaged('recall@10 among cold items'):.3f}",
+                f"{averaged(CATEGORIES):.3f}",
             ]
         )
-    header = ["log: input", "NDCG@10 of all", "cold targets", "recall@10 among all"]
+    header = ["log: input", "seeds", "NDCG@10 of all", "cold targets", "recall@10 among all"]
     return table([*header, "among cold", "by popularity of categories"], rows)
+
+
+def rare_items() -> str:
+    """NDCG@10 of targets with few training events, with and without content."""
+    found = _by_seed(
+        (line for line in read("features.jsonl") if line.get("rare_metrics")),
+        lambda line: (line["dataset"], line["attention"], _seen(line)),
+    )
+    rows = []
+    for (dataset, attention, seen), lines in found.items():
+        rare = [line["rare_metrics"] for line in lines.values()]
+        row = [f"{dataset}, {attention}: {seen}", str(len(lines)), f"{_mean(lines, 'ndcg@10'):.4f}"]
+        scores = mean(each["ndcg@10"] for each in rare)
+        rows.append([*row, f"{rare[0]['targets']:,}", f"{scores:.4f}"])
+    header = [
+        "log, attention: input",
+        "seeds",
+        "NDCG@10 of all",
+        "rare targets",
+        "NDCG@10 of these",
+    ]
+    return table(header, rows)
 
 
 def _by_seed(
@@ -131,5 +186,7 @@ def _seen(line: Line) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "features": features,
     "kinds": kinds,
+    "by-kind": by_kind,
+    "rare-items": rare_items,
     "cold-items": cold_items,
 }
