@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -169,9 +170,10 @@ class TrainingBatches:
         self.importance = importance
         counted = self._importance_of(self._starts, self._lengths)
         if counted is not None and not counted.any():
-            raise DataError(
+            warnings.warn(
                 f"{log.folder} has no training event that counts as a target, by its kind and "
-                "weight: nothing to learn from"
+                "weight: nothing is learned of what comes next",
+                stacklevel=2,
             )
 
     @property
