@@ -92,19 +92,20 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             # anything counts.
             ctx.counted = rows.sum(targets >= 0).clamp(min=1)
             total, gradients = summed(rows, weight.to(dtype))
-            if rows.shares is not None and gradients:
-                gradients[0] *= rows.shares[:, None]
-        ctx.save_for_backward(*gradients)
+        shares = [] if rows.shares is None else [rows.shares[:, None]]
+        ctx.save_for_backward(*gradients, *shares)
         return total / ctx.counted
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         # The mean is taken here: dividing earlier would underflow in float16 factors.
+        of_hidden, of_weight, *shares = ctx.saved_tensors
         factor = grad / ctx.counted
+        factors = [factor if not shares else factor * shares[0], factor]
         scaled = [
-            (each * factor).to(dtype)
-            for each, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            (each * by).to(dtype)
+            for each, by, dtype in zip((of_hidden, of_weight), factors, ctx.dtypes, strict=True)
         ]
         return *scaled, None, None, None, None
 
