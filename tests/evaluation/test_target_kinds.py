@@ -1,6 +1,7 @@
 """Metrics by kind of the target, targets of wanted kinds, and what a model is told of them."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,17 @@ def test_metrics_by_kind_are_those_of_these_targets(log, options):
     if not options:
         recalls = [part.users * part.metrics["recall@10"] for part in found.kind_slices]
         assert sum(recalls) / 60 == pytest.approx(found.metrics["recall@10"])
+
+
+def test_a_kind_called_unknown_is_not_taken_for_those_that_are(log):
+    """Of the same targets, with one kind renamed."""
+    found, _ = measured(log)
+    kinds = tuple("unknown" if name == "click" else name for name in log.fields.kinds)
+    renamed = replace(found, protocol=replace(found.protocol, kinds=kinds))
+    names = {"unknown": "(unknown)", "click": "unknown"}
+    expected = {names.get(part.kind, part.kind): part.targets for part in found.kind_slices}
+    assert {part.kind: part.targets for part in renamed.kind_slices} == expected
+    assert len(expected) == 4 and set(renamed.per_user_by_kind) == set(expected)
 
 
 def test_kinds_are_kept_shown_and_compared(log, tmp_path):
