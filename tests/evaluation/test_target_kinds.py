@@ -265,7 +265,7 @@ def test_kinds_with_commas_are_in_quotes():
     assert cases.kinds == (log.fields.kind("a,b"), log.fields.kind("a"))
     found = kind_importance('"a,b"=2, "c=d"=0.5', log)
     assert found.tolist() == [0, 2, 0, 0.5]
-    for text in ("a,\nb", "a b", 'a,b'):
+    for text in ("a,\nb", "a b", "a,b"):
         with pytest.raises(ConfigError, match="have the kinds 'a,b', 'a', 'c=d'"):
             make_split(log, EvaluationConfig(kinds=text))
 
