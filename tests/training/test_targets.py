@@ -22,7 +22,7 @@ from waiting import Waits
 
 CPU = torch.device("cpu")
 BUYS = {"targets": "buy=1,click=0", "weights": "off"}
-SEEN = {"kinds": "on", "request_kind": "on", "context": "on"}
+SEEN = {"event_kinds": "on", "request_kind": "on", "context": "on"}
 
 
 def parts_of(log, **options):
