@@ -145,7 +145,8 @@ class TrainingConfig:
     targets: str = option(
         "",
         "kinds of events that are predicted and how much they count, such as buy=1,click=0.2; a "
-        "kind that is not named counts 0; without, all count the same",
+        "kind that is not named counts 0, one with a comma is in double quotes; without, all count "
+        "the same",
     )
     weights: Switch = option(
         "auto", "how much an event counts as a target: its weight; auto: where the log has weights"

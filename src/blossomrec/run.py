@@ -117,17 +117,26 @@ def read_run_config(run: str | Path) -> RunInfo:
     if not isinstance(values, dict) or values.get("format") not in (1, FORMAT):
         found = values.get("format") if isinstance(values, dict) else type(values).__name__
         raise RunError(f"{path} has format {shortened(found)}: this version reads format {FORMAT}")
-    _bring_up_to_date(values)
+    bring_up_to_date(values.get("config"), values["format"])
     return _run_info(path, values)
 
 
-def _bring_up_to_date(values: dict[str, Any]) -> None:
-    """Give options of earlier versions the names and values that they have now."""
-    config = values.get("config")
-    model = config.get("model") if isinstance(config, dict) else None
+def bring_up_to_date(config: Any, version: int = 1) -> None:
+    """Give options of earlier versions the names and values that they have now.
+
+    Args:
+        config: nested; what is none stays as it is.
+        version: format of the run folder; the first one where it is not told.
+    """
+    model, training = (
+        config.get(name) if isinstance(config, dict) else None for name in ("model", "training")
+    )
+    if isinstance(training, dict):
+        # Written before weights of the log counted.
+        training.setdefault("weights", "off")
     if not isinstance(model, dict):
         return
-    if values["format"] == 1:
+    if version == 1:
         # Written before there was a choice: all dimensions were rotated.
         model.setdefault("rotary_share", 1.0)
     if model.get("attention_impl") == "native":

@@ -1,6 +1,7 @@
 """Metrics by kind of the target, targets of wanted kinds, and what a model is told of them."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from blossomrec.config import EvaluationConfig, RunConfig, check
+from blossomrec.data.batches import kind_importance
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases, make_split, split_name
 from blossomrec.errors import ConfigError, DataError
@@ -115,6 +117,17 @@ def test_metrics_by_kind_are_those_of_these_targets(log, options):
     if not options:
         recalls = [part.users * part.metrics["recall@10"] for part in found.kind_slices]
         assert sum(recalls) / 60 == pytest.approx(found.metrics["recall@10"])
+
+
+def test_a_kind_called_unknown_is_not_taken_for_those_that_are(log):
+    """Of the same targets, with one kind renamed."""
+    found, _ = measured(log)
+    kinds = tuple("unknown" if name == "click" else name for name in log.fields.kinds)
+    renamed = replace(found, protocol=replace(found.protocol, kinds=kinds))
+    names = {"unknown": "(unknown)", "click": "unknown"}
+    expected = {names.get(part.kind, part.kind): part.targets for part in found.kind_slices}
+    assert {part.kind: part.targets for part in renamed.kind_slices} == expected
+    assert len(expected) == 4 and set(renamed.per_user_by_kind) == set(expected)
 
 
 def test_kinds_are_kept_shown_and_compared(log, tmp_path):
@@ -236,6 +249,25 @@ def test_training_validates_on_the_same_kinds(log, tmp_path):
     assert found.metrics["ndcg@10"] == pytest.approx(best, abs=1e-4)
     with pytest.raises(ConfigError, match="--kinds click is for baselines"):
         evaluate_run(tmp_path / "run", kinds="click")
+
+
+def test_kinds_with_commas_are_in_quotes():
+    events = pl.DataFrame(
+        {
+            "user_id": [1] * 4 + [2] * 4,
+            "item_id": [5, 6, 7, 8] * 2,
+            "timestamp": [1, 2, 3, 4] * 2,
+            "kind": ["a,b", "a,b", "a", "c=d"] * 2,
+        }
+    )
+    log = EventLog.prepare(events, kind="kind")
+    cases = make_split(log, EvaluationConfig(kinds='"a,b", a')).test
+    assert cases.kinds == (log.fields.kind("a,b"), log.fields.kind("a"))
+    found = kind_importance('"a,b"=2, "c=d"=0.5', log)
+    assert found.tolist() == [0, 2, 0, 0.5]
+    for text in ("a,\nb", "a b", "a,b"):
+        with pytest.raises(ConfigError, match="have the kinds 'a,b', 'a', 'c=d'"):
+            make_split(log, EvaluationConfig(kinds=text))
 
 
 def test_kinds_are_a_text(log):

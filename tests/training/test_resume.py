@@ -346,6 +346,34 @@ def test_a_run_of_before_there_were_identities_goes_on_with_a_warning(tiny_log, 
         small_train(tiny_log, small_config(epochs=1), run)
 
 
+LATER = {
+    "model": ("time_gap", "request_time", "event_kinds", "request_kind", "context", "user_table"),
+    "training": ("targets", "weights"),
+    "evaluation": ("kinds",),
+}
+
+
+def test_a_run_of_before_there_were_kinds_and_weights_goes_on(tiny_events, tmp_path):
+    log = EventLog.prepare(tiny_events.with_columns(w=pl.int_range(pl.len()) % 3), weight="w")
+    run, config = tmp_path / "run", small_config(epochs=1, weights="off")
+    first = small_train(log, config, run)
+
+    def older(known):
+        told = {
+            section: {name: one for name, one in values.items() if name not in LATER[section]}
+            for section, values in known["config"].items()
+        }
+        return {**known, "config": told}
+
+    rewrite_identity(run, older)
+    described = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(older(described)))
+    assert stored_options(run)["training"]["weights"] == "off"
+    assert small_train(log, config, run) == first
+    with pytest.raises(ConfigError, match=r"weights is 'auto', but .* was begun with 'off'"):
+        small_train(log, small_config(epochs=1), run)
+
+
 @pytest.mark.parametrize("identity", [None, [], {}, {"data": None, "config": {}}])
 def test_a_checkpoint_that_does_not_tell_its_training_is_refused(tiny_log, tmp_path, identity):
     small_train(tiny_log, small_config(epochs=1), tmp_path / "run")

@@ -13,6 +13,7 @@ import numpy as np
 
 from blossomrec.config import TrainingConfig
 from blossomrec.data.batch import Batch, make_batch
+from blossomrec.data.fields import listed
 from blossomrec.data.history import ITEMS_ALONE
 from blossomrec.data.log import EventLog
 from blossomrec.data.windows import Windows, boundaries, cut_windows, fill, gather_index
@@ -90,7 +91,7 @@ def kind_importance(targets: str, log: EventLog) -> np.ndarray:
         )
     known = f"the events of {log.folder} have the kinds {', '.join(map(repr, kinds))}"
     found: dict[str, float] = {}
-    for entry in targets.split(","):
+    for entry in listed(targets):
         kind, equals, number = (part.strip() for part in entry.rpartition("="))
         if not equals:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,6 +74,19 @@ def as_name(value: Any) -> str:
         return str(value).lower()
     whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
     return str(int(value)) if whole else str(value).strip()
+
+
+def listed(text: str) -> list[str]:
+    """Texts with commas between them, without white space around; one with a comma is in quotes.
+
+    >>> listed('buy=1, "a,b"=2')
+    ['buy=1', 'a,b=2']
+    """
+    try:
+        (entries,) = csv.reader([text], skipinitialspace=True)
+    except (csv.Error, ValueError):
+        entries = text.split(",")
+    return [entry.strip() for entry in entries]
 
 
 def _days(value: date) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from blossomrec.config import EvaluationConfig
+from blossomrec.data.fields import listed
 from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, DataError, shortened
 
@@ -117,7 +118,7 @@ def wanted_kinds(evaluation: EvaluationConfig) -> list[str]:
     Raises:
         ConfigError: there are commas and no names.
     """
-    names = [name.strip() for name in evaluation.kinds.split(",")]
+    names = listed(evaluation.kinds)
     found = list(dict.fromkeys(name for name in names if name))
     if evaluation.kinds and not found:
         raise ConfigError(f"evaluation.kinds is {shortened(evaluation.kinds)}: it names no kind")

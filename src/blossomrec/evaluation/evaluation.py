@@ -144,8 +144,11 @@ class Evaluation:
         return found
 
     def kind_name(self, kind: int) -> str:
-        """Name of a kind of events by its number."""
-        return self.protocol.kinds[kind - 1] if kind else UNKNOWN_KIND
+        """Name of a kind of events by its number; none but 0 has that of the unknown ones."""
+        kinds = self.protocol.kinds
+        if kind:
+            return kinds[kind - 1]
+        return f"({UNKNOWN_KIND})" if UNKNOWN_KIND in kinds else UNKNOWN_KIND
 
     @cached_property
     def user_lengths(self) -> np.ndarray:

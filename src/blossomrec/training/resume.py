@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,7 +13,7 @@ from blossomrec.config import RunConfig, to_dict
 from blossomrec.data.log import EventLog, differences
 from blossomrec.data.split import Split
 from blossomrec.errors import ConfigError, RunError
-from blossomrec.run import read_run_config
+from blossomrec.run import bring_up_to_date, read_run_config
 from blossomrec.training.checkpoint import Checkpoint, Checkpoints
 
 Resume = Literal["auto", "never"]
@@ -100,7 +101,10 @@ def _check_data(run: Path, known: dict[str, Any], given: dict[str, Any]) -> None
 
 
 def _check_config(run: Path, known: dict[str, Any], given: dict[str, Any]) -> None:
-    before, now = _flat(known), _flat(given)
+    before = copy.deepcopy(known)
+    bring_up_to_date(before)
+    # An option that there was not then did what its default does.
+    before, now = _flat(to_dict(RunConfig())) | _flat(before), _flat(given)
     for name in sorted(before.keys() | now.keys()):
         if name not in CHANGEABLE and before.get(name) != now.get(name):
             raise ConfigError(
