@@ -64,7 +64,7 @@ def ablate(model: SequenceModel, history: History, rng: np.random.Generator) -> 
     item = best_item(model, history)
     found = explain(model, history, item)
     chosen = choices(found, rng)
-    left = [history.map(partial(np.delete, obj=places)) for _, places in chosen]
+    left = [history.map(partial(np.delete, obj=places, axis=0)) for _, places in chosen]
     queries = model.queries(pack(left, model.inputs))
     scores = model.scores(queries, item, item + 1)[:, 0].tolist()
     changes = defaultdict(list)

@@ -96,8 +96,9 @@ def cold_items() -> str:
         cold = [line["cold_metrics"] for line in lines.values()]
         content = next(iter(lines.values()))["content"]
 
-        def averaged(name: str, cold: list[dict[str, float]] = cold) -> float:
-            return mean(each.get(name, float("nan")) for each in cold)
+        def averaged(name: str, digits: int, cold: list[dict[str, float]] = cold) -> str:
+            there = all(name in each for each in cold)
+            return f"{mean(each[name] for each in cold):.{digits}f}" if there else ""
 
         rows.append(
             [
@@ -105,9 +106,9 @@ def cold_items() -> str:
                 str(len(lines)),
                 f"{_mean(lines, 'ndcg@10'):.4f}",
                 f"{cold[0]['targets']:,}",
-                f"{averaged('recall@10'):.4f}",
-                f"{averaged('recall@10 among cold items'):.3f}",
-                f"{averaged(CATEGORIES):.3f}",
+                averaged("recall@10", 4),
+                averaged("recall@10 among cold items", 3),
+                averaged(CATEGORIES, 3),
             ]
         )
     header = ["log: input", "seeds", "NDCG@10 of all", "cold targets", "recall@10 among all"]

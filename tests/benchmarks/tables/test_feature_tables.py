@@ -82,9 +82,29 @@ def test_cold_items_have_their_own_table(monkeypatch):
     lines = [
         line(0.1, cold={"targets": 1_200, "recall@10": 0.0}),
         line(0.1, cold=cold, content=True, id_dropout=0.5),
+        line(0.3, cold=cold | {"recall@10": 0.02}, content=True, id_dropout=0.5, seed=1),
     ]
     monkeypatch.setattr(feature_tables, "read", lambda name: lines)
     assert cells(feature_tables.cold_items()) == [
-        ["films: content, id dropout 0.5", "0.1000", "1,200", "0.0100", "0.250", ""],
-        ["films: ids", "0.1000", "1,200", "0.0000", "", ""],
+        ["films: content, id dropout 0.5", "2", "0.2000", "1,200", "0.0150", "0.250", ""],
+        ["films: ids", "1", "0.1000", "1,200", "0.0000", "", ""],
     ]
+
+
+def test_targets_of_each_kind_and_rare_ones_have_theirs(monkeypatch):
+    kinds = {"liked": {"ndcg@10": 0.2}, "seen": {"ndcg@10": 0.4}}
+    lines = [
+        line(0.1, kind_metrics=kinds, targets="liked=1,seen=0.2"),
+        line(0.2, rare_metrics={"targets": 40, "ndcg@10": 0.05}),
+    ]
+    monkeypatch.setattr(feature_tables, "read", lambda name: lines)
+    assert cells(feature_tables.by_kind()) == [
+        [
+            "films, blossom: ids, targets liked=1,seen=0.2",
+            *("1", "0.1000", "liked 0.2000, seen 0.4000"),
+        ]
+    ]
+    assert cells(feature_tables.rare_items()) == [
+        ["films, blossom: ids", "1", "0.2000", "40", "0.0500"]
+    ]
+    assert "targets" not in feature_tables.features()
