@@ -12,7 +12,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -281,6 +281,8 @@ class UserContent(nn.Module):
         width: number of columns, U.
     """
 
+    numbers: Tensor
+
     def __init__(self, features: Mapping[str, Feature], size: int):
         super().__init__()
         categories = [one for one in features.values() if isinstance(one, Categories)]
@@ -291,14 +293,10 @@ class UserContent(nn.Module):
         self.of_many = nn.ModuleList(_Categories(one, size, 0.0) for one in many)
         scaled = [_scaled(one) for one in numbers]
         rows = len(next(iter(features.values())))
-        self._few = few
-        self._scaled = np.concatenate([np.empty((rows, 0), np.float32), *scaled], 1)
-        _keep(self, numbers=self._scaled)
+        _keep(self, numbers=np.concatenate([np.empty((rows, 0), np.float32), *scaled], 1))
         sizes = [one.size for one in few]
         self.starts = list(accumulate(sizes, initial=0))
         self.width = self.starts[-1] + self.numbers.shape[1] + 1
-
-    numbers: Tensor
 
     def forward(self, rows: Tensor) -> Tensor:
         """Columns of rows of the table, int64 [B], negative for an unknown user: [B, U]."""
@@ -321,10 +319,9 @@ class UserContent(nn.Module):
             if row < 0:
                 columns[-1] = 1.0
                 continue
-            for start, feature in zip(self.starts, self._few, strict=False):
-                part = slice(feature.offsets[row], feature.offsets[row + 1])
-                columns[start + feature.values[part]] = 1.0
-            columns[self.starts[-1] : -1] = self._scaled[row]
+            for start, lists in zip(self.starts[:-1], self.lists, strict=True):
+                columns[start + cast(_Lists, lists).of(row)] = 1.0
+            columns[self.starts[-1] : -1] = self.numbers.numpy()[row]
         return found
 
     def vectors(self, rows: Tensor) -> Tensor:
@@ -383,6 +380,11 @@ class _Lists(nn.Module):
         index = self.offsets[rows][:, None] + torch.arange(self.longest, device=rows.device)
         there = index < self.offsets[rows + 1][:, None]
         return self.values[index.clamp(max=len(self.values) - 1)], there
+
+    def of(self, row: int) -> np.ndarray:
+        """Numbers of one row, on a CPU."""
+        start, end = self.offsets.numpy()[row : row + 2]
+        return self.values.numpy()[start:end]
 
 
 class _Categories(nn.Module):
