@@ -98,20 +98,6 @@ def _days(value: date) -> float:
 
 
 @dataclass(frozen=True)
-class Tables:
-    """What a log, or a saved model, knows besides who had which item when.
-
-    Attributes:
-        items, users: of each row of their vocabularies; None without such a table.
-        fields: kinds of events, and columns of their context.
-    """
-
-    items: FeatureTable | None = None
-    users: FeatureTable | None = None
-    fields: EventFields = field(default_factory=lambda: EventFields())
-
-
-@dataclass(frozen=True)
 class EventFields:
     """The kinds of events of a log, or that a model knows, and the columns of their context.
 
@@ -248,3 +234,17 @@ class EventFields:
         if not right:
             raise DataError(f"{where} is damaged: its fields are none")
         return cls(tuple(kinds), context)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a log, or a saved model, knows besides who had which item when.
+
+    Attributes:
+        items, users: of each row of their vocabularies; None without such a table.
+        fields: kinds of events, and columns of their context.
+    """
+
+    items: FeatureTable | None = None
+    users: FeatureTable | None = None
+    fields: EventFields = EventFields()
