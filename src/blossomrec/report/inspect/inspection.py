@@ -248,15 +248,7 @@ def _measure(
     """Totals of each layer over all cases, and how many events of each were measured."""
     lengths = np.minimum(cases.history_end, max_len)
     history, position = sample_choosing(lengths, form, events, seed)
-    batches = HistoryBatches(
-        log,
-        cases.users,
-        cases.history_end,
-        max_len=max_len,
-        tokens_per_batch=TOKENS_PER_BATCH,
-        inputs=model.inputs,
-        columns=columns,
-    )
+    batches = _histories(model, columns, log, cases, max_len)
     totals: list[LayerTotals] = []
     device = model.item_embeddings.weight.device
     for part, batch in batches:
@@ -276,6 +268,21 @@ def _measure(
     return totals, np.bincount(history, minlength=len(cases))
 
 
+def _histories(
+    model: SequenceModel, columns: Mapping[str, Any], log: EventLog, cases: Cases, max_len: int
+) -> HistoryBatches:
+    """What the model sees of cases."""
+    return HistoryBatches(
+        log,
+        cases.users,
+        cases.history_end,
+        max_len=max_len,
+        tokens_per_batch=TOKENS_PER_BATCH,
+        inputs=model.inputs,
+        columns=columns,
+    )
+
+
 def _examples(
     model: SequenceModel,
     columns: Mapping[str, Any],
@@ -286,15 +293,7 @@ def _examples(
 ) -> tuple[Example, ...]:
     """What the last events of the longest histories select."""
     shown = cases.take(np.argsort(-cases.history_end, kind="stable")[:EXAMPLES])
-    batches = HistoryBatches(
-        log,
-        shown.users,
-        shown.history_end,
-        max_len=max_len,
-        tokens_per_batch=TOKENS_PER_BATCH,
-        inputs=model.inputs,
-        columns=columns,
-    )
+    batches = _histories(model, columns, log, shown, max_len)
     words, device, found = ItemWords(log), model.item_embeddings.weight.device, list[Example]()
     for part, batch in batches:
         with torch.no_grad(), recorded(model) as attended:
