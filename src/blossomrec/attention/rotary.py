@@ -54,7 +54,7 @@ def rotate_by(x: Tensor, angles: Tensor) -> Tensor:
 
 def _is_few(x: Tensor) -> bool:
     """Whether NumPy is through with it before PyTorch has begun."""
-    plain = x.device.type == "cpu" and x.dtype == torch.float32
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
     return len(x) <= 4 and plain and not torch.is_grad_enabled()
 
 
