@@ -331,8 +331,8 @@ def _asked(model: SequenceModel, ready: list[tuple[Job, UserHistory]]) -> Tensor
     if model.request_inputs is None:
         return kept
     asked = [(*one.moments(job.request.at), job.request.kind) for job, one in ready]
-    columns = torch.tensor(asked).to(kept.device, non_blocking=True)
-    return model.ask(kept, Asked(*columns.unbind(1)))
+    columns = torch.tensor(list(zip(*asked, strict=True)))
+    return model.ask(kept, Asked(*columns.to(kept.device, non_blocking=True)))
 
 
 def _attempt(futures: Sequence[Future[Any]], work: Callable[[], None]) -> None:
