@@ -71,8 +71,10 @@ class _Rows(NamedTuple):
             return _Rows(factors, targets, None, factors)
         exact = torch.promote_types(dtype, torch.float32)
         shares = row_shares(weights.to(exact).masked_fill(targets < 0, 0.0))
-        # Of what was not rounded yet.
-        return _Rows(factors, targets, shares, (hidden * shares[:, None]).to(dtype))
+        # Of what was not rounded yet, and rounded in the same pass.
+        scaled = torch.empty_like(hidden, dtype=dtype)
+        torch.mul(hidden, shares[:, None], out=scaled)
+        return _Rows(factors, targets, shares, scaled)
 
     def part(self, rows: slice) -> _Rows:
         shares = None if self.shares is None else self.shares[rows]

@@ -120,11 +120,12 @@ class SequenceModel(nn.Module):
                 kinds=kinds if sees else None,
                 context=context,
                 users=known,
+                may_fuse=self.may_fuse,
             )
         wanted = kinds if config.request_kind == "on" else None
         if self.causal and (asks or wanted is not None):
             told = {"gap": asks, "clock": asks and clock, "kinds": wanted}
-            self.request_inputs = EventInputs(size, **told)
+            self.request_inputs = EventInputs(size, **told, may_fuse=self.may_fuse)
         if config.content == "on":
             self.content = Content(self._table("content", tables.items, self.num_items), size)
             self.register_buffer("trained", torch.ones(self.num_items, dtype=torch.bool))
