@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from blossomrec.attention.api import blossom_attention, resolve
 from blossomrec.attention.backends import Backend
 from blossomrec.attention.backends.parts import Projections
 from blossomrec.attention.compress import build_compression
-from blossomrec.attention.rotary import rotate_by
 from blossomrec.attention.spec import BlossomSpec, Heads, Target
 from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step
 
@@ -78,8 +77,6 @@ class BlossomAttention(nn.Module, KeepsStates):
                 "each must be a multiple of the next, with an even hidden_size / num_heads"
             )
         self.spec, self.impl = spec or BlossomSpec(), impl
-        # Of queries and keys that have been rotated before.
-        self._rotated = replace(self.spec, rotary_share=0.0)
         self.heads = Heads(num_heads, num_kv_heads, hidden_size // num_heads)
         size = self.heads.size
         self.query = nn.Linear(hidden_size, num_heads * size, bias=False)
@@ -245,16 +242,12 @@ class BlossomAttention(nn.Module, KeepsStates):
             step: where the events go.
             rotary: as of :meth:`forward`.
         """
-        heads, spec = self.heads, self.spec
+        heads = self.heads
         q = self.query(x).view(len(x), heads.queries, heads.size)
         k, v = (each(x).view(len(x), heads.keys, heads.size) for each in (self.key, self.value))
         gates, parts = self._gates(x), self.backend(x).parts
-        if rotary is not None:
-            # Together: of a few events each operation takes a while.
-            both = rotate_by(torch.cat((q, k), 1), rotary)
-            q, k = both.split((heads.queries, heads.keys), 1)
-            spec = self._rotated
-        out, selected = parts.extend(q, k, v, gates, layer, step, self.compress, spec)
+        given = layer, step, self.compress, self.spec, rotary
+        out, selected = parts.extend(q, k, v, gates, *given)
         return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)
 
     @torch.no_grad()

@@ -257,12 +257,13 @@ class EventInputs(nn.Module):
 
     def _singly(self, seen: Seen) -> Tensor:
         """As :meth:`forward`, of a few events on a CPU, of which each operation takes a while."""
-        weight, found, count = self.embeddings.weight, list[Tensor](), len(seen.any)
+        weight = self.embeddings.weight.detach().numpy()
         *others, users = seen
         gaps, moments, wanted, contexts = (
             None if each is None else each.tolist() for each in others
         )
-        for n in range(count):
+        found = np.zeros((len(seen.any), weight.shape[1]), weight.dtype)
+        for n, x in enumerate(found):
             rows = list[int]()
             if self.gap and gaps is not None:
                 rows.append(bisect_right(_BUCKET_STARTS, gaps[n]))
@@ -273,21 +274,22 @@ class EventInputs(nn.Module):
                 rows.append(self.starts[2] + wanted[n])
             values = () if contexts is None else contexts[n]
             for start, column in self._few:
-                value = values[column]
-                rows.append(start if math.isnan(value) else start + int(value))
-            x = None
-            for row in rows:
-                x = weight[row] if x is None else x + weight[row]
+                rows.append(start + _whole(values[column]))
+            if rows:
+                x += weight[rows].sum(0)
             for row, (column, mean, deviation) in enumerate(self._numbers, self.starts[-1]):
-                x = weight.new_zeros(weight.shape[1]) if x is None else x
                 if not math.isnan(values[column]):
-                    share = (values[column] - mean) / deviation
-                    x = torch.add(x, weight[row], alpha=share)
-            found.append(weight.new_zeros(weight.shape[1]) if x is None else x)
-        x = found[0][None] if count == 1 else torch.stack(found)
+                    x += weight[row] * ((values[column] - mean) / deviation)
+            for column, table in zip(self.many, self.of_many, strict=True):
+                x += cast(nn.Embedding, table).weight.detach().numpy()[_whole(values[column])]
         if users is not None and self.users:
-            x = torch.addmm(x, users, weight[-self.users :])
-        return self._with_many(x, seen.context) if self.many else x
+            found += users.numpy() @ weight[-self.users :]
+        return torch.from_numpy(found)
+
+
+def _whole(value: float) -> int:
+    """Number of a category of the context, 0 where it is missing."""
+    return 0 if math.isnan(value) else int(value)
 
 
 def _from_zero(rows: int, size: int) -> nn.Embedding:

@@ -91,6 +91,7 @@ class Parts:
         step: Step,
         compression: MeanCompression | MLPCompression,
         spec: BlossomSpec,
+        rotary: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Put new events into pages and attend from them, as the operation over whole histories.
 
@@ -102,13 +103,15 @@ class Parts:
             step: where the events go.
             compression: makes the keys of the blocks that become complete.
             spec: the definition.
+            rotary: [E, 2, pairs], cosine and sine that queries and keys are rotated by; None for
+                those of their positions.
 
         Returns:
             [E, H, d] in the type of ``q``, and the selected blocks, int32 [E, G, n], numbered from
             the start of the whole history, rising with -1 last.
         """
         with torch.autocast(q.device.type, enabled=False):
-            q, k = eager.rotated(q, k, step, spec.rotary_share)
+            q, k = eager.rotated(q, k, step, spec.rotary_share, rotary)
             eager.append(k, v, layer, step)
             eager.close_blocks(layer, step, compression)
             return eager.attend(q, gates, layer, step, spec)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blossomrec.attention import pattern
 from blossomrec.attention.compress import MeanCompression, MLPCompression
-from blossomrec.attention.rotary import rotate
+from blossomrec.attention.rotary import rotate, rotate_by
 from blossomrec.attention.spec import BlossomSpec
 from blossomrec.attention.state.pages import NOBODY, PagedLayer, Step, rows_at
 
@@ -25,10 +25,16 @@ TILE_ROWS = {"cpu": 128, "cuda": 4_096}
 TILE_BLOCKS = 65_536
 
 
-def rotated(q: Tensor, k: Tensor, step: Step, share: float) -> tuple[Tensor, Tensor]:
-    """Queries [E, H, d] and keys [E, G, d] of the events, rotated by their positions."""
+def rotated(
+    q: Tensor, k: Tensor, step: Step, share: float, angles: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Queries [E, H, d] and keys [E, G, d] of the events, rotated by their positions.
+
+    angles: [E, 2, pairs], cosine and sine to rotate by instead.
+    """
     # For a few events the number of operations is what counts: both are rotated at once.
-    joint = rotate(torch.cat((q, k), 1), step.position, share)
+    joint = torch.cat((q, k), 1)
+    joint = rotate(joint, step.position, share) if angles is None else rotate_by(joint, angles)
     q, k = joint.split((q.shape[1], k.shape[1]), dim=1)
     return q, k
 

@@ -37,7 +37,7 @@ class Step(ctypes.Structure):
     """``struct Step`` of ``source/step.h``, which says what the fields are."""
 
     _fields_ = _fields(
-        "q k v gates frequencies pages block_keys table places out selected",
+        "q k v gates frequencies angles pages block_keys table places out selected",
         "rows width groups pairs top_n window sinks threads",
     )
 

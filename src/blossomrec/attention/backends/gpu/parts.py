@@ -72,17 +72,17 @@ class GpuParts(Parts):
     def captures_steps(self, target: Target) -> bool:
         return target.device == "cuda" and not unsupported(target)
 
-    def extend(self, q, k, v, gates, layer, step_, compression, spec):
+    def extend(self, q, k, v, gates, layer, step_, compression, spec, rotary=None):
         size, block_size = q.shape[2], layer.layout.block_size
         heads = Heads(q.shape[1], k.shape[1], size)
         target = Target(BlossomSpec(block_size=block_size), heads, q.dtype, q.device.type)
         if unsupported(target):
-            return super().extend(q, k, v, gates, layer, step_, compression, spec)
+            return super().extend(q, k, v, gates, layer, step_, compression, spec, rotary)
         # A block that several events fill is not there for the program of the last one.
         alone = len(step_.bounds) == len(step_.users) + 1
         mean = alone and isinstance(compression, MeanCompression)
         with torch.autocast(q.device.type, enabled=False):
-            q, k = eager.rotated(q, k, step_, spec.rotary_share)
+            q, k = eager.rotated(q, k, step_, spec.rotary_share, rotary)
             step.append(k, v, layer, step_, mean=mean)
             if not mean:
                 eager.close_blocks(layer, step_, compression)

@@ -9,6 +9,7 @@ struct Step {
     const float *q, *k, *v;    // [t, H, d] and [t, G, d], not yet rotated
     const float *gates;        // [t, H, 2]
     const float *frequencies;  // [pairs], by which the first 2 * pairs numbers of a head rotate
+    const float *angles;       // [t, 2, pairs], cosine and sine that they rotate by; else null
     float *pages;              // [P, G, S, 2d]
     const float *block_keys;   // [P, G, d]
     const int32_t *table;      // [users, width]
@@ -45,12 +46,18 @@ static inline float product(const float *a, const float *b) {
     return sum;
 }
 
-// Rotary embedding at a position, as rotary.py has it.
+// Rotary embedding of an event, as rotary.py has it.
 struct Turn {
     float cosine[D / 2 + 1], sine[D / 2 + 1];
     const int pairs;
 
-    Turn(const Step &step, int64_t position) : pairs(step.pairs) {
+    Turn(const Step &step, int64_t row, int64_t position) : pairs(step.pairs) {
+        if (step.angles) {
+            const float *given = step.angles + row * 2 * pairs;
+            memcpy(cosine, given, sizeof(float) * pairs);
+            memcpy(sine, given + pairs, sizeof(float) * pairs);
+            return;
+        }
         for (int i = 0; i < pairs; i++) {
             const float angle = (float)position * step.frequencies[i];
             cosine[i] = cosf(angle), sine[i] = sinf(angle);
@@ -71,7 +78,7 @@ static void append(const Step &step) {
     for (int64_t row = 0; row < step.rows; row++) {
         const int64_t position = step.places[step.rows + row];
         const int64_t page = step.places[3 * step.rows + row];
-        const Turn turn(step, position);
+        const Turn turn(step, row, position);
         for (int64_t group = 0; group < step.groups; group++) {
             const int64_t from = (row * step.groups + group) * D;
             float *to = step.pages + ((page * step.groups + group) * S + position % S) * 2 * D;
@@ -228,7 +235,7 @@ static void step_event(const Step &step, int64_t row, Vector *room) {
     const StepScratch scratch(step, room);
     const Event event(step, row);
     const int64_t heads = step.groups * R, groups = step.groups, at = event.place(), own = at / S;
-    const Turn turn(step, event.position);
+    const Turn turn(step, row, event.position);
     for (int64_t head = 0; head < heads; head++)
         turn(step.q + (row * heads + head) * D, scratch.q + head * D);
     // Alike for all groups: the keys of the pattern, then the sinks that it does not lead to.
