@@ -119,6 +119,9 @@ class ModelConfig:
     paths: Literal["both", "long", "short"] = option(
         "both", "Blossom: both gated paths, or one alone to see what it gives"
     )
+    fusion: Literal["gated", "union"] = option(
+        "gated", "Blossom: two softmaxes and a gate, as published, or one softmax over both paths"
+    )
     gate: Literal["independent", "convex"] = option(
         "independent", "Blossom: weights of the two paths, as published, or ones that sum up to 1"
     )
