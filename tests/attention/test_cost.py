@@ -25,18 +25,19 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def largest(length, causal):
-    inputs = random_inputs([length], heads=2, groups=1)
+def largest(length, causal, fusion):
+    inputs = random_inputs([length], heads=2, groups=1, fusion=fusion)
     leaves = inputs.differentiable()
     with LargestTensor() as seen:
-        out, _ = attend(*inputs.all(), impl="torch", causal=causal)
+        out, _ = attend(*inputs.all(), impl="torch", causal=causal, fusion=fusion)
         torch.autograd.grad(out.sum(), leaves)
     return seen.elements
 
 
+@pytest.mark.parametrize("fusion", ["gated", "union"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_memory_is_linear(causal):
-    small, large = largest(4_096, causal), largest(16_384, causal)
+def test_memory_is_linear(causal, fusion):
+    small, large = largest(4_096, causal, fusion), largest(16_384, causal, fusion)
     assert large <= 4.1 * small
     assert large < 16_384 * 16_384 / 16 / 8
 

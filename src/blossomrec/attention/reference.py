@@ -120,6 +120,7 @@ def masked_attention(
     q, k, v = q.to(exact).view(length, groups, heads // groups, size), k.to(exact), v.to(exact)
     scores = torch.einsum("lgrd,sgd->grls", q, k) / math.sqrt(size)
     if bias is not None:
-        scores = scores + bias.to(exact).view(length, groups, -1, length).permute(1, 2, 0, 3)
+        bias = bias.to(exact).view(length, groups, heads // groups, length)
+        scores = scores + bias.permute(1, 2, 0, 3)
     weights = scores.masked_fill(~mask[:, None], -math.inf).softmax(-1)
     return torch.einsum("grls,sgd->lgrd", weights, v).reshape(length, heads, size)
