@@ -82,7 +82,7 @@ def blossom(
     causal=True,
     fusion="gated",
 ):
-    """One history: q [L, H, d], k and v [L, G, d], block_keys [blocks, G, d], gates [L, H, 2 or 1]."""
+    """One history: q [L, H, d], k and v [L, G, d], block_keys [blocks, G, d], gates [L, H, .]."""
     length, heads, _ = q.shape
     groups = k.shape[1]
     out = np.zeros_like(q)

@@ -8,20 +8,20 @@ from inputs import attend, make_layer, random_inputs, relative_error
 
 from blossomrec.attention import BlossomAttention, BlossomSpec, selector
 from blossomrec.attention.api import resolve
-from blossomrec.attention.layer import GATE_SIZES
 from blossomrec.attention.packing import Packing
 from blossomrec.attention.selector import selector_loss
-from blossomrec.attention.spec import Heads
+from blossomrec.attention.spec import FUSIONS, GATES, Heads
 from implementations import CPU
 
 CU_SEQLENS = torch.tensor([0, 200, 201, 333], dtype=torch.int32)
 ALL = torch.arange(333)
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
-def test_gradient_reaches_every_parameter(compress, causal):
-    attention = make_layer(compress=compress, causal=causal)
+def test_gradient_reaches_every_parameter(compress, causal, fusion):
+    attention = make_layer(compress=compress, causal=causal, fusion=fusion)
     given = attention(torch.randn(333, 32), CU_SEQLENS, distil_rows=ALL)
     (given.hidden.square().sum() + given.selector_loss).backward()
     for name, parameter in attention.named_parameters():
@@ -166,7 +166,7 @@ def test_one_path_alone_has_no_gate_and_nothing_dead():
             assert parameter.grad is not None and parameter.grad.norm() > 1e-6, name
 
 
-@pytest.mark.parametrize("gate", GATE_SIZES)
+@pytest.mark.parametrize("gate", GATES)
 def test_the_gate_starts_short_term(gate):
     given = make_layer(gate=gate)(torch.randn(333, 32), CU_SEQLENS)
     expected = torch.tensor([-2.0, 2.0]).sigmoid().expand(333, 4, 2)
@@ -182,6 +182,14 @@ def test_a_convex_gate_shares_one_weight_among_the_paths():
     assert longs.std() > 0.1
     given.hidden.square().sum().backward()
     assert all(parameter.grad.norm() > 1e-6 for parameter in attention.gate.parameters())
+
+
+def test_a_union_starts_without_a_bias():
+    attention = make_layer(fusion="union")
+    given = attention(torch.randn(333, 32), CU_SEQLENS)
+    assert torch.equal(given.gates, torch.zeros(333, 4, 1))
+    # Of one path alone there is nothing to unite.
+    assert make_layer(fusion="union", paths="long").gate is None
 
 
 def test_short_histories_give_a_loss_of_zero():
@@ -252,6 +260,10 @@ def test_wrong_arguments_are_named():
         make_layer(paths="none")
     with pytest.raises(ValueError, match="gate is 'open': choose one of independent, convex"):
         make_layer(gate="open")
+    with pytest.raises(ValueError, match="fusion is 'sum': choose one of gated, union"):
+        make_layer(fusion="sum")
+    with pytest.raises(ValueError, match=r"gates is \[40, 4, 2\]: \[40, 4, 1\]"):
+        attend(*inputs.all(), fusion="union")
 
 
 def test_autocast_leaves_scores_and_selection_in_float32():

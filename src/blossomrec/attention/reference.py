@@ -32,14 +32,8 @@ def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[
             chosen = selected[rows]
         long_mask = long_term_mask(chosen, block_size, causal)
         short_mask = short_term_mask(end - start, spec.window, spec.sinks, causal, q.device)
-        attended = q[rows], k[rows], v[rows]
-        if spec.is_union:
-            bias = gates[rows] * short_mask[:, None]  # [L, H, L]
-            outputs.append(masked_attention(*attended, long_mask | short_mask, bias))
-        else:
-            long = masked_attention(*attended, long_mask)
-            short = masked_attention(*attended, short_mask[None])
-            outputs.append(gates[rows, :, :1] * long + gates[rows, :, 1:] * short)
+        attended = q[rows], k[rows], v[rows], gates[rows]
+        outputs.append(fused_attention(*attended, long_mask, short_mask, spec))
         choices.append(chosen)
     empty = torch.zeros(0, k.shape[1], spec.top_n, dtype=torch.int32, device=q.device)
     return torch.cat(outputs).to(q.dtype), torch.cat([empty, *choices])
@@ -107,12 +101,31 @@ def short_term_mask(
     return mask | (event >= length - sinks)[None]
 
 
+def fused_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Tensor,
+    long_mask: Tensor,
+    short_mask: Tensor,
+    spec: BlossomSpec,
+) -> Tensor:
+    """Both paths of one history, [L, H, d], of which keys each sees, bool [G, L, L] and [L, L]."""
+    if spec.is_union:
+        bias = gates * short_mask[:, None]  # [L, H, L]
+        return masked_attention(q, k, v, long_mask | short_mask, bias)
+    long = masked_attention(q, k, v, long_mask)
+    short = masked_attention(q, k, v, short_mask[None])
+    return gates[..., :1] * long + gates[..., 1:] * short
+
+
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     """Softmax attention, scale 1/sqrt(d), of one history.
 
-    q: [L, H, d], k, v: [L, G, d], mask: bool [G or 1, L, L], bias: added to scaled scores [L, H, L].
+    q: [L, H, d]; k, v: [L, G, d]; mask: bool [G or 1, L, L]; bias: added to scaled scores,
+    [L, H, L].
     """
     length, heads, size = q.shape
     groups = k.shape[1]

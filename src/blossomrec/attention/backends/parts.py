@@ -100,7 +100,8 @@ class Parts:
         Args:
             q: [E, H, d] queries of the events of ``step``, not yet rotated.
             k, v: [E, G, d] their keys, not yet rotated, and values.
-            gates: [E, H, 2] weights of the long-term and the short-term path.
+            gates: [E, H, 2] weights of the long-term and the short-term path; of a union the bias,
+                [E, H, 1].
             layer: the pages, which are changed.
             step: where the events go.
             compression: makes the keys of the blocks that become complete.
