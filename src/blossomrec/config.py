@@ -353,6 +353,10 @@ def _check_model(model: ModelConfig, where: str) -> None:
         raise ConfigError(
             f"{where}kv_heads is {model.kv_heads}: it must divide heads, {model.heads}"
         )
+    if model.fusion == "union" and model.gate != "independent":
+        raise ConfigError(
+            f"{where}gate is {model.gate}: with fusion union there is no gate, only a bias"
+        )
     if model.compress_window % model.block_size:
         raise ConfigError(
             f"{where}compress_window is {model.compress_window}: "
