@@ -16,7 +16,7 @@ def _empty_select_blocks(q, block_keys, cu_seqlens, numbers):
 @operator(_empty_select_blocks)
 def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: list[int]) -> Tensor:
     """The most important blocks of each event, int32 [T, G, top_n], see the reference."""
-    block_size, top_n, _, _, causal = numbers
+    block_size, top_n, _, _, causal, _ = numbers
     groups = block_keys.shape[1]
     selected = q.new_empty(len(q), groups, top_n, dtype=torch.int32)
     tensors = {
@@ -110,7 +110,7 @@ def _run_paths(
     names = ("q", "k", "v", "gates", "selected")
     tensors = {name: x.contiguous() for name, x in zip(names, rows, strict=True)}
     tensors |= {"cu_seqlens": cu_seqlens, **others}
-    block_size, top_n, window, sinks, causal = numbers
+    block_size, top_n, window, sinks, causal, is_union = numbers
     q, groups = given[0], given[1].shape[1]
     sizes = _sizes(q, cu_seqlens, groups)
     sizes |= {"top_n": top_n, "window": window, "sinks": sinks, "causal": causal}
