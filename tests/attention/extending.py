@@ -6,7 +6,7 @@ from inputs import make_layer
 
 
 def make_attention(**options):
-    if options.get("impl") in ("cpu", "triton") and options.get("fusion") == "union":
+    if options.get("impl") == "triton" and options.get("fusion") == "union":
         pytest.skip("not for a union yet")
     attention = make_layer(**options)
     if attention.gate is not None:

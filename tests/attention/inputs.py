@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -86,8 +85,6 @@ def relative_error(value: Tensor, exact: Tensor) -> float:
 
 def attend(*rows, selected=None, impl="auto", **spec):
     """The operation with parts of its definition by name."""
-    if impl == "cpu" and spec.get("fusion") == "union":
-        pytest.skip("the operator does not take a union yet")
     return blossom_attention(*rows, BlossomSpec(**spec), selected=selected, impl=impl)
 
 

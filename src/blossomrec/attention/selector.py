@@ -4,9 +4,9 @@ Choosing blocks is a discrete step, so no gradient of the recommendation loss re
 by which they are chosen. Instead, for a sample of events, the softmax over the importance of *all*
 eligible blocks is drawn to the share of attention that the heads would give those blocks. Sampled
 are events with more eligible blocks than are selected: those of all others are selected anyway, and
-the loss would only bend queries and keys. The shares are a fixed target. The gradient reaches the compression, and through the importance also the
-queries and keys: a block has one key to be found by, and only a model that is told so makes its
-queries and keys fit for that.
+the loss would only bend queries and keys. The shares are a fixed target. The gradient reaches the
+compression, and through the importance also the queries and keys: a block has one key to be found
+by, and only a model that is told so makes its queries and keys fit for that.
 """
 
 from __future__ import annotations

@@ -37,6 +37,4 @@ def unsupported(target: Target) -> str:
         return f"the device is {target.device}, the operator is for a CPU"
     if target.dtype != torch.float32:
         return f"the type is {target.dtype}, the operator takes torch.float32"
-    if target.spec.is_union:
-        return "fusion is 'union', the operator takes 'gated'"
     return missing(target.heads.size, target.heads.per_group, target.spec.block_size)

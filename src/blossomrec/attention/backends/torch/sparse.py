@@ -164,16 +164,41 @@ def sparse_attention(
     spec: BlossomSpec,
 ) -> Tensor:
     """Output [T, H, d], both paths fused; ``longest`` is the length of the longest history."""
-    distances = pattern.distances(spec.window, longest)
-    near = NearKeys(packing, distances, spec.window, spec.sinks, spec.causal)
+    blocks, near = sets = _key_sets(selected, packing, longest, spec)
     padded = packing.pad(k), packing.pad(v)
     if spec.is_union:
-        blocks = BlockKeys(packing, selected, spec.causal, near)
-        return SparseAttention.apply(q, gates, (blocks, near), *padded, k, v)
-    blocks = BlockKeys(packing, selected, spec.causal)
+        return SparseAttention.apply(q, gates, sets, *padded, k, v)
     long = SparseAttention.apply(q, None, (blocks,), *padded)
     short = SparseAttention.apply(q, None, (near,), k, v)
     return gates[..., :1] * long + gates[..., 1:] * short
+
+
+@torch.no_grad()
+def near_share(
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor,
+    selected: Tensor,
+    packing: Packing,
+    longest: int,
+    spec: BlossomSpec,
+) -> Tensor:
+    """Of the weights of a union, the share on the keys of the short-term path, [T, H]."""
+    sets = _key_sets(selected, packing, longest, spec)
+    padded, shares = packing.pad(k), []
+    for rows in _tiles(q):
+        tile = _Tile.of(q, bias, sets, (padded, padded, k, k), rows, k.shape[1])
+        shares.append(tile.scores.softmax(-1)[..., -tile.counts[-1] :].sum(-1).flatten(1))
+    return torch.cat(shares)
+
+
+def _key_sets(
+    selected: Tensor, packing: Packing, longest: int, spec: BlossomSpec
+) -> tuple[BlockKeys, NearKeys]:
+    """Keys of the long-term path, of a union without near ones, and of the short-term path."""
+    distances = pattern.distances(spec.window, longest)
+    near = NearKeys(packing, distances, spec.window, spec.sinks, spec.causal)
+    return BlockKeys(packing, selected, spec.causal, near if spec.is_union else None), near
 
 
 class SparseAttention(torch.autograd.Function):
