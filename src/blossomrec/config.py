@@ -119,6 +119,9 @@ class ModelConfig:
     paths: Literal["both", "long", "short"] = option(
         "both", "Blossom: both gated paths, or one alone to see what it gives"
     )
+    fusion: Literal["gated", "union"] = option(
+        "gated", "Blossom: two softmaxes and a gate, as published, or one softmax over both paths"
+    )
     gate: Literal["independent", "convex"] = option(
         "independent", "Blossom: weights of the two paths, as published, or ones that sum up to 1"
     )
@@ -349,6 +352,10 @@ def _check_model(model: ModelConfig, where: str) -> None:
     if model.heads % model.kv_heads:
         raise ConfigError(
             f"{where}kv_heads is {model.kv_heads}: it must divide heads, {model.heads}"
+        )
+    if model.fusion == "union" and model.gate != "independent":
+        raise ConfigError(
+            f"{where}gate is {model.gate}: with fusion union there is no gate, only a bias"
         )
     if model.compress_window % model.block_size:
         raise ConfigError(

@@ -72,7 +72,7 @@ def compile_all(folder):
     from blossomrec.models.fused import catalogue_loss, norm
 
     norms = {"HAS_BIAS": True, "DROPPED": 13_107, "KEPT": 1.25, "ROWS": 8, "BLOCK": 128}
-    heads = projection._form(projection.Sizes(8, 2, 16, 4), True)
+    heads = projection._form(projection.Sizes(8, 2, 16, 4), None) | {"GATES": 2}
     window = {"S": 16, "WINDOW": 32, "G": 2, "D": 16, "PLACES": 32, "COLUMNS": 32}
     sums = {"G": 2, "R": 4, "D": 16, "S": 16, "D_BLOCK": 16}
     sums |= {"QUERIES": block_mass.QUERIES, "BLOCKS": block_mass.BLOCKS}

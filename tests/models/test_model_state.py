@@ -22,6 +22,7 @@ FORMS = [
         ("full", "pre", 3, "mlp", 0),
     ]
 ]
+FORMS.append({"fusion": "union", "layers": 2, "sinks": 3})
 forms = pytest.mark.parametrize(
     "options", FORMS, ids=lambda form: "-".join(map(str, form.values()))
 )

@@ -306,7 +306,9 @@ class BlockOut(BaseModel):
 class LongPath(BaseModel):
     """The long-term path of a layer: selected blocks, oldest first."""
 
-    gate: float = Field(description="weight of the path, mean over the heads")
+    gate: float = Field(
+        description="weight of the path, of a union its share of the attention; mean over heads"
+    )
     contribution: float = Field(description="all that passes over this path to the score")
     blocks: list[BlockOut]
 

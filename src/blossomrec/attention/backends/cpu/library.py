@@ -28,8 +28,8 @@ class Problem(ctypes.Structure):
 
     _fields_ = _fields(
         "q k v block_keys gates cu_seqlens selected lse out "
-        "grad grad_q grad_k grad_v grad_gates samples shares",
-        "rows histories groups top_n window sinks causal threads count blocks wrong",
+        "grad grad_q grad_k grad_v grad_gates means samples shares",
+        "rows histories groups top_n window sinks causal is_union threads count blocks wrong",
     )
 
 
@@ -38,7 +38,7 @@ class Step(ctypes.Structure):
 
     _fields_ = _fields(
         "q k v gates frequencies angles pages block_keys table places out selected",
-        "rows width groups pairs top_n window sinks threads",
+        "rows width groups pairs top_n window sinks is_union threads",
     )
 
 

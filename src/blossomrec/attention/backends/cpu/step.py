@@ -53,6 +53,7 @@ def extend(
         spec.top_n,
         spec.window,
         spec.sinks,
+        int(spec.is_union),
         torch.get_num_threads(),
     )
     functions = library(size, heads // groups, spec.block_size)

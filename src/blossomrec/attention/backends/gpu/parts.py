@@ -58,14 +58,14 @@ class GpuParts(Parts):
     ) -> Tensor:
         rows, max_length, spec = given["rows"], given["max_length"], given["spec"]
         blocks, size = max_length // spec.block_size, spec.block_size
-        if selector.no_choice(blocks, rows, block_keys) or size & (size - 1):
+        if selector.no_choice(blocks, rows, block_keys, spec) or size & (size - 1):
             return super().selector_loss(q, k, block_keys, cu_seqlens, **given)
         if blocks > block_mass.MAX_BLOCKS:
             loss = partial(selector.selector_loss, shares=block_shares)
             return loss(q, k, block_keys, cu_seqlens, **given)
         sizes = selector.sample_sizes(max_length, q.shape[1])
         before = first_blocks(cu_seqlens, size)
-        samples = draw_samples(rows, cu_seqlens, before, len(q), size, *sizes)
+        samples = draw_samples(rows, cu_seqlens, before, spec, *sizes)
         form = (size, spec.causal)
         return importance.distillation_loss(q, k, block_keys, samples, blocks, form)
 
