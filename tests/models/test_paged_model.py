@@ -12,7 +12,12 @@ from blossomrec.models.state import ModelState
 from small_models import NUM_ITEMS, batch_of, hidden_states, random_histories, small_model
 from whole_history import relative_error
 
-FORMS = [{"norm": "pre", "layers": 3}, {"compress": "mean"}, {"attention": "full"}]
+FORMS = [
+    {"norm": "pre", "layers": 3},
+    {"compress": "mean"},
+    {"attention": "full"},
+    {"attention": "window"},
+]
 forms = pytest.mark.parametrize("options", FORMS, ids=str)
 
 
