@@ -46,7 +46,7 @@ def test_parity_with_pytorch(lengths, channels, size, monkeypatch):
     leaves = [each.requires_grad_() for each in leaves]
     single = [each.detach().float().requires_grad_() for each in leaves]
     exact = selective_scan(Scanned(*leaves), bounds.to(DEVICE))
-    found = kernel_scan(*single, goes_on)
+    found = kernel_scan(Scanned(*single), goes_on)
     assert relative_error(found, exact) < 1e-5
     grad = draw(total, channels, seed=9)
     expected = torch.autograd.grad(exact, leaves, grad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import triton
@@ -17,13 +17,16 @@ from blossomrec.models.peers.kernels.scan import (
     slopes_kernel,
 )
 
+if TYPE_CHECKING:
+    from blossomrec.models.peers.selective_scan import Scanned
+
 # Events and channels of a program, and numbers of states that one carries from chunk to chunk.
 ROWS, COLUMNS, CARRIED = 64, 16, 128
 
 
-def kernel_scan(u: Tensor, delta: Tensor, rates: Tensor, b: Tensor, c: Tensor, goes_on: Tensor):
+def kernel_scan(scanned: Scanned, goes_on: Tensor) -> Tensor:
     """The scan, [T, E], of float32 tensors; see :func:`selective_scan`."""
-    return _KernelScan.apply(u, delta, rates, b, c, goes_on)
+    return cast(Tensor, _KernelScan.apply(*scanned, goes_on))
 
 
 class _KernelScan(torch.autograd.Function):
@@ -88,5 +91,5 @@ class _Form:
 
 def _carry(ends: Tensor, left: Tensor, *, back: bool) -> None:
     chunks, numbers = len(ends), ends[0].numel()
-    grid = (triton.cdiv(numbers, CARRIED),)
-    carry_kernel[grid](ends, left, chunks, numbers, BACK=back, BLOCK=CARRIED)
+    grid, form = (triton.cdiv(numbers, CARRIED),), {"BACK": back, "BLOCK": CARRIED}
+    carry_kernel[grid](ends, left, chunks, numbers, **form)

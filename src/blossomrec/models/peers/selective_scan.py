@@ -7,7 +7,7 @@ Euler's rule).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -49,13 +49,13 @@ def selective_scan(scanned: Scanned, cu_seqlens: Tensor, *, may_fuse: bool = Tru
     """
     dtype = torch.promote_types(scanned.u.dtype, torch.float32)
     with torch.autocast(scanned.u.device.type, enabled=False):
-        exact = [x.to(dtype) for x in scanned]
-        goes_on = _goes_on(cu_seqlens, len(exact[0])).to(dtype)
-        if may_fuse and exact[0].is_cuda and dtype == torch.float32 and has_triton():
+        exact = Scanned(*(x.to(dtype) for x in scanned))
+        goes_on = _goes_on(cu_seqlens, len(exact.u)).to(dtype)
+        if may_fuse and exact.u.is_cuda and dtype == torch.float32 and has_triton():
             from blossomrec.models.peers.scan_kernels import kernel_scan
 
-            return kernel_scan(*exact, goes_on)
-        return _Scan.apply(*exact, goes_on)
+            return kernel_scan(exact, goes_on)
+        return cast(Tensor, _Scan.apply(*exact, goes_on))
 
 
 def _goes_on(cu_seqlens: Tensor, total: int) -> Tensor:
