@@ -138,7 +138,8 @@ class HSTUAttention(nn.Module, KeepsStates):
         if not self.causal:
             seen = (other < lengths[:, None])[:, None, None]
             count = lengths[:, None, None]
-        weights = F.silu(scores.float()).masked_fill(~seen, 0.0) / count[..., None, :, :]
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        weights = F.silu(scores).masked_fill(~seen, 0.0) / count[..., None, :, :]
         return torch.einsum("nhts,nshd->nthd", weights.to(v.dtype), v)
 
     def _side(self, distance: Tensor) -> Tensor:
