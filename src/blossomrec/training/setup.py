@@ -244,8 +244,10 @@ def _attention(config: RunConfig, parts: Parts) -> str:
     if not isinstance(parts.model, TransformerModel):
         return "no attention"
     model = parts.model.config
+    if model.attention == "full":
+        return "full attention of PyTorch"
     if model.attention != "blossom":
-        return f"{model.attention} attention of PyTorch"
+        return f"{model.attention} attention"
     kind = parts.fabric.device.type
     exact = resolve_precision(config.training, kind) == "32-true"
     dtype = torch.float32 if exact else torch.bfloat16
