@@ -128,7 +128,7 @@ class HSTUAttention(nn.Module, KeepsStates):
         own = torch.arange(start, start + q.shape[1], device=q.device)
         other = torch.arange(k.shape[1], device=q.device)
         distance = own[:, None] - other  # [t, L]
-        bias = self.position_bias(self._side(distance)).permute(2, 0, 1)
+        bias = self._of_distances(start, len(own), len(other))
         if self.time_bias is not None:
             assert times is not None
             passed = _passed(times[:, own], times[:, : len(other)])
@@ -142,9 +142,14 @@ class HSTUAttention(nn.Module, KeepsStates):
         weights = F.silu(scores).masked_fill(~seen, 0.0) / count[..., None, :, :]
         return torch.einsum("nhts,nshd->nthd", weights.to(v.dtype), v)
 
-    def _side(self, distance: Tensor) -> Tensor:
-        """Rows of the bias for distances, which are negative to events behind."""
-        return gap_buckets(distance.abs()) + GAP_BUCKETS * (distance < 0) * (not self.causal)
+    def _of_distances(self, start: int, rows: int, columns: int) -> Tensor:
+        """The bias of events from ``start`` on for others from the first on, [H, rows, columns]."""
+        # From row to row the same distances move on by one: each is looked up once.
+        last = start + rows - 1
+        distance = torch.arange(last, start - columns, -1, device=self.input.weight.device)
+        behind = GAP_BUCKETS * (distance < 0) * (not self.causal)
+        bias = self.position_bias(gap_buckets(distance.abs()) + behind)
+        return bias.unfold(0, columns, 1).flip(0).transpose(0, 1)
 
     @property
     def layout(self) -> Layout:

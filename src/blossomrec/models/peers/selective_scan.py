@@ -17,9 +17,9 @@ from blossomrec.attention.api import has_triton
 from blossomrec.models.recurrent import Continued
 
 # Events of a chunk, which is gone through one by one, and numbers of states that are held at a
-# time: as many chunks as they allow are gone through together.
+# time, few enough for a cache: as many chunks as they allow are gone through together.
 CHUNK = 64
-HELD = 1 << 22
+HELD = 1 << 20
 
 
 class Scanned(NamedTuple):
