@@ -14,9 +14,14 @@ from blossomrec.data.fields import Tables
 from blossomrec.models.sequence import SequenceModel, build_model
 
 NUM_ITEMS = 50
+# The window reaches as far in two layers as tests look.
+ATTENTIONS = {"blossom": {}, "full": {}, "window": {"window": 6}, "linrec": {}, "hstu": {}}
 TRANSFORMERS = [
-    pytest.param({"backbone": backbone, "attention": attention, "norm": norm}, id="-".join(names))
-    for names in itertools.product(("sasrec", "bert4rec"), ("blossom", "full"), ("pre", "post"))
+    pytest.param(
+        {"backbone": backbone, "attention": attention, "norm": norm} | ATTENTIONS[attention],
+        id="-".join(names),
+    )
+    for names in itertools.product(("sasrec", "bert4rec"), ATTENTIONS, ("pre", "post"))
     for backbone, attention, norm in [names]
 ]
 TRANSFORMERS += [
@@ -29,6 +34,11 @@ ALL_MODELS = TRANSFORMERS + [
     pytest.param({"backbone": "gru4rec", "norm": norm}, id=f"gru4rec-{norm}")
     for norm in ("pre", "post")
 ]
+ALL_MODELS += [
+    pytest.param({"backbone": "mamba4rec", "norm": norm, "state_size": 5}, id=f"mamba4rec-{norm}")
+    for norm in ("pre", "post")
+]
+ALL_MODELS += [pytest.param({"backbone": "hstu"}, id="hstu")]
 
 
 def small_config(**options) -> ModelConfig:

@@ -106,7 +106,7 @@ def test_states_of_the_own_backbone_are_what_encode_gives(own_backbone, tiny_log
 
 def test_the_command_line_knows_an_own_backbone(own_backbone, tiny_log, tmp_path):
     shown = blossomrec(own_backbone, "train", "--help").stdout
-    assert "sasrec, bert4rec, gru4rec, running-mean" in " ".join(shown.split())
+    assert "sasrec, bert4rec, gru4rec, mamba4rec, hstu, running-mean" in " ".join(shown.split())
     run, flags = tmp_path / "run", [*small_flags(), "--model.backbone", "running-mean"]
     done = blossomrec(own_backbone, "train", tiny_log.folder, run, *flags)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from blossomrec.errors import ConfigError, UnknownNameError
 from blossomrec.losses import LOSSES, build_loss
 from blossomrec.models import BACKBONES, SequenceModel, build_model
 from blossomrec.models.baselines import BASELINES
-from blossomrec.registry import Registry
+from blossomrec.registry import ATTENTIONS, Registry
 from blossomrec.serving.stores import STORES
 from example_files import pretend_installed
 
@@ -128,13 +128,18 @@ def test_a_part_is_of_the_right_kind(install):
 
 
 def test_options_that_name_something_know_their_registries():
-    assert registries() == {"model.backbone": BACKBONES, "training.loss": LOSSES}
+    assert registries() == {
+        "model.backbone": BACKBONES,
+        "model.attention": ATTENTIONS,
+        "training.loss": LOSSES,
+    }
 
 
 @pytest.mark.parametrize(
     "section, option, names",
     [
-        ("model", "backbone", "sasrec, bert4rec, gru4rec"),
+        ("model", "backbone", "sasrec, bert4rec, gru4rec, mamba4rec, hstu"),
+        ("model", "attention", "blossom, full, window, linrec, mamba, hstu"),
         ("training", "loss", "cross_entropy, sampled_softmax, gbce, bpr"),
     ],
 )

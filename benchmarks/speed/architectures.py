@@ -11,8 +11,6 @@ from torch import Tensor
 
 from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, BenchOptions, Layout
 from benchmarks.speed.operations import causal_mask, naive_attention
-from blossomrec.attention import AttentionOutput
-from blossomrec.attention.packing import positions
 from blossomrec.config import ModelConfig
 from blossomrec.models.full import FullAttention
 
@@ -73,25 +71,13 @@ def graph_choices(architecture: Architecture, options: BenchOptions) -> tuple[bo
 class NaiveAttention(FullAttention):
     """Dense attention with all scores in memory, over histories of one length, as in RecBole."""
 
-    def forward(
-        self,
-        x: Tensor,
-        cu_seqlens: Tensor,
-        *,
-        max_length: int,
-        distil_rows: Tensor | None = None,
-        rotary: Tensor | None = None,
-    ) -> AttentionOutput:
-        place = positions(cu_seqlens, len(x))
-        rows = [
-            self._rotate(self.query(x), place, rotary),
-            self._rotate(self.key(x), place, rotary),
-            self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim)),
-        ]
-        q, k, v = (row.unflatten(0, (-1, max_length)).transpose(1, 2) for row in rows)
-        mask = causal_mask(max_length, str(x.device), x.dtype)
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_length: int
+    ) -> Tensor:
+        q, k, v = (each.unflatten(0, (-1, max_length)).transpose(1, 2) for each in (q, k, v))
+        mask = causal_mask(max_length, str(q.device), q.dtype)
         out = naive_attention(q, k, v, mask, DROPOUT if self.training else 0.0)
-        return AttentionOutput(self.output(out.transpose(1, 2).flatten(0, 1).flatten(1)))
+        return out.transpose(1, 2).flatten(0, 1)
 
 
 def naive_layers(layers: torch.nn.ModuleList) -> torch.nn.ModuleList:

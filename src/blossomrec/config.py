@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from blossomrec.errors import ConfigError, shortened
-from blossomrec.registry import BACKBONES, LOSSES, Registry
+from blossomrec.registry import ATTENTIONS, BACKBONES, LOSSES, Registry
 
 # The largest that every generator of random numbers takes.
 LARGEST_SEED = 2**63 - 1
@@ -53,9 +53,7 @@ class ModelConfig:
     """The architecture."""
 
     backbone: str = named(BACKBONES, "sasrec", "model around the attention")
-    attention: Literal["blossom", "full"] = option(
-        "blossom", "attention of the Transformer backbones"
-    )
+    attention: str = named(ATTENTIONS, "blossom", "attention of the Transformer backbones")
     max_len: int = option(
         200, "longest history, in events, that the model sees", low=2, high=LARGEST_HISTORY
     )
@@ -98,13 +96,26 @@ class ModelConfig:
     )
     inner_size: int = option(256, "width inside the feed-forward layers", low=1)
     norm: Literal["pre", "post"] = option("post", "layer norm before or after each sub-layer")
+    residual: Literal["plain", "gated"] = option(
+        "plain", "what a sub-layer gives is added as it is, or times a gate made of its input"
+    )
+    feed_forward: Literal["gelu", "swiglu", "none"] = option(
+        "gelu", "feed-forward of a layer: two matrices with GELU, three with SwiGLU, or none"
+    )
+    state_size: int = option(
+        32, "Mamba4Rec: numbers that each channel of a layer keeps", low=1, high=256
+    )
     dropout: float = option(
         0.2, "dropout after embeddings, attention and feed-forward", low=0, high=0.95
     )
     block_size: int = option(16, "Blossom: events in a block", low=1, high=LARGEST_PATTERN)
     top_n: int = option(4, "Blossom: selected blocks for each event", low=1, high=LARGEST_PATTERN)
     window: int = option(
-        8, "Blossom: recent events the short-term path always sees", low=1, high=LARGEST_PATTERN
+        8,
+        "recent events the short-term path of Blossom always sees, or all that attention window "
+        "does",
+        low=1,
+        high=LARGEST_PATTERN,
     )
     sinks: int = option(
         0,

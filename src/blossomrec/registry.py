@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from blossomrec.errors import ConfigError, UnknownNameError, shortened
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from blossomrec.losses import TrainingLoss
     from blossomrec.models.sequence import SequenceModel
 
@@ -160,8 +162,24 @@ BACKBONES: Registry[type[SequenceModel]] = Registry(
         "sasrec": "blossomrec.models.sasrec:SASRec",
         "bert4rec": "blossomrec.models.bert4rec:BERT4Rec",
         "gru4rec": "blossomrec.models.gru4rec:GRU4Rec",
+        "mamba4rec": "blossomrec.models.peers.mamba:Mamba4Rec",
+        "hstu": "blossomrec.models.peers.hstu:HSTU",
     },
     base="blossomrec.models.sequence:SequenceModel",
+)
+
+# Of a model's configuration and whether an event sees only what came before, a layer.
+ATTENTIONS: Registry[Callable[..., nn.Module]] = Registry(
+    "attention",
+    "blossomrec.attentions",
+    {
+        "blossom": "blossomrec.models.transformer:build_blossom",
+        "full": "blossomrec.models.full:build_full",
+        "window": "blossomrec.models.peers.window:build_window",
+        "linrec": "blossomrec.models.peers.linrec:build_linrec",
+        "mamba": "blossomrec.models.peers.mamba:build_mamba",
+        "hstu": "blossomrec.models.peers.hstu:build_hstu",
+    },
 )
 
 LOSSES: Registry[type[TrainingLoss]] = Registry(

@@ -27,6 +27,8 @@ TYPES = {
     **dict.fromkeys(("eps", "scale"), "fp32"),
 }
 # Kernels in which ``rows`` is a number, and sizes that are multiples of 16 where it matters.
+SCAN = "blossomrec.models.peers.kernels.scan"
+SCAN_COUNTS = ("total", "channels", "size", "chunks", "numbers")
 COUNTS = ("events", "count", "blocks", "items", "tiles")
 MULTIPLES = ("size", "start", "width", "q_event", "q_head", "k_event", "k_head")
 
@@ -43,6 +45,9 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
         counts = kernel.fn.__module__.split(".")[-1] not in ("block_mass", "importance", "sampling")
         kind = "i32" if name == "rows" and counts else None
         kind = kind or TYPES.get(name, "i32")
+        if kernel.fn.__module__ == SCAN:
+            # Nothing but float32, and numbers of something.
+            kind = "i32" if name in SCAN_COUNTS else "*fp32"
         signature[name] = "constexpr" if name in constants else kind
         if signature[name].startswith("*") or name in MULTIPLES:
             attributes[(place,)] = [["tt.divisibility", 16]]
@@ -70,7 +75,11 @@ def compile_all(folder):
         windows,
     )
     from blossomrec.models.fused import catalogue_loss, norm
+    from blossomrec.models.peers import scan_kernels
+    from blossomrec.models.peers.kernels import scan
 
+    chunk = {"ROWS": scan_kernels.ROWS, "COLUMNS": scan_kernels.COLUMNS}
+    carry = {"BACK": True, "BLOCK": scan_kernels.CARRIED}
     norms = {"HAS_BIAS": True, "DROPPED": 13_107, "KEPT": 1.25, "ROWS": 8, "BLOCK": 128}
     heads = projection._form(projection.Sizes(8, 2, 16, 4), None) | {"GATES": 2}
     window = {"S": 16, "WINDOW": 32, "G": 2, "D": 16, "PLACES": 32, "COLUMNS": 32}
@@ -110,6 +119,11 @@ def compile_all(folder):
         (activation.activation_backward_kernel, {"RELU": True, "ROWS": 2, "BLOCK": 512}),
         (windows.windows_backward_kernel, window | {"PLACES": 16}),
         (block_mass.block_sums_kernel, sums),
+        (scan.ends_kernel, chunk),
+        (scan.slopes_kernel, chunk),
+        (scan.carry_kernel, carry),
+        (scan.scan_kernel, chunk),
+        (scan.scan_backward_kernel, chunk),
     ]
     wide = [
         (catalogue_loss.lse_kernel, items, catalogue_loss.WARPS),
@@ -130,7 +144,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 25
+    assert len(found) == 30
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}

@@ -17,6 +17,7 @@ FORMS = [
     {"compress": "mean"},
     {"fusion": "union"},
     {"attention": "full"},
+    {"attention": "window"},
 ]
 forms = pytest.mark.parametrize("options", FORMS, ids=str)
 

@@ -40,6 +40,11 @@ MODELS = {
     "full": {"attention": "full"},
     "bert4rec": {"backbone": "bert4rec"},
     "gru4rec": {"backbone": "gru4rec"},
+    "window": {"attention": "window"},
+    "linrec": {"attention": "linrec"},
+    "mamba4rec": {"backbone": "mamba4rec"},
+    "hstu": {"backbone": "hstu"},
+    "gated": {"residual": "gated", "feed_forward": "swiglu", "norm": "pre"},
 }
 
 
@@ -59,7 +64,8 @@ def test_equal_to_offline_through_appends_evictions_and_restarts(
     for _ in range(4):
         with Server(run, place, **options) as server:
             server.service.version.cache.budget = min(
-                server.service.version.cache.budget, 7_000 if "rec" in name else 16_000
+                server.service.version.cache.budget,
+                7_000 if "rec" in name or name == "window" else 16_000,
             )
             for _ in range(25):
                 user = f"user {rng.integers(len(histories))}"

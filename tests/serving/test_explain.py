@@ -28,6 +28,9 @@ MODELS = {
     "short": {"layers": 2, "paths": "short", "sinks": 1},
     "union": {"layers": 2, "fusion": "union", "heads": 4, "kv_heads": 2, "top_n": 2},
     "union, pre-norm, sinks": {"layers": 2, "fusion": "union", "norm": "pre", "sinks": 3},
+    "gated": {"layers": 2, "residual": "gated"},
+    "gated, pre-norm": {"layers": 2, "residual": "gated", "norm": "pre", "feed_forward": "swiglu"},
+    "swiglu": {"layers": 2, "feed_forward": "swiglu"},
 }
 
 
@@ -114,13 +117,21 @@ def held_norm(norm, x):
 def held_layer(layer, x, attended):
     def feed_forward(x):
         inner = layer.inner(x)
-        return layer.outer(inner * (nn.functional.gelu(inner) / inner).detach())
+        if isinstance(layer.activation, nn.GELU):
+            return layer.outer(inner * (nn.functional.gelu(inner) / inner).detach())
+        value, opening = inner.split(inner.shape[-1] // 2, -1)
+        return layer.outer(value * nn.functional.silu(opening).detach())
 
-    x = x + attended
+    def gate(name, x):
+        return torch.sigmoid(getattr(layer, name)(x)).detach() if layer.gated else 1.0
+
+    x = x + gate("attention_gate", x) * attended
     if layer.pre_norm:
-        return x + feed_forward(held_norm(layer.feed_forward_norm, x))
+        added = feed_forward(held_norm(layer.feed_forward_norm, x))
+        return x + gate("feed_forward_gate", x) * added
     x = held_norm(layer.attention_norm, x)
-    return held_norm(layer.feed_forward_norm, x + feed_forward(x))
+    added = gate("feed_forward_gate", x) * feed_forward(x)
+    return held_norm(layer.feed_forward_norm, x + added)
 
 
 @pytest.mark.parametrize("length", [1, 4, 63, 111])

@@ -268,6 +268,11 @@ def test_tensorboard_is_written_beside_the_log(tiny_log, tmp_path):
         {"fusion": "union"},
         {"fusion": "union", "backbone": "bert4rec"},
         {"attention": "full", "loss": "sampled_softmax", "precision": "bf16-mixed"},
+        {"attention": "linrec", "precision": "bf16-mixed"},
+        {"attention": "window"},
+        {"backbone": "mamba4rec", "precision": "bf16-mixed"},
+        {"backbone": "hstu", "precision": "bf16-mixed"},
+        {"residual": "gated", "feed_forward": "swiglu", "loss": "sampled_softmax"},
     ],
 )
 def test_every_choice_trains(tiny_log, tmp_path, options):
@@ -275,14 +280,15 @@ def test_every_choice_trains(tiny_log, tmp_path, options):
     assert isinstance(result, TrainingResult)
     (line,) = logged(tmp_path / "run")
     assert math.isfinite(line["loss"])
-    blossom = options.get("attention") != "full" and options.get("selector_weight") != 0.0
+    others = "attention" in options or "backbone" in options
+    blossom = not others and options.get("selector_weight") != 0.0
     assert (line["selector_loss"] is not None) == blossom
     assert load_model(tmp_path / "run").config == small_config(**options).model
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec", "gru4rec"])
+@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec", "gru4rec", "mamba4rec", "hstu"])
 def test_a_gpu_trains_and_resumes(tiny_log, tmp_path, at_step, backbone):
     options = {"device": "cuda", "backbone": backbone, "learning_rate": 2e-2}
     small_train(tiny_log, small_config(epochs=3, **options), tmp_path / "whole")

@@ -73,7 +73,7 @@ def test_training_counts_leave_held_out_events_aside(tiny_log, split):
     assert training_counts(tiny_log, split.train_end).tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec", "gru4rec"])
+@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec", "gru4rec", "mamba4rec", "hstu"])
 def test_batches_suit_the_backbone(tiny_log, split, backbone):
     config = small_config(backbone=backbone)
     model = build_model(config.model, tiny_log.num_items)

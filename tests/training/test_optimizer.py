@@ -15,7 +15,7 @@ def names(model, parameters):
     return {known[id(parameter)] for parameter in parameters}
 
 
-@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec", "gru4rec"])
+@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec", "gru4rec", "mamba4rec", "hstu"])
 @pytest.mark.parametrize("attention", ["blossom", "full"])
 def test_every_parameter_is_in_exactly_one_group(backbone, attention):
     model = build_model(small_config(backbone=backbone, attention=attention).model, 30)
@@ -32,6 +32,12 @@ def test_matrices_decay_and_the_rest_does_not():
     assert all("norm" not in name and not name.endswith("bias") for name in decayed)
     assert not any("position" in name for name in decayed)
     assert {name for name, p in model.named_parameters() if p.ndim < 2} <= undecayed
+
+
+def test_rates_of_decay_do_not_decay():
+    model = build_model(replace(SMALL_MODEL, backbone="mamba4rec"), 30)
+    _, undecayed = map(lambda group: names(model, group), split_parameters(model))
+    assert "layers.0.attention.log_rates" in undecayed
 
 
 def test_frozen_parameters_are_left_out_and_shared_ones_come_once():

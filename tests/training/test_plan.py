@@ -42,6 +42,8 @@ def test_five_lines_tell_what_is_trained(tiny_log, tmp_path):
     [
         ({"attention": "full"}, "full attention of PyTorch"),
         ({"backbone": "gru4rec"}, "no attention"),
+        ({"attention": "linrec"}, "32-true, linrec attention"),
+        ({"backbone": "mamba4rec"}, "32-true, mamba attention"),
         ({"attention_impl": "reference"}, "blossom attention by reference"),
         ({"precision": "bf16-mixed"}, "cpu, bf16-mixed, blossom attention by torch"),
     ],

@@ -33,7 +33,7 @@ def weights(parts):
     return [parameter.detach().clone() for parameter in parts.model.parameters()]
 
 
-@pytest.mark.parametrize("attention", ["blossom", "full"])
+@pytest.mark.parametrize("attention", ["blossom", "full", "window", "linrec", "mamba"])
 def test_a_padded_batch_trains_as_the_batch_does(tiny_log, split, attention):
     found = []
     for fixed in (True, False):
@@ -176,6 +176,7 @@ def test_losses_are_those_of_batches_as_they_come(tiny_log, tmp_path):
     [
         ({"backbone": "gru4rec"}, "gru4rec"),
         ({"backbone": "bert4rec"}, "bert4rec"),
+        ({"backbone": "hstu"}, "hstu"),
         ({"loss": "bpr"}, "loss is 'bpr'"),
     ],
 )
@@ -197,7 +198,7 @@ def test_the_selector_is_distilled_at_masked_events_alone(tiny_log, split):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("attention", ["blossom", "full"])
+@pytest.mark.parametrize("attention", ["blossom", "full", "window", "linrec", "mamba"])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_a_replayed_step_is_the_step(tiny_log, split, attention, dropout):
     sizes = {"block_size": 16, "compress_window": 32, "max_len": 60, "hidden_size": 128}

@@ -17,16 +17,14 @@ from blossomrec.attention.packing import positions
 from blossomrec.attention.rotary import rotate, rotate_by
 from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step, eager
 from blossomrec.attention.state.pages import rows_at
+from blossomrec.config import ModelConfig
 
 # New events attended together: bounds the mask, a row of the history for each.
 TILE_ROWS = 64
 
 
-class FullAttention(nn.Module, KeepsStates):
-    """Multi-head attention of every event to every event of its history (or every earlier one).
-
-    Grouped queries and rotary positions are those of Blossom attention, so that exchanging the two
-    changes nothing else. Every kernel used needs memory linear in the length.
+class PackedHeads(nn.Module):
+    """Projections to heads and back, as those of Blossom attention: grouped, without biases.
 
     Args:
         hidden_size: D, a multiple of ``num_heads``.
@@ -61,6 +59,34 @@ class FullAttention(nn.Module, KeepsStates):
         self.value = nn.Linear(hidden_size, num_kv_heads * self.head_dim, bias=False)
         self.output = nn.Linear(num_heads * self.head_dim, hidden_size, bias=False)
 
+    def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of x [T, D] queries [T, H, d], keys [T, G, d] and values [T, G, d], not rotated."""
+        three = (self.query(x), self.key(x), self.value(x))
+        q, k, v = (each.unflatten(-1, (-1, self.head_dim)) for each in three)
+        return q, k, v
+
+    def rotated(self, heads: Tensor, place: Tensor, rotary: Tensor | None = None) -> Tensor:
+        """Heads [T, n, d] rotated by the angles given, or else by their positions, int64 [T]."""
+        if rotary is not None:
+            return rotate_by(heads, rotary)
+        return rotate(heads, place, self.rotary_share)
+
+
+class FullAttention(PackedHeads, KeepsStates):
+    """Multi-head attention of every event to every event of its history (or every earlier one).
+
+    Grouped queries and rotary positions are those of Blossom attention, so that exchanging the two
+    changes nothing else. Every kernel used needs memory linear in the length.
+
+    Args:
+        hidden_size, num_heads, num_kv_heads, rotary_share, causal: see :class:`PackedHeads`.
+
+    Attributes:
+        window: most events that one sees, itself included; None for all.
+    """
+
+    window: int | None = None
+
     def forward(
         self,
         x: Tensor,
@@ -81,19 +107,18 @@ class FullAttention(nn.Module, KeepsStates):
         Returns:
             Its ``hidden`` is [T, D]; the rest is None.
         """
+        q, k, v = self.heads_of(x)
         place = positions(cu_seqlens, len(x))
-        q, k = self._rotate(self.query(x), place, rotary), self._rotate(self.key(x), place, rotary)
-        v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        attend = packed_attention if _has_packed_kernel(q) else bucketed_attention
-        out = attend(q, k, v, cu_seqlens, max_length, self.causal)
+        q, k = (self.rotated(each, place, rotary) for each in (q, k))
+        out = self.attend(q, k, v, cu_seqlens, max_length)
         return AttentionOutput(self.output(out.flatten(1)))
 
-    def _rotate(self, x: Tensor, place: Tensor, rotary: Tensor | None = None) -> Tensor:
-        """Projections [T, heads * d] as rotated heads [T, heads, d]."""
-        heads = x.unflatten(-1, (-1, self.head_dim))
-        if rotary is not None:
-            return rotate_by(heads, rotary)
-        return rotate(heads, place, self.rotary_share)
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_length: int
+    ) -> Tensor:
+        """The operation, [T, H, d], of rotated heads; for a subclass to change."""
+        attend = packed_attention if _has_packed_kernel(q) else bucketed_attention
+        return attend(q, k, v, cu_seqlens, max_length, self.causal)
 
     @property
     def layout(self) -> Layout:
@@ -122,8 +147,20 @@ class FullAttention(nn.Module, KeepsStates):
         q, k = eager.rotated(q, k, step, self.rotary_share, rotary)
         eager.append(k, v, layer, step)
         users = zip(q.split(np.diff(step.bounds).tolist()), step.held, strict=True)
-        out = [_attend_all(queries, rows_at(layer.pages, held)) for queries, held in users]
+        out = [
+            _attend_all(queries, rows_at(layer.pages, self._seen(held, len(queries))), self.window)
+            for queries, held in users
+        ]
         return AttentionOutput(self.output(torch.cat([q[:0], *out]).flatten(1)))
+
+    def _seen(self, held: slice | Tensor, count: int) -> slice | Tensor:
+        """Of the pages held those of events that the last ``count`` of them see."""
+        if self.window is None:
+            return held
+        most = self.window - 1 + count
+        if isinstance(held, slice):
+            return slice(max(held.start, held.stop - most), held.stop)
+        return held[-most:]
 
     @torch.no_grad()
     def prefill(
@@ -136,16 +173,30 @@ class FullAttention(nn.Module, KeepsStates):
     ) -> AttentionOutput:
         """Attend within whole histories and keep them, as ``BlossomAttention.prefill``."""
         place, longest = positions(cu_seqlens, len(x)), int(step.columns.max(initial=0)) + 1
-        q, k = self._rotate(self.query(x), place, rotary), self._rotate(self.key(x), place, rotary)
-        v = self.value(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        q, k, v = self.heads_of(x)
+        q, k = (self.rotated(each, place, rotary) for each in (q, k))
         layer.write(k, v, v, step)
-        attend = packed_attention if _has_packed_kernel(q) else bucketed_attention
-        out = attend(q, k, v, cu_seqlens, longest, self.causal)
+        out = self.attend(q, k, v, cu_seqlens, longest)
         return AttentionOutput(self.output(out.flatten(1)))
 
 
-def _attend_all(q: Tensor, kept: Tensor) -> Tensor:
-    """The last t events of a user, [t, H, d], over all held, [L, G, 1, 2d]."""
+def build_full(config: ModelConfig, *, causal: bool) -> FullAttention:
+    """Dense attention as a configuration defines it."""
+    return FullAttention(**sizes_of(config), causal=causal)
+
+
+def sizes_of(config: ModelConfig) -> dict[str, Any]:
+    """The arguments of :class:`PackedHeads` that a configuration stands for."""
+    return {
+        "hidden_size": config.hidden_size,
+        "num_heads": config.heads,
+        "num_kv_heads": config.kv_heads,
+        "rotary_share": config.rotary_share,
+    }
+
+
+def _attend_all(q: Tensor, kept: Tensor, window: int | None = None) -> Tensor:
+    """The last t events of a user, [t, H, d], over all held, [L, G, 1, 2d], or a window of them."""
     heads, size = q.shape[1:]
     k, v = kept[:, :, 0].to(q.dtype).transpose(0, 1).split(size, -1)  # [G, L, d]
     outputs = []
@@ -156,7 +207,10 @@ def _attend_all(q: Tensor, kept: Tensor) -> Tensor:
         if len(q) > 1:
             event = torch.arange(len(kept), device=q.device)
             own = event[len(kept) - len(q) + number * TILE_ROWS :][: len(rows)]
-            mask = (event <= own[:, None]).repeat_interleave(heads // len(k), dim=0)
+            seen = event <= own[:, None]
+            if window is not None:
+                seen &= event > own[:, None] - window
+            mask = seen.repeat_interleave(heads // len(k), dim=0)
         out = F.scaled_dot_product_attention(folded[None], k[None], v[None], mask)[0]
         outputs.append(out.unflatten(1, (len(rows), -1)).transpose(0, 1).flatten(1, 2))
     return torch.cat(outputs)

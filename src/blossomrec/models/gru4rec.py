@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from blossomrec.attention.buckets import Buckets
 from blossomrec.config import ModelConfig
 from blossomrec.models.features import Asked
+from blossomrec.models.recurrent import Continued, RecurrentState, extend_together
 from blossomrec.models.sequence import Encoded, SequenceModel
 
 if TYPE_CHECKING:
@@ -19,8 +22,8 @@ if TYPE_CHECKING:
 class GRU4Rec(SequenceModel):
     """Recommendation with a recurrent network (Hidasi et al., ICLR 2016).
 
-    The recurrent state has ``inner_size`` numbers and is projected to ``hidden_size``. Options of
-    attention have no effect.
+    The recurrent state has ``inner_size`` numbers and is projected to ``hidden_size``; it is what
+    is kept of a user. Options of attention have no effect.
 
     Args:
         config: the architecture.
@@ -58,8 +61,38 @@ class GRU4Rec(SequenceModel):
         with torch.autocast(batch.items.device.type, enabled=False):
             groups = buckets.pad(self.embedded(batch, vectors).float())
             states = buckets.unpad([self.gru(group)[0] for group in groups])
+        return self._open(states)
+
+    def _open(self, states: Tensor) -> Tensor:
+        """Of states [T, inner], finished unless something may be asked for."""
         hidden = self.out(states)
         return hidden if self.request_inputs is not None else self._finished(hidden)
+
+    def start(self) -> RecurrentState:
+        """The state of a user without events."""
+        weight = self.out.weight
+        return RecurrentState((weight.new_zeros(self.gru.num_layers, self.gru.hidden_size),))
+
+    def extend_batch(
+        self, batch: Batch, states: Sequence[RecurrentState]
+    ) -> tuple[Tensor, list[RecurrentState]]:
+        if self.training:
+            raise RuntimeError("the model is in training mode: call eval() before extending states")
+        return extend_together(batch, states, self.start(), self._extend)
+
+    def _extend(
+        self, batch: Batch, given: Continued, kept: list[Tensor], before: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Hidden states of new events behind states [B, layers, inner], and those after them."""
+        with torch.autocast(batch.items.device.type, enabled=False):
+            counts = given.cu_seqlens.diff().cpu().long()
+            x = self.embedded(batch, before=before).float().split(counts.tolist())
+            some = counts.nonzero()[:, 0]
+            packed = pack_sequence([x[number] for number in some.tolist()], enforce_sorted=False)
+            state, users = kept[0].clone(), some.to(batch.items.device)
+            out, after = self.gru(packed, state[users].transpose(0, 1).contiguous())
+            state[users] = after.transpose(0, 1)
+        return self._open(torch.cat(unpack_sequence(out))), [state]
 
     def ask(self, kept: Tensor, asked: Asked | None) -> Tensor:
         if self.request_inputs is None:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from blossomrec.attention import AttentionState, PagedStates
 from blossomrec.attention.memo import of_one_graph
-from blossomrec.attention.state import Step, kept_together
+from blossomrec.attention.state import KeepsStates, Step, kept_together
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import Batch
-from blossomrec.models.sequence import is_one_each
+from blossomrec.errors import ConfigError
+from blossomrec.models.recurrent import (
+    Continued,
+    RecurrentAttention,
+    RecurrentState,
+    extend_together,
+    moments,
+)
 from blossomrec.models.state import ModelState
-from blossomrec.models.transformer import TransformerModel
+from blossomrec.models.transformer import TransformerLayer, TransformerModel
 
 
 class SASRec(TransformerModel):
     """Self-attentive sequential recommendation (Kang and McAuley, ICDM 2018).
 
-    The state at an event is compared with the item embeddings to score what comes next.
+    The state at an event is compared with the item embeddings to score what comes next. What is
+    kept of a user are pages of keys and values, or a few tensors of one size where the attention
+    is a :class:`RecurrentAttention`.
 
     Args:
         config: the architecture.
@@ -33,35 +43,75 @@ class SASRec(TransformerModel):
         super().__init__(config, num_items, causal=self.causal)
 
     def states(self, **room: int) -> PagedStates:
-        """Pages for states of this model, with the room that :class:`PagedStates` takes."""
+        """Pages for states of this model, with the room that :class:`PagedStates` takes.
+
+        Raises:
+            ValueError: it keeps no pages.
+        """
+        if not self.keeps_pages:
+            raise ValueError(f"attention {self.config.attention} keeps no pages")
         return PagedStates(self.stack()[0].attention.layout, len(self.layers), **room)
 
-    def start(self, states: PagedStates | None = None) -> ModelState:
+    @property
+    def keeps_pages(self) -> bool:
+        """Whether :meth:`states` are what is kept of users."""
+        return not isinstance(self.stack()[0].attention, RecurrentAttention)
+
+    def start(self, states: PagedStates | None = None) -> ModelState | RecurrentState:
         """The state of a user without events.
 
         Args:
             states: where it is to be kept; with others of the process where it is None.
+
+        Raises:
+            ConfigError: the attention keeps no state.
         """
+        attentions = [layer.attention for layer in self.stack()]
+        if not self.keeps_pages:
+            return RecurrentState(tuple(x[0] for each in attentions for x in each.initial(1)))
+        if not isinstance(attentions[0], KeepsStates):
+            raise ConfigError(f"attention {self.config.attention} keeps no state")
         layout = self.stack()[0].attention.layout
         states = PagedStates.shared(layout, len(self.layers)) if states is None else states
         return ModelState(AttentionState.empty(states))
 
-    def extend_batch(
-        self, batch: Batch, states: Sequence[ModelState]
-    ) -> tuple[Tensor, list[ModelState]]:
+    def extend_batch(self, batch: Batch, states: Sequence[Any]) -> tuple[Tensor, list[Any]]:
         self._refuse_training()
+        if not self.keeps_pages:
+            start = cast(RecurrentState, self.start())
+            return extend_together(batch, states, start, self._extend_recurrent)
         kept, counts = [state.kept for state in states], batch.cu_seqlens.diff().tolist()
         layout = self.stack()[0].attention.layout
         pages = kept_together(batch.items, counts, kept, layout, len(self.layers))
-        before, after_them = _moments(batch, states)
+        before, after_them = moments(batch, states)
         hidden, after = pages.extend(
             kept, counts, lambda step: self.extend_paged(batch, pages, step, before)
         )
+        window = getattr(self.stack()[0].attention, "window", None)
+        if window is not None:
+            # Of what nothing will see again as much is left as is seen, so that it leaves rarely.
+            after = [each if each.held <= 2 * window else each.trim(window) for each in after]
         lasts = [
             new[-1].clone() if count else state.last
             for new, count, state in zip(hidden.split(counts), counts, states, strict=True)
         ]
         return hidden, [ModelState(*each) for each in zip(after, lasts, after_them, strict=True)]
+
+    @torch.no_grad()
+    def _extend_recurrent(
+        self, batch: Batch, given: Continued, kept: Sequence[Tensor], before: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Encode new events of many users; gives what is kept of all layers after them."""
+        after, share = list[Tensor](), len(kept) // len(self.layers)
+        rotary = self.rotary(batch, given)
+
+        def attended(layer: TransformerLayer, x: Tensor) -> Tensor:
+            own = tuple(kept[len(after) : len(after) + share])
+            x, grown = layer.extend_recurrent(x, given, own, rotary)
+            after.extend(grown)
+            return x
+
+        return self._through(self.embedded(batch, before=before), attended), after
 
     @torch.no_grad()
     def extend_paged(
@@ -130,16 +180,3 @@ class SASRec(TransformerModel):
     def _refuse_training(self) -> None:
         if self.training:
             raise RuntimeError("the model is in training mode: call eval() before extending states")
-
-
-def _moments(batch: Batch, states: Sequence[ModelState]) -> tuple[Tensor | None, list[int]]:
-    """Times of the last events before and after a batch; before it None without times."""
-    known = [state.seconds for state in states]
-    if batch.times is None:
-        return None, known
-    if is_one_each(batch):
-        return torch.tensor(known, device=batch.times.device), batch.times.tolist()
-    lengths, last = batch.cu_seqlens.diff().tolist(), batch.last_rows.clamp(min=0)
-    after = batch.times[last].tolist() if len(batch.items) else known
-    after = [new if count else old for new, count, old in zip(after, lengths, known, strict=True)]
-    return torch.tensor(known, device=batch.times.device), after

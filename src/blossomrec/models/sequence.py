@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from blossomrec.data.batch import Batch
     from blossomrec.data.features import FeatureTable
     from blossomrec.data.log import EventLog
+    from blossomrec.models.recurrent import RecurrentState
     from blossomrec.models.state import ModelState
 
 
@@ -224,7 +225,7 @@ class SequenceModel(nn.Module):
         """
         return self.encode(batch).hidden
 
-    def start(self) -> ModelState:
+    def start(self) -> ModelState | RecurrentState:
         """The state of a user without events, to be given to :meth:`extend`.
 
         A backbone that has this and :meth:`extend_batch` is served from kept states; of a state of
@@ -235,7 +236,7 @@ class SequenceModel(nn.Module):
         """
         raise ConfigError(f"backbone {self.config.backbone} keeps no state")
 
-    def extend(self, batch: Batch, state: ModelState) -> tuple[Tensor, ModelState]:
+    def extend(self, batch: Batch, state: Any) -> tuple[Tensor, Any]:
         """Encode the next events of one user without running the earlier ones again.
 
         The hidden states are those of :meth:`encode` over the whole history. Offline, a history is
@@ -259,9 +260,7 @@ class SequenceModel(nn.Module):
         hidden, (extended,) = self.extend_batch(batch, [state])
         return hidden, extended
 
-    def extend_batch(
-        self, batch: Batch, states: Sequence[ModelState]
-    ) -> tuple[Tensor, list[ModelState]]:
+    def extend_batch(self, batch: Batch, states: Sequence[Any]) -> tuple[Tensor, list[Any]]:
         """Encode the next events of several users; see :meth:`extend`.
 
         Args:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,24 +17,18 @@ from blossomrec.attention.state import PagedLayer, Step
 from blossomrec.config import ModelConfig
 from blossomrec.models import fused
 from blossomrec.models.features import Asked, is_few
-from blossomrec.models.full import FullAttention
+from blossomrec.models.recurrent import Continued
 from blossomrec.models.sequence import Encoded, SequenceModel
+from blossomrec.registry import ATTENTIONS
 
 if TYPE_CHECKING:
     from blossomrec.data.batch import Batch
+    from blossomrec.models.recurrent import Tensors
 
 
-def build_attention(config: ModelConfig, *, causal: bool) -> BlossomAttention | FullAttention:
+def build_attention(config: ModelConfig, *, causal: bool) -> Any:
     """The attention of one layer, as ``config.attention`` names it; it initialises itself."""
-    if config.attention == "full":
-        return FullAttention(
-            hidden_size=config.hidden_size,
-            num_heads=config.heads,
-            num_kv_heads=config.kv_heads,
-            rotary_share=config.rotary_share,
-            causal=causal,
-        )
-    return build_blossom(config, causal=causal)
+    return ATTENTIONS.get(config.attention)(config, causal=causal)
 
 
 def build_blossom(
@@ -56,21 +50,45 @@ def blossom_spec(config: ModelConfig, *, causal: bool) -> BlossomSpec:
     return BlossomSpec(causal=causal, **{name: getattr(config, name) for name in names})
 
 
+class SwiGLU(nn.Module):
+    """One half of the numbers times SiLU of the other: [T, 2 * n] to [T, n] (Shazeer, 2020)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, opening = x.chunk(2, -1)
+        return value * nn.functional.silu(opening)
+
+
 class TransformerLayer(nn.Module):
-    """Attention and a GELU feed-forward network, each with dropout, residual and layer norm."""
+    """Attention and a feed-forward network, each with dropout, residual and layer norm.
+
+    With ``config.residual`` "gated", what each gives is multiplied by sigmoid(x W + b) of its input
+    before that is added, as in LiGR (Borisyuk et al., arXiv 2502.03417).
+    """
 
     def __init__(self, config: ModelConfig, *, causal: bool):
         super().__init__()
-        self.pre_norm = config.norm == "pre"
-        self.may_fuse = fused.allowed(config)
+        self.pre_norm, size = config.norm == "pre", config.hidden_size
+        self.gated, self.feeds = config.residual == "gated", config.feed_forward != "none"
+        plain = not self.gated and config.feed_forward == "gelu"
+        self.may_fuse = fused.allowed(config) and plain
         self.attention = build_attention(config, causal=causal)
-        self.inner = nn.Linear(config.hidden_size, config.inner_size)
-        self.outer = nn.Linear(config.inner_size, config.hidden_size)
-        self.attention_norm = nn.LayerNorm(config.hidden_size)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
-        self.activation, self.dropout = nn.GELU(), nn.Dropout(config.dropout)
+        self.attention_norm, self.dropout = nn.LayerNorm(size), nn.Dropout(config.dropout)
         # Only the layer's own matrices: the attention has start values of its own.
-        for linear in (self.inner, self.outer):
+        own = []
+        if self.feeds:
+            halves = 2 if config.feed_forward == "swiglu" else 1
+            self.inner = nn.Linear(size, halves * config.inner_size)
+            self.outer = nn.Linear(config.inner_size, size)
+            self.feed_forward_norm = nn.LayerNorm(size)
+            self.activation = SwiGLU() if config.feed_forward == "swiglu" else nn.GELU()
+            own += [self.inner, self.outer]
+        if self.gated:
+            self.attention_gate = nn.Linear(size, size)
+            own.append(self.attention_gate)
+            if self.feeds:
+                self.feed_forward_gate = nn.Linear(size, size)
+                own.append(self.feed_forward_gate)
+        for linear in own:
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
 
@@ -113,6 +131,15 @@ class TransformerLayer(nn.Module):
         attended = self.attention.prefill(given, cu_seqlens, kept, step, rotary)
         return self._with_attended(x, attended.hidden)
 
+    def extend_recurrent(
+        self, x: Tensor, given: Continued, kept: Tensors, rotary: Tensor | None = None
+    ) -> tuple[Tensor, Tensors]:
+        """New events of many users, as :meth:`forward`, and what is kept after them."""
+        attended, after = self.attention.extend_recurrent(
+            self._attention_input(x), given, kept, rotary
+        )
+        return self._with_attended(x, attended), after
+
     @property
     def captures_steps(self) -> bool:
         """Whether :meth:`extend_paged` can be part of a CUDA graph."""
@@ -127,21 +154,24 @@ class TransformerLayer(nn.Module):
             from blossomrec.models.fused.norm import add_norm
 
             return add_norm(x, attended, self.attention_norm, self._dropped)
-        x = x + self.dropout(attended)
+        added = self.dropout(attended)
+        x = x + (self.attention_gate(x).sigmoid() * added if self.gated else added)
         return x if self.pre_norm else self.attention_norm(x)
 
     def finish(self, x: Tensor, request: Tensor | None = None) -> Tensor:
         """The rest of the layer, [T, D] to [T, D], given what is asked for."""
         if request is not None:
             x = x + request.to(x.dtype)
+        if not self.feeds:
+            return x
         if self._in_few_passes(x):
             from blossomrec.models.fused.feed_forward import feed_forward_norm
 
             norm = self.feed_forward_norm
             return feed_forward_norm(x, self.inner, self.outer, norm, self._dropped)
-        if self.pre_norm:
-            return x + self._feed_forward(self.feed_forward_norm(x))
-        return self.feed_forward_norm(x + self._feed_forward(x))
+        added = self._feed_forward(self.feed_forward_norm(x) if self.pre_norm else x)
+        x = x + (self.feed_forward_gate(x).sigmoid() * added if self.gated else added)
+        return x if self.pre_norm else self.feed_forward_norm(x)
 
     def _in_few_passes(self, x: Tensor) -> bool:
         return self.may_fuse and not self.pre_norm and fused.usable(x)
@@ -163,11 +193,16 @@ class TransformerModel(SequenceModel):
         num_items: size of the catalogue.
         causal: whether an event sees only itself and what came before.
         extra_rows: embeddings besides the catalogue's.
+
+    Attributes:
+        fixed: options of the architecture that a backbone always has, whatever is configured.
     """
 
     takes_features = True
+    fixed: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: ModelConfig, num_items: int, *, causal: bool, extra_rows: int = 0):
+        config = replace(config, **self.fixed)
         super().__init__(config, num_items, extra_rows=extra_rows)
         self.layers = nn.ModuleList(
             TransformerLayer(config, causal=causal) for _ in range(config.layers)
@@ -220,18 +255,23 @@ class TransformerModel(SequenceModel):
     def _finished(self, x: Tensor, request: Tensor | None) -> Tensor:
         return self.final_norm(self.stack()[-1].finish(x, request))
 
-    def rotary(self, batch: Batch, where: Tensor | Step) -> Tensor | None:
+    def rotary(self, batch: Batch, where: Tensor | Step | Continued) -> Tensor | None:
         """Cosine and sine of all angles, [T, 2, pairs]; None where positions alone rotate.
+
+        Of an attention that does not rotate, the times of the events, int64 [T].
 
         Args:
             where: ``cu_seqlens`` of whole histories, or where new events go.
         """
+        if not getattr(self.stack()[0].attention, "rotates", True):
+            return batch.times
         config, size = self.config, self.config.hidden_size // self.config.heads
         pairs = rotated_pairs(size, config.time_share)
         if not pairs:
             return None
         assert batch.times is not None
-        position = where.position if isinstance(where, Step) else positions(where, len(batch.items))
+        whole = isinstance(where, Tensor)
+        position = positions(where, len(batch.items)) if whole else where.position
         if is_few(batch.items):
             return few_cos_sin(position, batch.times, size, config.rotary_share, pairs)
         places = cos_sin(position, size, config.rotary_share)

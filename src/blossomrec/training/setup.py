@@ -32,11 +32,11 @@ from blossomrec.training.objective import Objective
 from blossomrec.training.shape import Shape, graph_shape
 
 _UNDECAYED_MODULES = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
-_UNDECAYED_NAMES = ("bias", "position", "embedding")
+_UNDECAYED_NAMES = ("bias", "position", "embedding", "rates")
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; matrices decay, biases, norms, embeddings and learned positions do not."""
+    """AdamW; matrices decay, biases, norms, embeddings, positions and rates of decay do not."""
     decayed, undecayed = split_parameters(model)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
@@ -241,11 +241,13 @@ def _device(training: TrainingConfig, parts: Parts) -> str:
 
 def _attention(config: RunConfig, parts: Parts) -> str:
     """Which attention, and whose implementation, is trained."""
-    model = config.model
     if not isinstance(parts.model, TransformerModel):
         return "no attention"
+    model = parts.model.config
     if model.attention == "full":
         return "full attention of PyTorch"
+    if model.attention != "blossom":
+        return f"{model.attention} attention"
     kind = parts.fabric.device.type
     exact = resolve_precision(config.training, kind) == "32-true"
     dtype = torch.float32 if exact else torch.bfloat16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from blossomrec.config import ModelConfig, RunConfig
 from blossomrec.data.batches import TrainingBatches
 from blossomrec.errors import ConfigError
 from blossomrec.models.full import packed_kernel_takes
-from blossomrec.models.transformer import TransformerModel, blossom_spec
+from blossomrec.models.transformer import TransformerModel, blossom_spec, build_attention
 from blossomrec.registry import BACKBONES, LOSSES
 
 # Room for batches with more histories than the first epoch has in any; one that needs more still
@@ -62,6 +63,7 @@ def _obstacle(config: RunConfig, device: torch.device) -> str:
         return f"training.loss is {training.loss!r}, which is computed partly on the host"
     if not issubclass(backbone, TransformerModel):
         return ""
+    model = replace(model, **backbone.fixed)
     exact = training.precision == "32-true"
     return waiting_attention(model, exact=exact) if device.type == "cuda" else ""
 
@@ -77,6 +79,13 @@ def waiting_attention(model: ModelConfig, *, exact: bool) -> str:
     if model.attention == "full":
         q = torch.empty(1, heads.queries, heads.size, dtype=dtype, device="meta")
         return "" if packed_kernel_takes(q) else "there is no kernel for this dense attention"
+    if model.attention != "blossom":
+        with torch.device("meta"):
+            layer = build_attention(model, causal=BACKBONES.get(model.backbone).causal)
+        captured = getattr(layer, "captured", False)
+        return (
+            "" if captured else f"model.attention is {model.attention!r}, which waits for lengths"
+        )
     if model.attention_impl in ("reference", "torch"):
         return f"model.attention_impl is {model.attention_impl!r}, which waits for lengths"
     spec = blossom_spec(model, causal=BACKBONES.get(model.backbone).causal)

@@ -14,6 +14,7 @@ from blossomrec.attention import PagedStates
 from blossomrec.data.batch import pack
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
+from blossomrec.models.recurrent import RecurrentState
 from blossomrec.models.sasrec import SASRec
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.state import ModelState
@@ -60,7 +61,7 @@ class StateEncoder:
         self._model, self._max_len, self._step = model, max_len, step
         self._device = model.item_embeddings.weight.device
         self._start = model.start
-        if isinstance(model, SASRec):
+        if isinstance(model, SASRec) and model.keeps_pages:
             self._start = partial(model.start, self._pages(model, budget))
 
     def _pages(self, model: SASRec, budget: int) -> PagedStates:
@@ -101,9 +102,9 @@ class StateEncoder:
             history.encoded += len(part)
         return len(batch.items)
 
-    def _state(self, history: UserHistory) -> ModelState:
+    def _state(self, history: UserHistory) -> ModelState | RecurrentState:
         # Whatever kind of state the backbone keeps: it comes from this encoder alone.
-        return self._start() if history.state is None else cast(ModelState, history.state)
+        return self._start() if history.state is None else cast(RecurrentState, history.state)
 
 
 class WholeEncoder:

@@ -26,7 +26,7 @@ from blossomrec.data.batch import pack
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.models.transformer import TransformerLayer, TransformerModel
+from blossomrec.models.transformer import SwiGLU, TransformerLayer, TransformerModel
 
 # Events whose attention is looked at together: bounds what is gathered at a time.
 TILE_ROWS = 128
@@ -326,15 +326,18 @@ def _after_attention(
     layer: TransformerLayer, x: Tensor, attended: Tensor, request: Tensor | None
 ) -> Tensor:
     """What a layer does with the output of its attention, with scales and openings held."""
-    x = x + attended
+    # A gate is held as well.
+    x = x + (layer.attention_gate(x.detach()).sigmoid() * attended if layer.gated else attended)
     if not layer.pre_norm:
         x = _norm(layer.attention_norm, x)
     if request is not None:
         # No event's: it is part of the rest.
         x = x + request
-    if layer.pre_norm:
-        return x + _feed_forward(layer, _norm(layer.feed_forward_norm, x))
-    return _norm(layer.feed_forward_norm, x + _feed_forward(layer, x))
+    if not layer.feeds:
+        return x
+    added = _feed_forward(layer, _norm(layer.feed_forward_norm, x) if layer.pre_norm else x)
+    x = x + (layer.feed_forward_gate(x.detach()).sigmoid() * added if layer.gated else added)
+    return x if layer.pre_norm else _norm(layer.feed_forward_norm, x)
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -345,6 +348,9 @@ def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 def _feed_forward(layer: TransformerLayer, x: Tensor) -> Tensor:
     inner = layer.inner(x)
+    if isinstance(layer.activation, SwiGLU):
+        value, opening = inner.chunk(2, -1)
+        return layer.outer(value * nn.functional.silu(opening.detach()))
     # GELU is its input times the share that it lets through.
     opening = torch.special.ndtr(inner.detach())
     return layer.outer(inner * opening)

@@ -155,9 +155,8 @@ class PagedEncoder:
 
     def _fill_pages(self, histories: list[UserHistory]) -> None:
         lengths = [len(history) - history.start for history in histories]
-        step, states = self._states.step(
-            [self._model.start(self._states).kept for _ in histories], lengths
-        )
+        starts = [AttentionState.empty(self._states) for _ in histories]
+        step, states = self._states.step(starts, lengths)
         hidden = self._model.prefill(self._batch(histories), self._states, step)
         rows = [state.row.index for state in states]
         self._last.index_copy_(0, self._pinned(rows).to(self._device, non_blocking=True), hidden)
