@@ -55,6 +55,35 @@ class Occurrences(NamedTuple):
         return Occurrences(history, start, end, previous, following, *(seen or (previous,)))
 
 
+class LastOccurrences(NamedTuple):
+    """The N distinct items of packed histories, by history, then item.
+
+    Attributes:
+        history: number of the history, int64 [N].
+        rows: of the last event of the item in it, int64 [N].
+        before: row of the event of the item before that one, int64 [N], -1 for none.
+        of_event: which of the N each event belongs to, int64 [T].
+    """
+
+    history: Tensor
+    rows: Tensor
+    before: Tensor
+    of_event: Tensor
+
+    @staticmethod
+    def of(items: Tensor, cu_seqlens: Tensor) -> LastOccurrences:
+        history = histories(cu_seqlens, len(items))
+        keys, order = ((history << 32) + items).sort(stable=True)
+        ends = torch.cat((keys[1:] != keys[:-1], keys[:1] == keys[:1]))
+        number = ends.cumsum(0) - ends.long()
+        places = ends.nonzero()[:, 0]
+        rows, before = order[places], order[places - 1]
+        # The place before is of the same item, or of another one.
+        same = (places > 0) & (keys[places - 1] == keys[places])
+        of_event = torch.empty_like(order).scatter_(0, order, number)
+        return LastOccurrences(history[rows], rows, torch.where(same, before, -1), of_event)
+
+
 def _earlier(asked: Tensor, history: Tensor) -> Tensor:
     """For items asked for, int64 [T, n], the row of the latest event before that has the item.
 

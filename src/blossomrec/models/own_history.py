@@ -17,9 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from blossomrec.attention.packing import histories
 from blossomrec.data.batch import Batch
 from blossomrec.models.features import passed
-from blossomrec.models.occurrences import LARGEST_LOG, Occurrences, decayed_counts, sums_by_gap
+from blossomrec.models.occurrences import (
+    LARGEST_LOG,
+    LastOccurrences,
+    Occurrences,
+    decayed_counts,
+    sums_by_gap,
+)
 
 # Weight of all that is not the catalogue's, at the beginning.
 OWN_SHARE = 0.1
@@ -60,6 +67,21 @@ class Scale(nn.Module):
     @property
     def rates(self) -> Tensor:
         return self.log_rates.exp()
+
+    def weights(self, vectors: Tensor, counts: Tensor, gap: Tensor) -> Tensor:
+        """Logarithms of what occurrences weigh in each bucket, [N, B].
+
+        Args:
+            vectors: of the items, [N, D].
+            counts: logarithms of the counts on all scales, [N, R].
+            gap: bucket of the gap before, int64 [N].
+        """
+        weights = self.of_item(vectors) + self.of_counts(counts) + self.of_gap(gap)
+        return weights.clamp(-LARGEST_LOG, LARGEST_LOG)
+
+    def gap_bucket(self, gaps: Tensor, before: Tensor) -> Tensor:
+        """Buckets of the gaps before occurrences, int64 [N]; one more where ``before`` is -1."""
+        return torch.where(before < 0, self.buckets, self.bucket(gaps))
 
     def bucket(self, gaps: Tensor) -> Tensor:
         """Buckets of gaps, int64 [N]."""
@@ -196,23 +218,34 @@ class OwnHistory(nn.Module):
 
     @torch.no_grad()
     def items(self, batch: Batch, catalogue: Tensor, ahead: Tensor | None) -> OwnItems:
-        """The own items of every history of a batch, none of which is empty."""
+        """The own items of every history of a batch, none of which is empty.
+
+        What :meth:`losses` makes for every event is made here for the last ones alone, in one pass.
+        """
         with torch.autocast(batch.items.device.type, enabled=False):
-            found = Occurrences.of(batch.items, batch.cu_seqlens)
-            seen = self._seen(batch, found, _exact(catalogue), ahead)
-            last = (found.following == found.end).nonzero()[:, 0]
-            at = found.end[last] - 1
-            shares, buckets, weights = self._shares(seen, at, last), [], []
-            for scale, one in zip(self._scales(), seen, strict=True):
-                bucket = scale.bucket(one.moment[at] - one.place[last])[:, None]
-                buckets.append(bucket)
-                weights.append(one.weights[last].gather(1, bucket))
-            return OwnItems(
-                batch.num_histories,
-                found.history[last],
-                batch.items[last],
-                *(torch.cat(columns, 1) for columns in (shares, buckets, weights)),
-            )
+            last = LastOccurrences.of(batch.items, batch.cu_seqlens)
+            end = batch.last_rows[last.history]
+            shares, counted, gaps, buckets = list[Tensor](), list[Tensor](), [], []
+            for scale, (place, moment) in zip(
+                self._scales(), self._places(batch, ahead), strict=True
+            ):
+                at, rates = place[last.rows], scale.rates
+                distance = (at[last.of_event] - place).to(rates.dtype)[:, None]
+                counts = _summed((-distance * rates).exp(), last.of_event, len(at))
+                gone = (place[end] - at).to(rates.dtype)[:, None] * -rates
+                total = _summed(counts * gone.exp(), last.history, batch.num_histories)
+                shares.append(counts.log() + gone - total.log()[last.history])
+                counted.append(counts.log())
+                gaps.append(scale.gap_bucket(at - place[last.before.clamp(min=0)], last.before))
+                buckets.append(scale.bucket(moment[end] - at)[:, None])
+            items, logs = batch.items[last.rows], torch.cat(counted, 1)
+            vectors = _exact(F.embedding(items, catalogue))
+            weights = [
+                scale.weights(vectors, logs, gap).gather(1, bucket)
+                for scale, gap, bucket in zip(self._scales(), gaps, buckets, strict=True)
+            ]
+            columns = (torch.cat(each, 1) for each in (shares, buckets, weights))
+            return OwnItems(batch.num_histories, last.history, items, *columns)
 
     @torch.no_grad()
     def scores(self, states: Tensor, lse: Tensor, own: OwnItems, scores: Tensor) -> Tensor:
@@ -247,25 +280,26 @@ class OwnHistory(nn.Module):
         """The events on each scale."""
         rows = torch.arange(len(batch.items), device=batch.items.device)
         before = torch.where(rows > found.start, rows - 1, -1)
-        vectors = F.embedding(batch.items, catalogue)
-        places = [(rows, rows + 1)]
-        if self.timed:
-            places.append(_moments(batch, found, ahead))
+        chains = torch.cat((found.previous, torch.where(before < 0, -1, before + len(rows))))
+        vectors, places = F.embedding(batch.items, catalogue), self._places(batch, ahead)
         counted = []
         for scale, (place, _) in zip(self._scales(), places, strict=True):
-            chains = torch.cat((found.previous, torch.where(before < 0, -1, before + len(rows))))
             both = decayed_counts(scale.rates, torch.cat((place, place)), chains, batch.max_length)
             counted.append(both.split(len(rows)))
         logs = torch.cat([counts.log() for counts, _ in counted], 1)
         seen = []
-        for scale, places_of, counts in zip(self._scales(), places, counted, strict=True):
-            place, moment = places_of
+        for scale, of, counts in zip(self._scales(), places, counted, strict=True):
+            place, moment = of
             again = place - place[found.previous.clamp(min=0)]
-            gap = torch.where(found.previous < 0, scale.buckets, scale.bucket(again))
-            weights = scale.of_item(vectors) + scale.of_counts(logs) + scale.of_gap(gap)
-            weights = weights.clamp(-LARGEST_LOG, LARGEST_LOG)
+            weights = scale.weights(vectors, logs, scale.gap_bucket(again, found.previous))
             seen.append(_Seen(place, moment, *counts, weights))
         return seen
+
+    def _places(self, batch: Batch, ahead: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """Where events are, and from where they are looked back at, int64 [T], on each scale."""
+        rows = torch.arange(len(batch.items), device=batch.items.device)
+        places = [(rows, rows + 1)]
+        return [*places, _moments(batch, ahead)] if self.timed else places
 
     def _shares(self, seen: list[_Seen], at: Tensor, last: Tensor) -> list[Tensor]:
         """Logarithms of the shares that items have of all counts, [N, R] of each scale.
@@ -304,7 +338,13 @@ def _exact(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _moments(batch: Batch, found: Occurrences, ahead: Tensor | None) -> tuple[Tensor, Tensor]:
+def _summed(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Sums over the rows of each group, [G, R]; in float64, where their order hardly matters."""
+    sums = values.new_zeros(groups, values.shape[1], dtype=torch.float64)
+    return sums.index_add_(0, group, values.double()).to(values.dtype)
+
+
+def _moments(batch: Batch, ahead: Tensor | None) -> tuple[Tensor, Tensor]:
     """Seconds at which events are, and for which is recommended after them, int64 [T].
 
     Both only count what has passed since events before: they never fall, and where a time is not
@@ -313,11 +353,12 @@ def _moments(batch: Batch, found: Occurrences, ahead: Tensor | None) -> tuple[Te
     assert batch.times is not None
     times = batch.times
     rows = torch.arange(len(times), device=times.device)
-    first = rows == found.start
+    edges, history = batch.cu_seqlens.long(), histories(batch.cu_seqlens, len(times))
+    first = rows == edges[history]
     step = passed(torch.cat((times[:1], times[:-1])), times).clamp(min=0).masked_fill(first, 0)
     later = torch.zeros_like(times) if ahead is None else ahead.clamp(min=0)
     following = torch.cat((step[1:], step[:1]))
-    later = torch.where(rows + 1 == found.end, later, later.minimum(following))
+    later = torch.where(rows + 1 == edges[history + 1], later, later.minimum(following))
     # The first event of a history is not before the moment after the last one.
     step = torch.where(first, torch.cat((later[-1:], later[:-1])), step)
     place = step.cumsum(0)
