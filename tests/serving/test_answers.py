@@ -40,6 +40,8 @@ MODELS = {
     "full": {"attention": "full"},
     "bert4rec": {"backbone": "bert4rec"},
     "gru4rec": {"backbone": "gru4rec"},
+    "repeats": {"repeats": "on"},
+    "repeats-gru4rec": {"backbone": "gru4rec", "repeats": "on"},
 }
 
 

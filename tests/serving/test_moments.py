@@ -34,11 +34,11 @@ def log(tmp_path_factory) -> EventLog:
     return EventLog.prepare(frame, tmp_path_factory.mktemp("timed") / "log")
 
 
-@pytest.fixture(scope="module", params=["sasrec", "gru4rec"])
+@pytest.fixture(scope="module", params=["sasrec", "gru4rec", "repeats"])
 def timed_run(request, log, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / request.param
-    run = write_run(folder, log, backbone=request.param, max_len=40, **TIMED)
-    return run
+    form = {"backbone": request.param} if request.param != "repeats" else {"repeats": "on"}
+    return write_run(folder, log, max_len=40, **form, **TIMED)
 
 
 def stored(server: Server, log: EventLog, users: list[str]) -> None:

@@ -119,6 +119,7 @@ def test_a_killed_training_resumes_to_the_same_numbers(tiny_log, undisturbed, tm
         {"backbone": "bert4rec"},
         {"attention": "full", "loss": "sampled_softmax", "schedule": "cosine"},
         {"backbone": "gru4rec", "loss": "bpr", "layers": 2},
+        {"backbone": "gru4rec", "repeats": "on"},
         {"loss": "gbce", "norm": "post", "validate_every": 2, "patience": 1},
     ],
 )
