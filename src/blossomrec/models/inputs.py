@@ -61,22 +61,36 @@ def resolve_inputs(config: RunConfig, log: EventLog) -> RunConfig:
 
 def _repeats(config: RunConfig, log: EventLog) -> str:
     """Whether the user's own items are mixed into the catalogue."""
-    wanted, backbone = config.model.repeats, BACKBONES.get(config.model.backbone)
-    if wanted == "off":
-        return wanted
-    reason = ""
-    if not (backbone.causal and backbone.takes_features):
-        reason = f"model.backbone {config.model.backbone!r}"
-    elif not LOSSES.get(config.training.loss).by_row:
-        reason = f"training.loss {config.training.loss!r}"
-    if wanted == "on" and reason:
-        raise ConfigError(f"model.repeats is 'on': {reason} does not take it")
-    if wanted == "on":
-        return wanted
-    if reason or not log.has_repeats or resolve_filter_seen(config.evaluation, log):
+    if config.model.repeats == "on":
+        check_repeats(config)
+    if config.model.repeats != "auto":
+        return config.model.repeats
+    # What is left out of rankings anyway is not worth its time.
+    if _takes_no_repeats(config) or resolve_filter_seen(config.evaluation, log):
+        return "off"
+    if not log.has_repeats:
         return "off"
     repeated = repeated_share(log, make_split(log, config.evaluation).train_end)
     return "on" if repeated >= REPEATED_SHARE else "off"
+
+
+def check_repeats(config: RunConfig) -> None:
+    """Raise ConfigError where backbone or loss cannot have the user's own items mixed in."""
+    reason = _takes_no_repeats(config)
+    if reason:
+        raise ConfigError(
+            f"model.repeats is 'on', which {reason} does not take: choose another, or repeats off"
+        )
+
+
+def _takes_no_repeats(config: RunConfig) -> str:
+    """Which option stands against it; empty for none."""
+    backbone = BACKBONES.get(config.model.backbone)
+    if not (backbone.causal and backbone.takes_features):
+        return f"model.backbone {config.model.backbone!r}"
+    if not LOSSES.get(config.training.loss).by_row:
+        return f"training.loss {config.training.loss!r}"
+    return ""
 
 
 def repeated_share(log: EventLog, train_end: np.ndarray) -> float:
