@@ -288,11 +288,11 @@ class OwnHistory(nn.Module):
             counted.append(both.split(len(rows)))
         logs = torch.cat([counts.log() for counts, _ in counted], 1)
         seen = []
-        for scale, of, counts in zip(self._scales(), places, counted, strict=True):
+        for scale, of, (counts, totals) in zip(self._scales(), places, counted, strict=True):
             place, moment = of
             again = place - place[found.previous.clamp(min=0)]
             weights = scale.weights(vectors, logs, scale.gap_bucket(again, found.previous))
-            seen.append(_Seen(place, moment, *counts, weights))
+            seen.append(_Seen(place, moment, counts, totals, weights))
         return seen
 
     def _places(self, batch: Batch, ahead: Tensor | None) -> list[tuple[Tensor, Tensor]]:
