@@ -210,7 +210,9 @@ class OwnHistory(nn.Module):
                 there = sums > 0
                 logs = torch.where(there, sums, 1.0).log().masked_fill(~there, -torch.inf)
                 bucket = scale.bucket(one.moment[at] - one.place[last])[:, None]
-                logit = of_state.gather(1, bucket) + one.weights[last].gather(1, bucket)
+                logit = of_state.gather(1, bucket) + one.weights.index_select(0, last).gather(
+                    1, bucket
+                )
                 parts.append(logit - (of_state + logs).logsumexp(1, keepdim=True))
             own = torch.cat(parts, 1).masked_fill(~known[:, None], -torch.inf)
             mixed = torch.cat((-_exact(losses)[:, None], own), 1) + self._mix(hidden)
@@ -309,7 +311,7 @@ class OwnHistory(nn.Module):
         parts = []
         for scale, one in zip(self._scales(), seen, strict=True):
             gone = (one.place[at] - one.place[last]).to(scale.log_rates.dtype)[:, None]
-            parts.append(one.counts[last].log() - gone * scale.rates - one.totals[at].log())
+            parts.append(_logs(one.counts, last) - gone * scale.rates - _logs(one.totals, at))
         return parts
 
     def _mix(self, states: Tensor) -> Tensor:
@@ -327,6 +329,11 @@ class OwnHistory(nn.Module):
 def _doubling(start: int, count: int) -> list[int]:
     """Whole numbers from ``start`` on, two each time that they double, each once."""
     return sorted({round(start * 2 ** (number / 2)) for number in range(count)})
+
+
+def _logs(counts: Tensor, rows: Tensor) -> Tensor:
+    # Unlike of an index, the gradient of a selection needs no sort.
+    return counts.index_select(0, rows).log()
 
 
 def _taken(events: Tensor, rows: Tensor | None) -> Tensor:
