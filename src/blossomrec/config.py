@@ -94,6 +94,10 @@ class ModelConfig:
         low=0,
         high=0.95,
     )
+    repeats: Switch = option(
+        "auto",
+        "mix the user's own items into the catalogue; auto: where many training events repeat one",
+    )
     inner_size: int = option(256, "width inside the feed-forward layers", low=1)
     norm: Literal["pre", "post"] = option("post", "layer norm before or after each sub-layer")
     residual: Literal["plain", "gated"] = option(

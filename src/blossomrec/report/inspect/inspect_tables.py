@@ -109,6 +109,8 @@ def example(shown: Example) -> TextTable:
     head = ["Events", "Selected by", *(["When"] if has_days else [])]
     head = [*head, Cell("Items, the latest first", prose=True)]
     caption = f"User {shown.user}: {shown.events:,} events{days}; the test event: {shown.target}"
+    if shown.own:
+        caption += f" ({shown.own})"
     return TextTable(caption, head, rows)
 
 

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput, BlossomAttention, pattern
-from blossomrec.data.batch import pack
+from blossomrec.data.batch import Batch, pack
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
+from blossomrec.evaluation import scoring
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import SwiGLU, TransformerLayer, TransformerModel
 
@@ -77,6 +78,8 @@ class Explanation:
         rest: of the score, from biases.
         block_size: events in a block.
         layers: first to last.
+        own: of the score, from the mixture with the items of the history; None where the item is
+            not in it, or the model does not mix them in.
     """
 
     score: float
@@ -84,6 +87,12 @@ class Explanation:
     rest: float
     block_size: int
     layers: tuple[LayerShares, ...]
+    own: float | None = None
+
+    @property
+    def own_share(self) -> float:
+        """Share of the item's probability that the history has by itself."""
+        return 0.0 if self.own is None else -math.expm1(-self.own)
 
 
 def check_explainable(model: SequenceModel) -> TransformerModel:
@@ -139,8 +148,23 @@ def explain(model: SequenceModel, history: History | np.ndarray, item: int) -> E
     contributions = torch.zeros(len(batch.items), device=device)
     contributions[flow.rows] = (flow.gradient * inputs[0][flow.rows]).sum(-1).float()
     rest = score - float(contributions.double().sum())
-    block_size = model.config.block_size
-    return Explanation(score, contributions.cpu().numpy(), rest, block_size, tuple(layers))
+    block_size, own = model.config.block_size, None
+    mixed = _mixed(model, batch, transformer.final_norm(inputs[-1][-1:]), item)
+    if mixed is not None:
+        score, own = mixed, mixed - score
+    shares = contributions.cpu().numpy()
+    return Explanation(score, shares, rest, block_size, tuple(layers), own)
+
+
+def _mixed(model: SequenceModel, batch: Batch, state: Tensor, item: int) -> float | None:
+    """Score of an item of the history with the mixture in it; None where there is none."""
+    own = model.history_items(batch)
+    if own is None or not bool((own.items == item).any()):
+        return None
+    device = state.device
+    block = scoring.ScoreBlock(model, 1, device=device, score_elements=scoring.SCORE_ELEMENTS)
+    with scoring.full_precision(device):
+        return float(block.fill(scoring.Queries(state.float(), own))[0, item])
 
 
 @dataclass(frozen=True)

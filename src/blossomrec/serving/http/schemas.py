@@ -328,13 +328,25 @@ class LayerOut(BaseModel):
     short: ShortPath
 
 
+class OwnOut(BaseModel):
+    """What an item has by being in the history itself."""
+
+    contribution: float = Field(description="part of the score")
+    share: float = Field(description="part of the item's probability, 0 to 1")
+    words: str = Field(description="how often and when it was there")
+
+
 class Explained(BaseModel):
-    """Why an item has its score: the contributions of all events and ``rest`` add up to it."""
+    """Why an item has its score: the contributions of all events, ``rest`` and what there is of
+    ``own`` add up to it."""
 
     model: str
     item: ItemId
     score: float
     rest: float = Field(description="what comes from the model's biases")
+    own: OwnOut | None = Field(
+        None, description="of an item of the history, where the model mixes these in"
+    )
     length: int = Field(description="events of the history that the model knows")
     start: int = Field(description="position of the first event that the model sees")
     block_size: int = Field(description="events in a block; the first starts at ``start``")
