@@ -16,6 +16,12 @@ from blossomrec.training.shape import Shape
 from blossomrec.training.update import WARM_UP, GraphUpdate, Update, build_update
 from waiting import Waits
 
+# Attentions, and whether the user's own items are candidates.
+STEPS = [
+    *((attention, "off") for attention in ("blossom", "full", "window", "linrec", "mamba")),
+    *((attention, "on") for attention in ("blossom", "full")),
+]
+
 
 def parts_of(log, split, **options):
     config = small_config(graph="on", dropout=0.0, **options)
@@ -33,8 +39,7 @@ def weights(parts):
     return [parameter.detach().clone() for parameter in parts.model.parameters()]
 
 
-@pytest.mark.parametrize("repeats", ["off", "on"])
-@pytest.mark.parametrize("attention", ["blossom", "full", "window", "linrec", "mamba"])
+@pytest.mark.parametrize("attention, repeats", STEPS)
 def test_a_padded_batch_trains_as_the_batch_does(tiny_log, split, attention, repeats):
     found = []
     for fixed in (True, False):
@@ -199,8 +204,7 @@ def test_the_selector_is_distilled_at_masked_events_alone(tiny_log, split):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("attention", ["blossom", "full", "window", "linrec", "mamba"])
-@pytest.mark.parametrize("repeats", ["off", "on"])
+@pytest.mark.parametrize("attention, repeats", STEPS)
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_a_replayed_step_is_the_step(tiny_log, split, attention, dropout, repeats):
     sizes = {"block_size": 16, "compress_window": 32, "max_len": 60, "hidden_size": 128}
