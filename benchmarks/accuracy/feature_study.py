@@ -207,7 +207,7 @@ class _Study:
             "dataset": folder.name,
             "model": "SASRec",
             "attention": model_config.attention,
-            "fusion": model_config.gate,
+            "fusion": "union" if model_config.fusion == "union" else model_config.gate,
             "time": times_of(model_config),
             "request_time": model_config.request_time == "on",
             "content": model_config.content == "on",
