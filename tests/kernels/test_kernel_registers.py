@@ -20,7 +20,7 @@ TYPES = {
     **dict.fromkeys(("importance", "losses", "slopes", "counted"), "*fp32"),
     **dict.fromkeys(("means", "grad_means", "result", "partial"), "*fp32"),
     **dict.fromkeys(("block_keys", "grad_q", "grad_keys"), "*bf16"),
-    **dict.fromkeys(("samples", "firsts", "first_blocks"), "*i64"),
+    **dict.fromkeys(("samples", "firsts", "first_blocks", "lows", "counts", "ends"), "*i64"),
     **{"drawn": "*fp32", "cu_seqlens": "*i32", "table": "*i32", "bounds": "*i64"},
     **{"frequencies": "*fp32", "places": "*fp32"},
     **dict.fromkeys(("seed", "starts", "numbers", "rows", "targets", "owns"), "*i64"),
@@ -72,7 +72,7 @@ def compile_all(folder):
     from blossomrec.models.fused import catalogue_loss, norm
 
     norms = {"HAS_BIAS": True, "DROPPED": 13_107, "KEPT": 1.25, "ROWS": 8, "BLOCK": 128}
-    heads = projection._form(projection.Sizes(8, 2, 16, 4), True)
+    heads = projection._form(projection.Sizes(8, 2, 16, 4), None) | {"GATES": 2}
     window = {"S": 16, "WINDOW": 32, "G": 2, "D": 16, "PLACES": 32, "COLUMNS": 32}
     sums = {"G": 2, "R": 4, "D": 16, "S": 16, "D_BLOCK": 16}
     sums |= {"QUERIES": block_mass.QUERIES, "BLOCKS": block_mass.BLOCKS}
@@ -93,6 +93,7 @@ def compile_all(folder):
         (geometry.tiles_kernel, where),
         (geometry.blocks_kernel, where),
         (geometry.angles_kernel, where),
+        (sampling.choices_kernel, where | {"TOP_N": 4, "CAUSAL": True}),
         (sampling.draw_kernel, distilling),
         (importance.importance_kernel, distilling),
         (importance.mean_gradients_kernel, distilling),
@@ -130,7 +131,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 25
+    assert len(found) == 26
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}
