@@ -21,6 +21,7 @@ from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.measure import load_seeing, open_log
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerModel
+from blossomrec.report.attention_profile import recorded
 from blossomrec.report.inspect.selection_measures import (
     SelectionForm,
     UniformChoice,
@@ -33,7 +34,6 @@ from blossomrec.report.inspect.selection_totals import (
     LayerTotals,
     Ratio,
     mass_ratio,
-    recorded,
 )
 from blossomrec.report.wording import ItemWords, period
 from blossomrec.run import read_run_config
