@@ -2,13 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from blossomrec.attention.path_shares import path_shares
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.batch import pack
 from blossomrec.data.split import Cases, make_split
 from blossomrec.models import build_model
-from blossomrec.report.attention_profile import attention_profile
-from blossomrec.report.inspect.selection_totals import recorded
+from blossomrec.report.attention_profile import attention_profile, recorded
 from small_models import small_config
 
 HEADS, KV_HEADS, BLOCK, TOP_N, MAX_LEN = 4, 2, 4, 2, 40
@@ -55,8 +53,7 @@ def test_gates_are_means_over_the_events_of_all_histories(tiny_log, cases, fusio
         batch = pack([tiny_log.history(user).items[:end][-MAX_LEN:]])
         with torch.no_grad(), recorded(model) as layers:
             model.encode(batch)
-        given = [(one.q, one.k, batch.cu_seqlens, one.output, one.layer.spec) for one in layers]
-        gates.append(torch.stack([path_shares(*each) for each in given]))
+        gates.append(torch.stack([each.shares(batch.cu_seqlens) for each in layers]))
     expected = torch.cat(gates, dim=1).mean(1).numpy()
     assert np.allclose(profile.gates, expected, atol=1e-5)
     assert np.ptp(profile.gates[:, :, 0]) > 0.01

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from benchmarks.selector.measured_selection import gate_balance, measure_selection
-from blossomrec.attention.path_shares import path_shares
 from blossomrec.attention.reference import short_term_mask
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError, MissingExtraError, RunError
 from blossomrec.recommender import BlossomRec
+from blossomrec.report.attention_profile import recorded
 from blossomrec.report.inspect import inspect_page, inspect_tables, inspection, selection_measures
 from blossomrec.report.inspect.inspect_page import octaves
-from blossomrec.report.inspect.selection_totals import quantiles_of_counts, recorded
+from blossomrec.report.inspect.selection_totals import quantiles_of_counts
 from blossomrec.run import load_model
 from command_line import refuse
 from small_options import SMALL
@@ -88,7 +88,7 @@ def test_the_figures_are_those_of_one_batch_of_everything(either, tiny_log):
         assert [head.ratio.value for head in layer.heads] == pytest.approx(
             wanted.mass_ratio, rel=1e-5
         )
-        shares = path_shares(each.q, each.k, batch.cu_seqlens, each.output, each.layer.spec)[rows]
+        shares = each.shares(batch.cu_seqlens)[rows]
         np.testing.assert_allclose(layer.gates, shares.double().mean(0), rtol=1e-5)
         balance = gate_balance(shares)
         np.testing.assert_allclose(layer.gate_balance, balance, rtol=1e-5)
