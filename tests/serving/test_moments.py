@@ -34,7 +34,7 @@ def log(tmp_path_factory) -> EventLog:
     return EventLog.prepare(frame, tmp_path_factory.mktemp("timed") / "log")
 
 
-@pytest.fixture(scope="module", params=["sasrec", "gru4rec"])
+@pytest.fixture(scope="module", params=["sasrec", "gru4rec", "mamba4rec", "hstu"])
 def timed_run(request, log, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / request.param
     run = write_run(folder, log, backbone=request.param, max_len=40, **TIMED)
