@@ -28,6 +28,10 @@ VERBS = {
         "accuracy.feature_study:measure_features",
         "Times, moments, content and kinds among the inputs, beside ids alone.",
     ),
+    "inputs": (
+        "speed.input_cost:measure_inputs",
+        "Time of a training step, or of one more event, with each input besides items.",
+    ),
     "selector": (
         "selector.run_study:run_study",
         "What the selector finds: on associative recall, and on prepared logs.",

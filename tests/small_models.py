@@ -24,6 +24,12 @@ TRANSFORMERS = [
     for names in itertools.product(("sasrec", "bert4rec"), ATTENTIONS, ("pre", "post"))
     for backbone, attention, norm in [names]
 ]
+TRANSFORMERS += [
+    pytest.param(
+        {"backbone": backbone, "attention": "blossom", "fusion": "union"}, id=f"{backbone}-union"
+    )
+    for backbone in ("sasrec", "bert4rec")
+]
 ALL_MODELS = TRANSFORMERS + [
     pytest.param({"backbone": "gru4rec", "norm": norm}, id=f"gru4rec-{norm}")
     for norm in ("pre", "post")

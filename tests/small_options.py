@@ -23,6 +23,7 @@ MODEL: dict[str, Any] = {
     "request_kind": "off",
     "context": "off",
     "user_table": "off",
+    "repeats": "off",
 }
 TRAINING: dict[str, Any] = {
     "epochs": 1,

@@ -101,6 +101,7 @@ def test_every_choice_is_taken_and_no_other(section, entry, hint):
         ({"hidden_size": 100}, ["model.hidden_size is 100", "multiple of heads, 8"]),
         ({"hidden_size": 24}, ["model.hidden_size / heads is 3", "even"]),
         ({"heads": 4, "kv_heads": 3}, ["model.kv_heads is 3", "divide heads, 4"]),
+        ({"fusion": "union", "gate": "convex"}, ["model.gate is convex", "with fusion union"]),
         ({"kv_heads": 16}, ["model.kv_heads is 16", "divide heads, 8"]),
         (
             {"compress_window": 24},

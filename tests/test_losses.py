@@ -23,6 +23,7 @@ from blossomrec.losses import (
     softmax,
     weighted_mean,
 )
+from blossomrec.losses.softmax import row_cross_entropy
 from blossomrec.models import build_model, fused
 from blossomrec.training.objective import device_steps
 from blossomrec.training.setup import build_parts, open_fabric
@@ -46,6 +47,31 @@ def relative_error(ours: torch.Tensor, exact: torch.Tensor) -> float:
 
 def value_and_gradients(loss, hidden, weight):
     return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
+
+
+@pytest.mark.parametrize("tile_rows", [1, 8, 512])
+@pytest.mark.parametrize("chunk_elements", [1, 7, 101, 300, 1 << 23])
+def test_losses_of_rows_are_exact_for_any_tiles(monkeypatch, tile_rows, chunk_elements):
+    monkeypatch.setattr(softmax, "TILE_ROWS", tile_rows)
+    hidden, weight, targets = problem()
+    targets[[0, 5, 36]] = -1
+    losses = row_cross_entropy(hidden, weight, targets, chunk_elements=chunk_elements)
+    exact = F.cross_entropy(hidden @ weight.T, targets, reduction="none", ignore_index=-1)
+    assert relative_error(losses.detach(), exact.detach()) < 1e-12
+    # By some function of theirs, in which not all count alike.
+    found, wanted = (
+        value_and_gradients((each * each.sin()).sum(), hidden, weight) for each in (losses, exact)
+    )
+    for one, other in zip(found, wanted, strict=True):
+        assert relative_error(one, other) < 1e-12
+
+
+def test_losses_of_no_rows():
+    hidden, weight, targets = problem()
+    losses = row_cross_entropy(hidden[:0], weight, targets[:0])
+    assert losses.shape == (0,)
+    losses.sum().backward()
+    assert (weight.grad == 0).all()
 
 
 @pytest.mark.parametrize("tile_rows", [1, 8, 512])

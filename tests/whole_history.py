@@ -39,9 +39,8 @@ class Recorder:
             seen = torch.arange(len(q)) >= first[:, None]
             far = reference.long_term_mask(selected, spec.block_size, causal=True) & seen
             near = reference.short_term_mask(len(q), spec.window, spec.sinks, True, q.device) & seen
-            masks = (far, near[None])
-            long, short = (reference.masked_attention(q, k, v, mask) for mask in masks)
-            return (gates[..., :1] * long + gates[..., 1:] * short).to(q.dtype), selected
+            out = reference.fused_attention(q, k, v, gates, far, near, spec)
+            return out.to(q.dtype), selected
 
         monkeypatch.setattr(layer, "blossom_attention", attend)
 

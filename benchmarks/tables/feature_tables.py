@@ -184,10 +184,21 @@ def _seen(line: Line) -> str:
     return ", ".join(filter(None, parts)) or "ids"
 
 
+def costs() -> str:
+    """Time with each input beside that of ids alone."""
+    lines = {(line["measure"], line["inputs"]): line for line in read("inputs.jsonl")}
+    rows = [
+        [measure, inputs, f"{line['ms']:.2f}", f"{line['ratio']:.2f}"]
+        for (measure, inputs), line in lines.items()
+    ]
+    return table(["measured", "inputs", "ms", "ids alone = 1"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "features": features,
     "kinds": kinds,
     "by-kind": by_kind,
     "rare-items": rare_items,
     "cold-items": cold_items,
+    "input-cost": costs,
 }

@@ -36,7 +36,8 @@ SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOT
 def hardware() -> str:
     """Machines and versions that the lines were measured on."""
     seen: dict[str, None] = {}
-    for name in ("accuracy", "lengths", "speed", "data", "features", "selector", "serving"):
+    names = "accuracy", "lengths", "speed", "data", "features", "inputs", "selector", "serving"
+    for name in names:
         for line in read(f"{name}.jsonl"):
             versions = line["versions"]
             python, torch = versions["python"], versions["torch"]

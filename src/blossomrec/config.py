@@ -94,6 +94,10 @@ class ModelConfig:
         low=0,
         high=0.95,
     )
+    repeats: Switch = option(
+        "auto",
+        "mix the user's own items into the catalogue; auto: where many training events repeat one",
+    )
     inner_size: int = option(256, "width inside the feed-forward layers", low=1)
     norm: Literal["pre", "post"] = option("post", "layer norm before or after each sub-layer")
     residual: Literal["plain", "gated"] = option(
@@ -129,6 +133,9 @@ class ModelConfig:
     )
     paths: Literal["both", "long", "short"] = option(
         "both", "Blossom: both gated paths, or one alone to see what it gives"
+    )
+    fusion: Literal["gated", "union"] = option(
+        "gated", "Blossom: two softmaxes and a gate, as published, or one softmax over both paths"
     )
     gate: Literal["independent", "convex"] = option(
         "independent", "Blossom: weights of the two paths, as published, or ones that sum up to 1"
@@ -360,6 +367,10 @@ def _check_model(model: ModelConfig, where: str) -> None:
     if model.heads % model.kv_heads:
         raise ConfigError(
             f"{where}kv_heads is {model.kv_heads}: it must divide heads, {model.heads}"
+        )
+    if model.fusion == "union" and model.gate != "independent":
+        raise ConfigError(
+            f"{where}gate is {model.gate}: with fusion union there is no gate, only a bias"
         )
     if model.compress_window % model.block_size:
         raise ConfigError(

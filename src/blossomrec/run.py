@@ -139,6 +139,8 @@ def bring_up_to_date(config: Any, version: int = 1) -> None:
     if version == 1:
         # Written before there was a choice: all dimensions were rotated.
         model.setdefault("rotary_share", 1.0)
+    # Written before there was another.
+    model.setdefault("fusion", "gated")
     if model.get("attention_impl") == "native":
         model["attention_impl"] = "cpu"
     later = ("time_gap", "request_time", "content", "event_kinds", "request_kind", "context")

@@ -51,14 +51,38 @@ def short_keys(t, length, *, window, sinks, causal):
     return keys
 
 
-def softmax_attention(q, k, v, t, head, group, keys):
-    scores = np.array([q[t, head] @ k[s, group] for s in keys]) / math.sqrt(q.shape[-1])
+def softmax_attention(q, k, v, t, head, group, keys, biases=0.0):
+    scores = np.array([q[t, head] @ k[s, group] for s in keys]) / math.sqrt(q.shape[-1]) + biases
     weights = np.exp(scores - scores.max())
     return (weights / weights.sum()) @ v[keys, group]
 
 
-def blossom(q, k, v, block_keys, gates, *, block_size=16, top_n=4, window=8, sinks=0, causal=True):
-    """One history: q [L, H, d], k and v [L, G, d], block_keys [blocks, G, d], gates [L, H, 2]."""
+def fused(q, k, v, gates, t, head, group, far, near, fusion):
+    """Two softmaxes, weighed by the gates, or one over the union of the keys, near ones biased."""
+    if fusion == "union":
+        keys = sorted({*far, *near})
+        biases = np.array([gates[t, head, 0] if s in near else 0.0 for s in keys])
+        return softmax_attention(q, k, v, t, head, group, keys, biases)
+    long = softmax_attention(q, k, v, t, head, group, far)
+    short = softmax_attention(q, k, v, t, head, group, near)
+    return gates[t, head, 0] * long + gates[t, head, 1] * short
+
+
+def blossom(
+    q,
+    k,
+    v,
+    block_keys,
+    gates,
+    *,
+    block_size=16,
+    top_n=4,
+    window=8,
+    sinks=0,
+    causal=True,
+    fusion="gated",
+):
+    """One history: q [L, H, d], k and v [L, G, d], block_keys [blocks, G, d], gates [L, H, .]."""
     length, heads, _ = q.shape
     groups = k.shape[1]
     out = np.zeros_like(q)
@@ -72,7 +96,5 @@ def blossom(q, k, v, block_keys, gates, *, block_size=16, top_n=4, window=8, sin
             selected[t, group, : len(chosen)] = chosen
             far = long_keys(chosen, t, length, block_size=block_size, causal=causal)
             for head in range(group * (heads // groups), (group + 1) * (heads // groups)):
-                long = softmax_attention(q, k, v, t, head, group, far)
-                short = softmax_attention(q, k, v, t, head, group, near)
-                out[t, head] = gates[t, head, 0] * long + gates[t, head, 1] * short
+                out[t, head] = fused(q, k, v, gates, t, head, group, far, near, fusion)
     return out, selected

@@ -49,7 +49,15 @@ class Inputs:
 
 
 def random_inputs(
-    lengths, *, heads=4, groups=2, size=8, block_size=16, dtype=torch.float32, seed=0
+    lengths,
+    *,
+    heads=4,
+    groups=2,
+    size=8,
+    block_size=16,
+    fusion="gated",
+    dtype=torch.float32,
+    seed=0,
 ) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
@@ -64,7 +72,7 @@ def random_inputs(
         draw(total, groups, size),
         draw(total, groups, size),
         draw(blocks, groups, size),
-        draw(total, heads, 2).sigmoid(),
+        draw(total, heads, 1) if fusion == "union" else draw(total, heads, 2).sigmoid(),
         cu_seqlens,
     )
 

@@ -25,30 +25,31 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def largest(length, causal):
-    inputs = random_inputs([length], heads=2, groups=1)
+def largest(length, causal, fusion):
+    inputs = random_inputs([length], heads=2, groups=1, fusion=fusion)
     leaves = inputs.differentiable()
     with LargestTensor() as seen:
-        out, _ = attend(*inputs.all(), impl="torch", causal=causal)
+        out, _ = attend(*inputs.all(), impl="torch", causal=causal, fusion=fusion)
         torch.autograd.grad(out.sum(), leaves)
     return seen.elements
 
 
+@pytest.mark.parametrize("fusion", ["gated", "union"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_memory_is_linear(causal):
-    small, large = largest(4_096, causal), largest(16_384, causal)
+def test_memory_is_linear(causal, fusion):
+    small, large = largest(4_096, causal, fusion), largest(16_384, causal, fusion)
     assert large <= 4.1 * small
     assert large < 16_384 * 16_384 / 16 / 8
 
 
-def peak_of_the_operator(length, causal):
+def peak_of_the_operator(length, causal, fusion):
     """MiB that forward and backward take, the operator's own tables included."""
     memory.exact_peaks()
-    inputs = random_inputs([length], heads=8, size=16)
+    inputs = random_inputs([length], heads=8, size=16, fusion=fusion)
     leaves = inputs.differentiable()
 
     def run():
-        out, _ = attend(*inputs.all(), impl="cpu", causal=causal)
+        out, _ = attend(*inputs.all(), impl="cpu", causal=causal, fusion=fusion)
         torch.autograd.grad(out.sum(), leaves)
 
     run()
@@ -59,9 +60,12 @@ def peak_of_the_operator(length, causal):
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="the system does not forget an earlier peak"
 )
+@pytest.mark.parametrize("fusion", ["gated", "union"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_memory_of_the_operator_is_linear(causal):
-    small, large = (memory.alone(peak_of_the_operator, each, causal) for each in (4_096, 16_384))
+def test_memory_of_the_operator_is_linear(causal, fusion):
+    small, large = (
+        memory.alone(peak_of_the_operator, each, causal, fusion) for each in (4_096, 16_384)
+    )
     # The output alone; with nothing measured all of the rest would hold.
     assert small > 4_096 * 8 * 16 * 4 / 2**20
     assert large <= 4.5 * small

@@ -17,6 +17,7 @@ from blossomrec.attention.packing import Packing
 from implementations import CPU_MISSING
 
 needs_compiler = pytest.mark.skipif(bool(CPU_MISSING), reason=CPU_MISSING)
+FUSIONS = pytest.mark.parametrize("fusion", ["gated", "union"])
 NAMES = ("out", "q", "k", "v", "gates")
 
 
@@ -45,13 +46,14 @@ def fresh(monkeypatch, tmp_path):
 
 
 @needs_compiler
+@FUSIONS
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_the_same_bits_whatever_the_number_of_threads(causal, threads):
-    inputs = random_inputs([*AWKWARD, 700], heads=8, size=16)
+def test_the_same_bits_whatever_the_number_of_threads(causal, fusion, threads):
+    inputs = random_inputs([*AWKWARD, 700], heads=8, size=16, fusion=fusion)
     results = []
     for count in (1, 2, 5, 1):
         threads(count)
-        results.append(outputs_and_gradients(inputs, causal=causal, sinks=2))
+        results.append(outputs_and_gradients(inputs, causal=causal, sinks=2, fusion=fusion))
     for values, selected in results[1:]:
         assert torch.equal(selected, results[0][1])
         for name, value, other in zip(NAMES, values, results[0][0], strict=True):
@@ -59,10 +61,11 @@ def test_the_same_bits_whatever_the_number_of_threads(causal, threads):
 
 
 @needs_compiler
+@FUSIONS
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_another_history_changes_nothing(causal):
-    inputs = random_inputs([20, 140, 20, 3], size=16)
-    form = dict(causal=causal, sinks=1)
+def test_another_history_changes_nothing(causal, fusion):
+    inputs = random_inputs([20, 140, 20, 3], size=16, fusion=fusion)
+    form = dict(causal=causal, sinks=1, fusion=fusion)
     _, selected = attend(*inputs.all(), impl="cpu", **form)
     before, _ = outputs_and_gradients(inputs, selected=selected, **form)
     for x in (inputs.q, inputs.k, inputs.v, inputs.gates):
@@ -126,15 +129,18 @@ def test_wrong_samples_are_named(rows, blocks, words):
 
 
 @needs_compiler
+@FUSIONS
 @pytest.mark.parametrize("scale", [1e-3, 30.0])
-def test_small_and_large_scores(scale):
+def test_small_and_large_scores(scale, fusion):
     """Softmaxes that are flat, and such that one key has all the weight."""
-    inputs = random_inputs([200], size=16)
+    inputs = random_inputs([200], size=16, fusion=fusion)
     inputs.q *= scale
+    if fusion == "union":
+        inputs.gates *= scale
     exact = inputs.to(dtype=torch.float64)
-    _, chosen = attend(*exact.all(), impl="reference")
-    value, _ = attend(*inputs.all(), impl="cpu", selected=chosen)
-    expected, _ = attend(*exact.all(), impl="reference", selected=chosen)
+    form = {"selected": attend(*exact.all(), impl="reference", fusion=fusion)[1], "fusion": fusion}
+    value, _ = attend(*inputs.all(), impl="cpu", **form)
+    expected, _ = attend(*exact.all(), impl="reference", **form)
     assert relative_error(value, expected) < 1e-5
 
 
@@ -149,27 +155,29 @@ def test_rows_at_any_stride():
 
 
 @needs_compiler
-def test_the_operators_are_registered_in_full():
-    inputs = random_inputs([40, 18], size=16)
-    _, selected = attend(*inputs.all(), impl="cpu")
+@FUSIONS
+def test_the_operators_are_registered_in_full(fusion):
+    inputs, numbers = random_inputs([40, 18], size=16, fusion=fusion), [16, 4, 8, 0, 1]
+    numbers.append(int(fusion == "union"))
+    _, selected = attend(*inputs.all(), impl="cpu", fusion=fusion)
     leaves = inputs.differentiable()
-    arguments = (*leaves, selected, inputs.cu_seqlens, [16, 4, 8, 0, 1])
-    torch.library.opcheck(operators.attend, arguments)
-    arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, [16, 4, 8, 0, 1])
+    torch.library.opcheck(operators.attend, (*leaves, selected, inputs.cu_seqlens, numbers))
+    arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, numbers)
     torch.library.opcheck(operators.select_blocks, arguments)
     arguments = (inputs.q.detach(), inputs.k.detach(), inputs.cu_seqlens)
     torch.library.opcheck(operators.block_shares, (*arguments, torch.tensor([[39]]), 2, 16, True))
 
 
 @needs_compiler
+@FUSIONS
 @pytest.mark.parametrize("impl", ["auto", "cpu"])
-def test_a_compiled_graph_holds_the_operators_whole(impl):
-    inputs = random_inputs([100, 30, 7])
+def test_a_compiled_graph_holds_the_operators_whole(impl, fusion):
+    inputs = random_inputs([100, 30, 7], fusion=fusion)
     leaves = inputs.differentiable()
 
     def function(q, k, v, gates):
         rows = (q, k, v, inputs.block_keys, gates, inputs.cu_seqlens)
-        return 2 * attend(*rows, impl=impl)[0]
+        return 2 * attend(*rows, impl=impl, fusion=fusion)[0]
 
     expected = function(*leaves)
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")(*leaves)
@@ -211,15 +219,16 @@ def test_other_types_are_refused_by_name_and_left_to_pytorch(dtype):
 
 
 @needs_compiler
+@FUSIONS
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other names")
 @pytest.mark.parametrize(
     "flag, block_size, size", [("-march=x86-64", 16, 16), ("-march=x86-64-v3", 4, 6)]
 )
-def test_narrower_vectors(fresh, monkeypatch, flag, block_size, size):
+def test_narrower_vectors(fresh, monkeypatch, flag, block_size, size, fusion):
     """Processors whose registers hold 4 or 8 numbers."""
     monkeypatch.setattr(compiler, "native_flag", lambda: flag)
-    inputs = random_inputs([*AWKWARD, 0, 2], size=size, block_size=block_size)
-    form = dict(block_size=block_size, sinks=2, causal=False)
+    inputs = random_inputs([*AWKWARD, 0, 2], size=size, block_size=block_size, fusion=fusion)
+    form = dict(block_size=block_size, sinks=2, causal=False, fusion=fusion)
     exact = inputs.to(dtype=torch.float64)
     leaves = exact.differentiable()
     out, chosen = attend(*exact.all(), impl="reference", **form)

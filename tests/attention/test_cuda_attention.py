@@ -85,7 +85,35 @@ def test_other_patterns(form):
     check_parity(random_inputs([3, 180], heads=4, groups=1, size=16, dtype=H), **form)
 
 
-def test_a_block_chosen_by_everyone(monkeypatch):
+@pytest.mark.parametrize(
+    "heads, groups, size, dtype, form",
+    [
+        (8, 2, 16, B, {}),
+        (8, 2, 16, H, dict(causal=False)),
+        (1, 1, 16, H, dict(window=20)),
+        (2, 2, 32, H, dict(top_n=2, window=1)),
+        (4, 2, 64, H, dict(top_n=3, window=33, causal=False)),
+    ],
+    ids=str,
+)
+def test_union(heads, groups, size, dtype, form):
+    sizes = dict(heads=heads, groups=groups, size=size, dtype=dtype, fusion="union")
+    check_parity(random_inputs([1, 15, 33, 0, 150], **sizes), fusion="union", **form)
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_a_union_sees_keys_once_that_stand_in_chosen_blocks(causal):
+    length, distances = 300, torch.tensor([1, 2, 4, 8, -1, -2, -4, 3][: 4 if causal else 8])
+    chosen = (torch.arange(length) // 16)[:, None] - distances
+    chosen[(chosen < 0) | (chosen >= length // 16)] = -1
+    selected = chosen[:, None].to(DEVICE, torch.int32)
+    inputs = random_inputs([length], heads=4, groups=1, size=16, dtype=H, fusion="union")
+    form = dict(selected=selected, top_n=len(distances), causal=causal, fusion="union")
+    check_parity(inputs, **form)
+
+
+@pytest.mark.parametrize("fusion", ["gated", "union"])
+def test_a_block_chosen_by_everyone(monkeypatch, fusion):
     # Its inverse list is cut into many chunks, and events that choose nothing come last.
     monkeypatch.setattr(launch, "CHUNK", 16)
     monkeypatch.setattr(operators, "CHUNK", 16)
@@ -93,7 +121,8 @@ def test_a_block_chosen_by_everyone(monkeypatch):
     hub = torch.full((150, 1, 4), -1, dtype=torch.int32, device=DEVICE)
     hub[32:, :, 0] = 1
     hub[100:120, :, 1] = 3
-    check_parity(random_inputs([150], heads=2, groups=1, size=16, dtype=H), selected=hub)
+    inputs = random_inputs([150], heads=2, groups=1, size=16, dtype=H, fusion=fusion)
+    check_parity(inputs, selected=hub, fusion=fusion)
     forget()
 
 
@@ -120,7 +149,7 @@ def test_selection_among_many_blocks(top_n, causal, keys):
     block_keys = inputs.block_keys.to(keys) + torch.rand(len(inputs.block_keys), 1, 16).to(
         DEVICE, keys
     )
-    numbers = [16, top_n, 8, 0, int(causal)]
+    numbers = [16, top_n, 8, 0, int(causal), 0]
     selected = operators.select_blocks(inputs.q, block_keys, inputs.cu_seqlens, numbers)
     inputs.block_keys = block_keys
     exact = inputs.to(dtype=torch.float64)
@@ -173,7 +202,7 @@ def test_the_operators_are_registered_in_full():
     inputs = random_inputs([18], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
     _, selected = attend(*inputs.all(), impl="cuda")
     leaves = inputs.differentiable()
-    numbers = [16, 4, 8, 0, 1]
+    numbers = [16, 4, 8, 0, 1, 0]
     torch.library.opcheck(operators.attend, (*leaves, selected, inputs.cu_seqlens, numbers))
     arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, numbers)
     torch.library.opcheck(operators.select_blocks, arguments)

@@ -13,6 +13,7 @@ from implementations import CPU, CPU_MISSING
 from whole_history import Recorder, relative_error
 
 PARTS = [1, 15, 16, 17, 31, 32, 33, 79, 80, 81, 333, 1000]
+FUSIONS = pytest.mark.parametrize("fusion", ["gated", "union"])
 BOTH = pytest.mark.parametrize("impl", ["torch", CPU])
 FEW = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -27,6 +28,7 @@ def check_against_definition(attention, x, parts, keeps=(), tolerance=1e-5):
 
 
 @BOTH
+@FUSIONS
 @pytest.mark.parametrize("sinks", [0, 3])
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
 @pytest.mark.parametrize(
@@ -34,15 +36,16 @@ def check_against_definition(attention, x, parts, keeps=(), tolerance=1e-5):
     [[each] for each in PARTS] + [PARTS, PARTS[::-1], [1] * 333, [333, *[1] * 20, 80]],
     ids=lambda parts: "+".join(map(str, parts[:12])),
 )
-def test_equal_to_the_whole_history(parts, compress, sinks, impl):
-    attention = make_attention(compress=compress, sinks=sinks, impl=impl)
+def test_equal_to_the_whole_history(parts, compress, sinks, fusion, impl):
+    attention = make_attention(compress=compress, sinks=sinks, fusion=fusion, impl=impl)
     x = make_events(sum(parts))
     check_against_definition(attention, x, parts)
 
 
+@FUSIONS
 @pytest.mark.parametrize("impl", ["reference", "torch", CPU])
-def test_equal_to_forward(impl):
-    attention = make_attention(impl=impl, sinks=2)
+def test_equal_to_forward(impl, fusion):
+    attention = make_attention(impl=impl, sinks=2, fusion=fusion)
     x = make_events(700)
     output, _ = attention.extend(x[:400], attention.start())
     output, _ = attention.extend(x[400:], attention.extend(x[:400], attention.start())[1])
@@ -66,6 +69,9 @@ def test_equal_to_forward(impl):
         {"compress_window": 16},
         {"compress_window": 48},
         {"gate": "convex"},
+        {"fusion": "union", "num_heads": 2, "num_kv_heads": 2, "window": 19},
+        {"fusion": "union", "block_size": 4, "compress_window": 20, "top_n": 2, "window": 1},
+        {"fusion": "union", "block_size": 64, "top_n": 1, "compress_window": 128, "sinks": 100},
         {"block_size": 4, "compress_window": 20, "top_n": 2, "window": 1},
         {"block_size": 64, "top_n": 1, "compress_window": 128, "sinks": 100},
     ],
@@ -93,15 +99,19 @@ def test_other_types(dtype, tolerance):
     block_size=st.sampled_from([4, 8, 16]),
     blocks=st.sampled_from([1, 2, 4]),
     sinks=st.sampled_from([0, 3]),
+    fusion=st.sampled_from(["gated", "union"]),
     seed=st.integers(0, 1000),
 )
-def test_random_splits_and_trims(impl, parts, keeps, compress, block_size, blocks, sinks, seed):
+def test_random_splits_and_trims(
+    impl, parts, keeps, compress, block_size, blocks, sinks, fusion, seed
+):
     attention = make_attention(
         impl=impl,
         compress=compress,
         block_size=block_size,
         compress_window=blocks * block_size,
         sinks=sinks,
+        fusion=fusion,
         top_n=2,
     )
     state, first = check_against_definition(attention, make_events(sum(parts), seed), parts, keeps)
@@ -109,6 +119,7 @@ def test_random_splits_and_trims(impl, parts, keeps, compress, block_size, block
     assert (first % block_size == 0).all()
 
 
+@FUSIONS
 @pytest.mark.parametrize(
     "impl, tile",
     [
@@ -118,9 +129,9 @@ def test_random_splits_and_trims(impl, parts, keeps, compress, block_size, block
         pytest.param(*CPU.values, 0, marks=CPU.marks),
     ],
 )
-def test_many_users_at_once(impl, tile, monkeypatch):
+def test_many_users_at_once(impl, tile, fusion, monkeypatch):
     monkeypatch.setitem(eager.TILE_ROWS, "cpu", tile)
-    attention = make_attention(sinks=3, impl=impl)
+    attention = make_attention(sinks=3, fusion=fusion, impl=impl)
     lengths, counts = [0, 333, 15, 80, 200], [20, 1, 1, 0, 33]
     states = [
         in_parts(attention, make_events(n, n), [n] if n else [])[1] if n else attention.start()

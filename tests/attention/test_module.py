@@ -8,20 +8,20 @@ from inputs import attend, make_layer, random_inputs, relative_error
 
 from blossomrec.attention import BlossomAttention, BlossomSpec, selector
 from blossomrec.attention.api import resolve
-from blossomrec.attention.layer import GATE_SIZES
 from blossomrec.attention.packing import Packing
 from blossomrec.attention.selector import selector_loss
-from blossomrec.attention.spec import Heads
+from blossomrec.attention.spec import FUSIONS, GATES, Heads
 from implementations import CPU
 
 CU_SEQLENS = torch.tensor([0, 200, 201, 333], dtype=torch.int32)
 ALL = torch.arange(333)
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
-def test_gradient_reaches_every_parameter(compress, causal):
-    attention = make_layer(compress=compress, causal=causal)
+def test_gradient_reaches_every_parameter(compress, causal, fusion):
+    attention = make_layer(compress=compress, causal=causal, fusion=fusion)
     given = attention(torch.randn(333, 32), CU_SEQLENS, distil_rows=ALL)
     (given.hidden.square().sum() + given.selector_loss).backward()
     for name, parameter in attention.named_parameters():
@@ -70,7 +70,8 @@ def test_events_are_sampled_evenly_from_the_given_rows():
     packing = Packing.of(cu_seqlens, total, 16)
     times = torch.zeros(total)
     for _ in range(200):
-        sampled = selector._draw(cu_seqlens, packing, given, *selector.sample_sizes(300, 4))
+        starts = cu_seqlens[:-1].long()
+        sampled = selector._draw(cu_seqlens, starts, given, *selector.sample_sizes(300, 4))
         assert selector.SAMPLES - 64 < sampled.numel() <= selector.SAMPLES
         assert (packing.history[sampled] == packing.history[sampled[:, :1]]).all()
         times += torch.bincount(sampled.flatten(), minlength=total)
@@ -84,16 +85,16 @@ def test_events_are_sampled_evenly_from_the_given_rows():
 
 def test_fewer_events_are_sampled_from_very_long_histories():
     cu_seqlens = torch.tensor([0, 300_000], dtype=torch.int32)
-    packing = Packing.of(cu_seqlens, 300_000, 16)
-    rows = torch.arange(300_000)
-    sampled = selector._draw(cu_seqlens, packing, rows, *selector.sample_sizes(300_000, 8)).numel()
+    first, rows = torch.tensor([80]), torch.arange(300_000)
+    sampled = selector._draw(cu_seqlens, first, rows, *selector.sample_sizes(300_000, 8)).numel()
     assert sampled > 1
     assert sampled * 8 * 300_000 <= selector.MAX_SCORES
 
 
 @pytest.mark.parametrize("impl", ["torch", CPU])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_the_selector_loss_written_out(causal, impl, monkeypatch):
+@pytest.mark.parametrize("top_n", [1, 2])
+def test_the_selector_loss_written_out(causal, top_n, impl, monkeypatch):
     """Every event sampled, against a loop over events, heads and blocks."""
     inputs = random_inputs([70, 20, 40])
     block_keys = torch.randn(len(inputs.k) // 16, 2, 8)
@@ -106,15 +107,16 @@ def test_the_selector_loss_written_out(causal, impl, monkeypatch):
         )
     ).view(3, 70)
     monkeypatch.setattr(selector, "_draw", lambda *_: by_history)
-    spec, rows = BlossomSpec(causal=causal), (inputs.q, inputs.k, block_keys, inputs.cu_seqlens)
+    spec, rows = BlossomSpec(causal=causal, top_n=top_n), (inputs.q, inputs.k)
     parts = resolve(spec, Heads(4, 2, 8), torch.float32, "cpu", impl).parts
-    value = parts.selector_loss(*rows, rows=events, max_length=70, spec=spec)
+    given = (block_keys, inputs.cu_seqlens)
+    value = parts.selector_loss(*rows, *given, rows=events, max_length=70, spec=spec)
     divergences = []
     for row in by_history.flatten().tolist():
         start, length, first = ((0, 70, 0), (70, 20, 4), (90, 40, 5))[(row >= 70) + (row >= 90)]
         own = (row - start) // 16
         blocks = [j for j in range(length // 16) if (j < own if causal else j != own)]
-        if len(blocks) < 2:
+        if len(blocks) <= top_n:
             continue
         for group in range(2):
             heads = inputs.q[row, 2 * group : 2 * group + 2].float()
@@ -166,7 +168,7 @@ def test_one_path_alone_has_no_gate_and_nothing_dead():
             assert parameter.grad is not None and parameter.grad.norm() > 1e-6, name
 
 
-@pytest.mark.parametrize("gate", GATE_SIZES)
+@pytest.mark.parametrize("gate", GATES)
 def test_the_gate_starts_short_term(gate):
     given = make_layer(gate=gate)(torch.randn(333, 32), CU_SEQLENS)
     expected = torch.tensor([-2.0, 2.0]).sigmoid().expand(333, 4, 2)
@@ -182,6 +184,56 @@ def test_a_convex_gate_shares_one_weight_among_the_paths():
     assert longs.std() > 0.1
     given.hidden.square().sum().backward()
     assert all(parameter.grad.norm() > 1e-6 for parameter in attention.gate.parameters())
+
+
+def test_a_union_starts_without_a_bias():
+    attention = make_layer(fusion="union")
+    given = attention(torch.randn(333, 32), CU_SEQLENS)
+    assert torch.equal(given.gates, torch.zeros(333, 4, 1))
+    # Of one path alone there is nothing to unite.
+    assert make_layer(fusion="union", paths="long").gate is None
+
+
+@pytest.mark.parametrize("impl", ["torch", CPU])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_events_without_a_choice_are_never_sampled(causal, impl, monkeypatch):
+    """Those that have more than ``top_n`` eligible blocks are, and all of them."""
+    spec, lengths = BlossomSpec(causal=causal, top_n=2, block_size=4), [3, 12, 15, 16, 11, 40, 8]
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    expected, start = set(), 0
+    for length in lengths:
+        for own in range(length):
+            others = [j for j in range(length // 4) if (j < own // 4 if causal else j != own // 4)]
+            expected |= {start + own} if len(others) > 2 else set()
+        start += length
+    drawn = []
+    original = selector._draw
+    monkeypatch.setattr(
+        selector, "_draw", lambda *given: drawn.append(original(*given)) or drawn[-1]
+    )
+    q, k, block_keys = torch.randn(start, 4, 8), torch.randn(start, 2, 8), torch.randn(start, 2, 8)
+    parts = resolve(spec, Heads(4, 2, 8), torch.float32, "cpu", impl).parts
+    rows = torch.cat((torch.arange(start), torch.full((9,), start)))
+    for _ in range(5):
+        form = {"rows": rows, "max_length": 40, "spec": spec}
+        assert parts.selector_loss(q, k, block_keys, cu_seqlens, **form) > 0
+    assert set(torch.cat(drawn).flatten().tolist()) == expected
+
+
+@pytest.mark.parametrize("impl", ["torch", CPU])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+# The longest history may be longer; and those with a choice need not be among the rows.
+@pytest.mark.parametrize("lengths, first", [([79], 0), ([33, 0, 70], 0), ([200, 40], 200)])
+def test_a_batch_without_a_choice_gives_a_loss_of_zero(lengths, first, causal, impl):
+    inputs = random_inputs(lengths)
+    rows = torch.arange(first, len(inputs.q))
+    spec = BlossomSpec(causal=causal)
+    parts = resolve(spec, Heads(4, 2, 8), torch.float32, "cpu", impl).parts
+    leaves = [inputs.q.requires_grad_(), inputs.block_keys.requires_grad_()]
+    form = {"rows": rows, "max_length": 640, "spec": spec}
+    loss = parts.selector_loss(inputs.q, inputs.k, inputs.block_keys, inputs.cu_seqlens, **form)
+    assert loss == 0
+    assert not any(each.any() for each in torch.autograd.grad(loss, leaves))
 
 
 def test_short_histories_give_a_loss_of_zero():
@@ -252,6 +304,10 @@ def test_wrong_arguments_are_named():
         make_layer(paths="none")
     with pytest.raises(ValueError, match="gate is 'open': choose one of independent, convex"):
         make_layer(gate="open")
+    with pytest.raises(ValueError, match="fusion is 'sum': choose one of gated, union"):
+        make_layer(fusion="sum")
+    with pytest.raises(ValueError, match=r"gates is \[40, 4, 2\]: \[40, 4, 1\]"):
+        attend(*inputs.all(), fusion="union")
 
 
 def test_autocast_leaves_scores_and_selection_in_float32():
@@ -291,7 +347,8 @@ def test_events_are_sampled_equally_often():
     cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     rows = torch.arange(0, 1_600, 25)  # 32 of the first history, 7 and 25 of the others
     packing = Packing.of(cu_seqlens, 1_600, 16)
-    runs = selector._draw(cu_seqlens, packing, rows, *selector.sample_sizes(800, 4))
+    starts = cu_seqlens[:-1].long()
+    runs = selector._draw(cu_seqlens, starts, rows, *selector.sample_sizes(800, 4))
     assert (packing.history[runs] == packing.history[runs[:, :1]]).all()
     # Histories as often as their share of the rows says, but for the parts at its two ends.
     share = torch.tensor([32, 7, 25]) / 64
@@ -308,8 +365,8 @@ def test_events_are_sampled_equally_often():
 def test_each_row_is_sampled_exactly_twice_where_runs_are_twice_as_long():
     cu_seqlens = torch.tensor([0, 2_048, 4_096], dtype=torch.int32)
     rows = torch.arange(0, 4_096, 64)
-    packing = Packing.of(cu_seqlens, 4_096, 16)
-    runs = selector._draw(cu_seqlens, packing, rows, *selector.sample_sizes(2_048, 4))
+    starts = cu_seqlens[:-1].long()
+    runs = selector._draw(cu_seqlens, starts, rows, *selector.sample_sizes(2_048, 4))
     assert runs.shape == (8, 64)
     for run in runs:
         assert (run.unique(return_counts=True)[1] == 2).all()

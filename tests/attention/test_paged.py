@@ -14,6 +14,7 @@ from blossomrec.attention.state import OutOfPagesError, StepGraph, eager, state_
 from whole_history import relative_error
 
 CROSSED = [15, 16, 17, 31, 32, 33, 79, 80, 81, 333]
+FUSIONS = pytest.mark.parametrize("fusion", ["gated", "union"])
 SIZES = {"hidden_size": 64, "num_heads": 4, "num_kv_heads": 2}
 
 
@@ -109,34 +110,38 @@ def same(state, other):
         torch.testing.assert_close(getattr(state, name), getattr(other, name))
 
 
+@FUSIONS
 @pytest.mark.parametrize("sinks", [0, 3])
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
-def test_lengths_that_cross_a_block(impl, compress, sinks):
-    both = Both(make(impl, compress=compress, sinks=sinks))
+def test_lengths_that_cross_a_block(impl, compress, sinks, fusion):
+    both = Both(make(impl, compress=compress, sinks=sinks, fusion=fusion))
     users = [both.add(length - 1) for length in (1, 2, *CROSSED)]
     for _ in range(3):
         both.step(users)
     both.check_states()
 
 
+@FUSIONS
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
-def test_equal_to_the_whole_history(impl, compress):
-    attention, x = make(impl, compress=compress, sinks=2), make_events(175, size=64)
+def test_equal_to_the_whole_history(impl, compress, fusion):
+    options = {"compress": compress, "sinks": 2, "fusion": fusion}
+    attention, x = make(impl, **options), make_events(175, size=64)
     # Kernels are interpreted here, and slow.
     start = 0 if impl == "torch" else 157
     state, outputs = Both(attention).plain.extend(x[:start], attention.start())[1], []
     for event in x[start:].split(1):
         output, state = attention.extend(event, state)
         outputs.append(output)
-    expected = whole(make("reference", compress=compress, sinks=2), x)
+    expected = whole(make("reference", **options), x)
     assert torch.equal(torch.cat([each.selected for each in outputs]), expected.selected[start:])
     hidden = torch.cat([each.hidden for each in outputs])
     assert relative_error(hidden, expected.hidden[start:]) < 1e-5
 
 
+@FUSIONS
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
-def test_several_events_of_several_users(impl, compress):
-    both = Both(make(impl, compress=compress, sinks=3))
+def test_several_events_of_several_users(impl, compress, fusion):
+    both = Both(make(impl, compress=compress, sinks=3, fusion=fusion))
     users = [both.add(length) for length in (0, 30, 79, 150)]
     both.trim(3, 40)
     both.step(users, counts=[3, 20, 0, 1])
@@ -178,6 +183,8 @@ def test_users_come_and_go(impl, compress, sinks, seed):
         {"paths": "long"},
         {"paths": "short"},
         {"gate": "convex"},
+        {"fusion": "union", "num_heads": 1, "num_kv_heads": 1, "window": 1, "top_n": 1},
+        {"fusion": "union", "block_size": 32, "compress_window": 64, "window": 40, "sinks": 40},
     ],
     ids=str,
 )
@@ -189,8 +196,9 @@ def test_other_layouts(impl, options):
     both.check_states()
 
 
-def test_half_precision(impl):
-    both = Both(make(impl, sinks=2).half())
+@FUSIONS
+def test_half_precision(impl, fusion):
+    both = Both(make(impl, sinks=2, fusion=fusion).half())
     users = [both.add(length) for length in (0, 15, 79, 150)]
     for _ in range(3):
         both.step(users, tolerance=5e-3)

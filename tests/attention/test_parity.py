@@ -11,6 +11,7 @@ from implementations import CPU
 IMPLEMENTATIONS = ["torch", CPU]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 RAGGED = [*AWKWARD, 0, 2, 160]
+FUSIONS = pytest.mark.parametrize("fusion", ["gated", "union"])
 
 
 def outputs_and_gradients(inputs, impl, **options):
@@ -30,12 +31,13 @@ def impl(request, monkeypatch):
     return "torch"
 
 
+@FUSIONS
 @pytest.mark.parametrize("sinks", [0, 3])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_outputs_and_gradients(impl, dtype, causal, sinks):
-    inputs = random_inputs(RAGGED, dtype=dtype)
-    form = dict(causal=causal, sinks=sinks)
+def test_outputs_and_gradients(impl, dtype, causal, sinks, fusion):
+    inputs = random_inputs(RAGGED, fusion=fusion, dtype=dtype)
+    form = dict(causal=causal, sinks=sinks, fusion=fusion)
     if impl == "cpu" and dtype != torch.float32:
         with pytest.raises(ValueError, match=f"the type is {dtype}"):
             attend(*inputs.all(), impl=impl, **form)
@@ -49,36 +51,40 @@ def test_outputs_and_gradients(impl, dtype, causal, sinks):
         assert relative_error(value, other) < TOLERANCE[dtype], name
 
 
+@FUSIONS
 @pytest.mark.parametrize(
     "heads, groups, size", [(1, 1, 2), (8, 2, 16), (4, 4, 32), (6, 1, 64), (8, 1, 16), (2, 1, 13)]
 )
-def test_head_layouts(impl, heads, groups, size):
-    inputs = random_inputs([70, 200], heads=heads, groups=groups, size=size)
-    expected, chosen = outputs_and_gradients(inputs, "reference")
-    values, selected = outputs_and_gradients(inputs, impl)
+def test_head_layouts(impl, heads, groups, size, fusion):
+    inputs = random_inputs([70, 200], heads=heads, groups=groups, size=size, fusion=fusion)
+    expected, chosen = outputs_and_gradients(inputs, "reference", fusion=fusion)
+    values, selected = outputs_and_gradients(inputs, impl, fusion=fusion)
     assert (selected == chosen).all()
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(values, expected, strict=True))
 
 
+@FUSIONS
 @pytest.mark.parametrize(
     "block_size, top_n, window", [(8, 1, 1), (4, 7, 3), (32, 2, 16), (16, 16, 8), (20, 3, 40)]
 )
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_other_sizes(impl, block_size, top_n, window, causal):
-    inputs = random_inputs([1, 63, 111, 300], block_size=block_size)
+def test_other_sizes(impl, block_size, top_n, window, causal, fusion):
+    inputs = random_inputs([1, 63, 111, 300], block_size=block_size, fusion=fusion)
     sizes = dict(block_size=block_size, top_n=top_n, window=window, causal=causal, sinks=1)
+    sizes["fusion"] = fusion
     expected, chosen = outputs_and_gradients(inputs, "reference", **sizes)
     values, selected = outputs_and_gradients(inputs, impl, **sizes)
     assert (selected == chosen).all()
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(values, expected, strict=True))
 
 
-def test_tiles_meet_without_a_seam(impl, monkeypatch):
-    inputs = random_inputs(RAGGED)
-    whole, selected = outputs_and_gradients(inputs, impl, sinks=2)
+@FUSIONS
+def test_tiles_meet_without_a_seam(impl, fusion, monkeypatch):
+    inputs, form = random_inputs(RAGGED, fusion=fusion), {"sinks": 2, "fusion": fusion}
+    whole, selected = outputs_and_gradients(inputs, impl, **form)
     monkeypatch.setitem(sparse.TILE_ROWS, "cpu", 37)
     monkeypatch.setitem(selection.TILE_ROWS, "cpu", 29)
-    tiled, again = outputs_and_gradients(inputs, impl, sinks=2)
+    tiled, again = outputs_and_gradients(inputs, impl, **form)
     assert (selected == again).all()
     assert all(relative_error(a, b) < 1e-6 for a, b in zip(tiled, whole, strict=True))
 
@@ -92,20 +98,22 @@ def test_equal_scores_choose_the_lower_block(impl):
         assert (selected[-1] == torch.arange(4)).all()
 
 
-def test_a_block_chosen_by_everyone(impl):
-    inputs = random_inputs([333])
+@FUSIONS
+def test_a_block_chosen_by_everyone(impl, fusion):
+    inputs = random_inputs([333], fusion=fusion)
     hub = torch.full((333, 2, 4), -1, dtype=torch.int32)
     hub[32:, :, 0] = 1
-    expected, _ = outputs_and_gradients(inputs, "reference", selected=hub)
-    values, _ = outputs_and_gradients(inputs, impl, selected=hub)
+    expected, _ = outputs_and_gradients(inputs, "reference", selected=hub, fusion=fusion)
+    values, _ = outputs_and_gradients(inputs, impl, selected=hub, fusion=fusion)
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(values, expected, strict=True))
 
 
+@FUSIONS
 @pytest.mark.parametrize("name", ["reference", *IMPLEMENTATIONS])
-def test_the_future_changes_nothing(name):
-    inputs = random_inputs([333])
-    before, chosen = attend(*inputs.all(), impl=name)
-    other = random_inputs([333], seed=7)
+def test_the_future_changes_nothing(name, fusion):
+    inputs = random_inputs([333], fusion=fusion)
+    before, chosen = attend(*inputs.all(), impl=name, fusion=fusion)
+    other = random_inputs([333], fusion=fusion, seed=7)
     for moment in (0, 15, 16, 100, 200, 331):
         for attribute in ("q", "k", "v", "gates"):
             changed = getattr(inputs, attribute).clone()
@@ -113,20 +121,21 @@ def test_the_future_changes_nothing(name):
             setattr(other, attribute, changed)
         blocks = (moment + 1) // 16
         other.block_keys = torch.cat((inputs.block_keys[:blocks], other.block_keys[blocks:]))
-        after, selected = attend(*other.all(), impl=name)
+        after, selected = attend(*other.all(), impl=name, fusion=fusion)
         assert torch.equal(after[: moment + 1], before[: moment + 1])
         assert torch.equal(selected[: moment + 1], chosen[: moment + 1])
-        other = random_inputs([333], seed=moment + 8)
+        other = random_inputs([333], fusion=fusion, seed=moment + 8)
 
 
+@FUSIONS
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("name", ["reference", *IMPLEMENTATIONS])
-def test_packed_histories_do_not_meet(name, causal):
-    inputs = random_inputs(RAGGED)
-    together, chosen = attend(*inputs.all(), impl=name, causal=causal)
+def test_packed_histories_do_not_meet(name, causal, fusion):
+    inputs, form = random_inputs(RAGGED, fusion=fusion), {"causal": causal, "fusion": fusion}
+    together, chosen = attend(*inputs.all(), impl=name, **form)
     bounds = inputs.cu_seqlens.tolist()
     for number in range(len(RAGGED)):
-        alone, selected = attend(*inputs.history(number).all(), impl=name, causal=causal)
+        alone, selected = attend(*inputs.history(number).all(), impl=name, **form)
         rows = slice(bounds[number], bounds[number + 1])
         assert torch.equal(selected, chosen[rows])
         assert relative_error(alone, together[rows]) < 1e-6
@@ -153,16 +162,17 @@ def test_an_empty_batch(impl):
     assert selected.shape == (0, 2, 4)
 
 
+@FUSIONS
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("limit", [0, 100, 1_000_000], ids=["sparse", "mixed", "dense"])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_on_a_gpu(dtype, causal, limit, monkeypatch):
+def test_on_a_gpu(dtype, causal, limit, fusion, monkeypatch):
     torch.use_deterministic_algorithms(False)
     monkeypatch.setitem(torch_backend.DENSE_LENGTH, "cuda", limit)
-    inputs = random_inputs([*RAGGED, 3_000], heads=8, size=16).to("cuda", dtype)
-    form = dict(causal=causal, sinks=2)
+    inputs = random_inputs([*RAGGED, 3_000], heads=8, size=16, fusion=fusion).to("cuda", dtype)
+    form = dict(causal=causal, sinks=2, fusion=fusion)
     _, selected = attend(*inputs.all(), impl="torch", **form)
     exact = inputs.to(dtype=torch.float64)
     expected, _ = outputs_and_gradients(exact, "reference", selected=selected, **form)

@@ -14,12 +14,15 @@ FORMS = [
     pytest.param(dict(causal=False, sinks=0), id="bidirectional"),
     pytest.param(dict(causal=False, sinks=3), id="bidirectional-sinks"),
 ]
+FUSIONS = pytest.mark.parametrize("fusion", ["gated", "union"])
 
 
+@FUSIONS
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("length", AWKWARD)
-def test_reference_is_the_definition(length, form):
-    inputs = random_inputs([length], dtype=torch.float64, seed=length)
+def test_reference_is_the_definition(length, form, fusion):
+    inputs = random_inputs([length], fusion=fusion, dtype=torch.float64, seed=length)
+    form = form | {"fusion": fusion}
     out, selected = attend(*inputs.all(), **form, impl="reference")
     arrays = [x.numpy() for x in inputs.all()[:5]]
     expected, chosen = brute_force.blossom(*arrays, **form)
@@ -27,23 +30,25 @@ def test_reference_is_the_definition(length, form):
     assert relative_error(out, torch.from_numpy(expected)) < 1e-12
 
 
+@FUSIONS
 @pytest.mark.parametrize("block_size, top_n, window", [(8, 1, 1), (4, 7, 3), (32, 2, 16)])
-def test_reference_at_other_sizes(block_size, top_n, window):
-    inputs = random_inputs(
-        [101], heads=6, groups=3, size=4, block_size=block_size, dtype=torch.float64
-    )
-    sizes = dict(block_size=block_size, top_n=top_n, window=window)
+def test_reference_at_other_sizes(block_size, top_n, window, fusion):
+    shape = dict(heads=6, groups=3, size=4, block_size=block_size)
+    inputs = random_inputs([101], **shape, fusion=fusion, dtype=torch.float64)
+    sizes = dict(block_size=block_size, top_n=top_n, window=window, fusion=fusion)
     out, selected = attend(*inputs.all(), **sizes, impl="reference")
     expected, chosen = brute_force.blossom(*(x.numpy() for x in inputs.all()[:5]), **sizes)
     assert (selected.numpy() == chosen).all()
     assert relative_error(out, torch.from_numpy(expected)) < 1e-12
 
 
+# The long-term path alone, and a union without a bias.
+@pytest.mark.parametrize("fusion, gates", [("gated", (1.0, 0.0)), ("union", (0.0,))])
 @pytest.mark.parametrize("impl", ["reference", "torch"])
-def test_long_term_path_is_dense_while_every_block_is_selected(impl):
-    inputs = random_inputs([96], dtype=torch.float64)
-    inputs.gates[..., 0], inputs.gates[..., 1] = 1.0, 0.0
-    out, _ = attend(*inputs.all(), impl=impl)
+def test_attention_is_dense_while_every_block_is_selected(impl, fusion, gates):
+    inputs = random_inputs([96], fusion=fusion, dtype=torch.float64)
+    inputs.gates[:] = torch.tensor(gates)
+    out, _ = attend(*inputs.all(), fusion=fusion, impl=impl)
     q, k, v = (x.transpose(0, 1)[None] for x in (inputs.q, inputs.k, inputs.v))
     dense = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     dense = dense[0].transpose(0, 1)

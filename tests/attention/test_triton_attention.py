@@ -81,10 +81,39 @@ def test_half_precision():
     check_parity(inputs, tolerance=1e-3)
 
 
-def test_a_block_chosen_by_everyone(short_chunks):
+@pytest.mark.parametrize(
+    "sizes, form",
+    [
+        (dict(heads=4, groups=2), {}),
+        (dict(heads=4, groups=1), dict(sinks=20)),
+        (dict(heads=2, groups=1), dict(sinks=3, causal=False)),
+        (dict(heads=1, groups=1, block_size=32), dict(block_size=32, window=40, top_n=1)),
+    ],
+    ids=str,
+)
+def test_union(sizes, form):
+    check_parity(
+        random_inputs([1, 15, 33, 0, 100], size=16, fusion="union", **sizes), fusion="union", **form
+    )
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_a_union_sees_keys_once_that_stand_in_chosen_blocks(causal):
+    length, distances = 200, torch.tensor([1, 2, 4, 8, -1, -2, -4, 3][: 4 if causal else 8])
+    chosen = (torch.arange(length) // 16)[:, None] - distances
+    chosen[(chosen < 0) | (chosen >= length // 16)] = -1
+    selected = chosen[:, None].to(DEVICE, torch.int32)
+    inputs = random_inputs([length], heads=4, groups=1, size=16, fusion="union")
+    form = dict(selected=selected, top_n=len(distances), causal=causal, fusion="union")
+    check_parity(inputs, **form)
+
+
+@pytest.mark.parametrize("fusion", ["gated", "union"])
+def test_a_block_chosen_by_everyone(short_chunks, fusion):
     hub = torch.full((150, 1, 4), -1, dtype=torch.int32, device=DEVICE)
     hub[32:, :, 0] = 1
-    check_parity(random_inputs([150], heads=2, groups=1, size=16), selected=hub)
+    inputs = random_inputs([150], heads=2, groups=1, size=16, fusion=fusion)
+    check_parity(inputs, selected=hub, fusion=fusion)
 
 
 def test_equal_scores_choose_the_lower_block():
@@ -104,7 +133,7 @@ def test_selection_among_many_blocks(causal, top_n):
     rows = torch.tensor([0, 39, 40, 40 + 15, 40 + 16, 1000, 1700, 40 + length - 1])
     with torch.no_grad():
         selected = operators.select_blocks(
-            inputs.q, inputs.block_keys, inputs.cu_seqlens, [16, top_n, 8, 0, int(causal)]
+            inputs.q, inputs.block_keys, inputs.cu_seqlens, [16, top_n, 8, 0, int(causal), 0]
         )
     exact = inputs.to(dtype=torch.float64)
     _, expected = attend(*exact.all(), impl="torch", top_n=top_n, causal=causal, selected=None)
@@ -146,9 +175,9 @@ def test_the_operators_are_registered_in_full():
     inputs = random_inputs([18], heads=1, groups=1, size=16).to(DEVICE)
     _, selected = attend(*inputs.all(), impl="triton")
     leaves = inputs.differentiable()
-    arguments = (*leaves, selected, inputs.cu_seqlens, [16, 4, 8, 0, 1])
+    arguments = (*leaves, selected, inputs.cu_seqlens, [16, 4, 8, 0, 1, 0])
     torch.library.opcheck(operators.attend, arguments)
-    arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, [16, 4, 8, 0, 1])
+    arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, [16, 4, 8, 0, 1, 0])
     torch.library.opcheck(operators.select_blocks, arguments)
 
 

@@ -30,6 +30,7 @@ TYPES |= dict.fromkeys(("block_keys", "pages"), ROWS)
 SPILL_LIMIT = 32
 # (heads, key/value heads, head size, type). Heads of 64 float32 do spill.
 LAYOUTS = [(8, 2, 16, "bf16"), (4, 2, 64, "bf16"), (8, 2, 16, "fp32"), (8, 8, 16, "fp32")]
+FORMS = [(*layout, "gated") for layout in LAYOUTS] + [(*layout, "union") for layout in LAYOUTS[:3]]
 
 
 def arguments(kernel, constants, dtype):
@@ -72,7 +73,7 @@ def compile_kernel(kernel, constants, shape, dtype, folder):
     return name, {"registers": int(registers[1]), "spilled_bytes": int(spills[1])}
 
 
-def compile_all(heads, groups, size, dtype, folder):
+def compile_all(heads, groups, size, dtype, fusion, folder):
     import torch
     import triton
 
@@ -97,6 +98,7 @@ def compile_all(heads, groups, size, dtype, folder):
         **plain.query_constants(launch.keys),
         **plain.key_constants(),
         "CHUNK": launch.chunk,
+        "UNION": fusion == "union",
     }
     with_sinks = constants | {"SINKS": 4, "SINK_BLOCKS": sinks.sink_blocks}
     scores = {
@@ -124,12 +126,12 @@ def compile_all(heads, groups, size, dtype, folder):
     return dict(compile_kernel(*kernel, dtype, folder) for kernel in kernels)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_no_register_spills(layout, tmp_path):
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_no_register_spills(form, tmp_path):
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, __file__, *map(str, layout), str(tmp_path)]
+    command = [sys.executable, __file__, *map(str, form), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -138,5 +140,5 @@ def test_no_register_spills(layout, tmp_path):
 
 
 if __name__ == "__main__":
-    *sizes, dtype, folder = sys.argv[1:]
-    print(json.dumps(compile_all(*map(int, sizes), dtype, folder)))
+    *sizes, dtype, fusion, folder = sys.argv[1:]
+    print(json.dumps(compile_all(*map(int, sizes), dtype, fusion, folder)))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 pytest.importorskip("triton")
 
 from blossomrec.losses import cross_entropy
+from blossomrec.losses.softmax import row_cross_entropy
 from blossomrec.models import fused
 from blossomrec.models.fused import catalogue_loss
 
@@ -75,6 +76,28 @@ def test_rows_count_as_their_weights_say(monkeypatch, limit, scale):
     assert relative_error(loss.detach(), expected.detach()) < 1e-5
     gradients = torch.autograd.grad(loss, leaves)
     for value, other in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
+        assert relative_error(value, other) < 1e-3
+    assert (gradients[0][10:40] == 0).all()
+
+
+@pytest.mark.parametrize("limit", [1 << 12, 1 << 26], ids=["some", "one"])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_rows_have_losses_and_gradients_of_their_own(monkeypatch, limit, scale):
+    monkeypatch.setattr(fused, "usable", lambda x: True)
+    hidden, weight, targets = problem(150, 129, 50)
+    targets[[0, 5, 36]] = -1
+    generator = torch.Generator().manual_seed(1)
+    counts = torch.rand(150, generator=generator).to(DEVICE) * scale
+    counts[10:40] = 0
+    leaves = [each.float().requires_grad_() for each in (hidden, weight)]
+    with torch.autocast(DEVICE, torch.float16):
+        losses = row_cross_entropy(*leaves, targets, chunk_elements=limit // 8)
+    exact = [each.double().requires_grad_() for each in (hidden, weight)]
+    expected = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="none", ignore_index=-1)
+    assert relative_error(losses.detach(), expected.detach()) < 1e-5
+    gradients = torch.autograd.grad(losses @ counts, leaves)
+    wanted = torch.autograd.grad(expected @ counts.double(), exact)
+    for value, other in zip(gradients, wanted, strict=True):
         assert relative_error(value, other) < 1e-3
     assert (gradients[0][10:40] == 0).all()
 

@@ -81,7 +81,7 @@ def compile_all(folder):
     chunk = {"ROWS": scan_kernels.ROWS, "COLUMNS": scan_kernels.COLUMNS}
     carry = {"BACK": True, "BLOCK": scan_kernels.CARRIED}
     norms = {"HAS_BIAS": True, "DROPPED": 13_107, "KEPT": 1.25, "ROWS": 8, "BLOCK": 128}
-    heads = projection._form(projection.Sizes(8, 2, 16, 4), True)
+    heads = projection._form(projection.Sizes(8, 2, 16, 4), None) | {"GATES": 2}
     window = {"S": 16, "WINDOW": 32, "G": 2, "D": 16, "PLACES": 32, "COLUMNS": 32}
     sums = {"G": 2, "R": 4, "D": 16, "S": 16, "D_BLOCK": 16}
     sums |= {"QUERIES": block_mass.QUERIES, "BLOCKS": block_mass.BLOCKS}

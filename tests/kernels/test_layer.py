@@ -152,23 +152,23 @@ def test_all_or_nothing_is_dropped(p):
 
 
 @pytest.mark.parametrize(
-    "paths, gate", [("both", "independent"), ("both", "convex"), ("long", "independent")]
+    "form", [{}, {"gate": "convex"}, {"paths": "long"}, {"fusion": "union"}], ids=str
 )
 @pytest.mark.parametrize(
     "heads, groups, size, share", [(4, 2, 16, 0.5), (3, 1, 10, 1.0), (6, 3, 4, 0.0)]
 )
-def test_projections(monkeypatch, heads, groups, size, share, paths, gate):
+def test_projections(monkeypatch, heads, groups, size, share, form):
     attention = BlossomAttention(
         hidden_size=heads * size,
         num_heads=heads,
         num_kv_heads=groups,
-        spec=BlossomSpec(rotary_share=share, paths=paths, gate=gate),
+        spec=BlossomSpec(rotary_share=share, **form),
     )
     attention = shaken(attention)
     cu_seqlens = torch.tensor([0, 5, 5, 38, 39], dtype=torch.int32, device=DEVICE)
     x = draw(39, heads * size).requires_grad_()
     leaves = [x, attention.query.weight, attention.key.weight, attention.value.weight]
-    if paths == "both":
+    if attention.gate is not None:
         leaves += [attention.gate.weight, attention.gate.bias]
 
     def results(parts):
@@ -182,12 +182,13 @@ def test_projections(monkeypatch, heads, groups, size, share, paths, gate):
         assert relative_error(value, other) < 1e-5
 
 
-@pytest.mark.parametrize("attention", ["blossom", "full"])
-def test_a_layer_is_the_same_with_kernels(monkeypatch, attention):
+@pytest.mark.parametrize(
+    "attention, fusion", [("blossom", "gated"), ("blossom", "union"), ("full", "gated")]
+)
+def test_a_layer_is_the_same_with_kernels(monkeypatch, attention, fusion):
     torch.manual_seed(0)
-    config = ModelConfig(
-        attention=attention, hidden_size=32, heads=4, kv_heads=2, inner_size=48, dropout=0.0
-    )
+    sizes = {"hidden_size": 32, "heads": 4, "kv_heads": 2, "inner_size": 48, "dropout": 0.0}
+    config = ModelConfig(attention=attention, fusion=fusion, **sizes)
     layer = shaken(TransformerLayer(config, causal=True))
     cu_seqlens = torch.tensor([0, 40, 40, 97, 100], dtype=torch.int32, device=DEVICE)
     x = draw(100, 32).requires_grad_()

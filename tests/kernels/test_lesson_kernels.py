@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from blossomrec.attention import BlossomSpec
+from blossomrec.attention import BlossomSpec, selector
 from blossomrec.attention.backends.gpu import block_mass, importance
 from blossomrec.attention.backends.gpu.block_mass import block_sums
 from blossomrec.attention.backends.gpu.geometry import first_blocks
@@ -97,17 +97,34 @@ def test_distillation_of_the_selector(monkeypatch, causal):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_places_for_no_row_change_no_sample():
-    total, drawn = sum(LENGTHS), []
+@pytest.mark.parametrize("top_n", [1, 2])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_samples_are_those_of_the_plain_form(causal, top_n):
+    """With and without places for no row."""
+    total, spec = sum(LENGTHS), BlossomSpec(causal=causal, top_n=top_n)
     rows = torch.arange(20, 260, 3, device=DEVICE)
-    before = first_blocks(packed(), 16)
+    first = selector._first_choosing(packed(), spec)
     for given in (rows, torch.cat([rows, rows.new_full((70,), total)])):
         torch.manual_seed(2)
-        drawn.append(draw_samples(given, packed(), before, total, 16, 40, 12))
-    for one, other in zip(*drawn, strict=True):
-        assert torch.equal(one, other)
-    found = drawn[0].rows.flatten().tolist()
-    assert set(found) <= set(rows.tolist()) and len(set(found)) > 60
+        expected = selector._draw(packed(), first, given, 40, 12)
+        torch.manual_seed(2)
+        drawn = draw_samples(given, packed(), first_blocks(packed(), 16), spec, 40, 12)
+        assert torch.equal(drawn.rows, expected)
+        eligible = drawn.owns if causal else drawn.numbers - (drawn.owns < drawn.numbers).long()
+        assert (eligible > top_n).all()
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_no_event_has_a_choice(causal):
+    """All blocks that there are would be selected, or no row is given that has more."""
+    q, k = draw(200, 2, 16).requires_grad_(), draw(200, 1, 16, seed=1)
+    block_keys = draw(12, 1, 16, seed=2).requires_grad_()
+    for first, lengths in ((0, [70, 3, 0, 79, 48]), (150, [150, 50])):
+        rows = torch.arange(first, 240, device=DEVICE).clamp(max=200)
+        form = {"rows": rows, "max_length": 150, "spec": BlossomSpec(causal=causal)}
+        loss = GpuParts().selector_loss(q, k, block_keys, packed(lengths), **form)
+        assert loss == 0
+        assert not any(each.any() for each in torch.autograd.grad(loss, [q, block_keys]))
 
 
 def test_a_history_of_too_many_blocks_for_one_program(monkeypatch):

@@ -23,6 +23,7 @@ FORMS = [
         ("window", "post", 2, "mlp", 0),
     ]
 ]
+FORMS.append({"fusion": "union", "layers": 2, "sinks": 3})
 forms = pytest.mark.parametrize(
     "options", FORMS, ids=lambda form: "-".join(map(str, form.values()))
 )

@@ -15,6 +15,7 @@ from whole_history import relative_error
 FORMS = [
     {"norm": "pre", "layers": 3},
     {"compress": "mean"},
+    {"fusion": "union"},
     {"attention": "full"},
     {"attention": "window"},
 ]

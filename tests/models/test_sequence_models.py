@@ -159,7 +159,8 @@ def test_start_values(options):
             assert not linear.bias.any()
         if isinstance(layer.attention, BlossomAttention):
             assert not layer.attention.gate.weight.any()
-            assert layer.attention.gate.bias.tolist() == [-2.0, 2.0] * 4
+            start = [0.0] if layer.attention.spec.is_union else [-2.0, 2.0]
+            assert layer.attention.gate.bias.tolist() == start * 4
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])

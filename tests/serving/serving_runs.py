@@ -43,7 +43,8 @@ def write_run(folder: Path, log: EventLog, *, seed: int = 0, **options: Any) -> 
     with torch.no_grad():
         model.item_embeddings.weight.mul_(10)
     # What is said of events and requests begins at zero.
-    for part in (model.event_inputs, model.request_inputs, model.user_content):
+    parts = (model.event_inputs, model.request_inputs, model.user_content, model.own_history)
+    for part in parts:
         for parameter in () if part is None else part.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     folder.mkdir(parents=True, exist_ok=True)

@@ -45,6 +45,8 @@ MODELS = {
     "mamba4rec": {"backbone": "mamba4rec"},
     "hstu": {"backbone": "hstu"},
     "gated": {"residual": "gated", "feed_forward": "swiglu", "norm": "pre"},
+    "repeats": {"repeats": "on"},
+    "repeats-gru4rec": {"backbone": "gru4rec", "repeats": "on"},
 }
 
 

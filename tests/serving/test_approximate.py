@@ -6,6 +6,8 @@ import torch
 from serving_runs import Server
 
 from blossomrec.config import ModelConfig
+from blossomrec.errors import ConfigError
+from blossomrec.evaluation.scoring import Queries
 from blossomrec.models import build_model
 from blossomrec.serving.engine import approximate
 from blossomrec.serving.engine.approximate import ApproximateRanking
@@ -31,7 +33,8 @@ def model():
 def requests(count=200, k=10):
     rng, generator = np.random.default_rng(1), torch.Generator().manual_seed(1)
     left_out = [rng.choice(5_000, rng.integers(0, 300), replace=False) for _ in range(count)]
-    return torch.randn(count, 16, generator=generator), [Choice(k, [rows]) for rows in left_out]
+    queries = Queries(torch.randn(count, 16, generator=generator))
+    return queries, [Choice(k, [rows]) for rows in left_out]
 
 
 def recall(found, wanted):
@@ -106,3 +109,9 @@ def test_a_server_that_approximates(run, item_ids, tmp_path, one_thread):
         found = server.recommend(history=item_ids[:7], k=20)
         assert [one["item"] for one in found] == [one["item"] for one in exact]
         assert "blossomrec_ann_wanted_total" in server.client.get("/metrics").text
+
+
+def test_a_model_that_mixes_in_own_items_is_refused():
+    model = build_model(ModelConfig(**MODEL | {"repeats": "on"}), 50)
+    with pytest.raises(ConfigError, match=r"probes is 4: .* model\.repeats 'on'"):
+        ApproximateRanking(model, 4, Metrics())

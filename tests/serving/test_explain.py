@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from blossomrec.attention import pattern
+from blossomrec.attention.path_shares import path_shares
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError
 from blossomrec.models import build_model
+from blossomrec.report.inspect.selection_totals import recorded
 from blossomrec.serving.engine import explain as explaining
 from blossomrec.serving.engine.explain import explain
 from small_options import MODEL
@@ -24,6 +26,8 @@ MODELS = {
     "three layers, sinks": {"layers": 3, "sinks": 3, "top_n": 2, "compress": "mean"},
     "long": {"layers": 2, "paths": "long"},
     "short": {"layers": 2, "paths": "short", "sinks": 1},
+    "union": {"layers": 2, "fusion": "union", "heads": 4, "kv_heads": 2, "top_n": 2},
+    "union, pre-norm, sinks": {"layers": 2, "fusion": "union", "norm": "pre", "sinks": 3},
     "gated": {"layers": 2, "residual": "gated"},
     "gated, pre-norm": {"layers": 2, "residual": "gated", "norm": "pre", "feed_forward": "swiglu"},
     "swiglu": {"layers": 2, "feed_forward": "swiglu"},
@@ -53,7 +57,9 @@ def visible(layer, selected, length):
     near = pattern.is_visible(distance.clamp(min=0), attention.spec.window) | (
         event < attention.spec.sinks
     )
-    return long, (near & (distance >= 0)).expand_as(long)
+    near = (near & (distance >= 0)).expand_as(long)
+    # Of a union each key belongs to one path.
+    return long & ~near if attention.spec.is_union else long, near
 
 
 def reference(model, rows, item):
@@ -73,12 +79,9 @@ def reference(model, rows, item):
         scores = q.transpose(0, 1) @ k.mT / math.sqrt(attention.heads.size)
         out = 0
         masks = visible(layer, attended.selected, length)
-        for path, seen in enumerate(masks):
-            mask = seen.repeat_interleave(repeat, 0)
-            weights = scores.masked_fill(~mask, -math.inf).softmax(-1).detach()
+        for weights, gate in paths_of(attention.spec, scores, attended.gates, masks):
             amount = torch.ones(length, requires_grad=True)
             through.append((amount, weights[:, -1].mean(0)))
-            gate = attended.gates[..., path].detach().T[..., None]
             out = out + gate * (weights @ (v * amount[:, None]))
         x = held_layer(layer, x, attention.output(out.transpose(0, 1).flatten(1)))
     if isinstance(model.final_norm, nn.LayerNorm):
@@ -88,6 +91,22 @@ def reference(model, rows, item):
     gradient, *passed = torch.autograd.grad(score, [leaf, *amounts])
     weights = [each for _, each in through]
     return score.item(), (gradient * leaf).sum(-1).detach(), passed, weights
+
+
+def paths_of(spec, scores, gates, masks):
+    """Of each path the weights [H, T, T], each row one in sum or zero, and what they count."""
+    masks = [seen.repeat_interleave(len(scores) // len(seen), 0) for seen in masks]
+    gates = gates.detach().permute(1, 0, 2)
+    if not spec.is_union:
+        for path, seen in enumerate(masks):
+            weights = scores.masked_fill(~seen, -math.inf).softmax(-1).detach()
+            yield weights, gates[..., path, None]
+        return
+    biased = (scores + gates * masks[1]).masked_fill(~(masks[0] | masks[1]), -math.inf)
+    joint = biased.softmax(-1).detach()
+    for seen in masks:
+        share = (joint * seen).sum(-1, keepdim=True)
+        yield joint * seen / share.clamp(min=1e-30), share
 
 
 def held_norm(norm, x):
@@ -135,13 +154,17 @@ def test_shares_are_those_of_the_dense_reference(name, length, one_thread, monke
         assert path.weights == pytest.approx(attention.numpy(), abs=1e-5)
 
 
-def test_selected_blocks_and_gates_are_those_of_the_model(one_thread):
-    model = model_of(layers=2, heads=4, kv_heads=2, top_n=2)
+@pytest.mark.parametrize("fusion", ["gated", "union"])
+def test_selected_blocks_and_gates_are_those_of_the_model(fusion, one_thread):
+    model = model_of(layers=2, heads=4, kv_heads=2, top_n=2, fusion=fusion)
     rows = np.random.default_rng(5).integers(0, ITEMS, 90)
     batch = pack([rows])
-    encoded = model.encode(batch, keep_layers=True)
-    for found, layer in zip(explain(model, rows, 0).layers, encoded.layers, strict=True):
-        assert found.gates == pytest.approx(layer.gates[-1].detach().numpy(), abs=1e-5)
+    with torch.no_grad(), recorded(model) as attended:
+        layers = model.encode(batch, keep_layers=True).layers
+    for found, layer, each in zip(explain(model, rows, 0).layers, layers, attended, strict=True):
+        gates = path_shares(each.q, each.k, batch.cu_seqlens, layer, each.layer.spec)[-1]
+        assert found.gates == pytest.approx(gates.numpy(), abs=1e-5)
+        assert fusion == "gated" or found.gates.sum(-1) == pytest.approx(1)
         listed = [block for block, heads in found.selected.items() for _ in range(heads)]
         assert listed == sorted(layer.selected[-1].flatten().tolist())
         assert found.kv_heads == 2

@@ -34,11 +34,11 @@ def log(tmp_path_factory) -> EventLog:
     return EventLog.prepare(frame, tmp_path_factory.mktemp("timed") / "log")
 
 
-@pytest.fixture(scope="module", params=["sasrec", "gru4rec", "mamba4rec", "hstu"])
+@pytest.fixture(scope="module", params=["sasrec", "gru4rec", "mamba4rec", "hstu", "repeats"])
 def timed_run(request, log, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / request.param
-    run = write_run(folder, log, backbone=request.param, max_len=40, **TIMED)
-    return run
+    form = {"backbone": request.param} if request.param != "repeats" else {"repeats": "on"}
+    return write_run(folder, log, max_len=40, **form, **TIMED)
 
 
 def stored(server: Server, log: EventLog, users: list[str]) -> None:
@@ -101,7 +101,7 @@ def test_a_moment_that_is_none_is_refused(timed_run, log, tmp_path):
 
 
 def test_an_explanation_of_a_moment_sums_up_to_its_score(timed_run, log, tmp_path):
-    if timed_run.name != "sasrec":
+    if timed_run.name == "gru4rec":
         pytest.skip("only sasrec is explained")
     with Server(timed_run, tmp_path / "events.db", max_future=1e12) as server:
         stored(server, log, ["user 1"])
@@ -110,6 +110,14 @@ def test_an_explanation_of_a_moment_sums_up_to_its_score(timed_run, log, tmp_pat
         explained = server.post("/v1/explain", body | {"item_id": best["item"]})
         assert explained["score"] == pytest.approx(best["score"], rel=1e-3)
         total = sum(explained["contributions"]) + explained["rest"]
+        own = explained["own"]
+        if timed_run.name == "repeats":
+            # What an unlikely item would not have without its history.
+            assert 0 < own["share"] < 1 and own["contribution"] > 0
+            assert own["words"].startswith("in the history ")
+            total += own["contribution"]
+        else:
+            assert own is None
         assert total == pytest.approx(explained["score"], rel=1e-3)
 
 

@@ -22,6 +22,7 @@ SMALL_MODEL = ModelConfig(
     request_kind="off",
     context="off",
     user_table="off",
+    repeats="off",
     max_len=20,
     hidden_size=16,
     layers=1,

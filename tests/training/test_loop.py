@@ -265,6 +265,8 @@ def test_tensorboard_is_written_beside_the_log(tiny_log, tmp_path):
         {"loss": "gbce"},
         {"norm": "post", "schedule": "cosine"},
         {"selector_weight": 0.0},
+        {"fusion": "union"},
+        {"fusion": "union", "backbone": "bert4rec"},
         {"attention": "full", "loss": "sampled_softmax", "precision": "bf16-mixed"},
         {"attention": "linrec", "precision": "bf16-mixed"},
         {"attention": "window"},
@@ -281,6 +283,7 @@ def test_every_choice_trains(tiny_log, tmp_path, options):
     others = "attention" in options or "backbone" in options
     blossom = not others and options.get("selector_weight") != 0.0
     assert (line["selector_loss"] is not None) == blossom
+    assert load_model(tmp_path / "run").config == small_config(**options).model
 
 
 @pytest.mark.gpu

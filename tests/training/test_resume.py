@@ -120,6 +120,7 @@ def test_a_killed_training_resumes_to_the_same_numbers(tiny_log, undisturbed, tm
         {"attention": "full", "loss": "sampled_softmax", "schedule": "cosine"},
         {"backbone": "gru4rec", "loss": "bpr", "layers": 2},
         {"backbone": "mamba4rec", "residual": "gated"},
+        {"backbone": "gru4rec", "repeats": "on"},
         {"loss": "gbce", "norm": "post", "validate_every": 2, "patience": 1},
     ],
 )

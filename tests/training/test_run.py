@@ -61,6 +61,17 @@ def test_a_run_of_the_first_format_turns_all_dimensions(run):
     assert read_run_config(run).config.model.rotary_share == 1.0
 
 
+def test_a_run_from_before_the_union_is_gated(run):
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    values["config"]["model"]["fusion"] = "union"
+    path.write_text(json.dumps(values))
+    assert read_run_config(run).config.model.fusion == "union"
+    del values["config"]["model"]["fusion"]
+    path.write_text(json.dumps(values))
+    assert read_run_config(run).config.model.fusion == "gated"
+
+
 def test_the_cpu_backend_by_its_earlier_name(run):
     path = run / "config.json"
     values = json.loads(path.read_text())

@@ -16,6 +16,12 @@ from blossomrec.training.shape import Shape
 from blossomrec.training.update import WARM_UP, GraphUpdate, Update, build_update
 from waiting import Waits
 
+# Attentions, and whether the user's own items are candidates.
+STEPS = [
+    *((attention, "off") for attention in ("blossom", "full", "window", "linrec", "mamba")),
+    *((attention, "on") for attention in ("blossom", "full")),
+]
+
 
 def parts_of(log, split, **options):
     config = small_config(graph="on", dropout=0.0, **options)
@@ -33,11 +39,11 @@ def weights(parts):
     return [parameter.detach().clone() for parameter in parts.model.parameters()]
 
 
-@pytest.mark.parametrize("attention", ["blossom", "full", "window", "linrec", "mamba"])
-def test_a_padded_batch_trains_as_the_batch_does(tiny_log, split, attention):
+@pytest.mark.parametrize("attention, repeats", STEPS)
+def test_a_padded_batch_trains_as_the_batch_does(tiny_log, split, attention, repeats):
     found = []
     for fixed in (True, False):
-        parts = parts_of(tiny_log, split, attention=attention)
+        parts = parts_of(tiny_log, split, attention=attention, repeats=repeats)
         update = build_update(parts, 1.0)
         assert isinstance(update, GraphUpdate)
         torch.manual_seed(1)
@@ -97,21 +103,20 @@ def test_a_batch_that_does_not_fit_is_trained_on_as_it_is(tiny_log, split):
 
 
 def test_a_sample_of_rows_filled_up_is_that_without(tiny_log, split):
-    from blossomrec.attention.packing import Packing
     from blossomrec.attention.selector import _draw, sample_sizes
 
     cu_seqlens = torch.tensor([0, 30, 30, 95, 100], dtype=torch.int32)
-    packing, rows = Packing.of(cu_seqlens, 100, 4), torch.arange(3, 95, 2)
+    first, rows = cu_seqlens[:-1].long(), torch.arange(3, 95, 2)
     drawn = []
     for given in (rows, torch.cat([rows, torch.full((54,), 100)])):
         torch.manual_seed(2)
-        drawn.append(_draw(cu_seqlens, packing, given, *sample_sizes(65, 4)))
+        drawn.append(_draw(cu_seqlens, first, given, *sample_sizes(65, 4)))
     assert torch.equal(*drawn)
     assert set(drawn[0].flatten().tolist()) <= set(rows.tolist())
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
-def test_nothing_in_a_step_waits_for_the_device(tiny_log, split, monkeypatch, norm):
+@pytest.mark.parametrize("form", [{"norm": "post"}, {"norm": "pre"}, {"repeats": "on"}], ids=str)
+def test_nothing_in_a_step_waits_for_the_device(tiny_log, split, monkeypatch, form):
     pytest.importorskip("triton")
     monkeypatch.setattr(fused, "usable", lambda x: True)
     sizes = {
@@ -121,7 +126,7 @@ def test_nothing_in_a_step_waits_for_the_device(tiny_log, split, monkeypatch, no
         "max_len": 40,
         "hidden_size": 32,
     }
-    parts = parts_of(tiny_log, split, norm=norm, tokens_per_batch=80, **sizes)
+    parts = parts_of(tiny_log, split, tokens_per_batch=80, **form, **sizes)
     first, second = steps_of(parts, parts.shape)[:2]
     update = build_update(parts, 1.0)
     # The optimizer of the processor looks at its steps, that of a GPU does not.
@@ -152,7 +157,7 @@ def test_training_on_one_shape_goes_on_as_if_never_stopped(tiny_log, tmp_path, a
     def stop():
         raise StoppedError
 
-    config = small_config(graph="on", epochs=2)
+    config = small_config(graph="on", epochs=2, repeats="on")
     small_train(tiny_log, config, tmp_path / "whole")
     at_step(12, stop)
     with pytest.raises(StoppedError):
@@ -199,9 +204,9 @@ def test_the_selector_is_distilled_at_masked_events_alone(tiny_log, split):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("attention", ["blossom", "full", "window", "linrec", "mamba"])
+@pytest.mark.parametrize("attention, repeats", STEPS)
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_replayed_step_is_the_step(tiny_log, split, attention, dropout):
+def test_a_replayed_step_is_the_step(tiny_log, split, attention, dropout, repeats):
     sizes = {"block_size": 16, "compress_window": 32, "max_len": 60, "hidden_size": 128}
     found = []
     for warm_up in (WARM_UP, 1 << 30):
@@ -210,6 +215,7 @@ def test_a_replayed_step_is_the_step(tiny_log, split, attention, dropout):
             device="cuda",
             attention=attention,
             dropout=dropout,
+            repeats=repeats,
             heads=8,
             kv_heads=2,
             **sizes,

@@ -48,19 +48,22 @@ def blossom_attention(
     selected: Tensor | None = None,
     impl: str | Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Sparse attention: gated sum of selected blocks and a power-law pattern of recent events.
+    """Sparse attention: selected blocks, fused with a power-law pattern of recent events.
 
     Long term: one softmax over the event's own block (up to itself when causal) and the ``top_n``
     eligible blocks with the highest importance, the mean of the group's queries times the block
     key. Short term: one softmax over the events at a distance below ``window`` or a power of two,
-    and the sinks. Both use the scale 1/sqrt(d). After BlossomRec (arXiv 2512.13368).
+    and the sinks. Both use the scale 1/sqrt(d); their results are weighed by the gates and added.
+    After BlossomRec (arXiv 2512.13368). With ``fusion="union"`` one softmax is over the keys of
+    either path, each once, and a bias is added to the scaled scores of the short-term path's.
 
     Args:
         q: [T, H, d] queries of packed histories, rotary embedding already applied.
         k, v: [T, G, d] keys and values; G divides H, and H / G query heads share a key/value head.
         block_keys: [N or more, G, d] keys of all N complete blocks, history after history; further
             rows are not used.
-        gates: [T, H, 2] weights of the long-term and the short-term path.
+        gates: [T, H, 2] weights of the long-term and the short-term path; with
+            ``fusion="union"`` [T, H, 1], the bias.
         cu_seqlens: int32 [B+1], rising from 0 to T: where each history starts.
         spec: the definition; the defaults of :class:`BlossomSpec` where it is None.
         selected: int32 [T, G, top_n], distinct eligible block numbers inside the history, -1 for
@@ -86,7 +89,7 @@ def blossom_attention(
         (torch.Size([40, 8, 16]), torch.Size([40, 2, 4]))
     """
     spec = spec or BlossomSpec()
-    heads = _check(q, k, v, block_keys, gates, cu_seqlens, selected, spec.top_n)
+    heads = _check(q, k, v, block_keys, gates, cu_seqlens, selected, spec)
     if isinstance(impl, str):
         impl = resolve(spec, heads, q.dtype, q.device.type, impl)
     # Types are chosen inside: scores and selection are float32 whatever the layers around use.
@@ -181,7 +184,7 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _check(q, k, v, block_keys, gates, cu_seqlens, selected, top_n) -> Heads:
+def _check(q, k, v, block_keys, gates, cu_seqlens, selected, spec) -> Heads:
     if q.dim() != 3 or k.dim() != 3:
         raise ValueError(f"q is {list(q.shape)}, k {list(k.shape)}: [T, H, d] and [T, G, d] needed")
     total, heads, size = q.shape
@@ -196,10 +199,10 @@ def _check(q, k, v, block_keys, gates, cu_seqlens, selected, top_n) -> Heads:
         "k": (k, (total, groups, size)),
         "v": (v, (total, groups, size)),
         "block_keys": (block_keys, (len(block_keys), groups, size)),
-        "gates": (gates, (total, heads, 2)),
+        "gates": (gates, (total, heads, spec.gate_size)),
     }
     if selected is not None:
-        expected["selected"] = (selected, (total, groups, top_n))
+        expected["selected"] = (selected, (total, groups, spec.top_n))
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} is {list(tensor.shape)}: {list(shape)} is needed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +13,11 @@ from blossomrec.attention.api import blossom_attention, resolve
 from blossomrec.attention.backends import Backend
 from blossomrec.attention.backends.parts import Projections
 from blossomrec.attention.compress import build_compression
-from blossomrec.attention.rotary import rotate_by
 from blossomrec.attention.spec import BlossomSpec, Heads, Target
 from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step
 
 # The gate starts short-term: sigmoid(-2) = 0.12 long, sigmoid(2) = 0.88 short.
 GATE_START = (-2.0, 2.0)
-# Numbers that a head's gate is made of.
-GATE_SIZES = {"independent": 2, "convex": 1}
 # Weights of the two paths where one is left out.
 FIXED_GATES = {"long": (1.0, 0.0), "short": (0.0, 1.0)}
 
@@ -33,7 +30,8 @@ class AttentionOutput:
         hidden: [T, D].
         selector_loss: scalar, the distillation loss of the selector; None where it is not computed.
         selected: int32 [T, G, n] selected blocks, -1 for none; None for dense attention.
-        gates: [T, H, 2] weights of the long and short path; None for dense attention.
+        gates: [T, H, 2] weights of the long and short path, or [T, H, 1], the bias of a union; None
+            for dense attention.
     """
 
     hidden: Tensor
@@ -78,8 +76,6 @@ class BlossomAttention(nn.Module, KeepsStates):
                 "each must be a multiple of the next, with an even hidden_size / num_heads"
             )
         self.spec, self.impl = spec or BlossomSpec(), impl
-        # Of queries and keys that have been rotated before.
-        self._rotated = replace(self.spec, rotary_share=0.0)
         self.heads = Heads(num_heads, num_kv_heads, hidden_size // num_heads)
         size = self.heads.size
         self.query = nn.Linear(hidden_size, num_heads * size, bias=False)
@@ -87,18 +83,20 @@ class BlossomAttention(nn.Module, KeepsStates):
         self.value = nn.Linear(hidden_size, num_kv_heads * size, bias=False)
         self.output = nn.Linear(num_heads * size, hidden_size, bias=False)
         self.compress = build_compression(self.spec, size)
-        numbers = num_heads * GATE_SIZES[self.spec.gate]
+        numbers = num_heads * len(_gate_start(self.spec))
         self.gate = nn.Linear(hidden_size, numbers) if self.spec.is_gated else None
         self.reset_gate()
 
     def reset_gate(self) -> None:
-        """Start with the short-term path open and the long-term one nearly closed."""
+        """Start with the short-term path open and the long-term one nearly closed.
+
+        A union starts without any bias: as dense attention, where everything is selected.
+        """
         if self.gate is None:
             return
         nn.init.zeros_(self.gate.weight)
         with torch.no_grad():
-            numbers = GATE_SIZES[self.spec.gate]
-            start = torch.tensor(GATE_START[:numbers]).repeat(self.heads.queries)
+            start = torch.tensor(_gate_start(self.spec)).repeat(self.heads.queries)
             self.gate.bias.copy_(start)
 
     def forward(
@@ -173,7 +171,10 @@ class BlossomAttention(nn.Module, KeepsStates):
     def project(
         self, x: Tensor, cu_seqlens: Tensor, rotary: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rotated queries [T, H, d] and keys [T, G, d], values [T, G, d], gates [T, H, 2]."""
+        """Rotated queries [T, H, d] and keys [T, G, d], values [T, G, d], and gates.
+
+        Gates are [T, H, 2], or the bias of a union, [T, H, 1].
+        """
         weights = Projections(
             self.query.weight, self.key.weight, self.value.weight, *self._gate_parameters()
         )
@@ -186,11 +187,12 @@ class BlossomAttention(nn.Module, KeepsStates):
         return self.backend(k.flatten(1)).parts.block_keys(self.compress, k, cu_seqlens)
 
     def _gates(self, x: Tensor) -> Tensor:
-        """Weights of the long-term and the short-term path, [T, H, 2]."""
+        """Weights of the long-term and the short-term path, [T, H, 2]; of a union [T, H, 1]."""
         weight, bias = self._gate_parameters()
         if weight is None:
             return self._fixed_gates(x)
-        return linear(x, weight, bias).view(len(x), self.heads.queries, 2).sigmoid()
+        gates = linear(x, weight, bias).view(len(x), self.heads.queries, self.spec.gate_size)
+        return gates if self.spec.is_union else gates.sigmoid()
 
     def _fixed_gates(self, x: Tensor) -> Tensor:
         """Of one path alone, in the type of x, [T, H, 2]."""
@@ -200,10 +202,13 @@ class BlossomAttention(nn.Module, KeepsStates):
         return torch.stack(shares, -1)
 
     def _gate_parameters(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Weight [2 * H, D] and bias [2 * H] of what the sigmoids of the two paths are taken of."""
+        """Weight [2 * H, D] and bias [2 * H] of what the sigmoids of the two paths are taken of.
+
+        Of a union [H, D] and [H].
+        """
         if self.gate is None:
             return None, None
-        if self.spec.gate == "independent":
+        if self.spec.is_union or self.spec.gate == "independent":
             return self.gate.weight, self.gate.bias
         # sigmoid(-z) is 1 - sigmoid(z).
         weight, bias = (
@@ -245,16 +250,12 @@ class BlossomAttention(nn.Module, KeepsStates):
             step: where the events go.
             rotary: as of :meth:`forward`.
         """
-        heads, spec = self.heads, self.spec
+        heads = self.heads
         q = self.query(x).view(len(x), heads.queries, heads.size)
         k, v = (each(x).view(len(x), heads.keys, heads.size) for each in (self.key, self.value))
         gates, parts = self._gates(x), self.backend(x).parts
-        if rotary is not None:
-            # Together: of a few events each operation takes a while.
-            both = rotate_by(torch.cat((q, k), 1), rotary)
-            q, k = both.split((heads.queries, heads.keys), 1)
-            spec = self._rotated
-        out, selected = parts.extend(q, k, v, gates, layer, step, self.compress, spec)
+        given = layer, step, self.compress, self.spec, rotary
+        out, selected = parts.extend(q, k, v, gates, *given)
         return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)
 
     @torch.no_grad()
@@ -280,3 +281,10 @@ class BlossomAttention(nn.Module, KeepsStates):
         layer.write(k, v, block_keys, step)
         out, selected = self.attend(q, k, v, block_keys, gates, cu_seqlens, backend)
         return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)
+
+
+def _gate_start(spec: BlossomSpec) -> tuple[float, ...]:
+    """Where the numbers start that a head's gate is made of: two, or one if they sum up to 1."""
+    if spec.is_union:
+        return (0.0,)
+    return GATE_START if spec.gate == "independent" else GATE_START[:1]

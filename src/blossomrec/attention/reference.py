@@ -32,9 +32,8 @@ def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[
             chosen = selected[rows]
         long_mask = long_term_mask(chosen, block_size, causal)
         short_mask = short_term_mask(end - start, spec.window, spec.sinks, causal, q.device)
-        long = masked_attention(q[rows], k[rows], v[rows], long_mask)
-        short = masked_attention(q[rows], k[rows], v[rows], short_mask[None])
-        outputs.append(gates[rows, :, :1] * long + gates[rows, :, 1:] * short)
+        attended = q[rows], k[rows], v[rows], gates[rows]
+        outputs.append(fused_attention(*attended, long_mask, short_mask, spec))
         choices.append(chosen)
     empty = torch.zeros(0, k.shape[1], spec.top_n, dtype=torch.int32, device=q.device)
     return torch.cat(outputs).to(q.dtype), torch.cat([empty, *choices])
@@ -102,12 +101,39 @@ def short_term_mask(
     return mask | (event >= length - sinks)[None]
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention, scale 1/sqrt(d): q [L, H, d], k and v [L, G, d], mask [G or 1, L, L]."""
+def fused_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Tensor,
+    long_mask: Tensor,
+    short_mask: Tensor,
+    spec: BlossomSpec,
+) -> Tensor:
+    """Both paths of one history, [L, H, d], of which keys each sees, bool [G, L, L] and [L, L]."""
+    if spec.is_union:
+        bias = gates * short_mask[:, None]  # [L, H, L]
+        return masked_attention(q, k, v, long_mask | short_mask, bias)
+    long = masked_attention(q, k, v, long_mask)
+    short = masked_attention(q, k, v, short_mask[None])
+    return gates[..., :1] * long + gates[..., 1:] * short
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Softmax attention, scale 1/sqrt(d), of one history.
+
+    q: [L, H, d]; k, v: [L, G, d]; mask: bool [G or 1, L, L]; bias: added to scaled scores,
+    [L, H, L].
+    """
     length, heads, size = q.shape
     groups = k.shape[1]
     exact = torch.promote_types(q.dtype, torch.float32)
     q, k, v = q.to(exact).view(length, groups, heads // groups, size), k.to(exact), v.to(exact)
     scores = torch.einsum("lgrd,sgd->grls", q, k) / math.sqrt(size)
+    if bias is not None:
+        bias = bias.to(exact).view(length, groups, heads // groups, length)
+        scores = scores + bias.permute(1, 2, 0, 3)
     weights = scores.masked_fill(~mask[:, None], -math.inf).softmax(-1)
     return torch.einsum("grls,sgd->lgrd", weights, v).reshape(length, heads, size)

@@ -102,14 +102,16 @@ def _frequencies_on_host(pairs: int) -> np.ndarray:
 def few_cos_sin(positions: Tensor, seconds: Tensor, size: int, share: float, pairs: int) -> Tensor:
     """:func:`cos_sin` and, behind it, :func:`time_cos_sin`, of a few events on a CPU.
 
-    In NumPy: of so few, an operation on tensors takes longer than the angles.
+    In plain numbers: of so few, an operation on tensors takes longer than the angles.
     """
-    each = _frequencies_on_host(rotated_pairs(size, share))
-    places = positions.numpy().astype(np.float32)[:, None] * each
-    periods = np.array(time_periods(pairs))
-    shares = seconds.numpy()[:, None] % periods / periods
-    angles = np.concatenate((places, (shares * (2 * math.pi)).astype(np.float32)), 1)
-    return torch.from_numpy(np.stack((np.cos(angles), np.sin(angles)), 1))
+    each, periods = _frequencies_on_host(rotated_pairs(size, share)), time_periods(pairs)
+    found = []
+    for position, second in zip(positions.tolist(), seconds.tolist(), strict=True):
+        # Rounded as the angles of whole histories are.
+        angles = (np.float32(position) * each).tolist()
+        angles += [second % period / period * (2 * math.pi) for period in periods]
+        found.append([list(map(math.cos, angles)), list(map(math.sin, angles))])
+    return torch.tensor(found)
 
 
 def time_cos_sin(seconds: Tensor, pairs: int) -> Tensor:

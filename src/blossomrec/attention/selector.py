@@ -2,10 +2,11 @@
 
 Choosing blocks is a discrete step, so no gradient of the recommendation loss reaches the importance
 by which they are chosen. Instead, for a sample of events, the softmax over the importance of *all*
-eligible blocks is drawn to the share of attention that the heads would give those blocks. The
-shares are a fixed target. The gradient reaches the compression, and through the importance also the
-queries and keys: a block has one key to be found by, and only a model that is told so makes its
-queries and keys fit for that.
+eligible blocks is drawn to the share of attention that the heads would give those blocks. Sampled
+are events with more eligible blocks than are selected: those of all others are selected anyway, and
+the loss would only bend queries and keys. The shares are a fixed target. The gradient reaches the
+compression, and through the importance also the queries and keys: a block has one key to be found
+by, and only a model that is told so makes its queries and keys fit for that.
 """
 
 from __future__ import annotations
@@ -88,27 +89,28 @@ def selector_loss(
         block_keys: [N or more, G, d] keys of all complete blocks; their gradient is the way to the
             keys.
         cu_seqlens: int32 [B+1].
-        rows: int64 [C], rising: packed rows of the events from which some are sampled; T, which is
-            no row, may fill up the end.
+        rows: int64 [C], rising: packed rows of the events from which those with a choice are
+            sampled; T, which is no row, may fill up the end.
         max_length: longest history, in events, or more.
         shares: computes the target.
 
     Returns:
         Scalar, Kullback-Leibler divergence in nats, mean over the sampled events and key/value
-        heads; zero, still connected to ``q`` and ``block_keys``, where no event has two blocks to
-        choose from.
+        heads; zero, still connected to ``q`` and ``block_keys``, where no event has more than
+        ``top_n`` blocks to choose from.
     """
     blocks = max_length // spec.block_size
-    if no_choice(blocks, rows, block_keys):
+    if no_choice(blocks, rows, block_keys, spec):
         return 0.0 * (q.sum() + block_keys.sum())
     runs, together = sample_sizes(max_length, q.shape[1])
     groups, size = k.shape[1:]
     packing = Packing.of(cu_seqlens, len(q), spec.block_size)
-    sampled = _draw(cu_seqlens, packing, rows, runs, together)
+    drawn = _draw(cu_seqlens, _first_choosing(cu_seqlens, spec), rows, runs, together)
+    sampled = drawn.clamp(max=len(q) - 1)
     # The events of a run share a history, and with it its blocks.
     number = torch.arange(blocks, device=q.device)
     eligible = _eligible(packing, sampled, number, spec.causal)  # [runs, c, J]
-    counted = eligible.sum(-1) >= 2
+    counted = (eligible.sum(-1) > spec.top_n) & (drawn < len(q))
     eligible = (eligible | ~counted[..., None])[:, :, None]
     sample = Sample(sampled, packing.start[sampled[:, 0]], eligible)
     with torch.autocast(q.device.type, enabled=False):
@@ -119,9 +121,9 @@ def selector_loss(
         return _divergence(importance, target, eligible, counted)
 
 
-def no_choice(blocks: int, rows: Tensor, block_keys: Tensor) -> bool:
-    """Whether no event can have two blocks to choose from."""
-    return blocks < 2 or not len(rows) or not len(block_keys)
+def no_choice(blocks: int, rows: Tensor, block_keys: Tensor, spec: BlossomSpec) -> bool:
+    """Whether no event can have more than ``top_n`` of a history's blocks to choose from."""
+    return blocks <= spec.top_n or not len(rows) or not len(block_keys)
 
 
 def sample_sizes(max_length: int, heads: int) -> tuple[int, int]:
@@ -140,23 +142,41 @@ def _divergence(importance: Tensor, shares: Tensor, eligible: Tensor, counted: T
     return (by_event * counted).sum() / counted.sum().clamp(min=1)
 
 
-def _draw(cu_seqlens: Tensor, packing: Packing, rows: Tensor, runs: int, together: int) -> Tensor:
-    """A sample of ``rows``, int64 [runs, c]: a run is c events of one history.
+def _first_choosing(cu_seqlens: Tensor, spec: BlossomSpec) -> Tensor:
+    """Packed row from which on the events of each history have a choice, int64 [B].
 
-    A history is drawn as often as it has rows, then its events are, all alike: every row is as
-    likely as every other. Draws are stratified, so that each row is one about as often as it is
-    expected to be. Nothing waits for the device.
+    Those before have at most ``top_n`` eligible blocks; the history's end where all have.
+    """
+    starts, lengths = cu_seqlens.long()[:-1], cu_seqlens.long().diff()
+    if spec.causal:
+        return starts + lengths.clamp(max=(spec.top_n + 1) * spec.block_size)
+    blocks = lengths // spec.block_size
+    # With one block more than are selected, all of them are eligible only from outside of them.
+    outside = torch.where(blocks == spec.top_n + 1, blocks * spec.block_size, lengths)
+    return starts + torch.where(blocks > spec.top_n + 1, 0, outside)
+
+
+def _draw(cu_seqlens: Tensor, first: Tensor, rows: Tensor, runs: int, together: int) -> Tensor:
+    """A sample of ``rows`` from ``first`` [B] of their histories on, int64 [runs, c].
+
+    A run is c events of one history. A history is drawn as often as it has such rows, then its
+    events are, all alike: every row is as likely as every other. Draws are stratified, so that each
+    row is one about as often as it is expected to be. Nothing waits for the device. Where there is
+    no such row, all are T.
     """
     # Of 32 bits, they cannot be rounded up to the next stratum.
     drawn = torch.rand(runs, together + 1, device=rows.device).double()
-    count = (rows < len(packing.history)).sum()
+    # Where the rows of each history begin and end among all rows.
+    low, high = torch.searchsorted(rows, torch.stack((first, cu_seqlens[1:].long())))
+    counts = high - low
+    ends = counts.cumsum(0)
     share = (torch.arange(runs, device=rows.device) + drawn[:, 0]) / runs
-    first = rows[(share * count).long()]
-    # Where the rows of that history begin and end among all rows.
-    history = packing.history[first]
-    low, high = torch.searchsorted(rows, cu_seqlens.long()[torch.stack((history, history + 1))])
+    history = torch.searchsorted(ends, (share * ends[-1]).long(), right=True)
+    history = history.clamp(max=len(ends) - 1)
     share = (torch.arange(together, device=rows.device) + drawn[:, 1:]) / together
-    return rows[low[:, None] + (share * (high - low)[:, None]).long()]
+    index = low[history, None] + (share * counts[history, None]).long()
+    sample = rows[index.clamp(max=len(rows) - 1)]
+    return torch.where(ends[-1] > 0, sample, cu_seqlens[-1])
 
 
 def _eligible(packing: Packing, rows: Tensor, number: Tensor, causal: bool) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 COMPRESSIONS = ("mlp", "mean")
 PATHS = ("both", "long", "short")
 GATES = ("independent", "convex")
+FUSIONS = ("gated", "union")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class BlossomSpec:
         rotary_share: share of each head's dimensions that the position rotates; the rest compare
             contents, whatever the distance.
         paths: "both", or one alone: "long" or "short", with weight 1 and no gate.
+        fusion: how both paths become one: "gated", two softmaxes whose results a gate weighs, as
+            published, or "union", one softmax over the keys of either path, each once, with a
+            learned bias on the scores of those that the short-term path sees.
         gate: "independent" weights of the two paths, as published, or "convex": they sum up to 1.
 
     Raises:
@@ -47,6 +51,7 @@ class BlossomSpec:
     compress_window: int = 32
     rotary_share: float = 0.5
     paths: str = "both"
+    fusion: str = "gated"
     gate: str = "independent"
 
     def __post_init__(self):
@@ -54,7 +59,8 @@ class BlossomSpec:
             value = getattr(self, name)
             if value < low:
                 raise ValueError(f"{name} is {value}: it must be at least {low}")
-        for name, known in (("compress", COMPRESSIONS), ("paths", PATHS), ("gate", GATES)):
+        choices = {"compress": COMPRESSIONS, "paths": PATHS, "fusion": FUSIONS, "gate": GATES}
+        for name, known in choices.items():
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} is {value!r}: choose one of {', '.join(known)}")
@@ -76,8 +82,18 @@ class BlossomSpec:
 
     @property
     def is_gated(self) -> bool:
-        """Whether the weights of the two paths are learned."""
+        """Whether how the two paths are weighed is learned: by gates, or by the union's bias."""
         return self.paths == "both"
+
+    @property
+    def is_union(self) -> bool:
+        """Whether one softmax is over the keys of both paths."""
+        return self.is_gated and self.fusion == "union"
+
+    @property
+    def gate_size(self) -> int:
+        """Numbers for each event and head that the operation is given: two weights or one bias."""
+        return 1 if self.is_union else 2
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,13 @@ def make_split(log: EventLog, evaluation: EvaluationConfig) -> Split:
     return split
 
 
+def resolve_filter_seen(evaluation: EvaluationConfig, log: EventLog) -> bool:
+    """Whether seen items are left out of the ranking; ``auto``: when the log has no repeats."""
+    if evaluation.filter_seen == "auto":
+        return not log.has_repeats
+    return evaluation.filter_seen == "yes"
+
+
 def split_name(evaluation: EvaluationConfig) -> str:
     """What the split is called, such as ``leave-one-out``, ``leave-last-20-out`` or
     ``global-time, targets: buy``."""

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.config import EvaluationConfig
 from blossomrec.data.batches import HistoryBatches
 from blossomrec.errors import DataError, one_of, true_or_false, whole_number
 from blossomrec.evaluation import metrics, scoring
@@ -30,13 +29,6 @@ if TYPE_CHECKING:
     from blossomrec.data.split import Cases
 
 TOKENS_PER_BATCH = 16_384
-
-
-def resolve_filter_seen(evaluation: EvaluationConfig, log: EventLog) -> bool:
-    """Whether seen items are left out of the ranking; ``auto``: when the log has no repeats."""
-    if evaluation.filter_seen == "auto":
-        return not log.has_repeats
-    return evaluation.filter_seen == "yes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,25 +196,25 @@ def _query_blocks(
     asked: dict[str, np.ndarray],
     device: torch.device,
     rows: int,
-) -> Iterator[tuple[slice, Tensor]]:
+) -> Iterator[tuple[slice, scoring.Queries]]:
     """Queries in blocks of exactly ``rows`` cases, the last one shorter.
 
     Blocks end at the same cases whatever the batches of the encoder are, so that every score
     comes from a call of the same shape.
     """
-    done, waiting, held = 0, [], 0
+    done, waiting, held = 0, list[scoring.Queries](), 0
     for part, batch in batches:
         for name, values in asked.items():
             getattr(batch, name)[batch.last_rows] = torch.from_numpy(values[part])
-        queries = scoring.as_queries(scorer.queries(batch.to(device)))
+        queries = scoring.Queries.of(scorer, batch.to(device))
         waiting.append(queries)
         held += len(queries)
         while held >= rows:
-            joined = torch.cat(waiting)
-            yield slice(done, done + rows), joined[:rows]
-            waiting, done, held = [joined[rows:]], done + rows, held - rows
+            joined = scoring.Queries.join(waiting)
+            yield slice(done, done + rows), joined.part(0, rows)
+            waiting, done, held = [joined.part(rows, held)], done + rows, held - rows
     if held:
-        yield slice(done, done + held), torch.cat(waiting)
+        yield slice(done, done + held), scoring.Queries.join(waiting)
 
 
 def _history_items(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from blossomrec.errors import ConfigError, DataError, TrainingError, whole_number
 from blossomrec.evaluation import scoring
+from blossomrec.models.own_history import OwnItems
 
 if TYPE_CHECKING:
     from blossomrec.data.batch import Batch
@@ -30,6 +32,47 @@ GROUP = 64
 # Largest intermediate while counting and picking, in numbers.
 WORK_ELEMENTS = 1 << 21
 SCORE_ELEMENTS = 1 << 26
+
+
+def mixes_own(scorer: Any) -> bool:
+    """Whether a scorer mixes the items of the history into its scores of the catalogue."""
+    return getattr(scorer, "own_history", None) is not None
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What is to be known of B histories to score items for them.
+
+    Attributes:
+        states: [B, ...], what a scorer's ``queries`` gave.
+        own: the items of the histories, where the scorer tells them apart; see
+            ``SequenceModel.own_scores``.
+    """
+
+    states: Tensor
+    own: OwnItems | None = None
+
+    @staticmethod
+    def of(scorer: Any, batch: Batch) -> Queries:
+        """Of the histories of a batch."""
+        states = as_queries(scorer.queries(batch))
+        return Queries(states, scorer.history_items(batch) if mixes_own(scorer) else None)
+
+    @staticmethod
+    def join(parts: Sequence[Queries]) -> Queries:
+        """Of histories one part after another."""
+        own = [each.own for each in parts if each.own is not None]
+        joined = OwnItems.join(own) if own else None
+        return Queries(torch.cat([each.states for each in parts]), joined)
+
+    def part(self, start: int, stop: int) -> Queries:
+        """Of the histories start .. stop-1, of which there may be fewer."""
+        stop = min(stop, len(self))
+        own = None if self.own is None else self.own.part(start, stop)
+        return Queries(self.states[start:stop], own)
+
+    def __len__(self) -> int:
+        return len(self.states)
 
 
 class ScoreBlock:
@@ -60,16 +103,21 @@ class ScoreBlock:
         self.starts = range(0, scorer.num_items, TILE_ITEMS)
         self.left_out = None
         if items is not None:
-            self.starts = (np.unique(items // TILE_ITEMS) * TILE_ITEMS).tolist()
+            # Where own items are mixed in, scores depend on those of the whole catalogue.
+            whole = getattr(scorer, "own_history", None) is not None
+            self.starts = (
+                self.starts if whole else (np.unique(items // TILE_ITEMS) * TILE_ITEMS).tolist()
+            )
             self.left_out = torch.ones(width, dtype=torch.bool, device=device)
             self.left_out[torch.from_numpy(items).to(device)] = False
 
-    def fill(self, queries: Tensor) -> Tensor:
+    def fill(self, queries: Queries) -> Tensor:
         """Scores [len(queries), width] of at most ``rows`` queries, a view of the buffer."""
-        block = self.buffer[: len(queries)]
+        block, states, own = self.buffer[: len(queries)], queries.states, queries.own
         lowest = torch.finfo(block.dtype).min
+        lse = torch.full((len(queries),), -torch.inf, device=block.device)
         for row in range(0, len(queries), self.tile_rows):
-            part = queries[row : row + self.tile_rows]
+            part = states[row : row + self.tile_rows]
             for start in self.starts:
                 stop = min(start + TILE_ITEMS, self.scorer.num_items)
                 scores = self.scorer.scores(part, start, stop)
@@ -81,6 +129,12 @@ class ScoreBlock:
                 target = block[row : row + len(part), start:stop]
                 # Keeps -inf for items that are left out; NaN passes and is found in `best`.
                 torch.clamp(scores.float(), min=lowest, out=target)
+                if own is not None:
+                    sums = lse[row : row + len(part)]
+                    torch.logaddexp(sums, target.logsumexp(1), out=sums)
+        if own is not None:
+            found = block[own.history, own.items]
+            block[own.history, own.items] = self.scorer.own_scores(states, lse, own, found)
         if self.left_out is not None:
             block.masked_fill_(self.left_out, -torch.inf)
         return block
@@ -228,11 +282,11 @@ def top_k(
     rows = np.full((histories, k), -1, dtype=np.int64)
     scores = np.full((histories, k), -np.inf, dtype=np.float32)
     with scoring.scoring_mode(scorer):
-        queries = scoring.as_queries(scorer.queries(batch.to(device)))
+        queries = scoring.Queries.of(scorer, batch.to(device))
         for start in range(0, histories, block.rows):
             part = slice(start, min(start + block.rows, histories))
             with scoring.full_precision(device):
-                filled = block.fill(queries[part])
+                filled = block.fill(queries.part(part.start, part.stop))
             if seen is not None:
                 _leave_out(filled, seen[part], scorer.num_items)
             best, values = scoring.best(filled, kept)

@@ -56,11 +56,13 @@ class TrainingLoss:
             on the host, and a row whose target is negative counts nothing.
         weighted: whether it takes ``row_weights``; a training whose targets do not count alike
             refuses a loss that does not.
+        by_row: whether it has :meth:`rows`, which a model that mixes in the user's own items needs.
         may_fuse: whether kernels of a GPU may be used; False asks for plain PyTorch.
     """
 
     captured: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
+    by_row: ClassVar[bool] = False
     may_fuse: bool = True
 
     def __init__(self, config: TrainingConfig, item_counts: np.ndarray):
@@ -81,6 +83,13 @@ class TrainingLoss:
             targets: int64 [M], item rows.
             row_weights: float32 [M], how much each prediction counts in the mean, 0 or more; given
                 only where they differ. :func:`weighted_mean` takes them.
+        """
+        raise NotImplementedError
+
+    def rows(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Negative logarithms of the probabilities of the targets in the whole catalogue, [M].
+
+        Differentiable as the mean is; 0 where the target is negative.
         """
         raise NotImplementedError
 

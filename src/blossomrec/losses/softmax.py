@@ -52,6 +52,26 @@ def cross_entropy(
     )
 
 
+def row_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    chunk_elements: int = 1 << 23,
+    may_fuse: bool = True,
+) -> Tensor:
+    """As :func:`cross_entropy`, the losses of single rows, [M], each with a gradient of its own.
+
+    They are 0 where the target is negative. Logits are computed again for the gradients, since how
+    much rows count is not known before.
+    """
+    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    kernels = may_fuse and _kernels_take(hidden, dtype)
+    return _RowCrossEntropy.apply(hidden, weight, targets, dtype, chunk_elements, kernels)
+
+
 class _Rows(NamedTuple):
     """Predictions as the products take them.
 
@@ -71,8 +91,10 @@ class _Rows(NamedTuple):
             return _Rows(factors, targets, None, factors)
         exact = torch.promote_types(dtype, torch.float32)
         shares = row_shares(weights.to(exact).masked_fill(targets < 0, 0.0))
-        # Of what was not rounded yet.
-        return _Rows(factors, targets, shares, (hidden * shares[:, None]).to(dtype))
+        # Of what was not rounded yet, and rounded in the same pass.
+        scaled = torch.empty_like(hidden, dtype=dtype)
+        torch.mul(hidden, shares[:, None], out=scaled)
+        return _Rows(factors, targets, shares, scaled)
 
     def part(self, rows: slice) -> _Rows:
         shares = None if self.shares is None else self.shares[rows]
@@ -110,6 +132,60 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
         return *scaled, None, None, None, None
 
 
+class _RowCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, dtype, chunk_elements, kernels):
+        ctx.dtype, ctx.chunk_elements, ctx.kernels = dtype, chunk_elements, kernels
+        with torch.autocast(hidden.device.type, enabled=False):
+            factors, items = hidden.to(dtype), weight.to(dtype)
+            if kernels:
+                from blossomrec.models.fused.catalogue_loss import row_lse
+
+                lse, losses = row_lse(factors, items, targets)
+            else:
+                parts, width = _tiles(chunk_elements, factors, items)
+                # Of no rows at all, too.
+                found = [
+                    _tile_lse(factors[part], targets[part], items, width)[:2]
+                    for part in parts or [slice(0)]
+                ]
+                lse, losses = (torch.cat(each) for each in zip(*found, strict=True))
+        ctx.save_for_backward(hidden, weight, targets, lse)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        hidden, weight, targets, lse = ctx.saved_tensors
+        # In 16 bits small gradients of rows would be lost.
+        top = torch.nn.functional.pad(grad.abs(), (0, 1)).amax()
+        shares = grad / torch.where(top > 0, top, 1.0)
+        with torch.autocast(hidden.device.type, enabled=False):
+            factors, items = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+            scaled = (hidden * shares[:, None]).to(ctx.dtype)
+            of_hidden, of_weight = _row_gradients(
+                ctx, _Rows(factors, targets, None, scaled), items, lse
+            )
+        of_hidden = (of_hidden * grad[:, None]).to(hidden.dtype)
+        return of_hidden, (of_weight * top).to(weight.dtype), None, None, None, None
+
+
+def _row_gradients(ctx, rows: _Rows, items: Tensor, lse: Tensor) -> list[Tensor]:
+    """Gradients [M, D], as if each row counted 1, and [I, D]."""
+    if ctx.kernels:
+        from blossomrec.models.fused.catalogue_loss import gradients_of_sum
+
+        limit = 8 * ctx.chunk_elements
+        return gradients_of_sum(rows.factors, items, rows.targets, lse, limit, rows.scaled)
+    exact = torch.promote_types(items.dtype, torch.float32)
+    gradients = [torch.zeros_like(each, dtype=exact) for each in (rows.factors, items)]
+    parts, width = _tiles(ctx.chunk_elements, rows.factors, items)
+    for part in parts:
+        tile = [gradients[0][part], gradients[1]]
+        _add_gradients(rows.part(part), items, width, lse[part], tile)
+    return gradients
+
+
 def _kernels_take(hidden: Tensor, dtype: torch.dtype) -> bool:
     if not len(hidden) or not fused.usable(hidden):
         return False
@@ -138,46 +214,76 @@ def _by_tiles(
     The loss and the gradient of the catalogue have the shares of the rows in them; those of single
     rows do not.
     """
-    factors, count = rows.factors, len(rows.factors)
+    factors = rows.factors
     exact = torch.promote_types(factors.dtype, torch.float32)
-    height = min(max(chunk_elements // len(items), TILE_ROWS), chunk_elements, count)
-    width = min(max(chunk_elements // max(height, 1), 1), len(items))
+    parts, width = _tiles(chunk_elements, factors, items)
     total = factors.new_zeros((), dtype=exact)
     gradients = []
     if differentiate:
         gradients = [torch.zeros_like(each, dtype=exact) for each in (factors, items)]
-    for start in range(0, count, max(height, 1)):
-        part = slice(start, start + height)
+    for part in parts:
         tile = [each[part] for each in gradients[:1]] + gradients[1:]
         total += _add_rows(rows.part(part), items, width, tile)
     return total, gradients
 
 
+def _tiles(chunk_elements: int, factors: Tensor, items: Tensor) -> tuple[list[slice], int]:
+    """Parts of the rows that are taken together, and how many items are."""
+    count = len(factors)
+    height = min(max(chunk_elements // len(items), TILE_ROWS), chunk_elements, count)
+    width = min(max(chunk_elements // max(height, 1), 1), len(items))
+    starts = range(0, count, max(height, 1))
+    return [slice(start, start + height) for start in starts], width
+
+
 def _add_rows(rows: _Rows, items: Tensor, width: int, gradients: list[Tensor]) -> Tensor:
     """Summed loss of some rows; adds to their ``gradients``, [M, D] and [I, D], if given."""
-    factors, targets = rows.factors, rows.targets
+    lse, losses, logits = _tile_lse(rows.factors, rows.targets, items, width)
+    if gradients:
+        # A single tile is still there; several are computed again rather than kept.
+        _add_gradients(rows, items, width, lse, gradients, logits if width >= len(items) else None)
+    return rows.sum(losses)
+
+
+def _tile_lse(
+    factors: Tensor, targets: Tensor, items: Tensor, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp and losses of some rows, [rows], and the logits of the last columns."""
     exact = torch.promote_types(factors.dtype, torch.float32)
-    columns = [slice(start, start + width) for start in range(0, len(items), width)]
     lse = torch.full_like(targets, -torch.inf, dtype=exact)
     target_logits = torch.zeros_like(lse)
     logits = lse
-    for column in columns:
+    for column in _columns(items, width):
         logits = product(factors, items[column].T)
         lse = torch.logaddexp(lse, logits.logsumexp(1))
         target_logits += _at_targets(logits, targets, column.start)
     # Where there is no target nothing is likely, and nothing is lost.
     counted = targets >= 0
     lse = lse.masked_fill(~counted, torch.inf)
-    for column in columns if gradients else ():
-        # A single tile is still there; several are computed again rather than kept.
-        if len(columns) > 1:
-            logits = product(factors, items[column].T)
-        excess = logits.sub_(lse[:, None]).exp_()
+    return lse, (lse - target_logits).masked_fill(~counted, 0.0), logits
+
+
+def _add_gradients(
+    rows: _Rows,
+    items: Tensor,
+    width: int,
+    lse: Tensor,
+    gradients: list[Tensor],
+    logits: Tensor | None = None,
+) -> None:
+    """Add to the gradients [M, D] and [I, D] of some rows; logits of a single tile are used up."""
+    factors, targets = rows.factors, rows.targets
+    for column in _columns(items, width):
+        tile = product(factors, items[column].T) if logits is None else logits
+        excess = tile.sub_(lse[:, None]).exp_()
         _subtract_targets(excess, targets, column.start)
         excess = excess.to(factors.dtype)
         gradients[0] += product(excess, items[column])
         gradients[1][column] += product(excess.T, rows.scaled)
-    return rows.sum((lse - target_logits).masked_fill(~counted, 0.0))
+
+
+def _columns(items: Tensor, width: int) -> list[slice]:
+    return [slice(start, start + width) for start in range(0, len(items), width)]
 
 
 def _at_targets(logits: Tensor, targets: Tensor, start: int) -> Tensor:
@@ -201,6 +307,10 @@ class CrossEntropy(TrainingLoss):
 
     captured = True
     weighted = True
+    by_row = True
 
     def __call__(self, hidden, weight, targets, row_weights=None):
         return cross_entropy(hidden, weight, targets, row_weights, may_fuse=self.may_fuse)
+
+    def rows(self, hidden, weight, targets):
+        return row_cross_entropy(hidden, weight, targets, may_fuse=self.may_fuse)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from blossomrec.data.features import Categories, Feature, Numbers, Vectors
 from blossomrec.data.fields import ContextField
+from blossomrec.models import fused
 
 # A gap that is not known, no gap at all, then two buckets each time that it doubles: 68 years.
 GAP_BUCKETS = 64
@@ -32,6 +33,8 @@ FIRST_WEEKDAY = 3
 FEW = 256
 # Events that are looked up one by one on a CPU.
 SINGLY = 4
+# Columns of a product are a multiple of this: for others a GPU has no fast kernel.
+ALIGNMENT = 8
 
 
 # The smallest gap, in whole seconds, of each bucket from 1 on.
@@ -101,6 +104,27 @@ class Asked(NamedTuple):
     kind: Tensor | None = None
 
 
+class Seen(NamedTuple):
+    """What a model is given of n events, or requests, besides items; None what it does not see.
+
+    Attributes:
+        gap, seconds, kinds: int64 [n].
+        context: float32 [n, C].
+        users: [n, U].
+    """
+
+    gap: Tensor | None = None
+    seconds: Tensor | None = None
+    kinds: Tensor | None = None
+    context: Tensor | None = None
+    users: Tensor | None = None
+
+    @property
+    def any(self) -> Tensor:
+        """One of those that are given."""
+        return next(each for each in self if each is not None)
+
+
 class EventInputs(nn.Module):
     """What a model sees of events, or requests, besides items: [n, ...] to [n, D].
 
@@ -116,6 +140,7 @@ class EventInputs(nn.Module):
         kinds: how many kinds are known; None where they have no embeddings.
         context: columns of the context.
         users: columns of what is known of users, see :class:`UserContent`.
+        may_fuse: whether a kernel may run where a GPU takes it.
     """
 
     offsets: Tensor
@@ -132,8 +157,10 @@ class EventInputs(nn.Module):
         kinds: int | None = None,
         context: Sequence[ContextField] = (),
         users: int = 0,
+        may_fuse: bool = True,
     ):
         super().__init__()
+        self.may_fuse = may_fuse
         self.gap, self.clock, self.kinds, self.users = gap, clock, kinds, users
         columns = list(enumerate(context))
         numbers = [(n, one) for n, one in columns if one.kind == "number"]
@@ -172,10 +199,26 @@ class EventInputs(nn.Module):
 
         None is given for what it does not see.
         """
-        like = next(each for each in (gap, seconds, kinds, context, users) if each is not None)
-        weight, rows = self.embeddings.weight, list[Tensor]()
-        if is_few(like):
-            return self._singly(len(like), gap, seconds, kinds, context, users)
+        seen = Seen(gap, seconds, kinds, context, users)
+        if is_few(seen.any):
+            return self._singly(seen)
+        weight = self.embeddings.weight
+        weight = F.pad(weight, (0, 0, 0, -len(weight) % ALIGNMENT))
+        return self._with_many(self._columns(seen, len(weight)) @ weight, context)
+
+    def _columns(self, seen: Seen, width: int) -> Tensor:
+        """Zeros, ones and numbers that the embeddings are multiplied by, [n, width]."""
+        weight = self.embeddings.weight
+        dtype = weight.dtype
+        if torch.is_autocast_enabled(weight.device.type):
+            dtype = torch.get_autocast_dtype(weight.device.type)
+        if self.may_fuse and fused.usable(weight):
+            from blossomrec.models.fused.event_columns import WIDEST, event_columns
+
+            if width <= WIDEST:
+                return event_columns(self, seen, _bucket_starts(weight.device), width, dtype)
+        gap, seconds, kinds, context, users = seen
+        rows = list[Tensor]()
         if self.gap:
             assert gap is not None
             rows.append(gap_buckets(gap)[:, None])
@@ -192,7 +235,7 @@ class EventInputs(nn.Module):
             assert context is not None
             numbers = context.index_select(1, self.few_columns).nan_to_num(0.0).long()
             rows.append(numbers + self.offsets)
-        chosen = _zeros(len(like), weight)
+        chosen = torch.zeros(len(seen.any), width, dtype=dtype, device=weight.device)
         if rows:
             chosen.scatter_(1, torch.cat(rows, 1), 1.0)
         end = self.starts[-1] + len(self.number_columns)
@@ -203,8 +246,8 @@ class EventInputs(nn.Module):
             chosen[:, self.starts[-1] : end] = ((values - mean) / deviation).nan_to_num(0.0)
         if self.users:
             assert users is not None
-            chosen[:, end:] = users
-        return self._with_many(chosen @ weight, context)
+            chosen[:, end : end + self.users] = users
+        return chosen
 
     def _with_many(self, x: Tensor, context: Tensor | None) -> Tensor:
         for column, table in zip(self.many, self.of_many, strict=True):
@@ -212,20 +255,15 @@ class EventInputs(nn.Module):
             x = x + table(context[:, column].nan_to_num(0.0).long())
         return x
 
-    def _singly(
-        self,
-        count: int,
-        gap: Tensor | None,
-        seconds: Tensor | None,
-        kinds: Tensor | None,
-        context: Tensor | None,
-        users: Tensor | None,
-    ) -> Tensor:
+    def _singly(self, seen: Seen) -> Tensor:
         """As :meth:`forward`, of a few events on a CPU, of which each operation takes a while."""
-        weight, found = self.embeddings.weight, list[Tensor]()
-        gaps, moments = (None if each is None else each.tolist() for each in (gap, seconds))
-        wanted, contexts = (None if each is None else each.tolist() for each in (kinds, context))
-        for n in range(count):
+        weight = self.embeddings.weight.detach().numpy()
+        *others, users = seen
+        gaps, moments, wanted, contexts = (
+            None if each is None else each.tolist() for each in others
+        )
+        found = np.zeros((len(seen.any), weight.shape[1]), weight.dtype)
+        for n, x in enumerate(found):
             rows = list[int]()
             if self.gap and gaps is not None:
                 rows.append(bisect_right(_BUCKET_STARTS, gaps[n]))
@@ -236,35 +274,28 @@ class EventInputs(nn.Module):
                 rows.append(self.starts[2] + wanted[n])
             values = () if contexts is None else contexts[n]
             for start, column in self._few:
-                value = values[column]
-                rows.append(start if math.isnan(value) else start + int(value))
-            x = None
-            for row in rows:
-                x = weight[row] if x is None else x + weight[row]
+                rows.append(start + _whole(values[column]))
+            if rows:
+                x += weight[rows].sum(0)
             for row, (column, mean, deviation) in enumerate(self._numbers, self.starts[-1]):
-                x = weight.new_zeros(weight.shape[1]) if x is None else x
                 if not math.isnan(values[column]):
-                    share = (values[column] - mean) / deviation
-                    x = torch.add(x, weight[row], alpha=share)
-            found.append(weight.new_zeros(weight.shape[1]) if x is None else x)
-        x = found[0][None] if count == 1 else torch.stack(found)
+                    x += weight[row] * ((values[column] - mean) / deviation)
+            for column, table in zip(self.many, self.of_many, strict=True):
+                x += cast(nn.Embedding, table).weight.detach().numpy()[_whole(values[column])]
         if users is not None and self.users:
-            x = torch.addmm(x, users, weight[-self.users :])
-        return self._with_many(x, context) if self.many else x
+            found += users.numpy() @ weight[-self.users :]
+        return torch.from_numpy(found)
+
+
+def _whole(value: float) -> int:
+    """Number of a category of the context, 0 where it is missing."""
+    return 0 if math.isnan(value) else int(value)
 
 
 def _from_zero(rows: int, size: int) -> nn.Embedding:
     table = nn.Embedding(rows, size)
     nn.init.zeros_(table.weight)
     return table
-
-
-def _zeros(rows: int, weight: Tensor) -> Tensor:
-    """[rows, ...] for the rows of a weight, in the type of the product that follows."""
-    kind, dtype = weight.device.type, weight.dtype
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-    return torch.zeros(rows, len(weight), dtype=dtype, device=weight.device)
 
 
 class UserContent(nn.Module):

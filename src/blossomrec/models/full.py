@@ -144,10 +144,7 @@ class FullAttention(PackedHeads, KeepsStates):
             each(x).view(len(x), each.out_features // self.head_dim, self.head_dim)
             for each in (self.query, self.key, self.value)
         )
-        if rotary is None:
-            q, k = eager.rotated(q, k, step, self.rotary_share)
-        else:
-            q, k = rotate_by(q, rotary), rotate_by(k, rotary)
+        q, k = eager.rotated(q, k, step, self.rotary_share, rotary)
         eager.append(k, v, layer, step)
         users = zip(q.split(np.diff(step.bounds).tolist()), step.held, strict=True)
         out = [

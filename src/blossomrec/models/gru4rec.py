@@ -48,10 +48,9 @@ class GRU4Rec(SequenceModel):
         self, batch: Batch, *, distil_rows: Tensor | None = None, keep_layers: bool = False
     ) -> Encoded:
         vectors = self.item_vectors()
-        hidden = self.ask(self._encoded(batch, vectors), self.asked(batch))
-        return Encoded(
-            hidden, catalogue=None if self.content is None else self.output_weight(vectors)
-        )
+        kept, asked = self._encoded(batch, vectors), self.asked(batch)
+        catalogue = None if self.content is None else self.output_weight(vectors)
+        return Encoded(self.ask(kept, asked), catalogue=catalogue, asked=asked)
 
     def _encoded(self, batch: Batch, vectors: Tensor) -> Tensor:
         # Rectangles rather than PyTorch's packed sequences, whose backward pass on a CPU touches

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from blossomrec.config import ModelConfig, RunConfig
 from blossomrec.data.features import Categories, Feature, Numbers, Vectors
 from blossomrec.data.fields import EventFields
+from blossomrec.data.split import make_split, resolve_filter_seen
+from blossomrec.data.windows import fill, gather_index
 from blossomrec.errors import ConfigError
-from blossomrec.registry import BACKBONES
+from blossomrec.registry import BACKBONES, LOSSES
 
 if TYPE_CHECKING:
     from blossomrec.data.log import EventLog
+
+# Share of the training events from which on own items are mixed in unasked, and events looked at
+# together to find it.
+REPEATED_SHARE = 0.05
+PIECE_EVENTS = 1 << 22
 
 TIMES = ("time_gap", "request_time", "clock")
 
@@ -45,7 +55,57 @@ def resolve_inputs(config: RunConfig, log: EventLog) -> RunConfig:
     if not backbone.causal:
         model = _masked(model)
     changes = {name: _decided(model, name, *found) for name, found in there.items()}
+    changes["repeats"] = _repeats(config, log)
     return replace(config, model=replace(model, **changes))
+
+
+def _repeats(config: RunConfig, log: EventLog) -> str:
+    """Whether the user's own items are mixed into the catalogue."""
+    if config.model.repeats == "on":
+        check_repeats(config)
+    if config.model.repeats != "auto":
+        return config.model.repeats
+    # What is left out of rankings anyway is not worth its time.
+    if _takes_no_repeats(config) or resolve_filter_seen(config.evaluation, log):
+        return "off"
+    if not log.has_repeats:
+        return "off"
+    repeated = repeated_share(log, make_split(log, config.evaluation).train_end)
+    return "on" if repeated >= REPEATED_SHARE else "off"
+
+
+def check_repeats(config: RunConfig) -> None:
+    """Raise ConfigError where backbone or loss cannot have the user's own items mixed in."""
+    reason = _takes_no_repeats(config)
+    if reason:
+        raise ConfigError(
+            f"model.repeats is 'on', which {reason} does not take: choose another, or repeats off"
+        )
+
+
+def _takes_no_repeats(config: RunConfig) -> str:
+    """Which option stands against it; empty for none."""
+    backbone = BACKBONES.get(config.model.backbone)
+    if not (backbone.causal and backbone.takes_features):
+        return f"model.backbone {config.model.backbone!r}"
+    if not LOSSES.get(config.training.loss).by_row:
+        return f"training.loss {config.training.loss!r}"
+    return ""
+
+
+def repeated_share(log: EventLog, train_end: np.ndarray) -> float:
+    """Share of the training events whose item the user had before.
+
+    Args:
+        train_end: int64 [U], how many of each user's first events may be trained on.
+    """
+    events, distinct, ends = int(train_end.sum()), 0, np.asarray(train_end)
+    for begin, stop in pairwise(fill(ends, PIECE_EVENTS).tolist()):
+        lengths = ends[begin:stop]
+        users = np.repeat(np.arange(len(lengths)), lengths)
+        items = np.asarray(log.items[gather_index(log.offsets[begin:stop], lengths)])
+        distinct += len(np.unique(users * log.num_items + items))
+    return 1 - distinct / max(1, events)
 
 
 def _masked(model: ModelConfig) -> ModelConfig:

@@ -20,6 +20,7 @@ from blossomrec.errors import ConfigError, DataError
 from blossomrec.models import fused
 from blossomrec.models.features import Asked, Content, EventInputs, UserContent, gaps, passed
 from blossomrec.models.inputs import inputs_of, seen_fields
+from blossomrec.models.own_history import OwnHistory, OwnItems
 from blossomrec.registry import BACKBONES
 
 if TYPE_CHECKING:
@@ -48,12 +49,14 @@ class Encoded:
         selector_loss: scalar, mean over the layers that have one; None without any.
         layers: what each layer's attention gave; empty unless it was asked for.
         catalogue: [I, D], vectors of the items; None where they are the embeddings alone.
+        asked: what the model was told of each request; None where it is told nothing.
     """
 
     hidden: Tensor
     selector_loss: Tensor | None = None
     layers: tuple[AttentionOutput, ...] = ()
     catalogue: Tensor | None = None
+    asked: Asked | None = None
 
 
 class SequenceModel(nn.Module):
@@ -95,6 +98,7 @@ class SequenceModel(nn.Module):
         self.user_content: UserContent | None = None
         self.event_inputs: EventInputs | None = None
         self.request_inputs: EventInputs | None = None
+        self.own_history: OwnHistory | None = None
         self.tables = Tables()
         self._vectors: Tensor | None = None
 
@@ -121,14 +125,18 @@ class SequenceModel(nn.Module):
                 kinds=kinds if sees else None,
                 context=context,
                 users=known,
+                may_fuse=self.may_fuse,
             )
         wanted = kinds if config.request_kind == "on" else None
         if self.causal and (asks or wanted is not None):
             told = {"gap": asks, "clock": asks and clock, "kinds": wanted}
-            self.request_inputs = EventInputs(size, **told)
+            self.request_inputs = EventInputs(size, **told, may_fuse=self.may_fuse)
         if config.content == "on":
             self.content = Content(self._table("content", tables.items, self.num_items), size)
             self.register_buffer("trained", torch.ones(self.num_items, dtype=torch.bool))
+        if config.repeats == "on":
+            timed = "times" in inputs_of(config)
+            self.own_history = OwnHistory(size, config.max_len, timed=timed)
 
     def _table(self, option: str, table: FeatureTable | None, rows: int = 0) -> FeatureTable:
         if table is not None and (not rows or table.num_rows == rows):
@@ -414,9 +422,53 @@ class SequenceModel(nn.Module):
         if len(empty):
             raise DataError(f"history {empty[0].item()} of the batch has no events")
 
+    def mixed_losses(
+        self, losses: Tensor, encoded: Encoded, batch: Batch, rows: Tensor | None
+    ) -> Tensor:
+        """Losses, [M], with the user's own items mixed in, from those of the catalogue alone.
+
+        Args:
+            losses: negative logarithms of the probabilities of the targets in the catalogue.
+            encoded: what the model made of the batch, which has targets.
+            rows: of the events that are predicted from, int64 [M]; None for all.
+        """
+        if self.own_history is None:
+            return losses
+        hidden = encoded.hidden if rows is None else encoded.hidden.index_select(0, rows)
+        catalogue = self.output_weight() if encoded.catalogue is None else encoded.catalogue
+        ahead = None if encoded.asked is None else encoded.asked.gap
+        return self.own_history.losses(losses, hidden, batch, rows, catalogue, ahead)
+
+    def history_items(self, batch: Batch) -> OwnItems | None:
+        """The items of each history, for :meth:`own_scores`; None for a model without a mixture.
+
+        Args:
+            batch: histories, none of them empty, with what ``inputs`` names.
+        """
+        if self.own_history is None:
+            return None
+        asked = self.asked(batch)
+        gap = None if asked is None else asked.gap
+        return self.own_history.items(batch, self.output_weight().detach(), gap)
+
+    def own_scores(self, queries: Tensor, lse: Tensor, own: OwnItems, scores: Tensor) -> Tensor:
+        """Scores of own items, [N], such that a softmax of all scores is what the model says.
+
+        Args:
+            queries: [B, D].
+            lse: logarithm of the summed exponentials of :meth:`scores` of the whole catalogue, [B].
+            own: the items of the same histories.
+            scores: of the N items, by :meth:`scores`.
+        """
+        assert self.own_history is not None
+        return self.own_history.scores(queries, lse, own, scores)
+
     @torch.no_grad()
     def scores(self, queries: Tensor, start: int, stop: int) -> Tensor:
-        """Scores of the items start .. stop-1, float32 [B, stop - start]."""
+        """Scores of the items start .. stop-1, float32 [B, stop - start].
+
+        The user's own items are not told apart; see :meth:`own_scores`.
+        """
         # In bfloat16 many scores would be equal, and equal scores count as wrong.
         with torch.autocast(queries.device.type, enabled=False):
             return queries.float() @ self.item_vectors()[start:stop].float().T

@@ -229,7 +229,8 @@ class TransformerModel(SequenceModel):
         )
         loss = torch.stack(losses).mean() if losses else None
         catalogue = None if self.content is None else self.output_weight(vectors)
-        return Encoded(self.ask(x, self.asked(batch)), loss, tuple(kept), catalogue)
+        asked = self.asked(batch)
+        return Encoded(self.ask(x, asked), loss, tuple(kept), catalogue, asked)
 
     def encode_open(self, batch: Batch) -> Tensor:
         cu_seqlens = of_one_graph(batch.cu_seqlens)

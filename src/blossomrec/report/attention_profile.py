@@ -1,4 +1,4 @@
-"""What a trained model's Blossom attention does: how its gates stand, which blocks it selects."""
+"""What a trained model's Blossom attention does: what its paths count, which blocks it selects."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from blossomrec.attention.path_shares import path_shares
 from blossomrec.data.batches import HistoryBatches
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.report.inspect.selection_totals import recorded
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class AttentionProfile:
     """Attention of a model on a few histories.
 
     Attributes:
-        gates: float64 [layers, H, 2], mean weight of the long-term and the short-term path.
+        gates: float64 [layers, H, 2], mean weight of the long-term and the short-term path; of a
+            union the mean share of the attention on the keys of either.
         selected: for each history, int32 [layers, L, G, n] block numbers, -1 for none.
         users: int64, the user row of each of those histories.
         ends: int64, position in the user's history after its last event.
@@ -58,12 +61,16 @@ def attention_profile(
     with torch.no_grad():
         for _, batch in batches:
             batch = batch.to(device)
-            encoded = model.encode(batch, keep_layers=True)
-            weights = [layer.gates for layer in encoded.layers if layer.gates is not None]
-            blocks = [layer.selected for layer in encoded.layers if layer.selected is not None]
-            if not blocks:
+            with recorded(model) as layers:
+                model.encode(batch)
+            if not layers:
                 return None
+            weights = [
+                path_shares(each.q, each.k, batch.cu_seqlens, each.output, each.layer.spec)
+                for each in layers
+            ]
             gates.append(torch.stack(weights).float().cpu())
+            blocks = [each.output.selected for each in layers if each.output.selected is not None]
             lengths = batch.cu_seqlens.diff().tolist()
             selected += torch.stack(blocks).cpu().split(lengths, dim=1)
     return AttentionProfile(

@@ -86,11 +86,12 @@ def by_length(
     return to_svg(figure, alt)
 
 
-def gates(values: np.ndarray, alt: str) -> Drawing:
+def gates(values: np.ndarray, alt: str, label: str = "mean gate") -> Drawing:
     """Mean gate of the long-term and the short-term path for every layer and head.
 
     Args:
         values: [layers, heads, 2], (long, short) from 0 to 1.
+        label: what they are.
     """
     layers, heads, _ = values.shape
     rows = [layer * (heads + 0.8) + head for layer in range(layers) for head in range(heads)]
@@ -105,7 +106,7 @@ def gates(values: np.ndarray, alt: str) -> Drawing:
     axes.set_yticks(rows, names)
     axes.set_ylim(rows[-1] + 0.8, -0.8)
     axes.set_xlim(-0.03, 1.03)
-    finish(axes, "mean gate", grid="x")
+    finish(axes, label, grid="x")
     return to_svg(figure, alt)
 
 

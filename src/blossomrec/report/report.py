@@ -21,6 +21,7 @@ from blossomrec.evaluation.evaluation import (
     load_evaluation,
 )
 from blossomrec.files import write_text
+from blossomrec.models.transformer import blossom_spec
 from blossomrec.report import sections, wording
 from blossomrec.report.attention_profile import attention_profile
 from blossomrec.report.comparison import Comparison
@@ -37,7 +38,9 @@ class ModelReport:
         evaluation: full ranking on the test cases, the same cases for all models.
         sampled: ranking among sampled candidates, shown apart and labelled.
         log_lines: the records of the run's ``log.jsonl``; empty for what is not trained.
-        gates: mean gates [layers, heads, 2], (long-term, short-term); None without.
+        gates: mean gates [layers, heads, 2], (long-term, short-term), of a union the shares of the
+            attention on the keys of either; None without.
+        is_union: whether one softmax is over the keys of both paths.
         selections: (title, selected block numbers [L, n] or [L, G, n], -1 for none) of some
             histories; empty without.
         block_size: events in a block.
@@ -49,6 +52,7 @@ class ModelReport:
     sampled: Evaluation | None = None
     log_lines: Sequence[Mapping[str, Any]] = ()
     gates: np.ndarray | None = None
+    is_union: bool = False
     selections: Sequence[tuple[str, np.ndarray]] = ()
     block_size: int = 16
     items: TextTable | None = None
@@ -225,6 +229,7 @@ def model_report(name: str, run: Path, log: EventLog) -> ModelReport:
         sampled,
         log_lines=[json.loads(line) for line in lines],
         gates=None if profile is None else profile.gates,
+        is_union=blossom_spec(config.model, causal=True).is_union,
         selections=shown,
         block_size=config.model.block_size,
         items=items,

@@ -278,8 +278,15 @@ def most_recommended(
     return TextTable(f"What {name} recommends most often", head, cells)
 
 
+# What a union has instead of gates.
+SHARES = "mean share of one softmax"
+
+
 def gates(data: ReportData) -> list[Figure]:
-    """Long-term beside short-term gates by layer and head, of the models that have them."""
+    """Long-term beside short-term gates by layer and head, of the models that have them.
+
+    Of a union the shares of the attention on the keys of either path.
+    """
     parts = []
     for model in data.models:
         if model.gates is None:
@@ -287,8 +294,10 @@ def gates(data: ReportData) -> list[Figure]:
         values = np.asarray(model.gates, dtype=float)
         means = values.reshape(-1, 2).mean(0)
         words = f"mean over layers and heads: long-term {means[0]:.2f}, short-term {means[1]:.2f}"
-        svg = plots.gates(values, f"Gates of {model.name} by layer and head; {words}")
-        parts.append(Figure(model.name, svg, words.capitalize() + "."))
+        kind, label = ("Shares", SHARES) if model.is_union else ("Gates", "mean gate")
+        alt = f"{kind} of {model.name} by layer and head; {words}"
+        shown = f"{label}, {words}" if model.is_union else words
+        parts.append(Figure(model.name, plots.gates(values, alt, label), shown.capitalize() + "."))
     return parts
 
 

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from blossomrec.data.features import Categories
+from blossomrec.data.history import History
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import TARGETS
 from blossomrec.evaluation.evaluation import EvaluationProtocol
@@ -243,6 +246,47 @@ class ItemWords:
 
     def _id(self, row: int) -> str:
         return str(self._ids.ids([row]).item())
+
+
+# Seconds of what durations are told in, from so many of each on.
+DURATIONS = {"year": 31_557_600, "day": 86_400, "hour": 3_600, "minute": 60, "second": 1}
+FEWEST = 2
+
+
+def habit(history: History, item: int) -> str:
+    """How often, when last and how regularly an item is in a history, in words; empty if it isn't.
+
+    Gaps are told in time, back from the moment for which is recommended, where all times are known;
+    else in events.
+    """
+    places = np.flatnonzero(history.items == item)
+    if not len(places):
+        return ""
+    ago = counted(len(history) - int(places[-1]), "event")
+    gaps, regular = np.diff(places), lambda gap: counted(round(gap), "event")
+    if history.times is not None and len(history.times):
+        times, moment = history.times[places], int(history.times[-1])
+        if history.asked is not None and history.asked[-1] >= 0:
+            moment = int(history.asked[-1])
+        if min(times.min(), moment) >= 0:
+            ago, gaps, regular = duration(max(moment - int(times[-1]), 0)), np.diff(times), duration
+    if len(places) == 1:
+        return f"in the history once, {ago} ago"
+    words = f"in the history {len(places):,} times, last {ago} ago"
+    usual = float(np.median(gaps))
+    return f"{words}, usually every {regular(usual)}" if len(gaps) > 1 and usual > 0 else words
+
+
+def duration(seconds: float) -> str:
+    """A time that has passed, in the largest unit of which there are two."""
+    name, size = next(
+        (name, size) for name, size in DURATIONS.items() if seconds >= FEWEST * size or size == 1
+    )
+    return counted(round(seconds / size), name)
+
+
+def counted(count: int, name: str) -> str:
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
 
 
 def cut(text: str, longest: int) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from blossomrec.data.batch import Batch
-from blossomrec.losses import TrainingLoss
+from blossomrec.losses import TrainingLoss, weighted_mean
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.training.shape import Shape
 
@@ -43,8 +43,15 @@ class Objective(nn.Module):
         hidden, targets = step.predicted(encoded.hidden), step.predicted(batch.targets)
         weight = self.model.output_weight() if encoded.catalogue is None else encoded.catalogue
         # A loss that takes no weights is never given any.
-        counted = () if batch.target_weights is None else (step.predicted(batch.target_weights),)
-        loss = self.loss(hidden, weight, targets, *counted)
+        counted = None if batch.target_weights is None else step.predicted(batch.target_weights)
+        if self.model.own_history is None:
+            given = () if counted is None else (counted,)
+            loss = self.loss(hidden, weight, targets, *given)
+        else:
+            losses = self.loss.rows(hidden, weight, targets)
+            losses = self.model.mixed_losses(losses, encoded, batch, step.rows)
+            there = targets >= 0
+            loss = weighted_mean(losses, there.float() if counted is None else counted * there)
         if not distilled or encoded.selector_loss is None:
             return Losses(loss, loss, None)
         total = loss + self.selector_weight * encoded.selector_loss

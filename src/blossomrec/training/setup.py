@@ -22,10 +22,12 @@ from blossomrec.attention.spec import Heads
 from blossomrec.config import RunConfig, TrainingConfig
 from blossomrec.data.batches import TrainingBatches, has_importance
 from blossomrec.data.log import EventLog
+from blossomrec.data.split import make_split
 from blossomrec.data.windows import gather_index
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError
 from blossomrec.losses import LOSSES, TrainingLoss, build_loss
+from blossomrec.models.inputs import check_repeats, repeated_share
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerModel, blossom_spec
 from blossomrec.training.objective import Objective
@@ -159,6 +161,8 @@ def build_parts(
     batches = model.training_batches(log, train_end, config)
     if has_importance(log, config.training):
         _check_weighted(batches, config)
+    if model.own_history is not None:
+        check_repeats(config)
     counts = training_counts(log, train_end)
     model.mark_trained(counts > 0)
     loss = build_loss(config.training, counts, log.num_items, may_fuse=model.may_fuse)
@@ -206,7 +210,7 @@ def describe(
     parts: Parts, validation_cases: int, log: EventLog, config: RunConfig, run: Path
 ) -> list[str]:
     """Five lines: data, model, device, steps, place; what targets count, unless they all count the
-    same; and a warning where the log is small."""
+    same; whether own items are mixed in; and a warning where the log is small."""
     steps, training = parts.batches.steps(0), config.training
     parameters = sum(one.numel() for one in parts.model.parameters())
     cases = f"{validation_cases:,} validation cases" if validation_cases else "no validation"
@@ -219,6 +223,9 @@ def describe(
     ]
     if parts.batches.importance is not None:
         lines.insert(4, f"targets: {_counted(log, training)}")
+    if parts.model.own_history is not None:
+        share = repeated_share(log, make_split(log, config.evaluation).train_end)
+        lines.insert(2, f"repeats: own items mixed in, {share:.0%} of the training events are some")
     small = _too_large(parts, validation_cases, log, config)
     if small:
         lines.append(f"warning: the log is small for these options: {'; '.join(small)}")

@@ -15,7 +15,7 @@ from blossomrec.attention.reference import short_term_mask
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError, MissingExtraError, RunError
 from blossomrec.recommender import BlossomRec
-from blossomrec.report.inspect import inspect_page, inspection, selection_measures
+from blossomrec.report.inspect import inspect_page, inspect_tables, inspection, selection_measures
 from blossomrec.report.inspect.inspect_page import octaves
 from blossomrec.report.inspect.selection_totals import quantiles_of_counts, recorded
 from blossomrec.run import load_model
@@ -263,6 +263,19 @@ def test_examples_say_what_the_last_events_select(either, tiny_log):
             assert block.items == tuple(map(str, ids.ids(part[::-1]).to_list())) and not block.more
     page = inspect_page.render_inspection(found)
     assert ">Examples</h2>" in page and f"User {found.examples[0].user}: 30 events" in page
+
+
+def test_examples_say_what_comes_from_the_history_itself(tiny_log, tmp_path):
+    run = train(tiny_log, tmp_path / "run", repeats="on")
+    examples = inspection.inspect_run(run, tiny_log, device="cpu").examples
+    for each in examples:
+        (user,) = tiny_log.user_vocabulary.rows([int(each.user)])
+        *before, target = tiny_log.history(user).items.tolist()
+        seen = before[-each.events :].count(target)
+        words = {0: "not in the history", 1: "in the history once"}
+        assert each.own.startswith(words.get(seen, f"in the history {seen} times"))
+        assert not seen or re.search(r": \d+% of its probability", each.own)
+        assert f"({each.own})" in inspect_tables.example(each).caption
 
 
 def test_without_matplotlib_there_are_tables_and_figures(capsys, run, tmp_path, monkeypatch):

@@ -34,9 +34,10 @@ def operator(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
 
 
 def numbers_of(spec: BlossomSpec) -> list[int]:
-    """What kernels need of the definition, as operators take it: block_size, top_n, window, sinks
-    and causal."""
-    return [spec.block_size, spec.top_n, spec.window, spec.sinks, int(spec.causal)]
+    """What kernels need of the definition, as operators take it: block_size, top_n, window, sinks,
+    causal and is_union."""
+    numbers = [spec.block_size, spec.top_n, spec.window, spec.sinks]
+    return [*numbers, int(spec.causal), int(spec.is_union)]
 
 
 def empty_gradients(grad, given, kept, numbers):

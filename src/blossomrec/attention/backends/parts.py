@@ -19,7 +19,7 @@ from blossomrec.attention.state import PagedLayer, Step, eager
 class Projections(NamedTuple):
     """Weights of queries [H * d, D], keys and values [G * d, D], and gates [2 * H, D] with a bias.
 
-    Without gates the last two are None.
+    Of a union the gates are one bias a head, [H, D]. Without gates the last two are None.
     """
 
     query: Tensor
@@ -41,7 +41,9 @@ class Parts:
         spec: BlossomSpec,
         rotary: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Rotated q [T, H, d] and k [T, G, d], v [T, G, d], and gates [T, H, 2] if there are any.
+        """Rotated q [T, H, d] and k [T, G, d], v [T, G, d], and gates if there are any.
+
+        Gates are [T, H, 2], sigmoids, or [T, H, 1], the bias of a union, as it is.
 
         Args:
             x: [T, D] packed events.
@@ -62,7 +64,8 @@ class Parts:
         gates = None
         if weights.gate is not None:
             gates = linear(x, weights.gate, weights.gate_bias)
-            gates = gates.view(len(x), heads.queries, 2).sigmoid()
+            gates = gates.view(len(x), heads.queries, spec.gate_size)
+            gates = gates if spec.is_union else gates.sigmoid()
         return q, k, v, gates
 
     def block_keys(
@@ -91,24 +94,28 @@ class Parts:
         step: Step,
         compression: MeanCompression | MLPCompression,
         spec: BlossomSpec,
+        rotary: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Put new events into pages and attend from them, as the operation over whole histories.
 
         Args:
             q: [E, H, d] queries of the events of ``step``, not yet rotated.
             k, v: [E, G, d] their keys, not yet rotated, and values.
-            gates: [E, H, 2] weights of the long-term and the short-term path.
+            gates: [E, H, 2] weights of the long-term and the short-term path; of a union the bias,
+                [E, H, 1].
             layer: the pages, which are changed.
             step: where the events go.
             compression: makes the keys of the blocks that become complete.
             spec: the definition.
+            rotary: [E, 2, pairs], cosine and sine that queries and keys are rotated by; None for
+                those of their positions.
 
         Returns:
             [E, H, d] in the type of ``q``, and the selected blocks, int32 [E, G, n], numbered from
             the start of the whole history, rising with -1 last.
         """
         with torch.autocast(q.device.type, enabled=False):
-            q, k = eager.rotated(q, k, step, spec.rotary_share)
+            q, k = eager.rotated(q, k, step, spec.rotary_share, rotary)
             eager.append(k, v, layer, step)
             eager.close_blocks(layer, step, compression)
             return eager.attend(q, gates, layer, step, spec)

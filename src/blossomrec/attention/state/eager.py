@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blossomrec.attention import pattern
 from blossomrec.attention.compress import MeanCompression, MLPCompression
-from blossomrec.attention.rotary import rotate
+from blossomrec.attention.rotary import rotate, rotate_by
 from blossomrec.attention.spec import BlossomSpec
 from blossomrec.attention.state.pages import NOBODY, PagedLayer, Step, rows_at
 
@@ -25,10 +25,16 @@ TILE_ROWS = {"cpu": 128, "cuda": 4_096}
 TILE_BLOCKS = 65_536
 
 
-def rotated(q: Tensor, k: Tensor, step: Step, share: float) -> tuple[Tensor, Tensor]:
-    """Queries [E, H, d] and keys [E, G, d] of the events, rotated by their positions."""
+def rotated(
+    q: Tensor, k: Tensor, step: Step, share: float, angles: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Queries [E, H, d] and keys [E, G, d] of the events, rotated by their positions.
+
+    angles: [E, 2, pairs], cosine and sine to rotate by instead.
+    """
     # For a few events the number of operations is what counts: both are rotated at once.
-    joint = rotate(torch.cat((q, k), 1), step.position, share)
+    joint = torch.cat((q, k), 1)
+    joint = rotate(joint, step.position, share) if angles is None else rotate_by(joint, angles)
     q, k = joint.split((q.shape[1], k.shape[1]), dim=1)
     return q, k
 
@@ -74,7 +80,8 @@ def attend(
 
     Args:
         q: [E, H, d] rotated queries.
-        gates: [E, H, 2] weights of the long-term and the short-term path.
+        gates: [E, H, 2] weights of the long-term and the short-term path; of a union the bias,
+            [E, H, 1].
         layer, step: with the events in them.
         spec: the definition.
 
@@ -85,7 +92,7 @@ def attend(
     groups, tile = layer.layout.heads, TILE_ROWS.get(q.device.type, 4_096)
     exact = torch.promote_types(q.dtype, torch.float32)
     grouped = q.to(exact).unflatten(1, (groups, -1)) / math.sqrt(q.shape[-1])  # [E, G, R, d]
-    shares = gates.to(exact).unflatten(1, (groups, -1))  # [E, G, R, 2]
+    shares = gates.to(exact).unflatten(1, (groups, -1))  # [E, G, R, 2 or 1]
     outputs, choices = [], []
     for start in range(0, len(q), tile):
         rows = slice(start, start + tile)
@@ -117,15 +124,22 @@ def _attend_tile(
     places = torch.cat((far, near), -1)  # [C, G, M]
     last = place[:, None, None]
     seen = (places >= 0) & (places <= last)
+    if spec.is_union:
+        # Each key once: as a near one.
+        hidden = pattern.is_visible((last - far).clamp(min=0), spec.window)
+        hidden |= far + (first * size)[:, None, None] < spec.sinks
+        seen[..., : far.shape[-1]] &= ~hidden
     gathered = _gather(torch.where(seen, places, last), user, layer, step)
     k, v = gathered.to(q.dtype).chunk(2, -1)
     scores = (q @ k.mT).masked_fill_(~seen[:, :, None], -math.inf)
-    paths = scores.split((far.shape[-1], near.shape[-1]), -1)
     # Both paths are weighted sums over the same values: one product serves them.
-    weights = torch.cat(
-        [path.softmax(-1) * share for path, share in zip(paths, gates.split(1, -1), strict=True)],
-        -1,
-    )
+    if spec.is_union:
+        scores[..., far.shape[-1] :] += gates
+        weights = scores.softmax(-1)
+    else:
+        paths = scores.split((far.shape[-1], near.shape[-1]), -1)
+        shares = zip(paths, gates.split(1, -1), strict=True)
+        weights = torch.cat([path.softmax(-1) * share for path, share in shares], -1)
     chosen = torch.where(blocks < own, blocks + first[:, None, None], -1)
     return weights @ v, chosen.to(torch.int32)
 

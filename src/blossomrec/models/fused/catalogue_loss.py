@@ -63,11 +63,24 @@ def summed_cross_entropy(
         float32, none if not wanted.
     """
     hidden, weight = hidden.contiguous(), weight.contiguous()
-    lse, losses = _row_lse(hidden, weight, targets)
+    lse, losses = row_lse(hidden, weight, targets)
     loss = losses.sum() if shares is None else (losses * shares).sum()
     if not differentiate:
         return loss, []
     scaled = hidden if scaled is None else scaled
+    return loss, gradients_of_sum(hidden, weight, targets, lse, limit, scaled)
+
+
+def gradients_of_sum(
+    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, limit: int, scaled: Tensor
+) -> list[Tensor]:
+    """Gradients of the summed cross-entropy, as of :func:`summed_cross_entropy`.
+
+    Args:
+        lse: of :func:`row_lse`, float32 [M].
+        scaled: [M, D], ``hidden`` by how much each row counts.
+    """
+    hidden, weight, lse = hidden.contiguous(), weight.contiguous(), lse.contiguous()
     rows, items = len(hidden), len(weight)
     height = min(max(limit // items, TILE_ROWS), rows)
     width = min(_aligned(max(1, limit // height - ALIGNMENT)), _aligned(items))
@@ -104,14 +117,15 @@ def summed_cross_entropy(
                 continue
             gradients[0][part] += products[0]
             gradients[1][columns] += products[1]
-    return loss, [gradients[0], gradients[1][:items]]
+    return [gradients[0], gradients[1][:items]]
 
 
-def _row_lse(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def row_lse(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithm of each row's summed exponentials, and its loss, float32 [M].
 
     Without a target nothing is likely and nothing is lost: infinity and zero.
     """
+    hidden, weight = hidden.contiguous(), weight.contiguous()
     tiles, heights = triton.cdiv(len(weight), ITEMS), triton.cdiv(len(hidden), ROWS)
     each = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, heights)))
     parts = triton.cdiv(tiles, each)

@@ -13,7 +13,7 @@ from blossomrec.errors import ConfigError
 from blossomrec.files import write_json, write_text
 from blossomrec.report import page, plots, wording
 from blossomrec.report.inspect import inspect_tables
-from blossomrec.report.inspect.inspect_tables import interval, named_heads, percent
+from blossomrec.report.inspect.inspect_tables import gates_name, interval, named_heads, percent
 from blossomrec.report.inspect.inspection import Inspection, inspect_run
 from blossomrec.report.inspect.selection_measures import UniformChoice
 from blossomrec.report.inspect.selection_totals import HeadChoices, LayerChoices
@@ -164,9 +164,10 @@ def _by_layer(inspection: Inspection, draw: Callable[[int, LayerChoices], Drawin
 
 
 def _gates(inspection: Inspection) -> Measured:
-    values = np.stack([layer.gates for layer in inspection.layers])
-    svg = plots.gates(values, "Mean gates by layer and query head; numbers are in the table")
-    figure = Figure("Mean gates", svg, "By query head, over the events with a choice.")
+    values, name = np.stack([layer.gates for layer in inspection.layers]), gates_name(inspection)
+    alt = f"{name} by layer and query head; numbers are in the table"
+    svg = plots.gates(values, alt, name.lower())
+    figure = Figure(name, svg, "By query head, over the events with a choice.")
     return Measured(inspect_tables.gates(inspection), [figure])
 
 

@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from blossomrec.models.transformer import blossom_spec
 from blossomrec.report.inspect.inspection import Example, Inspection
 from blossomrec.report.inspect.selection_totals import HeadChoices, Ratio, quantiles_of_counts
 from blossomrec.report.page import Cell, TextTable
@@ -69,6 +70,12 @@ def hubs(inspection: Inspection) -> TextTable:
     return TextTable("How unevenly the blocks of a history are selected", head, rows)
 
 
+def gates_name(inspection: Inspection) -> str:
+    """What the weights of the two paths are."""
+    union = blossom_spec(inspection.model, causal=inspection.causal).is_union
+    return "Mean shares of one softmax" if union else "Mean gates"
+
+
 def gates(inspection: Inspection) -> TextTable:
     """Mean weights of the two paths by query head."""
     rows = []
@@ -79,7 +86,7 @@ def gates(inspection: Inspection) -> TextTable:
             cells = (f"{path[0]:.3f}", f"{path[1]:.3f}", percent(balance))
             rows.append((f"layer {number}, query head {place}", *cells))
     head = ("", "Long-term", "Short-term", "Long-term of both")
-    return TextTable("Mean gates", head, rows)
+    return TextTable(gates_name(inspection), head, rows)
 
 
 def example(shown: Example) -> TextTable:
@@ -102,6 +109,8 @@ def example(shown: Example) -> TextTable:
     head = ["Events", "Selected by", *(["When"] if has_days else [])]
     head = [*head, Cell("Items, the latest first", prose=True)]
     caption = f"User {shown.user}: {shown.events:,} events{days}; the test event: {shown.target}"
+    if shown.own:
+        caption += f" ({shown.own})"
     return TextTable(caption, head, rows)
 
 

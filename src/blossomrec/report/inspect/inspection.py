@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from blossomrec.attention import BlossomAttention
 from blossomrec.config import LARGEST_SEED, ModelConfig
+from blossomrec.data.batch import Batch
 from blossomrec.data.batches import HistoryBatches
 from blossomrec.data.history import History
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases, make_split
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError
+from blossomrec.evaluation import scoring
 from blossomrec.measure import load_seeing, open_log
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerModel
@@ -35,7 +38,7 @@ from blossomrec.report.inspect.selection_totals import (
     mass_ratio,
     recorded,
 )
-from blossomrec.report.wording import ItemWords, period
+from blossomrec.report.wording import ItemWords, habit, period
 from blossomrec.run import read_run_config
 
 # Events of a batch; only a history that is longer by itself goes over it.
@@ -95,6 +98,8 @@ class Example:
         heads: of all layers together.
         blocks: the last event's own, then those that most heads select.
         target: id and title of the item of the test event.
+        own: what of its probability comes from the history itself, where the model mixes in the
+            user's own items; empty elsewhere.
     """
 
     user: str
@@ -103,6 +108,7 @@ class Example:
     heads: int
     blocks: tuple[ExampleBlock, ...]
     target: str
+    own: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,9 +306,13 @@ def _examples(
             model.encode(batch.to(device))
         layers = [each.output.selected for each in attended]
         selected = torch.stack([each for each in layers if each is not None]).cpu().numpy()
+        shares = _own_shares(model, batch.to(device))
         for number, row in zip(range(part.start, part.stop), batch.last_rows.tolist(), strict=True):
             user, end = int(shown.users[number]), int(shown.history_end[number])
             history = log.history(user)
+            first = _first_target(history, shown, number)
+            target = int(history.items[first])
+            moment = -1 if history.times is None else int(history.times[first])
             seen = history[max(0, end - max_len) : end]
             blocks = _example_blocks(selected[:, row], seen, form.block_size, words)
             found.append(
@@ -312,10 +322,40 @@ def _examples(
                     days=period(seen.times),
                     heads=selected.shape[0] * selected.shape[2],
                     blocks=blocks,
-                    target=words.name(int(history.items[_first_target(history, shown, number)])),
+                    target=words.name(target),
+                    own=_own(shares, number - part.start, target, seen.asked_for(moment)),
                 )
             )
     return tuple(found)
+
+
+def _own_shares(model: SequenceModel, batch: Batch) -> Tensor | None:
+    """What of the probability of each item comes from the history itself, [B, I]; None where
+    nothing does."""
+    if not scoring.mixes_own(model):
+        return None
+    scores = []
+    with torch.no_grad():
+        queries = scoring.Queries.of(model, batch)
+        for each in (queries, scoring.Queries(queries.states)):
+            block = scoring.ScoreBlock(
+                model,
+                len(queries),
+                device=queries.states.device,
+                score_elements=scoring.SCORE_ELEMENTS,
+            )
+            scores.append(block.fill(each)[:, : model.num_items])
+    mixed, catalogue = scores
+    return -(catalogue - mixed).expm1()
+
+
+def _own(shares: Tensor | None, row: int, item: int, seen: History) -> str:
+    if shares is None:
+        return ""
+    known = habit(seen, item)
+    if not known:
+        return "not in the history"
+    return f"{known}: {float(shares[row, item]):.0%} of its probability is the history's own"
 
 
 def _first_target(history: History, cases: Cases, number: int) -> int:

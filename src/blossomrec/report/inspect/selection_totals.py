@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput, BlossomAttention
 from blossomrec.attention.packing import Packing
+from blossomrec.attention.path_shares import path_shares
 from blossomrec.evaluation.significance import LEVEL, bootstrap_means
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.report.inspect.selection_measures import (
@@ -41,12 +43,18 @@ def recorded(model: SequenceModel) -> Iterator[list[Attended]]:
     training = model.training
     found: list[Attended] = []
 
-    def keep(layer: nn.Module, args: tuple[Tensor, ...], output: AttentionOutput) -> None:
+    def keep(
+        layer: nn.Module,
+        args: tuple[Tensor, ...],
+        options: dict[str, Any],
+        output: AttentionOutput,
+    ) -> None:
         assert isinstance(layer, BlossomAttention)
-        found.append(Attended(layer, *layer.project(*args)[:2], output))
+        q, k, *_ = layer.project(*args, rotary=options.get("rotary"))
+        found.append(Attended(layer, q, k, output))
 
     layers = [each for each in model.modules() if isinstance(each, BlossomAttention)]
-    handles = [layer.register_forward_hook(keep) for layer in layers]
+    handles = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers]
     model.eval()
     try:
         yield found
@@ -100,8 +108,9 @@ class HeadChoices:
 
 @dataclass(frozen=True, eq=False)
 class LayerChoices:
-    """One layer; ``gates`` [H, 2] are mean weights of long-term and short-term path, and
-    ``gate_balance`` [H] is the mean of the long-term one over the sum of both."""
+    """One layer; ``gates`` [H, 2] are mean weights of long-term and short-term path, of a union the
+    mean shares of the attention on the keys of either, and ``gate_balance`` [H] is the mean of the
+    long-term one over the sum of both."""
 
     heads: tuple[HeadChoices, ...]
     gates: np.ndarray
@@ -137,7 +146,7 @@ class LayerTotals:
             histories: int64 [C], number of the history of each among those of all batches.
         """
         layer, output = attended.layer, attended.output
-        assert output.selected is not None and output.gates is not None
+        assert output.selected is not None
         choosing = choosing_rows(
             cu_seqlens,
             len(output.selected),
@@ -152,7 +161,8 @@ class LayerTotals:
         ):
             self._hub_counts += ranked(_array(counts))
             self._entropy += events * _array(evenness(counts))
-        gates = output.gates[choosing].double()
+        shares = path_shares(attended.q, attended.k, cu_seqlens, output, layer.spec)
+        gates = shares[choosing].double()
         self._gates += _array(gates.sum(0))
         self._balance += _array((gates[..., 0] / gates.sum(-1)).sum(0))
         self._events += len(choosing)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.errors import MissingExtraError
+from blossomrec.errors import ConfigError, MissingExtraError
+from blossomrec.evaluation.scoring import Queries, mixes_own
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.engine.ranking import Best, Choice, Ranking
 from blossomrec.serving.metrics import Metrics
@@ -30,11 +31,17 @@ class ApproximateRanking(Ranking):
         metrics: are told how many of the best items were found when it was checked.
 
     Raises:
+        ConfigError: the model mixes in the user's own items, which takes the scores of all items.
         MissingExtraError: faiss is not installed.
     """
 
     def __init__(self, model: SequenceModel, probes: int, metrics: Metrics):
         super().__init__(model)
+        if mixes_own(model):
+            raise ConfigError(
+                f"probes is {probes}: a model with model.repeats 'on' needs the scores of all "
+                "items; choose 0"
+            )
         try:
             import faiss
         except ModuleNotFoundError as error:
@@ -48,11 +55,11 @@ class ApproximateRanking(Ranking):
         self._index.train(table)
         self._index.add(table)
 
-    def best(self, queries: Tensor, choices: Sequence[Choice]) -> list[Best]:
+    def best(self, queries: Queries, choices: Sequence[Choice]) -> list[Best]:
         self._faiss.omp_set_num_threads(torch.get_num_threads())
         return [
             self._one(query, choice)
-            for query, choice in zip(queries.split(1), choices, strict=True)
+            for query, choice in zip(queries.states.split(1), choices, strict=True)
         ]
 
     def _one(self, query: Tensor, choice: Choice) -> Best:
@@ -78,4 +85,4 @@ class ApproximateRanking(Ranking):
         return rows[0][kept], scores[0][kept]
 
     def _exactly(self, query: Tensor, choice: Choice) -> Best:
-        return super().best(query, [choice])[0]
+        return super().best(Queries(query), [choice])[0]

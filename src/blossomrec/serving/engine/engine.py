@@ -16,8 +16,11 @@ import torch
 from torch import Tensor
 
 from blossomrec.config import ServingConfig
+from blossomrec.data.batch import pack
 from blossomrec.data.history import History
+from blossomrec.evaluation.scoring import Queries, as_queries, mixes_own
 from blossomrec.models.features import Asked
+from blossomrec.models.own_history import OwnItems
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.engine.encoder import RequestEncoder
 from blossomrec.serving.engine.histories import Histories, UserHistory
@@ -320,7 +323,7 @@ def _answer(version: ModelVersion, jobs: list[Job]) -> None:
         count = whole.together([history for _, history in ready])
         ready, choices = ready[:count], choices[:count]
         queries = whole.queries([(one, job.request.at, job.request.kind) for job, one in ready])
-    best = version.ranking.best(queries, choices)
+    best = version.ranking.best(Queries(as_queries(queries), _own_items(version, ready)), choices)
     for (job, _), result in zip(ready, best, strict=True):
         succeed(job.future, result)
 
@@ -333,6 +336,24 @@ def _asked(model: SequenceModel, ready: list[tuple[Job, UserHistory]]) -> Tensor
     asked = [(*one.moments(job.request.at), job.request.kind) for job, one in ready]
     columns = torch.tensor(list(zip(*asked, strict=True)))
     return model.ask(kept, Asked(*columns.to(kept.device, non_blocking=True)))
+
+
+def _own_items(version: ModelVersion, ready: list[tuple[Job, UserHistory]]) -> OwnItems | None:
+    """The items of the histories of the jobs, where the model mixes them in.
+
+    They are made of the events in memory, as far as the model sees them, for each request: an event
+    that is added costs nothing.
+    """
+    model = version.model
+    if not mixes_own(model):
+        return None
+    width = len(model.fields.context)
+    seen = [
+        one.events[one.start :].asked_for(job.request.at, job.request.kind, context=width)
+        for job, one in ready
+    ]
+    batch = pack(seen, model.inputs)
+    return model.history_items(batch.to(model.item_embeddings.weight.device))
 
 
 def _attempt(futures: Sequence[Future[Any]], work: Callable[[], None]) -> None:

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput, BlossomAttention, pattern
-from blossomrec.data.batch import pack
+from blossomrec.data.batch import Batch, pack
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
+from blossomrec.evaluation import scoring
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import SwiGLU, TransformerLayer, TransformerModel
 
@@ -37,7 +38,8 @@ class PathShares:
     """What one path of one layer does for a score.
 
     Attributes:
-        weights: float32 [T], attention of the last event, mean over the heads; sums to one.
+        weights: float32 [T], attention of the last event within the path, mean over the heads; sums
+            to one, where the path sees anything.
         contributions: float32 [T], what passes from each event over this path to all events.
     """
 
@@ -50,7 +52,9 @@ class LayerShares:
     """What one layer does for a score.
 
     Attributes:
-        gates: float32 [H, 2], weights of the long-term and the short-term path at the last event.
+        gates: float32 [H, 2], weights of the long-term and the short-term path at the last event;
+            of a union, the shares of the attention on the keys of either. What both see belongs to
+            the short-term path.
         selected: blocks that the last event selects, rising, its own left out; for each, how many
             of the ``kv_heads`` do.
         kv_heads: key/value heads, each of which selects for itself.
@@ -74,6 +78,8 @@ class Explanation:
         rest: of the score, from biases.
         block_size: events in a block.
         layers: first to last.
+        own: of the score, from the mixture with the items of the history; None where the item is
+            not in it, or the model does not mix them in.
     """
 
     score: float
@@ -81,6 +87,12 @@ class Explanation:
     rest: float
     block_size: int
     layers: tuple[LayerShares, ...]
+    own: float | None = None
+
+    @property
+    def own_share(self) -> float:
+        """Share of the item's probability that the history has by itself."""
+        return 0.0 if self.own is None else -math.expm1(-self.own)
 
 
 def check_explainable(model: SequenceModel) -> TransformerModel:
@@ -136,8 +148,23 @@ def explain(model: SequenceModel, history: History | np.ndarray, item: int) -> E
     contributions = torch.zeros(len(batch.items), device=device)
     contributions[flow.rows] = (flow.gradient * inputs[0][flow.rows]).sum(-1).float()
     rest = score - float(contributions.double().sum())
-    block_size = model.config.block_size
-    return Explanation(score, contributions.cpu().numpy(), rest, block_size, tuple(layers))
+    block_size, own = model.config.block_size, None
+    mixed = _mixed(model, batch, transformer.final_norm(inputs[-1][-1:]), item)
+    if mixed is not None:
+        score, own = mixed, mixed - score
+    shares = contributions.cpu().numpy()
+    return Explanation(score, shares, rest, block_size, tuple(layers), own)
+
+
+def _mixed(model: SequenceModel, batch: Batch, state: Tensor, item: int) -> float | None:
+    """Score of an item of the history with the mixture in it; None where there is none."""
+    own = model.history_items(batch)
+    if own is None or not bool((own.items == item).any()):
+        return None
+    device = state.device
+    block = scoring.ScoreBlock(model, 1, device=device, score_elements=scoring.SCORE_ELEMENTS)
+    with scoring.full_precision(device):
+        return float(block.fill(scoring.Queries(state.float(), own))[0, item])
 
 
 @dataclass(frozen=True)
@@ -188,6 +215,14 @@ def _back_through_layer(
     return _Flow(through.rows, total[through.rows]), back.shares()
 
 
+class _SeenKeys(NamedTuple):
+    """Events that one path looks at, and whether each is there, [C, G, M]; scores [C, G, R, M]."""
+
+    places: Tensor
+    seen: Tensor
+    scores: Tensor
+
+
 class _AttentionBack:
     """The way back through one attention, tile by tile of the events that it starts from.
 
@@ -210,25 +245,35 @@ class _AttentionBack:
         self._by_value = torch.zeros_like(self._v)
         self._reached = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self._weights, self._passed = (x.new_zeros(2, len(x)) for _ in range(2))
+        self._last_gates = self._gates[-1]
 
     def add(self, rows: Tensor, gradient: Tensor) -> None:
         """Go back from the attention's output at ``rows``, [C], with derivatives [C, D]."""
         groups = self._attention.heads.keys
         # The output matrix, then a head's dimensions as [C, G, R, d].
         by_out = (gradient @ self._attention.output.weight).unflatten(-1, (groups, -1, self._size))
+        paths = [self._seen_by(rows, *keys) for keys in (self._far(rows), self._near(rows))]
         gates = self._gates[rows].unflatten(1, (groups, -1))
-        for path, (places, seen) in enumerate((self._far(rows), self._near(rows))):
-            self._add_path(path, rows, by_out * gates[..., path, None], places, seen)
+        if self._attention.spec.is_union:
+            # The one softmax is the softmaxes of both paths, weighed by what it gives to either.
+            far, near = (path.scores.logsumexp(-1, keepdim=True) for path in paths)
+            gates = torch.cat((far, near + gates), -1).softmax(-1)
+            if int(rows[-1]) == len(self._q) - 1:
+                self._last_gates = gates[-1].flatten(0, 1)
+        for number, path in enumerate(paths):
+            self._add_path(number, rows, by_out * gates[..., number, None], path)
 
-    def _add_path(
-        self, path: int, rows: Tensor, by_out: Tensor, places: Tensor, seen: Tensor
-    ) -> None:
-        """places, seen: [C, G, M], the events that are looked at, and whether each is there."""
-        groups = torch.arange(places.shape[1], device=rows.device)[:, None]
-        k, v = self._k[places, groups], self._v[places, groups]  # [C, G, M, d]
+    def _seen_by(self, rows: Tensor, places: Tensor, seen: Tensor) -> _SeenKeys:
+        groups = self._groups
         q = self._q[rows].unflatten(1, (len(groups), -1))
-        scores = (q @ k.mT) / math.sqrt(self._size)
-        weights = scores.masked_fill(~seen[:, :, None], -math.inf).softmax(-1)  # [C, G, R, M]
+        scores = (q @ self._k[places, groups].mT) / math.sqrt(self._size)
+        return _SeenKeys(places, seen, scores.masked_fill(~seen[:, :, None], -math.inf))
+
+    def _add_path(self, path: int, rows: Tensor, by_out: Tensor, keys: _SeenKeys) -> None:
+        places, seen, scores = keys
+        groups, v = self._groups, self._v[places, self._groups]  # [C, G, M, d]
+        # Of a union the long-term path may see nothing of its own.
+        weights = scores.softmax(-1).nan_to_num()  # [C, G, R, M]
         by_value = weights.mT @ by_out
         self._by_value.index_put_((places, groups), by_value, accumulate=True)
         self._passed[path].index_put_((places,), (by_value * v).sum(-1), accumulate=True)
@@ -238,12 +283,17 @@ class _AttentionBack:
             self._weights[path].index_put_((places[-1],), mean, accumulate=True)
 
     def _far(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Events of the own block and of the selected ones."""
+        """Events of the own block and of the selected ones; of a union without the near ones."""
         size = self._attention.spec.block_size
         own = (rows // size)[:, None, None].expand(-1, self._attention.heads.keys, 1)
         blocks = torch.cat((own, self._selected[rows].long()), dim=-1)
         places = (blocks[..., None] * size + torch.arange(size, device=rows.device)).flatten(2)
-        return _seen(places, rows)
+        places, seen = _seen(places, rows)
+        spec = self._attention.spec
+        if spec.is_union:
+            near = pattern.is_visible(rows[:, None, None] - places, spec.window)
+            seen = seen & ~(near | (places < spec.sinks))
+        return places, seen
 
     def _near(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Events at the distances of the pattern, and the sinks that are not among them."""
@@ -265,12 +315,17 @@ class _AttentionBack:
         numbered = zip(blocks.tolist(), counts.tolist(), strict=True)
         weights, passed = (each.float().cpu().numpy() for each in (self._weights, self._passed))
         return LayerShares(
-            gates=self._gates[-1].float().cpu().numpy(),
+            gates=self._last_gates.float().cpu().numpy(),
             selected={block: count for block, count in numbered if block >= 0},
             kv_heads=self._attention.heads.keys,
             long=PathShares(weights[0], passed[0]),
             short=PathShares(weights[1], passed[1]),
         )
+
+    @property
+    def _groups(self) -> Tensor:
+        """Numbers of the key/value heads, [G, 1]."""
+        return torch.arange(self._attention.heads.keys, device=self._v.device)[:, None]
 
     @property
     def _size(self) -> int:

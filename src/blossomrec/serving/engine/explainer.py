@@ -10,7 +10,9 @@ import torch
 
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
+from blossomrec.report.wording import habit
 from blossomrec.serving.engine.explain import (
+    Explanation,
     LayerShares,
     PathShares,
     check_explainable,
@@ -80,6 +82,7 @@ def _answer(version: ModelVersion, history: History, item: int, k: int) -> dict[
         "item": version.catalogue.id(item),
         "score": explanation.score,
         "rest": explanation.rest,
+        "own": None if explanation.own is None else _own(explanation, habit(seen, item)),
         "length": len(history),
         "start": start,
         "block_size": explanation.block_size,
@@ -88,6 +91,10 @@ def _answer(version: ModelVersion, history: History, item: int, k: int) -> dict[
         "contributions": [round(share, 6) for share in explanation.contributions.tolist()],
         "layers": [events.layer(layer, explanation.block_size) for layer in explanation.layers],
     }
+
+
+def _own(explanation: Explanation, words: str) -> dict[str, Any]:
+    return {"contribution": explanation.own, "share": explanation.own_share, "words": words}
 
 
 class _Events:

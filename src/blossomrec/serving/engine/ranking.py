@@ -50,8 +50,8 @@ class Ranking:
         """From now on recommend none of these items, and all others."""
         self._off = rows
 
-    def best(self, queries: Tensor, choices: Sequence[Choice]) -> list[Best]:
-        """The best items for each of the queries [B, D]; fewer where fewer are allowed.
+    def best(self, queries: scoring.Queries, choices: Sequence[Choice]) -> list[Best]:
+        """The best items for each of the queries; fewer where fewer are allowed.
 
         Raises:
             TrainingError: a score is not a number.
@@ -63,7 +63,7 @@ class Ranking:
         if self._table is None:
             self._table = normalize(self._model.output_weight().float(), dim=-1)
         choices = [Choice(k, [row]) for row in rows[:, None]]
-        queries = self._table[torch.from_numpy(rows).to(self._device)]
+        queries = scoring.Queries(self._table[torch.from_numpy(rows).to(self._device)])
         return _best(_Table(self._table), queries, choices, self._off, self._device)
 
 
@@ -79,7 +79,7 @@ class _Table:
 
 def _best(
     scorer: SequenceModel | _Table,
-    queries: Tensor,
+    queries: scoring.Queries,
     choices: Sequence[Choice],
     off: np.ndarray,
     device: torch.device,
@@ -91,7 +91,7 @@ def _best(
     for start in range(0, len(queries), block.rows):
         part = choices[start : start + block.rows]
         with scoring.full_precision(device):
-            scores = block.fill(scoring.as_queries(queries[start : start + block.rows]))
+            scores = block.fill(queries.part(start, start + block.rows))
         for row, choice in zip(scores, part, strict=True):
             _restrict(row, choice, off)
         limit = min(max(choice.k for choice in part), scorer.num_items)

@@ -306,7 +306,9 @@ class BlockOut(BaseModel):
 class LongPath(BaseModel):
     """The long-term path of a layer: selected blocks, oldest first."""
 
-    gate: float = Field(description="weight of the path, mean over the heads")
+    gate: float = Field(
+        description="weight of the path, of a union its share of the attention; mean over heads"
+    )
     contribution: float = Field(description="all that passes over this path to the score")
     blocks: list[BlockOut]
 
@@ -326,13 +328,25 @@ class LayerOut(BaseModel):
     short: ShortPath
 
 
+class OwnOut(BaseModel):
+    """What an item has by being in the history itself."""
+
+    contribution: float = Field(description="part of the score")
+    share: float = Field(description="part of the item's probability, 0 to 1")
+    words: str = Field(description="how often and when it was there")
+
+
 class Explained(BaseModel):
-    """Why an item has its score: the contributions of all events and ``rest`` add up to it."""
+    """Why an item has its score: the contributions of all events, ``rest`` and what there is of
+    ``own`` add up to it."""
 
     model: str
     item: ItemId
     score: float
     rest: float = Field(description="what comes from the model's biases")
+    own: OwnOut | None = Field(
+        None, description="of an item of the history, where the model mixes these in"
+    )
     length: int = Field(description="events of the history that the model knows")
     start: int = Field(description="position of the first event that the model sees")
     block_size: int = Field(description="events in a block; the first starts at ``start``")

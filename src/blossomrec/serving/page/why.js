@@ -11,7 +11,7 @@ const LOOKS =
 
 export function drawWhy(explanation, named, go) {
   byId("why-heading").textContent = `Why ${named(explanation.item)}`;
-  const { score, rest, contributions, events, layers } = explanation;
+  const { score, rest, own, contributions, events, layers } = explanation;
   const sum = contributions.reduce((total, share) => total + share, 0);
   const count = number(contributions.length);
   const from = contributions.length === 1 ? "the one event" : `${count} events`;
@@ -20,14 +20,21 @@ export function drawWhy(explanation, named, go) {
       "p",
       {},
       `Its score is ${score.toFixed(3)}: ${signed(sum)} from ${from} ` +
-        `and ${signed(rest)} that it gets after every history.`,
+        `and ${signed(rest)} that it gets after every history` +
+        (own ? `, and ${signed(own.contribution)} because it is ${own.words}.` : "."),
     ),
+    ...(own ? [ownShare(own)] : []),
     element("h3", {}, "Events that count most"),
     shares(events, named, explanation.start, go),
     element("h3", {}, "Where the model looks"),
     element("p", { class: "note" }, LOOKS),
     ...layers.map((layer, index) => drawLayer(layer, index, named)),
   );
+}
+
+function ownShare(own) {
+  const words = `${percent(own.share)} of its probability comes from the history alone.`;
+  return element("p", { class: "note" }, words);
 }
 
 export function drawNoWhy(words) {

@@ -28,8 +28,8 @@ class Problem(ctypes.Structure):
 
     _fields_ = _fields(
         "q k v block_keys gates cu_seqlens selected lse out "
-        "grad grad_q grad_k grad_v grad_gates samples shares",
-        "rows histories groups top_n window sinks causal threads count blocks wrong",
+        "grad grad_q grad_k grad_v grad_gates means samples shares",
+        "rows histories groups top_n window sinks causal is_union threads count blocks wrong",
     )
 
 
@@ -37,8 +37,8 @@ class Step(ctypes.Structure):
     """``struct Step`` of ``source/step.h``, which says what the fields are."""
 
     _fields_ = _fields(
-        "q k v gates frequencies pages block_keys table places out selected",
-        "rows width groups pairs top_n window sinks threads",
+        "q k v gates frequencies angles pages block_keys table places out selected",
+        "rows width groups pairs top_n window sinks is_union threads",
     )
 
 

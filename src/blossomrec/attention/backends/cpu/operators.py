@@ -16,7 +16,7 @@ def _empty_select_blocks(q, block_keys, cu_seqlens, numbers):
 @operator(_empty_select_blocks)
 def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: list[int]) -> Tensor:
     """The most important blocks of each event, int32 [T, G, top_n], see the reference."""
-    block_size, top_n, _, _, causal = numbers
+    block_size, top_n, _, _, causal, _ = numbers
     groups = block_keys.shape[1]
     selected = q.new_empty(len(q), groups, top_n, dtype=torch.int32)
     tensors = {
@@ -77,7 +77,7 @@ def attend(
     cu_seqlens: Tensor,
     numbers: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """Both paths and the gate: out [T, H, d], and the lse [2, T, H] of the softmaxes."""
+    """Both paths fused: out [T, H, d], and the lse [2, T, H], see ``source/problem.h``."""
     out, lse = q.new_empty(q.shape), q.new_empty(2, *q.shape[:2])
     given = [q, k, v, gates, selected, cu_seqlens]
     _run_paths("blossom_forward", given, {"out": out, "lse": lse}, numbers)
@@ -95,6 +95,8 @@ def attend_backward(
     grad_q, grad_k, grad_v, grad_gates = (x.new_empty(x.shape) for x in given[:4])
     tensors = {"grad": grad.contiguous(), "lse": kept[0]}
     tensors |= {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gates": grad_gates}
+    # Of two softmaxes the gradients of the gates are the means.
+    tensors["means"] = torch.empty_like(grad_gates) if numbers[-1] else grad_gates
     _run_paths("blossom_backward", given, tensors, numbers)
     return grad_q, grad_k, grad_v, grad_gates
 
@@ -110,10 +112,11 @@ def _run_paths(
     names = ("q", "k", "v", "gates", "selected")
     tensors = {name: x.contiguous() for name, x in zip(names, rows, strict=True)}
     tensors |= {"cu_seqlens": cu_seqlens, **others}
-    block_size, top_n, window, sinks, causal = numbers
+    block_size, top_n, window, sinks, causal, is_union = numbers
     q, groups = given[0], given[1].shape[1]
     sizes = _sizes(q, cu_seqlens, groups)
-    sizes |= {"top_n": top_n, "window": window, "sinks": sinks, "causal": causal}
+    sizes |= {"top_n": top_n, "window": window, "sinks": sinks}
+    sizes |= {"causal": causal, "is_union": is_union}
     _run(name, q, groups, block_size, tensors, sizes)
 
 

@@ -21,8 +21,8 @@ class CpuParts(Parts):
     ) -> Tensor:
         return selector_loss(q, k, block_keys, cu_seqlens, **given, shares=block_shares)
 
-    def extend(self, q, k, v, gates, layer, step_, compression, spec):
-        return step.extend(q, k, v, gates, layer, step_, compression, spec)
+    def extend(self, q, k, v, gates, layer, step_, compression, spec, rotary=None):
+        return step.extend(q, k, v, gates, layer, step_, compression, spec, rotary)
 
 
 def block_shares(

@@ -24,11 +24,14 @@ def extend(
     step: Step,
     compression: MeanCompression | MLPCompression,
     spec: BlossomSpec,
+    rotary: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See :meth:`blossomrec.attention.backends.parts.Parts.extend`; all are float32 on the CPU."""
     events, heads, size = q.shape
     groups, pairs = k.shape[1], rotated_pairs(size, spec.rotary_share)
     q, k, v, gates = (x.contiguous() for x in (q, k, v, gates))
+    if rotary is not None:
+        rotary, pairs = rotary.float().contiguous(), rotary.shape[2]
     out, selected = torch.empty_like(q), torch.empty(events, groups, spec.top_n, dtype=torch.int32)
     call = Call(
         q.data_ptr(),
@@ -36,6 +39,7 @@ def extend(
         v.data_ptr(),
         gates.data_ptr(),
         _frequencies(pairs).data_ptr(),
+        0 if rotary is None else rotary.data_ptr(),
         layer.pages.data_ptr(),
         layer.block_keys.data_ptr(),
         step.table.data_ptr(),
@@ -49,6 +53,7 @@ def extend(
         spec.top_n,
         spec.window,
         spec.sinks,
+        int(spec.is_union),
         torch.get_num_threads(),
     )
     functions = library(size, heads // groups, spec.block_size)

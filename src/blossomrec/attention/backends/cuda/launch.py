@@ -95,23 +95,16 @@ def selection_kernels(
     return _selection(_sizes(q, groups, top_n), causal, key_parts)
 
 
-def attention_kernels(
-    q: Tensor, groups: int, top_n: int, window: int, causal: bool, short_lists: bool
-) -> Attention:
-    """For histories of at most as many events as ``q`` has."""
-    pattern = Pattern.of(BLOCK_SIZE, window, 0, causal, len(q))
+def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: bool) -> Attention:
+    """For histories of at most as many events as ``q`` has; ``numbers`` as operators take them."""
+    _, top_n, window, _, causal, is_union = numbers
+    pattern = Pattern.of(BLOCK_SIZE, window, 0, bool(causal), len(q))
     sizes = _sizes(q, groups, top_n)
     powers = 2 * sizes[0]
     # A kernel has one step at least, though it may have nothing to do in it.
-    return _attention(
-        sizes,
-        pattern.near,
-        pattern.first_far,
-        max(1, -(-pattern.far // powers)),
-        window,
-        causal,
-        short_lists,
-    )
+    steps = max(1, -(-pattern.far // powers))
+    short_path = (window, pattern.near, pattern.first_far, steps)
+    return _attention(sizes, short_path, bool(causal), bool(is_union), short_lists)
 
 
 def _sizes(q: Tensor, groups: int, top_n: int) -> tuple[int, int, int, int, bool]:
@@ -141,19 +134,16 @@ def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: 
 @lru_cache(maxsize=64)
 def _attention(
     sizes: tuple[int, int, int, int, bool],
-    near: int,
-    first_far: int,
-    far_steps: int,
-    window: int,
+    short_path: tuple[int, int, int, int],
     causal: bool,
+    is_union: bool,
     short_lists: bool,
 ) -> Attention:
+    names = ("WINDOW", "NEAR", "FIRST_FAR", "FAR_STEPS")
     constants = {
         **_constants(sizes, causal),
-        "WINDOW": window,
-        "NEAR": near,
-        "FIRST_FAR": first_far,
-        "FAR_STEPS": far_steps,
+        **dict(zip(names, short_path, strict=True)),
+        "UNION": int(is_union),
         "CHUNK": CHUNK,
         "SHORT_LISTS": int(short_lists),
         **{f"WARPS_{name}": warps for name, warps in RESIDENT[sizes[2]].items()},

@@ -27,7 +27,7 @@ def _empty_select_blocks(q, block_keys, cu_seqlens, numbers):
 @operator(_empty_select_blocks)
 def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: list[int]) -> Tensor:
     """The most important blocks of each event, int32 [T, G, top_n], see the reference."""
-    _, top_n, _, _, causal = numbers
+    _, top_n, _, _, causal, _ = numbers
     total, groups, q = len(q), block_keys.shape[1], _rows(q)
     exact = block_keys.dtype == torch.bfloat16
     kernels = selection_kernels(q, groups, top_n, bool(causal), 1 if exact else 3)
@@ -65,13 +65,17 @@ def attend(
     cu_seqlens: Tensor,
     numbers: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """Both paths and the gate: out [T, H, d], and the lse [2, T, H] of the softmaxes."""
+    """Both paths and the gate: out [T, H, d], and the lse [2, T, H] of the softmaxes.
+
+    Of a union the first is that of its softmax, the second the same less the bias: what weights of
+    either path are found by, from scores without the bias.
+    """
     total, heads, size = q.shape
     groups, gates = k.shape[1], gates.contiguous()
     q, k, v = map(_rows, (q, k, v))
     table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
     tiles = len(table) * groups
-    kernels = _kernels(q, groups, numbers, tiles < SHORT_LISTS)
+    kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
     out, lse = q.new_empty(q.shape), q.new_empty(2, total, heads, dtype=torch.float32)
     kernels.forward(
         tiles,
@@ -107,7 +111,7 @@ def attend_backward(
     table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
     tiles = len(table) * groups
     short = tiles < SHORT_LISTS
-    kernels = _kernels(q, groups, numbers, short)
+    kernels = attention_kernels(q, groups, numbers, short)
     packed = _packed(kernels, k, v, table, transposed=False)
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     grad_gates, shifts = torch.empty_like(gates), torch.empty_like(lse)
@@ -140,23 +144,18 @@ def attend_backward(
     starts = q.new_empty(tiles + 1, dtype=torch.int32)
     sums = q.new_empty(chunks, 2, BLOCK_SIZE, size, dtype=torch.float32)
     kernels.list_starts(entries // STARTS_OF_A_WARP + 1, ordered, starts, entries, tiles)
-    rows, of_paths = (q, gates, packed), (lse, shifts, grad)
+    rows, of_paths = (q, gates, packed, table), (lse, shifts, grad)
     sizes = (scale, *_strides(q))
     kernels.list_sums(
         chunks, *rows, *of_paths, order, starts, ordered, sums, entries, tiles, *sizes
     )
     kernels.backward_keys(
-        tiles, *rows, table, *of_paths, grad_k, grad_v, order, starts, sums, total, *sizes
+        tiles, *rows, *of_paths, grad_k, grad_v, order, starts, sums, total, *sizes
     )
     return grad_q, grad_k, grad_v, grad_gates
 
 
 register_gradient("cuda_attend", attend_backward, kept=2)
-
-
-def _kernels(q: Tensor, groups: int, numbers: list[int], short_lists: bool) -> Attention:
-    _, top_n, window, _, causal = numbers
-    return attention_kernels(q, groups, top_n, window, bool(causal), short_lists)
 
 
 def _packed(kernels: Attention, k: Tensor, v: Tensor, table: Tensor, *, transposed: bool) -> Tensor:

@@ -63,6 +63,7 @@ class Pattern:
         return {
             "S": self.block_size,
             "WINDOW": self.window,
+            "SINKS": self.sinks,
             "CAUSAL": self.causal,
             "NEAR": self.near,
             "FIRST_FAR": self.first_far,

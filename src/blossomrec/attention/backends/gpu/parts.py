@@ -58,31 +58,31 @@ class GpuParts(Parts):
     ) -> Tensor:
         rows, max_length, spec = given["rows"], given["max_length"], given["spec"]
         blocks, size = max_length // spec.block_size, spec.block_size
-        if selector.no_choice(blocks, rows, block_keys) or size & (size - 1):
+        if selector.no_choice(blocks, rows, block_keys, spec) or size & (size - 1):
             return super().selector_loss(q, k, block_keys, cu_seqlens, **given)
         if blocks > block_mass.MAX_BLOCKS:
             loss = partial(selector.selector_loss, shares=block_shares)
             return loss(q, k, block_keys, cu_seqlens, **given)
         sizes = selector.sample_sizes(max_length, q.shape[1])
         before = first_blocks(cu_seqlens, size)
-        samples = draw_samples(rows, cu_seqlens, before, len(q), size, *sizes)
+        samples = draw_samples(rows, cu_seqlens, before, spec, *sizes)
         form = (size, spec.causal)
         return importance.distillation_loss(q, k, block_keys, samples, blocks, form)
 
     def captures_steps(self, target: Target) -> bool:
         return target.device == "cuda" and not unsupported(target)
 
-    def extend(self, q, k, v, gates, layer, step_, compression, spec):
+    def extend(self, q, k, v, gates, layer, step_, compression, spec, rotary=None):
         size, block_size = q.shape[2], layer.layout.block_size
         heads = Heads(q.shape[1], k.shape[1], size)
         target = Target(BlossomSpec(block_size=block_size), heads, q.dtype, q.device.type)
         if unsupported(target):
-            return super().extend(q, k, v, gates, layer, step_, compression, spec)
+            return super().extend(q, k, v, gates, layer, step_, compression, spec, rotary)
         # A block that several events fill is not there for the program of the last one.
         alone = len(step_.bounds) == len(step_.users) + 1
         mean = alone and isinstance(compression, MeanCompression)
         with torch.autocast(q.device.type, enabled=False):
-            q, k = eager.rotated(q, k, step_, spec.rotary_share)
+            q, k = eager.rotated(q, k, step_, spec.rotary_share, rotary)
             step.append(k, v, layer, step_, mean=mean)
             if not mean:
                 eager.close_blocks(layer, step_, compression)

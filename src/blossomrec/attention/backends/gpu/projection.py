@@ -33,18 +33,20 @@ class Sizes(NamedTuple):
 def project(
     x: Tensor, weights: tuple[Tensor, ...], gate_bias: Tensor | None, angles: Tensor, heads: Sizes
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Projections of ``x``, queries and keys turned, gates through the sigmoid.
+    """Projections of ``x``, queries and keys turned, two gates a head through the sigmoid.
+
+    One number a head instead is the bias of a union, left as it is.
 
     Args:
         x: [T, D].
-        weights: of queries [H * d, D], keys and values [G * d, D], and gates [2 * H, D] where
-            ``gate_bias`` is given.
-        gate_bias: [2 * H]; None without gates.
+        weights: of queries [H * d, D], keys and values [G * d, D], and gates [2 * H, D], or [H, D]
+            of a union, where ``gate_bias`` is given.
+        gate_bias: [2 * H], or [H] of a union; None without gates.
         angles: float32 [T, 2, m/2], cosine and sine of each row's angles.
         heads: H, G, d, m/2.
 
     Returns:
-        q [T, H, d], k and v [T, G, d], gates [T, H, 2] or None, in the type of autocast, or of
+        q [T, H, d], k and v [T, G, d], gates [T, H, 2 or 1] or None, in the type of autocast, or of
         ``x`` without.
     """
     q, k, v, gates = _Project.apply(x, gate_bias, angles, heads, *weights)
@@ -60,7 +62,9 @@ class _Project(torch.autograd.Function):
             joint = x @ weight.T
         q = joint.new_empty(len(x), heads.queries, heads.size)
         k, v = (joint.new_empty(len(x), heads.keys, heads.size) for _ in range(2))
-        gates = None if gate_bias is None else joint.new_empty(len(x), heads.queries, 2)
+        gates = None
+        if gate_bias is not None:
+            gates = joint.new_empty(len(x), heads.queries, len(gate_bias) // heads.queries)
         if len(x):
             form = _form(heads, gates)
             split_kernel[_grid(x)](joint, gate_bias, angles, q, k, v, gates, len(x), **form)
@@ -102,6 +106,6 @@ def _form(heads: Sizes, gates: Tensor | None) -> dict[str, int | bool]:
         "PAIRS_BLOCK": triton.next_power_of_2(max(1, heads.pairs)),
         "REST_BLOCK": triton.next_power_of_2(rest),
         "D_BLOCK": triton.next_power_of_2(heads.size),
-        "GATED": gates is not None,
+        "GATES": 0 if gates is None else gates.shape[2],
         "ROWS": ROWS,
     }

@@ -10,7 +10,11 @@ import torch
 import triton
 from torch import Tensor
 
-from blossomrec.attention.backends.gpu.kernels.sampling import draw_kernel
+from blossomrec.attention.backends.gpu.kernels.sampling import choices_kernel, draw_kernel
+from blossomrec.attention.spec import BlossomSpec
+
+# Histories of one program.
+HISTORIES = 128
 
 
 class SampledEvents(NamedTuple):
@@ -32,20 +36,36 @@ def draw_samples(
     rows: Tensor,
     cu_seqlens: Tensor,
     first_blocks: Tensor,
-    events: int,
-    block_size: int,
+    spec: BlossomSpec,
     runs: int,
     count: int,
 ) -> SampledEvents:
-    """``runs`` times ``count`` samples.
+    """``runs`` times ``count`` samples of events with more than ``top_n`` eligible blocks.
+
+    Where there is none, all are of row 0 in a history without blocks.
 
     Args:
-        rows: int64 [N], rising: rows that samples are drawn from; ``events`` and more are none.
-        cu_seqlens: int32 [B+1].
+        rows: int64 [N], rising: rows that samples are drawn from; T, which is none, may fill up
+            the end.
+        cu_seqlens: int32 [B+1], up to T.
         first_blocks: int64 [B+1], row of each history's first block key.
-        events: T.
-        block_size: events in a block.
+        spec: block_size, top_n and causal.
     """
+    histories, steps = len(cu_seqlens) - 1, max(len(rows), len(cu_seqlens)).bit_length()
+    lows, counts = rows.new_empty(2, histories).unbind()
+    choices_kernel[(triton.cdiv(histories, HISTORIES),)](
+        rows,
+        cu_seqlens,
+        lows,
+        counts,
+        len(rows),
+        histories,
+        S=spec.block_size,
+        TOP_N=spec.top_n,
+        CAUSAL=spec.causal,
+        HISTORIES=HISTORIES,
+        STEPS=steps,
+    )
     # Of 32 bits, they cannot be rounded up to the next stratum.
     drawn = torch.rand(runs, count + 1, device=rows.device)
     of_samples, of_runs = rows.new_empty(3, runs, count), rows.new_empty(2, runs)
@@ -55,14 +75,15 @@ def draw_samples(
         rows,
         cu_seqlens,
         first_blocks,
+        lows,
+        counts,
+        counts.cumsum(0),
         *samples,
-        events,
-        len(rows),
-        len(cu_seqlens) - 1,
+        histories,
         count,
-        S=block_size,
+        S=spec.block_size,
         PLACES=triton.next_power_of_2(count),
-        STEPS=max(len(rows), len(cu_seqlens)).bit_length(),
+        STEPS=steps,
         num_warps=1,
     )
     return samples

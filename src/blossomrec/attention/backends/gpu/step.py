@@ -87,6 +87,7 @@ def attend(
         math.log2(math.e) / math.sqrt(size),
         *q.stride()[:2],
         **form,
+        UNION=spec.is_union,
         **pattern_constants(spec.window, spec.sinks, width * layer.layout.block_size),
         SPAN=SPAN,
         SPANS=spans,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blossomrec.attention import pattern
-from blossomrec.attention.backends.torch.dense import dense_paths
+from blossomrec.attention.backends.torch.dense import dense_attention
 from blossomrec.attention.backends.torch.selection import select_blocks
-from blossomrec.attention.backends.torch.sparse import BlockKeys, NearKeys, SparseAttention
+from blossomrec.attention.backends.torch.sparse import sparse_attention
 from blossomrec.attention.buckets import Buckets
 from blossomrec.attention.packing import Packing, histories
 from blossomrec.attention.spec import BlossomSpec, Inputs, Target
@@ -28,29 +27,23 @@ def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[
         with torch.no_grad():
             selected = select_blocks(q, block_keys, packing, longest, top_n, causal)
 
-    def dense(cu_seqlens: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
-        q, k, v, selected = rows
-        buckets = Buckets.of(cu_seqlens, len(q), min(longest, limit))
-        return dense_paths(q, k, v, selected, buckets, spec, selects_all=selects_all)
+    def dense(cu_seqlens: Tensor, *rows: Tensor) -> Tensor:
+        buckets = Buckets.of(cu_seqlens, len(rows[0]), min(longest, limit))
+        return dense_attention(*rows, buckets, spec, selects_all=selects_all)
 
-    def sparse(cu_seqlens: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
-        q, k, v, selected = rows
-        packing = Packing.of(cu_seqlens, len(q), block_size)
-        blocks = BlockKeys(packing, selected, causal)
-        distances = pattern.distances(spec.window, longest)
-        events = NearKeys(packing, distances, spec.window, spec.sinks, causal)
-        long = SparseAttention.apply(q, packing.pad(k), packing.pad(v), blocks)
-        return long, SparseAttention.apply(q, k, v, events)
+    def sparse(cu_seqlens: Tensor, *rows: Tensor) -> Tensor:
+        packing = Packing.of(cu_seqlens, len(rows[0]), block_size)
+        return sparse_attention(*rows, packing, longest, spec)
 
     limit = DENSE_LENGTH[q.device.type]
-    rows = (q, k, v, selected)
+    rows = (q, k, v, gates, selected)
     if longest <= limit:
-        long, short = dense(cu_seqlens, *rows)
+        out = dense(cu_seqlens, *rows)
     elif shortest > limit:
-        long, short = sparse(cu_seqlens, *rows)
+        out = sparse(cu_seqlens, *rows)
     else:
-        long, short = _by_length(cu_seqlens.diff() > limit, cu_seqlens, rows, sparse, dense)
-    return gates[..., :1] * long + gates[..., 1:] * short, selected
+        out = _by_length(cu_seqlens.diff() > limit, cu_seqlens, rows, sparse, dense)
+    return out, selected
 
 
 def unsupported(target: Target) -> str:
@@ -58,7 +51,7 @@ def unsupported(target: Target) -> str:
     return ""
 
 
-def _by_length(is_long, cu_seqlens, rows, sparse, dense) -> tuple[Tensor, Tensor]:
+def _by_length(is_long, cu_seqlens, rows, sparse, dense) -> Tensor:
     """Long histories through one function, short ones through the other."""
     lengths = cu_seqlens.diff()
     owner = is_long[histories(cu_seqlens, len(rows[0]))]
@@ -68,6 +61,4 @@ def _by_length(is_long, cu_seqlens, rows, sparse, dense) -> tuple[Tensor, Tensor
         part = torch.nn.functional.pad(lengths[chosen].cumsum(0), (1, 0)).to(cu_seqlens.dtype)
         results.append(attend(part, *(x.index_select(0, place) for x in rows)))
         places.append(place)
-    order = torch.cat(places).argsort()
-    long, short = (torch.cat(parts).index_select(0, order) for parts in zip(*results, strict=True))
-    return long, short
+    return torch.cat(results).index_select(0, torch.cat(places).argsort())

@@ -1,8 +1,8 @@
-"""Both paths of short histories as dense attention with masks.
+"""Short histories as dense attention with masks: of both paths, or of their union.
 
 Quadratic, but only in lengths up to a bound. Histories of similar length are padded and attended
 together. The masks are additive, as the kernels behind ``scaled_dot_product_attention`` want them,
-and shared by the heads of a group.
+and shared by the heads of a group, but for that of a union, which holds the bias of each head.
 """
 
 from __future__ import annotations
@@ -22,43 +22,61 @@ from blossomrec.attention.spec import BlossomSpec
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def dense_paths(
+def dense_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    gates: Tensor,
     selected: Tensor,
     buckets: Buckets,
     spec: BlossomSpec,
     *,
     selects_all: bool,
-) -> tuple[Tensor, Tensor]:
-    """Long-term and short-term attention, [T, H, d] each.
+) -> Tensor:
+    """Output [T, H, d], both paths fused.
 
     ``selects_all``: every earlier block is selected, so that the long-term path is causal
     attention and needs no mask.
     """
-    long, short = [], []
-    padded = (buckets.pad(x) for x in (q, k, v, selected))
-    for bucket_q, bucket_k, bucket_v, chosen, lengths in zip(*padded, buckets.lengths, strict=True):
-        heads = _fold(bucket_q, bucket_k, bucket_v)
-        length = bucket_q.shape[1]
-        inside = torch.arange(length, device=q.device) < lengths[:, None]
-        near = _short_mask(lengths, inside, spec).to(q.dtype)
+    outputs = []
+    padded = (buckets.pad(x) for x in (q, k, v, gates, selected))
+    for q, k, v, gates, selected, lengths in zip(*padded, buckets.lengths, strict=True):
+        heads, shape = _fold(q, k, v), q.shape
+        inside = torch.arange(shape[1], device=q.device) < lengths[:, None]
+        near = _short_mask(lengths, inside, spec)
         far = None
-        if not selects_all:
-            far = _long_mask(chosen, inside, spec).to(q.dtype)
-        shape = bucket_q.shape
-        long.append(_unfold(_attend(*heads, far), shape))
-        short.append(_unfold(_attend(*heads, near), shape))
-    return buckets.unpad(long), buckets.unpad(short)
+        if spec.is_union or not selects_all:
+            far = _long_mask(selected, inside, spec)
+        if spec.is_union:
+            bias = gates.transpose(1, 2).reshape(*heads[0].shape[:3], 1)
+            outputs.append(_unfold(_attend(*heads, _union_mask(near, far, bias)), shape))
+        else:
+            long, short = (_unfold(_attend(*heads, mask), shape) for mask in (far, near))
+            outputs.append(gates[..., :1] * long + gates[..., 1:] * short)
+    return buckets.unpad(outputs)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """[n * G, R, L, d], the mask [n * G or 1, 1, L, L] or None for a causal one."""
-    if mask is not None and 1 < mask.shape[0] < q.shape[0]:
-        mask = mask.repeat_interleave(q.shape[0] // mask.shape[0], dim=0)
+    """[n * G, R, L, d], the mask [n * G, n or 1, R or 1, L, L] or None for a causal one."""
+    if mask is not None:
+        mask = _by_group(mask, len(q)).to(q.dtype)
     with sdpa_kernel(BACKENDS):
         return scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+
+
+def _by_group(mask: Tensor, count: int) -> Tensor:
+    """Masks of ``count`` histories and groups, [n * G, ...], of those of n histories, or of one."""
+    if 1 < len(mask) < count:
+        return mask.repeat_interleave(count // len(mask), dim=0)
+    return mask
+
+
+def _union_mask(near: Tensor, far: Tensor, bias: Tensor) -> Tensor:
+    """Additive mask [n * G, R, L, L]: the bias where the pattern sees a key, else as of ``far``.
+
+    near: [1 or n, 1, L, L]; far: [n * G, 1, L, L]; bias: [n * G, R, L, 1].
+    """
+    return torch.where(_by_group(near, len(far)) == 0, bias, far.to(bias.dtype))
 
 
 def _fold(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ grows with the square of a length; the backward pass gathers them again instead 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from blossomrec.attention import pattern
 from blossomrec.attention.packing import Packing
+from blossomrec.attention.spec import BlossomSpec
 
 # Rows of a tile: enough to keep the device busy, few enough to stay in a CPU's cache.
 TILE_ROWS = {"cpu": 512, "cuda": 8_192}
@@ -22,11 +23,15 @@ TILE_ROWS = {"cpu": 512, "cuda": 8_192}
 
 @dataclass(frozen=True)
 class BlockKeys:
-    """Keys of the long-term path: the own block and the selected ones, in the padded layout."""
+    """Keys of the long-term path: the own block and the selected ones, in the padded layout.
+
+    Of a union without those of ``near``, the keys of the short-term path.
+    """
 
     packing: Packing
     selected: Tensor
     causal: bool
+    near: NearKeys | None = None
 
     def _padded(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Rows of the padded layout, own block first, and whether each is chosen, [C, G, n+1]."""
@@ -64,6 +69,10 @@ class BlockKeys:
         position, length = self.packing.position[rows], self.packing.length[rows]
         last = position if self.causal else length - 1
         mask[:, :, 0] = (place <= (last - position // block * block)[:, None])[:, None]
+        if self.near is not None:
+            own = self.packing.block[rows, None, None].expand(-1, mask.shape[1], 1)
+            number = torch.cat((own, self.selected[rows].long()), -1)[..., None]
+            mask &= ~self.near.sees(number * block + place, rows)
         return mask.flatten(2)
 
 
@@ -121,6 +130,17 @@ class NearKeys:
         """Which gathered keys are seen, bool [C, 1, M]."""
         return self._places(rows)[1][:, None]
 
+    def sees(self, positions: Tensor, rows: slice) -> Tensor:
+        """Whether keys at some positions of each row's history are among these, bool [C, ...]."""
+        shape = (-1,) + (1,) * (positions.dim() - 1)
+        position, length = (
+            x[rows].view(shape) for x in (self.packing.position, self.packing.length)
+        )
+        visible = pattern.is_visible((position - positions).abs(), self.window)
+        if self.causal:
+            return visible | (positions < self.sinks)
+        return visible | (positions >= length - self.sinks)
+
 
 def _accumulate(into: Tensor, rows: Tensor, values: Tensor) -> None:
     """Add rows in an order that does not change from call to call."""
@@ -130,59 +150,148 @@ def _accumulate(into: Tensor, rows: Tensor, values: Tensor) -> None:
         into.index_add_(0, rows, values)
 
 
+KeySets = tuple[BlockKeys | NearKeys, ...]
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Tensor,
+    selected: Tensor,
+    packing: Packing,
+    longest: int,
+    spec: BlossomSpec,
+) -> Tensor:
+    """Output [T, H, d], both paths fused; ``longest`` is the length of the longest history."""
+    blocks, near = sets = _key_sets(selected, packing, longest, spec)
+    padded = packing.pad(k), packing.pad(v)
+    if spec.is_union:
+        return SparseAttention.apply(q, gates, sets, *padded, k, v)
+    long = SparseAttention.apply(q, None, (blocks,), *padded)
+    short = SparseAttention.apply(q, None, (near,), k, v)
+    return gates[..., :1] * long + gates[..., 1:] * short
+
+
+@torch.no_grad()
+def near_share(
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor,
+    selected: Tensor,
+    packing: Packing,
+    longest: int,
+    spec: BlossomSpec,
+) -> Tensor:
+    """Of the weights of a union, the share on the keys of the short-term path, [T, H]."""
+    sets = _key_sets(selected, packing, longest, spec)
+    padded, shares = packing.pad(k), []
+    for rows in _tiles(q):
+        tile = _Tile.of(q, bias, sets, (padded, padded, k, k), rows, k.shape[1])
+        shares.append(tile.scores.softmax(-1)[..., -tile.counts[-1] :].sum(-1).flatten(1))
+    return torch.cat(shares)
+
+
+def _key_sets(
+    selected: Tensor, packing: Packing, longest: int, spec: BlossomSpec
+) -> tuple[BlockKeys, NearKeys]:
+    """Keys of the long-term path, of a union without near ones, and of the short-term path."""
+    distances = pattern.distances(spec.window, longest)
+    near = NearKeys(packing, distances, spec.window, spec.sinks, spec.causal)
+    return BlockKeys(packing, selected, spec.causal, near if spec.is_union else None), near
+
+
 class SparseAttention(torch.autograd.Function):
-    """Softmax attention of every row over the keys that a key set gathers for it."""
+    """Softmax attention of every row over the keys that key sets gather for it.
+
+    A bias [T, H, 1], if there is one, is added to the scaled scores of the last set's keys. The
+    sets have no key in common; after them come the keys and values of each, in its layout.
+    """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, keys: BlockKeys | NearKeys) -> Tensor:
-        groups = k.shape[0] if isinstance(keys, BlockKeys) else k.shape[1]
+    def forward(ctx, q: Tensor, bias: Tensor | None, sets: KeySets, *sources: Tensor) -> Tensor:
+        groups = sources[-1].shape[1 if isinstance(sets[-1], NearKeys) else 0]
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=_exact(q))
         with torch.autocast(q.device.type, enabled=False):
             for rows in _tiles(q):
-                tile = _Tile.of(q, k, v, keys, rows, groups)
+                tile = _Tile.of(q, bias, sets, sources, rows, groups)
                 lse[rows] = tile.scores.logsumexp(-1).flatten(1)
                 weights = tile.scores.softmax(-1)
                 out[rows] = (weights @ tile.v).flatten(1, 2).to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.keys, ctx.groups = keys, groups
+        ctx.save_for_backward(q, bias, lse, *sources)
+        ctx.sets, ctx.groups = sets, groups
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        q, k, v, out, lse = ctx.saved_tensors
+        q, bias, lse, *sources = ctx.saved_tensors
         grad_q = torch.empty_like(q)
-        grad_k, grad_v = (torch.zeros_like(x, dtype=_exact(q)) for x in (k, v))
+        grad_bias = None if bias is None else torch.empty_like(bias)
+        grads = [torch.zeros_like(x, dtype=_exact(q)) for x in sources]
         with torch.autocast(q.device.type, enabled=False):
             for rows in _tiles(q):
-                tile = _Tile.of(q, k, v, ctx.keys, rows, ctx.groups)
+                tile = _Tile.of(q, bias, ctx.sets, sources, rows, ctx.groups)
                 grad_out = _grouped(grad, rows, ctx.groups)
                 total = lse[rows].view(len(grad_out), ctx.groups, -1, 1)
                 weights = (tile.scores - total).exp()
-                mean = (grad_out * _grouped(out, rows, ctx.groups)).sum(-1, keepdim=True)
-                grad_scores = weights * (grad_out @ tile.v.mT - mean) / math.sqrt(q.shape[-1])
-                grad_q[rows] = (grad_scores @ tile.k).flatten(1, 2).to(q.dtype)
-                ctx.keys.scatter(grad_k, grad_scores.mT @ tile.q, rows)
-                ctx.keys.scatter(grad_v, weights.mT @ grad_out, rows)
-        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
+                slopes = grad_out @ tile.v.mT
+                # Not from the output, which is rounded to its type.
+                slopes = weights * (slopes - (weights * slopes).sum(-1, keepdim=True))
+                if grad_bias is not None:
+                    near = slopes[..., -tile.counts[-1] :].sum(-1, keepdim=True)
+                    grad_bias[rows] = near.flatten(1, 2).to(bias.dtype)
+                slopes /= math.sqrt(q.shape[-1])
+                grad_q[rows] = (slopes @ tile.k).flatten(1, 2).to(q.dtype)
+                found = (slopes.mT @ tile.q, weights.mT @ grad_out)
+                parts = zip(*(each.split(tile.counts, 2) for each in found), strict=True)
+                for number, (keys, both) in enumerate(zip(ctx.sets, parts, strict=True)):
+                    for into, part in zip(grads[2 * number :], both, strict=False):
+                        keys.scatter(into, part, rows)
+        grads = [each.to(x.dtype) for each, x in zip(grads, sources, strict=True)]
+        return grad_q, grad_bias, None, *grads
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """One tile, in float32 or better: q [C, G, R, d], k and v [C, G, M, d], scores [C, G, R, M]."""
+    """One tile, in float32 or better: q [C, G, R, d], k and v [C, G, M, d], scores [C, G, R, M].
+
+    counts: how many of the M keys are of each set.
+    """
 
     q: Tensor
     k: Tensor
     v: Tensor
     scores: Tensor
+    counts: list[int]
 
     @classmethod
-    def of(cls, q, k, v, keys: BlockKeys | NearKeys, rows: slice, groups: int) -> _Tile:
+    def of(
+        cls,
+        q: Tensor,
+        bias: Tensor | None,
+        sets: KeySets,
+        sources: Sequence[Tensor],
+        rows: slice,
+        groups: int,
+    ) -> _Tile:
         exact = _exact(q)
         tile_q = _grouped(q, rows, groups)
-        tile_k, tile_v = keys.gather(k, rows).to(exact), keys.gather(v, rows).to(exact)
+        tile_k, tile_v = (
+            _joined([keys.gather(x, rows) for keys, x in zip(sets, of, strict=True)]).to(exact)
+            for of in (sources[::2], sources[1::2])
+        )
+        masks = [keys.mask(rows).expand(-1, groups, -1) for keys in sets]
+        counts = [mask.shape[-1] for mask in masks]
         scores = tile_q @ tile_k.mT / math.sqrt(q.shape[-1])
-        scores.masked_fill_(~keys.mask(rows)[:, :, None], -math.inf)
-        return cls(tile_q, tile_k, tile_v, scores)
+        if bias is not None:
+            scores[..., -counts[-1] :] += _grouped(bias, rows, groups)
+        scores.masked_fill_(~_joined(masks)[:, :, None], -math.inf)
+        return cls(tile_q, tile_k, tile_v, scores, counts)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """[C, G, M', ...] side by side, [C, G, M, ...]."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 def _exact(x: Tensor) -> torch.dtype:

@@ -33,7 +33,7 @@ def _empty_select_blocks(q, block_keys, cu_seqlens, numbers):
 @operator(_empty_select_blocks)
 def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: list[int]) -> Tensor:
     """The most important blocks of each event, int32 [T, G, top_n], see the reference."""
-    block_size, top_n, _, _, causal = numbers
+    block_size, top_n, _, _, causal, _ = numbers
     total, heads, size = q.shape
     groups = block_keys.shape[1]
     launch = launch_for(size, heads // groups, q.dtype)
@@ -76,9 +76,9 @@ def attend(
     cu_seqlens: Tensor,
     numbers: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """Both paths and the gate: out [T, H, d], and the lse [2, T, H] of the softmaxes."""
+    """Both paths fused: out [T, H, d], and the lse [2, T, H], see ``forward_kernel``."""
     total, heads, size = q.shape
-    sizes = _sizes(q, k, selected)
+    sizes = _sizes(q, k, numbers)
     launch = launch_for(size, sizes["R"], q.dtype)
     pattern = _pattern(numbers, total)
     table = tile_table(cu_seqlens, total, pattern.block_size, pattern.block_size)
@@ -115,7 +115,7 @@ def attend_backward(
     q, k, v, gates, selected, cu_seqlens = given
     out, lse = kept
     total, _, size = q.shape
-    sizes = _sizes(q, k, selected)
+    sizes = _sizes(q, k, numbers)
     groups, strides, scale = sizes["G"], _strides(q, k, v), _scale(size)
     launch = launch_for(size, sizes["R"], q.dtype)
     pattern = _pattern(numbers, total)
@@ -166,6 +166,9 @@ def attend_backward(
             **sizes,
             CHUNK=launch.chunk,
             S=pattern.block_size,
+            WINDOW=pattern.window,
+            SINKS=pattern.sinks,
+            CAUSAL=pattern.causal,
             **options,
         )
     spans = (len(table) // SPAN.value + len(cu_seqlens)) * pattern.sink_blocks * groups
@@ -180,6 +183,7 @@ def attend_backward(
             G=groups,
             R=sizes["R"],
             D=size,
+            UNION=sizes["UNION"],
             S=pattern.block_size,
             WINDOW=pattern.window,
             SINKS=pattern.sinks,
@@ -211,13 +215,15 @@ register_gradient("triton_attend", attend_backward, kept=2)
 
 
 def _pattern(numbers: list[int], total: int) -> Pattern:
-    block_size, _, window, sinks, causal = numbers
+    block_size, _, window, sinks, causal, _ = numbers
     return Pattern.of(block_size, window, sinks, bool(causal), total)
 
 
-def _sizes(q: Tensor, k: Tensor, selected: Tensor) -> dict[str, int]:
+def _sizes(q: Tensor, k: Tensor, numbers: list[int]) -> dict[str, int]:
     heads, groups = q.shape[1], k.shape[1]
-    return {"G": groups, "R": heads // groups, "D": q.shape[2], "N": selected.shape[2]}
+    _, top_n, _, _, _, is_union = numbers
+    sizes = {"G": groups, "R": heads // groups, "D": q.shape[2]}
+    return {**sizes, "N": top_n, "UNION": bool(is_union)}
 
 
 def _strides(*rows: Tensor) -> list[int]:

@@ -114,6 +114,11 @@ struct KeyTile {
 
     // The event of a packed row sees these keys by a path (0 long-term, 1 short-term).
     void take(int64_t row, int path, Mask by) {
+        if (path == 0 && batch.problem.is_union) {
+            const int32_t query = row - at.start();
+            by &= ~batch.pattern.sees(every(query), lane_numbers() + at.position, at.length);
+            if (!any(by)) return;
+        }
         rows[waiting] = row;
         paths[waiting] = path;
         seen[waiting] = by;
@@ -130,13 +135,12 @@ struct KeyTile {
             dot_keys(v, problem.grad + first * D, slope);
             for (int r = 0; r < R; r++) {
                 const int64_t place = path * problem.rows * heads + first + r;
-                const int64_t gate = (first + r) * 2 + path;
                 const Vector weight =
                     exp2(score[r] * problem.scale() - problem.lse[place]) *
-                    problem.gates[gate];
+                    problem.gate(first + r, path);
                 weights[each * R + r] = seen[each] ? weight : Vector{};
                 slopes[each * R + r] =
-                    weights[each * R + r] * (slope[r] - problem.grad_gates[gate]);
+                    weights[each * R + r] * (slope[r] - problem.mean(first + r, path));
             }
         }
         const float *q[QUERIES_AT_ONCE], *grad[QUERIES_AT_ONCE];

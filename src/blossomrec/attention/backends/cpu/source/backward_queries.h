@@ -3,6 +3,13 @@
 
 #include "selected.h"
 
+// Keys that events see together, with weights and their gradients: lanes are events, [keys, R].
+struct SeenKeys {
+    Vector *weights, *slopes;
+    View *view;
+    Views keys;
+};
+
 struct QueryTile {
     const Batch &batch;
     const Problem &problem;
@@ -16,17 +23,16 @@ struct QueryTile {
     // Gradients of q: lanes are events, [R, d]; of selected blocks, [LANES, R, ROW].
     Vector *const sums = arena.take<Vector>(R * D);
     Vector *const selected = arena.take<Vector>(LANES * R * ROW_VECTORS);
-    // Weights and their gradients: lanes are events, [keys, R]; lanes are keys, [chunks, R].
-    Vector *const weights = arena.take<Vector>(batch.pattern.most_views() * R);
-    Vector *const slopes = arena.take<Vector>(batch.pattern.most_views() * R);
+    SeenKeys near = take_seen(), own = take_seen();
+    // Weights and their gradients: lanes are keys, [chunks of selected blocks, R].
     Vector *const chosen_weights = arena.take<Vector>(most_selected(problem) * R);
     Vector *const chosen_slopes = arena.take<Vector>(most_selected(problem) * R);
     float *const key_strips = arena.take<float>(batch.pattern.strip_room(D));
     float *const value_strips = arena.take<float>(batch.pattern.strip_room(D));
-    View *const keys = arena.take<View>(batch.pattern.most_views());
     View *const values = arena.take<View>(batch.pattern.most_views());
     // Of the long-term and the short-term path; `mean` is of the slopes, by the weights.
     float lse[2][R][LANES], gate[2][R][LANES], mean[2][R][LANES];
+    float bias_slope[R][LANES];  // of a union
 
     QueryTile(const Batch &batch, int64_t chunk, int64_t group, Vector *scratch)
         : batch(batch), problem(batch.problem), chunk(chunk), group(group), heads(problem.heads()),
@@ -43,24 +49,24 @@ struct QueryTile {
                     // Weights vanish where no event is.
                     lse[path][r][lane] =
                         event ? problem.lse[path * problem.rows * heads + place] : -HIDDEN;
-                    gate[path][r][lane] = event ? problem.gates[place * 2 + path] : 0;
+                    gate[path][r][lane] = event ? problem.gate(place, path) : 0;
                 }
     }
 
-    void near() {
-        const Views seen = near_views(batch.pattern, {batch.k, group, chunk, at, key_strips},
-                                      problem.k, problem.groups, keys);
-        weigh(1, seen,
+    // The own block and the selected ones share a softmax, and so the mean; of a union all do.
+    void run() {
+        near.keys = near_views(batch.pattern, {batch.k, group, chunk, at, key_strips}, problem.k,
+                               problem.groups, near.view);
+        weigh(1, near,
               near_views(batch.pattern, {batch.v, group, chunk, at, value_strips}, problem.v,
                          problem.groups, values));
-        descend(1, seen);
-    }
-
-    // The own block and the selected ones share a softmax, and so the mean.
-    void far() {
-        const Views own = own_views(problem.causal, problem.k, problem.groups, group, at, keys);
-        weigh(0, own, own_views(problem.causal, problem.v, problem.groups, group, at, values));
+        own.keys = own_views(batch.pattern, problem.k, problem, group, at, own.view);
+        weigh(0, own, own_views(batch.pattern, problem.v, problem, group, at, values));
+        if (problem.is_union)
+            for (int r = 0; r < R; r++) store(mean[0][r], load(mean[0][r]) + load(mean[1][r]));
         for (int lane = 0; lane < at.events(); lane++) through_selected(lane);
+        if (problem.is_union) unite();
+        descend(1, near);
         descend(0, own);
     }
 
@@ -75,32 +81,49 @@ struct QueryTile {
             const float *other = (const float *)(selected + (lane * R + r) * ROW_VECTORS);
             for (int d = 0; d < D; d++)
                 problem.grad_q[place * D + d] = root * (together[d * LANES + lane] + other[d]);
-            for (int path = 0; path < 2; path++)
-                problem.grad_gates[place * 2 + path] = mean[path][r][lane];
+            for (int path = 0; path < 2; path++) problem.mean(place, path) = mean[path][r][lane];
+            // Of two softmaxes the gates' gradients are the means.
+            if (problem.is_union) problem.grad_gates[place] = bias_slope[r][lane];
         }
     }
 
   private:
-    void weigh(int path, const Views &keys, const Views &values) {
+    SeenKeys take_seen() {
+        const int64_t most = batch.pattern.most_views();
+        return {arena.take<Vector>(most * R), arena.take<Vector>(most * R), arena.take<View>(most),
+                {}};
+    }
+
+    void weigh(int path, const SeenKeys &seen, const Views &values) {
         Vector sum[R] = {};
-        score(q, keys, scale, weights);
-        for (int key = 0; key < keys.count; key++) {
-            dot(grad, values.view[key], key < values.shifted, slopes + key * R);
+        score(q, seen.keys, scale, seen.weights);
+        for (int key = 0; key < seen.keys.count; key++) {
+            dot(grad, values.view[key], key < values.shifted, seen.slopes + key * R);
             for (int r = 0; r < R; r++) {
-                const Vector weight = exp2(weights[key * R + r] - load(lse[path][r]));
-                weights[key * R + r] = weight;
-                sum[r] += weight * slopes[key * R + r];
+                const Vector weight = exp2(seen.weights[key * R + r] - load(lse[path][r]));
+                seen.weights[key * R + r] = weight;
+                sum[r] += weight * seen.slopes[key * R + r];
             }
         }
         for (int r = 0; r < R; r++) store(mean[path][r], sum[r]);
     }
 
-    void descend(int path, const Views &keys) {
-        for (int key = 0; key < keys.count; key++)
+    // The gradient of the bias, from the mean over the near keys; then all keys have one mean.
+    void unite() {
+        for (int r = 0; r < R; r++) {
+            Vector sum = {};
+            for (int key = 0; key < near.keys.count; key++) sum += near.weights[key * R + r];
+            store(bias_slope[r], load(mean[1][r]) - sum * load(mean[0][r]));
+            store(mean[1][r], load(mean[0][r]));
+        }
+    }
+
+    void descend(int path, const SeenKeys &seen) {
+        for (int key = 0; key < seen.keys.count; key++)
             for (int r = 0; r < R; r++)
-                weights[key * R + r] *= load(gate[path][r]) *
-                                        (slopes[key * R + r] - load(mean[path][r]));
-        add(keys, weights, sums);
+                seen.weights[key * R + r] *= load(gate[path][r]) *
+                                             (seen.slopes[key * R + r] - load(mean[path][r]));
+        add(seen.keys, seen.weights, sums);
     }
 
     void through_selected(int lane) {
@@ -108,7 +131,7 @@ struct QueryTile {
         Vector *const out = selected + lane * R * ROW_VECTORS, sum[R] = {};
         memset((void *)out, 0, sizeof(Vector) * R * ROW_VECTORS);
         const int count = each_selected(
-            problem, at, chunk, row, group, [&](int slot, int64_t keys, Mask inside) {
+            batch, at, chunk, lane, group, [&](int slot, int64_t keys, Mask inside) {
                 Vector *weight = chosen_weights + slot * R, *slope = chosen_slopes + slot * R;
                 dot_keys(batch.k.at(group, keys), problem.q + first, weight);
                 dot_keys(batch.v.at(group, keys), problem.grad + first, slope);
@@ -123,7 +146,7 @@ struct QueryTile {
             for (int r = 0; r < R; r++)
                 chosen_weights[slot * R + r] *=
                     gate[0][r][lane] * (chosen_slopes[slot * R + r] - mean[0][r][lane]);
-        each_selected(problem, at, chunk, row, group, [&](int slot, int64_t keys, Mask) {
+        each_selected(batch, at, chunk, lane, group, [&](int slot, int64_t keys, Mask) {
             add_rows(batch.rows.at(group, keys), chosen_weights + slot * R, out);
         });
     }
@@ -134,7 +157,6 @@ static void backward_queries_tile(
 ) {
     QueryTile tile(batch, chunk, group, scratch);
     tile.start();
-    tile.near();
-    tile.far();
+    tile.run();
     for (int r = 0; r < R; r++) tile.finish(r);
 }

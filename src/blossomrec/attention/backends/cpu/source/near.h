@@ -43,6 +43,15 @@ struct Pattern {
         return distance < window || (distance & (distance - 1)) == 0;
     }
 
+    // Which queries see which keys, positions in a history of that length, by the pattern or as
+    // sinks; both in one direction.
+    Mask sees(Mask query, Mask key, int32_t length) const {
+        Mask distance = query - key;
+        distance = distance < 0 ? -distance : distance;
+        const Mask near = (distance < window) | ((distance & (distance - 1)) == 0);
+        return near | (causal ? key < sinks : key >= length - sinks);
+    }
+
     // Numbers that the strips of a chunk take, for columns of so many rows.
     int64_t strip_room(int64_t rows) const { return 2 * (window / LANES + 4) * rows * 2 * LANES; }
     // Views that a chunk has at most, of either path.
@@ -124,10 +133,12 @@ static Views near_views(
     return views;
 }
 
-// Views of the keys in the own blocks of a chunk.
+// Views of the keys in the own blocks of a chunk; of a union, of those that are not near ones.
 static Views own_views(
-    bool causal, const float *x, int64_t groups, int64_t group, const Chunk &at, View *view
+    const Pattern &pattern, const float *x, const Problem &problem, int64_t group, const Chunk &at,
+    View *view
 ) {
+    const bool causal = pattern.causal;
     Views views{view, 0, 0};
     const Mask position = lane_numbers() + at.position, block = block_numbers(at.position);
     const int32_t last = at.position + at.events() - 1;
@@ -135,7 +146,11 @@ static Views own_views(
     for (int32_t key = at.position / S * S; key < end && key < at.length; key++) {
         Mask seen = block == key / S;
         if (causal) seen &= position >= key;
-        view[views.count++] = {x + ((at.start() + key) * groups + group) * D, 1, seen};
+        if (problem.is_union) {
+            seen &= ~pattern.sees(position, every(key), at.length);
+            if (!any(seen)) continue;
+        }
+        view[views.count++] = {x + ((at.start() + key) * problem.groups + group) * D, 1, seen};
     }
     return views;
 }

@@ -79,7 +79,7 @@ extern "C" int blossom_backward(Problem *problem) {
     if (chunks.status) return chunks.status;
     Batch batch(*problem, chunks);
     if (const Status failed = batch.fill()) return failed;
-    // The gradients of the gates are the means that the gradients of the scores are taken from.
+    // Leaves the means that the gradients of the scores are taken from.
     Status failed = batch.each(
         FEW_TILES, QueryTile(batch, 0, 0, nullptr).arena.used, backward_queries_tile);
     if (failed) return failed;

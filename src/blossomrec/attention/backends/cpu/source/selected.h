@@ -8,18 +8,25 @@ static inline const int32_t *selection(const Problem &problem, int64_t row, int6
     return problem.selected + (row * problem.groups + group) * problem.top_n;
 }
 
-// Calls use(slot, chunk, inside) for the chunks of an event's selected blocks.
+// Calls use(slot, chunk, seen) for the chunks of the selected blocks of a chunk's event; of a union,
+// its near keys are not seen there.
 template <class Use>
-static inline int each_selected(const Problem &problem, const Chunk &at, int64_t chunk,
-                                int64_t row, int64_t group, Use use) {
-    const int32_t *chosen = selection(problem, row, group);
+static inline int each_selected(const Batch &batch, const Chunk &at, int64_t chunk, int lane,
+                                int64_t group, Use use) {
+    const Problem &problem = batch.problem;
+    const int32_t *chosen = selection(problem, at.row + lane, group);
     const int64_t first_chunk = chunk - at.position / LANES;
+    const Mask position = every(at.position + lane);
     int slot = 0;
     for (int64_t i = 0; i < problem.top_n; i++) {
         if (chosen[i] < 0) continue;
         const BlockChunks block(chosen[i]);
-        for (int32_t each = block.first; each <= block.last; each++)
-            use(slot++, first_chunk + each, BlockChunks::inside(chosen[i], each));
+        for (int32_t each = block.first; each <= block.last; each++) {
+            Mask seen = BlockChunks::inside(chosen[i], each);
+            if (problem.is_union)
+                seen &= ~batch.pattern.sees(position, lane_numbers() + each * LANES, at.length);
+            use(slot++, first_chunk + each, seen);
+        }
     }
     return slot;
 }

@@ -7,15 +7,16 @@
 // Memory is in pages of one block each; a table says which pages hold a user's blocks.
 struct Step {
     const float *q, *k, *v;    // [t, H, d] and [t, G, d], not yet rotated
-    const float *gates;        // [t, H, 2]
+    const float *gates;        // [t, H, 2]; of a union the bias, [t, H, 1]
     const float *frequencies;  // [pairs], by which the first 2 * pairs numbers of a head rotate
+    const float *angles;       // [t, 2, pairs], cosine and sine that they rotate by; else null
     float *pages;              // [P, G, S, 2d]
     const float *block_keys;   // [P, G, d]
     const int32_t *table;      // [users, width]
     const int32_t *places;     // [4, t]: user, position, first block held, own page
     float *out;                // [t, H, d]
     int32_t *selected;         // [t, G, n]
-    int64_t rows, width, groups, pairs, top_n, window, sinks, threads;
+    int64_t rows, width, groups, pairs, top_n, window, sinks, is_union, threads;
 };
 
 // A new event; blocks and keys are counted from the oldest that its user holds.
@@ -31,6 +32,12 @@ struct Event {
 
     int64_t place() const { return position - first * S; }
 
+    // Whether the short-term path sees a key at a place.
+    bool near(int64_t key) const {
+        const int64_t back = place() - key;
+        return back < step.window || (back & (back - 1)) == 0 || key + first * S < step.sinks;
+    }
+
     // A key of a group; its value is behind it.
     const float *key(int64_t place, int64_t group) const {
         const int64_t page = pages[place / S];
@@ -45,12 +52,18 @@ static inline float product(const float *a, const float *b) {
     return sum;
 }
 
-// Rotary embedding at a position, as rotary.py has it.
+// Rotary embedding of an event, as rotary.py has it.
 struct Turn {
     float cosine[D / 2 + 1], sine[D / 2 + 1];
     const int pairs;
 
-    Turn(const Step &step, int64_t position) : pairs(step.pairs) {
+    Turn(const Step &step, int64_t row, int64_t position) : pairs(step.pairs) {
+        if (step.angles) {
+            const float *given = step.angles + row * 2 * pairs;
+            memcpy(cosine, given, sizeof(float) * pairs);
+            memcpy(sine, given + pairs, sizeof(float) * pairs);
+            return;
+        }
         for (int i = 0; i < pairs; i++) {
             const float angle = (float)position * step.frequencies[i];
             cosine[i] = cosf(angle), sine[i] = sinf(angle);
@@ -71,7 +84,7 @@ static void append(const Step &step) {
     for (int64_t row = 0; row < step.rows; row++) {
         const int64_t position = step.places[step.rows + row];
         const int64_t page = step.places[3 * step.rows + row];
-        const Turn turn(step, position);
+        const Turn turn(step, row, position);
         for (int64_t group = 0; group < step.groups; group++) {
             const int64_t from = (row * step.groups + group) * D;
             float *to = step.pages + ((page * step.groups + group) * S + position % S) * 2 * D;
@@ -169,13 +182,13 @@ static inline int64_t most_near(const Step &step) { return step.window + 64 + st
 
 struct StepScratch {
     Arena arena;
-    const float **far, **near;  // the keys; the near ones of the first group
+    const float **far, **near;  // the keys; the near ones of the first group, and in `far` as well
     float *q, *mean;            // [G, R, d] and [G, d]
     float *best;                // [G, n]
     float *scores;              // [R, keys]
 
     StepScratch(const Step &step, Vector *from) : arena{from} {
-        far = arena.take<const float *>(most_far(step));
+        far = arena.take<const float *>(most_far(step) + most_near(step));
         near = arena.take<const float *>(most_near(step));
         q = arena.take<float>(step.groups * R * D);
         mean = arena.take<float>(step.groups * D);
@@ -189,16 +202,25 @@ static inline void fetch(const float *key, int64_t count) {
     for (int64_t line = 0; line < count * 2 * D; line += 16) __builtin_prefetch(key + line);
 }
 
-// Adds share * softmax(q . key) value over the keys, [R, d], each of them `further` on.
+// Keys of a softmax, each of them `further` on; a bias is added to the scores of the first ones.
+struct StepKeys {
+    const float *const *keys;
+    int64_t count, further, biased;
+};
+
+// Adds share * softmax(q . key) value over the keys, [R, d]. gates: of every head a pair, of which
+// one is its share; or, where there are biased keys, the bias, and the share is 1.
 static void attend_keys(
-    const float *const *keys, int64_t count, int64_t further, const float *q, const float *gates,
-    float *scores, float *out
+    const StepKeys &seen, const float *q, const float *gates, float *scores, float *out
 ) {
+    const float *const *const keys = seen.keys;
+    const int64_t count = seen.count, further = seen.further, biased = seen.biased;
     const int64_t padded = (count + LANES - 1) / LANES * LANES;
-    const float scale = 1.44269504f / sqrtf((float)D);
+    const float scale = LOG2_E / sqrtf((float)D);
     for (int r = 0; r < R; r++) {
         float *score = scores + r * padded;
         score_rows([&](int64_t key) { return keys[key] + further; }, count, q + r * D, score);
+        for (int64_t key = 0; key < biased; key++) score[key] += gates[r] * sqrtf((float)D);
         for (int64_t key = count; key < padded; key++) score[key] = HIDDEN;
         Vector top = every(HIDDEN), sum = {};
         for (int64_t key = 0; key < padded; key += LANES) {
@@ -211,7 +233,7 @@ static void attend_keys(
             store(score + key, weight);
             sum += weight;
         }
-        const float share = gates[r * 2] / total(sum);
+        const float share = (biased ? 1 : gates[r * 2]) / total(sum);
         for (int64_t key = 0; key < count; key++) score[key] *= share;
     }
     for (int64_t key = 0; key < count; key++) {
@@ -228,7 +250,7 @@ static void step_event(const Step &step, int64_t row, Vector *room) {
     const StepScratch scratch(step, room);
     const Event event(step, row);
     const int64_t heads = step.groups * R, groups = step.groups, at = event.place(), own = at / S;
-    const Turn turn(step, event.position);
+    const Turn turn(step, row, event.position);
     for (int64_t head = 0; head < heads; head++)
         turn(step.q + (row * heads + head) * D, scratch.q + head * D);
     // Alike for all groups: the keys of the pattern, then the sinks that it does not lead to.
@@ -250,26 +272,33 @@ static void step_event(const Step &step, int64_t row, Vector *room) {
     for (int64_t i = 0; i < groups * step.top_n; i++)
         if (chosen[i] >= 0) fetch(event.key(chosen[i] * (int64_t)S, i / step.top_n), S);
 
-    const float *gates = step.gates + row * heads * 2;
     float *out = step.out + row * heads * D;
     memset(out, 0, sizeof(float) * heads * D);
+    const float *gates = step.gates + row * heads * (step.is_union ? 1 : 2);
     // The short-term path goes first: its keys were asked for first.
-    for (int64_t group = 0; group < groups; group++)
-        attend_keys(scratch.near, near_count, group * S * 2 * D, scratch.q + group * R * D,
+    for (int64_t group = 0; group < groups && !step.is_union; group++)
+        attend_keys({scratch.near, near_count, group * S * 2 * D, 0}, scratch.q + group * R * D,
                     gates + group * R * 2 + 1, scratch.scores, out + group * R * D);
     for (int64_t group = 0; group < groups; group++, chosen += step.top_n) {
-        int64_t far_count = 0;
-        const auto add_block = [&](int64_t block, int64_t count) {
+        int64_t count = 0;
+        const auto add_block = [&](int64_t block, int64_t keys) {
             const float *first = event.key(block * S, group);
-            for (int64_t key = 0; key < count; key++)
-                scratch.far[far_count++] = first + key * 2 * D;
+            for (int64_t key = 0; key < keys; key++)
+                // Of a union each key counts once, as a near one.
+                if (!step.is_union || !event.near(block * S + key))
+                    scratch.far[count++] = first + key * 2 * D;
         };
+        if (step.is_union)
+            for (; count < near_count; count++)
+                scratch.far[count] = scratch.near[count] + group * S * 2 * D;
+        const int64_t biased = count;
         for (int64_t i = 0; i < step.top_n && chosen[i] >= 0; i++) {
             add_block(chosen[i], S);
             chosen[i] += event.first;
         }
         add_block(own, at % S + 1);
-        attend_keys(scratch.far, far_count, 0, scratch.q + group * R * D, gates + group * R * 2,
-                    scratch.scores, out + group * R * D);
+        attend_keys({scratch.far, count, 0, biased}, scratch.q + group * R * D,
+                    gates + group * R * (step.is_union ? 1 : 2), scratch.scores,
+                    out + group * R * D);
     }
 }

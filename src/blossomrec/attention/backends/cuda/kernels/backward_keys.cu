@@ -7,7 +7,7 @@
 // What the queries of a group have for one lane: rows are those of packed events.
 struct Queries {
     const u16 *q, *grad;              // of the head of column g, numbers 4c to 4c + 3
-    const u32 *gates;                 // of the head of column 2c; both paths in one word
+    const u32 *gates;                 // of the head of column 2c; both paths in one word, no bias
     const float *lse, *shifts;
     int q_event, plane;               // plane: from the long-term to the short-term path
 
@@ -32,10 +32,10 @@ struct Path {
         int place[2];
         for (int n = 0; n < 2; ++n) place[n] = event[n] * HEADS;
         u32 both[2];
-        load_two(both, from.gates, place);
+        if (!UNION) load_two(both, from.gates, place);
         load_two(lse, from.lse + SHORT * from.plane, place);
-        load_two(shift, from.shifts + SHORT * from.plane, place);
-        for (int n = 0; n < 2; ++n) gate[n] = SHORT ? high(both[n]) : low(both[n]);
+        load_two(shift, from.shifts + SHORT * OF_SHORT * from.plane, place);
+        for (int n = 0; n < 2; ++n) gate[n] = UNION ? 1.0f : SHORT ? high(both[n]) : low(both[n]);
     }
     // Adds weight times gate and the gradient of a score, of a query that is seen.
     INLINE void weigh(float &weight, float &steep, float score, float slope, int n, bool seen) const {
@@ -125,6 +125,7 @@ INLINE int event_of(const int *order, int place) { return order[2 * place] / (G 
 struct ListChunk {
     Rows rows[2];
     Path path[2];
+    int events[2][2];   // of the columns 2c and 2c + 1
 
     INLINE void load(const Queries &from, const int *order, int at, int high, int lane) {
         const int g = lane / 4, c = lane % 4;
@@ -133,18 +134,17 @@ struct ListChunk {
             const int place = at + (8 * i + g) / R;
             const int event = place < high ? event_of(order, place) : 0;
             rows[i].load(from, event, place < high);
-            int events[2];
             for (int n = 0; n < 2; ++n)
-                events[n] = n && R > 1 ? events[0] : from_lane(event, 4 * (2 * c + n));
-            path[i].template load<0>(from, events);
+                events[i][n] = n && R > 1 ? events[i][0] : from_lane(event, 4 * (2 * c + n));
+            path[i].template load<0>(from, events[i]);
         }
     }
 };
 
-// What the entries from `low` to `high` of an inverse list give.
+// What the entries from `low` to `high` of an inverse list give. `key`: event of this lane's row g.
 INLINE void add_list(
     Sums &sums, const Block &block, const Queries &from, const int *order, int low, int high,
-    int lane, float scale
+    int key, int lane, float scale
 ) {
     if (low >= high) return;
     ListChunk next;
@@ -160,7 +160,8 @@ INLINE void add_list(
             block.score(scores, slopes, chunk.rows[i], scale);
             clear(weights[i]), clear(steep[i]);
             for (int j = 0; j < 4; ++j) {
-                const bool held = at + (8 * i + 2 * (lane % 4) + j % 2) / R < high;
+                const bool held = at + (8 * i + 2 * (lane % 4) + j % 2) / R < high
+                    && !(UNION && seen_twice(chunk.events[i][j % 2] - key - j / 2 * 8));
                 chunk.path[i].weigh(
                     weights[i][j], steep[i][j], scores[j], slopes[j], j % 2, held);
             }
@@ -180,9 +181,10 @@ INLINE float4 row_of(const float (&x)[2 * STEPS][4], int s, int half) {
 
 extern "C" __global__ void __launch_bounds__(32, WARPS_LISTS) list_sums(
     const u16 *__restrict__ q, const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
-    const float *__restrict__ lse, const float *__restrict__ shifts,
-    const u16 *__restrict__ grad, const int *__restrict__ order, const int *__restrict__ starts,
-    const List *__restrict__ sorted, float4 *__restrict__ sums, int entries, int lists,
+    const int *__restrict__ table, const float *__restrict__ lse,
+    const float *__restrict__ shifts, const u16 *__restrict__ grad, const int *__restrict__ order,
+    const int *__restrict__ starts, const List *__restrict__ sorted,
+    float4 *__restrict__ sums, int entries, int lists,
     float scale, int q_event, int q_head
 ) {
     const int lane = this_lane(), chunk = blockIdx.x;
@@ -200,8 +202,9 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_LISTS) list_sums(
     }
     const Queries from(q, grad, gates, lse, shifts, q_event, q_head, 0, list % G, lane);
     const Block block(packed, list / G, list % G, lane);
+    const int key = Tile(table, list / G).first_event() + lane / 4;
     Sums sum;
-    add_list(sum, block, from, order, low, min(low + CHUNK, high), lane, scale);
+    add_list(sum, block, from, order, low, min(low + CHUNK, high), key, lane, scale);
     float4 *out = row_at(sums, chunk, SUM_STRIDE) + lane;
 #pragma unroll
     for (int s = 0; s < STEPS; ++s)
@@ -281,7 +284,8 @@ INLINE void add_near(
                         && (CAUSAL || at.first() + g + 8 * (j / 2) < at.length);
                     path.weigh(
                         weights[i][j], steep[i][j], scores[j], slopes[j], j % 2,
-                        there && pattern.sees_own(j % 2, begin, j / 2));
+                        there && pattern.sees_own(j % 2, begin, j / 2)
+                            && !(UNION && pattern.sees(j % 2, begin, 0, j / 2)));
                 }
             }
             sums.add(rows[0], rows[1], weights, steep);
@@ -369,7 +373,8 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_KEYS) backward_keys(
     const Block block(packed, number, group, lane);
     Sums sums;
     const int low = starts[blockIdx.x], high = starts[blockIdx.x + 1];
-    add_list(sums, block, from, order, low, min(low + CHUNK, high), lane, scale);
+    const int key = at.first_event() + lane / 4;
+    add_list(sums, block, from, order, low, min(low + CHUNK, high), key, lane, scale);
 #pragma unroll 1
     for (int at_list = low + CHUNK; at_list < high; at_list += CHUNK) {
         const float4 *in = row_at(chunk_sums, at_list / CHUNK, SUM_STRIDE) + lane;

@@ -4,6 +4,10 @@
 // with slope = grad . v and shift = sum(w * slope), which is also the gradient of the path's gate.
 // That of the short-term path is found first. What its share leaves of grad . out is that of the
 // long-term path, whose keys and values need to be fetched once then.
+//
+// A union has one softmax, whose shift is grad . out: all its keys and values are fetched once. The
+// gradient of the bias is the sum of those of the scores it is added to, and as all scores' sum up
+// to 0, minus the sum of the others. The mean of both suffers half as much by the rounding of out.
 
 // Scores to weights, given the lse of each column; adds up weight * slope.
 INLINE void weigh_again(
@@ -40,12 +44,24 @@ INLINE void row_products(
     for (int i = 0; i < 2; ++i) sums[i] = from_lane(sum, 4 * (2 * c + i));
 }
 
+// Writes numbers of the columns 2c and 2c + 1.
+INLINE void store_two(
+    u16 *to, const float (&x)[2], const int (&place)[2], const Unit &unit, const Tile &at
+) {
+#if R > 1
+    if (unit.events[0] < at.length) *reinterpret_cast<u32 *>(to + place[0]) = pair(x[0], x[1]);
+#else
+    for (int i = 0; i < 2; ++i)
+        if (unit.events[i] < at.length) to[place[i]] = (u16)(pair(x[i], 0.0f) & 0xffff);
+#endif
+}
+
 extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
-    const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
+    const Gates *__restrict__ gates, const uint4 *__restrict__ packed,
     const int *__restrict__ selected, const int *__restrict__ table, const u16 *__restrict__ out,
     const float *__restrict__ lse, const u16 *__restrict__ grad, u16 *__restrict__ grad_q,
-    u32 *__restrict__ grad_gates, float *__restrict__ shifts, List *__restrict__ lists, int tiles,
+    Gates *__restrict__ grad_gates, float *__restrict__ shifts, List *__restrict__ lists, int tiles,
     int events, float scale, int q_event, int q_head, int k_event, int k_head, int v_event,
     int v_head
 ) {
@@ -71,29 +87,39 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
         const int row = (at.start + unit.event) * HEADS + group * R + unit.head;
         load_columns(grads, row_at(grad, row, D), unit);
         load_columns(outs, row_at(out, row, D), unit);
-        float gate[2][2], logs[2][2], shift[2][2];   // [long or short][column]
+        float gate[2][2], logs[SOFTMAXES][2], shift[SOFTMAXES][2];   // [long or short][column]
         int places[2];
-        u32 both[2];
         places_of(places, unit, at, group);
-        load_two(both, gates, places);
-        for (int path = 0; path < 2; ++path) {
+        load_gates(gate, gates, places);
+        for (int path = 0; path < SOFTMAXES; ++path) {
             load_two(logs[path], lse + path * plane, places);
-            for (int i = 0; i < 2; ++i) {
-                gate[path][i] = path ? high(both[i]) : low(both[i]);
-                shift[path][i] = 0.0f;
-            }
+            for (int i = 0; i < 2; ++i) shift[path][i] = 0.0f;
+        }
+        float lost[2][2];   // gate * shift, [long or short][column]
+        float bias[2], bias_slopes[2] = {0.0f, 0.0f}, sum[STEPS][4];
+        load_bias(bias, gates, unit, at, group, scale);
+        if (UNION) {
+            row_products(lost[0], outs, grads, unit.c);
+            for (int s = 0; s < STEPS; ++s) clear(sum[s]);
         }
 
         float near[NEAR_STEPS][4], near_slopes[NEAR_STEPS][4], own_long[4];
         for (int step = 0; step < NEAR_STEPS; ++step) {
-            clear(near[step]), clear(near_slopes[step]);
+            start(near[step], bias), clear(near_slopes[step]);
             const uint4 *place = block_at(home, near_block(at, step));
             uint4 keys[STEPS], values[STEPS];
             load_matrix(keys, place), load_matrix(values, place + STEPS * 32);
             multiply(near[step], keys, queries);
             multiply(near_slopes[step], values, grads);
-            hide_unseen(near[step], own_long, pattern, at, u * EVENTS, step, unit.g);
-            weigh_again(near[step], near_slopes[step], logs[1], shift[1], scale);
+            hide_unseen(near[step], own_long, pattern, bias, at, u * EVENTS, step, unit.g);
+            weigh_again(near[step], near_slopes[step], logs[OF_SHORT], shift[OF_SHORT], scale);
+            if (!UNION) continue;
+            steepen(near[step], near_slopes[step], gate[0], lost[0]);
+            for (int i = 0; i < 4; ++i) {
+                const bool raised = step != OWN || pattern.sees(i % 2, u * EVENTS, 0, i / 2);
+                bias_slopes[i % 2] += raised ? near[step][i] : -near[step][i];
+            }
+            add_keys(sum, keys, as_rows(near[step]));
         }
         float far[FAR_TOTAL][4], slopes[FAR_TOTAL][4];
         for (int step = 0; step < FAR_TOTAL; ++step) {
@@ -105,26 +131,32 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
                 load_far(rows_k, k, keys, k_event, unit.c);
                 load_far(rows_v, v, keys, v_event, unit.c);
                 float scores[4];
-                clear(scores);
+                start(scores, bias);
                 multiply(scores, rows_k, queries);
                 multiply(slopes[step], rows_v, grads);
                 for (int i = 0; i < 4; ++i)
                     if (keys.held[i / 2] && (2 * unit.c + i % 2) / R == keys.event[i / 2])
                         far[step][i] = scores[i];
+                if (UNION) {
+                    weigh_again(far[step], slopes[step], logs[0], shift[0], scale);
+                    steepen(far[step], slopes[step], gate[0], lost[0]);
+                    for (int i = 0; i < 4; ++i) bias_slopes[i % 2] += far[step][i];
+                    add_keys(sum, rows_k, as_rows(far[step]));
+                }
             }
-            weigh_again(far[step], slopes[step], logs[1], shift[1], scale);
+            if (!UNION)
+                weigh_again(far[step], slopes[step], logs[OF_SHORT], shift[OF_SHORT], scale);
         }
-        float lost[2][2];   // gate * shift, [long or short][column]
-        row_products(lost[0], outs, grads, unit.c);
-        for (int i = 0; i < 2; ++i) {
-            shift[1][i] = sum_of_rows(shift[1][i]);
-            lost[1][i] = gate[1][i] * shift[1][i];
-            lost[0][i] -= lost[1][i];
+        if (!UNION) {
+            row_products(lost[0], outs, grads, unit.c);
+            for (int i = 0; i < 2; ++i) {
+                shift[OF_SHORT][i] = sum_of_rows(shift[OF_SHORT][i]);
+                lost[1][i] = gate[1][i] * shift[OF_SHORT][i];
+                lost[0][i] -= lost[1][i];
+            }
+            for (int s = 0; s < STEPS; ++s) clear(sum[s]);
         }
-
-        float sum[STEPS][4];
-        for (int s = 0; s < STEPS; ++s) clear(sum[s]);
-        for (int step = 0; step < NEAR_STEPS; ++step) {
+        for (int step = 0; step < NEAR_STEPS && !UNION; ++step) {
             uint4 keys[STEPS];
             load_matrix(keys, block_at(home, near_block(at, step)));
             steepen(near[step], near_slopes[step], gate[1], lost[1]);
@@ -135,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
             }
             add_keys(sum, keys, as_rows(near[step]));
         }
-        for (int step = 0; step < FAR_TOTAL; ++step) {
+        for (int step = 0; step < FAR_TOTAL && !UNION; ++step) {
             if (!far_step_needed(step, at.first(), at.length)) continue;
             const FarKeys keys(step, unit.g, first, at.length);
             uint4 rows[STEPS];
@@ -154,27 +186,32 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
                 multiply_own(scores, keys[e], queries, unit.owns(e));
                 multiply_own(score_slopes, values, grads, unit.owns(e));
             }
-            for (int i = 0; i < 2; ++i)
-                if (!has_choice(chosen, j, unit.c, i)) scores[i] = scores[i + 2] = -INFINITE;
+            hide_unchosen(scores, chosen, j, unit, selected, at, group);
             weigh_again(scores, score_slopes, logs[0], shift[0], scale);
             steepen(scores, score_slopes, gate[0], lost[0]);
+            for (int i = 0; i < 4; ++i) bias_slopes[i % 2] -= scores[i];
             const uint2 rows = as_rows(scores);
             for (int e = 0; e < EVENTS; ++e)
                 add_keys(sum, keys[e], zero_unless(unit.owns(e), rows));
         }
-        // Summed up over the keys, this shift is free of the rounding of the output.
-        for (int i = 0; i < 2; ++i) shift[0][i] = sum_of_rows(shift[0][i]);
+        for (int i = 0; i < 2; ++i) {
+            // Summed up over the keys, this shift is free of the rounding of the output.
+            if (!UNION) shift[0][i] = sum_of_rows(shift[0][i]);
+            if (UNION) bias_slopes[i] = 0.5f * sum_of_rows(bias_slopes[i]);
+        }
         for (int s = 0; s < STEPS; ++s) {
             for (int i = 0; i < 4; ++i) sum[s][i] *= scale * LN_2;
             store_columns(row_at(grad_q, row, D), sum[s], unit, s);
         }
-        if (unit.g == 0)
+        if (unit.g == 0) {
+            if (UNION) store_two((u16 *)grad_gates, bias_slopes, places, unit, at);
             for (int i = 0; i < 2; ++i) {
                 if (unit.events[i] >= at.length) continue;
-                grad_gates[places[i]] = pair(shift[0][i], shift[1][i]);
-                for (int path = 0; path < 2; ++path)
-                    shifts[path * plane + places[i]] = shift[path][i];
+                if (!UNION) grad_gates[places[i]] = pair(shift[0][i], shift[OF_SHORT][i]);
+                for (int path = 0; path < SOFTMAXES; ++path)
+                    shifts[path * plane + places[i]] = UNION ? lost[0][i] : shift[path][i];
             }
+        }
         // The inverse list that each choice belongs to, for the kernel of the keys.
         if (lane < EVENTS * N && first + lane / N < at.length) {
             const int place = ((at.start + first + lane / N) * G + group) * N + lane % N;

@@ -5,6 +5,21 @@ constexpr INLINE bool visible(int distance) {
     return size >= 0 && (size < WINDOW || (size & (size - 1)) == 0);
 }
 
+constexpr INLINE int power_up_to(int limit) {
+    int power = 1;
+    while (2 * power <= limit) power *= 2;
+    return power;
+}
+
+// Whether the short-term path, too, sees a key of a chosen block; causal events choose earlier ones.
+// Without its lowest bit, a distance has bits from some power of two on if it reaches that and is
+// no power of two itself.
+INLINE bool seen_twice(int distance) {
+    constexpr int power = power_up_to(WINDOW);
+    const int size = CAUSAL ? distance : abs(distance);
+    return ((size & (size - 1) & -power) == 0) | (power < WINDOW && size < WINDOW);
+}
+
 #if CAUSAL
 constexpr INLINE unsigned long long visible_distances() {
     unsigned long long bits = 0;

@@ -5,6 +5,16 @@ typedef short List;
 typedef int List;
 #endif
 
+// Of two paths with a gate each, or of a union, where the short-term path has its keys in the same
+// softmax and adds a bias to their scores. What both paths see, the long-term path leaves out.
+#define SOFTMAXES (UNION ? 1 : 2)
+#define OF_SHORT (SOFTMAXES - 1)   // softmax of the short-term path; that of the other is the first
+#if UNION
+typedef u16 Gates;                 // the bias
+#else
+typedef u32 Gates;                 // of both paths
+#endif
+
 // A unit: a few events as queries, the columns of all products with what they see.
 
 struct Unit {
@@ -110,6 +120,32 @@ INLINE bool has_choice(const int (&chosen)[EVENTS * N], int j, int c, int i) {
     return has;
 }
 
+// Scores with the j-th choices, those left that the long-term path sees.
+INLINE void hide_unchosen(
+    float (&scores)[4], const int (&chosen)[EVENTS * N], int j, const Unit &unit,
+    const int *selected, const Tile &at, int group
+) {
+    for (int i = 0; i < 2; ++i) {
+        if (!UNION) {
+            if (!has_choice(chosen, j, unit.c, i)) scores[i] = scores[i + 2] = -INFINITE;
+            continue;
+        }
+        int block = -1;
+#if R == 1
+        // Memory is cheaper than to choose among the registers of eight events.
+        if (unit.events[i] < at.length)
+            block = selected[((at.start + unit.events[i]) * G + group) * N + j];
+#else
+        for (int e = 0; e < EVENTS; ++e)
+            if ((2 * unit.c + i) / R == e) block = chosen[e * N + j];
+#endif
+        // No choice is as one of which the short-term path sees both rows.
+        const int distance = block < 0 ? 8 : unit.events[i] - unit.g - block * SIZE;
+        if (seen_twice(distance)) scores[i] = -INFINITE;
+        if (seen_twice(distance - 8)) scores[i + 2] = -INFINITE;
+    }
+}
+
 // Where a block of the history stands, whose first block is at `home`.
 INLINE const uint4 *block_at(const uint4 *home, int block) {
     return row_at(home, max(block, 0), BLOCK_STRIDE);
@@ -121,16 +157,27 @@ INLINE int near_block(const Tile &at, int step) {
     return block >= 0 && block * SIZE < at.length ? block : at.block;
 }
 
-// Scores with a near block, those left that the short-term path sees. Of the own block,
-// ``own`` gets those that the long-term path sees. ``first``: of the unit inside the tile.
+// Scores that the short-term path sees begin with the bias.
+INLINE void start(float (&scores)[4], const float (&bias)[2]) {
+    for (int i = 0; i < 4; ++i) scores[i] = bias[i % 2];
+}
+
+// Scores with a near block, those left that the short-term path sees. Of the own block ``own`` gets
+// those that the long-term path sees, or, of a union, those that either path sees are left.
+// ``first``: of the unit inside the tile.
 INLINE void hide_unseen(
-    float (&scores)[4], float (&own)[4], const NearPattern &pattern, const Tile &at, int first,
-    int step, int g
+    float (&scores)[4], float (&own)[4], const NearPattern &pattern, const float (&bias)[2],
+    const Tile &at, int first, int step, int g
 ) {
     const int block = at.block + step - OWN;
     for (int i = 0; i < 4; ++i) {
         // Where nothing is seen ahead, no event sees a key behind the end.
         const bool there = block >= 0 && (CAUSAL || block * SIZE + g + i / 2 * 8 < at.length);
+        if (UNION && step == OWN) {
+            if (!pattern.sees(i % 2, first, 0, i / 2)) scores[i] -= bias[i % 2];
+            if (!there || !pattern.sees_own(i % 2, first, i / 2)) scores[i] = -INFINITE;
+            continue;
+        }
         if (step == OWN)
             own[i] = there && pattern.sees_own(i % 2, first, i / 2) ? scores[i] : -INFINITE;
         if (!there || !pattern.sees(i % 2, first, OWN - step, i / 2)) scores[i] = -INFINITE;
@@ -142,6 +189,33 @@ INLINE void places_of(int (&place)[2], const Unit &unit, const Tile &at, int gro
     for (int i = 0; i < 2; ++i)
         place[i] = (at.start + min(unit.events[i], at.length - 1)) * HEADS + group * R
             + unit.heads[i];
+}
+
+// Gates of both paths, of each column; a union has none.
+INLINE void load_gates(float (&gate)[2][2], const Gates *gates, const int (&place)[2]) {
+#if UNION
+    for (int i = 0; i < 2; ++i) gate[0][i] = gate[1][i] = 1.0f;
+#else
+    u32 both[2];
+    load_two(both, gates, place);
+    for (int i = 0; i < 2; ++i) gate[0][i] = low(both[i]), gate[1][i] = high(both[i]);
+#endif
+}
+
+// The bias of a union as scores before they are scaled, of each column.
+INLINE void load_bias(
+    float (&bias)[2], const Gates *gates, const Unit &unit, const Tile &at, int group, float scale
+) {
+#if UNION
+    int place[2];
+    float given[2];
+    places_of(place, unit, at, group);
+    load_two(given, gates, place);
+    // 1 / scale is that of D * scale / log2(e)^2, as the scale is log2(e) / sqrt(D).
+    for (int i = 0; i < 2; ++i) bias[i] = given[i] * (scale * (D * LN_2));
+#else
+    bias[0] = bias[1] = 0.0f;
+#endif
 }
 
 // Writes a result C whose rows are the numbers of a head, 16 at a time.

@@ -17,7 +17,7 @@
 // multiplied by the unit's queries with the others' columns zeroed.
 //
 // Constants given when compiled: R query heads a group, G groups, D numbers a head, N blocks
-// selected, WINDOW, NEAR, FIRST_FAR, FAR_STEPS of the short-term path, CAUSAL, BF16.
+// selected, WINDOW, NEAR, FIRST_FAR, FAR_STEPS of the short-term path, CAUSAL, UNION, BF16.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -153,6 +153,15 @@ INLINE void load_two(u32 (&x)[2], const u32 *from, const int (&place)[2]) {
 #endif
 }
 
+INLINE void load_two(float (&x)[2], const u16 *from, const int (&place)[2]) {
+#if R > 1
+    const u32 both = *reinterpret_cast<const u32 *>(from + place[0]);
+    x[0] = low(both), x[1] = high(both);
+#else
+    x[0] = number(from[place[0]]), x[1] = number(from[place[1]]);
+#endif
+}
+
 // Four numbers of a row of 16 bits each, or zeros.
 INLINE uint2 four(const u16 *row, bool held) {
     return held ? *reinterpret_cast<const uint2 *>(row) : make_uint2(0, 0);
@@ -172,6 +181,7 @@ struct Tile {
         start = fields[0], length = fields[1], block = fields[2], first_block_key = fields[4];
     }
     INLINE int first() const { return block * SIZE; }
+    INLINE int first_event() const { return start + block * SIZE; }   // among all that are packed
     INLINE bool empty() const { return block * SIZE >= length; }
 };
 

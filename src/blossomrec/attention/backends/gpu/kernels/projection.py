@@ -66,11 +66,14 @@ def split_kernel(
     PAIRS_BLOCK: tl.constexpr,
     REST_BLOCK: tl.constexpr,
     D_BLOCK: tl.constexpr,
-    GATED: tl.constexpr,
+    GATES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Rows of the product to queries and keys, turned, values, and gates through the sigmoid."""
-    WIDTH: tl.constexpr = (H + 2 * G) * D + 2 * H * GATED
+    """Rows of the product to queries and keys, turned, values, and gates.
+
+    GATES numbers a head: two through the sigmoid, one, the bias of a union, as it is, or none.
+    """
+    WIDTH: tl.constexpr = (H + 2 * G) * D + GATES * H
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     held = row < rows
     turn_heads(
@@ -86,15 +89,17 @@ def split_kernel(
     turn_heads(
         joint, v, WIDTH, G * D, angles, row, held, 1.0, G, D, 0, G_BLOCK, PAIRS_BLOCK, D_BLOCK
     )
-    if GATED:
-        column = tl.arange(0, 2 * H_BLOCK)
-        inside = held[:, None] & (column < 2 * H)[None]
+    if GATES > 0:
+        column = tl.arange(0, GATES * H_BLOCK)
+        inside = held[:, None] & (column < GATES * H)[None]
         row = row.to(tl.int64)[:, None]
         value = tl.load(joint + G * D + row * WIDTH + column[None], mask=inside, other=0.0)
         value = value.to(tl.float32)
-        value += tl.load(bias + column, mask=column < 2 * H, other=0.0).to(tl.float32)[None]
-        value = 1.0 / (1.0 + tl.exp(-value))
-        tl.store(gates + row * (2 * H) + column[None], value.to(gates.dtype.element_ty), inside)
+        value += tl.load(bias + column, mask=column < GATES * H, other=0.0).to(tl.float32)[None]
+        if GATES == 2:
+            value = 1.0 / (1.0 + tl.exp(-value))
+        place = row * (GATES * H) + column[None]
+        tl.store(gates + place, value.to(gates.dtype.element_ty), inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -116,11 +121,11 @@ def join_kernel(
     PAIRS_BLOCK: tl.constexpr,
     REST_BLOCK: tl.constexpr,
     D_BLOCK: tl.constexpr,
-    GATED: tl.constexpr,
+    GATES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Gradients of queries, keys, values and gates to that of the product."""
-    WIDTH: tl.constexpr = (H + 2 * G) * D + 2 * H * GATED
+    WIDTH: tl.constexpr = (H + 2 * G) * D + GATES * H
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     held = row < rows
     turn_heads(
@@ -136,12 +141,13 @@ def join_kernel(
     turn_heads(
         v, joint, G * D, WIDTH, angles, row, held, 1.0, G, D, 0, G_BLOCK, PAIRS_BLOCK, D_BLOCK
     )
-    if GATED:
-        column = tl.arange(0, 2 * H_BLOCK)[None]
-        inside = held[:, None] & (column < 2 * H)
+    if GATES > 0:
+        column = tl.arange(0, GATES * H_BLOCK)[None]
+        inside = held[:, None] & (column < GATES * H)
         row = row.to(tl.int64)[:, None]
-        place = row * (2 * H) + column
-        gate = tl.load(gates + place, mask=inside, other=0.0).to(tl.float32)
+        place = row * (GATES * H) + column
         slope = tl.load(grad_gates + place, mask=inside, other=0.0).to(tl.float32)
-        slope *= gate * (1.0 - gate)
+        if GATES == 2:
+            gate = tl.load(gates + place, mask=inside, other=0.0).to(tl.float32)
+            slope *= gate * (1.0 - gate)
         tl.store(joint + G * D + row * WIDTH + column, slope.to(joint.dtype.element_ty), inside)

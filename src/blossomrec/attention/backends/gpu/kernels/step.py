@@ -13,7 +13,13 @@ import triton
 import triton.language as tl
 
 from blossomrec.attention.backends.triton.kernels.selection import EMPTY
-from blossomrec.attention.backends.triton.kernels.tiles import NOTHING, is_visible, rows_of
+from blossomrec.attention.backends.triton.kernels.tiles import (
+    LOG2_E,
+    NOTHING,
+    is_visible,
+    rows_of,
+    seen_twice,
+)
 
 # Rows of a tile of scores: what tensor cores take.
 ROWS = tl.constexpr(16)
@@ -195,6 +201,7 @@ def step_kernel(
     D: tl.constexpr,
     S: tl.constexpr,
     N: tl.constexpr,
+    UNION: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
     FIRST_FAR: tl.constexpr,
@@ -205,7 +212,10 @@ def step_kernel(
     PLACES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out [B, H, d]; selected [B, G, N]. Each path has its softmax, the gates weigh them."""
+    """out [B, H, d]; selected [B, G, N]. Each path has its softmax, the gates weigh them.
+
+    Of a union both paths have one, and the short-term path's scores a bias.
+    """
     program = tl.program_id(0)
     row, group = program // G, program % G
     user, position, first, _ = event_of(rows, row, users)
@@ -225,7 +235,7 @@ def step_kernel(
     rows_q = rows_of(q + row * q_event, group * R + head, held, q_head, D)
     if pages.dtype.element_ty == tl.float32:
         rows_q = rows_q.to(tl.float32)
-    gate = gates + (row * G * R + group * R + head) * 2
+    gate = gates + (row * G * R + group * R + head) * (1 if UNION else 2)
 
     top = tl.full([ROWS], NOTHING, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -235,16 +245,21 @@ def step_kernel(
         column = tl.sum(tl.where(place == step, chosen, 0), 0)
         last = tl.where(column == own, position % S, tl.where(column < EMPTY, S - 1, -1))
         seen = inside <= last
+        if UNION:
+            seen &= ~seen_twice(position, (first + column) * S + inside, 0, WINDOW, SINKS, True)
         block = tl.load(table + column, mask=last >= 0, other=0).to(tl.int64) * G + group
         key = (block * S + inside) * (2 * D)
         tile_k, tile_v = rows_of(pages, key, seen, 1, D), rows_of(pages + D, key, seen, 1, D)
         top, total, mean = take(top, total, mean, rows_q, tile_k, tile_v, seen, scale, PRECISION)
     share = tl.load(gate, mask=held, other=0.0).to(tl.float32)
-    result = mean * (share / total)[:, None]
-
-    top = tl.full([ROWS], NOTHING, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    mean = tl.zeros([ROWS, D], tl.float32)
+    if UNION:
+        # Relative to scores that have the bias.
+        top -= share * LOG2_E
+    else:
+        result = mean * (share / total)[:, None]
+        top = tl.full([ROWS], NOTHING, tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        mean = tl.zeros([ROWS, D], tl.float32)
     for step in range((WINDOW + FAR + SINKS + 15) // 16):
         key, seen = near_position(step, position, WINDOW, SINKS, FIRST_FAR, FAR)
         seen &= key >= first * S
@@ -253,7 +268,10 @@ def step_kernel(
         key = (block * S + key % S) * (2 * D)
         tile_k, tile_v = rows_of(pages, key, seen, 1, D), rows_of(pages + D, key, seen, 1, D)
         top, total, mean = take(top, total, mean, rows_q, tile_k, tile_v, seen, scale, PRECISION)
-    share = tl.load(gate + 1, mask=held, other=0.0).to(tl.float32)
-    result += mean * (share / total)[:, None]
+    if UNION:
+        result = mean / total[:, None]
+    else:
+        share = tl.load(gate + 1, mask=held, other=0.0).to(tl.float32)
+        result += mean * (share / total)[:, None]
     address = out + (row * G * R + group * R + head)[:, None] * D + tl.arange(0, D)[None]
     tl.store(address, result.to(out.dtype.element_ty), mask=held[:, None])

@@ -25,6 +25,7 @@ from blossomrec.attention.backends.triton.kernels.tiles import (
     near_mask,
     own_mask,
     rows_of,
+    seen_twice,
     sink_block,
     tile_of,
     tile_rows,
@@ -60,9 +61,11 @@ def backward_keys_kernel(
     R: tl.constexpr,
     D: tl.constexpr,
     N: tl.constexpr,
+    UNION: tl.constexpr,
     CHUNK: tl.constexpr,
     S: tl.constexpr,
     WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
     CAUSAL: tl.constexpr,
     NEAR: tl.constexpr,
     FIRST_FAR: tl.constexpr,
@@ -81,9 +84,10 @@ def backward_keys_kernel(
     tile_v = rows_of(v, event_key * v_event + group * v_head, key < length, 1, D)
     sum_k = tl.zeros([S * R // 16, S, D], tl.float32)
     sum_v = tl.zeros([S * R // 16, S, D], tl.float32)
-    # The short-term half of what is kept for each path.
+    # The short-term half of what is kept for each path; a union has one shift for both.
     plane = events.to(tl.int64) * (G * R)
-    gates_short, lse_short, shifts_short = gates + 1, lse + plane, shifts + plane
+    gates_short, lse_short = gates + 1, lse + plane
+    shifts_short = shifts + (0 if UNION else plane)
 
     event, head = tile_rows(R, S)
     for step in range(NEAR + 1 if CAUSAL else 2 * NEAR + 1):
@@ -96,11 +100,13 @@ def backward_keys_kernel(
         scores, slopes = scores_and_slopes(tile_k, tile_v, rows_q, rows_grad, scale, PRECISION)
         seen = near_mask(query[:, None], key[:, :, None], length, WINDOW, CAUSAL)
         weights, steep = path_weights(
-            scores, slopes, seen, gates_short, lse_short, shifts_short, place, inside
+            scores, slopes, seen, gates_short, lse_short, shifts_short, place, inside, UNION
         )
         seen = own_mask(query[:, None], key[:, :, None], length, S, CAUSAL)
+        if UNION:
+            seen &= ~seen_twice(query[:, None], key[:, :, None], length, WINDOW, SINKS, CAUSAL)
         weights_long, steep_long = path_weights(
-            scores, slopes, seen, gates, lse, shifts, place, inside
+            scores, slopes, seen, gates, lse, shifts, place, inside, UNION
         )
         steep, weights = (steep + steep_long).to(q.dtype.element_ty), weights + weights_long
         sum_k = tl.dot(steep, rows_q, sum_k, input_precision=PRECISION)
@@ -121,6 +127,9 @@ def backward_keys_kernel(
         order,
         low,
         tl.minimum(low + CHUNK, high),
+        start,
+        length,
+        key,
         group,
         scale,
         q_event,
@@ -129,7 +138,11 @@ def backward_keys_kernel(
         R,
         D,
         N,
+        UNION,
         S,
+        WINDOW,
+        SINKS,
+        CAUSAL,
         PRECISION,
     )
     grad_of_k, grad_of_v = tl.sum(sum_k, 0), tl.sum(sum_v, 0)
@@ -154,6 +167,7 @@ def backward_keys_kernel(
             v_event,
             1 - 2 * side,
             FIRST_FAR,
+            UNION,
             G,
             R,
             D,

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from blossomrec.attention.backends.triton.kernels.tiles import (
+    LOG2_E,
     NOTHING,
     attend,
     block_keys_of,
@@ -16,6 +17,7 @@ from blossomrec.attention.backends.triton.kernels.tiles import (
     near_keys,
     own_mask,
     rows_of,
+    seen_twice,
     tile_of,
     tile_rows,
 )
@@ -43,6 +45,7 @@ def forward_kernel(
     R: tl.constexpr,
     D: tl.constexpr,
     N: tl.constexpr,
+    UNION: tl.constexpr,
     KEYS: tl.constexpr,
     S: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -54,7 +57,11 @@ def forward_kernel(
     FAR_STEPS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out [T, H, d], lse [2, T, H]: base-2 logarithm of the sum of each path's weights."""
+    """out [T, H, d], lse [2, T, H]: base-2 logarithm of the sum of each path's weights.
+
+    Of a union both are those of its one softmax, the second less the bias: what has to be taken off
+    the scores of either path, without the bias, before they become weights.
+    """
     start, length, block, _ = tile_of(table, tl.program_id(0) // G)
     group = tl.program_id(0) % G
     first = block * S
@@ -68,7 +75,7 @@ def forward_kernel(
     # Rows are found from the tile's first one.
     base = (start + first).to(tl.int64)
     q += base * q_event + group * R * q_head
-    gates += base * (G * R * 2)
+    gates += base * (G * R * (1 if UNION else 2))
     out += base * (G * R * D)
     lse += base * (G * R)
     selected += base * (G * N)
@@ -93,19 +100,26 @@ def forward_kernel(
         far_k, far_v = rows_of(k, key, held, k_event, D), rows_of(v, key, held, v_event, D)
         seen = held[:, None] & mine
         top, total, mean = attend(top, total, mean, rows_q, far_k, far_v, seen, scale, PRECISION)
-    gate = tl.load(gates + place * 2 + 1, mask=inside, other=0.0).to(tl.float32)
-    total = tl.where(inside, total, 1.0)
-    result = mean * (gate / total)[:, :, None]
     shorts = lse + events.to(tl.int64) * (G * R)
-    tl.store(shorts + place, top + tl.log2(total), mask=inside)
+    if UNION:
+        bias = tl.load(gates + place, mask=inside, other=0.0).to(tl.float32) * LOG2_E
+        # All scores so far have the bias.
+        top += bias
+    else:
+        gate = tl.load(gates + place * 2 + 1, mask=inside, other=0.0).to(tl.float32)
+        total = tl.where(inside, total, 1.0)
+        result = mean * (gate / total)[:, :, None]
+        tl.store(shorts + place, top + tl.log2(total), mask=inside)
+        top = tl.full([B, 16], NOTHING, tl.float32)
+        total = tl.zeros([B, 16], tl.float32)
+        mean = tl.zeros([B, 16, D], tl.float32)
 
     own = block_keys_of(block, B, S)
     block_k = rows_of(k, own, own < length, k_event, D)
     block_v = rows_of(v, own, own < length, v_event, D)
     visible = own_mask(query[:, :, None], own[:, None], length, S, CAUSAL)
-    top = tl.full([B, 16], NOTHING, tl.float32)
-    total = tl.zeros([B, 16], tl.float32)
-    mean = tl.zeros([B, 16, D], tl.float32)
+    if UNION:
+        visible &= ~seen_twice(query[:, :, None], own[:, None], length, WINDOW, SINKS, CAUSAL)
     top, total, mean = attend(top, total, mean, rows_q, block_k, block_v, visible, scale, PRECISION)
     choice = selected + (column * G + group) * N
     for step in range(choices):
@@ -113,11 +127,18 @@ def forward_kernel(
         key = chosen * S + step % parts * KEYS + turn
         far_k = rows_of(k, key, chosen >= 0, k_event, D)
         far_v = rows_of(v, key, chosen >= 0, v_event, D)
-        seen = (chosen >= 0)[:, None] & mine
+        held = chosen >= 0
+        if UNION:
+            held &= ~seen_twice(first + column, key, length, WINDOW, SINKS, CAUSAL)
+        seen = held[:, None] & mine
         top, total, mean = attend(top, total, mean, rows_q, far_k, far_v, seen, scale, PRECISION)
-    gate = tl.load(gates + place * 2, mask=inside, other=0.0).to(tl.float32)
     total = tl.where(inside, total, 1.0)
-    result += mean * (gate / total)[:, :, None]
+    if UNION:
+        result = mean / total[:, :, None]
+        tl.store(shorts + place, top + tl.log2(total) - bias, mask=inside)
+    else:
+        gate = tl.load(gates + place * 2, mask=inside, other=0.0).to(tl.float32)
+        result += mean * (gate / total)[:, :, None]
     tl.store(lse + place, top + tl.log2(total), mask=inside)
     address = out + place[:, :, None] * D + tl.arange(0, D)
     tl.store(address, result.to(out.dtype.element_ty), mask=inside[:, :, None])

@@ -86,8 +86,12 @@ def list_sums_kernel(
     R: tl.constexpr,
     D: tl.constexpr,
     N: tl.constexpr,
+    UNION: tl.constexpr,
     CHUNK: tl.constexpr,
     S: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+    CAUSAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One program is one chunk of an inverse list, beyond the first ``CHUNK`` entries."""
@@ -95,7 +99,7 @@ def list_sums_kernel(
     owner = tl.load(owners + chunk)
     if owner >= no_list:
         return
-    start, _, block, _ = tile_of(table, owner // G)
+    start, length, block, _ = tile_of(table, owner // G)
     group = owner % G
     key = block_keys_of(block, S * R // 16, S)
     event = (start + key).to(tl.int64)
@@ -119,6 +123,9 @@ def list_sums_kernel(
         order,
         low,
         high,
+        start,
+        length,
+        key,
         group,
         scale,
         q_event,
@@ -127,7 +134,11 @@ def list_sums_kernel(
         R,
         D,
         N,
+        UNION,
         S,
+        WINDOW,
+        SINKS,
+        CAUSAL,
         PRECISION,
     )
     write_sums(sums, chunk, tl.sum(sum_k, 0), tl.sum(sum_v, 0), S, D)
@@ -155,6 +166,7 @@ def sink_sums_kernel(
     G: tl.constexpr,
     R: tl.constexpr,
     D: tl.constexpr,
+    UNION: tl.constexpr,
     S: tl.constexpr,
     WINDOW: tl.constexpr,
     SINKS: tl.constexpr,
@@ -177,7 +189,7 @@ def sink_sums_kernel(
     sum_v = tl.zeros([S * R // 16, S, D], tl.float32)
     # The short-term half of what is kept for each path.
     plane = events.to(tl.int64) * (G * R)
-    gates, lse, shifts = gates + 1, lse + plane, shifts + plane
+    gates, lse, shifts = gates + 1, lse + plane, shifts + (0 if UNION else plane)
     event, head = tile_rows(R, S)
     for tile in range(block, tl.minimum(block + SPAN, (length + S - 1) // S)):
         query = tile * S + event
@@ -188,7 +200,9 @@ def sink_sums_kernel(
         )
         scores, slopes = scores_and_slopes(tile_k, tile_v, rows_q, rows_grad, scale, PRECISION)
         seen = sink_mask(query[:, None], key[:, :, None], length, WINDOW, SINKS, CAUSAL)
-        weights, steep = path_weights(scores, slopes, seen, gates, lse, shifts, place, inside)
+        weights, steep = path_weights(
+            scores, slopes, seen, gates, lse, shifts, place, inside, UNION
+        )
         sum_k = tl.dot(steep.to(rows_q.dtype), rows_q, sum_k, input_precision=PRECISION)
         sum_v = tl.dot(weights.to(rows_q.dtype), rows_grad, sum_v, input_precision=PRECISION)
     slot = sink_slot(number, block, history, step, group, SINK_BLOCKS, G)

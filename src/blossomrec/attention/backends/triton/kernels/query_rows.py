@@ -10,7 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from blossomrec.attention.backends.triton.kernels.tiles import rows_of, tile_rows
+from blossomrec.attention.backends.triton.kernels.tiles import (
+    rows_of,
+    seen_twice,
+    tile_rows,
+)
 
 
 @triton.jit
@@ -29,16 +33,19 @@ def scores_and_slopes(k, v, q, grad, scale, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def path_weights(scores, slopes, seen, gates, lse, shifts, place, held):
+def path_weights(scores, slopes, seen, gates, lse, shifts, place, held, UNION: tl.constexpr):
     """Weights of one path times its gate, and the gradient of its scores, [B, S, 16].
 
     The pointers are those of the path; see backward_queries.py for slope and shift.
     """
-    gate = tl.load(gates + place * 2, mask=held, other=0.0).to(tl.float32)[:, None]
     log_sum = tl.load(lse + place, mask=held, other=0.0)[:, None]
     shift = tl.load(shifts + place, mask=held, other=0.0)[:, None]
     weights = tl.exp2(tl.where(seen, scores - log_sum, float("-inf")))
-    return weights * gate, weights * (gate * slopes - shift)
+    if UNION:
+        return weights, weights * (slopes - shift)
+    else:
+        gate = tl.load(gates + place * 2, mask=held, other=0.0).to(tl.float32)[:, None]
+        return weights * gate, weights * (gate * slopes - shift)
 
 
 @triton.jit
@@ -55,6 +62,9 @@ def list_gradients(
     order,
     low,
     high,
+    start,
+    length,
+    key,
     group,
     scale,
     q_event,
@@ -63,7 +73,11 @@ def list_gradients(
     R: tl.constexpr,
     D: tl.constexpr,
     N: tl.constexpr,
+    UNION: tl.constexpr,
     S: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
+    CAUSAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Add what the queries in places ``low`` to ``high`` of an inverse list give, S at a step."""
@@ -75,9 +89,11 @@ def list_gradients(
             q, grad, event, group * R + head, held, q_event, q_head, G * R, D
         )
         scores, slopes = scores_and_slopes(tile_k, tile_v, rows_q, rows_grad, scale, PRECISION)
-        weights, steep = path_weights(
-            scores, slopes, held[:, None], gates, lse, shifts, place, held
-        )
+        seen = held[:, None]
+        if UNION:
+            query = (event - start).to(tl.int32)[:, None]
+            seen &= ~seen_twice(query, key[:, :, None], length, WINDOW, SINKS, CAUSAL)
+        weights, steep = path_weights(scores, slopes, seen, gates, lse, shifts, place, held, UNION)
         sum_k = tl.dot(steep.to(rows_q.dtype), rows_q, sum_k, input_precision=PRECISION)
         sum_v = tl.dot(weights.to(rows_q.dtype), rows_grad, sum_v, input_precision=PRECISION)
     return sum_k, sum_v
@@ -103,6 +119,7 @@ def far_gradients(
     v_event,
     SIGN: tl.constexpr,
     FIRST_FAR: tl.constexpr,
+    UNION: tl.constexpr,
     G: tl.constexpr,
     R: tl.constexpr,
     D: tl.constexpr,
@@ -128,7 +145,9 @@ def far_gradients(
             q, grad, (start + query).to(tl.int64), head, held, q_event, q_head, G * R, D
         )
         rows_q, rows_grad = rows_q.to(tl.float32), rows_grad.to(tl.float32)
-        gate = tl.load(gates + place * 2, mask=held, other=0.0).to(tl.float32)
+        gate = 1.0
+        if not UNION:
+            gate = tl.load(gates + place * 2, mask=held, other=0.0).to(tl.float32)
         log_sum = tl.load(lse + place, mask=held, other=0.0)
         shift = tl.load(shifts + place, mask=held, other=0.0)
         scores = tl.sum(rows_q * rows_k, 2) * scale - log_sum

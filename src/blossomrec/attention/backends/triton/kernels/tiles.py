@@ -16,6 +16,7 @@ import triton.language as tl
 # Below every score, and still finite: a row that has seen no key yet must not give NaN.
 NOTHING = tl.constexpr(-1.0e30)
 LOG_2 = tl.constexpr(0.6931471805599453)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -67,6 +68,15 @@ def own_mask(query, key, length, S: tl.constexpr, CAUSAL: tl.constexpr):
     if CAUSAL:
         inside &= key <= query
     return inside
+
+
+@triton.jit
+def seen_twice(query, key, length, WINDOW: tl.constexpr, SINKS: tl.constexpr, CAUSAL: tl.constexpr):
+    """Whether the short-term path, too, sees a key that the long-term path sees: positions."""
+    seen = is_visible(tl.abs(query - key), WINDOW)
+    if SINKS > 0:
+        seen |= (key < SINKS) if CAUSAL else (key >= length - SINKS)
+    return seen
 
 
 @triton.jit
