@@ -38,7 +38,9 @@ def install(tmp_path, monkeypatch):
     return add
 
 
-@pytest.mark.parametrize("registry", [BACKBONES, LOSSES, BASELINES], ids=lambda one: one.kind)
+@pytest.mark.parametrize(
+    "registry", [BACKBONES, ATTENTIONS, LOSSES, BASELINES], ids=lambda one: one.kind
+)
 def test_every_built_in_name_stands_for_something(registry):
     assert len(registry.names()) >= 3
     for name in registry:

@@ -34,7 +34,7 @@ def log(tmp_path_factory) -> EventLog:
     return EventLog.prepare(frame, tmp_path_factory.mktemp("timed") / "log")
 
 
-@pytest.fixture(scope="module", params=["sasrec", "gru4rec", "repeats"])
+@pytest.fixture(scope="module", params=["sasrec", "gru4rec", "mamba4rec", "hstu", "repeats"])
 def timed_run(request, log, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / request.param
     form = {"backbone": request.param} if request.param != "repeats" else {"repeats": "on"}
@@ -101,7 +101,7 @@ def test_a_moment_that_is_none_is_refused(timed_run, log, tmp_path):
 
 
 def test_an_explanation_of_a_moment_sums_up_to_its_score(timed_run, log, tmp_path):
-    if timed_run.name == "gru4rec":
+    if timed_run.name not in ("sasrec", "repeats"):
         pytest.skip("only sasrec is explained")
     with Server(timed_run, tmp_path / "events.db", max_future=1e12) as server:
         stored(server, log, ["user 1"])

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from blossomrec.registry import BACKBONES, lazily
+from blossomrec.registry import ATTENTIONS, BACKBONES, lazily
 
 if TYPE_CHECKING:
     from blossomrec.models.full import FullAttention
+    from blossomrec.models.recurrent import RecurrentAttention, RecurrentState
     from blossomrec.models.scorer import Scorer
     from blossomrec.models.sequence import Encoded, SequenceModel, build_model
     from blossomrec.models.state import ModelState
 
 __all__ = [
+    "ATTENTIONS",
     "BACKBONES",
     "Encoded",
     "FullAttention",
     "ModelState",
+    "RecurrentAttention",
+    "RecurrentState",
     "Scorer",
     "SequenceModel",
     "build_model",
@@ -28,6 +32,8 @@ __getattr__ = lazily(
         "Encoded": "blossomrec.models.sequence",
         "FullAttention": "blossomrec.models.full",
         "ModelState": "blossomrec.models.state",
+        "RecurrentAttention": "blossomrec.models.recurrent",
+        "RecurrentState": "blossomrec.models.recurrent",
         "Scorer": "blossomrec.models.scorer",
         "SequenceModel": "blossomrec.models.sequence",
         "build_model": "blossomrec.models.sequence",

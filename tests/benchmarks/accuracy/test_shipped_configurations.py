@@ -19,6 +19,11 @@ SHIPPED = {
     "demo": demo.MODEL,
     "bert4rec": ModelConfig(backbone="bert4rec"),
     "gru4rec": ModelConfig(backbone="gru4rec"),
+    "mamba4rec": ModelConfig(backbone="mamba4rec"),
+    "hstu": ModelConfig(backbone="hstu"),
+    "linrec": ModelConfig(attention="linrec"),
+    "window": ModelConfig(attention="window"),
+    "esasrec": ModelConfig(norm="pre", residual="gated", feed_forward="swiglu"),
     **{
         f"{name}, {dataset}": Case(dataset, name).configure().model
         for dataset in DATASETS

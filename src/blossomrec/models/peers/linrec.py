@@ -130,8 +130,9 @@ def linear_attention(
         size = max(1, min(CHUNK, max_length))
         packing, chunks = Packing.of(cu_seqlens, len(q), size), Chunks.of(cu_seqlens, len(q), size)
         keys, values = packing.pad(k), packing.pad(v)  # [G, chunks, size, d]
+        # Heads of a group side by side: [G, chunks, size, H / G, d].
         queries = packing.pad(q.unflatten(1, (k.shape[1], -1)).flatten(2))
-        queries = queries.unflatten(-1, (-1, k.shape[2]))  # [G, chunks, size, H / G, d]
+        queries = queries.unflatten(-1, (-1, k.shape[2]))
         squares = keys.square().cumsum(2)
         sums = torch.cat((keys.mT @ values, squares[:, :, -1, :, None]), -1).transpose(0, 1)
         running = chunks.running(sums, -(-max_length // size))
@@ -148,10 +149,15 @@ def linear_attention(
             seen = chunks.of_history(totals).transpose(0, 1)
             out = _by_norms(queries, seen[:, :, None, :, -1]).flatten(2, 3) @ seen[..., :-1]
             count = packing.length
-        out = out.unflatten(2, (size, -1)).permute(1, 2, 0, 3, 4).flatten(0, 1)
-        # [T, G, H / G, d]
-        out = out.index_select(0, packing.first_padded * size + packing.position)
-        return out.flatten(1, 2) * torch.rsqrt(count.to(out.dtype))[:, None, None], totals
+        out = _packed(out, packing)
+        return out * torch.rsqrt(count.to(out.dtype))[:, None, None], totals
+
+
+def _packed(out: Tensor, packing: Packing) -> Tensor:
+    """Events of chunks, [G, chunks, size * H / G, d], as they were packed, [T, H, d]."""
+    size = packing.block_size
+    rows = out.unflatten(2, (size, -1)).permute(1, 2, 0, 3, 4).flatten(0, 1).flatten(1, 2)
+    return rows.index_select(0, packing.first_padded * size + packing.position)
 
 
 def _seen_before(
