@@ -439,8 +439,8 @@ class SequenceModel(nn.Module):
             return losses
         if self.request_inputs is not None and encoded.asked is None:
             raise ConfigError(
-                f"model.repeats is 'on': encode of backbone {self.config.backbone} must return what "
-                "was asked, Encoded.asked"
+                f"model.repeats is 'on': encode of backbone {self.config.backbone} must return "
+                "what was asked, Encoded.asked"
             )
         hidden = encoded.hidden if rows is None else encoded.hidden.index_select(0, rows)
         catalogue = self.output_weight() if encoded.catalogue is None else encoded.catalogue
