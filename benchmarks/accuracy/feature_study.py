@@ -32,6 +32,7 @@ IDS: dict[str, Any] = dict.fromkeys(
     (
         *("time_gap", "request_time", "content"),
         *("event_kinds", "request_kind", "context", "user_table"),
+        "repeats",
     ),
     "off",
 )
@@ -49,6 +50,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "kinds": KINDS,
     "context": IDS | {"context": "on"},
     "users": IDS | {"user_table": "on"},
+    "repeats": IDS | {"repeats": "on"},
+    "gap-request-repeats": IDS | {"time_gap": "on", "request_time": "on", "repeats": "on"},
 }
 
 
