@@ -402,7 +402,7 @@ def _check_model(model: ModelConfig, where: str) -> None:
         )
     if model.fusion == "union" and model.gate != "independent":
         raise ConfigError(
-            f"{where}gate is {model.gate}: with fusion union there is no gate, only a bias"
+            f"{where}gate is {model.gate}: with fusion union there is none, take fusion gated"
         )
     if model.compress_window % model.block_size:
         raise ConfigError(

@@ -100,21 +100,24 @@ def test_every_configuration_is_sound(dataset, model):
         (
             "sasrec",
             [
-                ("blossom", 2, "both", "independent"),
-                ("blossom", 2, "long", "independent"),
-                ("blossom", 8, "both", "convex"),
-                ("blossom", 8, "both", "independent"),
-                ("blossom", 8, "long", "independent"),
-                ("full", 2, "both", "independent"),
-                ("full", 8, "both", "independent"),
+                ("blossom", 2, "both", "independent", "gated"),
+                ("blossom", 2, "both", "independent", "union"),
+                ("blossom", 2, "long", "independent", "union"),
+                ("blossom", 8, "both", "convex", "gated"),
+                ("blossom", 8, "both", "independent", "gated"),
+                ("blossom", 8, "both", "independent", "union"),
+                ("blossom", 8, "long", "independent", "union"),
+                ("full", 2, "both", "independent", "union"),
+                ("full", 8, "both", "independent", "union"),
             ],
         ),
         (
             "bert4rec",
             [
-                ("blossom", 2, "both", "independent"),
-                ("blossom", 8, "both", "independent"),
-                ("full", 8, "both", "independent"),
+                ("blossom", 2, "both", "independent", "gated"),
+                ("blossom", 8, "both", "independent", "gated"),
+                ("blossom", 8, "both", "independent", "union"),
+                ("full", 8, "both", "independent", "union"),
             ],
         ),
     ],
@@ -123,7 +126,7 @@ def test_the_models_of_a_backbone_differ_in_their_attention_alone(backbone, expe
     for dataset in accuracy.DATASETS:
         configs = [Case(dataset, name).configure() for name in accuracy.MODELS]
         configs = [config for config in configs if config.model.backbone == backbone]
-        names = ("attention", "kv_heads", "paths", "gate")
+        names = ("attention", "kv_heads", "paths", "gate", "fusion")
         forms = [tuple(getattr(config.model, name) for name in names) for config in configs]
         assert sorted(forms) == expected
         for config in configs[1:]:

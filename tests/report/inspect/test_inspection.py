@@ -35,7 +35,8 @@ def train(log, folder, **options):
 @pytest.fixture(scope="module")
 def run(tiny_log, tmp_path_factory):
     """A run with two layers and two key/value heads. Read only."""
-    return train(tiny_log, tmp_path_factory.mktemp("inspected") / "some <run>")
+    folder = tmp_path_factory.mktemp("inspected") / "some <run>"
+    return train(tiny_log, folder, fusion="gated")
 
 
 @pytest.fixture(scope="module")
