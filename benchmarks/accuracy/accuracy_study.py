@@ -14,6 +14,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import Several
 from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig, check
@@ -42,17 +43,22 @@ DATASETS = {
     # Fifty users: one event of each would say little.
     "unix-commands": Preset(max_len=200, dropout=0.2, tokens_per_batch=8_192, last_events=100),
 }
-MODELS = {
+GATED = {"attention": "blossom", "fusion": "gated"}
+UNION = {"attention": "blossom", "fusion": "union"}
+MODELS: dict[str, dict[str, Any]] = {
     "SASRec": {"attention": "full", "kv_heads": 8},
     "SASRec-2kv": {"attention": "full", "kv_heads": 2},
-    "BlossomRec": {"attention": "blossom", "kv_heads": 2},
-    "BlossomRec-8kv": {"attention": "blossom", "kv_heads": 8},
-    "BlossomRec-8kv-convex": {"attention": "blossom", "kv_heads": 8, "gate": "convex"},
+    "BlossomRec": {**GATED, "kv_heads": 2},
+    "BlossomRec-8kv": {**GATED, "kv_heads": 8},
+    "BlossomRec-8kv-convex": {**GATED, "kv_heads": 8, "gate": "convex"},
+    "BlossomRec-union": {**UNION, "kv_heads": 2},
+    "BlossomRec-8kv-union": {**UNION, "kv_heads": 8},
     "BlossomRec-long": {"attention": "blossom", "kv_heads": 2, "paths": "long"},
     "BlossomRec-8kv-long": {"attention": "blossom", "kv_heads": 8, "paths": "long"},
     "BERT4Rec": {"backbone": "bert4rec", "attention": "full", "kv_heads": 8},
-    "BERT4Rec-Blossom": {"backbone": "bert4rec", "attention": "blossom", "kv_heads": 2},
-    "BERT4Rec-Blossom-8kv": {"backbone": "bert4rec", "attention": "blossom", "kv_heads": 8},
+    "BERT4Rec-Blossom": {"backbone": "bert4rec", **GATED, "kv_heads": 2},
+    "BERT4Rec-Blossom-8kv": {"backbone": "bert4rec", **GATED, "kv_heads": 8},
+    "BERT4Rec-Blossom-8kv-union": {"backbone": "bert4rec", **UNION, "kv_heads": 8},
 }
 # BERT4Rec predicts the masked events of an epoch alone: more epochs, looked at as often.
 BERT4REC_EPOCHS = round(1 / TrainingConfig().mask_probability)
@@ -125,8 +131,9 @@ def measure_all(
         datasets: names of data sets, all that are known without it
         models: SASRec, BlossomRec, each with the other's key/value heads: SASRec-2kv,
             BlossomRec-8kv; the long-term path alone: BlossomRec-long, BlossomRec-8kv-long; a gate
-            whose weights sum up to 1: BlossomRec-8kv-convex; BERT4Rec, BERT4Rec-Blossom,
-            BERT4Rec-Blossom-8kv; all without it
+            whose weights sum up to 1: BlossomRec-8kv-convex; one softmax over both paths:
+            BlossomRec-union, BlossomRec-8kv-union; BERT4Rec, BERT4Rec-Blossom,
+            BERT4Rec-Blossom-8kv, BERT4Rec-Blossom-8kv-union; all without it
         max_lens: longest histories to compare, in events; a data set's own without it
         seeds: of the training, each a training of its own; 0 without it
         epochs: most epochs, if other than a data set's own

@@ -32,6 +32,7 @@ IDS: dict[str, Any] = dict.fromkeys(
     (
         *("time_gap", "request_time", "content"),
         *("event_kinds", "request_kind", "context", "user_table"),
+        "repeats",
     ),
     "off",
 )
@@ -49,6 +50,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "kinds": KINDS,
     "context": IDS | {"context": "on"},
     "users": IDS | {"user_table": "on"},
+    "repeats": IDS | {"repeats": "on"},
+    "gap-request-repeats": IDS | {"time_gap": "on", "request_time": "on", "repeats": "on"},
 }
 
 
@@ -207,7 +210,7 @@ class _Study:
             "dataset": folder.name,
             "model": "SASRec",
             "attention": model_config.attention,
-            "fusion": model_config.gate,
+            "fusion": "union" if model_config.fusion == "union" else model_config.gate,
             "time": times_of(model_config),
             "request_time": model_config.request_time == "on",
             "content": model_config.content == "on",

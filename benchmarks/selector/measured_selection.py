@@ -12,13 +12,13 @@ from blossomrec.attention import BlossomAttention
 from blossomrec.attention.packing import Packing
 from blossomrec.data.batch import Batch
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.report.attention_profile import Attended, recorded
 from blossomrec.report.inspect.selection_measures import (
     attention_coverage,
     choices_by_block,
     choosing_rows,
     evenness,
 )
-from blossomrec.report.inspect.selection_totals import Attended, recorded
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -33,7 +33,8 @@ class LayerSelection:
         mass_covered, mass_best, mass_own: for each key/value head, mean shares of attention.
         mass_ratio: for each key/value head, mass_covered / mass_best.
         largest_share, entropy: for each key/value head, its hubness.
-        gate_balance: for each query head, the long-term path's share of the two gates.
+        gate_balance: for each query head, the long-term path's share of the two gates, or of the
+            weight of a union.
         distances: 0.1, 0.25, 0.5, 0.75 and 0.9 quantile of the distance to selected blocks, events.
     """
 
@@ -141,7 +142,6 @@ def _measure_layer(
     hubs = hubness(selected, cu_seqlens, **form)
     hits = None if planted is None else planted_hits(selected, rows, planted).float()
     distances = selected_distances(selected, cu_seqlens, layer.spec.block_size).double()
-    assert attended.output.gates is not None
     return LayerSelection(
         recall=None if hits is None else _numbers(hits.mean(0)),
         recall_any=None if hits is None else hits.amax(-1).mean().item(),
@@ -151,7 +151,7 @@ def _measure_layer(
         mass_ratio=_numbers(covered / best),
         largest_share=_numbers(hubs.largest_share),
         entropy=_numbers(hubs.entropy),
-        gate_balance=_numbers(gate_balance(attended.output.gates)),
+        gate_balance=_numbers(gate_balance(attended.shares(cu_seqlens))),
         distances=_numbers(_quantiles(distances)),
     )
 

@@ -204,10 +204,10 @@ CANDIDATES = {
     "mlp-detached": Candidate(attention=DetachedLesson),
     "mlp-frozen": Candidate(distilled=False),
     "mean-untaught": Candidate({"compress": "mean"}, distilled=False),
-    "mlp-gated": Candidate(attention=StraightThrough, graph=False),
+    "mlp-gated": Candidate({"fusion": "gated"}, attention=StraightThrough, graph=False),
     "mlp-branch": Candidate(attention=CompressedBranch, graph=False),
-    "mlp-dense": Candidate(attention=DenseDistilled),
-    "mean-dense": Candidate({"compress": "mean"}, attention=DenseDistilled),
+    "mlp-dense": Candidate({"fusion": "gated"}, attention=DenseDistilled),
+    "mean-dense": Candidate({"compress": "mean", "fusion": "gated"}, attention=DenseDistilled),
 }
 
 

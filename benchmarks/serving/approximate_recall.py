@@ -19,6 +19,7 @@ import torch
 from benchmarks.results import append_result, provenance
 from benchmarks.serving.load import Outcome
 from blossomrec.config import ModelConfig
+from blossomrec.evaluation.scoring import Queries
 from blossomrec.models import build_model
 from blossomrec.serving.engine.approximate import ApproximateRanking
 from blossomrec.serving.engine.ranking import Best, Choice, Ranking
@@ -46,7 +47,7 @@ def measure(ranking: Ranking, queries: torch.Tensor, items: int) -> tuple[Outcom
     for query in queries.split(1):
         choice = Choice(K, [rng.integers(0, items, VIEWED)])
         start = time.perf_counter()
-        found += ranking.best(query, [choice])
+        found += ranking.best(Queries(query), [choice])
         outcome.seconds.append(time.perf_counter() - start)
     outcome.duration = sum(outcome.seconds)
     return outcome, found

@@ -1,5 +1,6 @@
-"""The operation alone (compress, select, attend, gate), its short-term path, and dense attention.
+"""The operation alone (compress, select, attend, fuse), its short-term path, and dense attention.
 
+Paths are fused by gates or, in rows such as ``cuda-union``, by a union; lines say so as ``fusion``.
 On a GPU the peers are dense attention through cuDNN and through FlashAttention, with the same heads
 and with the fastest layout of the published hidden size; dense attention with all its scores in
 memory, where that fits; and FlexAttention with the mask of the short-term path, beside the kernels
@@ -90,6 +91,8 @@ def measure(case: Case, options: BenchOptions) -> Line | None:
         "dtype": options.dtype,
         "device": options.device,
     }
+    if case.compress != "none":
+        form["fusion"] = operations.fusion_of(case.impl)
     if case.length == RAGGED and options.log is not None:
         form["ragged"] = {
             "log": options.log.name,
@@ -126,7 +129,8 @@ def operation(case: Case, lengths: tuple[int, ...], device: str, dtype: torch.dt
 
 
 def _blossom(options: BenchOptions) -> list[tuple[str, str]]:
-    return [(impl, way) for impl in options.blossom for way in ("mean", "mlp")]
+    forms = [impl + fusion for impl in options.blossom for fusion in ("", operations.UNION)]
+    return [(form, way) for form in forms for way in ("mean", "mlp")]
 
 
 def _dense(length: int, options: BenchOptions) -> list[tuple[str, str]]:

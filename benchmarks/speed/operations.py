@@ -20,6 +20,8 @@ from blossomrec.attention.spec import Heads
 from blossomrec.models.full import bucketed_attention, packed_attention
 from blossomrec.training.state import seeded
 
+# Ends the name of an implementation whose paths are fused by a union.
+UNION = "-union"
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 TOP_N, WINDOW = 4, 8
 
@@ -43,10 +45,19 @@ class Operation:
         return self.function(*self.leaves)
 
 
+def fusion_of(impl: str) -> str:
+    """How the paths become one in the implementation of this name."""
+    return "union" if impl.endswith(UNION) else "gated"
+
+
 def random_heads(
-    layout: Layout, lengths: tuple[int, ...], device: str, dtype: torch.dtype
+    layout: Layout,
+    lengths: tuple[int, ...],
+    device: str,
+    dtype: torch.dtype,
+    gate_size: int = 2,
 ) -> list[Tensor]:
-    """Random q [T, H, d], k and v [T, G, d], gates [T, H, 2], the same every time."""
+    """Random q [T, H, d], k and v [T, G, d], gates [T, H, 2 or 1], the same every time."""
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(heads: int, size: int) -> Tensor:
@@ -55,7 +66,7 @@ def random_heads(
 
     heads, kv_heads, size = layout
     tensors = [draw(count, size) for count in (heads, kv_heads, kv_heads)]
-    return [*tensors, draw(heads, 2).sigmoid()]
+    return [*tensors, draw(heads, gate_size).sigmoid()]
 
 
 def blossom(
@@ -66,9 +77,11 @@ def blossom(
     device: str,
     dtype: torch.dtype,
 ) -> Operation:
-    """The whole operation: compress, select, attend, gate. No gradient flows to block keys."""
+    """The whole operation: compress, select, attend, fuse. No gradient flows to block keys."""
+    spec, impl = BlossomSpec(fusion=fusion_of(impl)), impl.removesuffix(UNION)
     cu_seqlens = packed(lengths, device)
-    leaves = [each.requires_grad_() for each in random_heads(layout, lengths, device, dtype)]
+    rows = random_heads(layout, lengths, device, dtype, spec.gate_size)
+    leaves = [each.requires_grad_() for each in rows]
     with seeded(0):
         if compress == "mlp":
             compression = MLPCompression(
@@ -78,11 +91,11 @@ def blossom(
             compression = MeanCompression(block_size=BLOCK_SIZE)
     compression = compression.to(device, dtype).requires_grad_(False)
     heads = Heads(layout.heads, layout.kv_heads, layout.head_dim)
-    parts = resolve(BlossomSpec(), heads, dtype, leaves[0].device.type, impl).parts
+    parts = resolve(spec, heads, dtype, leaves[0].device.type, impl).parts
 
     def function(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
         keys = parts.block_keys(compression, k.detach(), cu_seqlens)
-        return blossom_attention(q, k, v, keys, gates, cu_seqlens, impl=impl)[0]
+        return blossom_attention(q, k, v, keys, gates, cu_seqlens, spec, impl=impl)[0]
 
     @torch.no_grad()
     def selection(chosen_by: str) -> Tensor:
@@ -90,12 +103,12 @@ def blossom(
         rows = [*leaves[:3], keys, leaves[3]]
         if chosen_by == "reference":
             rows = [row.double() for row in rows]
-        return blossom_attention(*rows, cu_seqlens, impl=chosen_by)[1]
+        return blossom_attention(*rows, cu_seqlens, spec, impl=chosen_by.removesuffix(UNION))[1]
 
     def definition(q: Tensor, k: Tensor, v: Tensor, gates: Tensor) -> Tensor:
         keys = k.new_zeros(len(k) // BLOCK_SIZE, *k.shape[1:])
         form = {"selected": selection(impl), "impl": "reference"}
-        return blossom_attention(q, k, v, keys, gates, cu_seqlens, **form)[0]
+        return blossom_attention(q, k, v, keys, gates, cu_seqlens, spec, **form)[0]
 
     return Operation(leaves, function, definition, selection)
 

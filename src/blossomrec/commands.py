@@ -29,7 +29,11 @@ from blossomrec.terminal import console, show
 
 Value = TypeVar("Value")
 ConfigFile = Annotated[
-    Path | None, Parameter(help="YAML, TOML or JSON file with model, training, evaluation options")
+    Path | None,
+    Parameter(
+        help="YAML, TOML or JSON file with model, training, evaluation options; or the preset "
+        "paper: BlossomRec as published"
+    ),
 ]
 # One flag, several values behind it.
 Several = Annotated[list[Value], Parameter(consume_multiple=True)]

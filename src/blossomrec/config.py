@@ -135,7 +135,7 @@ class ModelConfig:
         "both", "Blossom: both gated paths, or one alone to see what it gives"
     )
     fusion: Literal["gated", "union"] = option(
-        "gated", "Blossom: two softmaxes and a gate, as published, or one softmax over both paths"
+        "union", "Blossom: one softmax over both paths, or two and a gate, as published"
     )
     gate: Literal["independent", "convex"] = option(
         "independent", "Blossom: weights of the two paths, as published, or ones that sum up to 1"
@@ -239,6 +239,38 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+# Configurations by name, as nested values: what differs from the defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    # BlossomRec as published (arXiv 2512.13368): ids alone, all dimensions rotated, gated paths.
+    "paper": {
+        "model": {
+            "fusion": "gated",
+            "kv_heads": 2,
+            "rotary_share": 1.0,
+            "repeats": "off",
+            **dict.fromkeys(("time_gap", "request_time", "event_kinds", "request_kind"), "off"),
+            **dict.fromkeys(("content", "context", "user_table"), "off"),
+        },
+        "training": {"weights": "off"},
+    }
+}
+
+
+def preset(name: str) -> RunConfig:
+    """The configuration of a name in ``PRESETS``.
+
+    Raises:
+        ConfigError: there is none of that name.
+
+    Example:
+        >>> preset("paper").model.fusion
+        'gated'
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset is {shortened(name)}: choose one of {', '.join(PRESETS)}")
+    return from_dict(PRESETS[name])
 
 
 @dataclass(frozen=True)
@@ -445,10 +477,13 @@ def from_dict(values: dict[str, Any], cls: type = RunConfig, where: str = "") ->
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """The nested values of a YAML, TOML or JSON file."""
+    """The nested values of a YAML, TOML or JSON file, or of a preset where its name is given."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"no configuration file {path}")
+        if str(path) in PRESETS:
+            return PRESETS[str(path)]
+        presets = ", ".join(PRESETS)
+        raise ConfigError(f"no configuration file {path}, and no preset: {presets}")
     if path.stat().st_size > LARGEST_FILE:
         raise ConfigError(f"{path} is larger than {LARGEST_FILE:,} bytes: it is no configuration")
     try:

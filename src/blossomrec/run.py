@@ -144,8 +144,8 @@ def bring_up_to_date(config: Any, version: int = 1) -> None:
     if model.get("attention_impl") == "native":
         model["attention_impl"] = "cpu"
     later = ("time_gap", "request_time", "content", "event_kinds", "request_kind", "context")
-    for name in (*later, "user_table"):
-        # Written before the model could see it.
+    for name in (*later, "user_table", "repeats"):
+        # Written before the model could see it, or mix it in.
         model.setdefault(name, "off")
 
 

@@ -1,13 +1,10 @@
 """A layer and random events, to be extended part by part."""
 
-import pytest
 import torch
 from inputs import make_layer
 
 
 def make_attention(**options):
-    if options.get("impl") == "triton" and options.get("fusion") == "union":
-        pytest.skip("not for a union yet")
     attention = make_layer(**options)
     if attention.gate is not None:
         torch.nn.init.normal_(attention.gate.weight, std=0.3)

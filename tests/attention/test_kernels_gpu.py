@@ -35,13 +35,14 @@ def on_gpu(lengths, dtype=torch.bfloat16, **sizes):
 
 @pytest.mark.parametrize("heads, groups, size", [(8, 2, 16), (4, 2, 64), (2, 2, 32), (8, 1, 16)])
 @pytest.mark.parametrize("causal, sinks", [(True, 0), (False, 0), (True, 20), (False, 3)])
+@pytest.mark.parametrize("fusion", ["gated", "union"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_parity(impl, dtype, causal, sinks, heads, groups, size):
+def test_parity(impl, dtype, fusion, causal, sinks, heads, groups, size):
     needs_16_bits(impl, dtype)
     if impl == "cuda" and sinks:
         pytest.skip("the CUDA kernels know no sinks")
-    inputs = on_gpu(RAGGED, dtype, heads=heads, groups=groups, size=size)
-    form = dict(causal=causal, sinks=sinks)
+    inputs = on_gpu(RAGGED, dtype, heads=heads, groups=groups, size=size, fusion=fusion)
+    form = dict(causal=causal, sinks=sinks, fusion=fusion)
     exact = inputs.to(dtype=torch.float64)
     _, selected = attend(*exact.all(), impl="reference", **form)
     expected = outputs_and_gradients(exact, impl="reference", selected=selected, **form)
@@ -50,14 +51,16 @@ def test_parity(impl, dtype, causal, sinks, heads, groups, size):
         assert relative_error(value, other) < TOLERANCE[dtype], name
 
 
+@pytest.mark.parametrize("fusion", ["gated", "union"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_one_long_history_beside_thousands_of_short_ones(impl, dtype):
+def test_one_long_history_beside_thousands_of_short_ones(impl, dtype, fusion):
     needs_16_bits(impl, dtype)
-    inputs = on_gpu([3] * 2_000 + [65_536, 17] + [3] * 1_000, dtype, heads=8, size=16)
+    lengths = [3] * 2_000 + [65_536, 17] + [3] * 1_000
+    inputs = on_gpu(lengths, dtype, heads=8, size=16, fusion=fusion)
     exact = inputs.to(dtype=torch.float32)
-    _, selected = attend(*exact.all(), impl="torch")
-    expected = outputs_and_gradients(exact, impl="torch", selected=selected)
-    values = outputs_and_gradients(inputs, selected=selected, impl=impl)
+    _, selected = attend(*exact.all(), impl="torch", fusion=fusion)
+    expected = outputs_and_gradients(exact, impl="torch", selected=selected, fusion=fusion)
+    values = outputs_and_gradients(inputs, selected=selected, impl=impl, fusion=fusion)
     for value, other in zip(values, expected, strict=True):
         assert relative_error(value, other) < TOLERANCE[dtype]
 
@@ -80,17 +83,14 @@ def test_the_choice_is_the_best_by_score_margin(impl, dtype, size):
     assert (kept >= left - 1e-5).all()
 
 
-def test_the_same_bits_twice(impl):
-    inputs = on_gpu([5_000, 3, 700], heads=8, size=16)
+@pytest.mark.parametrize("fusion", ["gated", "union"])
+def test_the_same_bits_twice(impl, fusion):
+    inputs = on_gpu([5_000, 3, 700], heads=8, size=16, fusion=fusion)
     hub = torch.full((len(inputs.q), 2, 4), -1, dtype=torch.int32, device="cuda")
     hub[32:5_000, :, 0] = 1
+    form = dict(sinks=4 if impl == "triton" else 0, impl=impl, fusion=fusion)
     for selected in (None, hub):
-        first, second = (
-            outputs_and_gradients(
-                inputs, selected=selected, sinks=4 if impl == "triton" else 0, impl=impl
-            )
-            for _ in range(2)
-        )
+        first, second = (outputs_and_gradients(inputs, selected=selected, **form) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 

@@ -236,6 +236,16 @@ def test_a_batch_without_a_choice_gives_a_loss_of_zero(lengths, first, causal, i
     assert not any(each.any() for each in torch.autograd.grad(loss, leaves))
 
 
+def test_nothing_to_choose_is_a_loss_of_zero_in_16_bits_as_well():
+    """The sum of all queries is more than such a number holds."""
+    q, k = (torch.full((60, heads, 8), 1e3).half().requires_grad_() for heads in (4, 2))
+    block_keys = k[15::16]
+    form = {"rows": ALL[:60], "max_length": 60, "spec": BlossomSpec()}
+    loss = selector_loss(q, k, block_keys, torch.tensor([0, 60], dtype=torch.int32), **form)
+    assert loss == 0
+    assert not any(each.any() for each in torch.autograd.grad(loss, [q, k]))
+
+
 def test_short_histories_give_a_loss_of_zero():
     cu_seqlens = torch.arange(0, 31, 3, dtype=torch.int32)
     given = make_layer()(torch.randn(30, 32), cu_seqlens, distil_rows=ALL[:30])

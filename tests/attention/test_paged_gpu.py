@@ -65,9 +65,10 @@ def plain(attention):
 
 @pytest.mark.parametrize("sizes", [{}, {"hidden_size": 256, "num_heads": 4}], ids=["d16", "d64"])
 @pytest.mark.parametrize("compress", ["mlp", "mean"])
+@pytest.mark.parametrize("fusion", ["gated", "union"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_parity(dtype, compress, sizes):
-    attention = make(dtype, compress, **sizes)
+def test_parity(dtype, fusion, compress, sizes):
+    attention = make(dtype, compress, fusion=fusion, **sizes)
     _, states = filled(attention)
     alone, expect = filled(attention)[1], plain(attention)
     for turn in range(20):
@@ -109,9 +110,11 @@ def test_nothing_waits_for_the_device(compress):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("compress", ["mlp", "mean"])
-def test_a_graph_gives_what_a_call_gives(compress):
-    attention = make(compress=compress)
+@pytest.mark.parametrize(
+    "compress, fusion", [("mlp", "gated"), ("mean", "gated"), ("mlp", "union")]
+)
+def test_a_graph_gives_what_a_call_gives(compress, fusion):
+    attention = make(compress=compress, fusion=fusion)
     (pages, states), (_, alone) = (filled(attention) for _ in range(2))
     run = StepGraph(
         lambda x, step: attention.extend_paged(x, pages.layers[0], step).hidden, pages, 16

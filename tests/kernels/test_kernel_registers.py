@@ -20,7 +20,7 @@ TYPES = {
     **dict.fromkeys(("importance", "losses", "slopes", "counted"), "*fp32"),
     **dict.fromkeys(("means", "grad_means", "result", "partial"), "*fp32"),
     **dict.fromkeys(("block_keys", "grad_q", "grad_keys"), "*bf16"),
-    **dict.fromkeys(("samples", "firsts", "first_blocks"), "*i64"),
+    **dict.fromkeys(("samples", "firsts", "first_blocks", "lows", "counts", "ends"), "*i64"),
     **{"drawn": "*fp32", "cu_seqlens": "*i32", "table": "*i32", "bounds": "*i64"},
     **{"frequencies": "*fp32", "places": "*fp32"},
     **dict.fromkeys(("seed", "starts", "numbers", "rows", "targets", "owns"), "*i64"),
@@ -102,6 +102,7 @@ def compile_all(folder):
         (geometry.tiles_kernel, where),
         (geometry.blocks_kernel, where),
         (geometry.angles_kernel, where),
+        (sampling.choices_kernel, where | {"TOP_N": 4, "CAUSAL": True}),
         (sampling.draw_kernel, distilling),
         (importance.importance_kernel, distilling),
         (importance.mean_gradients_kernel, distilling),
@@ -144,7 +145,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 30
+    assert len(found) == 31
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}

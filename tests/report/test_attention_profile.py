@@ -6,7 +6,7 @@ from blossomrec.config import EvaluationConfig
 from blossomrec.data.batch import pack
 from blossomrec.data.split import Cases, make_split
 from blossomrec.models import build_model
-from blossomrec.report.attention_profile import attention_profile
+from blossomrec.report.attention_profile import attention_profile, recorded
 from small_models import small_config
 
 HEADS, KV_HEADS, BLOCK, TOP_N, MAX_LEN = 4, 2, 4, 2, 40
@@ -41,8 +41,9 @@ def test_the_longest_histories_are_profiled(tiny_log, cases):
     assert all(selected.dtype == np.int32 for selected in profile.selected)
 
 
-def test_gates_are_means_over_the_events_of_all_histories(tiny_log, cases):
-    model = profiled_model(tiny_log)
+@pytest.mark.parametrize("fusion", ["gated", "union"])
+def test_gates_are_means_over_the_events_of_all_histories(tiny_log, cases, fusion):
+    model = profiled_model(tiny_log, fusion=fusion)
     profile = attention_profile(model, tiny_log, cases)
     assert profile.gates.shape == (2, HEADS, 2)
     assert profile.gates.dtype == np.float64
@@ -50,12 +51,14 @@ def test_gates_are_means_over_the_events_of_all_histories(tiny_log, cases):
     gates = []
     for user, end in zip(profile.users, longest(cases, 3), strict=True):
         batch = pack([tiny_log.history(user).items[:end][-MAX_LEN:]])
-        with torch.no_grad():
-            encoded = model.encode(batch, keep_layers=True)
-        gates.append(torch.stack([layer.gates for layer in encoded.layers]))
+        with torch.no_grad(), recorded(model) as layers:
+            model.encode(batch)
+        gates.append(torch.stack([each.shares(batch.cu_seqlens) for each in layers]))
     expected = torch.cat(gates, dim=1).mean(1).numpy()
     assert np.allclose(profile.gates, expected, atol=1e-5)
     assert np.ptp(profile.gates[:, :, 0]) > 0.01
+    # A union has shares of one softmax instead.
+    assert np.allclose(profile.gates.sum(-1), 1) == (fusion == "union")
 
 
 def test_selected_blocks_are_complete_and_lie_before_their_event(tiny_log, cases):

@@ -11,7 +11,7 @@ from blossomrec.config import EvaluationConfig, RunConfig, to_dict
 from blossomrec.data.split import make_split
 from blossomrec.errors import DataError, MissingExtraError
 from blossomrec.evaluation import RankingOptions, evaluate
-from blossomrec.report import plots
+from blossomrec.report import plots, sections
 from blossomrec.report.report import ModelReport, ReportData, render_report, write_report
 from ranking_oracle import DotScorer
 
@@ -267,6 +267,17 @@ def test_wrong_input_is_named(data):
         ReportData("A title", "tiny", [ModelReport("x", second.sampled)], "x")
     with pytest.raises(DataError, match="a full ranking is given as the sampled one"):
         ReportData("A title", "tiny", [ModelReport("x", first.evaluation, first.evaluation)], "x")
+
+
+def test_a_union_has_shares_instead_of_gates(data):
+    *others, blossom = data.models
+    for union, words in (
+        (False, "Mean over layers"),
+        (True, "Mean share of one softmax, mean over"),
+    ):
+        model = dataclasses.replace(blossom, is_union=union)
+        (figure,) = sections.gates(dataclasses.replace(data, models=[*others, model]))
+        assert figure.heading == model.name and words in figure.caption
 
 
 def test_a_selection_without_blocks_leaves_an_empty_figure():

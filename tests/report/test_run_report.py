@@ -61,7 +61,7 @@ def test_names_may_be_given(place, tmp_path):
 def test_a_report_knows_what_a_run_wrote(place, tiny_log):
     report = model_report("sparse", place / "sparse", tiny_log)
     assert [line["epoch"] for line in report.log_lines] == [1, 2]
-    assert report.gates.shape == (1, 2, 2)
+    assert report.gates.shape == (1, 2, 2) and not report.is_union
     assert report.block_size == 4
     assert [title for title, _ in report.selections] == [
         f"history {number}, 20 events from 2023-11-14, layer 1" for number in (1, 2, 3)

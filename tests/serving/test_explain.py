@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 from blossomrec.attention import pattern
-from blossomrec.attention.path_shares import path_shares
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError
 from blossomrec.models import build_model
-from blossomrec.report.inspect.selection_totals import recorded
+from blossomrec.report.attention_profile import recorded
 from blossomrec.serving.engine import explain as explaining
 from blossomrec.serving.engine.explain import explain
 from small_options import MODEL
@@ -162,7 +161,7 @@ def test_selected_blocks_and_gates_are_those_of_the_model(fusion, one_thread):
     with torch.no_grad(), recorded(model) as attended:
         layers = model.encode(batch, keep_layers=True).layers
     for found, layer, each in zip(explain(model, rows, 0).layers, layers, attended, strict=True):
-        gates = path_shares(each.q, each.k, batch.cu_seqlens, layer, each.layer.spec)[-1]
+        gates = each.shares(batch.cu_seqlens)[-1]
         assert found.gates == pytest.approx(gates.numpy(), abs=1e-5)
         assert fusion == "gated" or found.gates.sum(-1) == pytest.approx(1)
         listed = [block for block, heads in found.selected.items() for _ in range(heads)]

@@ -91,7 +91,7 @@ def test_training_stops_early_and_keeps_the_best(tiny_log, tmp_path):
 
 def test_best_weights_are_kept_not_the_last(tiny_log, split, tmp_path):
     # So fast that it gets worse again.
-    config = small_config(epochs=6, learning_rate=0.5)
+    config = small_config(epochs=8, learning_rate=0.5)
     torch.manual_seed(0)
     model = build_model(config.model, tiny_log.num_items)
     result = train(model, tiny_log, split, config, tmp_path / "run", progress=False)

@@ -169,6 +169,15 @@ def test_losses_do_not_know_what_comes_later():
     assert not torch.equal(found[0][cut:], found[1][cut:])
 
 
+def test_a_backbone_that_does_not_say_what_was_asked_is_refused():
+    log = log_of(habits(8))
+    model, config = random_model(log)
+    batch = next(iter(build_batches(model, log, config).epoch(0)))
+    encoded = replace(model.encode(batch), asked=None)
+    with pytest.raises(ConfigError, match=r"encode of backbone sasrec must return what was asked"):
+        model.mixed_losses(torch.zeros(len(batch.items)), encoded, batch, None)
+
+
 def test_packed_histories_have_the_losses_that_each_has_alone():
     log = log_of(habits(8))
     model, config = random_model(log)

@@ -349,7 +349,10 @@ def test_a_run_of_before_there_were_identities_goes_on_with_a_warning(tiny_log, 
 
 
 LATER = {
-    "model": ("time_gap", "request_time", "event_kinds", "request_kind", "context", "user_table"),
+    "model": (
+        *("time_gap", "request_time", "event_kinds", "request_kind"),
+        *("context", "user_table", "repeats"),
+    ),
     "training": ("targets", "weights"),
     "evaluation": ("kinds",),
 }

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from blossomrec.attention.backends.torch.sparse import near_share
 from blossomrec.attention.layer import AttentionOutput
-from blossomrec.attention.packing import Packing
 from blossomrec.attention.spec import BlossomSpec
 
 
@@ -28,6 +27,5 @@ def path_shares(
     assert output.gates is not None and output.selected is not None
     if not spec.is_union or not len(q):
         return output.gates
-    packing, longest = Packing.of(cu_seqlens, len(q), spec.block_size), int(cu_seqlens.diff().max())
-    near = near_share(q, k, output.gates, output.selected, packing, longest, spec)
+    near = near_share(q, k, output.gates, output.selected, cu_seqlens, spec)
     return torch.stack((1 - near, near), -1)

@@ -431,9 +431,17 @@ class SequenceModel(nn.Module):
             losses: negative logarithms of the probabilities of the targets in the catalogue.
             encoded: what the model made of the batch, which has targets.
             rows: of the events that are predicted from, int64 [M]; None for all.
+
+        Raises:
+            ConfigError: a backbone of somebody's own does not say what was asked.
         """
         if self.own_history is None:
             return losses
+        if self.request_inputs is not None and encoded.asked is None:
+            raise ConfigError(
+                f"model.repeats is 'on': encode of backbone {self.config.backbone} must return "
+                "what was asked, Encoded.asked"
+            )
         hidden = encoded.hidden if rows is None else encoded.hidden.index_select(0, rows)
         catalogue = self.output_weight() if encoded.catalogue is None else encoded.catalogue
         ahead = None if encoded.asked is None else encoded.asked.gap

@@ -2,18 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from blossomrec.attention import AttentionOutput, BlossomAttention
 from blossomrec.attention.path_shares import path_shares
 from blossomrec.data.batches import HistoryBatches
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.report.inspect.selection_totals import recorded
+
+
+@dataclass(frozen=True)
+class Attended:
+    """A layer's rotated queries [T, H, d] and keys [T, G, d], and what its attention gave."""
+
+    layer: BlossomAttention
+    q: Tensor
+    k: Tensor
+    output: AttentionOutput
+
+    def shares(self, cu_seqlens: Tensor) -> Tensor:
+        """What the long-term and the short-term path count for each event and head, [T, H, 2]."""
+        return path_shares(self.q, self.k, cu_seqlens, self.output, self.layer.spec)
+
+
+@contextlib.contextmanager
+def recorded(model: SequenceModel) -> Iterator[list[Attended]]:
+    """The model in evaluation mode; what goes through each of its Blossom attentions, in order."""
+    training = model.training
+    found: list[Attended] = []
+
+    def keep(
+        layer: nn.Module,
+        args: tuple[Tensor, ...],
+        options: dict[str, Any],
+        output: AttentionOutput,
+    ) -> None:
+        assert isinstance(layer, BlossomAttention)
+        q, k, *_ = layer.project(*args, rotary=options.get("rotary"))
+        found.append(Attended(layer, q, k, output))
+
+    layers = [each for each in model.modules() if isinstance(each, BlossomAttention)]
+    handles = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers]
+    model.eval()
+    try:
+        yield found
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -65,10 +109,7 @@ def attention_profile(
                 model.encode(batch)
             if not layers:
                 return None
-            weights = [
-                path_shares(each.q, each.k, batch.cu_seqlens, each.output, each.layer.spec)
-                for each in layers
-            ]
+            weights = [each.shares(batch.cu_seqlens) for each in layers]
             gates.append(torch.stack(weights).float().cpu())
             blocks = [each.output.selected for each in layers if each.output.selected is not None]
             lengths = batch.cu_seqlens.diff().tolist()

@@ -40,11 +40,11 @@ class ModelReport:
         log_lines: the records of the run's ``log.jsonl``; empty for what is not trained.
         gates: mean gates [layers, heads, 2], (long-term, short-term), of a union the shares of the
             attention on the keys of either; None without.
-        is_union: whether one softmax is over the keys of both paths.
         selections: (title, selected block numbers [L, n] or [L, G, n], -1 for none) of some
             histories; empty without.
         block_size: events in a block.
         items: what it recommends most often; None where the log is not there.
+        is_union: whether one softmax is over the keys of both paths.
     """
 
     name: str
@@ -52,10 +52,10 @@ class ModelReport:
     sampled: Evaluation | None = None
     log_lines: Sequence[Mapping[str, Any]] = ()
     gates: np.ndarray | None = None
-    is_union: bool = False
     selections: Sequence[tuple[str, np.ndarray]] = ()
     block_size: int = 16
     items: TextTable | None = None
+    is_union: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,8 +229,8 @@ def model_report(name: str, run: Path, log: EventLog) -> ModelReport:
         sampled,
         log_lines=[json.loads(line) for line in lines],
         gates=None if profile is None else profile.gates,
-        is_union=blossom_spec(config.model, causal=True).is_union,
         selections=shown,
         block_size=config.model.block_size,
         items=items,
+        is_union=blossom_spec(config.model, causal=True).is_union,
     )

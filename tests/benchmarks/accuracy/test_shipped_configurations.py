@@ -48,5 +48,8 @@ def test_no_parameter_is_dead(name):
     if encoded.selector_loss is not None:
         loss = loss + RunConfig().model.selector_weight * encoded.selector_loss
     loss.backward()
+    # Where no history has more blocks than are selected, nobody asks for the keys of blocks.
+    unasked = config.attention == "blossom" and config.max_len // config.block_size <= config.top_n
     for key, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.norm() > 0, key
+        assert parameter.grad is not None, key
+        assert (parameter.grad.norm() > 0) == (not unasked or ".compress." not in key), key

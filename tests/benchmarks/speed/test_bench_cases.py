@@ -25,6 +25,10 @@ def test_peers_of_the_attention_on_a_gpu():
         ("cuda", "mlp"),
         ("triton", "mean"),
         ("triton", "mlp"),
+        ("cuda-union", "mean"),
+        ("cuda-union", "mlp"),
+        ("triton-union", "mean"),
+        ("triton-union", "mlp"),
         ("cudnn", "none"),
         ("flash", "none"),
         ("naive", "none"),
@@ -48,7 +52,7 @@ def test_peers_of_the_attention_on_a_gpu():
 @pytest.mark.skipif(bool(CPU_MISSING), reason=CPU_MISSING)
 def test_the_operator_stands_beside_pytorch_on_a_cpu_in_float32():
     found = {case.impl for case in bench_attention.cases(options())}
-    assert found == {"cpu", "torch", "dense", "naive", "floor"}
+    assert found == {"cpu", "cpu-union", "torch", "torch-union", "dense", "naive", "floor"}
     for others in (options(dtype=torch.bfloat16), options("cuda")):
         for bench in (bench_attention, bench_encoder, bench_incremental):
             assert "cpu" not in {case.impl for case in bench.cases(others)}
@@ -59,6 +63,7 @@ def test_ragged_batches_stand_beside_equal_ones_of_their_mean_length(tiny_log):
     cases = bench_attention.cases(given)
     ragged = bench_attention.measure(cases[0], given)
     assert ragged["length"] == 0 and ragged["tokens"] == 600
+    assert ragged["fusion"] == "gated"
     found = ragged["ragged"]
     assert found["log"] == tiny_log.folder.name and found["longest"] <= 60
     assert found["mean"] == pytest.approx(600 / found["histories"], abs=0.05)

@@ -30,6 +30,7 @@ FORM = ("cpu", torch.float32)
 TIMED = {
     "blossom-mean": lambda: operations.blossom("torch", "mean", PUBLISHED, RAGGED, *FORM),
     "blossom-mlp": lambda: operations.blossom("torch", "mlp", Layout(4, 2, 64), RAGGED, *FORM),
+    "blossom-union": lambda: operations.blossom("torch-union", "mean", PUBLISHED, RAGGED, *FORM),
     "blossom-cpu": lambda: operations.blossom("cpu", "mlp", PUBLISHED, RAGGED, *FORM),
     "short": lambda: operations.short_path("torch", PUBLISHED, RAGGED, *FORM),
     "dense": lambda: operations.dense("dense", PUBLISHED, ALIKE, *FORM),
@@ -104,7 +105,7 @@ def test_all_checks_of_the_attention_hold(dtype, tiny_log):
     found = list(bench_attention.checks(options))
     assert not [check for check in found if check.red]
     names = {check.name for check in found}
-    for name in ("torch mean 8/2/16", "torch mlp 4/2/64", "dense 2/2/64", "naive 8/2/16"):
+    for name in ("torch mean 8/2/16", "torch-union mlp 4/2/64", "dense 2/2/64", "naive 8/2/16"):
         assert name in names
     assert "choices of torch mlp 8/2/16" in names
 

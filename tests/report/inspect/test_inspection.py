@@ -15,9 +15,10 @@ from blossomrec.attention.reference import short_term_mask
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError, MissingExtraError, RunError
 from blossomrec.recommender import BlossomRec
+from blossomrec.report.attention_profile import recorded
 from blossomrec.report.inspect import inspect_page, inspect_tables, inspection, selection_measures
 from blossomrec.report.inspect.inspect_page import octaves
-from blossomrec.report.inspect.selection_totals import quantiles_of_counts, recorded
+from blossomrec.report.inspect.selection_totals import quantiles_of_counts
 from blossomrec.run import load_model
 from command_line import refuse
 from small_options import SMALL
@@ -42,9 +43,14 @@ def bidirectional(tiny_log, tmp_path_factory):
     return train(tiny_log, tmp_path_factory.mktemp("bert") / "run", backbone="bert4rec", sinks=1)
 
 
-@pytest.fixture(params=["causal", "bidirectional"])
-def either(request, run, bidirectional):
-    return run if request.param == "causal" else bidirectional
+@pytest.fixture(scope="module")
+def union(tiny_log, tmp_path_factory):
+    return train(tiny_log, tmp_path_factory.mktemp("union") / "run", fusion="union")
+
+
+@pytest.fixture(params=["run", "bidirectional", "union"])
+def either(request):
+    return request.getfixturevalue(request.param)
 
 
 def histories(log, max_len):
@@ -82,9 +88,9 @@ def test_the_figures_are_those_of_one_batch_of_everything(either, tiny_log):
         assert [head.ratio.value for head in layer.heads] == pytest.approx(
             wanted.mass_ratio, rel=1e-5
         )
-        gates = each.output.gates[rows].double()
-        np.testing.assert_allclose(layer.gates, gates.mean(0), rtol=1e-5)
-        balance = gate_balance(each.output.gates[rows])
+        shares = each.shares(batch.cu_seqlens)[rows]
+        np.testing.assert_allclose(layer.gates, shares.double().mean(0), rtol=1e-5)
+        balance = gate_balance(shares)
         np.testing.assert_allclose(layer.gate_balance, balance, rtol=1e-5)
         check_choices(layer, each.output.selected, batch.cu_seqlens.tolist(), set(rows.tolist()))
 
@@ -234,6 +240,16 @@ def test_the_page_lies_in_the_run_folder(cli, bidirectional):
     page = (bidirectional / "inspect.html").read_text()
     assert "early blocks can be selected by more events" not in page
     assert json.loads((bidirectional / "inspect.json").read_text())["causal"] is False
+
+
+def test_a_union_has_shares_instead_of_gates(cli, union, run):
+    pytest.importorskip("matplotlib", reason="the page draws its plots with matplotlib")
+    cli("inspect", union)
+    shares = json.loads((union / "inspect.json").read_text())["layers"][0]["gates"]
+    assert np.sum(shares, -1) == pytest.approx(1)
+    assert "Mean shares of one softmax" in (union / "inspect.html").read_text()
+    page = inspect_page.render_inspection(inspection.inspect_run(run))
+    assert "Mean gates" in page and "Mean shares of one softmax" not in page
 
 
 def test_examples_say_what_the_last_events_select(either, tiny_log):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from blossomrec.data.log import EventLog
 
 # Decays that are tried, on how many users, at which cut-off.
-DECAYS = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.6)
+DECAYS = (1.0, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9, 0.8, 0.6)
 TRIED_USERS, TRIED_K, TRIED_TOKENS = 2_000, 10, 65_536
 # A history's events before these count for nothing; bounds what is held of a history.
 RECENT = 2_000

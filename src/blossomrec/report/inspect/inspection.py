@@ -24,6 +24,7 @@ from blossomrec.evaluation import scoring
 from blossomrec.measure import load_seeing, open_log
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerModel
+from blossomrec.report.attention_profile import recorded
 from blossomrec.report.inspect.selection_measures import (
     SelectionForm,
     UniformChoice,
@@ -36,7 +37,6 @@ from blossomrec.report.inspect.selection_totals import (
     LayerTotals,
     Ratio,
     mass_ratio,
-    recorded,
 )
 from blossomrec.report.wording import ItemWords, habit, period
 from blossomrec.run import read_run_config

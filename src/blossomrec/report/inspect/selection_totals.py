@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from blossomrec.attention import AttentionOutput, BlossomAttention
+from blossomrec.attention import BlossomAttention
 from blossomrec.attention.packing import Packing
-from blossomrec.attention.path_shares import path_shares
 from blossomrec.evaluation.significance import LEVEL, bootstrap_means
-from blossomrec.models.sequence import SequenceModel
+from blossomrec.report.attention_profile import Attended
 from blossomrec.report.inspect.selection_measures import (
     RANKS,
     attention_coverage,
@@ -25,44 +21,6 @@ from blossomrec.report.inspect.selection_measures import (
     pattern_coverage,
     ranked,
 )
-
-
-@dataclass(frozen=True)
-class Attended:
-    """A layer's rotated queries [T, H, d] and keys [T, G, d], and what its attention gave."""
-
-    layer: BlossomAttention
-    q: Tensor
-    k: Tensor
-    output: AttentionOutput
-
-
-@contextlib.contextmanager
-def recorded(model: SequenceModel) -> Iterator[list[Attended]]:
-    """The model in evaluation mode; what goes through each of its Blossom attentions, in order."""
-    training = model.training
-    found: list[Attended] = []
-
-    def keep(
-        layer: nn.Module,
-        args: tuple[Tensor, ...],
-        options: dict[str, Any],
-        output: AttentionOutput,
-    ) -> None:
-        assert isinstance(layer, BlossomAttention)
-        q, k, *_ = layer.project(*args, rotary=options.get("rotary"))
-        found.append(Attended(layer, q, k, output))
-
-    layers = [each for each in model.modules() if isinstance(each, BlossomAttention)]
-    handles = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers]
-    model.eval()
-    try:
-        yield found
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 MASSES = ("covered", "best", "random", "own", "short_term")
@@ -161,8 +119,7 @@ class LayerTotals:
         ):
             self._hub_counts += ranked(_array(counts))
             self._entropy += events * _array(evenness(counts))
-        shares = path_shares(attended.q, attended.k, cu_seqlens, output, layer.spec)
-        gates = shares[choosing].double()
+        gates = attended.shares(cu_seqlens)[choosing].double()
         self._gates += _array(gates.sum(0))
         self._balance += _array((gates[..., 0] / gates.sum(-1)).sum(0))
         self._events += len(choosing)

@@ -18,7 +18,7 @@ DENSE_LENGTH = {"cpu": 256, "cuda": 512}
 
 def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[Tensor, Tensor]:
     """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
-    q, k, v, block_keys, gates, cu_seqlens = inputs
+    q, _, _, block_keys, _, cu_seqlens = inputs
     block_size, top_n, causal = spec.block_size, spec.top_n, spec.causal
     packing = Packing.of(cu_seqlens, len(q), block_size)
     shortest, longest = torch.stack(packing.length.aminmax()).tolist()
@@ -27,22 +27,20 @@ def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[
         with torch.no_grad():
             selected = select_blocks(q, block_keys, packing, longest, top_n, causal)
 
-    def dense(cu_seqlens: Tensor, *rows: Tensor) -> Tensor:
-        buckets = Buckets.of(cu_seqlens, len(rows[0]), min(longest, limit))
-        return dense_attention(*rows, buckets, spec, selects_all=selects_all)
+    def dense(inputs: Inputs, selected: Tensor) -> Tensor:
+        buckets = Buckets.of(inputs.cu_seqlens, len(inputs.q), min(longest, limit))
+        return dense_attention(inputs, selected, buckets, spec, selects_all=selects_all)
 
-    def sparse(cu_seqlens: Tensor, *rows: Tensor) -> Tensor:
-        packing = Packing.of(cu_seqlens, len(rows[0]), block_size)
-        return sparse_attention(*rows, packing, longest, spec)
+    def sparse(inputs: Inputs, selected: Tensor) -> Tensor:
+        return sparse_attention(inputs, selected, longest, spec)
 
     limit = DENSE_LENGTH[q.device.type]
-    rows = (q, k, v, gates, selected)
     if longest <= limit:
-        out = dense(cu_seqlens, *rows)
+        out = dense(inputs, selected)
     elif shortest > limit:
-        out = sparse(cu_seqlens, *rows)
+        out = sparse(inputs, selected)
     else:
-        out = _by_length(cu_seqlens.diff() > limit, cu_seqlens, rows, sparse, dense)
+        out = _by_length(cu_seqlens.diff() > limit, inputs, selected, sparse, dense)
     return out, selected
 
 
@@ -51,14 +49,16 @@ def unsupported(target: Target) -> str:
     return ""
 
 
-def _by_length(is_long, cu_seqlens, rows, sparse, dense) -> Tensor:
+def _by_length(is_long: Tensor, inputs: Inputs, selected: Tensor, sparse, dense) -> Tensor:
     """Long histories through one function, short ones through the other."""
-    lengths = cu_seqlens.diff()
-    owner = is_long[histories(cu_seqlens, len(rows[0]))]
+    q, k, v, block_keys, gates, cu_seqlens = inputs
+    lengths, owner = cu_seqlens.diff(), is_long[histories(cu_seqlens, len(q))]
     places, results = [], []
     for attend, chosen, mine in ((sparse, is_long, owner), (dense, ~is_long, ~owner)):
         place = mine.nonzero().flatten()
         part = torch.nn.functional.pad(lengths[chosen].cumsum(0), (1, 0)).to(cu_seqlens.dtype)
-        results.append(attend(part, *(x.index_select(0, place) for x in rows)))
+        rows = [x.index_select(0, place) for x in (q, k, v, gates, selected)]
+        given = Inputs(rows[0], rows[1], rows[2], block_keys, rows[3], part)
+        results.append(attend(given, rows[4]))
         places.append(place)
     return torch.cat(results).index_select(0, torch.cat(places).argsort())

@@ -16,22 +16,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from blossomrec.attention import pattern
 from blossomrec.attention.buckets import Buckets
-from blossomrec.attention.spec import BlossomSpec
+from blossomrec.attention.spec import BlossomSpec, Inputs
 
 # Not cuDNN: it plans anew for every shape, and the sizes of buckets change with every batch.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def dense_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    selected: Tensor,
-    buckets: Buckets,
-    spec: BlossomSpec,
-    *,
-    selects_all: bool,
+    inputs: Inputs, selected: Tensor, buckets: Buckets, spec: BlossomSpec, *, selects_all: bool
 ) -> Tensor:
     """Output [T, H, d], both paths fused.
 
@@ -39,18 +31,17 @@ def dense_attention(
     attention and needs no mask.
     """
     outputs = []
-    padded = (buckets.pad(x) for x in (q, k, v, gates, selected))
+    padded = (buckets.pad(x) for x in (inputs.q, inputs.k, inputs.v, inputs.gates, selected))
     for q, k, v, gates, selected, lengths in zip(*padded, buckets.lengths, strict=True):
         heads, shape = _fold(q, k, v), q.shape
         inside = torch.arange(shape[1], device=q.device) < lengths[:, None]
         near = _short_mask(lengths, inside, spec)
-        far = None
-        if spec.is_union or not selects_all:
-            far = _long_mask(selected, inside, spec)
         if spec.is_union:
             bias = gates.transpose(1, 2).reshape(*heads[0].shape[:3], 1)
-            outputs.append(_unfold(_attend(*heads, _union_mask(near, far, bias)), shape))
+            mask = _union_mask(near, _long_mask(selected, inside, spec), bias)
+            outputs.append(_unfold(_attend(*heads, mask), shape))
         else:
+            far = None if selects_all else _long_mask(selected, inside, spec)
             long, short = (_unfold(_attend(*heads, mask), shape) for mask in (far, near))
             outputs.append(gates[..., :1] * long + gates[..., 1:] * short)
     return buckets.unpad(outputs)

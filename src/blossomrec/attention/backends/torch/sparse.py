@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blossomrec.attention import pattern
 from blossomrec.attention.packing import Packing
-from blossomrec.attention.spec import BlossomSpec
+from blossomrec.attention.spec import BlossomSpec, Inputs
 
 # Rows of a tile: enough to keep the device busy, few enough to stay in a CPU's cache.
 TILE_ROWS = {"cpu": 512, "cuda": 8_192}
@@ -153,17 +153,10 @@ def _accumulate(into: Tensor, rows: Tensor, values: Tensor) -> None:
 KeySets = tuple[BlockKeys | NearKeys, ...]
 
 
-def sparse_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Tensor,
-    selected: Tensor,
-    packing: Packing,
-    longest: int,
-    spec: BlossomSpec,
-) -> Tensor:
+def sparse_attention(inputs: Inputs, selected: Tensor, longest: int, spec: BlossomSpec) -> Tensor:
     """Output [T, H, d], both paths fused; ``longest`` is the length of the longest history."""
+    q, k, v, _, gates, cu_seqlens = inputs
+    packing = Packing.of(cu_seqlens, len(q), spec.block_size)
     blocks, near = sets = _key_sets(selected, packing, longest, spec)
     padded = packing.pad(k), packing.pad(v)
     if spec.is_union:
@@ -175,15 +168,10 @@ def sparse_attention(
 
 @torch.no_grad()
 def near_share(
-    q: Tensor,
-    k: Tensor,
-    bias: Tensor,
-    selected: Tensor,
-    packing: Packing,
-    longest: int,
-    spec: BlossomSpec,
+    q: Tensor, k: Tensor, bias: Tensor, selected: Tensor, cu_seqlens: Tensor, spec: BlossomSpec
 ) -> Tensor:
     """Of the weights of a union, the share on the keys of the short-term path, [T, H]."""
+    packing, longest = Packing.of(cu_seqlens, len(q), spec.block_size), int(cu_seqlens.diff().max())
     sets = _key_sets(selected, packing, longest, spec)
     padded, shares = packing.pad(k), []
     for rows in _tiles(q):
@@ -237,7 +225,7 @@ class SparseAttention(torch.autograd.Function):
                 slopes = grad_out @ tile.v.mT
                 # Not from the output, which is rounded to its type.
                 slopes = weights * (slopes - (weights * slopes).sum(-1, keepdim=True))
-                if grad_bias is not None:
+                if bias is not None and grad_bias is not None:
                     near = slopes[..., -tile.counts[-1] :].sum(-1, keepdim=True)
                     grad_bias[rows] = near.flatten(1, 2).to(bias.dtype)
                 slopes /= math.sqrt(q.shape[-1])

@@ -16,7 +16,7 @@ constexpr INLINE int power_up_to(int limit) {
 // no power of two itself.
 INLINE bool seen_twice(int distance) {
     constexpr int power = power_up_to(WINDOW);
-    const int size = CAUSAL ? distance : abs(distance);
+    const int size = CAUSAL || distance >= 0 ? distance : -distance;
     return ((size & (size - 1) & -power) == 0) | (power < WINDOW && size < WINDOW);
 }
 

@@ -139,7 +139,7 @@ INLINE void hide_unchosen(
         for (int e = 0; e < EVENTS; ++e)
             if ((2 * unit.c + i) / R == e) block = chosen[e * N + j];
 #endif
-        // No choice is as one of which the short-term path sees both rows.
+        // Of no choice both rows are hidden: 8 and 0 are distances of the short-term path.
         const int distance = block < 0 ? 8 : unit.events[i] - unit.g - block * SIZE;
         if (seen_twice(distance)) scores[i] = -INFINITE;
         if (seen_twice(distance - 8)) scores[i + 2] = -INFINITE;
@@ -211,7 +211,7 @@ INLINE void load_bias(
     float given[2];
     places_of(place, unit, at, group);
     load_two(given, gates, place);
-    // 1 / scale is that of D * scale / log2(e)^2, as the scale is log2(e) / sqrt(D).
+    // As the scale is log2(e) / sqrt(D), this is sqrt(D) times the bias.
     for (int i = 0; i < 2; ++i) bias[i] = given[i] * (scale * (D * LN_2));
 #else
     bias[0] = bias[1] = 0.0f;
