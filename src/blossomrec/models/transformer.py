@@ -72,16 +72,17 @@ class TransformerLayer(nn.Module):
         plain = not self.gated and config.feed_forward == "gelu"
         self.may_fuse = fused.allowed(config) and plain
         self.attention = build_attention(config, causal=causal)
-        self.attention_norm, self.dropout = nn.LayerNorm(size), nn.Dropout(config.dropout)
         # Only the layer's own matrices: the attention has start values of its own.
         own = []
         if self.feeds:
             halves = 2 if config.feed_forward == "swiglu" else 1
             self.inner = nn.Linear(size, halves * config.inner_size)
             self.outer = nn.Linear(config.inner_size, size)
+            own += [self.inner, self.outer]
+        self.attention_norm, self.dropout = nn.LayerNorm(size), nn.Dropout(config.dropout)
+        if self.feeds:
             self.feed_forward_norm = nn.LayerNorm(size)
             self.activation = SwiGLU() if config.feed_forward == "swiglu" else nn.GELU()
-            own += [self.inner, self.outer]
         if self.gated:
             self.attention_gate = nn.Linear(size, size)
             own.append(self.attention_gate)
