@@ -24,7 +24,14 @@ def log_mixture(own, hidden, catalogue, items, times=None, ahead=None):
             moments[1][t] = min(moments[1][t], passed[t + 1])
     rows = []
     for t in range(len(items)):
-        mix = own.mix(hidden[t]).log_softmax(0)
+        mix = own.mix(hidden[t])
+        steps, scales = len(own.log_step_rates), len(own.scales)
+        led = items[t] in items[:t]
+        if not led:
+            keep = torch.ones_like(mix, dtype=torch.bool)
+            keep[-scales - steps : -scales] = False
+            mix = torch.where(keep, mix, -torch.inf)
+        mix = mix.log_softmax(0)
         total = mix[0].exp() * (catalogue @ hidden[t]).softmax(0)
         number, begin = 1, 0
         last_seen = []
@@ -46,6 +53,14 @@ def log_mixture(own, hidden, catalogue, items, times=None, ahead=None):
                 weights = weights + one_hot(total, item) * logit.exp()
             begin += scale.buckets
             last_seen.append(weights / weights.sum())
+        for rate in own.log_step_rates.exp():
+            counts = torch.zeros_like(total)
+            for s in range(1, t + 1):
+                if items[s - 1] == items[t]:
+                    counts = counts + one_hot(total, items[s]) * torch.exp(-rate * (t - s))
+            if led:
+                total = total + mix[number].exp() * counts / counts.sum()
+            number += 1
         for each in last_seen:
             total = total + mix[number].exp() * each
             number += 1

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from blossomrec.data.batch import Batch
-from blossomrec.models.own_history import OwnHistory, OwnItems
+from blossomrec.models.own_history import OwnHistory
+from blossomrec.models.own_history.items import OwnItems
 from own_items_oracle import log_mixture
 from small_models import NUM_ITEMS
 
@@ -107,5 +108,5 @@ def test_parts_of_own_items_join_to_the_whole():
     whole = own.items(batch, states(NUM_ITEMS), ahead)
     joined = OwnItems.join([whole.part(0, 1), whole.part(1, 1), whole.part(1, 4)])
     assert joined.num_histories == whole.num_histories == 4
-    for name in ("history", "items", "shares", "buckets", "weights"):
+    for name in ("history", "led", "items", "shares", "buckets", "weights"):
         assert torch.equal(getattr(joined, name), getattr(whole, name))

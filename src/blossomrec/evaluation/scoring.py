@@ -19,7 +19,7 @@ from torch import Tensor
 
 from blossomrec.errors import ConfigError, DataError, TrainingError, whole_number
 from blossomrec.evaluation import scoring
-from blossomrec.models.own_history import OwnItems
+from blossomrec.models.own_history.items import OwnItems
 
 if TYPE_CHECKING:
     from blossomrec.data.batch import Batch

@@ -20,7 +20,8 @@ from blossomrec.errors import ConfigError, DataError
 from blossomrec.models import fused
 from blossomrec.models.features import Asked, Content, EventInputs, UserContent, gaps, passed
 from blossomrec.models.inputs import inputs_of, seen_fields
-from blossomrec.models.own_history import OwnHistory, OwnItems
+from blossomrec.models.own_history import OwnHistory
+from blossomrec.models.own_history.items import OwnItems
 from blossomrec.registry import BACKBONES
 
 if TYPE_CHECKING:

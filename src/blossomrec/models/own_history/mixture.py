@@ -1,30 +1,30 @@
 """The user's own items as candidates: a distribution over the history, mixed into the catalogue's.
 
-The probability of the next item is a mixture, weighed by the state of the user, of the softmax over
-the catalogue and of distributions over the items of the history: by how often they occurred, older
-occurrences counting less, at several learned rates, in events and in real time; and by how long
-ago each was last seen, which is a softmax over the distinct items of the history whose logits know
-the state, the item, how often it was there and how long it stayed away before.
+The probability of the next item is a mixture, weighed by the state of the user, of the softmax
+over the catalogue and of distributions over the items of the history: by how often they occurred,
+older occurrences counting less, at several learned rates, in events and in real time; by what
+followed the last item where it was there before; and by how long ago each was last seen, which is
+a softmax over the distinct items of the history whose logits know the state, the item, how often
+it was there and how long it stayed away before.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blossomrec.attention.packing import histories
 from blossomrec.data.batch import Batch
-from blossomrec.models.features import passed
-from blossomrec.models.occurrences import (
+from blossomrec.models.own_history.items import OwnItems
+from blossomrec.models.own_history.occurrences import (
     LARGEST_LOG,
     LastOccurrences,
     Occurrences,
     decayed_counts,
+    moments,
     sums_by_gap,
 )
 
@@ -33,6 +33,8 @@ OWN_SHARE = 0.1
 # What an event counts one event later, at the beginning, and half-lives in days.
 DECAYS = (0.5, 0.9, 0.98, 0.995)
 HALF_LIVES = (1.0, 7.0, 30.0, 365.0)
+# The same for what followed the last item.
+STEP_DECAYS = (0.9, 0.995)
 DAY = 86_400
 # Gaps in seconds below a day; from there on two buckets each time that it doubles, for four years.
 SHORT_GAPS = (0, 1, 60, 600, 3_600, 14_400, 43_200)
@@ -105,46 +107,6 @@ class _Seen(NamedTuple):
     weights: Tensor
 
 
-@dataclass(frozen=True)
-class OwnItems:
-    """The N distinct items of B histories, by history, as they stand at the end of each.
-
-    Attributes:
-        num_histories: B.
-        history: int64 [N], rising.
-        items: item rows, int64 [N].
-        shares: logarithms of the shares of decayed counts, [N, R].
-        buckets: of the gap since the item was last seen, on each scale, int64 [N, S].
-        weights: logarithms of the weights there, [N, S].
-    """
-
-    num_histories: int
-    history: Tensor
-    items: Tensor
-    shares: Tensor
-    buckets: Tensor
-    weights: Tensor
-
-    def part(self, start: int, stop: int) -> OwnItems:
-        """Of the histories start .. stop-1."""
-        edges = torch.tensor([start, stop], device=self.history.device)
-        first, end = torch.searchsorted(self.history, edges).tolist()
-        columns = (self.items, self.shares, self.buckets, self.weights)
-        history = self.history[first:end] - start
-        return OwnItems(stop - start, history, *(each[first:end] for each in columns))
-
-    @staticmethod
-    def join(parts: list[OwnItems]) -> OwnItems:
-        """Of histories one part after another."""
-        starts = [0]
-        for each in parts:
-            starts.append(starts[-1] + each.num_histories)
-        shifted = [each.history + start for each, start in zip(parts, starts, strict=False)]
-        columns = [(each.items, each.shares, each.buckets, each.weights) for each in parts]
-        joined = (torch.cat(column) for column in zip(*columns, strict=True))
-        return OwnItems(starts[-1], torch.cat(shifted), *joined)
-
-
 class OwnHistory(nn.Module):
     """The mixture; see the module. It begins with a share of 0.1 for the user's own items.
 
@@ -161,8 +123,10 @@ class OwnHistory(nn.Module):
         if timed:
             rates.append([math.log(2) / (each * DAY) for each in HALF_LIVES])
             starts.append([*SHORT_GAPS, *_doubling(DAY, LONG_BUCKETS)])
-        counts, own = sum(map(len, rates)), sum(map(len, rates)) + len(rates)
+        counts = sum(map(len, rates))
+        own = counts + len(STEP_DECAYS) + len(rates)
         self.timed = timed
+        self.log_step_rates = nn.Parameter(torch.tensor([-math.log(x) for x in STEP_DECAYS]).log())
         self.scales = nn.ModuleList(
             Scale(size, counts, *each) for each in zip(rates, starts, strict=True)
         )
@@ -196,12 +160,15 @@ class OwnHistory(nn.Module):
         """
         with torch.autocast(hidden.device.type, enabled=False):
             hidden, catalogue = _exact(hidden), _exact(catalogue)
+            assert batch.targets is not None
             found = Occurrences.of(batch.items, batch.cu_seqlens, batch.targets)
             seen = self._seen(batch, found, catalogue, ahead)
             at = torch.arange(len(batch.items), device=hidden.device) if rows is None else rows
             last = _taken(found.seen, rows)
             known, last = last >= 0, last.clamp(min=0)
             parts = self._shares(seen, at, last)
+            steps, led = self._steps(found, batch.max_length)
+            parts.append(_taken(steps, rows))
             for scale, one, of_state in zip(
                 self._scales(), seen, self._of_state(hidden), strict=True
             ):
@@ -215,7 +182,8 @@ class OwnHistory(nn.Module):
                 )
                 parts.append(logit - (of_state + logs).logsumexp(1, keepdim=True))
             own = torch.cat(parts, 1).masked_fill(~known[:, None], -torch.inf)
-            mixed = torch.cat((-_exact(losses)[:, None], own), 1) + self._mix(hidden)
+            mix = self._mix(hidden, _taken(led, rows))
+            mixed = torch.cat((-_exact(losses)[:, None], own), 1) + mix
             return -mixed.logsumexp(1)
 
     @torch.no_grad()
@@ -240,6 +208,8 @@ class OwnHistory(nn.Module):
                 counted.append(counts.log())
                 gaps.append(scale.gap_bucket(at - place[last.before.clamp(min=0)], last.before))
                 buckets.append(scale.bucket(moment[end] - at)[:, None])
+            steps, led = self._last_steps(batch, last)
+            shares.append(steps)
             items, logs = batch.items[last.rows], torch.cat(counted, 1)
             vectors = _exact(F.embedding(items, catalogue))
             weights = [
@@ -247,7 +217,7 @@ class OwnHistory(nn.Module):
                 for scale, gap, bucket in zip(self._scales(), gaps, buckets, strict=True)
             ]
             columns = (torch.cat(each, 1) for each in (shares, buckets, weights))
-            return OwnItems(batch.num_histories, last.history, items, *columns)
+            return OwnItems(batch.num_histories, last.history, led, items, *columns)
 
     @torch.no_grad()
     def scores(self, states: Tensor, lse: Tensor, own: OwnItems, scores: Tensor) -> Tensor:
@@ -259,7 +229,7 @@ class OwnHistory(nn.Module):
             own: of the histories.
             scores: of the own items in the catalogue, [N].
         """
-        mix = self._mix(_exact(states))
+        mix = self._mix(_exact(states), own.led)
         shares = (self._own_logs(states, own) + mix[own.history, 1:]).logsumexp(1)
         return torch.logaddexp(scores, shares + (lse - mix[:, 0])[own.history])
 
@@ -301,7 +271,10 @@ class OwnHistory(nn.Module):
         """Where events are, and from where they are looked back at, int64 [T], on each scale."""
         rows = torch.arange(len(batch.items), device=batch.items.device)
         places = [(rows, rows + 1)]
-        return [*places, _moments(batch, ahead)] if self.timed else places
+        if self.timed:
+            assert batch.times is not None
+            places.append(moments(batch.times, batch.cu_seqlens, ahead))
+        return places
 
     def _shares(self, seen: list[_Seen], at: Tensor, last: Tensor) -> list[Tensor]:
         """Logarithms of the shares that items have of all counts, [N, R] of each scale.
@@ -314,9 +287,55 @@ class OwnHistory(nn.Module):
             parts.append(_logs(one.counts, last) - gone * scale.rates - _logs(one.totals, at))
         return parts
 
-    def _mix(self, states: Tensor) -> Tensor:
-        """Logarithms of the weights of the parts, the catalogue's first, [M, 1 + R + S]."""
-        return self.mix(states).log_softmax(1)
+    def _steps(self, found: Occurrences, longest: int) -> tuple[Tensor, Tensor]:
+        """Logarithms of the shares that items asked for have of all that followed an event's item
+        before, [T, F], and where something did, bool [T]."""
+        rates, rows = (
+            self.log_step_rates.exp(),
+            torch.arange(len(found.start), device=found.start.device),
+        )
+        source = torch.where(found.source < 0, -1, found.source + len(rows))
+        counts = decayed_counts(
+            rates, torch.cat((rows, rows)), torch.cat((found.step, source)), longest
+        )
+        led, there = found.previous >= 0, found.step_seen >= 0
+        latest = torch.where(led, found.previous + 1, 0)
+        last = found.step_seen.clamp(min=0)
+        gone = (latest - last).to(rates.dtype)[:, None] * rates
+        shares = _logs(counts, last) - _logs(counts, latest + len(rows)) - gone
+        return shares.masked_fill(~there[:, None], -torch.inf), led
+
+    def _last_steps(self, batch: Batch, last: LastOccurrences) -> tuple[Tensor, Tensor]:
+        """As :meth:`_steps`, of the last event of each history, for its items: [N, F], bool [B]."""
+        rates, rows = (
+            self.log_step_rates.exp(),
+            torch.arange(len(batch.items), device=last.rows.device),
+        )
+        history, of = last.history[last.of_event], last.of_event
+        end = batch.last_rows[history]
+        came = torch.cat((of[:1], of[:-1])) == of[end]
+        came &= rows > batch.cu_seqlens.long()[history]
+        weights = (-(end - rows).to(rates.dtype)[:, None] * rates).exp() * came[:, None]
+        counts = _summed(weights, of, len(last.rows))
+        total = _summed(weights, history, batch.num_histories)
+        led = total.new_zeros(batch.num_histories).index_add_(0, history, came.to(total.dtype)) > 0
+        there = (counts > 0) & led[last.history][:, None]
+        shares = (
+            torch.where(there, counts, 1.0).log()
+            - torch.where(led[:, None], total, 1.0).log()[last.history]
+        )
+        return shares.masked_fill(~there, -torch.inf), led
+
+    def _mix(self, states: Tensor, led: Tensor) -> Tensor:
+        """Logarithms of the weights of the parts, the catalogue's first, [M, 1 + R + F + S].
+
+        led: whether something followed the last item before, bool [M]; else that has no weight.
+        """
+        parts = self.mix(states)
+        steps, scales = len(self.log_step_rates), len(self.scales)
+        out = torch.zeros(parts.shape[1], dtype=torch.bool, device=parts.device)
+        out[-scales - steps : -scales] = True
+        return parts.masked_fill(out & ~led[:, None], -torch.inf).log_softmax(1)
 
     def _of_state(self, states: Tensor) -> tuple[Tensor, ...]:
         """What the state says of each bucket, [M, B] of each scale."""
@@ -349,24 +368,3 @@ def _summed(values: Tensor, group: Tensor, groups: int) -> Tensor:
     """Sums over the rows of each group, [G, R]; in float64, where their order hardly matters."""
     sums = values.new_zeros(groups, values.shape[1], dtype=torch.float64)
     return sums.index_add_(0, group, values.double()).to(values.dtype)
-
-
-def _moments(batch: Batch, ahead: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Seconds at which events are, and for which is recommended after them, int64 [T].
-
-    Both only count what has passed since events before: they never fall, and where a time is not
-    known, nothing has passed. The moments do not go beyond the next event of the history.
-    """
-    assert batch.times is not None
-    times = batch.times
-    rows = torch.arange(len(times), device=times.device)
-    edges, history = batch.cu_seqlens.long(), histories(batch.cu_seqlens, len(times))
-    first = rows == edges[history]
-    step = passed(torch.cat((times[:1], times[:-1])), times).clamp(min=0).masked_fill(first, 0)
-    later = torch.zeros_like(times) if ahead is None else ahead.clamp(min=0)
-    following = torch.cat((step[1:], step[:1]))
-    later = torch.where(rows + 1 == edges[history + 1], later, later.minimum(following))
-    # The first event of a history is not before the moment after the last one.
-    step = torch.where(first, torch.cat((later[-1:], later[:-1])), step)
-    place = step.cumsum(0)
-    return place, place + later

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from blossomrec.attention.packing import histories
+from blossomrec.models.features import passed
 
 # Weights of occurrences are summed as whole numbers of this many bits after the point: exactly, in
 # any order, so that what leaves a sum leaves nothing behind.
@@ -29,6 +30,11 @@ class Occurrences(NamedTuple):
         previous: the event of the same item before it in the history, -1 for none.
         following: the next one of the same item, ``end`` for none.
         seen: the latest event, up to this one, of the item that is asked for here; -1 for none.
+        source: the event before it in the history if its item came before that, and so led to
+            something: the event that it led to last; -1 for none.
+        step: the latest event that was led to as this one was, by the same item; -1 for none.
+        step_seen: the latest event, up to this one, at which the item of this one led to the item
+            that is asked for here; -1 for none.
     """
 
     history: Tensor
@@ -37,22 +43,43 @@ class Occurrences(NamedTuple):
     previous: Tensor
     following: Tensor
     seen: Tensor
+    source: Tensor
+    step: Tensor
+    step_seen: Tensor
 
     @staticmethod
-    def of(items: Tensor, cu_seqlens: Tensor, asked: Tensor | None = None) -> Occurrences:
+    def of(items: Tensor, cu_seqlens: Tensor, asked: Tensor) -> Occurrences:
         """asked: items, int64 [T], negative for none."""
         total, edges = len(items), cu_seqlens.long()
         history = histories(cu_seqlens, total)
         # Rows after the last history, where there are any, are in none.
         history = history.clamp(max=len(edges) - 2)
         start, end = edges[history], edges[history + 1]
-        columns = (items,) if asked is None else (items, asked)
-        previous, *seen = _earlier(torch.stack(columns, 1), history).unbind(1)
+        rows, before = torch.arange(total, device=items.device), history[:, None] << 32
+        # The history in the upper half, so that no catalogue is too large.
+        keys = torch.stack((items, asked), 1)
+        (previous, seen), (item, wanted) = _earlier(torch.where(keys < 0, -1, keys + before))
         place = torch.where(previous < 0, total, previous)
-        rows = torch.arange(total, device=items.device)
         # One row more takes what has no place.
         following = torch.cat((end, end[:1])).scatter(0, place, rows)[:total]
-        return Occurrences(history, start, end, previous, following, *(seen or (previous,)))
+        # Steps from an item to the next one; items are numbered over all histories.
+        led, earlier = _led(item, -1), _led(previous, -1)
+        first = rows == start
+        steps = torch.stack(
+            (
+                torch.where(first, -1, led * 2 * total + item),
+                torch.where(asked < 0, -1, item * 2 * total + wanted),
+            ),
+            1,
+        )
+        (step, step_seen), _ = _earlier(steps)
+        source = torch.where(first | (earlier < 0), -1, earlier + 1)
+        return Occurrences(history, start, end, previous, following, seen, source, step, step_seen)
+
+
+def _led(events: Tensor, nothing: int) -> Tensor:
+    """What the row before has."""
+    return torch.cat((events.new_full((1,), nothing), events[:-1]))
 
 
 class LastOccurrences(NamedTuple):
@@ -84,15 +111,14 @@ class LastOccurrences(NamedTuple):
         return LastOccurrences(history[rows], rows, torch.where(same, before, -1), of_event)
 
 
-def _earlier(asked: Tensor, history: Tensor) -> Tensor:
-    """For items asked for, int64 [T, n], the row of the latest event before that has the item.
+def _earlier(keys: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """For keys, int64 [T, n], the row of the latest event before that has the same, and its number.
 
     The first column are the events themselves. They are not before what is asked in the same
-    column, but before what is asked in those behind it. -1 stands for none.
+    column, but before what is asked in those behind it. -1 stands for none, and is a negative key.
+    Numbers are below n T, the same for the same keys.
     """
-    total, width = asked.shape
-    # The history in the upper half, so that no catalogue is too large.
-    keys = torch.where(asked < 0, -1, (history[:, None] << 32) + asked)
+    total, width = keys.shape
     ordered, order = keys.flatten().sort(stable=True)
     place = torch.arange(total * width, device=keys.device)
     # Up to, and then before, each place.
@@ -101,7 +127,10 @@ def _earlier(asked: Tensor, history: Tensor) -> Tensor:
     held = latest.clamp(min=0)
     there = (latest >= 0) & (ordered[held] == ordered) & (ordered >= 0)
     rows = torch.where(there, order[held] // width, -1)
-    return torch.empty_like(rows).scatter_(0, order, rows).view(total, width)
+    numbers = (ordered != torch.cat((ordered[:1], ordered[:-1]))).cumsum(0)
+    found = (torch.empty_like(each).scatter_(0, order, each) for each in (rows, numbers))
+    one, other = (each.view(total, width).unbind(1) for each in found)
+    return one, other
 
 
 def decayed_counts(rates: Tensor, place: Tensor, before: Tensor, longest: int) -> Tensor:
@@ -185,3 +214,27 @@ class _IntervalSums(torch.autograd.Function):
         first, end = ctx.saved_tensors
         sums = torch.nn.functional.pad(grad.T.double(), (1, 0)).cumsum(1)
         return (sums.gather(1, end) - sums.gather(1, first)).T.to(grad.dtype), None, None
+
+
+def moments(times: Tensor, cu_seqlens: Tensor, ahead: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Seconds at which events are, and for which is recommended after them, int64 [T].
+
+    Both only count what has passed since events before: they never fall, and where a time is not
+    known, nothing has passed. The moments do not go beyond the next event of the history.
+
+    Args:
+        times: int64 [T], packed; negative where one is not known.
+        ahead: from each event to the moment, int64 [T], negative where it is not known; None where
+            none is.
+    """
+    rows = torch.arange(len(times), device=times.device)
+    edges, history = cu_seqlens.long(), histories(cu_seqlens, len(times))
+    first = rows == edges[history]
+    step = passed(torch.cat((times[:1], times[:-1])), times).clamp(min=0).masked_fill(first, 0)
+    later = torch.zeros_like(times) if ahead is None else ahead.clamp(min=0)
+    following = torch.cat((step[1:], step[:1]))
+    later = torch.where(rows + 1 == edges[history + 1], later, later.minimum(following))
+    # The first event of a history is not before the moment after the last one.
+    step = torch.where(first, torch.cat((later[-1:], later[:-1])), step)
+    place = step.cumsum(0)
+    return place, place + later
