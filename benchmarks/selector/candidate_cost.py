@@ -8,7 +8,7 @@ import time
 import torch
 
 from benchmarks.results import provenance
-from benchmarks.selector.selector_candidates import CANDIDATES, build_candidate
+from benchmarks.selector.selector_candidates import CANDIDATES, PUBLISHED, build_candidate
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import Batch
 
@@ -20,7 +20,7 @@ def cost_lines(names: list[str], rounds: int = 7) -> list[dict]:
     items = torch.randint(0, 10_000, (tokens,), device=device)
     cu_seqlens = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
     batch = Batch(items, cu_seqlens, length)
-    config = ModelConfig(max_len=length)
+    config = ModelConfig(max_len=length, **PUBLISHED)
     models = {name: build_candidate(name, config, 10_000).to(device) for name in names}
 
     def encode(name: str, training: bool) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.selector.recall_options import RecallTraining
 from benchmarks.selector.recall_step import RecallStep, optimizer_of, stage_batches
-from benchmarks.selector.selector_candidates import CANDIDATES, build_candidate
+from benchmarks.selector.selector_candidates import CANDIDATES, PUBLISHED, build_candidate
 from blossomrec.config import ModelConfig
 
 
@@ -24,7 +24,7 @@ def parity(names: list[str], length: int = 8_192, steps: int = 40) -> bool:
         losses, times = [], []
         for graph in (False, True):
             torch.manual_seed(0)
-            config = ModelConfig(max_len=length, norm="pre", dropout=0.0)
+            config = ModelConfig(max_len=length, norm="pre", dropout=0.0, **PUBLISHED)
             model = build_candidate(name, config, training.items).to(device)
             weight = training.selector_weight if CANDIDATES[name].distilled else 0.0
             options = dataclasses.replace(training, selector_weight=weight)

@@ -196,6 +196,8 @@ class Candidate:
     graph: bool = True
 
 
+# The form whose selector is studied; a candidate or a job may change it.
+PUBLISHED: dict[str, Any] = {"fusion": "gated", "kv_heads": 2}
 CANDIDATES = {
     "full": Candidate({"attention": "full"}),
     "short": Candidate({"paths": "short"}),

@@ -14,7 +14,7 @@ from benchmarks.results import provenance
 from benchmarks.selector.recall_measures import RecallMeasures, as_numbers, max_recall_layer
 from benchmarks.selector.recall_options import RecallTraining
 from benchmarks.selector.recall_training import train_recall
-from benchmarks.selector.selector_candidates import CANDIDATES, build_candidate
+from benchmarks.selector.selector_candidates import CANDIDATES, PUBLISHED, build_candidate
 from blossomrec.config import ModelConfig, RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
@@ -74,7 +74,7 @@ class RecallJob:
         """The line; after ``seconds`` the training is stopped and measured as it is."""
         began = time.monotonic()
         training = self.training
-        config = ModelConfig(max_len=training.length, norm="pre", dropout=0.0)
+        config = ModelConfig(max_len=training.length, norm="pre", dropout=0.0, **PUBLISHED)
         config = dataclasses.replace(config, **self.model)
         limit = min(training.seconds, max(0.0, seconds - _MEASURING_SECONDS))
         training = dataclasses.replace(training, seconds=limit)
@@ -159,7 +159,7 @@ class LogJob:
         untrained = {} if CANDIDATES[self.candidate].distilled else {"selector_weight": 0.0}
         options = CANDIDATES[self.candidate].options | untrained | self.model
         config = RunConfig(
-            ModelConfig(**{"max_len": MAX_LEN, **options}),
+            ModelConfig(**{"max_len": MAX_LEN, **PUBLISHED, **options}),
             TrainingConfig(**{"tokens_per_batch": 8_192, **self.training, "seed": self.seed}),
         )
         log = EventLog.open(self.logs / self.dataset)

@@ -101,7 +101,9 @@ def measure(users: int, length: int, cache_mib: int) -> dict[str, float]:
     """Times in ms for one length of the histories."""
     torch.manual_seed(0)
     limit = length + WARM_UP + STEPS
-    model = build_model(ModelConfig(max_len=limit), ITEMS).to("cuda").eval()
+    model = (
+        build_model(ModelConfig(max_len=limit, fusion="gated", kv_heads=2), ITEMS).to("cuda").eval()
+    )
     everybody, cache = Users(users, length), HistoryCache(cache_mib << 20)
     encoder, _ = build_encoder(model, limit, 1, cache)
     advance(encoder, everybody.histories)

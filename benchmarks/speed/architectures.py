@@ -44,6 +44,7 @@ class Architecture:
             heads=self.layout.heads,
             kv_heads=self.layout.kv_heads,
             dropout=DROPOUT,
+            fusion="gated",
             **choices,
         )
 

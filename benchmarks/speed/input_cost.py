@@ -85,7 +85,9 @@ def _timer(device: str, form: dict[str, Any]) -> Callable[[], float]:
     """What gives the milliseconds of one step."""
     weighted = form.pop(WEIGHTS, False)
     torch.manual_seed(0)
-    model = build_model(ModelConfig(max_len=LENGTH, **form), ITEMS, _tables())
+    model = build_model(
+        ModelConfig(max_len=LENGTH, fusion="gated", kv_heads=2, **form), ITEMS, _tables()
+    )
     return _training(model.cuda().train(), weighted) if device == "cuda" else _event(model.eval())
 
 

@@ -60,7 +60,9 @@ class ModelConfig:
     hidden_size: int = option(128, "width of embeddings and layers", low=1)
     layers: int = option(2, "number of layers", low=1, high=1_024)
     heads: int = option(8, "query heads", low=1)
-    kv_heads: int = option(2, "key/value heads; divides heads", low=1)
+    kv_heads: int = option(
+        0, "key/value heads; divides heads, 0 for as many; fewer take less time and memory", low=0
+    )
     rotary_share: float = option(
         0.5,
         "share of each head's dimensions rotated by the position; the rest compare contents alone",
@@ -146,6 +148,11 @@ class ModelConfig:
     attention_impl: Literal["auto", "reference", "torch", "cpu", "triton", "cuda"] = option(
         "auto", "implementation of Blossom attention"
     )
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads, G."""
+        return self.kv_heads or self.heads
 
 
 @dataclass(frozen=True)
@@ -396,7 +403,7 @@ def _check_model(model: ModelConfig, where: str) -> None:
             f"{where}time_share is {model.time_share}: with rotary_share, {model.rotary_share}, it "
             "must be at most 1"
         )
-    if model.heads % model.kv_heads:
+    if model.heads % model.num_kv_heads:
         raise ConfigError(
             f"{where}kv_heads is {model.kv_heads}: it must divide heads, {model.heads}"
         )

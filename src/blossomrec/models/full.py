@@ -190,7 +190,7 @@ def sizes_of(config: ModelConfig) -> dict[str, Any]:
     return {
         "hidden_size": config.hidden_size,
         "num_heads": config.heads,
-        "num_kv_heads": config.kv_heads,
+        "num_kv_heads": config.num_kv_heads,
         "rotary_share": config.rotary_share,
     }
 

@@ -38,7 +38,7 @@ def build_blossom(
     return layer(
         hidden_size=config.hidden_size,
         num_heads=config.heads,
-        num_kv_heads=config.kv_heads,
+        num_kv_heads=config.num_kv_heads,
         spec=blossom_spec(config, causal=causal),
         impl=config.attention_impl,
     )

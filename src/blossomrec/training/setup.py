@@ -259,7 +259,7 @@ def _attention(config: RunConfig, parts: Parts) -> str:
     exact = resolve_precision(config.training, kind) == "32-true"
     dtype = torch.float32 if exact else torch.bfloat16
     spec = blossom_spec(model, causal=parts.model.causal)
-    heads = Heads(model.heads, model.kv_heads, model.hidden_size // model.heads)
+    heads = Heads(model.heads, model.num_kv_heads, model.hidden_size // model.heads)
     return f"blossom attention by {resolve(spec, heads, dtype, kind, model.attention_impl).name}"
 
 

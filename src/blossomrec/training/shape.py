@@ -74,7 +74,7 @@ def waiting_attention(model: ModelConfig, *, exact: bool) -> str:
     Args:
         exact: whether it computes in float32, not in bfloat16.
     """
-    heads = Heads(model.heads, model.kv_heads, model.hidden_size // model.heads)
+    heads = Heads(model.heads, model.num_kv_heads, model.hidden_size // model.heads)
     dtype = torch.float32 if exact else torch.bfloat16
     if model.attention == "full":
         q = torch.empty(1, heads.queries, heads.size, dtype=dtype, device="meta")

@@ -51,7 +51,8 @@ def test_parity_with_pytorch(lengths, channels, size, monkeypatch):
     grad = draw(total, channels, seed=9)
     expected = torch.autograd.grad(exact, leaves, grad)
     for each, right in zip(torch.autograd.grad(found, single, grad.float()), expected, strict=True):
-        assert relative_error(each, right) < 1e-5
+        # Of a single event some gradients are zero.
+        assert (each - right).norm() < 1e-5 * right.norm().clamp(min=1e-3)
 
 
 @pytest.mark.gpu
