@@ -11,7 +11,9 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from blossomrec.errors import ConfigError, shortened
@@ -24,6 +26,8 @@ LARGEST_HISTORY = 10_000_000
 LARGEST_PATTERN = 65_536
 # A configuration has some hundred lines; no file that is larger is read.
 LARGEST_FILE = 1 << 20
+# Names that are listed whole where one is unknown, and characters of a longer list.
+FEW_NAMES, LONGEST_LIST = 8, 300
 
 
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -466,7 +470,7 @@ def from_dict(values: dict[str, Any], cls: type = RunConfig, where: str = "") ->
     for name, value in values.items():
         if name not in known:
             shown = name if isinstance(name, str) and len(name) <= 80 else shortened(name)
-            raise ConfigError(f"unknown option {where}{shown}: known are {', '.join(known)}")
+            raise ConfigError(f"unknown option {where}{shown}: {_instead(shown, list(known))}")
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 raise ConfigError(
@@ -481,6 +485,14 @@ def from_dict(values: dict[str, Any], cls: type = RunConfig, where: str = "") ->
     config = cls(**given)
     check(config, where)
     return config
+
+
+def _instead(name: str, known: list[str]) -> str:
+    """What may be meant by an unknown name: those like it, or all where there are few or none."""
+    near = get_close_matches(name, known) if len(known) > FEW_NAMES else []
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return "known are " + shorten(", ".join(known), LONGEST_LIST, placeholder=" ...")
 
 
 def read_file(path: str | Path) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def test_layers_are_kept_when_asked_for(attention):
     encoded = model.encode(batch, distil_rows=torch.arange(len(batch.items)), keep_layers=True)
     assert [each.hidden.shape for each in encoded.layers] == [(34, 16)] * 3
     if attention == "blossom":
-        assert encoded.layers[0].gates.shape == (34, 4, 2)
+        assert encoded.layers[0].gates.shape == (34, 4, 1)
         losses = torch.stack([each.selector_loss for each in encoded.layers])
         torch.testing.assert_close(encoded.selector_loss, losses.mean())
     else:

@@ -116,7 +116,7 @@ def test_hand_made_selection_has_recall_1_or_0(task):
 
 def test_profile_of_a_model(task):
     """Every number again from the parts, which are tested above."""
-    model, batch = small_model(), task.batch()
+    model, batch = small_model(fusion="gated"), task.batch()
     rows, planted = torch.from_numpy(task.rows), torch.from_numpy(task.planted_blocks(BLOCK))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = measure_selection(model, batch, rows=rows, planted=planted)

@@ -97,7 +97,10 @@ def attention_of(model) -> BlossomAttention:
 
 
 def test_straight_through_changes_gradients_only():
-    shipped, gated = attention_of(candidate("mlp")), attention_of(candidate("mlp-gated"))
+    shipped, gated = (
+        attention_of(candidate("mlp", fusion="gated")),
+        attention_of(candidate("mlp-gated")),
+    )
     gated.load_state_dict(shipped.state_dict())
     cu_seqlens = torch.arange(0, 401, 200, dtype=torch.int32)
     x = torch.randn(400, 32)
