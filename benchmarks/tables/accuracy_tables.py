@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from statistics import mean
+from typing import Any
 
-from benchmarks.tables.measured_lines import read, table, trainings
+import numpy as np
+
+from benchmarks.tables.measured_lines import Line, read, table, trainings
+from blossomrec.evaluation.significance import holm
 
 
 def accuracy(ranking: str) -> str:
@@ -34,14 +38,73 @@ def accuracy(ranking: str) -> str:
 
 def accuracy_in_short() -> str:
     """NDCG@10 among all items of the models side by side, means over the seeds."""
-    models = ("SASRec", "BlossomRec", "BlossomRec-8kv-long", "BERT4Rec", "BERT4Rec-Blossom")
+    models = {
+        "SASRec": "SASRec",
+        "BlossomRec-8kv-union": "BlossomRec",
+        "BlossomRec": "as published",
+        "BERT4Rec": "BERT4Rec",
+        "BERT4Rec-Blossom": "with Blossom, as published",
+    }
     found: dict[str, dict[str, str]] = {}
-    for lines in trainings("full"):
+    for lines in (*trainings("full"), *_fused().values()):
         data = f"{lines[0]['dataset']}, {lines[0]['max_len']}"
         value = mean(line["metrics"]["ndcg@10"] for line in lines)
-        found.setdefault(data, {})[lines[0]["model"]] = f"{value:.4f}"
-    rows = [[data, *(values.get(model, "") for model in models)] for data, values in found.items()]
-    return table(["data, longest history", *models], rows)
+        found.setdefault(data, {}).setdefault(lines[0]["model"], f"{value:.4f}")
+    rows = [
+        [data, *(values.get(model, "") for model in models)]
+        for data, values in found.items()
+        if "SASRec" in values and "BERT4Rec" in values
+    ]
+    return table(["data, longest history", *models.values()], rows)
+
+
+def _fused() -> dict[tuple[str, str], list[Line]]:
+    """Trainings of one softmax and of gates side by side, by data set and model."""
+    found: dict[tuple[str, str], list[Line]] = {}
+    for line in read("fusion.jsonl"):
+        found.setdefault((line["dataset"], line["model"]), []).append(line)
+    return found
+
+
+def fusion(*, long: bool) -> str:
+    """NDCG@10 of both fusions, or of histories with own items, and tests against dense attention.
+
+    p-values are those of the paired tests after Holm over the table.
+    """
+    found = {key: lines for key, lines in _fused().items() if (lines[0]["max_len"] > 200) == long}
+    tested = {
+        key: line["paired"] for key, lines in found.items() for line in lines if "paired" in line
+    }
+    p_values = holm(np.array([test["p_value"] for test in tested.values()]))
+    shown = {
+        key: _shown(test, p_value)
+        for (key, test), p_value in zip(tested.items(), p_values, strict=True)
+    }
+    rows = [
+        [
+            f"{dataset}, {lines[0]['max_len']:,}",
+            model,
+            str(len(lines)),
+            *(
+                f"{mean(line[part]['ndcg@10'] for line in lines):.4f}"
+                for part in ("validation", "metrics")
+            ),
+            *shown.get((dataset, model), ("", "")),
+        ]
+        for (dataset, model), lines in sorted(found.items(), key=lambda one: _order(*one[0]))
+    ]
+    header = ["data, longest history", "model", "seeds", "validation", "test"]
+    return table([*header, "difference to dense", "p, Holm"], rows)
+
+
+def _order(dataset: str, model: str) -> tuple[str, bool, bool, str]:
+    """By data set and backbone, dense attention first."""
+    return dataset, "BERT4Rec" in model, "SASRec" not in model and model != "BERT4Rec", model
+
+
+def _shown(test: dict[str, Any], p_value: float) -> tuple[str, str]:
+    words = "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    return f"{test['difference']:+.4f} ({test['low']:+.4f} to {test['high']:+.4f})", words
 
 
 def lengths() -> str:
@@ -63,5 +126,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy-full": lambda: accuracy("full"),
     "accuracy-uni100": lambda: accuracy("uni100"),
     "accuracy-short": accuracy_in_short,
+    "fusion": lambda: fusion(long=False),
+    "own-items": lambda: fusion(long=True),
     "lengths": lengths,
 }

@@ -27,7 +27,8 @@ from benchmarks.tables.measured_lines import ROOT, read
 PAGES = (
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving", "inputs")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("inputs", "own-history")),
 )
 IMAGES = ROOT / "docs" / "images"
 SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -36,8 +37,8 @@ SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOT
 def hardware() -> str:
     """Machines and versions that the lines were measured on."""
     seen: dict[str, None] = {}
-    names = "accuracy", "lengths", "speed", "data", "features", "inputs", "selector", "serving"
-    for name in names:
+    names = ["accuracy", "fusion", "lengths", "speed", "data"]
+    for name in [*names, "features", "inputs", "selector", "serving"]:
         for line in read(f"{name}.jsonl"):
             versions = line["versions"]
             python, torch = versions["python"], versions["torch"]
