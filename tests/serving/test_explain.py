@@ -183,13 +183,14 @@ def caused(rng, count, length=24):
     return histories, place, NOISE + CAUSES + kind
 
 
-@pytest.fixture(scope="module")
-def trained():
+@pytest.fixture(scope="module", params=["gated", "union"])
+def trained(request):
     """A model that has learned that a cause, wherever it stands, decides what comes next."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = {**MODEL, "layers": 2, "hidden_size": 32, "top_n": 5, "window": 4, "dropout": 0.0}
+    config["fusion"] = request.param
     model = build_model(ModelConfig(**config | {"max_len": 24}), NOISE + 2 * CAUSES)
     optimiser = torch.optim.AdamW(model.parameters(), 5e-3)
     rng = np.random.default_rng(0)
@@ -214,7 +215,10 @@ def test_a_known_cause_comes_first(trained, one_thread):
         explain(trained, rows, int(item)) for rows, item in zip(histories, targets, strict=True)
     ]
     first = np.array([one.contributions.argmax() for one in explanations])
-    assert (first == places).mean() >= 0.95
+    # One softmax over everything tells more by whom it attends to, which is held fixed here; by
+    # chance it would be one in 24.
+    least = 0.95 if trained.config.fusion == "gated" else 0.6
+    assert (first == places).mean() >= least
 
 
 def test_removing_what_counts_most_changes_the_score_more(trained, one_thread):
