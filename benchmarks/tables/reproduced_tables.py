@@ -18,6 +18,7 @@ from blossomrec.evaluation.significance import holm
 
 # What is measured: data set, longest history, name of the model.
 Key = tuple[str, int, str]
+SIGNIFICANT = 0.05
 TESTED = ("difference to dense", "p, Holm")
 
 
@@ -49,13 +50,16 @@ def keys(name: str) -> list[tuple[Key, str]]:
 
 def tests(measured: Iterable[Key]) -> dict[Key, tuple[str, str]]:
     """Difference and p-value of what was tested, in words."""
+    return {key: shown_test(*found) for key, found in corrected(measured).items()}
+
+
+def corrected(measured: Iterable[Key]) -> dict[Key, tuple[Line, float]]:
+    """The tests of a table, and their p-values corrected over it."""
     found = {_key(line): line["paired"] for line in read("reproduce.jsonl") if "paired" in line}
     found = {key: found[key] for key in dict.fromkeys(measured) if key in found}
     p_values = holm(np.array([test["p_value"] for test in found.values()]))
-    return {
-        key: shown_test(test, p_value)
-        for (key, test), p_value in zip(found.items(), p_values, strict=True)
-    }
+    pairs = zip(found.items(), p_values.tolist(), strict=True)
+    return {key: (test, p_value) for (key, test), p_value in pairs}
 
 
 def averaged(lines: Iterable[Line], name: str, part: str = "metrics") -> str:
@@ -109,11 +113,13 @@ def choices(name: str) -> str:
 
 
 def lengths() -> str:
-    """NDCG@10 among all items over the longest history that a model sees."""
-    full = trainings()
+    """NDCG@10 among all items over the longest history, and where it differs from dense."""
+    full, rows = trainings(), keys("lengths")
+    tested = corrected(key for key, _ in rows)
     found: dict[tuple[str, str], dict[int, str]] = {}
-    for key, label in keys("lengths"):
-        found.setdefault((key[0], label), {})[key[1]] = averaged(full[key], "ndcg@10")
+    for key, label in rows:
+        value = averaged(full[key], "ndcg@10") + _mark(*tested.get(key, ({}, 1.0)))
+        found.setdefault((key[0], label), {})[key[1]] = value
     longest = PAPER["lengths"].max_lens
     return table(
         ["data: model", *(f"{length:,}" for length in longest)],
@@ -122,6 +128,13 @@ def lengths() -> str:
             for (data, model), values in found.items()
         ),
     )
+
+
+def _mark(test: Line, p_value: float) -> str:
+    """Whether it is significantly above or below, in a sign."""
+    if p_value >= SIGNIFICANT:
+        return ""
+    return " (+)" if test["difference"] > 0 else " (-)"
 
 
 def by_length() -> str:

@@ -94,17 +94,22 @@ def test_longest_histories_are_columns_and_users_are_told_by_theirs(given):
         line("SASRec", 0.1, dataset="completejourney", max_len=4_096, by_length=short[1:]),
         line("SASRec", 0.2, dataset="completejourney", max_len=50, by_length=short),
         line("Mamba4Rec", 0.3, dataset="completejourney", max_len=50, by_length=short),
+        line("BlossomRec", 0.3, dataset="completejourney", max_len=50, by_length=short),
+        of_test("Mamba4Rec", 0.1, 0.024, dataset="completejourney", max_len=50),
+        of_test("BlossomRec", 0.1, 0.06, dataset="completejourney", max_len=50),
     )
     text = reproduced_tables.lengths()
     assert text.startswith("| data: model | 50 | 200 | 1,024 | 4,096 |")
     assert cells(text) == [
         ["completejourney: SASRec", "0.2000", "", "", "0.1000"],
-        ["completejourney: Mamba4Rec", "0.3000", "", "", ""],
+        ["completejourney: BlossomRec", "0.3000", "", "", ""],
+        ["completejourney: Mamba4Rec", "0.3000 (+)", "", "", ""],
     ]
     text = reproduced_tables.by_length()
     assert text.startswith("| data, longest history: model | 10 to 19 | 500 on |")
     assert cells(text) == [
         ["completejourney, 4,096: SASRec", "", "0.2000"],
+        ["completejourney, 50: BlossomRec", "0.1000", "0.2000"],
         ["completejourney, 50: Mamba4Rec", "0.1000", "0.2000"],
     ]
 
