@@ -39,8 +39,9 @@ class Plan:
         times = [(training, self.seconds(training)) for training in self.to_do]
         known = [seconds for _, seconds in times if seconds is not None]
         if known:
-            hours = sum(known) / 3_600
-            words.append(f"; {len(known)} of them take {hours:.1f} hours one after the other")
+            minutes = sum(known) / 60
+            time = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
+            words.append(f"; {len(known)} of them take {time} one after the other")
             words.append(f" (epochs x seconds per epoch, on {', '.join(self.machines())})")
         unknown = {training.form.name: None for training, seconds in times if seconds is None}
         if unknown:
@@ -54,7 +55,8 @@ class Plan:
             return 0.0
         alike = [line for line in self.timed if _is_like(line, training)]
         same = [line for line in alike if line.get("model") == training.form.name]
-        times = [line["epochs"] * line["seconds_per_epoch"] for line in same or alike]
+        limit = training.configure().training.epochs
+        times = [min(limit, line["epochs"]) * line["seconds_per_epoch"] for line in same or alike]
         return mean(times) if times else None
 
     def machines(self) -> list[str]:

@@ -84,11 +84,15 @@ def test_what_it_costs_is_said_before_anything_is_done(logs, tmp_path, capsys, m
     (tmp_path / "accuracy.jsonl").write_text(json.dumps(line) + '\n{"half')
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     out = tmp_path / "out.jsonl"
-    reproduce.reproduce("tiny", logs=logs, out=out, runs=tmp_path / "runs", dry_run=True)
+    given = {"logs": logs, "out": out, "runs": tmp_path / "runs", "dry_run": True}
+    # No more epochs than the preset has, times three seeds.
+    reproduce.reproduce("tiny", **given)
     assert capsys.readouterr().out.strip() == (
-        f"tiny: 7 trainings, 0 are in {out}: 7 to do; 4 of them take 3.0 hours one after the other "
+        f"tiny: 7 trainings, 0 are in {out}: 7 to do; 4 of them take 2 minutes one after the other "
         "(epochs x seconds per epoch, on a GPU); the time of 3 is unknown: random"
     )
+    reproduce.reproduce("tiny", epochs=200, **given)
+    assert "4 of them take 3.0 hours one after" in capsys.readouterr().out
     assert not out.exists() and not (tmp_path / "runs").exists()
 
 
