@@ -98,7 +98,7 @@ def blossom(**options: Any) -> Form:
         options.pop("kv_heads")
     changed = {name: value for name, value in options.items() if value != getattr(defaults, name)}
     words = [f"{name} {value}" for name, value in changed.items()]
-    return Form("; ".join([BLOSSOM, *words]), changed)
+    return Form(BLOSSOM + (f" ({', '.join(words)})" if words else ""), changed)
 
 
 def _attentions(backbone: str, dense: str, blossom_name: str) -> dict[str, Form]:
@@ -110,9 +110,9 @@ def _attentions(backbone: str, dense: str, blossom_name: str) -> dict[str, Form]
     choices: dict[str, dict[str, Any]] = {
         dense: {"attention": "full"},
         blossom_name: {},
-        f"{blossom_name}, as published": paper,
-        f"{dense}, linrec": {"attention": "linrec"},
-        f"{dense}, window": {"attention": "window", "window": WINDOW},
+        f"{blossom_name} (as published)": paper,
+        f"{dense} (linrec)": {"attention": "linrec"},
+        f"{dense} (window)": {"attention": "window", "window": WINDOW},
     }
     given = {} if backbone == "sasrec" else {"backbone": backbone}
     return {
@@ -127,7 +127,7 @@ def _by_name(*forms: Form) -> dict[str, Form]:
 
 SASREC = _attentions("sasrec", DENSE, BLOSSOM)
 BERT4REC = _attentions("bert4rec", "BERT4Rec", "BERT4Rec-Blossom")
-REPEATS = Form("BlossomRec, own items", {"repeats": "on"}, only=REPEATING)
+REPEATS = Form("BlossomRec (own items)", {"repeats": "on"}, only=REPEATING)
 MAMBA = Form("Mamba4Rec", {"backbone": "mamba4rec"})
 # LiGR layers and a sampled softmax.
 ESASREC = Form(
@@ -174,7 +174,7 @@ TABLES = {
             "block keys: mlp": blossom(compress="mlp"),
             "block keys: mean": blossom(compress="mean"),
             "selector not distilled": blossom(selector_weight=0.0),
-            "blocks selected at random": Form(f"{BLOSSOM}; at random", {"attention": AT_RANDOM}),
+            "blocks selected at random": Form(f"{BLOSSOM} (at random)", {"attention": AT_RANDOM}),
             "8 key/value heads": blossom(kv_heads=8),
             "2 key/value heads": blossom(kv_heads=2),
         },
@@ -193,7 +193,7 @@ TABLES = {
         "Longest histories",
         ("completejourney", "ml-1m-timed", "ml-latest-samples", *REPEATING[1:]),
         _by_name(
-            *(SASREC[DENSE], SASREC[BLOSSOM], REPEATS, SASREC[f"{DENSE}, linrec"], MAMBA, PERSONAL)
+            *(SASREC[DENSE], SASREC[BLOSSOM], REPEATS, SASREC[f"{DENSE} (linrec)"], MAMBA, PERSONAL)
         ),
         max_lens=(50, 200, 1_024, 4_096),
     ),

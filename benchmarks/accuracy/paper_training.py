@@ -74,7 +74,7 @@ class Training:
 
     def run(self, runs: Path) -> Path:
         """The run folder, one for each set of options."""
-        words = re.sub(r"[^\w]+", "-", self.form.name)
+        words = re.sub(r"[^\w]+", "-", self.form.name).strip("-")
         text = json.dumps(self.options, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return runs / f"{self.dataset}-{words}-{self.max_len}-{self.seed}-{digest}"

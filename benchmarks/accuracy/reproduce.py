@@ -46,7 +46,7 @@ class Plan:
         unknown = {training.form.name: None for training, seconds in times if seconds is None}
         if unknown:
             count = len(times) - len(known)
-            words.append(f"; the time of {count} is unknown: {'; '.join(unknown)}")
+            words.append(f"; the time of {count} is unknown: {', '.join(unknown)}")
         return "".join(words)
 
     def seconds(self, training: Training) -> float | None:

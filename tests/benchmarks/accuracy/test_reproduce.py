@@ -75,7 +75,7 @@ def test_forms_of_one_name_are_one_model():
         for form in table.forms:
             assert found.setdefault(form.name, form) == form
     assert blossom(window=ModelConfig().window, kv_heads=ModelConfig().heads) == blossom()
-    assert blossom(top_n=3).name == "BlossomRec; top_n 3"
+    assert blossom(top_n=3).name == "BlossomRec (top_n 3)"
 
 
 def test_what_it_costs_is_said_before_anything_is_done(logs, tmp_path, capsys, monkeypatch):

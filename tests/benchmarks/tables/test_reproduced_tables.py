@@ -76,8 +76,8 @@ def test_models_stand_beside_each_other_in_both_rankings(given):
 def test_choices_that_are_defaults_have_the_numbers_of_the_default(given):
     given(
         line("BlossomRec", 0.2),
-        line("BlossomRec; top_n 8", 0.3),
-        of_test("BlossomRec; top_n 8", 0.1, 0.02),
+        line("BlossomRec (top_n 8)", 0.3),
+        of_test("BlossomRec (top_n 8)", 0.1, 0.02),
         of_test("BlossomRec", 0.1, 0.03),
     )
     rows = {row[0]: row[1:] for row in cells(reproduced_tables.choices("parameters"))}
