@@ -38,7 +38,7 @@ class Recorder:
             assert_best(q, block_keys, selected, first, spec.block_size, spec.top_n)
             seen = torch.arange(len(q)) >= first[:, None]
             far = reference.long_term_mask(selected, spec.block_size, causal=True) & seen
-            near = reference.short_term_mask(len(q), spec.window, spec.sinks, True, q.device) & seen
+            near = reference.short_term_mask(len(q), spec, q.device) & seen
             out = reference.fused_attention(q, k, v, gates, far, near, spec)
             return out.to(q.dtype), selected
 

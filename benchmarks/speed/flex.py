@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from blossomrec.attention.pattern import distances, is_visible
+from blossomrec.attention.pattern import NearPattern
 
 # Queries and keys of one tile of the mask.
 TILE = 128
@@ -25,7 +25,7 @@ def power_law_mask(length: int, window: int, device: str) -> BlockMask:
     """
     tiles = length // TILE
     back = torch.zeros(tiles, dtype=torch.bool)
-    for distance in distances(window, length):
+    for distance in NearPattern(window).distances(length):
         # Seen from the last row of a tile, and from its first.
         back[[tile for tile in (distance // TILE, -(-distance // TILE)) if tile < tiles]] = True
     number = torch.arange(tiles)
@@ -37,7 +37,7 @@ def power_law_mask(length: int, window: int, device: str) -> BlockMask:
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         distance = query - key
-        return (distance >= 0) & is_visible(distance, window)
+        return (distance >= 0) & NearPattern(window).is_visible(distance)
 
     return BlockMask.from_kv_blocks(
         count[None, None].to(device),

@@ -137,6 +137,15 @@ class ModelConfig:
     compress_window: int = option(
         32, "Blossom: keys that one block key is made of", low=1, high=LARGEST_PATTERN
     )
+    share: float = option(
+        1.0,
+        "Blossom: blocks are taken until they have this share of the importance, top_n at most",
+        low=0.01,
+        high=1,
+    )
+    power_base: float = option(
+        2.0, "Blossom: base of the power law of the short-term path's distances", low=1.1, high=64
+    )
     paths: Literal["both", "long", "short"] = option(
         "both", "Blossom: both gated paths, or one alone to see what it gives"
     )

@@ -18,7 +18,7 @@ def block_key_windows(k, block_size, window):
     return windows
 
 
-def select(q, block_keys, t, group, *, block_size, top_n, causal):
+def select(q, block_keys, t, group, *, block_size, top_n, causal, share=1.0):
     """Selected block numbers of event t, rising."""
     size = q.shape[-1]
     per_group = q.shape[1] // block_keys.shape[1]
@@ -29,7 +29,12 @@ def select(q, block_keys, t, group, *, block_size, top_n, causal):
             heads = range(group * per_group, (group + 1) * per_group)
             scores = [q[t, h] @ block_keys[block, group] / math.sqrt(size) for h in heads]
             scored.append((-np.mean(scores), block))
-    return sorted(block for _, block in sorted(scored)[:top_n])
+    total, reached, chosen = sum(math.exp(-score) for score, _ in scored), 0.0, []
+    for score, block in sorted(scored)[:top_n]:
+        if reached < share:
+            chosen.append(block)
+        reached += math.exp(-score) / total
+    return sorted(chosen)
 
 
 def long_keys(chosen, t, length, *, block_size, causal):
@@ -41,11 +46,11 @@ def long_keys(chosen, t, length, *, block_size, causal):
     ]
 
 
-def short_keys(t, length, *, window, sinks, causal):
-    keys = []
+def short_keys(t, length, *, window, sinks, causal, power_base=2):
+    keys, powers = [], {round(power_base**exponent) for exponent in range(200)}
     for s in range(t + 1 if causal else length):
         distance = abs(t - s)
-        near = distance < window or bin(distance).count("1") == 1
+        near = distance < window or distance in powers
         if near or (s < sinks if causal else s >= length - sinks):
             keys.append(s)
     return keys
@@ -81,6 +86,8 @@ def blossom(
     sinks=0,
     causal=True,
     fusion="gated",
+    share=1.0,
+    power_base=2,
 ):
     """One history: q [L, H, d], k and v [L, G, d], block_keys [blocks, G, d], gates [L, H, .]."""
     length, heads, _ = q.shape
@@ -88,11 +95,11 @@ def blossom(
     out = np.zeros_like(q)
     selected = np.full((length, groups, top_n), -1)
     for t in range(length):
-        near = short_keys(t, length, window=window, sinks=sinks, causal=causal)
+        form = {"window": window, "sinks": sinks, "causal": causal, "power_base": power_base}
+        near = short_keys(t, length, **form)
         for group in range(groups):
-            chosen = select(
-                q, block_keys, t, group, block_size=block_size, top_n=top_n, causal=causal
-            )
+            form = {"block_size": block_size, "top_n": top_n, "causal": causal, "share": share}
+            chosen = select(q, block_keys, t, group, **form)
             selected[t, group, : len(chosen)] = chosen
             far = long_keys(chosen, t, length, block_size=block_size, causal=causal)
             for head in range(group * (heads // groups), (group + 1) * (heads // groups)):

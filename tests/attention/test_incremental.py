@@ -83,6 +83,19 @@ def test_other_layouts(options, impl):
     check_against_definition(attention, x, [1, 70, 1, 1, 200, 127], [None, 40])
 
 
+@pytest.mark.parametrize("fusion", ["gated", "union"])
+def test_a_share_and_another_power_law(fusion):
+    form = {"block_size": 4, "compress_window": 8, "top_n": 6, "share": 0.05, "power_base": 3.0}
+    attention = make_attention(impl="torch", fusion=fusion, **form)
+    x = make_events(400, size=attention.query.in_features)
+    found, _, _ = in_parts(attention, x, [1, 70, 1, 1, 200, 127])
+    expected = whole(attention, x)
+    torch.testing.assert_close(found, expected.hidden, rtol=1e-4, atol=1e-5)
+    # Some events take as many as they may, others fewer.
+    taken = (expected.selected[100:] >= 0).sum(-1)
+    assert 1 <= taken.min() < taken.max() <= 6
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.bfloat16, 2e-2)])
 def test_other_types(dtype, tolerance):
     attention, x = make_attention().to(dtype), make_events(200).to(dtype)

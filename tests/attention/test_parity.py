@@ -179,3 +179,20 @@ def test_on_a_gpu(dtype, causal, limit, fusion, monkeypatch):
     values, _ = outputs_and_gradients(inputs, "torch", selected=selected, **form)
     for name, value, other in zip(("out", "q", "k", "v", "gates"), values, expected, strict=True):
         assert relative_error(value, other) < TOLERANCE[dtype], name
+
+
+@pytest.mark.parametrize("fusion", ["gated", "union"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("options", [{"share": 0.3}, {"power_base": 2.7}], ids=str)
+def test_other_selections_and_patterns(impl, options, causal, fusion):
+    inputs = random_inputs(RAGGED, fusion=fusion)
+    form = dict(causal=causal, sinks=3, fusion=fusion, **options)
+    if impl == "cpu":
+        (name, value), *_ = options.items()
+        with pytest.raises(ValueError, match=f"{name} is {value}, the kernels take"):
+            attend(*inputs.all(), impl=impl, **form)
+        return
+    expected, chosen = outputs_and_gradients(inputs, "reference", **form)
+    values, selected = outputs_and_gradients(inputs, impl, **form)
+    assert (selected == chosen).all()
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(values, expected, strict=True))

@@ -24,7 +24,7 @@ def test_shares_of_a_union_against_the_masks_of_the_definition(causal, sinks):
     torch.testing.assert_close(shares.sum(-1), torch.ones(len(inputs.q), 4))
     for start, end in pairwise(inputs.cu_seqlens.tolist()):
         rows = slice(start, end)
-        near = short_term_mask(end - start, 8, sinks, causal, inputs.q.device)
+        near = short_term_mask(end - start, spec, inputs.q.device)
         far = long_term_mask(selected[rows], 16, causal).repeat_interleave(2, 0)
         k = inputs.k[rows].repeat_interleave(2, 1)
         scores = torch.einsum("lhd,shd->hls", inputs.q[rows], k) / math.sqrt(8)

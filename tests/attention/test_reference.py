@@ -78,3 +78,21 @@ def test_rotary_leaves_the_other_share_as_it_is():
     assert torch.equal(rotate(x, place, 0.0), x)
     # A share is rounded to whole pairs.
     assert torch.equal(rotate(x, place, 0.3)[..., 4:], x[..., 4:])
+
+
+@pytest.mark.parametrize("fusion", ["gated", "union"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize(
+    "options", [{"share": 0.4}, {"power_base": 3.0}, {"power_base": 1.3}], ids=str
+)
+def test_other_selections_and_patterns(options, causal, fusion):
+    form = {**options, "causal": causal, "fusion": fusion, "window": 3, "sinks": 2, "block_size": 4}
+    inputs = random_inputs([75], block_size=4, fusion=fusion, dtype=torch.float64)
+    arrays = [x.numpy() for x in inputs.all()[:5]]
+    expected, chosen = brute_force.blossom(*arrays, **form)
+    usual, _ = brute_force.blossom(*arrays, **{**form, "share": 1.0, "power_base": 2.0})
+    for impl in ("reference", "torch"):
+        out, selected = attend(*inputs.all(), **form, impl=impl)
+        assert (selected.numpy() == chosen).all()
+        assert relative_error(out, torch.from_numpy(expected)) < 1e-12
+    assert relative_error(torch.from_numpy(usual), torch.from_numpy(expected)) > 1e-3

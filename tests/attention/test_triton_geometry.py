@@ -10,7 +10,7 @@ from blossomrec.attention.backends.gpu.geometry import tile_table
 from blossomrec.attention.backends.gpu.kernel_pattern import Pattern
 from blossomrec.attention.backends.triton.inverse_lists import InverseLists
 from blossomrec.attention.packing import block_rows
-from blossomrec.attention.pattern import distances
+from blossomrec.attention.pattern import NearPattern
 
 LENGTHS = [0, *AWKWARD, 0, 2]
 
@@ -49,9 +49,9 @@ def test_near_blocks_and_far_powers_are_the_whole_pattern(window, block_size):
     total = 5_000
     pattern = Pattern.of(block_size, window, 0, True, total)
     reach = pattern.near * block_size
-    near = [d for d in distances(window, total) if d <= reach]
+    near = [d for d in NearPattern(window).distances(total) if d <= reach]
     far = [1 << (pattern.first_far + power) for power in range(pattern.far)]
-    assert sorted({*near, *far}) == distances(window, total)
+    assert sorted({*near, *far}) == NearPattern(window).distances(total)
 
 
 def test_inverse_lists_in_order_and_chunks():

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from blossomrec.attention import pattern
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError
@@ -53,9 +52,7 @@ def visible(layer, selected, length):
     own = event[:, None] // attention.spec.block_size == event // attention.spec.block_size
     chosen = (selected[..., None] == event // attention.spec.block_size).any(2).transpose(0, 1)
     long = (own | chosen) & (distance >= 0)
-    near = pattern.is_visible(distance.clamp(min=0), attention.spec.window) | (
-        event < attention.spec.sinks
-    )
+    near = attention.spec.pattern.is_visible(distance.clamp(min=0)) | (event < attention.spec.sinks)
     near = (near & (distance >= 0)).expand_as(long)
     # Of a union each key belongs to one path.
     return long & ~near if attention.spec.is_union else long, near

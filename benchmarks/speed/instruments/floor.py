@@ -29,7 +29,7 @@ from benchmarks.speed.bench_options import Layout
 from benchmarks.speed.history_lengths import packed
 from benchmarks.speed.instruments.timing import milliseconds
 from benchmarks.speed.operations import BLOCK_SIZE, TOP_N, WINDOW
-from blossomrec.attention.pattern import distances
+from blossomrec.attention.pattern import NearPattern
 
 # Bytes of each of the two tensors of the copy: more than caches hold.
 COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}
@@ -105,7 +105,7 @@ def _far(lengths: tuple[int, ...]) -> int:
     """Keys at powers of two beyond the window that all events see."""
     longest = max(lengths)
     by_position = np.zeros(longest, dtype=np.int64)
-    for distance in distances(WINDOW, longest):
+    for distance in NearPattern(WINDOW).distances(longest):
         by_position[distance:] += distance >= WINDOW
     return _total(by_position, lengths)
 

@@ -27,11 +27,11 @@ def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[
         rows = slice(start, end)
         if selected is None:
             keys = block_keys[ends[history] : ends[history + 1]]
-            chosen = select_blocks(q[rows], keys, block_size, spec.top_n, causal)
+            chosen = select_blocks(q[rows], keys, spec)
         else:
             chosen = selected[rows]
         long_mask = long_term_mask(chosen, block_size, causal)
-        short_mask = short_term_mask(end - start, spec.window, spec.sinks, causal, q.device)
+        short_mask = short_term_mask(end - start, spec, q.device)
         attended = q[rows], k[rows], v[rows], gates[rows]
         outputs.append(fused_attention(*attended, long_mask, short_mask, spec))
         choices.append(chosen)
@@ -44,9 +44,7 @@ def unsupported(target: Target) -> str:
     return ""
 
 
-def select_blocks(
-    q: Tensor, block_keys: Tensor, block_size: int, top_n: int, causal: bool
-) -> Tensor:
+def select_blocks(q: Tensor, block_keys: Tensor, spec: BlossomSpec) -> Tensor:
     """The ``top_n`` most important eligible blocks of each event and key/value head.
 
     Args:
@@ -58,6 +56,7 @@ def select_blocks(
     """
     length, heads, size = q.shape
     blocks, groups, _ = block_keys.shape
+    block_size, top_n, causal = spec.block_size, spec.top_n, spec.causal
     exact = torch.promote_types(q.dtype, torch.float32)
     mean_q = q.to(exact).view(length, groups, heads // groups, size).mean(2)
     importance = torch.einsum("lgd,jgd->lgj", mean_q, block_keys.to(exact)) / math.sqrt(size)
@@ -68,6 +67,10 @@ def select_blocks(
     # A stable sort keeps the lower block first among equal scores.
     order = importance.sort(dim=-1, descending=True, stable=True).indices[..., :top_n]
     kept = eligible[:, None].expand_as(importance).gather(-1, order)
+    if spec.share < 1:
+        # Where nothing is eligible there is no share: not a number, which is not below.
+        shares = importance.softmax(-1).gather(-1, order)
+        kept &= shares.cumsum(-1) - shares < spec.share
     order = torch.where(kept, order, blocks).sort(dim=-1).values
     chosen = torch.full((length, groups, top_n), -1, dtype=torch.int32, device=q.device)
     chosen[..., : order.shape[-1]] = torch.where(order < blocks, order, -1)
@@ -88,17 +91,16 @@ def long_term_mask(selected: Tensor, block_size: int, causal: bool) -> Tensor:
     return mask
 
 
-def short_term_mask(
-    length: int, window: int, sinks: int, causal: bool, device: torch.device
-) -> Tensor:
+def short_term_mask(length: int, spec: BlossomSpec, device: torch.device) -> Tensor:
     """Which keys each event sees through the power-law pattern, bool [L, L]."""
-    event = torch.arange(length, device=device)
+    event, base = torch.arange(length, device=device), spec.power_base
     distance = event[:, None] - event[None]
-    powers = torch.tensor([1 << exponent for exponent in range(length.bit_length())], device=device)
-    mask = (distance.abs() < window) | torch.isin(distance.abs(), powers)
-    if causal:
-        return (mask | (event < sinks)[None]) & (distance >= 0)
-    return mask | (event >= length - sinks)[None]
+    exponents = range(math.ceil(math.log(max(length, 2), base)) + 1)
+    powers = torch.tensor([round(base**exponent) for exponent in exponents], device=device)
+    mask = (distance.abs() < spec.window) | torch.isin(distance.abs(), powers)
+    if spec.causal:
+        return (mask | (event < spec.sinks)[None]) & (distance >= 0)
+    return mask | (event >= length - spec.sinks)[None]
 
 
 def fused_attention(

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blossomrec.attention.pattern import NearPattern
+
 COMPRESSIONS = ("mlp", "mean")
 PATHS = ("both", "long", "short")
 GATES = ("independent", "convex")
@@ -22,6 +24,9 @@ class BlossomSpec:
         block_size: events in a block, S.
         top_n: blocks selected for each event and key/value head, n.
         window: distances below it are always seen by the short-term path, w.
+        share: blocks are taken, the most important first, until their share of the importance, a
+            softmax over the eligible blocks, reaches it; top_n at most, all of them at 1.
+        power_base: of the power law that the distances of the short-term path follow.
         sinks: how many first (causal) or last (bidirectional) events everyone sees.
         causal: an event sees no later event; otherwise both directions are seen.
         compress: "mlp" (learned) or "mean" (no parameters): how a block's keys become one key.
@@ -46,6 +51,8 @@ class BlossomSpec:
     top_n: int = 4
     window: int = 8
     sinks: int = 0
+    share: float = 1.0
+    power_base: float = 2.0
     causal: bool = True
     compress: str = "mlp"
     compress_window: int = 32
@@ -55,6 +62,10 @@ class BlossomSpec:
     gate: str = "independent"
 
     def __post_init__(self):
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}: it must be above 0 and at most 1")
+        if not self.power_base > 1:
+            raise ValueError(f"power_base is {self.power_base}: it must be above 1")
         for name, low in (("block_size", 1), ("top_n", 1), ("window", 1), ("sinks", 0)):
             value = getattr(self, name)
             if value < low:
@@ -64,6 +75,19 @@ class BlossomSpec:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} is {value!r}: choose one of {', '.join(known)}")
+
+    @property
+    def pattern(self) -> NearPattern:
+        """Which distances the short-term path sees."""
+        return NearPattern(self.window, self.power_base)
+
+    @property
+    def special(self) -> str:
+        """What of it kernels do not take, as a sentence; empty for most."""
+        for name, value, usual in (("share", self.share, 1), ("power_base", self.power_base, 2)):
+            if value != usual:
+                return f"{name} is {value}, the kernels take {usual}"
+        return ""
 
     @property
     def selects(self) -> bool:

@@ -5,7 +5,7 @@ from benchmarks.speed import bench_attention, operations
 from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, BenchOptions, Layout
 from benchmarks.speed.flex import TILE, power_law_mask
 from benchmarks.speed.instruments.parity import Check, largest_error, relative_error
-from blossomrec.attention.pattern import distances
+from blossomrec.attention.pattern import NearPattern
 from implementations import CPU_MISSING
 
 RAGGED = (33, 1, 17, 120)
@@ -71,7 +71,7 @@ def test_dense_operations_are_the_same_attention(name):
 def test_the_short_path_sees_the_pattern_alone():
     operation = operations.short_path("torch", PUBLISHED, (200,), *FORM)
     q, k, v = (leaf.detach() for leaf in operation.leaves)
-    seen = [150 - distance for distance in distances(operations.WINDOW, 151)]
+    seen = [150 - distance for distance in NearPattern(operations.WINDOW).distances(151)]
     share = (k[seen, 1] @ q[150, 5] / 4).softmax(0)
     torch.testing.assert_close(operation.forward()[150, 5], share @ v[seen, 1])
 
@@ -80,7 +80,7 @@ def test_the_short_path_sees_the_pattern_alone():
 def test_tiles_of_the_flex_mask_are_those_with_a_visible_pair(length):
     event = torch.arange(length)
     back = event[:, None] - event
-    visible = torch.isin(back, torch.tensor(distances(operations.WINDOW, length)))
+    visible = torch.isin(back, torch.tensor(NearPattern(operations.WINDOW).distances(length)))
     tiles = length // TILE
     wanted = visible.view(tiles, TILE, tiles, TILE).any(3).any(1)
     mask = power_law_mask(length, operations.WINDOW, "cpu")

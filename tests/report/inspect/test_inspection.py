@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.selector.measured_selection import gate_balance, measure_selection
+from blossomrec.attention import BlossomSpec
 from blossomrec.attention.reference import short_term_mask
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError, MissingExtraError, RunError
@@ -144,12 +145,11 @@ def test_random_and_short_term_shares_against_loops():
     cu_seqlens = torch.tensor(edges, dtype=torch.int32)
     selected = torch.full((47, 2, 3), -1, dtype=torch.int32)
     for causal in (True, False):
+        spec = BlossomSpec(window=2, sinks=3, causal=causal)
         mass = selection_measures.attention_coverage(
             q, k, selected, cu_seqlens, rows, block_size=4, causal=causal
         )
-        short = selection_measures.pattern_coverage(
-            q, k, cu_seqlens, rows, window=2, sinks=3, causal=causal
-        )
+        short = selection_measures.pattern_coverage(q, k, cu_seqlens, rows, spec=spec)
         for place, row in enumerate(rows.tolist()):
             first, last = (0, 18) if row < 18 else (18, 47)
             grouped = q[row].view(2, 2, 8) / math.sqrt(8)
@@ -157,7 +157,7 @@ def test_random_and_short_term_shares_against_loops():
             if causal:
                 scores[..., row - first + 1 :] = -math.inf
             share = scores.softmax(-1).mean(1)
-            mask = short_term_mask(last - first, 2, 3, causal, q.device)[row - first]
+            mask = short_term_mask(last - first, spec, q.device)[row - first]
             torch.testing.assert_close(short[place], share[:, mask].sum(-1))
             own, complete = (row - first) // 4, (last - first) // 4
             able = [j for j in range(own if causal else complete) if j != own]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.attention import pattern
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.rotary import rotate, rotate_by
 from blossomrec.attention.spec import BlossomSpec
@@ -115,18 +114,18 @@ def _attend_tile(
     user, position, first, _ = step.rows[:, rows].long()
     place = position - first * size
     own = (place // size)[:, None, None]
-    blocks = _select(q.mean(2), own, layer, step, rows, spec.top_n)
+    blocks = _select(q.mean(2), own, layer, step, rows, spec)
     inside = torch.arange(size, device=q.device)
     far = torch.cat((own.expand(-1, groups, -1), blocks), -1)[..., None] * size + inside
     longest = (int(step.columns[rows].max()) + 1) * size
-    near = _near(place, first * size, longest, spec.window, spec.sinks)
+    near = _near(place, first * size, longest, spec)
     far, near = far.flatten(2), near[:, None].expand(-1, groups, -1)
     places = torch.cat((far, near), -1)  # [C, G, M]
     last = place[:, None, None]
     seen = (places >= 0) & (places <= last)
     if spec.is_union:
         # Each key once: as a near one.
-        hidden = pattern.is_visible((last - far).clamp(min=0), spec.window)
+        hidden = spec.pattern.is_visible((last - far).clamp(min=0))
         hidden |= far + (first * size)[:, None, None] < spec.sinks
         seen[..., : far.shape[-1]] &= ~hidden
     gathered = _gather(torch.where(seen, places, last), user, layer, step)
@@ -145,13 +144,13 @@ def _attend_tile(
 
 
 def _select(
-    mean_q: Tensor, own: Tensor, layer: PagedLayer, step: Step, rows: slice, top_n: int
+    mean_q: Tensor, own: Tensor, layer: PagedLayer, step: Step, rows: slice, spec: BlossomSpec
 ) -> Tensor:
     """The most important blocks before the own one, rising; a number past it is none.
 
     mean_q: [C, G, d], own: [C, 1, 1] -> [C, G, n].
     """
-    chosen = mean_q.new_empty(*mean_q.shape[:2], top_n, dtype=torch.int64)
+    chosen = mean_q.new_empty(*mean_q.shape[:2], spec.top_n, dtype=torch.int64)
     users, columns = step.users[rows], step.columns[rows]
     for events in _alike(users, columns):
         most, least = int(columns[events].max()), int(columns[events].min())
@@ -162,8 +161,11 @@ def _select(
         if least < most:
             later = torch.arange(most, device=mean_q.device) >= block
             importance = importance.masked_fill(later, -math.inf)
-        best = _top(importance, top_n)
-        chosen[events] = torch.where(best < block, best, block + 1).sort(-1).values
+        best = _top(importance, spec.top_n)
+        taken = best < block
+        if spec.share < 1:
+            taken &= _reaches(importance, best, spec.share)
+        chosen[events] = torch.where(taken, best, block + 1).sort(-1).values
     return chosen
 
 
@@ -207,14 +209,24 @@ def _top(importance: Tensor, count: int) -> Tensor:
     return best.indices[..., :count]
 
 
-def _near(place: Tensor, first: Tensor, longest: int, window: int, sinks: int) -> Tensor:
+def _reaches(importance: Tensor, best: Tensor, share: float) -> Tensor:
+    """Which of the best blocks, the most important first, are taken until the share is reached.
+
+    best: [..., n], places in ``importance`` [..., J], or behind its end where there are fewer.
+    """
+    importance = torch.nn.functional.pad(importance, (0, best.shape[-1] + 1), value=-math.inf)
+    shares = importance.softmax(-1).gather(-1, best)
+    return shares.cumsum(-1) - shares < share
+
+
+def _near(place: Tensor, first: Tensor, longest: int, spec: BlossomSpec) -> Tensor:
     """Places at the pattern's distances, then the sinks, [C, M]; negative where there is none."""
-    distances = torch.tensor(pattern.distances(window, longest), device=place.device)
+    distances = torch.tensor(spec.pattern.distances(longest), device=place.device)
     near = place[:, None] - distances
-    if not sinks:
+    if not spec.sinks:
         return near
-    sink = torch.arange(sinks, device=place.device) - first[:, None]
-    again = pattern.is_visible((place[:, None] - sink).clamp(min=0), window)
+    sink = torch.arange(spec.sinks, device=place.device) - first[:, None]
+    again = spec.pattern.is_visible((place[:, None] - sink).clamp(min=0))
     return torch.cat((near, torch.where(again, -1, sink)), -1)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from blossomrec.attention.packing import Packing
-from blossomrec.attention.pattern import is_visible
+from blossomrec.attention.spec import BlossomSpec
 
 # Attention scores held at a time.
 _TILE_ELEMENTS = 1 << 23
@@ -86,25 +86,23 @@ def pattern_coverage(
     cu_seqlens: Tensor,
     rows: Tensor,
     *,
-    window: int,
-    sinks: int,
-    causal: bool,
+    spec: BlossomSpec,
 ) -> Tensor:
     """How much of the attention to everything falls on what the short-term path sees.
 
-    Arguments as of :func:`attention_coverage`, ``window`` and ``sinks`` as of the attention.
+    Arguments as of :func:`attention_coverage`, ``spec`` as of the attention.
 
     Returns:
         float32 [C, G], mean over the heads of a group.
     """
-    packing = Packing.of(cu_seqlens, len(q), 1)
+    packing, sinks, causal = Packing.of(cu_seqlens, len(q), 1), spec.sinks, spec.causal
     covered = torch.empty(len(rows), k.shape[1], device=q.device)
     for places, shares in _attention(q, k, packing, cu_seqlens, rows, causal):
         chosen = rows[places]
         key = torch.arange(shares.shape[-1], device=q.device)
         distance = (packing.position[chosen, None] - key).abs()
         edge = sinks if causal else packing.length[chosen, None] - sinks
-        visible = is_visible(distance, window) | ((key < edge) if causal else (key >= edge))
+        visible = spec.pattern.is_visible(distance) | ((key < edge) if causal else (key >= edge))
         covered[places] = shares.masked_fill(~visible[:, None], 0.0).sum(-1)
     return covered
 

@@ -194,9 +194,7 @@ def _mass(attended: Attended, cu_seqlens: Tensor, rows: Tensor) -> np.ndarray:
         attended.k,
         cu_seqlens,
         rows,
-        window=layer.spec.window,
-        sinks=layer.spec.sinks,
-        causal=layer.spec.causal,
+        spec=layer.spec,
     )
     return _array(torch.stack((mass.covered, mass.best, mass.random, mass.own, short_term), 1))
 

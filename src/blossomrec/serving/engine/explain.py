@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blossomrec.attention import AttentionOutput, BlossomAttention, pattern
+from blossomrec.attention import AttentionOutput, BlossomAttention
 from blossomrec.data.batch import Batch, pack
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
@@ -291,16 +291,16 @@ class _AttentionBack:
         places, seen = _seen(places, rows)
         spec = self._attention.spec
         if spec.is_union:
-            near = pattern.is_visible(rows[:, None, None] - places, spec.window)
+            near = spec.pattern.is_visible((rows[:, None, None] - places).clamp(min=0))
             seen = seen & ~(near | (places < spec.sinks))
         return places, seen
 
     def _near(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Events at the distances of the pattern, and the sinks that are not among them."""
-        window, sinks = self._attention.spec.window, self._attention.spec.sinks
-        distances = torch.tensor(pattern.distances(window, len(self._q)), device=rows.device)
-        sink = torch.arange(sinks, device=rows.device)
-        again = pattern.is_visible((rows[:, None] - sink).clamp(min=0), window)
+        spec = self._attention.spec
+        distances = torch.tensor(spec.pattern.distances(len(self._q)), device=rows.device)
+        sink = torch.arange(spec.sinks, device=rows.device)
+        again = spec.pattern.is_visible((rows[:, None] - sink).clamp(min=0))
         sinks_once = torch.where(again, -1, sink)
         places = torch.cat((rows[:, None] - distances, sinks_once), dim=-1)
         return _seen(places[:, None].expand(-1, self._attention.heads.keys, -1), rows)

@@ -37,4 +37,6 @@ def unsupported(target: Target) -> str:
         return f"the device is {target.device}, the operator is for a CPU"
     if target.dtype != torch.float32:
         return f"the type is {target.dtype}, the operator takes torch.float32"
+    if target.spec.special:
+        return target.spec.special
     return missing(target.heads.size, target.heads.per_group, target.spec.block_size)

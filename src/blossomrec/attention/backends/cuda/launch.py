@@ -67,7 +67,7 @@ def unsupported(target: Target) -> str:
     ):
         if value > high:
             return f"{name} is {value}, the kernels take at most {high} here"
-    return ""
+    return spec.special
 
 
 class Selection(NamedTuple):

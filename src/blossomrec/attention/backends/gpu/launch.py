@@ -40,4 +40,4 @@ def unsupported(target: Target) -> str:
     ):
         if value not in choices:
             return f"{name} is {value}, the kernels take {', '.join(map(str, choices))}"
-    return ""
+    return target.spec.special

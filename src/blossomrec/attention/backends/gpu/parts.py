@@ -73,9 +73,8 @@ class GpuParts(Parts):
         return target.device == "cuda" and not unsupported(target)
 
     def extend(self, q, k, v, gates, layer, step_, compression, spec, rotary=None):
-        size, block_size = q.shape[2], layer.layout.block_size
-        heads = Heads(q.shape[1], k.shape[1], size)
-        target = Target(BlossomSpec(block_size=block_size), heads, q.dtype, q.device.type)
+        heads = Heads(q.shape[1], k.shape[1], q.shape[2])
+        target = Target(spec, heads, q.dtype, q.device.type)
         if unsupported(target):
             return super().extend(q, k, v, gates, layer, step_, compression, spec, rotary)
         # A block that several events fill is not there for the program of the last one.

@@ -19,13 +19,14 @@ DENSE_LENGTH = {"cpu": 256, "cuda": 512}
 def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[Tensor, Tensor]:
     """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
     q, _, _, block_keys, _, cu_seqlens = inputs
-    block_size, top_n, causal = spec.block_size, spec.top_n, spec.causal
+    block_size, top_n = spec.block_size, spec.top_n
     packing = Packing.of(cu_seqlens, len(q), block_size)
     shortest, longest = torch.stack(packing.length.aminmax()).tolist()
-    selects_all = selected is None and causal and longest <= (top_n + 1) * block_size
+    takes_all = selected is None and spec.causal and spec.share == 1
+    selects_all = takes_all and longest <= (top_n + 1) * block_size
     if selected is None:
         with torch.no_grad():
-            selected = select_blocks(q, block_keys, packing, longest, top_n, causal)
+            selected = select_blocks(q, block_keys, packing, longest, spec)
 
     def dense(inputs: Inputs, selected: Tensor) -> Tensor:
         buckets = Buckets.of(inputs.cu_seqlens, len(inputs.q), min(longest, limit))

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from blossomrec.attention import pattern
 from blossomrec.attention.buckets import Buckets
 from blossomrec.attention.spec import BlossomSpec, Inputs
 
@@ -111,7 +110,7 @@ def _short_mask(lengths: Tensor, inside: Tensor, spec: BlossomSpec) -> Tensor:
     """Additive mask [1 or n, 1, L, L] of the power-law pattern and the sinks."""
     event, sinks = torch.arange(inside.shape[1], device=inside.device), spec.sinks
     distance = event[:, None] - event
-    seen = pattern.is_visible(distance.abs(), spec.window)
+    seen = spec.pattern.is_visible(distance.abs())
     if spec.causal:
         seen = ((seen | (event < sinks)) & (distance >= 0))[None]
     else:

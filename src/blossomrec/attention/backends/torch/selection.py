@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention.packing import Packing
+from blossomrec.attention.spec import BlossomSpec
 
 # Rows of a tile: enough to keep the device busy, few enough to bound the scores held at a time.
 TILE_ROWS = {"cpu": 512, "cuda": 4_096}
 
 
 def select_blocks(
-    q: Tensor, block_keys: Tensor, packing: Packing, longest: int, top_n: int, causal: bool
+    q: Tensor, block_keys: Tensor, packing: Packing, longest: int, spec: BlossomSpec
 ) -> Tensor:
     """The ``top_n`` most important eligible blocks of each row and key/value head, int32 [T, G, n].
 
@@ -23,10 +24,11 @@ def select_blocks(
     touches. Numbers rise, -1 comes last. ``longest`` is the length of the longest history.
     """
     total, heads, size = q.shape
+    top_n, causal = spec.top_n, spec.causal
     groups = block_keys.shape[1]
     mean_q = q.float().view(total, groups, heads // groups, size).mean(2) / math.sqrt(size)
     keys = block_keys.float()
-    if causal and longest <= (top_n + 1) * packing.block_size:
+    if causal and spec.share == 1 and longest <= (top_n + 1) * packing.block_size:
         return _all_earlier(packing, groups, top_n)
     chosen = torch.full((total, groups, top_n), -1, dtype=torch.int32, device=q.device)
     if not len(block_keys):
@@ -41,14 +43,32 @@ def select_blocks(
             if causal
             else (number < packing.num_blocks[rows, None]) & (number != own)
         )
-        best = _top(importance.masked_fill(~eligible[:, None], -math.inf), top_n)
+        importance = importance.masked_fill(~eligible[:, None], -math.inf)
+        best = _top(importance, top_n)
         local = number[:, None].expand_as(importance).gather(-1, best)
         kept = eligible[:, None].expand_as(importance).gather(-1, best)
+        if spec.share < 1:
+            kept &= reaches(importance, best, spec.share)
         last_number = torch.iinfo(torch.int64).max
         local = torch.where(kept, local, last_number).sort(-1).values
         local = torch.where(local == last_number, -1, local)
         chosen[rows, :, : local.shape[-1]] = local.to(torch.int32)
     return chosen
+
+
+def reaches(importance: Tensor, best: Tensor, share: float) -> Tensor:
+    """Which of the best blocks [..., n] are taken until their share is reached, bool [..., n].
+
+    importance: [..., J], -inf where a block is not eligible; best: places of the largest.
+    """
+    shares = importance.softmax(-1).gather(-1, best)
+    # What comes before each, the most important first; among equals the one with the lower place.
+    order = best.argsort(-1)
+    by_place = shares.gather(-1, order)
+    order = order.gather(-1, by_place.sort(dim=-1, descending=True, stable=True).indices)
+    ranked = shares.gather(-1, order)
+    before = ranked.cumsum(-1) - ranked
+    return torch.empty_like(best, dtype=torch.bool).scatter_(-1, order, before < share)
 
 
 def _all_earlier(packing: Packing, groups: int, top_n: int) -> Tensor:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blossomrec.attention import pattern
 from blossomrec.attention.packing import Packing
+from blossomrec.attention.pattern import NearPattern
 from blossomrec.attention.spec import BlossomSpec, Inputs
 
 # Rows of a tile: enough to keep the device busy, few enough to stay in a CPU's cache.
@@ -82,7 +82,7 @@ class NearKeys:
 
     packing: Packing
     distances: list[int]
-    window: int
+    pattern: NearPattern
     sinks: int
     causal: bool
 
@@ -101,7 +101,7 @@ class NearKeys:
         sink = sink.expand(len(position), -1) if self.causal else length - 1 - sink
         distance = position - sink
         inside = (sink >= 0) & ((distance >= 0) if self.causal else (sink < length))
-        new = inside & ~pattern.is_visible(distance.abs(), self.window)
+        new = inside & ~self.pattern.is_visible(distance.abs())
         places = torch.cat((near, sink), 1) + packing.start[rows, None]
         return places.clamp(0, len(packing.position) - 1), torch.cat((seen, new), 1)
 
@@ -136,7 +136,7 @@ class NearKeys:
         position, length = (
             x[rows].view(shape) for x in (self.packing.position, self.packing.length)
         )
-        visible = pattern.is_visible((position - positions).abs(), self.window)
+        visible = self.pattern.is_visible((position - positions).abs())
         if self.causal:
             return visible | (positions < self.sinks)
         return visible | (positions >= length - self.sinks)
@@ -184,8 +184,8 @@ def _key_sets(
     selected: Tensor, packing: Packing, longest: int, spec: BlossomSpec
 ) -> tuple[BlockKeys, NearKeys]:
     """Keys of the long-term path, of a union without near ones, and of the short-term path."""
-    distances = pattern.distances(spec.window, longest)
-    near = NearKeys(packing, distances, spec.window, spec.sinks, spec.causal)
+    distances = spec.pattern.distances(longest)
+    near = NearKeys(packing, distances, spec.pattern, spec.sinks, spec.causal)
     return BlockKeys(packing, selected, spec.causal, near if spec.is_union else None), near
 
 
