@@ -150,11 +150,13 @@ BASELINES = _by_name(
 PERSONAL = Form("personal-frequency", baseline="personal-frequency", only=REPEATING)
 # Two short logs and a long one.
 STUDIED = ("ml-1m", "amazon-video-games", "completejourney")
-PARAMETERS: dict[str, tuple[int, ...]] = {
+PARAMETERS: dict[str, tuple[float, ...]] = {
     "block_size": (8, 16, 32),
     "top_n": (1, 2, 4, 8, 16),
     "window": (2, 4, 8, 16, 32),
     "compress_window": (16, 32, 64),
+    "share": (0.5, 0.8, 0.95, 1.0),
+    "power_base": (1.5, 2.0, 3.0, 4.0),
 }
 
 TABLES = {
