@@ -24,6 +24,10 @@ VERBS = {
         "accuracy.accuracy_study:measure_all",
         "The models side by side on prepared logs, into a results file.",
     ),
+    "reproduce": (
+        "accuracy.reproduce:reproduce",
+        "What a table of the paper needs, after saying what that costs.",
+    ),
     "features": (
         "accuracy.feature_study:measure_features",
         "Times, moments, content and kinds among the inputs, beside ids alone.",

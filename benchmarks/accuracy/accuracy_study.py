@@ -11,14 +11,21 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import Several
 from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig, check
 from blossomrec.errors import BlossomRecError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from blossomrec.data.log import EventLog
+    from blossomrec.training.loop import TrainingResult
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,42 @@ class Preset:
     tokens_per_batch: int
     epochs: int = 100
     last_events: int = 1
+
+    def configure(
+        self,
+        model: dict[str, Any],
+        training: dict[str, Any],
+        *,
+        max_len: int | None = None,
+        epochs: int | None = None,
+    ) -> RunConfig:
+        """The configuration of a model and its training on the data set.
+
+        Args:
+            model: options that are not the preset's.
+            training: likewise.
+            max_len: longest history, in events, if other than the preset's.
+            epochs: most epochs, if other than the preset's.
+
+        Raises:
+            ConfigError: a value is out of bounds.
+        """
+        max_len = self.max_len if max_len is None else max_len
+        options = ModelConfig(max_len=max_len, dropout=self.dropout, **model)
+        times = BERT4REC_EPOCHS if options.backbone == "bert4rec" else 1
+        config = RunConfig(
+            options,
+            TrainingConfig(
+                # A history goes into one batch.
+                tokens_per_batch=max(self.tokens_per_batch, max_len),
+                epochs=times * self.epochs if epochs is None else epochs,
+                validate_every=times,
+                **training,
+            ),
+            EvaluationConfig(last_events=self.last_events),
+        )
+        check(config)
+        return config
 
 
 DATASETS = {
@@ -88,26 +131,17 @@ class Case:
 
     def configure(self) -> RunConfig:
         """The configuration; ConfigError names what is unknown or out of bounds."""
-        for name, known in ((self.dataset, DATASETS), (self.model, MODELS)):
-            if name not in known:
-                raise ConfigError(f"{name!r} is not known: choose from {', '.join(known)}")
-        preset = DATASETS[self.dataset]
-        max_len = preset.max_len if self.max_len is None else self.max_len
-        model = ModelConfig(max_len=max_len, dropout=preset.dropout, **MODELS[self.model])
-        times = BERT4REC_EPOCHS if model.backbone == "bert4rec" else 1
-        config = RunConfig(
-            model,
-            TrainingConfig(
-                # A history goes into one batch.
-                tokens_per_batch=max(preset.tokens_per_batch, max_len),
-                epochs=times * preset.epochs if self.epochs is None else self.epochs,
-                validate_every=times,
-                seed=self.seed,
-            ),
-            EvaluationConfig(last_events=preset.last_events),
+        known_or_refused(self.dataset, DATASETS)
+        known_or_refused(self.model, MODELS)
+        return DATASETS[self.dataset].configure(
+            MODELS[self.model], {"seed": self.seed}, max_len=self.max_len, epochs=self.epochs
         )
-        check(config)
-        return config
+
+
+def known_or_refused(name: str, known: Iterable[str]) -> None:
+    """Raise ConfigError, with the names that are known, where this one is not among them."""
+    if name not in known:
+        raise ConfigError(f"{name!r} is not known: choose from {', '.join(known)}")
 
 
 def measure_all(
@@ -143,8 +177,7 @@ def measure_all(
         ConfigError: a data set, a model or a number is wrong; nothing is begun.
         BlossomRecError: some did not finish, after all others have; the message names them.
     """
-    if jobs < 1:
-        raise ConfigError(f"jobs is {jobs}: it must be at least 1")
+    check_jobs(jobs)
     # Long ones first, so that none is left alone at the end.
     choices = itertools.product(
         datasets or DATASETS, max_lens or [None], list(models or MODELS)[::-1], seeds or [0]
@@ -152,10 +185,21 @@ def measure_all(
     cases = [Case(data, model, length, seed, epochs) for data, length, model, seed in choices]
     for case in cases:
         case.configure()
+    in_processes(measure, cases, logs, runs, out, jobs=jobs)
+
+
+def in_processes(
+    work: Callable[..., str], cases: Sequence[Any], *arguments: Any, jobs: int
+) -> None:
+    """Call ``work(case, *arguments, jobs)`` for each case in processes, and print what it says.
+
+    Raises:
+        BlossomRecError: some did not finish, after all others have; the message names them.
+    """
     failed = []
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(measure, case, logs, runs, out, jobs): case for case in cases}
+        waiting = {pool.submit(work, case, *arguments, jobs): case for case in cases}
         for done in as_completed(waiting):
             name = waiting[done].name
             try:
@@ -167,28 +211,23 @@ def measure_all(
         raise BlossomRecError(f"{len(failed)} of {len(cases)} failed: {'; '.join(failed)}")
 
 
+def check_jobs(jobs: int) -> None:
+    """Raise ConfigError where there is nobody to work."""
+    if jobs < 1:
+        raise ConfigError(f"jobs is {jobs}: it must be at least 1")
+
+
 def measure(case: Case, logs: Path, runs: Path, out: Path, jobs: int = 1) -> str:
     """Train and evaluate one model on one data set, append its lines, say its headline."""
-    import torch
-
     from benchmarks.results import append_result, result_line
     from blossomrec.data.log import EventLog
-    from blossomrec.data.split import make_split
     from blossomrec.measure import evaluate_run
-    from blossomrec.models import build_model
-    from blossomrec.training import train
-    from blossomrec.training.state import seeded
 
-    if jobs > 1:
-        torch.set_num_threads(1)
     config = case.configure()
     log = EventLog.open(logs / case.dataset)
     run = runs / f"{case.dataset}-{case.model}-{config.model.max_len}-{case.seed}"
-    with seeded(case.seed):
-        model = build_model(config.model, log.num_items)
-    split = make_split(log, config.evaluation)
-    result = train(model, log, split, config, run, progress=False)
-    headline = [f"{result.epochs} epochs, {result.seconds_per_epoch:.2f} s each"]
+    result, device = trained(config, log, run, jobs)
+    headline = [said(result)]
     for ranking in ("full", "uni100"):
         evaluation = evaluate_run(run, log, ranking=ranking)
         line = result_line(
@@ -198,12 +237,49 @@ def measure(case: Case, logs: Path, runs: Path, out: Path, jobs: int = 1) -> str
             attention=config.model.attention,
             seed=case.seed,
             max_len=config.model.max_len,
-            seconds_per_epoch=round(result.seconds_per_epoch, 3),
-            epochs=result.epochs,
-            peak_mib=round(result.peak_mib, 1),
-            device=next(model.parameters()).device,
+            device=device,
+            **costs(result),
         )
         append_result(out, line)
-        shown = (f"{key} {value:.4f}" for key, value in evaluation.metrics.items())
-        headline += [one for one in shown if "ndcg@10" in one or "hr@10" in one]
+        headline += shown(evaluation.metrics)
     return ", ".join(headline)
+
+
+def trained(
+    config: RunConfig, log: EventLog, run: Path, jobs: int
+) -> tuple[TrainingResult, torch.device]:
+    """Train a model into a run folder, or go on there; what came of it, and where it ran."""
+    import torch
+
+    from blossomrec.data.split import make_split
+    from blossomrec.models import build_model
+    from blossomrec.training import train
+    from blossomrec.training.state import seeded
+
+    if jobs > 1:
+        torch.set_num_threads(1)
+    with seeded(config.training.seed):
+        model = build_model(config.model, log.num_items)
+    split = make_split(log, config.evaluation)
+    result = train(model, log, split, config, run, progress=False)
+    return result, next(model.parameters()).device
+
+
+def costs(result: TrainingResult) -> dict[str, Any]:
+    """What a training took, as fields of a line of results."""
+    return {
+        "seconds_per_epoch": round(result.seconds_per_epoch, 3),
+        "epochs": result.epochs,
+        "peak_mib": round(result.peak_mib, 1),
+    }
+
+
+def said(result: TrainingResult) -> str:
+    """How long a training took, in words."""
+    return f"{result.epochs} epochs, {result.seconds_per_epoch:.2f} s each"
+
+
+def shown(metrics: dict[str, float]) -> list[str]:
+    """The metrics that are shown first, in words."""
+    names = [name for name in metrics if "ndcg@10" in name or "hr@10" in name]
+    return [f"{name} {metrics[name]:.4f}" for name in names]

@@ -236,8 +236,7 @@ class _Study:
 
     def _paired(self) -> dict[str, Any]:
         """The test against ``AGAINST``, after the last seed and where that form was measured."""
-        from blossomrec.evaluation.evaluation import evaluation_path, load_evaluation
-        from blossomrec.evaluation.significance import compare
+        from blossomrec.evaluation.evaluation import evaluation_path
 
         paths = [
             [evaluation_path(self.run(form, seed)) for seed in self.seeds]
@@ -246,11 +245,21 @@ class _Study:
         there = all(path.exists() for path in itertools.chain(*paths))
         if not self.seeds or self.form == AGAINST or not there:
             return {}
-        ours, theirs = (over_seeds([load_evaluation(path) for path in each]) for each in paths)
-        test = compare(ours, theirs)[DECISIVE]
-        numbers = {"difference": test.difference, "low": test.low, "high": test.high}
-        numbers |= {"p_value": test.p_permutation}
-        return {"paired": {"against": AGAINST, "seeds": list(self.seeds), **_rounded(numbers)}}
+        test = paired_numbers(*paths)
+        return {"paired": {"against": AGAINST, "seeds": list(self.seeds), **test}}
+
+
+def paired_numbers(ours: Sequence[Path], theirs: Sequence[Path]) -> dict[str, float]:
+    """The test over users of ``DECISIVE`` in saved evaluations of seeds, first minus second."""
+    from blossomrec.evaluation.evaluation import load_evaluation
+    from blossomrec.evaluation.significance import compare
+
+    first, second = (
+        over_seeds([load_evaluation(path) for path in each]) for each in (ours, theirs)
+    )
+    test = compare(first, second)[DECISIVE]
+    numbers = {"difference": test.difference, "low": test.low, "high": test.high}
+    return _rounded(numbers | {"p_value": test.p_permutation})
 
 
 def _rounded(numbers: dict[str, float]) -> dict[str, float]:

@@ -19,6 +19,8 @@ FULL = {"cpu": "dense", "cuda": "flash"}
 # Multi-head attention of the released SASRec: as many key/value heads as query heads.
 NAIVE_LAYOUT = Layout(8, 8, 16)
 DROPOUT = 0.2
+# Attentions of linear cost beside which the encoder is measured.
+LINEAR = ("linrec", "mamba")
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,13 @@ class Architecture:
 
     def config(self, length: int, *, reference: bool = False) -> ModelConfig:
         """SASRec of the published size with this attention, or with what defines it."""
-        dense = self.compress == "none"
-        impl = "reference" if reference else self.impl
+        blossom = self.compress != "none"
+        impl = self.impl if blossom else "auto"
+        other = self.impl if self.impl in LINEAR else "full"
         choices: dict[str, Any] = {
-            "attention": "full" if dense else "blossom",
-            "compress": "mlp" if dense else self.compress,
-            "attention_impl": "auto" if dense else impl,
+            "attention": "blossom" if blossom else other,
+            "compress": self.compress if blossom else "mlp",
+            "attention_impl": "reference" if reference else impl,
         }
         return ModelConfig(
             max_len=max(2, length),

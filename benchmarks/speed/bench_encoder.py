@@ -4,7 +4,7 @@ A training step is forward and backward over a batch met for the first time, so 
 its lengths is computed anew; for Blossom attention with distillation of its selector and without.
 Inference is forward alone. On a GPU both are measured once more as CUDA graphs, for the device's
 work without the host's. Weights are float32; in 16 bits autocast chooses, as it does in training.
-The peer ``naive`` is always float32.
+The peer ``naive`` is always float32; ``linrec`` has its heads, ``mamba``, that of Mamba4Rec, none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.speed.architectures import (
+    LINEAR,
     NAIVE_LAYOUT,
     Architecture,
     architectures,
@@ -95,7 +96,11 @@ class Encoder(NamedTuple):
 
 def cases(options: BenchOptions) -> list[Case]:
     """All that is to be measured, by rising length."""
-    known = [*architectures(options), Architecture("naive", "none", NAIVE_LAYOUT)]
+    others = (*LINEAR, "naive")
+    known = [
+        *architectures(options),
+        *(Architecture(name, "none", NAIVE_LAYOUT) for name in others),
+    ]
     return [
         Case(each, length, distils, graph)
         for length in options.lengths
@@ -113,7 +118,7 @@ def checks(options: BenchOptions) -> Iterator[Check]:
     blocks that are chosen for scores almost equal, and a layer later between others.
     """
     for architecture in dict.fromkeys(case.architecture for case in cases(options)):
-        exact = is_blossom(architecture.impl) or architecture.impl == "naive"
+        exact = is_blossom(architecture.impl) or architecture.impl in (*LINEAR, "naive")
         exact &= architecture.impl not in ONLY_16_BITS
         dtype = torch.float32 if exact else options.dtype
         encoder = build(architecture, 256, (256, 256), options.device, dtype)

@@ -77,7 +77,7 @@ def fusion(*, long: bool) -> str:
     }
     p_values = holm(np.array([test["p_value"] for test in tested.values()]))
     shown = {
-        key: _shown(test, p_value)
+        key: shown_test(test, p_value)
         for (key, test), p_value in zip(tested.items(), p_values, strict=True)
     }
     rows = [
@@ -102,7 +102,8 @@ def _order(dataset: str, model: str) -> tuple[str, bool, bool, str]:
     return dataset, "BERT4Rec" in model, "SASRec" not in model and model != "BERT4Rec", model
 
 
-def _shown(test: dict[str, Any], p_value: float) -> tuple[str, str]:
+def shown_test(test: dict[str, Any], p_value: float) -> tuple[str, str]:
+    """Difference with its interval, and the p-value, of a paired test, in words."""
     words = "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
     return f"{test['difference']:+.4f} ({test['low']:+.4f} to {test['high']:+.4f})", words
 

@@ -18,6 +18,7 @@ from benchmarks.tables import (
     claims,
     data_tables,
     feature_tables,
+    reproduced_tables,
     selector_tables,
     serving_tables,
     speed_tables,
@@ -28,7 +29,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving")),
-    *(ROOT / "docs" / f"{name}.md" for name in ("inputs", "own-history")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("inputs", "own-history", "reproduce")),
 )
 IMAGES = ROOT / "docs" / "images"
 SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -52,6 +53,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **claims.TABLES,
     **data_tables.TABLES,
     **feature_tables.TABLES,
+    **reproduced_tables.TABLES,
     **selector_tables.TABLES,
     **serving_tables.TABLES,
     "hardware": hardware,

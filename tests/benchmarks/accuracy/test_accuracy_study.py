@@ -3,11 +3,11 @@ import json
 import re
 import subprocess
 import sys
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
+from pool_in_this_process import PoolInThisProcess
 
 from benchmarks.accuracy import accuracy_study as accuracy
 from benchmarks.accuracy.accuracy_study import Case
@@ -27,27 +27,6 @@ TINY = {
     "one": accuracy.Preset(max_len=12, dropout=0.1, tokens_per_batch=512, epochs=1),
     "two": accuracy.Preset(max_len=30, dropout=0.3, tokens_per_batch=512, epochs=2, last_events=2),
 }
-
-
-class PoolInThisProcess:
-    """Stands in for the pool of processes, which would not know the tiny data sets."""
-
-    def __init__(self, jobs, **options):
-        self.jobs = jobs
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        """There is nothing to wait for."""
-
-    def submit(self, work, *arguments):
-        future = Future()
-        try:
-            future.set_result(work(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 @pytest.fixture

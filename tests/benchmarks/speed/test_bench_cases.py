@@ -96,6 +96,8 @@ def test_the_encoder_is_measured_with_and_without_distillation():
         ),
         ("dense", "none", False),
         ("dense", "none", False),
+        ("linrec", "none", False),
+        ("mamba", "none", False),
         ("naive", "none", False),
     ]
     line = bench_encoder.measure(cases[3], given)

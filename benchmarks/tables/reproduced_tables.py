@@ -1,0 +1,173 @@
+"""The paper's tables from results/reproduce.jsonl, means over the seeds.
+
+The last line of each seed counts, and the last test. P-values are corrected over the table (Holm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from statistics import mean
+
+import numpy as np
+
+from benchmarks.accuracy.paper_tables import TABLES as PAPER
+from benchmarks.tables import speed_tables
+from benchmarks.tables.accuracy_tables import shown_test
+from benchmarks.tables.measured_lines import Line, read, table
+from blossomrec.evaluation.significance import holm
+
+# What is measured: data set, longest history, name of the model.
+Key = tuple[str, int, str]
+SIGNIFICANT = 0.05
+TESTED = ("difference to dense", "p, Holm")
+
+
+def trainings(ranking: str = "full") -> dict[Key, list[Line]]:
+    """Lines of each model on each data set by longest history, the last one of every seed."""
+    found: dict[Key, dict[int, Line]] = {}
+    for line in read("reproduce.jsonl"):
+        # Where there are not 100 items to draw, the ranking is called by how many there are.
+        if "metrics" in line and line["ranking"][:3] == ranking[:3]:
+            found.setdefault(_key(line), {})[line["seed"]] = line
+    return {key: list(lines.values()) for key, lines in found.items()}
+
+
+def _key(line: Line) -> Key:
+    return line["dataset"], line["max_len"], line["model"]
+
+
+def keys(name: str) -> list[tuple[Key, str]]:
+    """What a table has measured, and the label of its row, in the order of the table."""
+    measured, paper = trainings(), PAPER[name]
+    rows = [
+        ((dataset, max_len, form.name), label)
+        for dataset in paper.datasets
+        for max_len in paper.lengths(dataset)
+        for label, form in paper.rows.items()
+    ]
+    return [(key, label) for key, label in rows if key in measured]
+
+
+def tests(measured: Iterable[Key]) -> dict[Key, tuple[str, str]]:
+    """Difference and p-value of what was tested, in words."""
+    return {key: shown_test(*found) for key, found in corrected(measured).items()}
+
+
+def corrected(measured: Iterable[Key]) -> dict[Key, tuple[Line, float]]:
+    """The tests of a table, and their p-values corrected over it."""
+    found = {_key(line): line["paired"] for line in read("reproduce.jsonl") if "paired" in line}
+    found = {key: found[key] for key in dict.fromkeys(measured) if key in found}
+    p_values = holm(np.array([test["p_value"] for test in found.values()]))
+    pairs = zip(found.items(), p_values.tolist(), strict=True)
+    return {key: (test, p_value) for (key, test), p_value in pairs}
+
+
+def averaged(lines: Iterable[Line], name: str, part: str = "metrics") -> str:
+    """The mean of a metric, whatever number of sampled items it is called by; empty without it."""
+    values = [
+        value
+        for line in lines
+        for metric, value in line.get(part, {}).items()
+        if metric.rpartition("_")[2] == name
+    ]
+    return f"{mean(values):.4f}" if values else ""
+
+
+def accuracy() -> str:
+    """Metrics at 10 of all models, among all items and among 100 that are drawn."""
+    full, sampled = trainings(), trainings("uni100")
+    rows, tested = keys("accuracy"), tests(key for key, _ in keys("accuracy"))
+    header = ["data, longest history: model", "seeds", "HR@10", "NDCG@10", "HR@10, uni100"]
+    return table(
+        [*header, "NDCG@10, uni100", *TESTED],
+        (
+            [
+                f"{key[0]}, {key[1]}: {label}",
+                str(len(full[key])),
+                *(averaged(full[key], name) for name in ("hr@10", "ndcg@10")),
+                *(averaged(sampled.get(key, ()), name) for name in ("hr@10", "ndcg@10")),
+                *tested.get(key, ("", "")),
+            ]
+            for key, label in rows
+        ),
+    )
+
+
+def choices(name: str) -> str:
+    """NDCG@10 among all items of what a table varies."""
+    full, rows = trainings(), keys(name)
+    tested = tests(key for key, _ in rows)
+    header = ["data, longest history: choice", "seeds", "validation", "test", *TESTED]
+    return table(
+        header,
+        (
+            [
+                f"{key[0]}, {key[1]:,}: {label}",
+                str(len(full[key])),
+                *(averaged(full[key], "ndcg@10", part) for part in ("validation", "metrics")),
+                *tested.get(key, ("", "")),
+            ]
+            for key, label in rows
+        ),
+    )
+
+
+def lengths() -> str:
+    """NDCG@10 among all items over the longest history, and where it differs from dense."""
+    full, rows = trainings(), keys("lengths")
+    tested = corrected(key for key, _ in rows)
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for key, label in rows:
+        value = averaged(full[key], "ndcg@10") + _mark(*tested.get(key, ({}, 1.0)))
+        found.setdefault((key[0], label), {})[key[1]] = value
+    longest = PAPER["lengths"].max_lens
+    return table(
+        ["data: model", *(f"{length:,}" for length in longest)],
+        (
+            [f"{data}: {model}", *(values.get(length, "") for length in longest)]
+            for (data, model), values in found.items()
+        ),
+    )
+
+
+def _mark(test: Line, p_value: float) -> str:
+    """Whether it is significantly above or below, in a sign."""
+    if p_value >= SIGNIFICANT:
+        return ""
+    return " (+)" if test["difference"] > 0 else " (-)"
+
+
+def by_length() -> str:
+    """NDCG@10 by how many events users have, at the longest history that was measured."""
+    full = trainings()
+    last = {(key[0], label): full[key] for key, label in keys("lengths")}
+    rows, bins = [], {}
+    for lines in last.values():
+        for part in lines[0]["by_length"]:
+            bins[part["low"]] = part["high"]
+    for (data, model), lines in last.items():
+        parts = [
+            [part for line in lines for part in line["by_length"] if part["low"] == low]
+            for low in sorted(bins)
+        ]
+        rows.append([f"{data}, {lines[0]['max_len']:,}: {model}"])
+        rows[-1] += [averaged(part, "ndcg@10") for part in parts]
+    named = [f"{low:,} to {bins[low]:,}" if bins[low] else f"{low:,} on" for low in sorted(bins)]
+    return table(["data, longest history: model", *named], rows)
+
+
+def efficiency() -> str:
+    """A training step and inference of two layers, of the machine that was measured last."""
+    lines = [line for line in read("reproduce.jsonl") if line.get("bench") == "encoder"]
+    lines = [line for line in lines if line["hardware"] == lines[-1]["hardware"]]
+    return speed_tables.encoder_rows(sorted(lines, key=lambda line: line["length"]))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "reproduce-accuracy": accuracy,
+    "reproduce-ablation": lambda: choices("ablation"),
+    "reproduce-parameters": lambda: choices("parameters"),
+    "reproduce-lengths": lengths,
+    "reproduce-by-length": by_length,
+    "reproduce-efficiency": efficiency,
+}

@@ -1,0 +1,129 @@
+"""The paper's tables, from lines whose answers are known."""
+
+import pytest
+from markdown_cells import cells
+
+from benchmarks.tables import measured_lines, reproduced_tables
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Lines in place of the results file."""
+
+    def give(*lines):
+        for module in (reproduced_tables, measured_lines):
+            monkeypatch.setattr(module, "read", lambda name: list(lines))
+
+    return give
+
+
+def line(model, value, seed=0, *, dataset="ml-1m", max_len=200, ranking="full", by_length=()):
+    prefix = "" if ranking == "full" else f"{ranking}_"
+    return {
+        **{"dataset": dataset, "model": model, "max_len": max_len, "seed": seed},
+        "ranking": ranking,
+        "metrics": {f"{prefix}{name}@10": value for name in ("hr", "ndcg")},
+        "validation": {"ndcg@10": 2 * value},
+        "by_length": [
+            {"low": low, "high": high, "metrics": {"ndcg@10": part}}
+            for low, high, part in by_length
+        ],
+    }
+
+
+def of_test(model, difference, p_value, *, dataset="ml-1m", max_len=200):
+    numbers = {"difference": difference, "low": 0.001, "high": 0.003, "p_value": p_value}
+    key = {"dataset": dataset, "model": model, "max_len": max_len, "against": "SASRec"}
+    return key | {"seeds": [0, 1], "paired": numbers}
+
+
+@pytest.mark.parametrize("name", reproduced_tables.TABLES)
+def test_without_lines_a_table_is_empty(given, name):
+    given()
+    text = reproduced_tables.TABLES[name]()
+    assert text.startswith("| ") and cells(text) == []
+
+
+def test_models_stand_beside_each_other_in_both_rankings(given):
+    given(
+        line("popularity", 0.01, dataset="gowalla", max_len=50),
+        line("SASRec", 0.9),
+        line("SASRec", 0.1),
+        line("SASRec", 0.3, 1),
+        line("SASRec", 0.6, ranking="uni87-100"),
+        line("BlossomRec", 0.25),
+        of_test("BlossomRec", 0.9, 0.9),
+        of_test("BlossomRec", 0.002, 0.01),
+        of_test("popularity", -0.2, 0.0004, dataset="gowalla", max_len=50),
+        line("another", 0.5),
+        line("SASRec", 0.5, dataset="another"),
+        line("SASRec", 0.5, max_len=50),
+        {"bench": "encoder"},
+    )
+    assert cells(reproduced_tables.accuracy()) == [
+        ["ml-1m, 200: SASRec", "2", *["0.2000"] * 2, *["0.6000"] * 2, "", ""],
+        [
+            *("ml-1m, 200: BlossomRec", "1", *["0.2500"] * 2, "", ""),
+            *("+0.0020 (+0.0010 to +0.0030)", "0.010"),
+        ],
+        [
+            *("gowalla, 50: popularity", "1", *["0.0100"] * 2, "", ""),
+            *("-0.2000 (+0.0010 to +0.0030)", "< 0.001"),
+        ],
+    ]
+
+
+def test_choices_that_are_defaults_have_the_numbers_of_the_default(given):
+    given(
+        line("BlossomRec", 0.2),
+        line("BlossomRec (top_n 8)", 0.3),
+        of_test("BlossomRec (top_n 8)", 0.1, 0.02),
+        of_test("BlossomRec", 0.1, 0.03),
+    )
+    rows = {row[0]: row[1:] for row in cells(reproduced_tables.choices("parameters"))}
+    corrected = "+0.1000 (+0.0010 to +0.0030)"
+    assert rows["ml-1m, 200: top n 8"] == ["1", "0.6000", "0.3000", corrected, "0.040"]
+    assert rows["ml-1m, 200: top n 4"] == ["1", "0.4000", "0.2000", corrected, "0.040"]
+    assert rows["ml-1m, 200: window 8"] == rows["ml-1m, 200: top n 4"]
+    assert "ml-1m, 200: top n 2" not in rows
+
+
+def test_longest_histories_are_columns_and_users_are_told_by_theirs(given):
+    short = [(10, 19, 0.1), (500, None, 0.2)]
+    given(
+        line("SASRec", 0.1, dataset="completejourney", max_len=4_096, by_length=short[1:]),
+        line("SASRec", 0.2, dataset="completejourney", max_len=50, by_length=short),
+        line("Mamba4Rec", 0.3, dataset="completejourney", max_len=50, by_length=short),
+        line("BlossomRec", 0.3, dataset="completejourney", max_len=50, by_length=short),
+        of_test("Mamba4Rec", 0.1, 0.024, dataset="completejourney", max_len=50),
+        of_test("BlossomRec", 0.1, 0.06, dataset="completejourney", max_len=50),
+    )
+    text = reproduced_tables.lengths()
+    assert text.startswith("| data: model | 50 | 200 | 1,024 | 4,096 |")
+    assert cells(text) == [
+        ["completejourney: SASRec", "0.2000", "", "", "0.1000"],
+        ["completejourney: BlossomRec", "0.3000", "", "", ""],
+        ["completejourney: Mamba4Rec", "0.3000 (+)", "", "", ""],
+    ]
+    text = reproduced_tables.by_length()
+    assert text.startswith("| data, longest history: model | 10 to 19 | 500 on |")
+    assert cells(text) == [
+        ["completejourney, 4,096: SASRec", "", "0.2000"],
+        ["completejourney, 50: BlossomRec", "0.1000", "0.2000"],
+        ["completejourney, 50: Mamba4Rec", "0.1000", "0.2000"],
+    ]
+
+
+def test_efficiency_is_that_of_one_machine(given):
+    def cost(impl, length, hardware="here"):
+        times = {"forward_ms": 1.0, "forward_backward_ms": 2.0}
+        memory = {"peak_mib": 3.0, "inference_peak_mib": 4.0}
+        names = {"bench": "encoder", "impl": impl, "length": length, "hardware": hardware}
+        heads = {"heads": 8, "kv_heads": 8, "head_dim": 16, "compress": "none"}
+        return {**names, **heads, **times, **memory}
+
+    given(cost("naive", 1, "there"), cost("mamba", 512), cost("linrec", 128))
+    assert cells(reproduced_tables.efficiency()) == [
+        ["128", "8, 8, 16", "linear, LinRec", "2.0", "3", "1.0", "4"],
+        ["512", "8, 8, 16", "state space, Mamba", "2.0", "3", "1.0", "4"],
+    ]
