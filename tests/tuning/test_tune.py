@@ -132,6 +132,15 @@ def test_a_trial_that_is_worse_at_the_same_epoch_ends_early(tiny_log, tmp_path, 
     assert result.config.training.learning_rate == 0.005
 
 
+def test_a_first_trial_that_only_waits_is_begun_once(tiny_log, tmp_path, space):
+    folder, known = tmp_path / "t", {"model.dropout": 0.2, "training.learning_rate": 0.005}
+    search(tiny_log, folder, space, minutes=1e-300)
+    studies.open_study(folder, studies.read_search(folder)).enqueue_trial(known)
+    trials = search(tiny_log, folder, space, trials=2).trials
+    assert [one["trial"] for one in trials] == [0, 1]
+    assert trials[0]["options"] == known != trials[1]["options"]
+
+
 def test_a_trial_that_was_to_end_when_it_was_killed_ends(tiny_log, tmp_path, space):
     folder = tmp_path / "t"
     search(tiny_log, folder, space, trials=2, min_epochs=1)

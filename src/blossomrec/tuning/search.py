@@ -129,7 +129,8 @@ class _Running:
     ):
         self.folder, self.search, self.study = folder, search, study
         self.progress, self.verbose = progress, verbose
-        trials = study.get_trials(deepcopy=False)
+        # One that waits is the first, and was not begun.
+        trials = [one for one in study.get_trials(deepcopy=False) if one.state.name != "WAITING"]
         self.begun = len(trials)
         # Those under way belong to a process that is gone: nobody else has the lock.
         self.broken_off = [trial.number for trial in trials if not trial.state.is_finished()]
@@ -157,7 +158,7 @@ class _Running:
         if self.begun >= self.search.options.trials:
             return None
         if not self.begun and (own := self.search.space.values_of(self.search.config)):
-            self.study.enqueue_trial(own)
+            self.study.enqueue_trial(own, skip_if_exists=True)
         self.begun += 1
         return self.study.ask().number
 
