@@ -338,6 +338,7 @@ def test_without_optuna_the_extra_is_named(tiny_log, tmp_path, space, monkeypatc
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'blossomrec\[tune\]'"):
         search(tiny_log, tmp_path / "t", space)
+    assert not (tmp_path / "t").exists()
 
 
 def test_seeds_up_to_the_largest_are_taken(tiny_log, tmp_path, space):

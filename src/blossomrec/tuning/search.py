@@ -26,7 +26,14 @@ from blossomrec.tuning.outcome import (
     write_outcome,
 )
 from blossomrec.tuning.space import read_space
-from blossomrec.tuning.study import DESCRIPTION, Search, check_same, open_study, read_search
+from blossomrec.tuning.study import (
+    DESCRIPTION,
+    Search,
+    check_same,
+    load_optuna,
+    open_study,
+    read_search,
+)
 from blossomrec.tuning.trial import fail, run_trial
 from blossomrec.tuning.workers import run_side_by_side
 
@@ -90,6 +97,7 @@ def tune(
         >>> best = tune("log", "tuning", space="sasrec", trials=30).config
         >>> BlossomRec(best).fit(EventLog.open("log"), "runs/tuned")
     """
+    load_optuna()
     log = log if isinstance(log, EventLog) else EventLog.open(log)
     folder, config = Path(folder), config or RunConfig()
     search = _search(log, config, _options(options))
