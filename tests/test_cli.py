@@ -24,6 +24,7 @@ from blossomrec.evaluation.evaluation import load_evaluation
 from blossomrec.recommender import BlossomRec
 from blossomrec.run import read_run_config
 from blossomrec.training import trainer
+from blossomrec.tuning.options import TuneOptions
 from command_line import prepare_and_train, python
 from small_options import MODEL, SMALL, TRAINING, small_flags
 
@@ -442,6 +443,7 @@ UNNAMED_SECTIONS = {
     "import-events": ReadOptions,
     "evaluate": commands.EvaluateOptions,
     "recommend": commands.RecommendOptions,
+    "tune": TuneOptions,
 }
 # In the order in which help shows them.
 FLAGS = {

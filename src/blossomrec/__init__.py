@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from blossomrec.attention import BlossomAttention
     from blossomrec.data.log import EventLog
     from blossomrec.recommender import BlossomRec
+    from blossomrec.tuning.search import tune
 
 # Public names are imported when first used, so that the command line answers at once.
 _HOMES = {
     "BlossomAttention": "blossomrec.attention",
     "BlossomRec": "blossomrec.recommender",
     "EventLog": "blossomrec.data.log",
+    "tune": "blossomrec.tuning.search",
 }
-__all__ = ["BlossomAttention", "BlossomRec", "EventLog", "__version__"]
+__all__ = ["BlossomAttention", "BlossomRec", "EventLog", "__version__", "tune"]
 
 
 __getattr__ = lazily(__name__, _HOMES)

@@ -20,6 +20,7 @@ from blossomrec.terminal import show_everything
 VERBS = {
     "prepare": "Read a table of events, check it, write the memory-mapped log.",
     "train": "Train a model on a prepared log; --resume auto continues after a stop.",
+    "tune": "Search for the options that do best on the validation events of a log.",
     "evaluate": "Measure a run, or a simple baseline, on the held-out events of a log.",
     "compare": "Compare two evaluations of the same cases with a paired test.",
     "recommend": "Recommend items for users of the log or for any list of items.",

@@ -26,6 +26,7 @@ from blossomrec.data.reading.options import EventOptions, PrepareOptions
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.models.baselines import BASELINES
 from blossomrec.terminal import console, show
+from blossomrec.tuning.options import TuneOptions
 
 Value = TypeVar("Value")
 ConfigFile = Annotated[
@@ -156,6 +157,37 @@ def train(
             )
             + f" (validation), {result.seconds:.0f} s; next: blossomrec evaluate {run}"
         )
+
+
+def tune(
+    log: Path,
+    folder: Path,
+    *,
+    options: Annotated[TuneOptions, Parameter(name="*")] = TuneOptions(),  # noqa: B008
+    config: ConfigFile = None,
+    model: ModelConfig = ModelConfig(),  # noqa: B008
+    training: TrainingConfig = TrainingConfig(),  # noqa: B008
+    evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
+    verbose: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Search for the options that do best on the validation events of a log.
+
+    Args:
+        log: folder that ``prepare`` wrote
+        folder: of the search; where one was stopped, it goes on
+        verbose: show each training, where one runs at a time
+        quiet: show nothing but the outcome and errors
+    """
+    from blossomrec.tuning.outcome import outcome_table
+    from blossomrec.tuning.search import tune as search
+
+    base = RunConfig(model, training, evaluation)
+    result = search(log, folder, base, progress=not quiet, verbose=verbose, **vars(options))
+    _show(outcome_table(result))
+    if result.config is not None:
+        best = ["--config", str(folder / "best.yaml")]
+        print("next:", shlex.join(["blossomrec", "train", str(log), "runs/tuned", *best]))
 
 
 def evaluate(

@@ -363,19 +363,24 @@ def check(config: Any, where: str = "") -> None:
         name, value = f"{where}{entry.name}", getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
             check(value, f"{name}.")
-            continue
-        if "registry" in entry.metadata:
-            entry.metadata["registry"].check(name, value)
-        elif "column" not in entry.metadata:
-            _check_value(name, value, hints[entry.name])
-        low, high = entry.metadata.get("low"), entry.metadata.get("high")
-        for number in value if isinstance(value, (tuple, list)) else (value,):
-            if low is not None and not number >= low:
-                raise ConfigError(f"{name} is {shortened(value)}: it must be at least {low}")
-            if high is not None and not number <= high:
-                raise ConfigError(f"{name} is {shortened(value)}: it must be at most {high}")
+        else:
+            check_option(entry, hints[entry.name], name, value)
     if isinstance(config, ModelConfig):
         _check_model(config, where)
+
+
+def check_option(entry: dataclasses.Field[Any], hint: Any, name: str, value: Any) -> None:
+    """Raise ConfigError unless a value is of the type of its field and within the bounds."""
+    if "registry" in entry.metadata:
+        entry.metadata["registry"].check(name, value)
+    elif "column" not in entry.metadata:
+        _check_value(name, value, hint)
+    low, high = entry.metadata.get("low"), entry.metadata.get("high")
+    for number in value if isinstance(value, (tuple, list)) else (value,):
+        if low is not None and not number >= low:
+            raise ConfigError(f"{name} is {shortened(value)}: it must be at least {low}")
+        if high is not None and not number <= high:
+            raise ConfigError(f"{name} is {shortened(value)}: it must be at most {high}")
 
 
 def _check_value(name: str, value: Any, hint: Any) -> None:
@@ -479,7 +484,7 @@ def from_dict(values: dict[str, Any], cls: type = RunConfig, where: str = "") ->
     for name, value in values.items():
         if name not in known:
             shown = name if isinstance(name, str) and len(name) <= 80 else shortened(name)
-            raise ConfigError(f"unknown option {where}{shown}: {_instead(shown, list(known))}")
+            raise ConfigError(f"unknown option {where}{shown}: {instead(shown, list(known))}")
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 raise ConfigError(
@@ -496,7 +501,7 @@ def from_dict(values: dict[str, Any], cls: type = RunConfig, where: str = "") ->
     return config
 
 
-def _instead(name: str, known: list[str]) -> str:
+def instead(name: str, known: list[str]) -> str:
     """What may be meant by an unknown name: those like it, or all where there are few or none."""
     near = get_close_matches(name, known) if len(known) > FEW_NAMES else []
     if near:

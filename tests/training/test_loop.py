@@ -45,6 +45,24 @@ def test_result_and_log_tell_the_same(tiny_log, split, tmp_path):
         assert line["events_per_second"] == pytest.approx(events / line["seconds"])
 
 
+def test_who_is_told_of_each_epoch_may_end_the_training(tiny_log, tmp_path):
+    told = []
+
+    def after_epoch(record):
+        told.append(record)
+        return record["epoch"] == 2
+
+    config, run = small_config(epochs=4), tmp_path / "run"
+    result = small_train(tiny_log, config, run, after_epoch=after_epoch)
+    assert (result.stopped, result.epochs) == ("told", 2)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert told == lines and len(lines) == 2
+    # What was ended so goes on as any other that was stopped.
+    assert small_train(tiny_log, config, run).epochs == 4
+    small_train(tiny_log, config, tmp_path / "whole")
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
 def test_the_logged_loss_is_the_mean_over_targets(tiny_log, tmp_path):
     config = small_config(epochs=1, learning_rate=0.0, dropout=0.0)
     small_train(tiny_log, config, tmp_path / "many")

@@ -18,7 +18,7 @@ from blossomrec.training.progress import open_display
 from blossomrec.training.resume import Resume, check_resume, find_checkpoint, identity
 from blossomrec.training.setup import build_parts, describe, open_fabric
 from blossomrec.training.state import TrainingState, seeded
-from blossomrec.training.trainer import Trainer, Validation
+from blossomrec.training.trainer import AfterEpoch, Trainer, Validation
 from blossomrec.training.watch import Interrupts, RunLog
 
 
@@ -28,7 +28,8 @@ class TrainingResult:
 
     epochs and steps trained; best_epoch, counted from 1 (0: none was validated), and its
     validation metrics; seconds in all and, as a median, in the training part of an epoch; peak_mib
-    of the GPU or, without one, of the process; stopped is "early" or "epochs".
+    of the GPU or, without one, of the process; stopped is "early", "epochs", or "told" by
+    ``after_epoch``.
     """
 
     epochs: int
@@ -50,6 +51,7 @@ def train(
     *,
     resume: Resume = "auto",
     progress: bool = True,
+    after_epoch: AfterEpoch | None = None,
 ) -> TrainingResult:
     """Train ``model`` and leave the run folder ``run`` with its best weights.
 
@@ -66,6 +68,9 @@ def train(
             afresh and refuses a folder that holds checkpoints.
         progress: show what is trained and a live display on a terminal, elsewhere a line an epoch
             and one every half minute.
+        after_epoch: called after each epoch with its line of ``log.jsonl``, before the checkpoint;
+            training ends where it gives True. An epoch that is trained again after a kill is told
+            again.
 
     Raises:
         ConfigError: an option is wrong, or differs from that of the run that is resumed.
@@ -89,7 +94,9 @@ def train(
         display = open_display(progress, config.training.epochs)
         for line in describe(parts, validation.count, log, config, run) if progress else ():
             display.note(line)
-        trainer = Trainer(parts, validation, checkpoints, run_log, display, config.training, same)
+        trainer = Trainer(
+            parts, validation, checkpoints, run_log, display, config.training, same, after_epoch
+        )
         with closing(run_log), display, Interrupts() as interrupts:
             trainer.start(checkpoint)
             stopped = trainer.run(interrupts)

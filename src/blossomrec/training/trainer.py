@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from typing import Any, cast
 
@@ -34,6 +34,8 @@ from blossomrec.training.watch import (
 
 # The metric by which weights are the best.
 DECISIVE = "ndcg@10"
+# Called with each line of the log; training ends where it gives True.
+AfterEpoch = Callable[[Mapping[str, Any]], bool]
 
 
 class Validation:
@@ -84,7 +86,9 @@ class Trainer:
         display: Silence,
         config: TrainingConfig,
         identity: dict[str, Any],
+        after_epoch: AfterEpoch | None = None,
     ):
+        self.after_epoch, self._told_to_stop = after_epoch, False
         self.parts, self.validation, self.display = parts, validation, display
         self.checkpoints, self.log, self.identity = checkpoints, log, identity
         self.config = config
@@ -123,6 +127,8 @@ class Trainer:
         return reason
 
     def _reason_to_stop(self) -> str | None:
+        if self._told_to_stop:
+            return "told"
         if self.state.not_better >= self.config.patience:
             return "early"
         return "epochs" if self.state.epoch >= self.config.epochs else None
@@ -186,6 +192,7 @@ class Trainer:
         record = self._record(validated, better)
         self.log.write(record)
         self.display.finish_epoch(record)
+        self._told_to_stop = self.after_epoch is not None and self.after_epoch(record)
         state.next_epoch()
         self._save()
 
