@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.tables import measured_lines
 from benchmarks.tables.measured_lines import Line, read, table, trainings
 from blossomrec.evaluation.significance import holm
 
@@ -46,23 +47,24 @@ def accuracy_in_short() -> str:
         "BERT4Rec-Blossom": "with Blossom, as published",
     }
     found: dict[str, dict[str, str]] = {}
-    for lines in (*trainings("full"), *_fused().values()):
-        data = f"{lines[0]['dataset']}, {lines[0]['max_len']}"
-        value = mean(line["metrics"]["ndcg@10"] for line in lines)
-        found.setdefault(data, {}).setdefault(lines[0]["model"], f"{value:.4f}")
-    rows = [
-        [data, *(values.get(model, "") for model in models)]
-        for data, values in found.items()
-        if "SASRec" in values and "BERT4Rec" in values
-    ]
+    known = trainings("full")
+    data_sets = {(lines[0]["dataset"], lines[0]["max_len"]) for lines in known}
+    for lines in (*known, *_fused().values()):
+        key = lines[0]["dataset"], lines[0]["max_len"]
+        if key in data_sets:
+            value = mean(line["metrics"]["ndcg@10"] for line in lines)
+            each = found.setdefault(f"{key[0]}, {key[1]}", {})
+            each.setdefault(lines[0]["model"], f"{value:.4f}")
+    rows = [[data, *(values.get(model, "") for model in models)] for data, values in found.items()]
     return table(["data, longest history", *models.values()], rows)
 
 
 def _fused() -> dict[tuple[str, str], list[Line]]:
     """Trainings of one softmax and of gates side by side, by data set and model."""
     found: dict[tuple[str, str], list[Line]] = {}
-    for line in read("fusion.jsonl"):
-        found.setdefault((line["dataset"], line["model"]), []).append(line)
+    for line in measured_lines.read("fusion.jsonl"):
+        if line["ranking"] == "full":
+            found.setdefault((line["dataset"], line["model"]), []).append(line)
     return found
 
 

@@ -28,7 +28,7 @@ def test_seeds_and_epochs_stand_beside_the_means(monkeypatch):
         ["gowalla, 50", "SASRec", "1", "10", *["0.9000"] * 3]
     ]
     assert cells(accuracy_tables.accuracy_in_short()) == [
-        ["ml-1m, 200", "", "0.1000", "", "", ""],
+        ["ml-1m, 200", "", "", "0.1000", "", ""],
         ["gowalla, 50", "0.3000", "", "", "", ""],
     ]
 
@@ -46,4 +46,22 @@ def test_longest_histories_are_columns_and_what_was_not_measured_is_empty(monkey
     assert cells(text) == [
         ["gowalla", "SASRec", "0.1000", "0.2000"],
         ["gowalla", "BlossomRec", "0.3000", ""],
+    ]
+
+
+def test_differences_to_dense_attention_are_corrected_over_the_table(monkeypatch):
+    test = {"difference": -0.01, "low": -0.02, "high": -0.001, "p_value": 0.03}
+    lines = [
+        line("SASRec", 0.2) | {"validation": {"ndcg@10": 0.3}},
+        line("BlossomRec", 0.1) | {"validation": {"ndcg@10": 0.2}, "paired": test},
+        line("BlossomRec-8kv", 0.2)
+        | {"validation": {"ndcg@10": 0.2}, "paired": test | {"p_value": 0.0001}},
+        line("SASRec", 0.5, max_len=1_024, dataset="long") | {"validation": {"ndcg@10": 0.5}},
+    ]
+    monkeypatch.setattr(measured_lines, "read", lambda name: lines)
+    shown = "-0.0100 (-0.0200 to -0.0010)"
+    assert cells(accuracy_tables.fusion(long=False)) == [
+        ["gowalla, 50", "SASRec", "1", "0.3000", "0.2000", "", ""],
+        ["gowalla, 50", "BlossomRec", "1", "0.2000", "0.1000", shown, "0.030"],
+        ["gowalla, 50", "BlossomRec-8kv", "1", "0.2000", "0.2000", shown, "< 0.001"],
     ]
