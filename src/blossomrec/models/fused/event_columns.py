@@ -28,7 +28,7 @@ def event_columns(
 
     Args:
         seen: of n events, on a GPU.
-        bounds: int64 [at most 64], the smallest gap of each bucket from 1 on.
+        bounds: int64 [any number], the smallest gap of each bucket from 1 on.
     """
     given = [None if each is None else each.contiguous() for each in seen]
     total = len(seen.any)
@@ -47,6 +47,7 @@ def event_columns(
             out,
             total,
             BOUNDS=len(bounds),
+            BOUND_BLOCK=triton.next_power_of_2(len(bounds)),
             HAS_GAP=inputs.gap,
             HAS_CLOCK=inputs.clock,
             HAS_KINDS=inputs.kinds is not None,

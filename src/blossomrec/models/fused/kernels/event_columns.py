@@ -9,8 +9,6 @@ import triton.language as tl
 HOUR, HOURS, WEEK = tl.constexpr(3_600), tl.constexpr(24), tl.constexpr(168)
 # 1970 began on a Thursday, the week does on a Monday.
 FIRST_HOUR = tl.constexpr(72)
-# Room for the starts of all buckets of gaps.
-MOST_BOUNDS = tl.constexpr(64)
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -28,6 +26,7 @@ def event_columns_kernel(
     out,
     total,
     BOUNDS: tl.constexpr,
+    BOUND_BLOCK: tl.constexpr,
     HAS_GAP: tl.constexpr,
     HAS_CLOCK: tl.constexpr,
     HAS_KINDS: tl.constexpr,
@@ -51,7 +50,7 @@ def event_columns_kernel(
     if HAS_GAP:
         # The bucket is how many of the buckets' starts are not above the gap.
         value = tl.load(gap + row, mask=inside, other=-1)
-        bound = tl.arange(0, MOST_BOUNDS)[None]
+        bound = tl.arange(0, BOUND_BLOCK)[None]
         start = tl.load(bounds + bound, mask=bound < BOUNDS, other=0)
         reached = (start <= value[:, None]) & (bound < BOUNDS)
         chosen += (column == tl.sum(reached.to(tl.int32), 1)[:, None]).to(tl.float32)
