@@ -7,12 +7,14 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from blossomrec.config import (
+    PRESETS,
     EvaluationConfig,
     ModelConfig,
     RunConfig,
     TrainingConfig,
     check,
     from_dict,
+    preset,
     read_file,
     to_dict,
 )
@@ -294,3 +296,22 @@ def test_a_file_that_is_not_there_is_named(tmp_path, name):
     with pytest.raises(ConfigError, match="no configuration file") as error:
         read_file(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
+
+
+def test_the_published_form_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    published = preset("paper")
+    assert read_file("paper") == PRESETS["paper"] and from_dict(read_file("paper")) == published
+    assert (published.model.fusion, published.model.num_kv_heads) == ("gated", 2)
+    assert published.model.repeats == published.model.time_gap == "off"
+    # A file goes before a preset of its name.
+    (tmp_path / "paper").write_text("model: {}")
+    with pytest.raises(ConfigError, match="paper cannot be read"):
+        read_file("paper")
+    with pytest.raises(ConfigError, match="preset is 'papers': choose one of paper"):
+        preset("papers")
+
+
+def test_there_are_as_many_key_value_heads_as_query_heads_unless_told():
+    assert ModelConfig(heads=4).num_kv_heads == 4
+    assert ModelConfig(heads=4, kv_heads=2).num_kv_heads == 2
