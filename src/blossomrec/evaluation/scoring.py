@@ -104,10 +104,8 @@ class ScoreBlock:
         self.left_out = None
         if items is not None:
             # Where own items are mixed in, scores depend on those of the whole catalogue.
-            whole = getattr(scorer, "own_history", None) is not None
-            self.starts = (
-                self.starts if whole else (np.unique(items // TILE_ITEMS) * TILE_ITEMS).tolist()
-            )
+            if not mixes_own(scorer):
+                self.starts = (np.unique(items // TILE_ITEMS) * TILE_ITEMS).tolist()
             self.left_out = torch.ones(width, dtype=torch.bool, device=device)
             self.left_out[torch.from_numpy(items).to(device)] = False
 

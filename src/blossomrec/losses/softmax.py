@@ -42,9 +42,7 @@ def cross_entropy(
             numbers is what the loss needs beside its gradients.
         may_fuse: use the kernels of a GPU where they take this; False asks for plain PyTorch.
     """
-    dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
+    dtype = _factor_type(hidden, weight)
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     summed = _by_kernels if may_fuse and _kernels_take(hidden, dtype) else _by_tiles
     return _CatalogueCrossEntropy.apply(
@@ -64,12 +62,30 @@ def row_cross_entropy(
 
     They are 0 where the target is negative. Logits are computed again for the gradients, since how
     much rows count is not known before.
+
+    Args:
+        hidden, weight, targets, chunk_elements, may_fuse: as of :func:`cross_entropy`.
+
+    Example:
+        >>> losses = row_cross_entropy(torch.zeros(2, 3), torch.zeros(8, 3), torch.tensor([5, -1]))
+        >>> losses.exp().round()
+        tensor([8., 1.])
     """
-    dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
+    dtype = _factor_type(hidden, weight)
     kernels = may_fuse and _kernels_take(hidden, dtype)
     return _RowCrossEntropy.apply(hidden, weight, targets, dtype, chunk_elements, kernels)
+
+
+def _factor_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Type of the factors of the products."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        return torch.get_autocast_dtype(hidden.device.type)
+    return torch.promote_types(hidden.dtype, weight.dtype)
+
+
+def _scaled(hidden: Tensor, shares: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows by their shares [M], of what was not rounded yet, and rounded in the same pass."""
+    return torch.mul(hidden, shares[:, None], out=torch.empty_like(hidden, dtype=dtype))
 
 
 class _Rows(NamedTuple):
@@ -91,10 +107,7 @@ class _Rows(NamedTuple):
             return _Rows(factors, targets, None, factors)
         exact = torch.promote_types(dtype, torch.float32)
         shares = row_shares(weights.to(exact).masked_fill(targets < 0, 0.0))
-        # Of what was not rounded yet, and rounded in the same pass.
-        scaled = torch.empty_like(hidden, dtype=dtype)
-        torch.mul(hidden, shares[:, None], out=scaled)
-        return _Rows(factors, targets, shares, scaled)
+        return _Rows(factors, targets, shares, _scaled(hidden, shares, dtype))
 
     def part(self, rows: slice) -> _Rows:
         shares = None if self.shares is None else self.shares[rows]
@@ -162,7 +175,7 @@ class _RowCrossEntropy(torch.autograd.Function):
         shares = grad / torch.where(top > 0, top, 1.0)
         with torch.autocast(hidden.device.type, enabled=False):
             factors, items = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-            scaled = (hidden * shares[:, None]).to(ctx.dtype)
+            scaled = _scaled(hidden, shares, ctx.dtype)
             of_hidden, of_weight = _row_gradients(
                 ctx, _Rows(factors, targets, None, scaled), items, lse
             )
