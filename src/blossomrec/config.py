@@ -198,6 +198,13 @@ class TrainingConfig:
     )
     schedule: Literal["constant", "cosine"] = option("constant", "learning rate after the warm-up")
     clip_norm: float = option(1.0, "largest gradient norm, 0 for no clipping", low=0)
+    ema_decay: float = option(
+        0.998,
+        "decay a step of the moving average of the weights that is validated and kept; 0 keeps the "
+        "weights themselves",
+        low=0,
+        high=0.99999,
+    )
     validate_every: int = option(1, "epochs between validations", low=1)
     validation_users: int = option(10_000, "most cases in a validation, a fixed sample", low=1)
     patience: int = option(10, "validations without a better NDCG@10 before training stops", low=1)
@@ -263,7 +270,8 @@ class RunConfig:
 
 # Configurations by name, as nested values: what differs from the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
-    # BlossomRec as published (arXiv 2512.13368): ids alone, all dimensions rotated, gated paths.
+    # BlossomRec as published (arXiv 2512.13368): ids alone, all dimensions rotated, gated paths, and the
+    # weights of one epoch.
     "paper": {
         "model": {
             "fusion": "gated",
@@ -273,7 +281,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             **dict.fromkeys(("time_gap", "request_time", "event_kinds", "request_kind"), "off"),
             **dict.fromkeys(("content", "context", "user_table"), "off"),
         },
-        "training": {"weights": "off"},
+        "training": {"weights": "off", "ema_decay": 0.0},
     }
 }
 

@@ -134,6 +134,8 @@ def bring_up_to_date(config: Any, version: int = 1) -> None:
     if isinstance(training, dict):
         # Written before weights of the log counted.
         training.setdefault("weights", "off")
+        # Written before they were averaged.
+        training.setdefault("ema_decay", 0.0)
     if not isinstance(model, dict):
         return
     if version == 1:

@@ -36,7 +36,13 @@ SMALL_MODEL = ModelConfig(
     window=2,
 )
 SMALL_TRAINING = TrainingConfig(
-    epochs=3, tokens_per_batch=160, learning_rate=5e-3, warmup_steps=5, device="cpu", negatives=16
+    epochs=3,
+    tokens_per_batch=160,
+    learning_rate=5e-3,
+    warmup_steps=5,
+    ema_decay=0.0,
+    device="cpu",
+    negatives=16,
 )
 
 # Of a line of the log, what the clock and the memory decide.

@@ -107,13 +107,14 @@ def test_training_stops_early_and_keeps_the_best(tiny_log, tmp_path):
     assert [line["best"] for line in logged(tmp_path / "run")] == [True, False, False]
 
 
-def test_best_weights_are_kept_not_the_last(tiny_log, split, tmp_path):
-    # So fast that it gets worse again.
-    config = small_config(epochs=8, learning_rate=0.5)
+def test_best_weights_are_kept_not_the_last(tiny_log, split, tmp_path, at_step):
+    config = small_config(epochs=3)
     torch.manual_seed(0)
     model = build_model(config.model, tiny_log.num_items)
+    # Before the last step what was learned is lost.
+    at_step(33, lambda: torch.nn.init.zeros_(model.item_embeddings.weight))
     result = train(model, tiny_log, split, config, tmp_path / "run", progress=False)
-    assert result.best_epoch < result.epochs
+    assert result.steps == 33 and result.best_epoch < result.epochs
     loaded = load_model(tmp_path / "run")
     again = evaluate(loaded, tiny_log, split.valid, RankingOptions(filter_seen=True))
     assert again.metrics == pytest.approx(result.validation, rel=1e-6)

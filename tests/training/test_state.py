@@ -9,6 +9,7 @@ from blossomrec.data.batch import Batch
 from blossomrec.losses import build_loss
 from blossomrec.models import build_model
 from blossomrec.training import state as stored
+from blossomrec.training.average import WeightAverage
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.setup import build_optimizer
 from blossomrec.training.state import TrainingState
@@ -45,36 +46,38 @@ def parts(seed, loss="bpr"):
     torch.manual_seed(seed)
     model = build_model(SMALL_MODEL, 30)
     config = type(SMALL_TRAINING)(loss=loss, negatives=4, seed=seed)
-    return model, build_optimizer(model, config), build_loss(config, np.ones(30), 30), CPU
+    loss = build_loss(config, np.ones(30), 30)
+    return model, build_optimizer(model, config), loss, WeightAverage(model, 0.5), CPU
 
 
-def step(model, optimizer, loss):
+def step(model, optimizer, loss, average):
     items = torch.randint(0, 30, (12,))
     encoded = model.encode(Batch(items, torch.tensor([0, 5, 12], dtype=torch.int32), 7))
     value = loss(encoded.hidden, model.output_weight(), items)
     value.backward()
     optimizer.step()
     optimizer.zero_grad()
-    return value.item()
+    average.update(5)
+    return value.item(), average.means[0].sum().item()
 
 
 def test_restored_parts_go_on_as_the_captured_ones():
-    model, optimizer, loss, _ = first = parts(1)
+    *first, _ = captured = parts(1)
     for _ in range(3):
-        step(model, optimizer, loss)
+        step(*first)
     state = TrainingState(epoch=2, step=3, durations=[0.5, 1.5], best={"ndcg@10": 0.25})
-    tensors, numbers = stored.capture(state, *first)
-    expected = [step(model, optimizer, loss) for _ in range(3)]
+    tensors, numbers = stored.capture(state, *captured)
+    expected = [step(*first) for _ in range(3)]
     others = parts(2)
     assert stored.restore(tensors, numbers, *others) == state
-    assert [step(*others[:3]) for _ in range(3)] == expected
+    assert [step(*others[:4]) for _ in range(3)] == expected
 
 
 def test_captured_tensors_are_copies_that_share_nothing():
-    model, optimizer, loss, _ = all_parts = parts(1)
+    all_parts = parts(1)
     tensors, _ = stored.capture(TrainingState(), *all_parts)
     before = tensors["model.item_embeddings.weight"].clone()
-    step(model, optimizer, loss)
+    step(*all_parts[:4])
     assert torch.equal(tensors["model.item_embeddings.weight"], before)
     assert len({value.data_ptr() for value in tensors.values()}) == len(tensors)
 

@@ -16,10 +16,11 @@ from blossomrec.training.shape import Shape
 from blossomrec.training.update import WARM_UP, GraphUpdate, Update, build_update
 from waiting import Waits
 
-# Attentions, and whether the user's own items are candidates.
+# Attentions, also with the user's own items as candidates, and with masked events as targets.
 STEPS = [
-    *((attention, "off") for attention in ("blossom", "full", "window", "linrec", "mamba")),
-    *((attention, "on") for attention in ("blossom", "full")),
+    *({"attention": name} for name in ("blossom", "full", "window", "linrec", "mamba")),
+    *({"attention": name, "repeats": "on"} for name in ("blossom", "full")),
+    *({"attention": name, "backbone": "bert4rec"} for name in ("blossom", "full")),
 ]
 
 
@@ -39,11 +40,11 @@ def weights(parts):
     return [parameter.detach().clone() for parameter in parts.model.parameters()]
 
 
-@pytest.mark.parametrize("attention, repeats", STEPS)
-def test_a_padded_batch_trains_as_the_batch_does(tiny_log, split, attention, repeats):
+@pytest.mark.parametrize("form", STEPS, ids=lambda form: " ".join(form.values()))
+def test_a_padded_batch_trains_as_the_batch_does(tiny_log, split, form):
     found = []
     for fixed in (True, False):
-        parts = parts_of(tiny_log, split, attention=attention, repeats=repeats)
+        parts = parts_of(tiny_log, split, **form)
         update = build_update(parts, 1.0)
         assert isinstance(update, GraphUpdate)
         torch.manual_seed(1)
@@ -55,7 +56,7 @@ def test_a_padded_batch_trains_as_the_batch_does(tiny_log, split, attention, rep
             losses.append([float(each) for each in update(step, 0.01).values()])
         found.append((torch.tensor(losses), *weights(parts)))
     assert len(found[0][0]) > 5
-    assert found[0][0].shape[1] == (3 if attention == "blossom" else 2)
+    assert found[0][0].shape[1] == (3 if form["attention"] == "blossom" else 2)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -66,7 +67,7 @@ def test_what_is_padded_belongs_to_histories_without_targets(tiny_log, split):
     shape = Shape.of(batches)
     for epoch in (0, 3):
         for batch in batches.epoch(epoch):
-            given = batch.pad(*shape)
+            given = batch.pad(*shape[:3])
             count, lengths = len(batch.items), given.cu_seqlens.diff()
             assert given.cu_seqlens[0] == 0
             assert given.cu_seqlens[-1] == shape.tokens == len(given.items)
@@ -82,11 +83,36 @@ def test_what_is_padded_belongs_to_histories_without_targets(tiny_log, split):
             assert (step.distil_rows[count:] == shape.tokens).all()
 
 
+def test_of_masked_events_those_with_a_target_are_predicted_from(tiny_log, split):
+    sizes = {"max_len": 20, "tokens_per_batch": 200, "seed": 0, "mask_probability": 0.2}
+    batches = ClozeBatches(tiny_log, split.train_end, **sizes)
+    shape = Shape.of(batches)
+    assert shape.targets < shape.tokens
+    device, counts = torch.device("cpu"), []
+    for batch in batches.epoch(2):
+        (step,) = device_steps(iter([batch]), device, shape)
+        (plain,) = device_steps(iter([batch]), device)
+        assert len(step.rows) == shape.targets == len(step.rows.unique())
+        targets = step.predicted(step.batch.targets)
+        assert torch.equal(targets[targets >= 0], plain.predicted(plain.batch.targets))
+        counts.append(step.num_targets)
+        # A batch with more targets than there is room for is trained on as it is.
+        few = shape._replace(targets=step.num_targets - 1)
+        assert not next(device_steps(iter([batch]), device, few)).padded
+    assert len(set(counts)) > 1
+
+
+def test_there_is_room_for_every_event_as_a_target(tiny_log, split):
+    sizes = {"max_len": 20, "tokens_per_batch": 200, "seed": 0, "mask_probability": 0.9}
+    batches = ClozeBatches(tiny_log, split.train_end, **sizes)
+    assert batches.most_targets(200, 40) == 200
+
+
 def test_a_window_longer_than_the_budget_fits(tiny_log, split):
     batches = TrainingBatches(tiny_log, split.train_end, max_len=50, tokens_per_batch=30, seed=0)
     shape = Shape.of(batches)
     assert shape.tokens == shape.max_length == 50
-    assert all(batch.pad(*shape) is not None for batch in batches.epoch(0))
+    assert all(batch.pad(*shape[:3]) is not None for batch in batches.epoch(0))
 
 
 def test_a_batch_that_does_not_fit_is_trained_on_as_it_is(tiny_log, split):
@@ -115,7 +141,11 @@ def test_a_sample_of_rows_filled_up_is_that_without(tiny_log, split):
     assert set(drawn[0].flatten().tolist()) <= set(rows.tolist())
 
 
-@pytest.mark.parametrize("form", [{"norm": "post"}, {"norm": "pre"}, {"repeats": "on"}], ids=str)
+@pytest.mark.parametrize(
+    "form",
+    [{"norm": "post"}, {"norm": "pre"}, {"repeats": "on"}, {"backbone": "bert4rec"}],
+    ids=str,
+)
 def test_nothing_in_a_step_waits_for_the_device(tiny_log, split, monkeypatch, form):
     pytest.importorskip("triton")
     monkeypatch.setattr(fused, "usable", lambda x: True)
@@ -181,7 +211,6 @@ def test_losses_are_those_of_batches_as_they_come(tiny_log, tmp_path):
     "options, named",
     [
         ({"backbone": "gru4rec"}, "gru4rec"),
-        ({"backbone": "bert4rec"}, "bert4rec"),
         ({"backbone": "hstu"}, "hstu"),
         ({"loss": "bpr"}, "loss is 'bpr'"),
     ],
@@ -204,20 +233,19 @@ def test_the_selector_is_distilled_at_masked_events_alone(tiny_log, split):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("attention, repeats", STEPS)
+@pytest.mark.parametrize("form", STEPS, ids=lambda form: " ".join(form.values()))
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_replayed_step_is_the_step(tiny_log, split, attention, dropout, repeats):
+def test_a_replayed_step_is_the_step(tiny_log, split, form, dropout):
     sizes = {"block_size": 16, "compress_window": 32, "max_len": 60, "hidden_size": 128}
     found = []
     for warm_up in (WARM_UP, 1 << 30):
         config = small_config(
             graph="on",
             device="cuda",
-            attention=attention,
             dropout=dropout,
-            repeats=repeats,
             heads=8,
             kv_heads=2,
+            **form,
             **sizes,
         )
         torch.manual_seed(0)

@@ -196,6 +196,10 @@ class TrainingBatches:
         """Most events that a history can have in a batch."""
         return min(self.max_len, int(self._lengths.max()))
 
+    def most_targets(self, tokens: int, histories: int) -> int:
+        """Targets that hardly a batch of so many events and histories has more of."""
+        return tokens
+
     def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
         """The batches of the epoch from ``start_step`` on, made ahead by a thread.
 
@@ -265,6 +269,12 @@ class ClozeBatches(TrainingBatches):
         super().__init__(log, train_end, **sizes, seed=seed, inputs=inputs, importance=importance)
         self.mask_probability = mask_probability
         self.mask_row = log.num_items
+
+    def most_targets(self, tokens: int, histories: int) -> int:
+        share = self.mask_probability
+        # Six standard deviations over the mean; a history without a masked event gets one.
+        drawn = share * tokens + 6 * math.sqrt(share * (1 - share) * tokens)
+        return min(tokens, math.ceil(drawn) + histories)
 
     def _window_events(self, train_events: np.ndarray) -> np.ndarray:
         return train_events

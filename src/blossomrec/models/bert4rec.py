@@ -34,6 +34,7 @@ class BERT4Rec(TransformerModel):
     """
 
     causal = False
+    captured = True
 
     def __init__(self, config: ModelConfig, num_items: int):
         super().__init__(config, num_items, causal=self.causal, extra_rows=1)

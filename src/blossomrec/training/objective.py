@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -92,6 +92,24 @@ class Step:
         """The entries, of [T, ...], of the events that are predicted from."""
         return events if self.rows is None else events.index_select(0, self.rows)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Step:
+        """The same with ``function`` applied to every tensor."""
+        return Step(
+            self.batch.map(function),
+            None if self.rows is None else function(self.rows),
+            self.num_targets,
+            importance=self.importance,
+            distil_rows=function(self.distil_rows),
+            padded=self.padded,
+        )
+
+    def copy_(self, other: Step) -> None:
+        """Take over the numbers of a step of the same shape, on any device."""
+        self.batch.copy_(other.batch)
+        self.distil_rows.copy_(other.distil_rows, non_blocking=True)
+        if self.rows is not None and other.rows is not None:
+            self.rows.copy_(other.rows, non_blocking=True)
+
     @property
     def distil_rows(self) -> Tensor:
         given = self.rows if self._distil_rows is None else self._distil_rows
@@ -114,18 +132,30 @@ def device_steps(
         importance = None if weights is None else float(weights[rows].double().sum())
         # Where nothing counts the selector is distilled at every event: it has to be somewhere.
         distil_rows = rows if count else torch.arange(tokens)
-        padded = None if shape is None else batch.pad(*shape)
-        if padded is not None:
-            end = len(padded.items)
-            distil_rows = pad(distil_rows, (0, end - len(distil_rows)), value=end)
-            if pinned:
-                padded, distil_rows = padded.pin_memory(), distil_rows.pin_memory()
-            yield Step(
-                padded, None, count, importance=importance, distil_rows=distil_rows, padded=True
-            )
+        step = None if shape is None else _padded(batch, count, distil_rows, shape)
+        if step is not None:
+            step.importance = count if importance is None else importance
+            yield step.map(Tensor.pin_memory) if pinned else step
             continue
         if pinned:
             batch, rows = batch.pin_memory(), rows.pin_memory()
         distil_rows = None if count else torch.arange(tokens, device=device)
         rows = None if count == tokens else rows.to(device, non_blocking=True)
         yield Step(batch.to(device), rows, count, importance=importance, distil_rows=distil_rows)
+
+
+def _padded(batch: Batch, count: int, distil_rows: Tensor, shape: Shape) -> Step | None:
+    """A step of a shape on the host; None where the batch, of ``count`` targets, does not fit."""
+    padded = batch.pad(shape.tokens, shape.histories, shape.max_length)
+    if padded is None or count > shape.targets:
+        return None
+    assert padded.targets is not None
+    rows = None
+    if shape.targets < shape.tokens:
+        # As many of those without a target as there is room for; they have no loss.
+        predicted = padded.targets >= 0
+        predicted[(~predicted).nonzero()[: shape.targets - count, 0]] = True
+        rows = predicted.nonzero()[:, 0]
+    end = shape.tokens
+    distil_rows = pad(distil_rows, (0, end - len(distil_rows)), value=end)
+    return Step(padded, rows, count, distil_rows=distil_rows, padded=True)

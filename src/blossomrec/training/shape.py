@@ -22,11 +22,15 @@ SPARE_SHARE, SPARE = 0.25, 8
 
 
 class Shape(NamedTuple):
-    """Events and histories of every batch, and the longest history; see :meth:`Batch.pad`."""
+    """Events and histories of every batch, and the longest history; see :meth:`Batch.pad`.
+
+    ``targets``: how many of the events are predicted from, some without a target among them.
+    """
 
     tokens: int
     histories: int
     max_length: int
+    targets: int
 
     @staticmethod
     def of(batches: TrainingBatches) -> Shape:
@@ -35,7 +39,8 @@ class Shape(NamedTuple):
         longest = batches.longest
         tokens = max(min(batches.tokens_per_batch, batches.num_events), longest)
         needed = int((histories + -(-(tokens - events) // longest)).max())
-        return Shape(tokens, needed + int(SPARE_SHARE * needed) + SPARE, longest)
+        histories = needed + int(SPARE_SHARE * needed) + SPARE
+        return Shape(tokens, histories, longest, batches.most_targets(tokens, histories))
 
 
 def graph_shape(config: RunConfig, batches: TrainingBatches, device: torch.device) -> Shape | None:

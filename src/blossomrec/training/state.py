@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blossomrec.losses import TrainingLoss
+from blossomrec.training.average import WeightAverage
 
 CPU = torch.device("cpu")
 
@@ -108,6 +109,7 @@ def capture(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss: TrainingLoss,
+    average: WeightAverage,
     device: torch.device,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A copy, in host memory, of all there is to store: tensors by name, and JSON-ready numbers."""
@@ -116,6 +118,7 @@ def capture(
         "model": model.state_dict(),
         "optimizer": _optimizer_tensors(model, optimizer),
         "loss": loss.state_dict(),
+        "average": average.state_dict(),
         "random": random_tensors,
     }
     tensors = {f"{part}.{name}": t for part, named in parts.items() for name, t in named.items()}
@@ -128,12 +131,14 @@ def restore(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss: TrainingLoss,
+    average: WeightAverage,
     device: torch.device,
 ) -> TrainingState:
-    """Put model, optimizer, loss and random generators back to where ``capture`` found them."""
+    """Put model, optimizer, loss, average and random generators back to where ``capture`` found them."""
     model.load_state_dict(_part(tensors, "model"))
     _load_optimizer(model, optimizer, _part(tensors, "optimizer"))
     loss.load_state_dict(_part(tensors, "loss"))
+    average.load_state_dict(_part(tensors, "average"))
     restore_generators(_part(tensors, "random"), numbers["random"], device)
     known = {entry.name for entry in fields(TrainingState)}
     return TrainingState(**{k: v for k, v in numbers["training"].items() if k in known})

@@ -17,6 +17,7 @@ from blossomrec.errors import TrainingError
 from blossomrec.evaluation import RankingOptions, evaluate, resolve_filter_seen
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.training import state as stored
+from blossomrec.training.average import WeightAverage
 from blossomrec.training.checkpoint import Checkpoint, Checkpoints, Pace
 from blossomrec.training.objective import Step, device_steps
 from blossomrec.training.progress import Silence
@@ -54,7 +55,8 @@ class Validation:
             filter_seen=resolve_filter_seen(config.evaluation, log),
             ks=sorted({10, *config.evaluation.ks}),
         )
-        self.tokens_per_batch = config.training.tokens_per_batch
+        # Without gradients an event takes less than a quarter of the memory.
+        self.tokens_per_batch = 4 * config.training.tokens_per_batch
 
     def __bool__(self) -> bool:
         return self.count > 0
@@ -95,6 +97,7 @@ class Trainer:
         self.state = TrainingState()
         self.device = parts.fabric.device
         self.update = build_update(parts, config.clip_norm)
+        self.average = WeightAverage(parts.model, config.ema_decay)
         self.watch = LossWatch(self.device)
         self.pace = Pace(self.config.checkpoint_overhead)
         self._clock = time.monotonic()
@@ -118,6 +121,9 @@ class Trainer:
             while (reason := self._reason_to_stop()) is None:
                 self._train_epoch(interrupts)
                 self._finish_epoch()
+                over = interrupts.received is not None or self._reason_to_stop() is not None
+                if over or self.pace.due():
+                    self._save()
                 if interrupts.received is not None:
                     raise TrainingInterrupted(interrupts.received)
         except TrainingError as error:
@@ -157,6 +163,7 @@ class Trainer:
         values = self.update(step, rate)
         state.step += 1
         state.epoch_step += 1
+        self.average.update(state.step)
         events = len(step.batch.items)
         record = StepRecord(state.epoch + 1, state.step, rate, events, step.importance)
         return self.watch.push(record, values)
@@ -176,25 +183,31 @@ class Trainer:
             self.display.advance(len(readings), events, readings[-1].values["loss"])
 
     def _finish_epoch(self) -> None:
-        """Validate where it is time to, keep better weights, write the log and a checkpoint."""
+        """Validate where it is time to, keep better weights, write the log."""
         state = self.state
         last = state.epoch + 1 == self.config.epochs
         validated, better = {}, False
         if last or (state.epoch + 1) % self.config.validate_every == 0:
-            validated = self.validation() if self.validation else {}
-            better = self._is_better(validated)
-            state.not_better = 0 if better else state.not_better + 1
-        if better:
-            state.best_epoch, state.best = state.epoch + 1, validated
-            weights = stored.host_copy(self.parts.model.state_dict())
-            self.checkpoints.save_best(state.step, self._finite(weights))
+            with self.average.in_place():
+                validated, better = self._validate()
         self._tick(training=False)
         record = self._record(validated, better)
         self.log.write(record)
         self.display.finish_epoch(record)
         self._told_to_stop = self.after_epoch is not None and self.after_epoch(record)
         state.next_epoch()
-        self._save()
+
+    def _validate(self) -> tuple[dict[str, float], bool]:
+        """Metrics of the weights as they are, kept where they are better than those before."""
+        state = self.state
+        validated = self.validation() if self.validation else {}
+        better = self._is_better(validated)
+        state.not_better = 0 if better else state.not_better + 1
+        if better:
+            state.best_epoch, state.best = state.epoch + 1, validated
+            weights = stored.host_copy(self.parts.model.state_dict())
+            self.checkpoints.save_best(state.step, self._finite(weights))
+        return validated, better
 
     def _is_better(self, validated: dict[str, float]) -> bool:
         if not validated:
@@ -234,7 +247,7 @@ class Trainer:
 
     def _stored_parts(self) -> tuple[Any, ...]:
         parts = self.parts
-        return parts.model, parts.optimizer, parts.loss, self.device
+        return parts.model, parts.optimizer, parts.loss, self.average, self.device
 
     def _finite(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same tensors; TrainingError where one of them holds NaN or infinity."""

@@ -96,10 +96,8 @@ class GraphUpdate:
             def room(tensor: Tensor) -> Tensor:
                 return torch.empty_like(tensor, device=self.device)
 
-            batch, rows = step.batch.map(room), room(step.distil_rows)
-            self._fixed = Step(batch, None, 0, distil_rows=rows, padded=True)
-        self._fixed.batch.copy_(step.batch)
-        self._fixed.distil_rows.copy_(step.distil_rows, non_blocking=True)
+            self._fixed = step.map(room)
+        self._fixed.copy_(step)
         return self._fixed
 
     def _aside(self, fixed: Step) -> Values:

@@ -1,0 +1,72 @@
+"""A moving average of the weights, which ranks better than the weights of any one step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """The exponential moving average of a model's trainable weights.
+
+    Step t, counted from 1, counts ``min(decay, (1 + t) / (10 + t))`` of what was before, so that
+    the weights of the start are soon forgotten. Takes as much memory as the weights.
+
+    Args:
+        model: on the device it is trained on.
+        decay: a step; 0 for no average, so that nothing is kept.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> average = WeightAverage(model, 0.5)
+        >>> with torch.no_grad():
+        ...     change = model.weight.sub_(model.weight).add_(8.0)
+        >>> average.update(1)
+        >>> with average.in_place():
+        ...     model.weight.item() != 8.0
+        True
+        >>> model.weight.item()
+        8.0
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        named = model.named_parameters() if decay else ()
+        trained = {name: one for name, one in named if one.requires_grad}
+        self.names, self.weights = list(trained), [one.detach() for one in trained.values()]
+        self.means = [one.clone() for one in self.weights]
+
+    def update(self, step: int) -> None:
+        """Take in the weights as they are after ``step``, counted from 1."""
+        if self.means:
+            decay = min(self.decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(self.means, self.weights, 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within, the model has the average as its weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        # Copied, not exchanged: a captured step knows the weights by where they are.
+        with torch.no_grad():
+            for weight, mean in zip(self.weights, self.means, strict=True):
+                kept = weight.clone()
+                weight.copy_(mean)
+                mean.copy_(kept)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average of each weight, by the weight's name."""
+        return dict(zip(self.names, self.means, strict=True))
+
+    def load_state_dict(self, means: dict[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        for name, mean in zip(self.names, self.means, strict=True):
+            mean.copy_(means[name])
