@@ -30,13 +30,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preset:
-    """What a data set is trained with, and how many of each user's last events are held out."""
+    """What a data set is trained with, and how many of each user's last events are held out.
+
+    Attributes:
+        validation_users: most cases in a validation.
+    """
 
     max_len: int
     dropout: float
     tokens_per_batch: int
     epochs: int = 100
     last_events: int = 1
+    validation_users: int = TrainingConfig.validation_users
 
     def configure(
         self,
@@ -67,6 +72,7 @@ class Preset:
                 tokens_per_batch=max(self.tokens_per_batch, max_len),
                 epochs=times * self.epochs if epochs is None else epochs,
                 validate_every=times,
+                validation_users=self.validation_users,
                 **training,
             ),
             EvaluationConfig(last_events=self.last_events),

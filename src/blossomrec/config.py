@@ -270,8 +270,8 @@ class RunConfig:
 
 # Configurations by name, as nested values: what differs from the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
-    # BlossomRec as published (arXiv 2512.13368): ids alone, all dimensions rotated, gated paths, and the
-    # weights of one epoch.
+    # BlossomRec as published (arXiv 2512.13368): ids alone, all dimensions rotated, gated paths, no
+    # average of the weights.
     "paper": {
         "model": {
             "fusion": "gated",

@@ -134,7 +134,7 @@ def restore(
     average: WeightAverage,
     device: torch.device,
 ) -> TrainingState:
-    """Put model, optimizer, loss, average and random generators back to where ``capture`` found them."""
+    """Put everything, random generators included, back to where ``capture`` found it."""
     model.load_state_dict(_part(tensors, "model"))
     _load_optimizer(model, optimizer, _part(tensors, "optimizer"))
     loss.load_state_dict(_part(tensors, "loss"))
