@@ -182,6 +182,7 @@ TABLES = {
             "without the short path": blossom(paths="long"),
             "fusion: union": blossom(fusion="union"),
             "fusion: gated": blossom(fusion="gated"),
+            "without the bias on near keys": blossom(near_bias="off"),
             "block keys: mlp": blossom(compress="mlp"),
             "block keys: mean": blossom(compress="mean"),
             "selector not distilled": blossom(selector_weight=0.0),

@@ -143,6 +143,7 @@ def bring_up_to_date(config: Any, version: int = 1) -> None:
         model.setdefault("rotary_share", 1.0)
     # Written before there was another.
     model.setdefault("fusion", "gated")
+    model.setdefault("near_bias", "on")
     if model.get("attention_impl") == "native":
         model["attention_impl"] = "cpu"
     later = ("time_gap", "request_time", "content", "event_kinds", "request_kind", "context")

@@ -194,6 +194,21 @@ def test_a_union_starts_without_a_bias():
     assert make_layer(fusion="union", paths="long").gate is None
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_a_union_without_bias_is_one_whose_bias_is_zero(causal):
+    x, options = torch.randn(333, 32), {"fusion": "union", "causal": causal}
+    with_bias, without = make_layer(**options), make_layer(**options, near_bias=False)
+    assert without.gate is None
+    given, names = with_bias.state_dict(), without.state_dict().keys()
+    without.load_state_dict({name: given[name] for name in names})
+    outputs = [layer(x, CU_SEQLENS) for layer in (with_bias, without)]
+    assert torch.equal(outputs[0].gates, outputs[1].gates)
+    torch.testing.assert_close(outputs[0].hidden, outputs[1].hidden)
+    assert without.spec.is_union and not without.spec.is_gated
+    # A gate is not a bias: it stays.
+    assert make_layer(fusion="gated", near_bias=False).gate is not None
+
+
 @pytest.mark.parametrize("impl", ["torch", CPU])
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_events_without_a_choice_are_never_sampled(causal, impl, monkeypatch):

@@ -24,6 +24,7 @@ FORMS = [
     ]
 ]
 FORMS.append({"fusion": "union", "layers": 2, "sinks": 3})
+FORMS.append({"fusion": "union", "near_bias": "off"})
 forms = pytest.mark.parametrize(
     "options", FORMS, ids=lambda form: "-".join(map(str, form.values()))
 )

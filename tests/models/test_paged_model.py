@@ -16,6 +16,7 @@ FORMS = [
     {"norm": "pre", "layers": 3},
     {"compress": "mean"},
     {"fusion": "union"},
+    {"fusion": "union", "near_bias": "off"},
     {"attention": "full"},
     {"attention": "window"},
 ]

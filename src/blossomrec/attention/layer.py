@@ -195,8 +195,10 @@ class BlossomAttention(nn.Module, KeepsStates):
         return gates if self.spec.is_union else gates.sigmoid()
 
     def _fixed_gates(self, x: Tensor) -> Tensor:
-        """Of one path alone, in the type of x, [T, H, 2]."""
+        """Of one path alone, in the type of x, [T, H, 2]; of a union without bias [T, H, 1]."""
         # Filled on the device, so that a CUDA graph can be captured.
+        if self.spec.is_union:
+            return x.new_zeros(len(x), self.heads.queries, 1)
         weights = FIXED_GATES[self.spec.paths]
         shares = [x.new_full((len(x), self.heads.queries), weight) for weight in weights]
         return torch.stack(shares, -1)

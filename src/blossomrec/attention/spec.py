@@ -37,6 +37,7 @@ class BlossomSpec:
         fusion: how both paths become one: "gated", two softmaxes whose results a gate weighs, as
             published, or "union", one softmax over the keys of either path, each once, with a
             learned bias on the scores of those that the short-term path sees.
+        near_bias: whether a union has that bias; without, all its keys count alike.
         gate: "independent" weights of the two paths, as published, or "convex": they sum up to 1.
 
     Raises:
@@ -59,6 +60,7 @@ class BlossomSpec:
     rotary_share: float = 0.5
     paths: str = "both"
     fusion: str = "gated"
+    near_bias: bool = True
     gate: str = "independent"
 
     def __post_init__(self):
@@ -107,12 +109,12 @@ class BlossomSpec:
     @property
     def is_gated(self) -> bool:
         """Whether how the two paths are weighed is learned: by gates, or by the union's bias."""
-        return self.paths == "both"
+        return self.paths == "both" and (self.near_bias or not self.is_union)
 
     @property
     def is_union(self) -> bool:
         """Whether one softmax is over the keys of both paths."""
-        return self.is_gated and self.fusion == "union"
+        return self.paths == "both" and self.fusion == "union"
 
     @property
     def gate_size(self) -> int:

@@ -46,8 +46,11 @@ def build_blossom(
 
 def blossom_spec(config: ModelConfig, *, causal: bool) -> BlossomSpec:
     """The definition of Blossom attention that a configuration stands for."""
-    names = [one.name for one in fields(BlossomSpec) if one.name != "causal"]
-    return BlossomSpec(causal=causal, **{name: getattr(config, name) for name in names})
+    names = {one.name for one in fields(BlossomSpec)} - {"causal", "near_bias"}
+    # What fills in masked events only learned by heart what such a bias let it.
+    near_bias = causal if config.near_bias == "auto" else config.near_bias == "on"
+    options = {name: getattr(config, name) for name in names}
+    return BlossomSpec(causal=causal, near_bias=near_bias, **options)
 
 
 class SwiGLU(nn.Module):
