@@ -36,6 +36,10 @@ VERBS = {
         "speed.input_cost:measure_inputs",
         "Time of a training step, or of one more event, with each input besides items.",
     ),
+    "events": (
+        "speed.event_cost:measure_events",
+        "Time of one more event of one user on a processor, by model and history.",
+    ),
     "selector": (
         "selector.run_study:run_study",
         "What the selector finds: on associative recall, and on prepared logs.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -170,46 +170,64 @@ def reproduce(
         study.in_processes(measure, to_do, logs, runs, out, jobs=jobs)
     except BlossomRecError as error:
         failure = error
-    append_tests(plan, of, runs, out)
+    append_tests(plan, of, runs, out, wanted.duels)
     if failure is not None:
         raise failure
     return True
 
 
-def append_tests(plan: Plan, seeds: Sequence[int], runs: Path, out: Path) -> None:
+def append_tests(
+    plan: Plan,
+    seeds: Sequence[int],
+    runs: Path,
+    out: Path,
+    duels: Iterable[tuple[str, str]] = (),
+) -> None:
     """Append the paired test of each model that was measured now, or has none, to dense attention.
 
     Over users whose numbers are means over the seeds, where the evaluations of all are there.
+
+    Args:
+        duels: names of models that are tested against another as well, and of that one.
     """
     from benchmarks.accuracy.feature_study import paired_numbers
     from benchmarks.results import append_result
     from blossomrec.evaluation.evaluation import evaluation_path
 
-    references = {
-        (one.dataset, one.max_len, one.form.name, one.seed): one
-        for one in plan.trainings
-        if not one.form.against
-    }
     tested = [line for line in read(out) if "paired" in line]
-    firsts = {
-        (one.dataset, one.max_len, one.form.name): one for one in plan.trainings if one.form.against
-    }
-    for first in firsts.values():
-        of = [first.seed] if first.form.baseline else seeds
-        ours = [replace(first, seed=seed) for seed in of]
-        theirs = [
-            references[first.dataset, first.max_len, first.form.against, seed] for seed in seeds
-        ]
-        paths = [[evaluation_path(one.run(runs)) for one in each] for each in (ours, theirs)]
-        is_new = any(one in plan.to_do for one in (*ours, *theirs))
+    for first, second in pairs_to_test(plan.trainings, duels):
+        both = [_of_seeds(each, seeds) for each in (first, second)]
+        paths = [[evaluation_path(one.run(runs)) for one in each] for each in both]
+        is_new = any(one in plan.to_do for each in both for one in each)
         is_there = all(path.exists() for each in paths for path in each)
         key = {
             "dataset": first.dataset,
             "max_len": first.max_len,
             "model": first.form.name,
-            "against": first.form.against,
+            "against": second.form.name,
             "seeds": list(seeds),
         }
         known = any(key.items() <= line.items() for line in tested)
         if is_there and (is_new or not known):
             append_result(out, key | {"paired": paired_numbers(*paths)})
+
+
+def pairs_to_test(
+    trainings: Iterable[Training], duels: Iterable[tuple[str, str]]
+) -> Iterator[tuple[Training, Training]]:
+    """A training of each model beside one of each that it is tested against, of the same data."""
+    firsts = {(one.dataset, one.max_len, one.form.name): one for one in trainings}
+    # Baselines count whole histories, whatever the longest that models see.
+    fitted = {key[::2]: one for key, one in firsts.items() if one.form.baseline}
+    for (dataset, max_len, name), first in firsts.items():
+        others = [first.form.against, *(other for one, other in duels if one == name)]
+        for other in filter(None, others):
+            second = firsts.get((dataset, max_len, other)) or fitted.get((dataset, other))
+            if second is not None:
+                yield first, second
+
+
+def _of_seeds(training: Training, seeds: Iterable[int]) -> list[Training]:
+    if training.form.baseline:
+        return [training]
+    return [replace(training, seed=seed) for seed in seeds]

@@ -37,43 +37,23 @@ def accuracy(ranking: str) -> str:
     return table(header, rows)
 
 
-def accuracy_in_short() -> str:
-    """NDCG@10 among all items of the models side by side, means over the seeds."""
-    models = {
-        "SASRec": "SASRec",
-        "BlossomRec-8kv-union": "BlossomRec",
-        "BlossomRec": "as published",
-        "BERT4Rec": "BERT4Rec",
-        "BERT4Rec-Blossom": "with Blossom, as published",
-    }
-    found: dict[str, dict[str, str]] = {}
-    known = trainings("full")
-    data_sets = {(lines[0]["dataset"], lines[0]["max_len"]) for lines in known}
-    for lines in (*known, *_fused().values()):
-        key = lines[0]["dataset"], lines[0]["max_len"]
-        if key in data_sets:
-            value = mean(line["metrics"]["ndcg@10"] for line in lines)
-            each = found.setdefault(f"{key[0]}, {key[1]}", {})
-            each.setdefault(lines[0]["model"], f"{value:.4f}")
-    rows = [[data, *(values.get(model, "") for model in models)] for data, values in found.items()]
-    return table(["data, longest history", *models.values()], rows)
-
-
-def _fused() -> dict[tuple[str, str], list[Line]]:
-    """Trainings of one softmax and of gates side by side, by data set and model."""
+def _studied(study: str = "") -> dict[tuple[str, str], list[Line]]:
+    """Trainings of fusions side by side, or of another study, by data set and model."""
     found: dict[tuple[str, str], list[Line]] = {}
     for line in measured_lines.read("fusion.jsonl"):
-        if line["ranking"] == "full":
+        if line["ranking"] == "full" and line.get("study", "") == study:
             found.setdefault((line["dataset"], line["model"]), []).append(line)
     return found
 
 
 def fusion(*, long: bool) -> str:
-    """NDCG@10 of both fusions, or of histories with own items, and tests against dense attention.
+    """NDCG@10 of both fusions, or of histories with own items, and tests against dense attention."""
+    found = {key: lines for key, lines in _studied().items() if (lines[0]["max_len"] > 200) == long}
+    return beside_dense(found)
 
-    p-values are those of the paired tests after Holm over the table.
-    """
-    found = {key: lines for key, lines in _fused().items() if (lines[0]["max_len"] > 200) == long}
+
+def beside_dense(found: dict[tuple[str, str], list[Line]]) -> str:
+    """Means over the seeds; p-values are those of the paired tests after Holm over the table."""
     tested = {
         key: line["paired"] for key, lines in found.items() for line in lines if "paired" in line
     }
@@ -97,6 +77,27 @@ def fusion(*, long: bool) -> str:
     ]
     header = ["data, longest history", "model", "seeds", "validation", "test"]
     return table([*header, "difference to dense", "p, Holm"], rows)
+
+
+def training_options() -> str:
+    """NDCG@10 of one seed by what was changed in training."""
+    rows = [
+        [
+            f"{line['dataset']}, {line['max_len']:,}: {line['model']}",
+            line["changed"] or "as it is",
+            *(f"{line[part]['ndcg@10']:.4f}" for part in ("validation", "metrics")),
+            str(line["best_epoch"]),
+        ]
+        for line in sorted(read("training.jsonl"), key=_changed)
+    ]
+    return table(
+        ["data, longest history: model", "changed", "validation", "test", "best epoch"], rows
+    )
+
+
+def _changed(line: Line) -> tuple[str, str, bool, str]:
+    """By data set and model, what is not changed first."""
+    return line["dataset"], line["model"], bool(line["changed"]), line["changed"]
 
 
 def _order(dataset: str, model: str) -> tuple[str, bool, bool, str]:
@@ -128,8 +129,9 @@ def lengths() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "accuracy-full": lambda: accuracy("full"),
     "accuracy-uni100": lambda: accuracy("uni100"),
-    "accuracy-short": accuracy_in_short,
     "fusion": lambda: fusion(long=False),
     "own-items": lambda: fusion(long=True),
+    "near-bias": lambda: beside_dense(_studied("near bias")),
+    "training-options": training_options,
     "lengths": lengths,
 }

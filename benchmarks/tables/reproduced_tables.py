@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from statistics import mean
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from blossomrec.evaluation.significance import holm
 # What is measured: data set, longest history, name of the model.
 Key = tuple[str, int, str]
 SIGNIFICANT = 0.05
+# The models with dense attention.
+DENSE = {form.against for paper in PAPER.values() for form in paper.rows.values()}
 TESTED = ("difference to dense", "p, Holm")
 
 
@@ -55,8 +58,17 @@ def tests(measured: Iterable[Key]) -> dict[Key, tuple[str, str]]:
 
 def corrected(measured: Iterable[Key]) -> dict[Key, tuple[Line, float]]:
     """The tests of a table, and their p-values corrected over it."""
-    found = {_key(line): line["paired"] for line in read("reproduce.jsonl") if "paired" in line}
-    found = {key: found[key] for key in dict.fromkeys(measured) if key in found}
+    found = {_key(line): line["paired"] for line in paired_lines() if line["against"] in DENSE}
+    return _corrected({key: found[key] for key in dict.fromkeys(measured) if key in found})
+
+
+def paired_lines() -> list[Line]:
+    """The lines of paired tests."""
+    return [line for line in read("reproduce.jsonl") if "paired" in line]
+
+
+def _corrected(found: dict[Any, Line]) -> dict[Any, tuple[Line, float]]:
+    """Tests with p-values that are corrected over all of them."""
     p_values = holm(np.array([test["p_value"] for test in found.values()]))
     pairs = zip(found.items(), p_values.tolist(), strict=True)
     return {key: (test, p_value) for (key, test), p_value in pairs}
@@ -91,6 +103,22 @@ def accuracy() -> str:
             for key, label in rows
         ),
     )
+
+
+def in_short() -> str:
+    """NDCG@10 among all items of some models side by side."""
+    full, models = trainings(), ("SASRec", "BlossomRec", "BlossomRec (as published)")
+    models = (*models, "SASRec (linrec)", "Mamba4Rec", "BERT4Rec", "BERT4Rec-Blossom")
+    paper = PAPER["accuracy"]
+    measured = {
+        (dataset, length): [
+            averaged(full.get((dataset, length, model), ()), "ndcg@10") for model in models
+        ]
+        for dataset in paper.datasets
+        for length in paper.lengths(dataset)
+    }
+    rows = [[f"{data}, {length}", *cells] for (data, length), cells in measured.items()]
+    return table(["data, longest history", *models], (row for row in rows if any(row[1:])))
 
 
 def choices(name: str) -> str:
@@ -156,6 +184,41 @@ def by_length() -> str:
     return table(["data, longest history: model", *named], rows)
 
 
+def duels() -> str:
+    """Models of long histories tested against each other."""
+    wanted = PAPER["lengths"].duels
+    found = {
+        (*_key(line), line["against"], len(line["seeds"])): line["paired"]
+        for line in paired_lines()
+        if (line["model"], line["against"]) in wanted
+    }
+    return table(
+        ["data, longest history: model", "beside", "seeds", "difference", "p, Holm"],
+        (
+            [f"{dataset}, {max_len:,}: {model}", other, str(seeds), *shown_test(*test)]
+            for (dataset, max_len, model, other, seeds), test in sorted(_corrected(found).items())
+        ),
+    )
+
+
+def events() -> str:
+    """One more event of one user, by model and what came before."""
+    lines = [line for line in read("reproduce.jsonl") if line.get("measure") == "one more event"]
+    found = {(line["length"], line["model"]): line for line in lines}
+    models = list(dict.fromkeys(line["model"] for line in lines))
+    return table(
+        ["events before", *(f"{model}, ms" for model in models)],
+        (
+            [
+                f"{length:,}",
+                *(f"{line['ms']:.2f} ({line['ratio']:.2f})" for line in each),
+            ]
+            for length in sorted({length for length, _ in found})
+            if (each := [found[length, model] for model in models])
+        ),
+    )
+
+
 def efficiency() -> str:
     """A training step and inference of two layers, of the machine that was measured last."""
     lines = [line for line in read("reproduce.jsonl") if line.get("bench") == "encoder"]
@@ -169,5 +232,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "reproduce-parameters": lambda: choices("parameters"),
     "reproduce-lengths": lengths,
     "reproduce-by-length": by_length,
+    "reproduce-duels": duels,
     "reproduce-efficiency": efficiency,
+    "reproduce-events": events,
+    "accuracy-short": in_short,
 }

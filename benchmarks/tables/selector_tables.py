@@ -249,6 +249,7 @@ def distillation_cost() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "recall": lambda: recall("recall", "2866-5734"),
+    "recall-union": lambda: recall("recall-union", "2866-5734"),
     "recall-short": lambda: recall("recall", "178-358"),
     "recall-control": lambda: recall("recall-control", "1-16"),
     "recall-sizes": sizes,

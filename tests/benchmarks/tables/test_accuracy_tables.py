@@ -27,10 +27,6 @@ def test_seeds_and_epochs_stand_beside_the_means(monkeypatch):
     assert cells(accuracy_tables.accuracy("uni100")) == [
         ["gowalla, 50", "SASRec", "1", "10", *["0.9000"] * 3]
     ]
-    assert cells(accuracy_tables.accuracy_in_short()) == [
-        ["ml-1m, 200", "", "", "0.1000", "", ""],
-        ["gowalla, 50", "0.3000", "", "", "", ""],
-    ]
 
 
 def test_longest_histories_are_columns_and_what_was_not_measured_is_empty(monkeypatch):
@@ -64,4 +60,28 @@ def test_differences_to_dense_attention_are_corrected_over_the_table(monkeypatch
         ["gowalla, 50", "SASRec", "1", "0.3000", "0.2000", "", ""],
         ["gowalla, 50", "BlossomRec", "1", "0.2000", "0.1000", shown, "0.030"],
         ["gowalla, 50", "BlossomRec-8kv", "1", "0.2000", "0.2000", shown, "< 0.001"],
+    ]
+
+
+def test_another_study_of_the_file_has_a_table_of_its_own(monkeypatch):
+    validation = {"validation": {"ndcg@10": 0.3}}
+    lines = [
+        line("BERT4Rec", 0.2) | validation,
+        line("BERT4Rec", 0.1) | validation | {"study": "near bias"},
+    ]
+    monkeypatch.setattr(measured_lines, "read", lambda name: lines)
+    tables = [accuracy_tables.TABLES[name]() for name in ("fusion", "near-bias")]
+    assert [cells(text)[0][4] for text in tables] == ["0.2000", "0.1000"]
+
+
+def test_what_training_changes_stands_below_what_is_as_it_is(monkeypatch):
+    lines = [
+        line("SASRec", value)
+        | {"validation": {"ndcg@10": 0.5}, "changed": changed, "best_epoch": 7}
+        for value, changed in ((0.1, "no average"), (0.2, ""))
+    ]
+    monkeypatch.setattr(accuracy_tables, "read", lambda name: lines)
+    assert cells(accuracy_tables.training_options()) == [
+        ["gowalla, 50: SASRec", "as it is", "0.5000", "0.2000", "7"],
+        ["gowalla, 50: SASRec", "no average", "0.5000", "0.1000", "7"],
     ]

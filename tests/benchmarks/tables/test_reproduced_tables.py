@@ -127,3 +127,39 @@ def test_efficiency_is_that_of_one_machine(given):
         ["128", "8, 8, 16", "linear, LinRec", "2.0", "3", "1.0", "4"],
         ["512", "8, 8, 16", "state space, Mamba", "2.0", "3", "1.0", "4"],
     ]
+
+
+def test_models_of_long_histories_are_tested_beside_each_other(given):
+    key = {"dataset": "completejourney", "max_len": 1_024}
+    given(
+        of_test("BlossomRec", 0.1, 0.01, **key) | {"against": "Mamba4Rec"},
+        of_test("BlossomRec", 0.2, 0.03, **key) | {"against": "SASRec (linrec)"},
+        of_test("BlossomRec", 0.9, 0.001, **key),
+        of_test("SASRec", 0.9, 0.001, **key) | {"against": "Mamba4Rec"},
+    )
+    data, interval = "completejourney, 1,024: BlossomRec", "(+0.0010 to +0.0030)"
+    assert cells(reproduced_tables.duels()) == [
+        [data, "Mamba4Rec", "2", f"+0.1000 {interval}", "0.020"],
+        [data, "SASRec (linrec)", "2", f"+0.2000 {interval}", "0.030"],
+    ]
+
+
+def test_the_short_table_has_a_column_for_each_model(given):
+    given(line("SASRec", 0.2), line("SASRec", 0.4, 1), line("Mamba4Rec", 0.1))
+    assert cells(reproduced_tables.in_short()) == [
+        ["ml-1m, 200", "0.3000", "", "", "", "0.1000", "", ""]
+    ]
+
+
+def test_one_more_event_stands_by_what_came_before(given):
+    given(
+        *(
+            {"measure": "one more event", "model": model, "length": length, "ms": 0.5, "ratio": 1}
+            for length in (4_096, 1_024)
+            for model in ("SASRec", "BlossomRec")
+        )
+    )
+    assert cells(reproduced_tables.events()) == [
+        ["1,024", "0.50 (1.00)", "0.50 (1.00)"],
+        ["4,096", "0.50 (1.00)", "0.50 (1.00)"],
+    ]

@@ -1,0 +1,89 @@
+"""One more event of one user on a processor, over the history that came before.
+
+Two layers of the published size and the next item's scores' vector, by model: dense and Blossom
+attention over kept keys and values, LinRec and Mamba4Rec over the sums that they keep. All are
+timed in turn, several times, so that what else the machine does meets them alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import Several
+from benchmarks.results import append_result, provenance
+from blossomrec.config import ModelConfig
+from blossomrec.data.batch import pack
+from blossomrec.models.sequence import SequenceModel, build_model
+
+ITEMS = 3_416
+MODELS: dict[str, dict[str, Any]] = {
+    "SASRec": {"attention": "full"},
+    "BlossomRec": {},
+    "SASRec (linrec)": {"attention": "linrec"},
+    "Mamba4Rec": {"backbone": "mamba4rec"},
+}
+LENGTHS, ROUNDS, STEPS = (1_024, 4_096, 16_384), 15, 40
+
+
+def measure_events(
+    *, lengths: Several[int] | None = None, rounds: int = ROUNDS, out: Path | None = None
+) -> None:
+    """Time one more event of one user, on one thread of a processor.
+
+    Args:
+        lengths: events before it
+        rounds: how often each model is timed in turn
+        out: JSONL file that gets a line for each length and model
+    """
+    torch.set_num_threads(1)
+    for length in lengths or LENGTHS:
+        timers = {name: timer(options, length) for name, options in MODELS.items()}
+        times = [{name: one() for name, one in timers.items()} for _ in range(rounds)]
+        for name in MODELS:
+            ratios = [found[name] / found["BlossomRec"] for found in times]
+            line = {
+                "measure": "one more event",
+                "model": name,
+                "length": length,
+                "ms": round(statistics.median(found[name] for found in times), 4),
+                "ratio": round(statistics.median(ratios), 3),
+            }
+            print(line, flush=True)
+            if out is not None:
+                append_result(out, line | provenance())
+
+
+def timer(options: dict[str, Any], length: int) -> Callable[[], float]:
+    """What gives the milliseconds of one more event of a model after so many."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(max_len=2 * length, **options), ITEMS).eval()
+    with torch.inference_mode():
+        _, state = model.extend(_drawn(length), model.start())
+    return _taken_on(model, state)
+
+
+def _taken_on(model: SequenceModel, state: Any) -> Callable[[], float]:
+    def timed() -> float:
+        nonlocal state
+        seconds = []
+        with torch.inference_mode():
+            for _ in range(STEPS):
+                one = _drawn(1)
+                begun = time.thread_time()
+                _, state = model.extend(one, state)
+                model.ask(state.query, None)
+                seconds.append(time.thread_time() - begun)
+        return statistics.median(seconds) * 1e3
+
+    return timed
+
+
+def _drawn(events: int) -> Any:
+    """One history of random items."""
+    return pack([torch.randint(0, ITEMS, (events,)).tolist()])
