@@ -47,7 +47,7 @@ def _studied(study: str = "") -> dict[tuple[str, str], list[Line]]:
 
 
 def fusion(*, long: bool) -> str:
-    """NDCG@10 of both fusions, or of histories with own items, and tests against dense attention."""
+    """NDCG@10 of both fusions, or with own items, and tests against dense attention."""
     found = {key: lines for key, lines in _studied().items() if (lines[0]["max_len"] > 200) == long}
     return beside_dense(found)
 
