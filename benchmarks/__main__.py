@@ -73,7 +73,8 @@ def build_app() -> App:
         name="python -m benchmarks",
         help="What is measured of blossomrec, and the tables of the docs.",
         suppress_keyboard_interrupt=False,
-        default_parameter=Parameter(negative_iterable=()),
+        # One flag, several values behind it.
+        default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
     )
     for verb, (function, help) in VERBS.items():
         app.command(f"benchmarks.{function}", name=verb, help=help)

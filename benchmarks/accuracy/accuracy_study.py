@@ -10,14 +10,12 @@ The same attentions stand in BERT4Rec, too.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import Several
+from benchmarks.job_queue import FOREVER, run_jobs
 from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig, check
 from blossomrec.errors import BlossomRecError, ConfigError
 
@@ -155,12 +153,13 @@ def measure_all(
     *,
     out: Path = Path("results/accuracy.jsonl"),
     runs: Path = Path("runs/accuracy"),
-    datasets: Several[str] | None = None,
-    models: Several[str] | None = None,
-    max_lens: Several[int] | None = None,
-    seeds: Several[int] | None = None,
+    datasets: list[str] | None = None,
+    models: list[str] | None = None,
+    max_lens: list[int] | None = None,
+    seeds: list[int] | None = None,
     epochs: int | None = None,
     jobs: int = 1,
+    seconds: float = FOREVER,
 ) -> None:
     """Measure the models side by side on prepared logs, into a results file.
 
@@ -177,7 +176,8 @@ def measure_all(
         max_lens: longest histories to compare, in events; a data set's own without it
         seeds: of the training, each a training of its own; 0 without it
         epochs: most epochs, if other than a data set's own
-        jobs: how many train at the same time on the device
+        jobs: how many train at the same time, on the GPUs in turn
+        seconds: until all has to end; what is not done goes on in the next call
 
     Raises:
         ConfigError: a data set, a model or a number is wrong; nothing is begun.
@@ -191,30 +191,52 @@ def measure_all(
     cases = [Case(data, model, length, seed, epochs) for data, length, model, seed in choices]
     for case in cases:
         case.configure()
-    in_processes(measure, cases, logs, runs, out, jobs=jobs)
+    in_processes(measure, cases, logs, runs, out=out, jobs=jobs, seconds=seconds)
+
+
+@dataclass(frozen=True)
+class CaseJob:
+    """One training of several that share a machine; see ``run_jobs``.
+
+    Attributes:
+        case: what is trained; it has a name.
+        measure: gives, of the case and the arguments, lines of results and a headline.
+    """
+
+    case: Any
+    measure: Callable[..., tuple[list[dict[str, Any]], str]]
+    arguments: tuple[Any, ...]
+    needs: float = 0.0
+
+    def __str__(self) -> str:
+        return self.case.name
+
+    def run(self, device: torch.device, seconds: float) -> list[dict[str, Any]]:
+        """The lines; the headline is printed."""
+        lines, headline = self.measure(self.case, *self.arguments)
+        print(f"{self.case.name}: {headline}", flush=True)
+        return lines
 
 
 def in_processes(
-    work: Callable[..., str], cases: Sequence[Any], *arguments: Any, jobs: int
+    measure: Callable[..., tuple[list[dict[str, Any]], str]],
+    cases: Sequence[Any],
+    *arguments: Any,
+    out: Path,
+    jobs: int,
+    seconds: float = FOREVER,
 ) -> None:
-    """Call ``work(case, *arguments, jobs)`` for each case in processes, and print what it says.
+    """Call ``measure(case, *arguments, jobs)`` for each case in processes, and append the lines.
 
     Raises:
         BlossomRecError: some did not finish, after all others have; the message names them.
     """
-    failed = []
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(work, case, *arguments, jobs): case for case in cases}
-        for done in as_completed(waiting):
-            name = waiting[done].name
-            try:
-                print(f"{name}: {done.result()}", flush=True)
-            except Exception as error:
-                failed.append(f"{name}: {error}")
-                print(failed[-1], flush=True)
-    if failed:
-        raise BlossomRecError(f"{len(failed)} of {len(cases)} failed: {'; '.join(failed)}")
+    queue = [CaseJob(case, measure, (*arguments, jobs)) for case in cases]
+    missing = run_jobs(queue, out, together=jobs, seconds=seconds)
+    if missing:
+        raise BlossomRecError(
+            f"{len(missing)} of {len(cases)} did not finish: {'; '.join(missing)}"
+        )
 
 
 def check_jobs(jobs: int) -> None:
@@ -223,9 +245,9 @@ def check_jobs(jobs: int) -> None:
         raise ConfigError(f"jobs is {jobs}: it must be at least 1")
 
 
-def measure(case: Case, logs: Path, runs: Path, out: Path, jobs: int = 1) -> str:
-    """Train and evaluate one model on one data set, append its lines, say its headline."""
-    from benchmarks.results import append_result, result_line
+def measure(case: Case, logs: Path, runs: Path, jobs: int = 1) -> tuple[list[dict[str, Any]], str]:
+    """Train and evaluate one model on one data set: its lines, and its headline."""
+    from benchmarks.results import result_line
     from blossomrec.data.log import EventLog
     from blossomrec.measure import evaluate_run
 
@@ -233,7 +255,7 @@ def measure(case: Case, logs: Path, runs: Path, out: Path, jobs: int = 1) -> str
     log = EventLog.open(logs / case.dataset)
     run = runs / f"{case.dataset}-{case.model}-{config.model.max_len}-{case.seed}"
     result, device = trained(config, log, run, jobs)
-    headline = [said(result)]
+    headline, lines = [said(result)], []
     for ranking in ("full", "uni100"):
         evaluation = evaluate_run(run, log, ranking=ranking)
         line = result_line(
@@ -246,9 +268,9 @@ def measure(case: Case, logs: Path, runs: Path, out: Path, jobs: int = 1) -> str
             device=device,
             **costs(result),
         )
-        append_result(out, line)
+        lines.append(line)
         headline += shown(evaluation.metrics)
-    return ", ".join(headline)
+    return lines, ", ".join(headline)
 
 
 def trained(

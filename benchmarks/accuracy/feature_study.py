@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import Several
 from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig, check
 from blossomrec.data.features import Categories
 from blossomrec.data.split import Cases, Split
@@ -80,12 +79,12 @@ AGAINST = "ids"
 def measure_features(
     logs: Path,
     *,
-    datasets: Several[str],
+    datasets: list[str],
     out: Path = Path("results/features.jsonl"),
     runs: Path = Path("runs/features"),
-    forms: Several[str] | None = None,
-    attentions: Several[str] | None = None,
-    seeds: Several[int] | None = None,
+    forms: list[str] | None = None,
+    attentions: list[str] | None = None,
+    seeds: list[int] | None = None,
     max_len: int = 200,
     hidden_size: int = 128,
     id_dropout: float = 0.1,

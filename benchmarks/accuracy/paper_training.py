@@ -103,9 +103,9 @@ def measured(lines: Iterable[Line], training: Training) -> bool:
     return {ranking[:3] for ranking in RANKINGS} <= found
 
 
-def measure(training: Training, logs: Path, runs: Path, out: Path, jobs: int = 1) -> str:
-    """Train or fit, evaluate, keep the evaluations, append the lines, say the headline."""
-    from benchmarks.results import append_result, result_line
+def measure(training: Training, logs: Path, runs: Path, jobs: int = 1) -> tuple[list[Line], str]:
+    """Train or fit, evaluate, keep the evaluations: the lines, and the headline."""
+    from benchmarks.results import result_line
     from blossomrec.data.log import EventLog
     from blossomrec.evaluation.evaluation import evaluation_path, save_evaluation
     from blossomrec.measure import evaluate_baseline, evaluate_run
@@ -142,6 +142,4 @@ def measure(training: Training, logs: Path, runs: Path, out: Path, jobs: int = 1
         )
         lines.append(line | training.fields | took)
         headline += study.shown(evaluation.metrics)
-    for line in lines:
-        append_result(out, line)
-    return ", ".join(headline)
+    return lines, ", ".join(headline)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from benchmarks import Several
 from benchmarks.accuracy import accuracy_study as study
 from benchmarks.accuracy.paper_tables import EFFICIENCY, PaperTable, chosen
 from benchmarks.accuracy.paper_training import Line, Training, measure, measured
+from benchmarks.job_queue import FOREVER
 from blossomrec.errors import BlossomRecError, ConfigError
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -119,10 +119,11 @@ def reproduce(
     logs: Path | None = None,
     out: Path = Path("results/reproduce.jsonl"),
     runs: Path = Path("runs/reproduce"),
-    seeds: Several[int] | None = None,
-    datasets: Several[str] | None = None,
+    seeds: list[int] | None = None,
+    datasets: list[str] | None = None,
     epochs: int | None = None,
     jobs: int = 1,
+    seconds: float = FOREVER,
     dry_run: bool = False,
 ) -> bool:
     """Measure what a table of the paper needs, after saying what that costs.
@@ -136,7 +137,8 @@ def reproduce(
         seeds: of the training, each a training of its own; 0, 1 and 2 without it
         datasets: some of the table's; all without it
         epochs: most epochs, if other than a data set's own
-        jobs: how many train at the same time on the device
+        jobs: how many train at the same time, on the GPUs in turn
+        seconds: until all has to end; what is not done goes on in the next call
         dry_run: only say what would be done
 
     Returns:
@@ -167,7 +169,7 @@ def reproduce(
     try:
         # Long ones first, so that none is left alone at the end.
         to_do = sorted(plan.to_do, key=lambda one: -one.max_len)
-        study.in_processes(measure, to_do, logs, runs, out, jobs=jobs)
+        study.in_processes(measure, to_do, logs, runs, out=out, jobs=jobs, seconds=seconds)
     except BlossomRecError as error:
         failure = error
     append_tests(plan, of, runs, out, wanted.duels)

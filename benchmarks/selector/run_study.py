@@ -29,11 +29,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from benchmarks import Several
+from benchmarks.job_queue import run_jobs
 from benchmarks.results import append_result
 from benchmarks.selector.candidate_cost import cost_lines
 from benchmarks.selector.graph_parity import parity
-from benchmarks.selector.job_queue import run_jobs
 from benchmarks.selector.recall_options import RecallTraining
 from benchmarks.selector.selector_candidates import CANDIDATES
 from benchmarks.selector.selector_jobs import LogJob, RecallJob
@@ -51,11 +50,11 @@ class StudyOptions:
 
     logs: Path | None = option(None, "folder of prepared logs")
     runs: Path = option(Path("runs/selector"), "where the run folders go")
-    candidates: Several[str] = option(("mlp",), f"of {', '.join(CANDIDATES)}")
-    datasets: Several[str] = option(("ml-1m", "assist2017"), "logs: names of the logs")
-    seeds: Several[int] = option((0, 1, 2), "recall and logs: each a training of its own")
+    candidates: list[str] = option(("mlp",), f"of {', '.join(CANDIDATES)}")
+    datasets: list[str] = option(("ml-1m", "assist2017"), "logs: names of the logs")
+    seeds: list[int] = option((0, 1, 2), "recall and logs: each a training of its own")
     training: str = option("{}", "recall and logs: options of the training as JSON")
-    model: Several[str] = option(("{}",), "recall and logs: options as JSON, each a variant")
+    model: list[str] = option(("{}",), "recall and logs: options as JSON, each a variant")
     eager: bool = option(False, "no CUDA graphs")
 
     def __post_init__(self) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from benchmarks import Several
 from benchmarks.results import append_result, provenance
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import pack
@@ -32,7 +31,7 @@ LENGTHS, ROUNDS, STEPS = (1_024, 4_096, 16_384), 15, 40
 
 
 def measure_events(
-    *, lengths: Several[int] | None = None, rounds: int = ROUNDS, out: Path | None = None
+    *, lengths: list[int] | None = None, rounds: int = ROUNDS, out: Path | None = None
 ) -> None:
     """Time one more event of one user, on one thread of a processor.
 

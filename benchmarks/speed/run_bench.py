@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks import Several
 from benchmarks.speed import bench_attention, bench_encoder, bench_incremental, bench_training
 from benchmarks.speed.bench_options import DTYPES, BenchOptions
 from benchmarks.speed.instruments.memory import alone
@@ -42,13 +41,13 @@ def run_bench(
     *,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    lengths: Several[int] | None = None,
+    lengths: list[int] | None = None,
     tokens: int | None = None,
-    impls: Several[str] | None = None,
+    impls: list[str] | None = None,
     lengths_of: Path | None = None,
     log: Path | None = None,
     steps: int | None = None,
-    users: Several[int] | None = None,
+    users: list[int] | None = None,
     out: Path | None = None,
     plot: Path | None = None,
 ) -> bool:

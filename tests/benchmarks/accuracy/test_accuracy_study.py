@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pool_in_this_process import PoolInThisProcess
+from jobs_in_this_process import run_jobs_here
 
 from benchmarks.accuracy import accuracy_study as accuracy
 from benchmarks.accuracy.accuracy_study import Case
@@ -33,7 +33,7 @@ TINY = {
 def tiny(monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setattr(accuracy, "DATASETS", TINY)
-    monkeypatch.setattr(accuracy, "ProcessPoolExecutor", PoolInThisProcess)
+    monkeypatch.setattr(accuracy, "run_jobs", run_jobs_here)
     yield
     torch.set_num_threads(threads)
 
@@ -209,19 +209,17 @@ def test_each_seed_is_a_training_of_its_own(tiny, logs, tmp_path, capsys):
 
 def test_training_that_is_done_is_not_done_again(tiny, logs, tmp_path, monkeypatch):
     case = Case("one", "BlossomRec", epochs=1)
-    arguments = (case, logs, tmp_path / "runs", tmp_path / "out.jsonl")
-    headline = accuracy.measure(*arguments)
+    lines, headline = accuracy.measure(case, logs, tmp_path / "runs")
     assert headline.startswith("1 epochs, ")
     monkeypatch.setattr(trainer, "device_steps", lambda *_: pytest.fail("trained again"))
-    assert accuracy.measure(*arguments) == headline
-    lines = read(tmp_path / "out.jsonl")
-    assert len(lines) == 4
-    assert [line["metrics"] for line in lines[:2]] == [line["metrics"] for line in lines[2:]]
+    again, said = accuracy.measure(case, logs, tmp_path / "runs")
+    assert said == headline and len(lines) == 2
+    assert [line["metrics"] for line in lines] == [line["metrics"] for line in again]
 
 
 def test_jobs_beside_each_other_take_one_thread_each(tiny, logs, tmp_path):
     torch.set_num_threads(2)
-    accuracy.measure(Case("one", "SASRec"), logs, tmp_path / "runs", tmp_path / "out.jsonl", 2)
+    accuracy.measure(Case("one", "SASRec"), logs, tmp_path / "runs", 2)
     assert torch.get_num_threads() == 1
 
 
@@ -237,15 +235,14 @@ def test_one_that_fails_does_not_keep_the_others_from_finishing(tiny, logs, tmp_
             datasets=["two", "one"],
             models=["SASRec"],
         )
-    assert str(error.value).startswith("1 of 2 failed: two SASRec: ")
-    assert str(tmp_path / "logs" / "two") in str(error.value)
+    assert str(error.value) == "1 of 2 did not finish: two SASRec"
     assert [line["dataset"] for line in read(out)] == ["one", "one"]
     shown = sorted(capsys.readouterr().out.splitlines())
     assert shown[0].startswith("one SASRec: 1 epochs")
-    assert shown[1].startswith("two SASRec: ")
+    assert shown[1].startswith("two SASRec: ") and str(tmp_path / "logs" / "two") in shown[1]
 
 
-def test_failures_come_back_from_real_processes(tmp_path):
+def test_failures_come_back_from_real_processes(tmp_path, capfd):
     with pytest.raises(BlossomRecError) as error:
         accuracy.measure_all(
             tmp_path,
@@ -254,8 +251,8 @@ def test_failures_come_back_from_real_processes(tmp_path):
             datasets=["ml-100k"],
             models=["SASRec"],
         )
-    assert str(error.value).startswith("1 of 1 failed: ml-100k SASRec: ")
-    assert f"{tmp_path / 'ml-100k'} is not a prepared log" in str(error.value)
+    assert str(error.value) == "1 of 1 did not finish: ml-100k SASRec"
+    assert f"{tmp_path / 'ml-100k'} is not a prepared log" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from pool_in_this_process import PoolInThisProcess
+from jobs_in_this_process import run_jobs_here
 
 from benchmarks.accuracy import accuracy_study, efficiency, paper_tables, reproduce
 from benchmarks.accuracy.accuracy_study import Preset
@@ -36,7 +36,7 @@ def tiny(monkeypatch):
         "popularity": Form("popularity", baseline="popularity"),
     }
     monkeypatch.setitem(TABLES, "tiny", PaperTable("Tiny", ("one",), rows))
-    monkeypatch.setattr(accuracy_study, "ProcessPoolExecutor", PoolInThisProcess)
+    monkeypatch.setattr(accuracy_study, "run_jobs", run_jobs_here)
     monkeypatch.setattr(ATTENTIONS, "_registered", {})
     yield
     torch.set_num_threads(threads)
@@ -166,7 +166,7 @@ def test_one_that_fails_does_not_keep_the_others_from_their_tests(logs, tmp_path
 
     monkeypatch.setattr(reproduce, "measure", measure)
     out = tmp_path / "out.jsonl"
-    with pytest.raises(BlossomRecError, match="1 of 4 failed: one 12 ease seed 0: too large"):
+    with pytest.raises(BlossomRecError, match="1 of 4 did not finish: one 12 ease seed 0"):
         reproduce.reproduce("tiny", logs=logs, out=out, runs=tmp_path / "runs", seeds=[0])
     assert {line["model"] for line in read(out) if "paired" in line} == {"random", "popularity"}
 

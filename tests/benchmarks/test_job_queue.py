@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.selector.job_queue import run_jobs
+from benchmarks.job_queue import run_jobs
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 import traceback
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 import torch
 
 from benchmarks.results import append_result
+
+FOREVER = 1e9
 
 
 class Job(Protocol):
@@ -29,13 +32,14 @@ class Job(Protocol):
 
 
 def run_jobs(
-    jobs: Sequence[Job], out: Path, *, together: int = 1, seconds: float = 1e9
+    jobs: Sequence[Job], out: Path, *, together: int = 1, seconds: float = FOREVER
 ) -> list[str]:
     """Run jobs in processes of one thread and append the lines of each as soon as it is done.
 
     Processes begin jobs in their order; one that needs more time than is left is passed over. After
-    ``seconds`` what still runs is ended, without a line. Devices are taken in turn. A job that
-    fails prints why and ends its process, in whose place another one begins.
+    ``seconds`` what still runs is ended, without a line. GPUs are taken in turn; a process sees
+    its own alone. A job that fails prints why and ends its process, in whose place another one
+    begins.
 
     Returns:
         The jobs of which no line came, in words.
@@ -43,7 +47,7 @@ def run_jobs(
     spawn = multiprocessing.get_context("spawn")
     ends = time.time() + seconds
     taken, done = spawn.Value("i", 0), spawn.Array("b", len(jobs))
-    given = (jobs, out, ends, taken, done)
+    given = (jobs, out, ends, taken, done, gpus())
     workers = {
         spawn.Process(target=_work, args=(number, *given)): number
         for number in range(min(together, len(jobs)))
@@ -65,8 +69,25 @@ def run_jobs(
     return [str(job) for job, finished in zip(jobs, done[:], strict=True) if not finished]
 
 
-def _work(number: int, jobs: Sequence[Job], out: Path, ends: float, taken: Any, done: Any) -> None:
-    device = _device(number)
+def gpus() -> list[str]:
+    """The GPUs there are, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(n) for n in range(torch.cuda.device_count())] if given is None else given.split(",")
+
+
+def _work(
+    number: int,
+    jobs: Sequence[Job],
+    out: Path,
+    ends: float,
+    taken: Any,
+    done: Any,
+    gpus: Sequence[str],
+) -> None:
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     while True:
         with taken.get_lock():
             mine = taken.value
@@ -90,11 +111,3 @@ def _work(number: int, jobs: Sequence[Job], out: Path, ends: float, taken: Any, 
         if device.type == "cuda":
             torch.cuda.empty_cache()
         print(f"{job}: {time.time() - began:.0f} s, {ends - time.time():.0f} s left", flush=True)
-
-
-def _device(number: int) -> torch.device:
-    torch.set_num_threads(1)
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.cuda.set_device(number % torch.cuda.device_count())
-    return torch.device("cuda")
