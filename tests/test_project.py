@@ -83,7 +83,7 @@ def test_names_in_the_guide_are_those_of_the_code():
         ("losses/__init__.py", "TrainingLoss"),
         ("losses/sampled.py", "SampledLoss"),
         ("registry.py", "LOSSES"),
-        ("config.py", "TrainingConfig"),
+        ("config/training.py", "TrainingConfig"),
         ("models/scorer.py", "Scorer"),
         ("models/sequence.py", "SequenceModel"),
         ("models/sequence.py", "build_model"),

@@ -18,12 +18,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from blossomrec import __version__
-from blossomrec.config import RunConfig, from_dict, shortened, to_dict
+from blossomrec.config import RunConfig, from_dict, to_dict
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.fields import EventFields, Tables
 from blossomrec.data.log import FEATURES, USERS, EventLog
 from blossomrec.data.vocabulary import Vocabulary
-from blossomrec.errors import ConfigError, DataError, RunError, UnknownNameError, true_or_false
+from blossomrec.errors import (
+    ConfigError,
+    DataError,
+    RunError,
+    UnknownNameError,
+    shortened,
+    true_or_false,
+)
 from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.files import flush, read_json, remove, replacing, write_json
 from blossomrec.models.inputs import seen_fields

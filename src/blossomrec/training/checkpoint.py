@@ -16,8 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from blossomrec.config import shortened
-from blossomrec.errors import RunError
+from blossomrec.errors import RunError, shortened
 from blossomrec.files import digest, new_folder, read_json, remove, replacing
 from blossomrec.run import write_weights
 

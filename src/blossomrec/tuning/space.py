@@ -20,10 +20,9 @@ from blossomrec.config import (
     from_dict,
     instead,
     read_file,
-    shortened,
     to_dict,
 )
-from blossomrec.errors import ConfigError
+from blossomrec.errors import ConfigError, shortened
 
 SPACES = Path(__file__).parent / "spaces"
 SECTIONS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from blossomrec.config import RunConfig, from_dict, shortened, to_dict
-from blossomrec.errors import ConfigError, MissingExtraError, RunError
+from blossomrec.config import RunConfig, from_dict, to_dict
+from blossomrec.errors import ConfigError, MissingExtraError, RunError, shortened
 from blossomrec.files import read_json
 from blossomrec.training.resume import CHANGEABLE
 from blossomrec.tuning.options import TuneOptions

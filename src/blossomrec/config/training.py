@@ -1,0 +1,67 @@
+"""Options of optimisation, validation and stopping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from blossomrec.config.options import LARGEST_SEED, Switch, named, option
+from blossomrec.registry import LOSSES
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation, validation and stopping."""
+
+    loss: str = named(LOSSES, "cross_entropy", "training loss, the first over the whole catalogue")
+    negatives: int = option(256, "sampled items per batch for the sampled losses", low=1)
+    gbce_t: float = option(
+        0.75, "gBCE calibration, 0 is plain BCE, 1 removes overconfidence", low=0, high=1
+    )
+    mask_probability: float = option(
+        0.2, "BERT4Rec: share of events that are masked", low=0.01, high=0.99
+    )
+    targets: str = option(
+        "",
+        "kinds of events that are predicted and how much they count, such as buy=1,click=0.2; a "
+        "kind that is not named counts 0, one with a comma is in double quotes; without, all count "
+        "the same",
+    )
+    weights: Switch = option(
+        "auto", "how much an event counts as a target: its weight; auto: where the log has weights"
+    )
+    epochs: int = option(100, "most epochs to train", low=1)
+    tokens_per_batch: int = option(4_096, "events in a batch, all users together", low=1)
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW", low=0)
+    weight_decay: float = option(0.01, "decoupled weight decay on matrices", low=0)
+    warmup_steps: int = option(
+        100, "steps over which the learning rate rises, at most a tenth of all", low=0
+    )
+    schedule: Literal["constant", "cosine"] = option("constant", "learning rate after the warm-up")
+    clip_norm: float = option(1.0, "largest gradient norm, 0 for no clipping", low=0)
+    ema_decay: float = option(
+        0.998,
+        "decay a step of the moving average of the weights that is validated and kept; 0 keeps the "
+        "weights themselves",
+        low=0,
+        high=0.99999,
+    )
+    validate_every: int = option(1, "epochs between validations", low=1)
+    validation_users: int = option(10_000, "most cases in a validation, a fixed sample", low=1)
+    patience: int = option(10, "validations without a better NDCG@10 before training stops", low=1)
+    seed: int = option(0, "seed of everything random", low=0, high=LARGEST_SEED)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")
+    precision: Literal["auto", "32-true", "bf16-mixed"] = option(
+        "auto", "auto is bf16-mixed on a GPU and 32-true elsewhere"
+    )
+    graph: Literal["auto", "on", "off"] = option(
+        "auto",
+        "replay steps as a CUDA graph, batches padded to one shape; auto: on a GPU where it can be",
+    )
+    checkpoint_overhead: float = option(
+        0.05,
+        "share of time spent on checkpoints; they are as frequent as it allows",
+        low=0.001,
+        high=1,
+    )
+    tensorboard: bool = option(False, "also write TensorBoard logs (extra: track)")
