@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class WeightAverage:
@@ -43,7 +44,7 @@ class WeightAverage:
         """Take in the weights as they are after ``step``, counted from 1."""
         if self.means:
             decay = min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(self.means, self.weights, 1 - decay)
+            get_ema_multi_avg_fn(decay)(self.means, self.weights, step)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
