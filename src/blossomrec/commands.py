@@ -100,7 +100,7 @@ def prepare(
     """Read a table of events, check it, write the memory-mapped log.
 
     Args:
-        source: .parquet, .csv, .tsv or RecBole's .inter file
+        source: .parquet, .csv, .tsv or RecBole's .inter file, or a folder or pattern of such files
         folder: where the prepared log goes; a prepared log that is there is replaced
     """
     from blossomrec.data.log import EventLog

@@ -149,7 +149,7 @@ def _warn_of_strays(column: Column) -> None:
     if 0.5 < share < 1 and not column.name.lower().endswith("_id"):
         row = strays.arg_true()[0]
         warnings.warn(
-            f"{column.source}, column {column.name!r}, row {row + 1}: {column.values[row]!r} is no "
+            f"{column.place(row)}: {column.values[row]!r} is no "
             f"number, as {share:.1%} of the values are, so that all are taken as categories (the "
             "option context_kinds decides)",
             stacklevel=2,
