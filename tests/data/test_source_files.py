@@ -47,7 +47,7 @@ def test_a_folder_and_a_pattern_are_read_in_order_of_names(tmp_path, kind):
     (folder / "notes.txt").write_text("neither")
     assert read_events(folder).equals(EVENTS)
     assert read_events(f"{folder}/**/*.{kind}").equals(EVENTS)
-    assert read_events(folder / "2024" / f"[bc].{kind}").equals(expected[:4])
+    assert read_events(folder / "2024" / f"[bc].{kind}").equals(EVENTS[:4])
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):

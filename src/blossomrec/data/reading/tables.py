@@ -26,7 +26,8 @@ from blossomrec.errors import DataError, MissingExtraError
 class EventTable:
     """Checked events, as :func:`read_table` describes them, and the lines of the text file.
 
-    lines: the header and blank lines counted too; None where the source is no text file.
+    lines: the header and blank lines counted too; None where the source is no text file. files:
+    paths of the files it is from, in order, with the rows of each; none of a frame.
     context: the columns of the context by their own names, String for categories and Float32 for
     numbers, null where a value is missing.
     """
@@ -34,6 +35,7 @@ class EventTable:
     events: pl.DataFrame
     lines: int | None = None
     context: dict[str, pl.Series] = field(default_factory=dict)
+    files: tuple[tuple[str, int], ...] = ()
 
 
 def read_table(
@@ -42,6 +44,8 @@ def read_table(
     weight: str | None = None,
     kind: str | None = None,
     context: Mapping[str, str | None] | None = None,
+    *,
+    sparse: bool = False,
 ) -> EventTable:
     """Events with columns user_id, item_id, timestamp and, if asked for, weight and kind.
 
@@ -55,6 +59,7 @@ def read_table(
             ``separator``, ``quote`` and ``multiline``; ``normalize_ids``.
         weight, kind: names of the columns of weights and of the kinds of events, None for none.
         context: columns of the context, each a "category" or "number", or None to have it guessed.
+        sparse: a column of kinds or of the context may lack all of its values.
 
     Ids are strings or integers (Int64, or UInt64 where some need it). In text files they are
     integers if all of them are written so, without leading zeros; whole floats become integers
@@ -83,12 +88,12 @@ def read_table(
         column = Column(describe(source), name, values, lines is not None, files)
         kind_of_context = context.get(name) if context and role in around else None
         read[role] = (
-            read_context(column, kind_of_context)
+            read_context(column, kind_of_context, sparse=sparse)
             if role in around
-            else _read(role, column, options)
+            else _read(role, column, options, sparse=sparse)
         )
     columns = {str(name): read.pop(role) for role, name in around.items()}
-    return EventTable(pl.DataFrame(read), lines, columns)
+    return EventTable(pl.DataFrame(read), lines, columns, files)
 
 
 def _refuse_shared(names: Mapping[str, Any]) -> None:
@@ -109,13 +114,13 @@ def describe(source: Any) -> str:
     return f"the {type(source).__module__.split('.')[0]} frame"
 
 
-def _read(role: str, column: Column, options: ReadOptions) -> pl.Series:
+def _read(role: str, column: Column, options: ReadOptions, *, sparse: bool) -> pl.Series:
     if role == "timestamp":
         return read_times(column)
     if role == "weight":
         return read_weights(column)
     if role == "kind":
-        return read_event_kinds(column)
+        return read_event_kinds(column, sparse=sparse)
     return read_ids(column, normalize=options.normalize_ids)
 
 
