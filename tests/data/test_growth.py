@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data.growth import merge
+from blossomrec.data.growth import append, merge
 from blossomrec.data.growth.compact import compact_folder
 from blossomrec.data.log import EventLog
-from blossomrec.data.log_folder import changing
+from blossomrec.data.log_folder import LogChange, changing
 from blossomrec.errors import ConfigError, DataError
 
 FIRST = pl.DataFrame(
@@ -153,6 +153,17 @@ class TestAppend:
         log.append(second)
         items = EventLog.open(log.folder).history(0).items[100:]
         assert sorted(items) == sorted(set(items)) and (np.diff(items) < 0).mean() > 0.2
+
+    def test_many_segments_are_merged_by_an_append(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(append, "MAX_SEGMENTS", 2)
+        log = EventLog.prepare(FIRST, tmp_path / "log", **FIELDS)
+        counts = []
+        for row in range(len(SECOND)):
+            log.append(SECOND[row : row + 1])
+            counts.append(len(os.listdir(log.folder / "segments")))
+        assert counts == [1, 2, 1, 2, 1]
+        whole = EventLog.prepare(pl.concat([FIRST, SECOND]), **FIELDS)
+        assert told(EventLog.open(log.folder)) == told(whole)
 
 
 class TestOnce:
@@ -332,7 +343,9 @@ class TestReaders:
         assert again.identity == EventLog.open(log.folder).identity
         assert compact_folder(log.folder) == 0
 
-    @pytest.mark.parametrize("why", ["another process writes it", "it cannot be written"])
+    @pytest.mark.parametrize(
+        "why", ["another process writes it", "it cannot be written", "folders in it are others'"]
+    )
     def test_opening_merges_elsewhere(self, tmp_path, monkeypatch, why):
         log = EventLog.prepare(FIRST, tmp_path / "log")
         log.append(SECOND)
@@ -340,6 +353,14 @@ class TestReaders:
         if why == "it cannot be written":
             monkeypatch.setattr(os, "access", lambda path, mode: False)
             again = EventLog.open(log.folder)
+        elif why == "folders in it are others'":
+
+            def refused(*_):
+                raise PermissionError("events")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(LogChange, "new_generation", refused)
+                again = EventLog.open(log.folder)
         else:
             with changing(log.folder):
                 again = EventLog.open(log.folder)

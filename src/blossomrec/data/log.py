@@ -455,7 +455,7 @@ def _open_same(folder: str, digest: str) -> EventLog:
     """The log that was pickled; DataError where another one has taken its place."""
     log = EventLog(folder)
     if log.digest != digest:
-        raise DataError(f"{folder} was prepared again since this log was pickled: it holds others")
+        raise DataError(f"{folder} has changed since this log was pickled: it holds other data")
     return log
 
 

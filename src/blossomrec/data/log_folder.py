@@ -70,6 +70,9 @@ def _belongs(path: Path) -> bool:
 def new_generation(folder: Path, description: dict[str, Any]) -> Iterator[dict[str, Path]]:
     """Give the folders, by table, to write a new generation in; at the end it is the log.
 
+    Args:
+        description: what ``log.json`` is to say by then; the name of the generation is added.
+
     Raises:
         DataError: the folder cannot be written, or another process is writing it; what it holds
             is what it held before.
@@ -164,7 +167,8 @@ def _generation(folder: Path, description: dict[str, Any]) -> Iterator[dict[str,
         yield places
         for table in TABLES:
             flush_folder(folder / table)
-        write_json(folder / LOG_FILE, {**description, "generation": generation})
+        description["generation"] = generation
+        write_json(folder / LOG_FILE, description)
     finally:
         _sweep(folder)
 

@@ -11,6 +11,7 @@ import polars as pl
 
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.growth.appended import Appended
+from blossomrec.data.growth.compact import merge_segments
 from blossomrec.data.growth.grown_log import GrownLog
 from blossomrec.data.growth.new_events import NewEvents, as_ids_of
 from blossomrec.data.growth.options import AppendOptions
@@ -22,6 +23,8 @@ from blossomrec.data.reading.features import FeatureColumns, read_features
 from blossomrec.data.source_keys import file_key
 from blossomrec.errors import ConfigError, DataError
 
+# An append opens them all: with so many, one of them merges the log first.
+MAX_SEGMENTS = 256
 LARGEST_ROW = np.iinfo(np.int32).max
 
 
@@ -31,6 +34,8 @@ def append_events(source: Any, folder: Path, options: AppendOptions) -> Appended
     See :meth:`blossomrec.EventLog.append`.
     """
     with changing(folder) as change:
+        if len(change.description.get("segments", ())) >= MAX_SEGMENTS:
+            merge_segments(change)
         log = GrownLog(folder, change.description)
         sources = change.description.setdefault("sources", {})
         key = options.key or file_key(source, options.reading(log.base))

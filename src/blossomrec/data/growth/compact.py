@@ -8,8 +8,9 @@ from pathlib import Path
 from blossomrec.data.growth.grown_log import GrownLog
 from blossomrec.data.growth.merge import merge
 from blossomrec.data.log import LOG_FILE, LOG_FORMAT
-from blossomrec.data.log_folder import LogInUseError, changing, new_generation
+from blossomrec.data.log_folder import LogChange, LogInUseError, changing, new_generation
 from blossomrec.data.vocabulary import read_description
+from blossomrec.errors import DataError
 from blossomrec.files import TemporaryFolder
 
 
@@ -23,11 +24,16 @@ def compact_folder(folder: Path) -> int:
         DataError: something is missing or damaged, or the folder cannot be written.
     """
     with changing(folder) as change:
-        log = GrownLog(folder, change.description)
-        if log.segments:
-            with change.new_generation() as places:
-                merge(log, change.description, places)
-        return len(log.segments)
+        return merge_segments(change)
+
+
+def merge_segments(change: LogChange) -> int:
+    """The same of a log whose lock is held."""
+    log = GrownLog(change.folder, change.description)
+    if log.segments:
+        with change.new_generation() as places:
+            merge(log, change.description, places)
+    return len(log.segments)
 
 
 def merge_to_read(folder: Path) -> TemporaryFolder | None:
@@ -39,8 +45,11 @@ def merge_to_read(folder: Path) -> TemporaryFolder | None:
     if os.access(folder, os.W_OK):
         try:
             compact_folder(folder)
-        except LogInUseError:
-            pass
+        except DataError as error:
+            # Folders inside one that may be written can belong to others.
+            others = isinstance(error.__cause__, PermissionError)
+            if not (others or isinstance(error, LogInUseError)):
+                raise
         else:
             return None
     temporary = TemporaryFolder()

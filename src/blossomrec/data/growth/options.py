@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blossomrec.config import check, option
-from blossomrec.data.log import EventLog
 from blossomrec.data.reading.options import ReadOptions
 from blossomrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from blossomrec.data.log import EventLog
 
 _AS_PREPARED = "as the log was prepared without it"
 
