@@ -343,9 +343,7 @@ class TestReaders:
         assert again.identity == EventLog.open(log.folder).identity
         assert compact_folder(log.folder) == 0
 
-    @pytest.mark.parametrize(
-        "why", ["another process writes it", "it cannot be written", "folders in it are others'"]
-    )
+    @pytest.mark.parametrize("why", ["another writes it", "it cannot be written", "another's"])
     def test_opening_merges_elsewhere(self, tmp_path, monkeypatch, why):
         log = EventLog.prepare(FIRST, tmp_path / "log")
         log.append(SECOND)
@@ -353,7 +351,7 @@ class TestReaders:
         if why == "it cannot be written":
             monkeypatch.setattr(os, "access", lambda path, mode: False)
             again = EventLog.open(log.folder)
-        elif why == "folders in it are others'":
+        elif why == "another's":
 
             def refused(*_):
                 raise PermissionError("events")
