@@ -408,7 +408,7 @@ def tables(draw) -> tuple[list[pl.DataFrame], int]:
     return pieces, draw(st.integers(1, 12))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(given=tables(), opened=st.integers(0, 3))
 def test_pieces_give_what_the_whole_gives(tmp_path_factory, given, opened):
     pieces, at_once = given

@@ -18,7 +18,7 @@ from blossomrec.data.reading.kinds import MAX_KINDS, MAX_NAMES
 from blossomrec.data.reading.options import ReadOptions
 from blossomrec.data.reading.tables import EventTable, describe, read_table
 from blossomrec.data.source_keys import content_key
-from blossomrec.data.units import ORDER, UNITS
+from blossomrec.data.units import EPOCH_SECONDS, ORDER, UNITS
 from blossomrec.errors import DataError
 
 _LARGEST_EXACT = 2**53
@@ -104,9 +104,9 @@ def _as_times_of(column: Column, log: EventLog) -> pl.Series:
             )
         values = values.to_physical()
     elif unit != ORDER and given == "auto":
-        size, low, high = UNITS[unit], 10**8, 10**10
+        low, high = (limit * UNITS[unit] for limit in EPOCH_SECONDS)
         column.refuse(
-            (values < low * size) | (values >= high * size),
+            (values < low) | (values >= high),
             f"is not a time in {unit} since 1970, as those of the log are",
         )
     return _as_type_of(column, values, str(log.timestamps.dtype))
