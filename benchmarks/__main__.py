@@ -32,6 +32,10 @@ VERBS = {
         "accuracy.feature_study:measure_features",
         "Times, moments, content and kinds among the inputs, beside ids alone.",
     ),
+    "growth": (
+        "speed.bench_growth:measure_growth",
+        "Time and peak memory of appending to a large log, of merging it and of forgetting a user.",
+    ),
     "inputs": (
         "speed.input_cost:measure_inputs",
         "Time of a training step, or of one more event, with each input besides items.",

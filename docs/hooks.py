@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from blossomrec.cli import build_app
 from blossomrec.config import EvaluationConfig, ModelConfig, ServingConfig, TrainingConfig
+from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.reading.options import PrepareOptions
 
 # Heading, dataclass, what stands before a name in a flag, and what the options are for.
@@ -21,6 +22,7 @@ SECTIONS = [
     ("Training", TrainingConfig, "training.", "Of `train`, and `training` in such a file."),
     ("Evaluation", EvaluationConfig, "evaluation.", "Of `train`, and `evaluation` there."),
     ("Reading a table", PrepareOptions, "", "Of `prepare`; `import-events` takes the first ones."),
+    ("Appending a table", AppendOptions, "", "Of `append`."),
     ("Server", ServingConfig, "", "Of `serve`."),
 ]
 DOCS = Path(__file__).resolve().parent

@@ -18,6 +18,7 @@ import blossomrec
 from blossomrec import commands
 from blossomrec.cli import VERBS, build_app, main
 from blossomrec.config import RunConfig, ServingConfig, from_dict, with_options
+from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.log import EventLog
 from blossomrec.data.reading.options import PrepareOptions, ReadOptions
 from blossomrec.evaluation.evaluation import load_evaluation
@@ -440,6 +441,7 @@ def test_the_table_of_verbs_is_what_the_commands_say():
 UNNAMED_SECTIONS = {
     "serve": ServingConfig,
     "prepare": PrepareOptions,
+    "append": AppendOptions,
     "import-events": ReadOptions,
     "evaluate": commands.EvaluateOptions,
     "recommend": commands.RecommendOptions,
@@ -459,6 +461,25 @@ def test_a_section_without_a_name_leaves_the_flags_plain(verb):
     arguments = build_app()[verb].assemble_argument_collection(parse_docstring=True)
     shown = [one.names[0].lstrip("-") for one in arguments if one.show]
     assert shown == FLAGS[verb].split()
+
+
+def test_a_log_grows_and_forgets(cli, tiny_events, tmp_path):
+    tiny_events[:-9].write_csv(tmp_path / "first.csv")
+    tiny_events[-9:].write_csv(tmp_path / "second.csv")
+    log = tmp_path / "log"
+    cli("prepare", tmp_path / "first.csv", log)
+    shown = " ".join(cli("append", log, tmp_path / "second.csv").replace("│", " ").split())
+    assert " events 9 " in shown and " late events 0 " in shown
+    assert "this table was there already" in cli("append", log, tmp_path / "second.csv")
+    assert "this table was there already" in cli("append", log, tmp_path / "first.csv")
+    assert cli("compact", log).strip() == "merged 1 appended tables"
+    assert cli("compact", log).strip() == "there is nothing to merge"
+    assert EventLog.open(log).num_events == len(tiny_events)
+    user = tiny_events["user_id"][0]
+    shown = " ".join(cli("forget", log, user).split())
+    own = tiny_events.filter(user_id=user).height
+    assert shown == f"removed user {user!r} with {own:,} events from {log}"
+    assert EventLog.open(log).num_events == len(tiny_events) - own
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -200,7 +200,7 @@ def test_a_log_prepared_again_is_refused_by_what_needs_it(refused, cli, tiny_eve
     log, run = tmp_path / "log", tmp_path / "run"
     tiny_events.with_columns(pl.col("timestamp") * 2).write_parquet(tmp_path / "new.parquet")
     cli("prepare", tmp_path / "new.parquet", log)
-    refused("evaluate", run, words=[log, "prepared again since", "(times)", f"--log {log}"])
+    refused("evaluate", run, words=[log, "has changed since", "(times)", f"--log {log}"])
     flags = ["--resume", "auto", "--quiet", *small_flags(epochs=3)]
     refused("train", log, run, *flags, words=["trained on other data (times)"])
     assert "50010" in cli("recommend", run, "--history", "50003", "--k", 80)

@@ -123,10 +123,34 @@ def test_a_recommender_knows_a_log_that_was_prepared_again(tiny_events, tmp_path
     # An open log is what it was.
     assert fitted.evaluate().metrics == metrics
     again = BlossomRec.from_pretrained(tmp_path / "run")
-    with pytest.raises(RunError, match="was prepared again since this model was trained on it"):
+    with pytest.raises(RunError, match="has changed since this model was trained on it"):
         again.evaluate()
     with pytest.warns(UserWarning, match="is not what this model was trained on"):
         assert again.evaluate(log=tmp_path / "log").metrics != metrics
+
+
+def test_a_run_whose_log_has_grown(tiny_events, tmp_path):
+    log = EventLog.prepare(tiny_events, tmp_path / "log")
+    BlossomRec(**SMALL).fit(log, tmp_path / "run", progress=False)
+    user, item = tiny_events["user_id"][0], tiny_events["item_id"].max() + 1
+    late = tiny_events["timestamp"].max() + 1
+    more = tiny_events[:1].with_columns(timestamp=pl.lit(late))
+    log.append(more)
+    # The items are the same: it is told, and measured all the same if the log is named.
+    with pytest.raises(RunError, match=r"has changed since .*run was trained on it \(events"):
+        evaluate_run(tmp_path / "run")
+    with pytest.warns(UserWarning, match="is not what"):
+        assert evaluate_run(tmp_path / "run", tmp_path / "log").metrics
+    log.append(more.with_columns(item_id=item, timestamp=late + 1))
+    for named in (None, tmp_path / "log"):
+        with pytest.raises(
+            RunError, match=r"has grown by 1 items that .*run does not know.*--from"
+        ):
+            evaluate_run(tmp_path / "run", named)
+    # What the model does not know is left out of the history.
+    found = BlossomRec.from_pretrained(tmp_path / "run")
+    assert found.log.num_items == log.num_items + 1
+    assert found.recommend([user], 5)["item_id"].n_unique() == 5
 
 
 def test_own_metrics_are_measured_and_kept(trained, tiny_log, tmp_path, monkeypatch):
@@ -163,9 +187,7 @@ def test_a_log_that_was_prepared_again_is_refused(tiny_events, tmp_path):
     EventLog.prepare(tiny_events, tmp_path / "log")
     assert evaluate_run(run).metrics == metrics
     EventLog.prepare(tiny_events.with_columns(-pl.col("timestamp")), tmp_path / "log")
-    with pytest.raises(
-        RunError, match=r"was prepared again since .* \(items of the events, times\)"
-    ):
+    with pytest.raises(RunError, match=r"has changed since .* \(items of the events, times\)"):
         evaluate_run(run)
     # An open log is what it was.
     assert evaluate_run(run, log).metrics == metrics

@@ -19,6 +19,9 @@ from blossomrec.terminal import show_everything
 
 VERBS = {
     "prepare": "Read a table of events, check it, write the memory-mapped log.",
+    "append": "Append a table of events to a log, at the cost of what is appended.",
+    "compact": "Merge what was appended to a log, as opening it does.",
+    "forget": "Remove a user from a log, so that nothing of that user is left on disk.",
     "train": "Train a model on a prepared log; --resume auto continues after a stop.",
     "tune": "Search for the options that do best on the validation events of a log.",
     "evaluate": "Measure a run, or a simple baseline, on the held-out events of a log.",

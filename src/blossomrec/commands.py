@@ -22,6 +22,7 @@ from blossomrec.config import (
     option,
     to_dict,
 )
+from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.reading.options import EventOptions, PrepareOptions
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.models.baselines import BASELINES
@@ -100,7 +101,7 @@ def prepare(
     """Read a table of events, check it, write the memory-mapped log.
 
     Args:
-        source: .parquet, .csv, .tsv or RecBole's .inter file
+        source: .parquet, .csv, .tsv or RecBole's .inter file, or a folder or pattern of such files
         folder: where the prepared log goes; a prepared log that is there is replaced
     """
     from blossomrec.data.log import EventLog
@@ -110,6 +111,49 @@ def prepare(
     _show(summary_table(log.summary))
     run = f"runs/{folder.resolve().name}"
     print("next:", shlex.join(["blossomrec", "train", str(folder), run]))
+
+
+def append(
+    log: Path,
+    source: Path,
+    *,
+    options: Annotated[AppendOptions, Parameter(name="*")] = AppendOptions(),  # noqa: B008
+) -> None:
+    """Append a table of events to a log, at the cost of what is appended.
+
+    Args:
+        log: folder that ``prepare`` wrote
+        source: file, folder or pattern, as of ``prepare``; what was appended before changes nothing
+    """
+    from blossomrec.data.growth.append import append_events
+    from blossomrec.data.growth.appended import appended_table
+
+    _show(appended_table(append_events(source, log, options)))
+
+
+def compact(log: Path) -> None:
+    """Merge what was appended to a log, as opening it does.
+
+    Args:
+        log: folder that ``prepare`` wrote
+    """
+    from blossomrec.data.growth.compact import compact_folder
+
+    segments = compact_folder(log)
+    print(f"merged {segments:,} appended tables" if segments else "there is nothing to merge")
+
+
+def forget(log: Path, user: str) -> None:
+    """Remove a user from a log, so that nothing of that user is left on disk.
+
+    Args:
+        log: folder that ``prepare`` wrote
+        user: id
+    """
+    from blossomrec.data.growth.forget import forget_user
+
+    forgotten = forget_user(log, user)
+    print(f"removed user {forgotten.user!r} with {forgotten.events:,} events from {log}")
 
 
 def train(

@@ -43,8 +43,8 @@ def evaluate_run(
         options: fields of :class:`EvaluationConfig` that override the run's own; None is no change.
 
     Raises:
-        RunError: the run is incomplete, its log is gone or was prepared again, or the log has
-            another vocabulary.
+        RunError: the run is incomplete, its log is gone or has changed, or the log has another
+            vocabulary.
         ConfigError: an option is unknown, out of bounds or one of the split, whose other form would
             test on what the run was trained on, or the device is not there.
     """
@@ -131,10 +131,16 @@ def check_log(run: str | Path, info: RunInfo, events: EventLog, *, named: bool) 
         named: the log was named by whoever asks, and may differ from the one trained on.
     """
     differing = differences(info.log or {}, events.identity)
+    if events.item_vocabulary.begins_with(info.num_items, info.fingerprint):
+        more = events.num_items - info.num_items
+        raise RunError(
+            f"{events.folder} has grown by {more:,} items that {run} does not know: train a new "
+            f"run from it, blossomrec train {events.folder} NEW --from RUN"
+        )
     if differing and not named:
         raise RunError(
-            f"{events.folder} was prepared again since {run} was trained on it ({differing}): what "
-            "is held out now may have been trained on; train again, or name the log, --log "
+            f"{events.folder} has changed since {run} was trained on it ({differing}): what is "
+            "held out now may have been trained on; train again, or name the log, --log "
             f"{events.folder}, to measure all the same"
         )
     if events.item_vocabulary.fingerprint != info.fingerprint:

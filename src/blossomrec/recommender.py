@@ -205,7 +205,7 @@ class BlossomRec:
             Ranks of every held-out event, and ``metrics``, ``intervals`` and ``slices`` from them.
 
         Raises:
-            RunError: there is no model or no log, the log was prepared again since, or it has
+            RunError: there is no model or no log, the log has changed since, or it has
                 other items.
             ConfigError: an option is out of bounds.
 

@@ -181,7 +181,7 @@ class TestIdentity:
         np.testing.assert_array_equal(again.context, log.context)
         assert again.user_features.digest == log.user_features.digest
         prepared(folder=tmp_path / "log")
-        with pytest.raises(DataError, match="prepared again since"):
+        with pytest.raises(DataError, match="has changed since"):
             pickle.loads(pickle.dumps(log))
         # What is open stays as it was.
         assert log.kinds.tolist() == [2, 1, 1, 0, 1, 2]

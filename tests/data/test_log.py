@@ -240,8 +240,8 @@ class TestDamage:
         )
 
     def test_newer_format(self, folder):
-        self.describe(folder, format=3)
-        assert "log.json has format 3, written by a newer blossomrec" in self.refusal(folder)
+        self.describe(folder, format=4)
+        assert "log.json has format 4, written by a newer blossomrec" in self.refusal(folder)
 
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": "1"}'])
     def test_damaged_description(self, folder, text):

@@ -299,7 +299,7 @@ class TestPickle:
         monkeypatch.chdir("/")
         assert users(pickle.loads(content)) == [1, 2]
         EventLog.prepare(NEW, tmp_path / "log")
-        with pytest.raises(DataError, match="log was prepared again since this log was pickled"):
+        with pytest.raises(DataError, match="log has changed since this log was pickled"):
             pickle.loads(content)
 
     def test_a_temporary_log_is_refused_with_advice(self):

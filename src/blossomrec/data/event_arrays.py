@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -40,6 +40,13 @@ class EventArrays:
         later = (users[1:] > users[:-1]) | ((users[1:] == users[:-1]) & (times[1:] >= times[:-1]))
         return self if later.all() else self.take(np.lexsort((times, users)))
 
+    def insert(self, places: np.ndarray, others: EventArrays) -> EventArrays:
+        """With other events, each before the event at its place; places: int64, never falling."""
+        arrays = {name: each for name, each in vars(self).items() if each is not None}
+        return EventArrays(
+            **{n: np.insert(each, places, getattr(others, n), axis=0) for n, each in arrays.items()}
+        )
+
     def renumbered(self, user_rows: np.ndarray, item_rows: np.ndarray) -> EventArrays:
         """With ``user_rows[user]`` for each user and ``item_rows[item]`` for each item."""
         return replace(self, users=user_rows[self.users], items=item_rows[self.items])
@@ -49,6 +56,12 @@ class EventArrays:
         pairs = self.users.astype(np.int64) * (int(self.items.max()) + 1) + self.items
         pairs.sort()
         return bool((pairs[1:] == pairs[:-1]).any())
+
+
+def joined(parts: Sequence[EventArrays]) -> EventArrays:
+    """Events one after another; all parts know the same of them."""
+    names = [name for name, each in vars(parts[0]).items() if each is not None]
+    return EventArrays(**{name: np.concatenate([vars(p)[name] for p in parts]) for name in names})
 
 
 def encode_fields(

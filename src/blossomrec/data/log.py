@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,13 @@ from blossomrec.data.vocabulary import Vocabulary, natural, read_description, te
 from blossomrec.errors import DataError
 from blossomrec.files import TemporaryFolder
 
-LOG_FORMAT = 2
+if TYPE_CHECKING:
+    from blossomrec.data.growth.appended import Appended
+    from blossomrec.data.growth.forget import Forgotten
+
+# Written by prepare; a log with segments has the other, which earlier versions do not read.
+GENERATION_FORMAT, SEGMENTS_FORMAT = 2, 3
+LOG_FORMAT = SEGMENTS_FORMAT
 LOG_FILE = "log.json"
 # Folders of a log; each holds one folder for every generation, which is what one preparing wrote.
 EVENTS, USERS, ITEMS = TABLES = ("events", "users", "items")
@@ -38,6 +44,9 @@ FEATURES = "features"
 # By what log.json says whether they are there.
 FEATURE_TABLES = {USERS: "user_table", ITEMS: "item_table"}
 GENERATION = re.compile(r"generation-[0-9a-f]{16}")
+# Where appended events lie, a folder for every append, until they are merged.
+SEGMENTS = "segments"
+SEGMENT = re.compile(r"segment-[0-9a-f]{16}")
 
 
 class EventLog:
@@ -59,33 +68,57 @@ class EventLog:
     ``items/`` and ``users/`` also hold what a table says of them, ``item_features`` and
     ``user_features``, if one was given.
 
-    Users are in order of id; item rows in falling order of events, then of id, so that row 0 is
-    the most popular item.
+    As prepared, users are in order of id, and item rows in falling order of events, then of id.
+    What is appended since keeps these rows and takes the next ones, in order of id.
 
-    An open log never changes, also where its folder is prepared again or removed: a deep copy is
-    the same object. Pickled, it is opened again by its path; one in a temporary folder is refused.
+    An open log never changes, also where its folder is prepared again, appended to or removed: a
+    deep copy is the same object. Pickled, it is opened again by its path; one in a temporary folder
+    is refused.
     """
 
     def __init__(self, folder: str | Path):
         """Open a prepared folder, as ``EventLog.open``."""
-        self.folder = Path(folder)
+        self.folder = self._lies_in = Path(folder)
         self._temporary: TemporaryFolder | None = None
+        # Where the folder cannot be written, what was appended is merged in another one.
+        self._merged: TemporaryFolder | None = None
         self._description = self._describe()
         while True:
             try:
+                while self._description.get("segments"):
+                    self._merge()
                 self._open_generation()
                 break
             except DataError:
-                # Prepared again just now, the folder no longer holds what was going to be read.
+                # Changed just now, the folder no longer holds what was going to be read.
+                self._lies_in = self.folder
                 before, self._description = self._description, self._describe()
                 if self._description == before:
                     raise
 
+    @classmethod
+    def of_generation(cls, folder: Path, description: dict[str, Any]) -> EventLog:
+        """What ``description`` names, without what was appended since."""
+        self = cls.__new__(cls)
+        self.folder = self._lies_in = folder
+        self._temporary = self._merged = None
+        self._description = description
+        self._open_generation()
+        return self
+
     def _describe(self) -> dict[str, Any]:
-        return read_description(self.folder / LOG_FILE, LOG_FORMAT, "a prepared log of events")
+        return read_description(self._lies_in / LOG_FILE, LOG_FORMAT, "a prepared log of events")
+
+    def _merge(self) -> None:
+        from blossomrec.data.growth.compact import merge_to_read
+
+        self._merged = merge_to_read(self.folder)
+        if self._merged is not None:
+            self._lies_in = self._merged.path / "log"
+        self._description = self._describe()
 
     def _open_generation(self) -> None:
-        description, path = self._description, self.folder / LOG_FILE
+        description, path = self._description, self._lies_in / LOG_FILE
         events, users, items = (natural(description, name, path) for name in TABLES)
         summary, identity = description.get("summary"), description.get("identity", {})
         if not isinstance(summary, dict) or not isinstance(identity, dict):
@@ -113,15 +146,23 @@ class EventLog:
     def _of_generation(self, path: Path) -> dict[str, Path]:
         """Where the tables lie. In format 1 all arrays lay beside ``log.json``."""
         if self._description["format"] == 1:
-            return {EVENTS: self.folder, USERS: self.folder / USERS, ITEMS: self.folder / ITEMS}
+            lies_in = self._lies_in
+            return {EVENTS: lies_in, USERS: lies_in / USERS, ITEMS: lies_in / ITEMS}
         generation = text(self._description, "generation", path)
         if not GENERATION.fullmatch(generation):
             raise DataError(f"{path} is damaged: generation is {generation[:60]!r}")
-        return {table: self.folder / table / generation for table in TABLES}
+        return {table: self._lies_in / table / generation for table in TABLES}
 
     @classmethod
     def open(cls, folder: str | Path) -> EventLog:
-        """The log prepared in ``folder``. Raises DataError where it is missing or damaged."""
+        """The log prepared in ``folder``, with what was appended to it.
+
+        Appended events are merged first: in the folder or, where that cannot be written or another
+        process writes it, in a temporary one that lives as long as the log.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
         return cls(folder)
 
     @classmethod
@@ -179,6 +220,62 @@ class EventLog:
         log = cls(folder)
         log._temporary = temporary
         return log
+
+    def append(self, source: Any, **options: Any) -> Appended:
+        """Append a table of events to the log's folder; this object stays as it is.
+
+        Users and items that are known keep their rows, new ones take the next. Events go to their
+        place in time, after those of the same user and time that are there. Columns, kinds, context
+        and weights are as the log was prepared; its filters are not applied. Each table is appended
+        once: one that was before changes nothing, and neither does an error.
+
+        It costs as much as what is appended, whatever is there; whoever opens the log next merges
+        it. ``blossomrec append`` does not open the log.
+
+        options, all of them by name:
+
+        - ``user``, ``item``, ``timestamp``, ``kind``, ``weight``: columns; ``separator``,
+          ``quote``, ``multiline``, ``normalize_ids``: as of :meth:`prepare`; all as they were there
+          if they are not given.
+        - ``items``, ``users``: tables with the columns of the log's own. What they say of an item
+          or user, known or new, replaces what was known of that; new items need no event.
+        - ``key``: a name for the table, by which it is known to be there; a digest of its content
+          without it.
+
+        Returns:
+            Counts of what is new; see :class:`blossomrec.data.growth.appended.Appended`.
+
+        Raises:
+            DataError: a column is missing or a value does not fit the log; the message names table,
+                column, row and value. Or another process writes the log.
+            ConfigError: an option is unknown or wrong.
+
+        >>> EventLog.open("log").append("plays-of-today.csv").events
+        """
+        from blossomrec.data.growth.append import append_events
+        from blossomrec.data.growth.options import AppendOptions
+        from blossomrec.data.reading.options import with_given
+
+        return append_events(source, self.folder, with_given(AppendOptions, options))
+
+    def forget(self, user: int | str) -> Forgotten:
+        """Write the log's folder anew without a user; this object stays as it is until closed.
+
+        Events, id and what a table says of the user are gone from the disk, and names of kinds and
+        categories that nobody else has. Users after that one move up by a row. Items stay. It costs
+        as much as reading the log and writing it.
+
+        Returns:
+            The id, and how many events there were.
+
+        Raises:
+            DataError: the log has no such user, or nobody else; or another process writes it.
+
+        >>> EventLog.open("log").forget("ann")
+        """
+        from blossomrec.data.growth.forget import forget_user
+
+        return forget_user(self.folder, user)
 
     @property
     def num_users(self) -> int:
@@ -358,7 +455,7 @@ def _open_same(folder: str, digest: str) -> EventLog:
     """The log that was pickled; DataError where another one has taken its place."""
     log = EventLog(folder)
     if log.digest != digest:
-        raise DataError(f"{folder} was prepared again since this log was pickled: it holds others")
+        raise DataError(f"{folder} has changed since this log was pickled: it holds other data")
     return log
 
 

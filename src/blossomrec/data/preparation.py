@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,8 +23,8 @@ from blossomrec.data.log import (
     EVENTS,
     FEATURE_TABLES,
     FEATURES,
+    GENERATION_FORMAT,
     ITEMS,
-    LOG_FORMAT,
     USERS,
     fields_identity,
     log_identity,
@@ -35,6 +35,7 @@ from blossomrec.data.reading.features import FeatureColumns, read_features
 from blossomrec.data.reading.kinds import CONTEXT_KINDS, parse_kinds
 from blossomrec.data.reading.options import EventOptions, PrepareOptions
 from blossomrec.data.reading.tables import EventTable, describe, read_table
+from blossomrec.data.source_keys import content_key, file_key
 from blossomrec.data.units import ORDER, UNITS, unit_of_times
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.data.windows import boundaries
@@ -57,7 +58,9 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
     arrays = replace(arrays, kinds=kinds, context=context)
     del events, table, kinds, context
     _check_enough(describe(source), users, items)
-    arrays, ties = order_ties(arrays.sorted(), options.ties, describe(source))
+    arrays = arrays.sorted()
+    key = file_key(source, options) or content_key((users, items), arrays, fields)
+    arrays, ties = order_ties(arrays, options.ties, describe(source))
     arrays, dropped = drop_events(arrays, options)
     kept_users, kept_items, arrays = _renumber(users, items, arrays)
     if any(entry["events"] for entry in dropped):
@@ -89,7 +92,7 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         "dropped_items": len(items) - len(kept_items),
     }
     description = {
-        "format": LOG_FORMAT,
+        "format": GENERATION_FORMAT,
         **{name: summary[name] for name in ("users", "items", "events", "has_repeats")},
         "weights": arrays.weights is not None,
         "time_unit": unit,
@@ -97,6 +100,8 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         **{FEATURE_TABLES[name]: name in tables for name in FEATURE_TABLES},
         "fields": fields.to_dict(),
         "options": options.recorded(),
+        # What is taken in already, so that no append takes it in again.
+        "sources": {key: read},
         "summary": summary,
     }
     user_vocabulary, item_vocabulary = Vocabulary(kept_users), Vocabulary(kept_items)
@@ -295,19 +300,32 @@ def summarize(offsets: np.ndarray, timestamps: np.ndarray, unit: str) -> dict[st
 def summarize_fields(fields: EventFields, events: EventArrays) -> dict[str, Any]:
     """Of the kinds their events, of each column of the context its kind, size and share known."""
     counts = np.bincount(events.kinds, minlength=1) if events.kinds is not None else np.zeros(1)
-    names = dict(zip(("", *fields.kinds), counts.tolist(), strict=True))
+    context = np.empty((0, 0)) if events.context is None else events.context
+    known = [int(np.count_nonzero(~np.isnan(column))) for column in context.T]
+    return told_fields(fields, counts, known, len(events.users))
+
+
+def told_fields(
+    fields: EventFields, kinds: np.ndarray, known: Sequence[int], events: int
+) -> dict[str, Any]:
+    """The same, of counts.
+
+    Args:
+        kinds: events of each kind, the unknown one first.
+        known: of each column of the context, in how many events it is known.
+        events: all of them.
+    """
+    names = dict(zip(("", *fields.kinds), map(int, kinds), strict=True))
     unknown = names.pop("")
     columns = list[dict[str, Any]]()
-    for number, column in enumerate(fields.context):
-        assert events.context is not None
-        known = float(1 - np.isnan(events.context[:, number]).mean())
-        told: dict[str, Any] = {"name": column.name, "kind": column.kind, "known": known}
+    for column, count in zip(fields.context, known, strict=True):
+        told: dict[str, Any] = {"name": column.name, "kind": column.kind, "known": count / events}
         if column.kind == "category":
             told["size"] = len(column.names)
         else:
             told |= {"mean": column.mean, "deviation": column.deviation}
         columns.append(told)
-    return {"kinds": names, "events_of_unknown_kind": int(unknown), "context": columns}
+    return {"kinds": names, "events_of_unknown_kind": unknown, "context": columns}
 
 
 def _time_span(timestamps: np.ndarray, unit: str) -> dict[str, Any]:
@@ -318,6 +336,11 @@ def _time_span(timestamps: np.ndarray, unit: str) -> dict[str, Any]:
         ends = (first / UNITS[unit], last / UNITS[unit])
         span["first_iso"], span["last_iso"] = map(_iso, ends)
     return span
+
+
+def told_moment(time: float | None, unit: str) -> str:
+    """A time of a log in ISO 8601, or as the number it is where times are an order."""
+    return str(time) if time is None or unit == ORDER else _iso(time / UNITS[unit])
 
 
 def _iso(seconds: float) -> str:
@@ -335,6 +358,8 @@ def summary_table(summary: dict[str, Any], title: str = "Events") -> Table:
         table.add_row("lines in the file", f"{summary['lines']:,}")
     if "events_read" in summary:
         table.add_row("events read", f"{summary['events_read']:,}")
+    if summary.get("appended_events"):
+        table.add_row("events appended since", f"{summary['appended_events']:,}")
     for name in ("users", "items", "events"):
         table.add_row(name, f"{summary[name]:,}")
     table.add_row("events per user, mean", f"{summary['mean_length']:,.1f}")

@@ -65,6 +65,11 @@ class Vocabulary:
             raise IndexError(f"rows must be from 0 to {self.size - 1}")
         return self.read().gather(rows)
 
+    def begins_with(self, size: int, fingerprint: str) -> bool:
+        """Whether there are more than ``size`` ids, and the first ones are those of another
+        vocabulary, by its fingerprint."""
+        return self.size > size and _fingerprint(self.read()[:size]) == fingerprint
+
     def save(self, folder: str | Path) -> None:
         """Write ``ids.parquet`` and ``vocabulary.json``; the latter last, once all is there."""
         folder = Path(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import polars as pl
@@ -31,16 +31,27 @@ class Column:
     """The values of one column and where they come from.
 
     source, name: what errors call the table and the column; textual: the source knows only text,
-    so that the type is to be found out.
+    so that the type is to be found out; files: the files of a source of several, with their rows.
     """
 
     source: str
     name: str
     values: pl.Series
     textual: bool = False
+    files: tuple[tuple[str, int], ...] = ()
 
     def with_values(self, values: pl.Series) -> Column:
-        return Column(self.source, self.name, values, self.textual)
+        return replace(self, values=values)
+
+    def place(self, row: int) -> str:
+        """Source, column and row, from 1, of a row from 0: of several files the one it is in."""
+        source = self.source
+        for path, rows in self.files:
+            if row < rows:
+                source = path
+                break
+            row -= rows
+        return f"{source}, column {self.name!r}, row {row + 1}"
 
     def refuse(self, wrong: pl.Series, why: str, hint: str = "") -> None:
         """Raise DataError for the first row at which ``wrong`` is true, if there is one."""
@@ -48,10 +59,7 @@ class Column:
         if len(rows) == 0:
             return
         others = f" (and {len(rows) - 1:,} more rows)" if len(rows) > 1 else ""
-        raise DataError(
-            f"{self.source}, column {self.name!r}, row {rows[0] + 1}: "
-            f"{self._shown(rows[0])} {why}{others}{hint}"
-        )
+        raise DataError(f"{self.place(rows[0])}: {self._shown(rows[0])} {why}{others}{hint}")
 
     def _shown(self, row: int) -> str:
         value = self.values.slice(row, 1)
@@ -64,8 +72,7 @@ class Column:
     def refuse_type(self, needed: str) -> NoReturn:
         """Raise DataError because of the type of the column."""
         raise DataError(
-            f"{self.source}, column {self.name!r}, row 1: {self._shown(0)} is of type "
-            f"{self.values.dtype}: {needed} are needed"
+            f"{self.place(0)}: {self._shown(0)} is of type {self.values.dtype}: {needed} are needed"
         )
 
 

@@ -49,7 +49,12 @@ class FeatureColumns:
 
 
 def read_features(
-    source: Any, id_column: str, kinds: Mapping[str, str], options: ReadOptions
+    source: Any,
+    id_column: str,
+    kinds: Mapping[str, str],
+    options: ReadOptions,
+    *,
+    only: bool = False,
 ) -> FeatureColumns:
     """Read a table of items or users, all of its columns.
 
@@ -59,6 +64,7 @@ def read_features(
         kinds: of columns that are not to be guessed: "title", "category", "number", "vector", or
             "none" for one that is left out.
         options: how text files and ids are read.
+        only: the columns in ``kinds`` are those that are read, in their order.
 
     Raises:
         DataError: naming table, column, row (from 1) and value.
@@ -68,6 +74,14 @@ def read_features(
     table, textual = read_all(source, options)
     if id_column not in table.columns:
         raise DataError(f"{name} has no column {id_column!r}: it has {', '.join(table.columns)}")
+    if only:
+        for column in kinds:
+            if column not in table.columns:
+                raise DataError(
+                    f"{name} has no column {column!r}, which the log's table has: it has "
+                    f"{', '.join(table.columns)}"
+                )
+        table = table.select(id_column, *kinds)
     for column, kind in kinds.items():
         if column not in table.columns or column == id_column:
             raise ConfigError(f"{name} has no column {column!r}: its kind was given as {kind!r}")

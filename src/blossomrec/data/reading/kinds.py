@@ -74,7 +74,7 @@ def _read_numbers(column: Column) -> pl.Series:
         numbers = _as_numbers(values)
         column.refuse(numbers.is_null() & values.is_not_null() & (values != ""), "is not a number")
         values = numbers
-    elif not values.dtype.is_numeric() and values.dtype != pl.Boolean:
+    elif not values.dtype.is_numeric() and values.dtype not in (pl.Boolean, pl.Null):
         column.refuse_type("numbers")
     numbers = values.cast(pl.Float32).fill_nan(None)
     column.refuse(numbers.is_not_null() & ~numbers.is_finite(), "is not finite in 32 bits")
@@ -111,21 +111,25 @@ READERS = {
 }
 
 
-def read_event_kinds(column: Column) -> pl.Series:
+def read_event_kinds(column: Column, *, sparse: bool = False) -> pl.Series:
     """Names of the kinds of events: String, null where none is given.
+
+    Args:
+        sparse: there may be none at all.
 
     Raises:
         DataError: they are no text, whole numbers or booleans, or over ``MAX_KINDS``.
     """
-    return _names(column, "kind", MAX_KINDS)
+    return _names(column, "kind", MAX_KINDS, sparse)
 
 
-def read_context(column: Column, kind: str | None = None) -> pl.Series:
+def read_context(column: Column, kind: str | None = None, *, sparse: bool = False) -> pl.Series:
     """A column of the context of events: String for a category, Float32 for a number.
 
     Args:
         kind: one of ``CONTEXT_KINDS``; told from name and type as :func:`guess_kind` does without
             it, but text is never left out.
+        sparse: there may be no value at all.
 
     Raises:
         DataError: values are of another kind, there is none, or there are over ``MAX_NAMES``.
@@ -134,9 +138,9 @@ def read_context(column: Column, kind: str | None = None) -> pl.Series:
     if kind is None and column.textual:
         _warn_of_strays(column)
     if (kind or guess_kind(column)) != "number":
-        return _names(column, "category", MAX_NAMES)
+        return _names(column, "category", MAX_NAMES, sparse)
     numbers = _read_numbers(column)
-    if numbers.null_count() == len(numbers):
+    if numbers.null_count() == len(numbers) and not sparse:
         raise DataError(f"{column.source}, column {column.name!r}: there is no number in it")
     return numbers
 
@@ -149,14 +153,14 @@ def _warn_of_strays(column: Column) -> None:
     if 0.5 < share < 1 and not column.name.lower().endswith("_id"):
         row = strays.arg_true()[0]
         warnings.warn(
-            f"{column.source}, column {column.name!r}, row {row + 1}: {column.values[row]!r} is no "
+            f"{column.place(row)}: {column.values[row]!r} is no "
             f"number, as {share:.1%} of the values are, so that all are taken as categories (the "
             "option context_kinds decides)",
             stacklevel=2,
         )
 
 
-def _names(column: Column, what: str, limit: int) -> pl.Series:
+def _names(column: Column, what: str, limit: int, sparse: bool) -> pl.Series:
     """One name in each row, String, without white space around it; null where it is missing."""
     column = plain_text(column)
     values = column.values
@@ -172,7 +176,7 @@ def _names(column: Column, what: str, limit: int) -> pl.Series:
     if column.textual and names.str.contains(_WHOLE).all():
         # Files written by pandas have decimals where integers have gaps.
         names = names.str.replace(r"\.0+$", "")
-    if names.null_count() == len(names):
+    if names.null_count() == len(names) and not sparse:
         raise DataError(f"{column.source}, column {column.name!r}: there is no {what} in it")
     new = names.is_first_distinct() & names.is_not_null()
     column.refuse(

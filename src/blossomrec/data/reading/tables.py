@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from blossomrec.data.reading.columns import Column, read_times, read_weights
+from blossomrec.data.reading.files import (
+    SourceFiles,
+    any_time_zone,
+    first_line,
+    read_polars,
+)
 from blossomrec.data.reading.ids import read_ids
 from blossomrec.data.reading.kinds import read_context, read_event_kinds
 from blossomrec.data.reading.options import ReadOptions, find_columns
-from blossomrec.data.reading.text import TEXT_FILES, TextFile
 from blossomrec.errors import DataError, MissingExtraError
-
-_CHECK_OF_ZONES = "POLARS_IGNORE_TIMEZONE_PARSE_ERROR"
-_ZONES = threading.Lock()
 
 
 @dataclass(frozen=True)
 class EventTable:
     """Checked events, as :func:`read_table` describes them, and the lines of the text file.
 
-    lines: the header and blank lines counted too; None where the source is no text file.
+    lines: the header and blank lines counted too; None where the source is no text file. files:
+    paths of the files it is from, in order, with the rows of each; none of a frame.
     context: the columns of the context by their own names, String for categories and Float32 for
     numbers, null where a value is missing.
     """
@@ -35,6 +35,7 @@ class EventTable:
     events: pl.DataFrame
     lines: int | None = None
     context: dict[str, pl.Series] = field(default_factory=dict)
+    files: tuple[tuple[str, int], ...] = ()
 
 
 def read_table(
@@ -43,6 +44,8 @@ def read_table(
     weight: str | None = None,
     kind: str | None = None,
     context: Mapping[str, str | None] | None = None,
+    *,
+    sparse: bool = False,
 ) -> EventTable:
     """Events with columns user_id, item_id, timestamp and, if asked for, weight and kind.
 
@@ -50,11 +53,13 @@ def read_table(
 
     Args:
         source: path of a Parquet file (.parquet), a text file with a header (.csv, .tsv, or
-            RecBole's .inter, whose header is ``name:type``; .gz too), or a polars or pandas frame.
+            RecBole's .inter, whose header is ``name:type``; .gz too), a folder or a pattern of such
+            files, whose folders may be called ``NAME=VALUE``, or a polars or pandas frame.
         options: the names of the columns ``user``, ``item``, ``timestamp``; of text files
             ``separator``, ``quote`` and ``multiline``; ``normalize_ids``.
         weight, kind: names of the columns of weights and of the kinds of events, None for none.
         context: columns of the context, each a "category" or "number", or None to have it guessed.
+        sparse: a column of kinds or of the context may lack all of its values.
 
     Ids are strings or integers (Int64, or UInt64 where some need it). In text files they are
     integers if all of them are written so, without leading zeros; whole floats become integers
@@ -74,21 +79,21 @@ def read_table(
     around = {f"context {name}": name for name in context or ()}
     names |= around
     _refuse_shared(names)
-    table, lines = _load(source, names, options)
+    table, files, lines = _load(source, names, options)
     if table.height == 0:
         raise DataError(f"{describe(source)} has no events: it has columns, but no rows")
     read = {}
     for role, name in names.items():
         values = table.drop_in_place(role)
-        column = Column(describe(source), name, values, lines is not None)
+        column = Column(describe(source), name, values, lines is not None, files)
         kind_of_context = context.get(name) if context and role in around else None
         read[role] = (
-            read_context(column, kind_of_context)
+            read_context(column, kind_of_context, sparse=sparse)
             if role in around
-            else _read(role, column, options)
+            else _read(role, column, options, sparse=sparse)
         )
     columns = {str(name): read.pop(role) for role, name in around.items()}
-    return EventTable(pl.DataFrame(read), lines, columns)
+    return EventTable(pl.DataFrame(read), lines, columns, files)
 
 
 def _refuse_shared(names: Mapping[str, Any]) -> None:
@@ -109,13 +114,13 @@ def describe(source: Any) -> str:
     return f"the {type(source).__module__.split('.')[0]} frame"
 
 
-def _read(role: str, column: Column, options: ReadOptions) -> pl.Series:
+def _read(role: str, column: Column, options: ReadOptions, *, sparse: bool) -> pl.Series:
     if role == "timestamp":
         return read_times(column)
     if role == "weight":
         return read_weights(column)
     if role == "kind":
-        return read_event_kinds(column)
+        return read_event_kinds(column, sparse=sparse)
     return read_ids(column, normalize=options.normalize_ids)
 
 
@@ -126,99 +131,45 @@ def read_all(source: Any, options: ReadOptions) -> tuple[pl.DataFrame, bool]:
         DataError: as of ``read_events``.
     """
     names = {name: name for name in _column_names(source, options)}
-    table, lines = _load(source, names, options)
-    return table, lines is not None
+    loaded = _load(source, names, options)
+    return loaded.table, loaded.lines is not None
 
 
 def _column_names(source: Any, options: ReadOptions) -> list[str]:
     if isinstance(source, (str, Path)):
-        path, kind = Path(source), _kind(Path(source))
-        if kind == ".parquet":
-            return parquet_columns(path)
-        return TextFile.of(path, kind, options).columns()
+        return SourceFiles(Path(source), options).columns()
     if isinstance(source, (pl.DataFrame, pl.LazyFrame)):
         return source.lazy().collect_schema().names()
     return list(getattr(source, "columns", ()))
 
 
-def _load(
-    source: Any, names: Mapping[str, str], options: ReadOptions
-) -> tuple[pl.DataFrame, int | None]:
-    """The named columns as they are, and the lines of a source that knows only text."""
+class _Loaded(NamedTuple):
+    """Columns as they are, the rows of each file they are from, and the lines of text files."""
+
+    table: pl.DataFrame
+    files: tuple[tuple[str, int], ...] = ()
+    lines: int | None = None
+
+
+def _load(source: Any, names: Mapping[str, str], options: ReadOptions) -> _Loaded:
     if isinstance(source, (str, Path)):
-        return _load_file(Path(source), names, options)
+        files = SourceFiles(Path(source), options)
+        table, rows, lines = files.read(names)
+        paths = (str(one.path) for one in files.files)
+        return _Loaded(table, tuple(zip(paths, rows, strict=True)), lines)
     if isinstance(source, (pl.DataFrame, pl.LazyFrame)):
-        return read_polars(describe(source), source, names), None
+        return _Loaded(read_polars(describe(source), source, names))
     if is_pandas(source):
-        return read_pandas(describe(source), source, names), None
+        return _Loaded(read_pandas(describe(source), source, names))
     raise DataError(
         f"a {type(source).__name__} is not a table of events: give a path, a polars or a pandas "
         "frame"
     )
 
 
-def _load_file(
-    path: Path, names: Mapping[str, str], options: ReadOptions
-) -> tuple[pl.DataFrame, int | None]:
-    kind = _kind(path)
-    if kind == ".parquet":
-        return read_parquet(path, names), None
-    return TextFile.of(path, kind, options).read_columns(names)
-
-
-def _kind(path: Path) -> str:
-    """The suffix that says how a file is read; DataError where it is none to read."""
-    suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
-    kind = suffix.lower()
-    if not path.exists():
-        raise DataError(f"{path} does not exist")
-    if path.is_dir():
-        raise DataError(f"{path} is a folder: give a file of events")
-    if kind != ".parquet" and kind not in TEXT_FILES:
-        known = ", ".join([".parquet", *TEXT_FILES])
-        raise DataError(f"{path} ends in {suffix or 'no suffix'!r}: known are {known}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty")
-    return kind
-
-
 def is_pandas(source: Any) -> bool:
     """Whether ``source`` is a pandas frame; pandas is not imported for that."""
     return type(source).__module__.split(".")[0] == "pandas" and hasattr(source, "columns")
-
-
-def read_parquet(path: Path, names: Mapping[str, str]) -> pl.DataFrame:
-    """Columns named by the keys of ``names``."""
-    try:
-        with any_time_zone():
-            return read_polars(str(path), pl.scan_parquet(path, glob=False), names)
-    except pl.exceptions.DuplicateError as error:
-        raise DataError(f"{path} has several columns of one name: {_first_line(error)}") from error
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as Parquet (is it truncated?): {_first_line(error)}"
-        ) from error
-
-
-def parquet_columns(path: Path) -> list[str]:
-    """Names of the columns of a Parquet file."""
-    try:
-        with any_time_zone():
-            return pl.scan_parquet(path, glob=False).collect_schema().names()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as Parquet (is it truncated?): {_first_line(error)}"
-        ) from error
-
-
-def read_polars(
-    source: str, frame: pl.DataFrame | pl.LazyFrame, names: Mapping[str, str]
-) -> pl.DataFrame:
-    """Columns named by the keys of ``names``; ``source`` is what errors call the frame."""
-    there = frame.lazy().collect_schema().names()
-    places = find_columns(source, there, list(names.values()))
-    columns = [pl.col(there[p]).alias(name) for name, p in zip(names, places, strict=True)]
-    return frame.lazy().select(columns).collect()
 
 
 def read_pandas(source: str, frame: Any, names: Mapping[str, Any]) -> pl.DataFrame:
@@ -236,27 +187,8 @@ def read_pandas(source: str, frame: Any, names: Mapping[str, Any]) -> pl.DataFra
         except ModuleNotFoundError as error:
             raise MissingExtraError(error.name or "pyarrow", "pandas") from error
         except (Exception, pl.exceptions.PanicException) as error:
-            raise DataError(f"{where} cannot be read: {_first_line(error)}") from error
+            raise DataError(f"{where} cannot be read: {first_line(error)}") from error
     return pl.DataFrame(columns)
-
-
-@contextmanager
-def any_time_zone() -> Iterator[None]:
-    """Within it polars takes every name of a time zone, such as +05:30, instead of panicking.
-
-    Instants are kept in UTC whatever the zone is; such a column is only fit for ``to_physical``.
-    """
-    # The variable is of the whole process: one thread at a time.
-    with _ZONES:
-        before = os.environ.get(_CHECK_OF_ZONES)
-        os.environ[_CHECK_OF_ZONES] = "1"
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[_CHECK_OF_ZONES]
-            else:
-                os.environ[_CHECK_OF_ZONES] = before
 
 
 def _check_objects(where: str, series: Any) -> None:
@@ -273,7 +205,3 @@ def _check_objects(where: str, series: Any) -> None:
             )
         if isinstance(value, int) and not -(2**63) <= value < 2**64:
             raise DataError(f"{place} has over 64 bits; give ids as strings")
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

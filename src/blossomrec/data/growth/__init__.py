@@ -1,0 +1,1 @@
+"""A log that grows: events appended as segments, merged into a generation, users forgotten."""

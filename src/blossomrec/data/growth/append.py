@@ -1,0 +1,146 @@
+"""Appending a table of events to a log: one more segment, at the cost of what is appended."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from blossomrec.data.features import FeatureTable
+from blossomrec.data.growth.appended import Appended
+from blossomrec.data.growth.compact import merge_segments
+from blossomrec.data.growth.grown_log import GrownLog
+from blossomrec.data.growth.new_events import NewEvents, as_ids_of
+from blossomrec.data.growth.options import AppendOptions
+from blossomrec.data.growth.segment import FeatureRows, Segment
+from blossomrec.data.log import ITEMS, USERS, EventLog
+from blossomrec.data.log_folder import changing
+from blossomrec.data.reading.columns import Column
+from blossomrec.data.reading.features import FeatureColumns, read_features
+from blossomrec.data.source_keys import file_key
+from blossomrec.errors import ConfigError, DataError
+
+# An append opens them all: with so many, one of them merges the log first.
+MAX_SEGMENTS = 256
+LARGEST_ROW = np.iinfo(np.int32).max
+
+
+def append_events(source: Any, folder: Path, options: AppendOptions) -> Appended:
+    """Append a table of events to the log in ``folder``; what is new.
+
+    See :meth:`blossomrec.EventLog.append`.
+    """
+    with changing(folder) as change:
+        if len(change.description.get("segments", ())) >= MAX_SEGMENTS:
+            merge_segments(change)
+        log = GrownLog(folder, change.description)
+        sources = change.description.setdefault("sources", {})
+        key = options.key or file_key(source, options.reading(log.base))
+        if key in sources:
+            return Appended(str(key), is_new=False)
+        new_events = NewEvents(source, log.base, options)
+        key = key or new_events.key
+        if key in sources:
+            return Appended(key, is_new=False)
+        segment = _segment(log, new_events, options)
+        new = _told(log, segment, key)
+        with change.new_segment() as (place, told):
+            told |= segment.save(place)
+            sources[key] = new.events
+            change.description["fields"] = new_events.fields.to_dict()
+    return new
+
+
+def _segment(log: GrownLog, new_events: NewEvents, options: AppendOptions) -> Segment:
+    """The events in rows of the log, new ids in the rows after those that are there."""
+    tables = _read_tables(log.base, options)
+    rows, new = {}, {}
+    features = dict[str, FeatureRows]()
+    for table, met in ((USERS, new_events.users), (ITEMS, new_events.items)):
+        known, given = log.ids(table), tables.get(table)
+        found = rows_of(known, met)
+        unknown = met.filter(pl.Series(found < 0)).alias("id")
+        new[table] = unknown
+        if given is not None and table == ITEMS:
+            # Items without an event belong to the catalogue.
+            others = given.ids.filter(pl.Series(rows_of(known, given.ids) < 0))
+            new[table] = pl.concat([unknown, others.alias("id")]).unique().sort()
+        if len(known) + len(new[table]) > LARGEST_ROW:
+            raise DataError(f"{new_events.source} brings the {table} to over {LARGEST_ROW:,}")
+        found[found < 0] = len(known) + rows_of(new[table], unknown)
+        rows[table] = found.astype(np.int32)
+        if given is not None:
+            features[table] = _feature_rows(given, pl.concat([known, new[table]]))
+    events = new_events.events.renumbered(rows[USERS], rows[ITEMS]).sorted()
+    return Segment(events, new, features)
+
+
+def rows_of(known: pl.Series, ids: pl.Series) -> np.ndarray:
+    """Rows of distinct ids among those that are known, -1 for others: int64 [len(ids)].
+
+    The known ones are gone through once, and nothing is kept of them.
+    """
+    rows = known.is_in(ids.implode()).arg_true()
+    found = known.gather(rows)
+    return ids.replace_strict(
+        found, rows.cast(pl.Int64), default=-1, return_dtype=pl.Int64
+    ).to_numpy(writable=True)
+
+
+def _told(log: GrownLog, segment: Segment, key: str) -> Appended:
+    events = segment.events
+    there, last = log.last_times(events.users)
+    return Appended(
+        key,
+        is_new=True,
+        events=len(events.users),
+        users=len(segment.ids[USERS]),
+        items=len(segment.ids[ITEMS]),
+        late=int(np.count_nonzero(there & (events.times < last))),
+        first=events.times.min().item(),
+        last=events.times.max().item(),
+        unit=log.base.time_unit,
+    )
+
+
+def _read_tables(log: EventLog, options: AppendOptions) -> dict[str, FeatureColumns]:
+    """Tables of items and users that are given, with the log's columns."""
+    found, reading = {}, options.reading(log)
+    for table, known, column, vocabulary in (
+        (USERS, log.user_features, reading.user, log.user_vocabulary),
+        (ITEMS, log.item_features, reading.item, log.item_vocabulary),
+    ):
+        source = getattr(options, table)
+        if source is None:
+            continue
+        if known is None:
+            raise ConfigError(
+                f"{log.folder} has no table of {table} to add to: prepare it with --{table}"
+            )
+        kinds = {name: one.kind for name, one in known.items()}
+        read = read_features(source, column, kinds, reading, only=True)
+        ids = as_ids_of(Column(read.source, column, read.ids), vocabulary.dtype, f"the {table}")
+        _check_vectors(read, known)
+        found[table] = replace(read, ids=ids)
+    return found
+
+
+def _check_vectors(read: FeatureColumns, known: FeatureTable) -> None:
+    for name, feature in known.items():
+        if feature.kind == "vector":
+            given = int(read.columns[name].list.len().drop_nulls()[0])
+            if given != (length := feature.arrays()["values"].shape[1]):
+                raise DataError(
+                    f"{read.source}, column {name!r}: its vectors have {given} numbers, those of "
+                    f"the log {length}"
+                )
+
+
+def _feature_rows(given: FeatureColumns, ids: pl.Series) -> FeatureRows:
+    """What a table says of the ids that the log has by then; the others are left out."""
+    rows = rows_of(ids, given.ids)
+    kept = np.flatnonzero(rows >= 0)
+    return FeatureRows(rows[kept], given.aligned(given.ids.gather(kept)))

@@ -1,0 +1,211 @@
+"""Generation and segments of a log written as one new generation, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import polars as pl
+
+from blossomrec.data.event_arrays import EventArrays
+from blossomrec.data.features import FeatureTable
+from blossomrec.data.fields import EventFields
+from blossomrec.data.growth.feature_rows import grown_table
+from blossomrec.data.growth.field_counts import FieldCounts
+from blossomrec.data.growth.grown_log import GrownLog
+from blossomrec.data.log import (
+    EVENTS,
+    FEATURE_TABLES,
+    FEATURES,
+    GENERATION_FORMAT,
+    ITEMS,
+    USERS,
+    fields_identity,
+    log_identity,
+)
+from blossomrec.data.preparation import summarize
+from blossomrec.data.vocabulary import Vocabulary
+from blossomrec.data.windows import boundaries, fill
+
+# Of a piece; a user with more is a piece of his own.
+EVENTS_AT_ONCE = 2_000_000
+_COLUMNS = {"items": "items", "times": "timestamps"}
+
+
+def merge(
+    log: GrownLog,
+    description: dict[str, Any],
+    places: dict[str, Path],
+    forgotten: int | None = None,
+) -> None:
+    """Write a log to the folders of a new generation, and tell of it in ``description``.
+
+    Memory is that of a piece of the events, of the users and items, and of their tables.
+
+    Args:
+        description: of ``log.json``; what it says of the generation and its segments is changed.
+        places: by table, as of :func:`blossomrec.data.log_folder.new_generation`.
+        forgotten: row of a user who is left out, with names of kinds and categories that nobody
+            else has; rows after his move up.
+    """
+    fields = log.base.fields
+    if forgotten is not None:
+        counts = FieldCounts(fields)
+        for events in _pieces(log, forgotten):
+            counts.add(events)
+        fields, renumbered = counts.without_unused()
+    else:
+        renumbered = None
+    tables = _write_tables(log, places, forgotten)
+    lengths = log.lengths if forgotten is None else np.delete(log.lengths, forgotten)
+    offsets = boundaries(lengths)
+    np.save(places[EVENTS] / "offsets.npy", offsets)
+    found = _Written(fields, log.num_items)
+    with _EventFiles(places[EVENTS], int(offsets[-1])) as files:
+        for events in _pieces(log, forgotten):
+            if renumbered is not None:
+                events = renumbered(events)
+            files.write(events)
+            found.add(events, log, forgotten)
+    _describe(log, description, places, tables, found)
+
+
+def _pieces(log: GrownLog, forgotten: int | None) -> Iterator[EventArrays]:
+    for start, stop in pairwise(fill(log.lengths, EVENTS_AT_ONCE).tolist()):
+        events = log.events(start, stop)
+        if forgotten is not None and start <= forgotten < stop:
+            events = events.take(events.users != forgotten)
+        yield events
+
+
+class _EventFiles:
+    """The arrays of the events of a generation, written one piece after another."""
+
+    def __init__(self, folder: Path, length: int):
+        self._folder, self._length = folder, length
+        self._files: dict[str, BinaryIO] = {}
+
+    def write(self, events: EventArrays) -> None:
+        for name, array in vars(events).items():
+            if array is not None and name != "users":
+                append_array(self._file(name, array), array)
+
+    def _file(self, name: str, array: np.ndarray) -> BinaryIO:
+        if name not in self._files:
+            file = (self._folder / f"{_COLUMNS.get(name, name)}.npy").open("wb")
+            self._files[name] = file
+            header = {
+                "descr": np.lib.format.dtype_to_descr(array.dtype),
+                "fortran_order": False,
+                "shape": (self._length, *array.shape[1:]),
+            }
+            np.lib.format.write_array_header_1_0(file, header)
+        return self._files[name]
+
+    def __enter__(self) -> _EventFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def append_array(file: BinaryIO, array: np.ndarray) -> None:
+    """Write the values of an array at the end of a file."""
+    file.write(np.ascontiguousarray(array).data)
+
+
+class _Written:
+    """What is counted of events while they are written."""
+
+    def __init__(self, fields: EventFields, num_items: int):
+        self.counts = FieldCounts(fields)
+        self.items = np.zeros(num_items, np.int64)
+        self.has_repeats = False
+
+    def add(self, events: EventArrays, log: GrownLog, forgotten: int | None) -> None:
+        self.counts.add(events)
+        self.items += np.bincount(events.items, minlength=len(self.items))
+        if not self.has_repeats:
+            self.has_repeats = _has_repeats(events, log, forgotten)
+
+
+def _has_repeats(events: EventArrays, log: GrownLog, forgotten: int | None) -> bool:
+    if log.base.has_repeats:
+        # Only he may have had them.
+        return forgotten is None or (len(events.users) > 0 and events.has_repeats())
+    if not len(events.users):
+        return False
+    touched = log.touched(int(events.users[0]), int(events.users[-1]) + 1)
+    part = events.take(np.isin(events.users, touched)) if len(touched) else None
+    return part is not None and len(part.users) > 0 and part.has_repeats()
+
+
+def _write_tables(
+    log: GrownLog, places: dict[str, Path], forgotten: int | None
+) -> dict[str, tuple[Vocabulary, FeatureTable | None]]:
+    """Write the vocabularies and what tables say of users and items."""
+    written = {}
+    for table, base in ((USERS, log.base.user_features), (ITEMS, log.base.item_features)):
+        removed = forgotten if table == USERS else None
+        ids = log.ids(table)
+        rows = len(ids)
+        if removed is not None:
+            ids = pl.concat([ids[:removed], ids[removed + 1 :]])
+        vocabulary = Vocabulary(ids)
+        vocabulary.save(places[table])
+        features = None
+        if base is not None:
+            features = grown_table(base, log.features(table), rows, removed)
+            features.save(places[table] / FEATURES)
+        written[table] = vocabulary, features
+    return written
+
+
+def _describe(
+    log: GrownLog,
+    description: dict[str, Any],
+    places: dict[str, Path],
+    tables: dict[str, tuple[Vocabulary, FeatureTable | None]],
+    found: _Written,
+) -> None:
+    arrays = {
+        path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
+        for path in places[EVENTS].iterdir()
+    }
+    users, items = tables[USERS][0], tables[ITEMS][0]
+    fields = found.counts.measured()
+    summary = summarize(arrays["offsets"], arrays["timestamps"], log.base.time_unit)
+    # How the first table was read, and what was dropped from it, goes on to be told.
+    summary = log.base.summary | summary | found.counts.summary(fields)
+    appended = sum(len(one.columns["items"]) for one in log.segments)
+    features = {table: each for table, (_, each) in tables.items() if each is not None}
+    summary |= {
+        "items": items.size,
+        "items_without_events": int(np.count_nonzero(found.items == 0)),
+        "has_repeats": found.has_repeats,
+        "appended_events": summary.get("appended_events", 0) + appended,
+        **{FEATURE_TABLES[table]: each.summary() for table, each in features.items()},
+    }
+    identity = log_identity(
+        users.fingerprint,
+        items.fingerprint,
+        arrays["offsets"],
+        arrays["items"],
+        arrays["timestamps"],
+        arrays.get("weights"),
+        items.size,
+        {FEATURE_TABLES[table].replace("_", " "): each.digest for table, each in features.items()}
+        | fields_identity(fields, arrays.get("kinds"), arrays.get("context")),
+    )
+    description.pop("segments", None)
+    description |= {
+        "format": GENERATION_FORMAT,
+        **{name: summary[name] for name in ("users", "items", "events", "has_repeats")},
+        "fields": fields.to_dict(),
+        "summary": summary,
+        "identity": identity,
+    }

@@ -1,0 +1,263 @@
+"""The files of a table: one, all of a folder, or those of a pattern; columns in their paths."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+import polars as pl
+
+from blossomrec.data.reading.options import ReadOptions, find_columns
+from blossomrec.data.reading.text import TEXT_FILES, TextFile
+from blossomrec.errors import DataError
+from blossomrec.files import digest
+
+_CHECK_OF_ZONES = "POLARS_IGNORE_TIMEZONE_PARSE_ERROR"
+_ZONES = threading.Lock()
+# What Hive writes for a partition without a value.
+_MISSING_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file, its kind, and what its path says: ``{"dt": "2024-01-01"}`` for ``dt=2024-01-01/``."""
+
+    path: Path
+    kind: str
+    partition: dict[str, str | None]
+
+
+class SourceFiles:
+    """The files that a path stands for, in order of their names.
+
+    Args:
+        path: a file; a folder, of which all tables are read, also in folders inside, but those
+            whose names begin with ``.`` or ``_``; or a pattern with ``*``, ``?``, ``[...]`` and
+            ``**``. Folders called ``NAME=VALUE`` that a file is in give it a column NAME; above
+            the folder that is given only those right above it count.
+        options: how text files are read.
+
+    Raises:
+        DataError: there is no such file, or files are of different or unknown kinds.
+    """
+
+    def __init__(self, path: Path, options: ReadOptions):
+        self._path, self._options = path, options
+        self.files = list(_found(path))
+        kinds = {one.kind for one in self.files}
+        if len(kinds) > 1:
+            raise DataError(
+                f"{path} has files of several kinds, {', '.join(sorted(kinds))}: give a pattern "
+                f"that one kind fits, such as {path / '**' / ('*' + min(kinds))}"
+            )
+        self.textual = kinds != {".parquet"}
+
+    def columns(self) -> list[str]:
+        """Names of the columns, those of the paths last; all files must have them."""
+        first = self.files[0]
+        inside = parquet_columns(first.path) if not self.textual else self._text(first).columns()
+        return [name for name in inside if name not in first.partition] + list(first.partition)
+
+    def read(self, names: Mapping[str, str]) -> tuple[pl.DataFrame, list[int], int | None]:
+        """Columns named by the keys of ``names``, the rows of each file, and the lines of all.
+
+        Raises:
+            DataError: a file cannot be read, lacks a column, or has it in another type.
+        """
+        tables, lines = [], 0
+        for file in self.files:
+            there = {role: name for role, name in names.items() if str(name) not in file.partition}
+            table, count = self._read_file(file, there)
+            tables.append(table.with_columns(_partition_columns(file, names)).select(*names))
+            lines += count
+        try:
+            table = pl.concat(tables, how="vertical_relaxed")
+        except pl.exceptions.PolarsError as error:
+            raise DataError(
+                f"{self._path} has columns of different types: {first_line(error)}"
+            ) from error
+        if not self.textual:
+            paths = {name for file in self.files for name in file.partition}
+            table = _with_integers(table, [role for role in names if str(names[role]) in paths])
+        return table, [one.height for one in tables], lines if self.textual else None
+
+    def digest(self) -> str:
+        """SHA-256 of the content of all files and of the columns in their paths."""
+        if len(self.files) == 1 and not self.files[0].partition:
+            return digest(self.files[0].path)
+        parts = sorted(f"{sorted(one.partition.items())} {digest(one.path)}" for one in self.files)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _text(self, file: _File) -> TextFile:
+        return TextFile.of(file.path, file.kind, self._options)
+
+    def _read_file(self, file: _File, names: Mapping[str, str]) -> tuple[pl.DataFrame, int]:
+        if not names:
+            # Rows are counted all the same.
+            first = self.columns()[0]
+            table, lines = self._read_file(file, {"row": first})
+            return table, lines
+        if self.textual:
+            return self._text(file).read_columns(names)
+        return read_parquet(file.path, names), 0
+
+
+def _found(path: Path) -> Iterator[_File]:
+    if path.is_dir():
+        if (path / "log.json").is_file():
+            raise DataError(f"{path} is a prepared log: give a table of events")
+        found = sorted(
+            one for one in path.rglob("*") if one.is_file() and not _is_hidden(one, path)
+        )
+        tables = [one for one in found if _suffix(one) in (".parquet", *TEXT_FILES)]
+        if not tables:
+            raise DataError(f"{path} is a folder without a file of events: {_known()} are read")
+        root = path
+    elif not path.exists() and glob.has_magic(str(path)):
+        tables = [Path(one) for one in sorted(glob.glob(str(path), recursive=True))]
+        tables = [one for one in tables if one.is_file()]
+        if not tables:
+            raise DataError(f"{path} fits no file")
+        root = _before_pattern(path)
+    else:
+        tables, root = [path], path.parent
+    root = _above_partitions(root)
+    for one in tables:
+        yield _File(one, _kind(one), _partition(one.relative_to(root)))
+
+
+def _before_pattern(path: Path) -> Path:
+    """The folder that a pattern begins with."""
+    parts = list(path.parts)
+    plain = next(n for n, part in enumerate(parts) if glob.has_magic(part))
+    return Path(*parts[:plain]) if plain else Path()
+
+
+def _above_partitions(folder: Path) -> Path:
+    """The folder in which a tree of partitions lies, of which a part was given."""
+    while "=" in folder.name.strip("="):
+        folder = folder.parent
+    return folder
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+
+
+def _partition(path: Path) -> dict[str, str | None]:
+    found = dict[str, str | None]()
+    for part in path.parts[:-1]:
+        name, equals, value = part.partition("=")
+        if name and equals:
+            found[unquote(name)] = None if value == _MISSING_PARTITION else unquote(value)
+    return found
+
+
+def _partition_columns(file: _File, names: Mapping[str, str]) -> list[pl.Expr]:
+    return [
+        pl.lit(file.partition[str(name)], dtype=pl.String).alias(role)
+        for role, name in names.items()
+        if str(name) in file.partition
+    ]
+
+
+def _with_integers(table: pl.DataFrame, roles: Sequence[str]) -> pl.DataFrame:
+    """Columns of the paths as integers or dates, where all of their values are such."""
+    for role in roles:
+        values = table[role]
+        if values.dtype != pl.String or values.null_count() == len(values):
+            continue
+        if values.str.contains(_INTEGER).all():
+            table = table.with_columns(values.cast(pl.Int64))
+        elif (dates := values.str.to_date("%Y-%m-%d", strict=False)).null_count() == (
+            values.null_count()
+        ):
+            table = table.with_columns(dates)
+    return table
+
+
+def _suffix(path: Path) -> str:
+    suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
+    return suffix.lower()
+
+
+def _known() -> str:
+    return ", ".join([".parquet", *TEXT_FILES])
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says how a file is read; DataError where it is none to read."""
+    kind = _suffix(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    if kind != ".parquet" and kind not in TEXT_FILES:
+        raise DataError(f"{path} ends in {kind or 'no suffix'!r}: known are {_known()}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty")
+    return kind
+
+
+def read_parquet(path: Path, names: Mapping[str, str]) -> pl.DataFrame:
+    """Columns named by the keys of ``names``."""
+    try:
+        with any_time_zone():
+            return read_polars(str(path), pl.scan_parquet(path, glob=False), names)
+    except pl.exceptions.DuplicateError as error:
+        raise DataError(f"{path} has several columns of one name: {first_line(error)}") from error
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read as Parquet (is it truncated?): {first_line(error)}"
+        ) from error
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Names of the columns of a Parquet file."""
+    try:
+        with any_time_zone():
+            return pl.scan_parquet(path, glob=False).collect_schema().names()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read as Parquet (is it truncated?): {first_line(error)}"
+        ) from error
+
+
+def read_polars(
+    source: str, frame: pl.DataFrame | pl.LazyFrame, names: Mapping[str, str]
+) -> pl.DataFrame:
+    """Columns named by the keys of ``names``; ``source`` is what errors call the frame."""
+    there = frame.lazy().collect_schema().names()
+    places = find_columns(source, there, list(names.values()))
+    columns = [pl.col(there[p]).alias(name) for name, p in zip(names, places, strict=True)]
+    return frame.lazy().select(columns).collect()
+
+
+@contextmanager
+def any_time_zone() -> Iterator[None]:
+    """Within it polars takes every name of a time zone, such as +05:30, instead of panicking.
+
+    Instants are kept in UTC whatever the zone is; such a column is only fit for ``to_physical``.
+    """
+    # The variable is of the whole process: one thread at a time.
+    with _ZONES:
+        before = os.environ.get(_CHECK_OF_ZONES)
+        os.environ[_CHECK_OF_ZONES] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_CHECK_OF_ZONES]
+            else:
+                os.environ[_CHECK_OF_ZONES] = before
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

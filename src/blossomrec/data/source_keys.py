@@ -1,0 +1,44 @@
+"""What tells one table of events from others, so that each is taken into a log once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from blossomrec.data.event_arrays import EventArrays
+from blossomrec.data.fields import EventFields
+from blossomrec.data.reading.files import SourceFiles
+from blossomrec.data.reading.options import ReadOptions
+from blossomrec.data.vocabulary import Vocabulary
+
+
+def file_key(source: Any, options: ReadOptions) -> str | None:
+    """A digest of the content of a source's files; None for a frame."""
+    if isinstance(source, (str, Path)):
+        return SourceFiles(Path(source), options).digest()
+    return None
+
+
+def content_key(ids: Sequence[pl.Series], events: EventArrays, fields: EventFields) -> str:
+    """A digest of events by user, then time.
+
+    Args:
+        ids: of users and of items, each sorted.
+        events: with positions in those.
+        fields: names of the kinds and categories of the events, each sorted.
+    """
+    digest = hashlib.sha256(json.dumps(fields.to_dict()).encode())
+    for one in ids:
+        digest.update(Vocabulary(one).fingerprint.encode())
+    for name, array in vars(events).items():
+        if array is not None:
+            little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            digest.update(f"{name} {little.dtype.str} {little.shape}\n".encode())
+            digest.update(little.data.cast("B") if little.size else b"")
+    return digest.hexdigest()
