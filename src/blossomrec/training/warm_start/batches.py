@@ -1,0 +1,142 @@
+"""Batches of new events with the older ones as their context, and old events beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from blossomrec.data.batch import Batch
+from blossomrec.data.batches import TrainingBatches
+from blossomrec.data.log import EventLog
+from blossomrec.data.windows import Windows, cut_windows, fill, gather_index
+from blossomrec.errors import ConfigError, DataError
+
+# A window has new events in at most this share of it: the rest is what came before them.
+NEW_SHARE = 0.5
+
+
+class NewEventBatches(TrainingBatches):
+    """Windows that predict the events a run has not been trained on, and windows of old ones.
+
+    Each new event that has one before it is a target once in an epoch, with the events before it as
+    context, new or old; in these windows old events are no targets. Of the old events, windows as
+    of ``TrainingBatches`` are drawn anew in each epoch, spread evenly over its batches, so that
+    what was learned of them is not lost.
+
+    Args:
+        whole: the batches of all training events, which these are made like.
+        log: the log that these are of.
+        seen: int64 [U], how many of each user's first events have been trained on before.
+        train_end: int64 [U], how many may be trained on.
+        replay: share of the events of an epoch that is in windows of old events, from 0 to under 1;
+            less where there are not as many.
+
+    Raises:
+        DataError: no training event is new.
+        ConfigError: the batches predict something else than the next event.
+    """
+
+    def __init__(
+        self,
+        whole: TrainingBatches,
+        log: EventLog,
+        seen: np.ndarray,
+        train_end: np.ndarray,
+        *,
+        replay: float,
+    ):
+        if whole._ahead != 1:
+            raise ConfigError(
+                "training.events is 'new', but this backbone does not predict the next event: "
+                "choose training.events all"
+            )
+        self.whole, self.replay, self.importance = whole, replay, whole.importance
+        self.max_len, self.tokens_per_batch = whole.max_len, whole.tokens_per_batch
+        self.seed, self._plan = whole.seed, None
+        self._offsets = np.asarray(log.offsets)
+        starts = self._offsets[:-1]
+        # Flat index of the first new event of each user.
+        self._first_new = starts + seen
+        # Inputs from which a new event is predicted; the first event of a history never is.
+        first = np.maximum(seen, 1) - 1
+        self._new = _pieces(starts + first, train_end - 1 - first)
+        self._old = _pieces(starts, np.maximum(seen - 1, 0))
+        if not len(self._new.starts):
+            raise DataError(
+                f"{log.folder} has no training event that the run was not trained on: there is "
+                "nothing to bring up to date; to train on all of them, give training.events all"
+            )
+
+    @property
+    def num_new(self) -> int:
+        """New events that are predicted in an epoch."""
+        return int(self._new.lengths.sum())
+
+    @property
+    def num_events(self) -> int:
+        """Inputs in the first epoch."""
+        return int(self._planned(0)[0].lengths.sum())
+
+    @property
+    def longest(self) -> int:
+        return min(self.max_len, int(np.diff(self._offsets).max()))
+
+    def most_targets(self, tokens: int, histories: int) -> int:
+        return self.whole.most_targets(tokens, histories)
+
+    def _planned(self, epoch: int) -> tuple[Windows, np.ndarray]:
+        plan = self._plan
+        if plan is None or plan[0] != epoch:
+            seeds = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
+            rng = np.random.Generator(np.random.PCG64(seeds))
+            new = self._new_windows(rng)
+            windows = _spread(new, self._old_windows(rng, int(new.lengths.sum())))
+            plan = self._plan = (epoch, windows, fill(windows.lengths, self.tokens_per_batch))
+        return plan[1:]
+
+    def _new_windows(self, rng: np.random.Generator) -> Windows:
+        longest = max(1, int(self.max_len * NEW_SHARE))
+        found = cut_windows(self._new.starts, self._new.lengths, longest, rng).shuffled(rng)
+        stops = found.starts + found.lengths
+        starts = np.maximum(self._offsets[self._users(found.starts)], stops - self.max_len)
+        return Windows(starts, stops - starts)
+
+    def _old_windows(self, rng: np.random.Generator, beside: int) -> Windows:
+        """As many as the replay asks for beside so many events of new ones, or all there are."""
+        found = cut_windows(self._old.starts, self._old.lengths, self.max_len, rng).shuffled(rng)
+        wanted = beside * self.replay / (1 - self.replay)
+        # Those more than half of which are among the wanted events.
+        chosen = np.cumsum(found.lengths) - found.lengths / 2 <= wanted if wanted else slice(0)
+        return Windows(found.starts[chosen], found.lengths[chosen])
+
+    def _batch(self, starts: np.ndarray, lengths: np.ndarray, epoch: int, step: int) -> Batch:
+        batch = self.whole._batch(starts, lengths, epoch, step)
+        assert batch.targets is not None
+        first = self._first_new[self._users(starts)]
+        # The last target of a window of old events is old, too.
+        first = np.where(starts + lengths >= first, first, 0)
+        old = gather_index(starts, lengths) + 1 < np.repeat(first, lengths)
+        return replace(batch, targets=batch.targets.masked_fill(torch.from_numpy(old), -1))
+
+    def _users(self, events: np.ndarray) -> np.ndarray:
+        """Rows of the users whose events they are."""
+        return np.searchsorted(self._offsets, events, side="right") - 1
+
+
+def _pieces(starts: np.ndarray, lengths: np.ndarray) -> Windows:
+    """Those that have any events."""
+    some = lengths > 0
+    return Windows(starts[some], lengths[some])
+
+
+def _spread(some: Windows, others: Windows) -> Windows:
+    """Both, each in its order, such that every part of the whole has its share of each."""
+    middles = [
+        (np.cumsum(each.lengths) - each.lengths / 2) / max(1, each.lengths.sum())
+        for each in (some, others)
+    ]
+    order = np.argsort(np.concatenate(middles), kind="stable")
+    starts = np.concatenate([some.starts, others.starts])
+    return Windows(starts[order], np.concatenate([some.lengths, others.lengths])[order])
