@@ -29,9 +29,9 @@ class TrainingResult:
     """What came of a training.
 
     epochs and steps trained; best_epoch, counted from 1 (0: none was validated, or none was better
-    than the run that it began as), and its validation metrics; seconds in all and, as a median, in the training part of an epoch; peak_mib
-    of the GPU or, without one, of the process; stopped is "early", "epochs", "minutes", or "told"
-    by ``after_epoch``.
+    than the run that it began as), and its validation metrics; seconds in all and, as a median, in
+    the training part of an epoch; peak_mib of the GPU or, without one, of the process; stopped is
+    "early", "epochs", "minutes", or "told" by ``after_epoch``.
     """
 
     epochs: int

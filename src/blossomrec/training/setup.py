@@ -223,7 +223,8 @@ def describe(
     parts: Parts, validation_cases: int, log: EventLog, config: RunConfig, run: Path
 ) -> list[str]:
     """Five lines: data, model, device, steps, place; how many events are new where a run is brought
-    up to date; what targets count, unless they all count the same; whether own items are mixed in; and a warning where the log is small."""
+    up to date; what targets count, unless they all count the same; whether own items are mixed in;
+    and a warning where the log is small."""
     steps, training = parts.batches.steps(0), config.training
     parameters = sum(one.numel() for one in parts.model.parameters())
     cases = f"{validation_cases:,} validation cases" if validation_cases else "no validation"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch
 from blossomrec.data.batch import Batch
 from blossomrec.data.batches import TrainingBatches
 from blossomrec.data.log import EventLog
-from blossomrec.data.windows import Windows, cut_windows, fill, gather_index
+from blossomrec.data.windows import Windows, cut_windows, fill, positions_within
 from blossomrec.errors import ConfigError, DataError
 
 # A window has new events in at most this share of it: the rest is what came before them.
@@ -55,10 +56,8 @@ class NewEventBatches(TrainingBatches):
         self.whole, self.replay, self.importance = whole, replay, whole.importance
         self.max_len, self.tokens_per_batch = whole.max_len, whole.tokens_per_batch
         self.seed, self._plan = whole.seed, None
-        self._offsets = np.asarray(log.offsets)
-        starts = self._offsets[:-1]
-        # Flat index of the first new event of each user.
-        self._first_new = starts + seen
+        starts = self._starts = np.asarray(log.offsets[:-1])
+        self._ends = np.asarray(log.offsets[1:])
         # Inputs from which a new event is predicted; the first event of a history never is.
         first = np.maximum(seen, 1) - 1
         self._new = _pieces(starts + first, train_end - 1 - first)
@@ -81,12 +80,12 @@ class NewEventBatches(TrainingBatches):
 
     @property
     def longest(self) -> int:
-        return min(self.max_len, int(np.diff(self._offsets).max()))
+        return min(self.max_len, int((self._ends - self._starts).max()))
 
     def most_targets(self, tokens: int, histories: int) -> int:
         return self.whole.most_targets(tokens, histories)
 
-    def _planned(self, epoch: int) -> tuple[Windows, np.ndarray]:
+    def _planned(self, epoch: int) -> tuple[_Windows, np.ndarray]:
         plan = self._plan
         if plan is None or plan[0] != epoch:
             seeds = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
@@ -96,33 +95,42 @@ class NewEventBatches(TrainingBatches):
             plan = self._plan = (epoch, windows, fill(windows.lengths, self.tokens_per_batch))
         return plan[1:]
 
-    def _new_windows(self, rng: np.random.Generator) -> Windows:
+    def _new_windows(self, rng: np.random.Generator) -> _Windows:
         longest = max(1, int(self.max_len * NEW_SHARE))
         found = cut_windows(self._new.starts, self._new.lengths, longest, rng).shuffled(rng)
-        stops = found.starts + found.lengths
-        starts = np.maximum(self._offsets[self._users(found.starts)], stops - self.max_len)
-        return Windows(starts, stops - starts)
+        stops, users = (
+            found.starts + found.lengths,
+            np.searchsorted(self._ends, found.starts, "right"),
+        )
+        starts = np.maximum(self._starts[users], stops - self.max_len)
+        return _Windows(starts, stops - starts, found.starts - starts)
 
-    def _old_windows(self, rng: np.random.Generator, beside: int) -> Windows:
+    def _old_windows(self, rng: np.random.Generator, beside: int) -> _Windows:
         """As many as the replay asks for beside so many events of new ones, or all there are."""
         found = cut_windows(self._old.starts, self._old.lengths, self.max_len, rng).shuffled(rng)
         wanted = beside * self.replay / (1 - self.replay)
         # Those more than half of which are among the wanted events.
         chosen = np.cumsum(found.lengths) - found.lengths / 2 <= wanted if wanted else slice(0)
-        return Windows(found.starts[chosen], found.lengths[chosen])
+        lengths = found.lengths[chosen]
+        return _Windows(found.starts[chosen], lengths, np.zeros_like(lengths))
 
-    def _batch(self, starts: np.ndarray, lengths: np.ndarray, epoch: int, step: int) -> Batch:
-        batch = self.whole._batch(starts, lengths, epoch, step)
-        assert batch.targets is not None
-        first = self._first_new[self._users(starts)]
-        # The last target of a window of old events is old, too.
-        first = np.where(starts + lengths >= first, first, 0)
-        old = gather_index(starts, lengths) + 1 < np.repeat(first, lengths)
-        return replace(batch, targets=batch.targets.masked_fill(torch.from_numpy(old), -1))
+    def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+        windows, cuts = self._planned(epoch)
+        for step in range(start_step, len(cuts) - 1):
+            part = slice(cuts[step], cuts[step + 1])
+            lengths = windows.lengths[part]
+            batch = self.whole._batch(windows.starts[part], lengths, epoch, step)
+            assert batch.targets is not None
+            context = positions_within(lengths) < np.repeat(windows.context[part], lengths)
+            targets = batch.targets.masked_fill(torch.from_numpy(context), -1)
+            yield replace(batch, targets=targets)
 
-    def _users(self, events: np.ndarray) -> np.ndarray:
-        """Rows of the users whose events they are."""
-        return np.searchsorted(self._offsets, events, side="right") - 1
+
+@dataclass(frozen=True)
+class _Windows(Windows):
+    """Windows, with how many of the first events of each have no target, int64 [W]."""
+
+    context: np.ndarray
 
 
 def _pieces(starts: np.ndarray, lengths: np.ndarray) -> Windows:
@@ -131,12 +139,15 @@ def _pieces(starts: np.ndarray, lengths: np.ndarray) -> Windows:
     return Windows(starts[some], lengths[some])
 
 
-def _spread(some: Windows, others: Windows) -> Windows:
+def _spread(some: _Windows, others: _Windows) -> _Windows:
     """Both, each in its order, such that every part of the whole has its share of each."""
     middles = [
         (np.cumsum(each.lengths) - each.lengths / 2) / max(1, each.lengths.sum())
         for each in (some, others)
     ]
     order = np.argsort(np.concatenate(middles), kind="stable")
-    starts = np.concatenate([some.starts, others.starts])
-    return Windows(starts[order], np.concatenate([some.lengths, others.lengths])[order])
+    columns = [
+        np.concatenate([getattr(each, name) for each in (some, others)])[order]
+        for name in ("starts", "lengths", "context")
+    ]
+    return _Windows(*columns)

@@ -227,7 +227,7 @@ def _content_weight(number: int, column: Feature) -> str:
 
 
 def _own_history(new: SequenceModel, old: SequenceModel) -> dict[str, Origin]:
-    """Buckets of gaps, of which longer histories have more: those begin as the longest there was."""
+    """Buckets of gaps; those of longer histories begin as the longest there was."""
     if new.own_history is None or old.own_history is None:
         return {}
     found, of_state, start = {}, [], 0
