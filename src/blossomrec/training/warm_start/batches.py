@@ -55,7 +55,8 @@ class NewEventBatches(TrainingBatches):
             )
         self.whole, self.replay, self.importance = whole, replay, whole.importance
         self.max_len, self.tokens_per_batch = whole.max_len, whole.tokens_per_batch
-        self.seed, self._plan = whole.seed, None
+        self.seed = whole.seed
+        self._windows: tuple[int, _Windows, np.ndarray] | None = None
         starts = self._starts = np.asarray(log.offsets[:-1])
         self._ends = np.asarray(log.offsets[1:])
         # Inputs from which a new event is predicted; the first event of a history never is.
@@ -86,13 +87,13 @@ class NewEventBatches(TrainingBatches):
         return self.whole.most_targets(tokens, histories)
 
     def _planned(self, epoch: int) -> tuple[_Windows, np.ndarray]:
-        plan = self._plan
+        plan = self._windows
         if plan is None or plan[0] != epoch:
             seeds = np.random.SeedSequence(self.seed, spawn_key=(epoch,))
             rng = np.random.Generator(np.random.PCG64(seeds))
             new = self._new_windows(rng)
             windows = _spread(new, self._old_windows(rng, int(new.lengths.sum())))
-            plan = self._plan = (epoch, windows, fill(windows.lengths, self.tokens_per_batch))
+            plan = self._windows = (epoch, windows, fill(windows.lengths, self.tokens_per_batch))
         return plan[1:]
 
     def _new_windows(self, rng: np.random.Generator) -> _Windows:
