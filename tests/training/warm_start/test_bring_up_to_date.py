@@ -161,7 +161,7 @@ def test_other_runs_are_refused(both_log, first_log, old_run, undisturbed, tmp_p
     assert not run.exists()
     other = tmp_path / "other"
     small_train(first_log, small_config(epochs=1), other)
-    with pytest.raises(RunError, match=r"was begun from .*, not from .*other"):
+    with pytest.raises(RunError, match=r"was begun from .* as it was then, not from .*other"):
         small_train(both_log, config, undisturbed, ancestor=other)
     with pytest.raises(RunError, match="was begun by itself, not from"):
         small_train(first_log, small_config(epochs=1), other, ancestor=old_run)

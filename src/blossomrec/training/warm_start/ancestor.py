@@ -125,10 +125,16 @@ def _begun(given: Any, log: EventLog, train_end: np.ndarray, config: RunConfig) 
 
 
 def _check_same(run: Path, given: Path, known: dict[str, Any] | None) -> None:
-    """RunError unless a run was begun from what is given."""
-    begun = "begun by itself" if known is None else f"begun from {known['run']}, as it was then"
-    if known is None or known["weights"] != digest(given / WEIGHTS):
-        raise RunError(f"{run} was {begun}, not from {given}: choose another run folder")
+    """RunError unless a run was begun from what is given; it may be gone by now."""
+    if known is None:
+        raise RunError(f"{run} was begun by itself, not from {given}: choose another run folder")
+    there = (given / WEIGHTS).is_file()
+    same = digest(given / WEIGHTS) == known["weights"] if there else False
+    if not same and (there or str(given.resolve()) != known["run"]):
+        raise RunError(
+            f"{run} was begun from {known['run']} as it was then, not from {given} as it is: leave "
+            "it away to go on, or choose another run folder"
+        )
 
 
 def _remembered(run: Path, log: EventLog) -> np.ndarray:

@@ -285,7 +285,8 @@ def scales(new: SequenceModel, old: SequenceModel) -> dict[str, Tensor]:
         labels = _label_groups(new)[0].of["event_inputs.embeddings.weight"]
         factors = torch.ones(len(labels), 1)
         for row, label in enumerate(labels):
-            if label[0] == "user" and label[-1] == "number" and label[1] in others:
+            # Names of categories stand third: only numbers have a fourth part.
+            if label[0] == "user" and len(label) == 4 and label[1] in others:
                 name = cast(str, label[1])
                 factors[row] = scale_of(users[name])[1] / scale_of(others[name])[1]
         found["event_inputs.embeddings.weight"] = factors
