@@ -66,14 +66,18 @@ def _options(values: dict[str, Any]) -> Callable[..., None]:
 
 
 def _own_options(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """What a run was begun with, where ``train`` goes on with it and nothing else is given."""
+    """What a run was begun with, where ``train`` goes on with it, or brings it up to date, and
+    nothing else is given."""
     if commands != ("train",):
         return
     given = {one.name: one.tokens[0].value for one in arguments if one.tokens}
-    if given.get("--resume") == "auto" and "--run" in given:
-        from blossomrec.training.resume import stored_options
+    goes_on = given.get("--resume") == "auto" and "--run" in given
+    if goes_on or "--from" in given:
+        from blossomrec.training.resume import begun_options
 
-        _options(stored_options(Path(given["--run"])))(app, commands, arguments)
+        run = Path(given["--run"]) if goes_on else None
+        before = Path(given["--from"]) if "--from" in given else None
+        _options(begun_options(run, before))(app, commands, arguments)
 
 
 def refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

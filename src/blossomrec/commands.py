@@ -160,6 +160,7 @@ def train(
     log: Path,
     run: Path,
     *,
+    from_run: Annotated[Path | None, Parameter(name="--from")] = None,
     config: ConfigFile = None,
     model: ModelConfig = ModelConfig(),  # noqa: B008 (frozen)
     training: TrainingConfig = TrainingConfig(),  # noqa: B008
@@ -173,6 +174,9 @@ def train(
     Args:
         log: folder that ``prepare`` wrote
         run: folder of the run: configuration, weights, vocabulary, logs, checkpoints
+        from_run: folder of a run that is brought up to date: the model begins as it, with its own
+            options where none are given, and is trained on the events that it was not; it stays as
+            it is
         resume: auto continues a run that was stopped, with its own options where none are given;
             never refuses a folder that was used
         verbose: print the whole configuration first
@@ -188,14 +192,17 @@ def train(
     if verbose:
         print(json.dumps(to_dict(resolved), indent=2), flush=True)
     try:
-        recommender = BlossomRec(resolved).fit(events, run, resume=resume, progress=not quiet)
+        recommender = BlossomRec(resolved).fit(
+            events, run, resume=resume, progress=not quiet, from_run=from_run
+        )
     except TrainingInterrupted as stop:
         command = shlex.join(["blossomrec", "train", str(log), str(run), "--resume", "auto"])
         raise TrainingInterrupted(stop.signum, command) from stop
     result = recommender.training
     if not quiet and result is not None:
         print(
-            f"best epoch {result.best_epoch} of {result.epochs}, "
+            f"best epoch {result.best_epoch} of {result.epochs}"
+            + (", " if result.best_epoch or from_run is None else " (as it began), ")
             + ", ".join(
                 f"{name} {value:.4f}" for name, value in result.validation.items() if "@10" in name
             )

@@ -84,6 +84,8 @@ class BlossomRec:
 
     def __init__(self, config: RunConfig | None = None, **options: Any):
         self.config = self._given = with_options(config or RunConfig(), options)
+        # What is not given is that of a run that is brought up to date.
+        self._options = options if config is None else None
         self.model: SequenceModel | None = None
         self.items: Vocabulary | None = None
         self.log: EventLog | None = None
@@ -101,6 +103,7 @@ class BlossomRec:
         *,
         resume: Literal["auto", "never"] = "auto",
         progress: bool = True,
+        from_run: str | Path | None = None,
     ) -> BlossomRec:
         """Train on the events of ``log`` that the split leaves for training.
 
@@ -113,9 +116,15 @@ class BlossomRec:
                 object where it is None.
             resume: "auto" continues a run that was stopped, "never" refuses a used folder.
             progress: show how training goes.
+            from_run: folder of a run that is brought up to date: the model begins as it, items
+                meeting by their ids, and is trained on the events of ``log`` that it was not, or on
+                all, ``events="all"``. Options that are not given are those of the run.
 
         Returns:
             self.
+
+        Example:
+            >>> BlossomRec(epochs=3).fit(EventLog.open("log"), "runs/new", from_run="runs/old")
         """
         from blossomrec.training import train
 
@@ -126,12 +135,19 @@ class BlossomRec:
             temporary = TemporaryFolder()
             run = temporary.path / "run"
         # As it was given, not as it was decided for another log before.
-        self.config = resolve_inputs(self._given, log)
+        self.config = resolve_inputs(self._begun(from_run), log)
         split = make_split(log, self.config.evaluation)
         with seeded(self.config.training.seed):
             model = build_model(self.config.model, log.num_items, log.tables)
             self.training = train(
-                model, log, split, self.config, Path(run), resume=resume, progress=progress
+                model,
+                log,
+                split,
+                self.config,
+                Path(run),
+                resume=resume,
+                progress=progress,
+                ancestor=from_run,
             )
             self.log = log
             self._load(run, resolve_device(self.config.training.device))
@@ -444,6 +460,12 @@ class BlossomRec:
         return pl.DataFrame(
             {**columns, "item_id": vocabulary.ids(rows), "score": scores, "rank": ranks}
         )
+
+    def _begun(self, from_run: str | Path | None) -> RunConfig:
+        """The configuration as it was given, on top of that of the run that is begun with."""
+        if from_run is None or self._options is None:
+            return self._given
+        return with_options(read_run_config(from_run).config, self._options)
 
     def _ready(self) -> tuple[SequenceModel, Vocabulary]:
         if self.model is None or self.items is None:

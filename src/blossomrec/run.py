@@ -2,7 +2,8 @@
 
 Layout: ``config.json``, ``model.safetensors``, ``vocabulary/``, ``features/`` and ``users/`` where
 the model sees tables of items and users, ``log.jsonl``, ``metrics.json``,
-``report.html`` and ``checkpoints/``. Nothing in it is pickled.
+``report.html`` and ``checkpoints/``; ``trained_on/``, how far histories were trained on, and of a
+run that brought another one up to date ``ancestor.safetensors``. Nothing in it is pickled.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ from blossomrec.models.sequence import SequenceModel, build_model
 
 FORMAT = 2
 # What a training and its evaluations leave in a run folder, besides the model.
-OF_TRAINING = ("checkpoints", "log.jsonl", "metrics.json", "evaluations", "tensorboard")
+TRAINED_ON, ANCESTOR = "trained_on", "ancestor.safetensors"
+OF_TRAINING = (
+    *("checkpoints", "log.jsonl", "metrics.json", "evaluations", "tensorboard"),
+    *(TRAINED_ON, ANCESTOR),
+)
 
 
 class RunInfo(NamedTuple):
@@ -54,6 +59,7 @@ class RunInfo(NamedTuple):
     users: digest of ``users/``, the users with what a table says of them; None where the model
         sees none.
     fields: kinds of events and columns of context that the model sees.
+    ancestor: the run that it began as, and what was taken of it; None where it began by itself.
     """
 
     config: RunConfig
@@ -65,12 +71,24 @@ class RunInfo(NamedTuple):
     features: str | None = None
     users: str | None = None
     fields: EventFields = EventFields()
+    ancestor: dict[str, Any] | None = None
 
 
-def write_run_config(run: str | Path, config: RunConfig, log: EventLog) -> None:
+def write_run_config(
+    run: str | Path,
+    config: RunConfig,
+    log: EventLog,
+    *,
+    fields: EventFields | None = None,
+    ancestor: dict[str, Any] | None = None,
+) -> None:
     """Write ``config.json`` and the item vocabulary of ``log`` into the run folder.
 
     Whoever recommends leaves items of the history out where the evaluation of ``log`` does.
+
+    Args:
+        fields: those that the model sees; None for those of the log that it asks for.
+        ancestor: see :class:`RunInfo`.
 
     Raises:
         RunError: the folder already belongs to another vocabulary.
@@ -91,7 +109,8 @@ def write_run_config(run: str | Path, config: RunConfig, log: EventLog) -> None:
         filters,
         None if features is None else features.digest,
         known.users_digest,
-        seen_fields(model, tables.fields),
+        seen_fields(model, tables.fields) if fields is None else fields,
+        ancestor,
     )
     _write_description(run, info, known)
 
@@ -369,6 +388,7 @@ def _write_description(run: Path, info: RunInfo, known: Known) -> None:
         "features": info.features,
         "users": info.users,
         "fields": info.fields.to_dict(),
+        "ancestor": info.ancestor,
     }
     write_json(run / "config.json", values)
 
@@ -410,6 +430,7 @@ def _run_info(path: Path, values: dict[str, Any]) -> RunInfo:
         features=given("features", str) if values.get("features") is not None else None,
         users=given("users", str) if values.get("users") is not None else None,
         fields=_fields(path, values.get("fields")),
+        ancestor=given("ancestor", dict) if values.get("ancestor") is not None else None,
     )
 
 

@@ -31,6 +31,18 @@ class TrainingConfig:
         "auto", "how much an event counts as a target: its weight; auto: where the log has weights"
     )
     epochs: int = option(100, "most epochs to train", low=1)
+    minutes: float = option(
+        0.0, "minutes after which training ends, with the step it is at; 0 for no limit", low=0
+    )
+    events: Literal["new", "all"] = option(
+        "new", "with --from: train on the events that the run was not trained on, or on all"
+    )
+    replay: float = option(
+        0.5,
+        "with --from and new events: share of an epoch that is old events, against forgetting",
+        low=0,
+        high=0.95,
+    )
     tokens_per_batch: int = option(4_096, "events in a batch, all users together", low=1)
     learning_rate: float = option(1e-3, "peak learning rate of AdamW", low=0)
     weight_decay: float = option(0.01, "decoupled weight decay on matrices", low=0)

@@ -187,6 +187,16 @@ class EventInputs(nn.Module):
         scales = torch.tensor([[one.mean, one.deviation] for _, one in numbers])
         self.register_buffer("scales", scales, persistent=False)
 
+    def rescale(self, context: Sequence[ContextField]) -> None:
+        """Take the mean and deviation of numbers from these columns, which are else the same."""
+        numbers = [one for one in context if one.kind == "number"]
+        self._numbers = [
+            (column, one.mean, one.deviation)
+            for (column, *_), one in zip(self._numbers, numbers, strict=True)
+        ]
+        if numbers:
+            self.scales.copy_(torch.tensor([[one.mean, one.deviation] for one in numbers]))
+
     def forward(
         self,
         gap: Tensor | None,
@@ -458,16 +468,32 @@ def _keep(module: nn.Module, **arrays: np.ndarray) -> None:
         module.register_buffer(name, tensor, persistent=False)
 
 
-def _scaled(feature: Numbers | Vectors) -> np.ndarray:
-    """Numbers [R, 1] or vectors [R, d] of a common size, float32; 0 where they are missing."""
+def scale_of(feature: Feature) -> tuple[float, float]:
+    """What is taken from numbers, and what they are then divided by; the mean length of vectors.
+
+    Raises:
+        TypeError: they are no numbers.
+    """
     if isinstance(feature, Numbers):
         values = np.asarray(feature.values, np.float64)
-        known = ~np.isnan(values)
-        there = values[known] if known.any() else np.zeros(1)
-        deviation = there.std() or 1.0
-        return np.where(known, (values - there.mean()) / deviation, 0.0)[:, None].astype(np.float32)
+        there = values[~np.isnan(values)] if not np.isnan(values).all() else np.zeros(1)
+        return float(there.mean()), float(there.std() or 1.0)
+    if not isinstance(feature, Vectors):
+        raise TypeError(f"a {feature.kind} has no scale")
     values = np.asarray(feature.values)
     known = np.asarray(np.isfinite(values).all(axis=1))
     length = np.linalg.norm(values[known], axis=1).mean() if known.any() else 1.0
-    scaled = np.nan_to_num(values, nan=0.0) / (length or 1.0)
+    return 0.0, float(length or 1.0)
+
+
+def _scaled(feature: Numbers | Vectors) -> np.ndarray:
+    """Numbers [R, 1] or vectors [R, d] of a common size, float32; 0 where they are missing."""
+    mean, scale = scale_of(feature)
+    if isinstance(feature, Numbers):
+        values = np.asarray(feature.values, np.float64)
+        return np.where(np.isnan(values), 0.0, (values - mean) / scale)[:, None].astype(np.float32)
+    values = np.asarray(feature.values)
+    known = np.asarray(np.isfinite(values).all(axis=1))
+    # In 32 bits, as the vectors are.
+    scaled = np.nan_to_num(values, nan=0.0) / np.float32(scale)
     return np.where(known[:, None], scaled, 0.0).astype(np.float32)

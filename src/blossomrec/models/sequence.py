@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -160,6 +160,22 @@ class SequenceModel(nn.Module):
     def fields(self) -> EventFields:
         """The kinds of events and the columns of context that it sees."""
         return self.tables.fields
+
+    def keep_scales(self, fields: EventFields) -> None:
+        """Take numbers of the context by mean and deviation as ``fields`` has them, where it does.
+
+        Weights that were learned of numbers then go on to mean the same.
+        """
+        known = {one.name: one for one in fields.context if one.kind == "number"}
+        context = tuple(
+            replace(one, mean=known[one.name].mean, deviation=known[one.name].deviation)
+            if one.kind == "number" and one.name in known
+            else one
+            for one in self.fields.context
+        )
+        self.tables = replace(self.tables, fields=EventFields(self.fields.kinds, context))
+        if self.event_inputs is not None:
+            self.event_inputs.rescale(context)
 
     def mark_trained(self, items: np.ndarray) -> None:
         """Tell which items have a training event, bool [I]; with content it makes a difference."""

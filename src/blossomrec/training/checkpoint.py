@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -25,6 +26,7 @@ FORMAT = 1
 STEP = re.compile(r"step-\d{10}")
 BEST = re.compile(r"best-\d{10}\.safetensors")
 TENSORS = "tensors.safetensors"
+DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Checkpoints:
         for path in reversed(paths):
             try:
                 checkpoint, best = self._read(path)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except DAMAGED as error:
                 warnings.warn(f"checkpoint {path} is damaged, skipping it: {error}", stacklevel=2)
                 continue
             self.latest, self._best = path, best
@@ -101,6 +103,13 @@ class Checkpoints:
             return checkpoint
         if paths:
             raise RunError(f"every checkpoint in {self.folder} is damaged: train in another folder")
+        return None
+
+    def peek(self) -> Checkpoint | None:
+        """The newest undamaged checkpoint, None where there is none; changes nothing."""
+        for path in reversed(self._paths()):
+            with contextlib.suppress(*DAMAGED):
+                return self._read(path)[0]
         return None
 
     def _read(self, path: Path) -> tuple[Checkpoint, dict[str, Any] | None]:

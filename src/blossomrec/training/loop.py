@@ -19,6 +19,8 @@ from blossomrec.training.resume import Resume, check_resume, find_checkpoint, id
 from blossomrec.training.setup import build_parts, describe, open_fabric
 from blossomrec.training.state import TrainingState, seeded
 from blossomrec.training.trainer import AfterEpoch, Trainer, Validation
+from blossomrec.training.warm_start.ancestor import Ancestor, find_ancestor
+from blossomrec.training.warm_start.seen import write_seen
 from blossomrec.training.watch import Interrupts, RunLog
 
 
@@ -26,10 +28,10 @@ from blossomrec.training.watch import Interrupts, RunLog
 class TrainingResult:
     """What came of a training.
 
-    epochs and steps trained; best_epoch, counted from 1 (0: none was validated), and its
-    validation metrics; seconds in all and, as a median, in the training part of an epoch; peak_mib
-    of the GPU or, without one, of the process; stopped is "early", "epochs", or "told" by
-    ``after_epoch``.
+    epochs and steps trained; best_epoch, counted from 1 (0: none was validated, or none was better
+    than the run that it began as), and its validation metrics; seconds in all and, as a median, in
+    the training part of an epoch; peak_mib of the GPU or, without one, of the process; stopped is
+    "early", "epochs", "minutes", or "told" by ``after_epoch``.
     """
 
     epochs: int
@@ -52,6 +54,7 @@ def train(
     resume: Resume = "auto",
     progress: bool = True,
     after_epoch: AfterEpoch | None = None,
+    ancestor: str | Path | None = None,
 ) -> TrainingResult:
     """Train ``model`` and leave the run folder ``run`` with its best weights.
 
@@ -71,6 +74,9 @@ def train(
         after_epoch: called after each epoch with its line of ``log.jsonl``, before the checkpoint;
             training ends where it gives True. An epoch that is trained again after a kill is told
             again.
+        ancestor: folder of a run that is brought up to date: the model begins as its published
+            weights, by external ids, and by default is trained on the events that it was not.
+            A training that is resumed knows it.
 
     Raises:
         ConfigError: an option is wrong, or differs from that of the run that is resumed.
@@ -84,26 +90,51 @@ def train(
     check_resume(resume)
     check_vocabulary(run, log)
     run_log = RunLog(run, tensorboard=config.training.tensorboard)
-    parts = build_parts(model, log, split.train_end, config, open_fabric(config.training))
+    given = None if ancestor is None else Path(ancestor)
+    began = find_ancestor(run, given, log, split.train_end, config)
+    seen = None if began is None else began.seen
+    if began is not None:
+        model.keep_scales(began.fields)
+    parts = build_parts(model, log, split.train_end, config, open_fabric(config.training), seen)
     with locked(run), seeded(config.training.seed, parts.fabric.device):
         checkpoints = Checkpoints(run / "checkpoints")
         same = identity(config, log, split)
         checkpoint = find_checkpoint(run, checkpoints, resume, same)
-        write_run_config(run, config, log)
+        if began is not None and checkpoint is None:
+            began = began.taken_over(model, parts.optimizer, log, split.train_end)
+        _describe_run(run, config, log, split, model, began)
         validation = Validation(model, log, split.valid, config, parts.fabric)
         display = open_display(progress, config.training.epochs)
-        for line in describe(parts, validation.count, log, config, run) if progress else ():
+        told = describe(parts, validation.count, log, config, run) if progress else []
+        for line in [*told, *(began.lines() if began is not None else ())]:
             display.note(line)
         trainer = Trainer(
             parts, validation, checkpoints, run_log, display, config.training, same, after_epoch
         )
         with closing(run_log), display, Interrupts() as interrupts:
-            trainer.start(checkpoint)
+            trainer.start(checkpoint, keep=began is not None)
             stopped = trainer.run(interrupts)
-        if trainer.state.best_epoch:
+        if trainer.state.best_epoch or began is not None:
             model.load_state_dict(read_weights(run / "model.safetensors"))
     model.eval()
     return _result(trainer.state, stopped)
+
+
+def _describe_run(
+    run: Path,
+    config: RunConfig,
+    log: EventLog,
+    split: Split,
+    model: SequenceModel,
+    began: Ancestor | None,
+) -> None:
+    """Write what the run is, on what it is trained, and as which other one it began."""
+    write_seen(run, log, split.train_end)
+    if began is None:
+        write_run_config(run, config, log)
+        return
+    began.remember(run)
+    write_run_config(run, config, log, fields=model.fields, ancestor=began.told)
 
 
 def _result(state: TrainingState, stopped: str) -> TrainingResult:

@@ -21,7 +21,10 @@ Resume = Literal["auto", "never"]
 # What may change between a run and its resumption: how long it goes on, and how it is carried out.
 CHANGEABLE = frozenset(
     f"training.{name}"
-    for name in ("epochs", "patience", "device", "graph", "checkpoint_overhead", "tensorboard")
+    for name in (
+        *("epochs", "minutes", "patience", "device", "graph"),
+        *("checkpoint_overhead", "tensorboard"),
+    )
 )
 
 
@@ -51,6 +54,16 @@ def stored_options(run: Path) -> dict[str, Any]:
     """
     there = Checkpoints(run / "checkpoints").any() and (run / "config.json").exists()
     return to_dict(read_run_config(run).config) if there else {}
+
+
+def begun_options(run: Path | None, ancestor: Path | None) -> dict[str, Any]:
+    """As :func:`stored_options`; where there are none, those of the run that is brought up to date.
+
+    Raises:
+        RunError: a ``config.json`` is missing or damaged.
+    """
+    found = {} if run is None else stored_options(run)
+    return to_dict(read_run_config(ancestor).config) if not found and ancestor else found
 
 
 def find_checkpoint(

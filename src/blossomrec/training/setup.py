@@ -32,6 +32,7 @@ from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerModel, blossom_spec
 from blossomrec.training.objective import Objective
 from blossomrec.training.shape import Shape, graph_shape
+from blossomrec.training.warm_start.batches import NewEventBatches
 
 _UNDECAYED_MODULES = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 _UNDECAYED_NAMES = ("bias", "position", "embedding", "rates")
@@ -145,9 +146,18 @@ class Parts:
 
 
 def build_parts(
-    model: SequenceModel, log: EventLog, train_end: np.ndarray, config: RunConfig, fabric: Fabric
+    model: SequenceModel,
+    log: EventLog,
+    train_end: np.ndarray,
+    config: RunConfig,
+    fabric: Fabric,
+    seen: np.ndarray | None = None,
 ) -> Parts:
     """Everything for training ``model``, which is moved to the device of ``fabric``.
+
+    Args:
+        seen: how many of each user's first events the run has been trained on that the model
+            begins as, int64 [U]; None where it begins by itself.
 
     Raises:
         ConfigError: the model was built for another catalogue, ``training.graph`` is on where
@@ -159,6 +169,9 @@ def build_parts(
             f"the model has {model.num_items} items, {log.folder} has {log.num_items}"
         )
     batches = model.training_batches(log, train_end, config)
+    if seen is not None and config.training.events == "new":
+        replay = config.training.replay
+        batches = NewEventBatches(batches, log, seen, train_end, replay=replay)
     if has_importance(log, config.training):
         _check_weighted(batches, config)
     if model.own_history is not None:
@@ -209,20 +222,24 @@ GOOD_STEPS, SMALLEST_BATCH = 20, 64
 def describe(
     parts: Parts, validation_cases: int, log: EventLog, config: RunConfig, run: Path
 ) -> list[str]:
-    """Five lines: data, model, device, steps, place; what targets count, unless they all count the
-    same; whether own items are mixed in; and a warning where the log is small."""
+    """Five lines: data, model, device, steps, place; how many events are new where a run is brought
+    up to date; what targets count, unless they all count the same; whether own items are mixed in;
+    and a warning where the log is small."""
     steps, training = parts.batches.steps(0), config.training
     parameters = sum(one.numel() for one in parts.model.parameters())
     cases = f"{validation_cases:,} validation cases" if validation_cases else "no validation"
+    minutes = f" or {training.minutes:g} minutes" if training.minutes else ""
     lines = [
         f"log: {log.num_users:,} users, {log.num_events:,} events, {log.num_items:,} items",
         f"model: {config.model.backbone}, {parameters:,} parameters",
         f"device: {_device(training, parts)}, {_attention(config, parts)}",
-        f"training: {steps:,} steps an epoch, at most {training.epochs:,} epochs, {cases}",
+        f"training: {steps:,} steps an epoch, at most {training.epochs:,} epochs{minutes}, {cases}",
         f"run: {run}",
     ]
     if parts.batches.importance is not None:
         lines.insert(4, f"targets: {_counted(log, training)}")
+    if isinstance(parts.batches, NewEventBatches):
+        lines.insert(4, f"events: {parts.batches.num_new:,} new, {training.replay:.0%} replay")
     if parts.model.own_history is not None:
         share = repeated_share(log, make_split(log, config.evaluation).train_end)
         lines.insert(2, f"repeats: own items mixed in, {share:.0%} of the training events are some")

@@ -136,7 +136,7 @@ def restore(
 ) -> TrainingState:
     """Put everything, random generators included, back to where ``capture`` found it."""
     model.load_state_dict(_part(tensors, "model"))
-    _load_optimizer(model, optimizer, _part(tensors, "optimizer"))
+    load_optimizer_state(model, optimizer, optimizer_state(tensors))
     loss.load_state_dict(_part(tensors, "loss"))
     average.load_state_dict(_part(tensors, "average"))
     restore_generators(_part(tensors, "random"), numbers["random"], device)
@@ -160,13 +160,19 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
-def _load_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
+def optimizer_state(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Of all that was captured, the optimizer's state of each parameter, by name."""
     named: dict[str, dict[str, Tensor]] = {}
-    for place, value in tensors.items():
+    for place, value in _part(tensors, "optimizer").items():
         name, key = place.rsplit(":", 1)
         named.setdefault(name, {})[key] = value
+    return named
+
+
+def load_optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, named: dict[str, dict[str, Tensor]]
+) -> None:
+    """Put the state of each parameter, by name, into the optimizer."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     states = {index: named[name] for index, name in enumerate(ordered) if name in named}

@@ -102,8 +102,12 @@ class Trainer:
         self.pace = Pace(self.config.checkpoint_overhead)
         self._clock = time.monotonic()
 
-    def start(self, checkpoint: Checkpoint | None) -> None:
-        """Go back to a checkpoint, weights and log included, or begin afresh."""
+    def start(self, checkpoint: Checkpoint | None, *, keep: bool = False) -> None:
+        """Go back to a checkpoint, weights and log included, or begin afresh.
+
+        Args:
+            keep: the weights to begin with are worth keeping, until there are better ones.
+        """
         if checkpoint is not None:
             self.state = stored.restore(checkpoint.tensors, checkpoint.state, *self._stored_parts())
             if checkpoint.best is not None:
@@ -114,6 +118,19 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self._clock = time.monotonic()
+        if keep and checkpoint is None:
+            self._keep_start()
+
+    def _keep_start(self) -> None:
+        """Publish the weights to begin with, and save a checkpoint that knows all of the start."""
+        state = self.state
+        state.best = self.validation() if self.validation else {}
+        weights = stored.host_copy(self.parts.model.state_dict())
+        self.checkpoints.save_best(state.step, self._finite(weights))
+        if state.best:
+            self.display.note(f"before training: {DECISIVE} {state.best[DECISIVE]:.4f}")
+        self._tick(training=False)
+        self._save()
 
     def run(self, interrupts: Interrupts) -> str:
         """Train epochs until one of the reasons to stop, which is returned."""
@@ -137,7 +154,13 @@ class Trainer:
             return "told"
         if self.state.not_better >= self.config.patience:
             return "early"
-        return "epochs" if self.state.epoch >= self.config.epochs else None
+        if self.state.epoch >= self.config.epochs:
+            return "epochs"
+        return "minutes" if self._time_is_up() else None
+
+    def _time_is_up(self) -> bool:
+        seconds = self.state.seconds + time.monotonic() - self._clock
+        return 0 < self.config.minutes <= seconds / 60
 
     def _train_epoch(self, interrupts: Interrupts) -> None:
         state, batches = self.state, self.parts.batches
@@ -153,6 +176,8 @@ class Trainer:
                     self._save()
                 if interrupts.received is not None:
                     raise TrainingInterrupted(interrupts.received)
+                if self._time_is_up():
+                    break
         self._account(self.watch.flush())
         self._tick(training=True)
 
@@ -185,7 +210,7 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """Validate where it is time to, keep better weights, write the log."""
         state = self.state
-        last = state.epoch + 1 == self.config.epochs
+        last = state.epoch + 1 == self.config.epochs or self._time_is_up()
         validated, better = {}, False
         if last or (state.epoch + 1) % self.config.validate_every == 0:
             with self.average.in_place():

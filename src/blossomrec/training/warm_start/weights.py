@@ -1,0 +1,176 @@
+"""Weights and moments of a run, taken over into a model of another log."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blossomrec.config import ModelConfig
+from blossomrec.data.log import EventLog
+from blossomrec.errors import ConfigError, RunError
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.run import load_model
+from blossomrec.training import state as stored
+from blossomrec.training.checkpoint import Checkpoints
+from blossomrec.training.warm_start.new_items import NewItems
+from blossomrec.training.warm_start.tables import (
+    Origin,
+    item_tables,
+    origins,
+    scales,
+    shifted,
+)
+
+# Options of a model that may be others than those of the run that is brought up to date.
+FREE = ("max_len", "dropout", "id_dropout", "selector_weight", "attention_impl")
+
+
+def check_architecture(given: ModelConfig, known: ModelConfig, run: Path) -> None:
+    """Raise ConfigError, naming the option, unless both are the same model."""
+    for entry in dataclasses.fields(ModelConfig):
+        mine, theirs = getattr(given, entry.name), getattr(known, entry.name)
+        if mine != theirs and entry.name not in FREE:
+            raise ConfigError(
+                f"model.{entry.name} is {mine!r}, but {run} has {theirs!r}: a model that is "
+                "brought up to date keeps its architecture; leave the option away, or train anew"
+            )
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What was taken over.
+
+    Attributes:
+        kept, new: items with the embedding that they had, and those without one.
+        placed: of the new ones, how many begin by their events, by content alone, by neither.
+        moments: whether the moments of the optimizer were there.
+    """
+
+    kept: int
+    new: int
+    placed: tuple[int, int, int]
+    moments: bool
+
+
+def take_over(
+    model: SequenceModel,
+    optimizer: torch.optim.Optimizer,
+    run: Path,
+    items: np.ndarray,
+    log: EventLog,
+    train_end: np.ndarray,
+) -> Taken:
+    """Begin a model as the published weights of a run, and an optimizer with its moments.
+
+    Args:
+        model: of the same architecture, for the items and tables of ``log``.
+        optimizer: of ``model``.
+        items: int64 [I], row of each item of the log in the run, -1 for one it does not know.
+        train_end: int64 [U], how many of each user's first events may be trained on.
+
+    Raises:
+        RunError: the run is damaged, or shares no item with the log.
+        ConfigError: the run's model sees what the log does not have, or a parameter has another
+            shape.
+    """
+    if not (items >= 0).any():
+        raise RunError(f"{run} knows no item of {log.folder}: there is nothing to take over")
+    old = load_model(run)
+    found = origins(model, old, items)
+    weights = _weights(model, old, found, run)
+    fresh = items < 0
+    if model.content is not None:
+        trained = old.trained[torch.from_numpy(items).clamp(min=0)].numpy() & ~fresh
+        model.mark_trained(trained | model.trained.cpu().numpy())
+        # Items that were known by their content alone have no embedding yet.
+        fresh = ~trained
+        weights["item_embeddings.weight"][: model.num_items] += shifted(
+            model, old, old.state_dict()
+        )
+    model.load_state_dict(model.state_dict() | weights)
+    placed = _place(model, log, train_end, fresh) if fresh.any() else (0, 0, 0)
+    moments = _take_moments(model, optimizer, found, run)
+    new = int((items < 0).sum())
+    return Taken(len(items) - new, new, placed, moments)
+
+
+def _weights(
+    model: SequenceModel, old: SequenceModel, found: Mapping[str, Origin], run: Path
+) -> dict[str, Tensor]:
+    """All parameters by name, as the other model has them."""
+    theirs, factors, weights = dict(old.named_parameters()), scales(model, old), {}
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            weights[name] = _weight(name, parameter.cpu(), theirs, found.get(name), run)
+            if name in factors:
+                weights[name] *= factors[name]
+    return weights
+
+
+def _weight(
+    name: str, like: Tensor, theirs: Mapping[str, Tensor], origin: Origin | None, run: Path
+) -> Tensor:
+    if origin is not None:
+        weight, new = origin.taken(theirs, like), torch.from_numpy(origin.rows < 0)
+        if origin.mean and new.any() and not new[1:].all():
+            weight[new] = weight[1:][~new[1:]].mean(0)
+        return weight
+    if name not in theirs or theirs[name].shape != like.shape:
+        shape = list(theirs[name].shape) if name in theirs else "none"
+        raise ConfigError(
+            f"model.max_len: with it {name} has the shape {list(like.shape)}, in {run} {shape}: "
+            "take that of the run"
+        )
+    return theirs[name].clone()
+
+
+@torch.no_grad()
+def _place(
+    model: SequenceModel, log: EventLog, train_end: np.ndarray, fresh: np.ndarray
+) -> tuple[int, int, int]:
+    """Give new items their places, in all tables of items; says by what."""
+    if fresh.all():
+        # Of a model that knew all its items by their content alone.
+        return 0, 0, 0
+    content = None if model.content is None else model.content().cpu()
+    new, parameters = NewItems.of(log, train_end, fresh, content), dict(model.named_parameters())
+    rows, known = torch.from_numpy(new.fresh), torch.from_numpy(new.known)
+    for name in item_tables(model):
+        table = parameters[name]
+        there = table.cpu()[known]
+        main = name == "item_embeddings.weight"
+        placed = new.embeddings(there) if main else new.usual(there)
+        table[rows.to(table.device)] = placed.to(table)
+    return new.told
+
+
+def _take_moments(
+    model: SequenceModel, optimizer: torch.optim.Optimizer, found: Mapping[str, Origin], run: Path
+) -> bool:
+    """Take the optimizer's state from the run's newest checkpoint; whether one was there."""
+    checkpoint = Checkpoints(run / "checkpoints").peek()
+    if checkpoint is None:
+        return False
+    known = stored.optimizer_state(checkpoint.tensors)
+    shapes = {name: one["exp_avg"] for name, one in known.items() if "exp_avg" in one}
+    states = {}
+    for name, parameter in model.named_parameters():
+        origin = found.get(name, Origin((name,), np.arange(len(parameter))))
+        if not origin.names or any(each not in shapes for each in origin.names):
+            continue
+        if name not in found and shapes[name].shape != parameter.shape:
+            continue
+        like = torch.zeros(parameter.shape)
+        step = max(known[each]["step"] for each in origin.names)
+        states[name] = {"step": step.clone()} | {
+            key: origin.taken({each: known[each][key] for each in origin.names}, like)
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+    stored.load_optimizer_state(model, optimizer, states)
+    return bool(states)
