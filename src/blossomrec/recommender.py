@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,14 +29,15 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.data.units import Moment, as_second
 from blossomrec.data.vocabulary import Vocabulary, as_ids
-from blossomrec.data.windows import fill
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError, one_of, true_or_false, whole_number
 from blossomrec.evaluation import Evaluation, metrics, scoring
-from blossomrec.evaluation.scoring import top_k
+from blossomrec.evaluation.top_k import top_k
 from blossomrec.files import TemporaryFolder
 from blossomrec.models.inputs import resolve_inputs
 from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.recommendation.ranked_users import Ranked, UserRanker
+from blossomrec.recommendation.request import Request
 from blossomrec.run import (
     Known,
     RunInfo,
@@ -51,10 +51,6 @@ from blossomrec.training.state import seeded
 
 if TYPE_CHECKING:
     from blossomrec.training.loop import TrainingResult
-
-# Users and events encoded together: enough to keep the device busy, few enough to bound memory.
-USERS_AT_ONCE = 1_024
-EVENTS_AT_ONCE = 65_536
 
 
 class BlossomRec:
@@ -266,31 +262,19 @@ class BlossomRec:
             DataError: a user, an item or the kind is unknown; the message names it.
             ConfigError: an option is out of bounds or of a wrong type.
         """
-        known, filter_viewed = self._histories(), self._filters(filter_viewed)
+        model, vocabulary = self._ready()
+        known = self._histories()
         log = known.log
         if users is None:
             rows = np.arange(log.num_users)
         else:
             rows = known_rows(log.user_vocabulary, users, "user")
-        candidates, limit = self._candidates(items), self._limit(max_len)
-        moment = as_second("at", at)
-        if at is None and log.has_times:
-            moment = log.last_second
-        wanted = moment, self._kind(kind)
+        given = {"filter_viewed": filter_viewed, "items": items, "max_len": max_len, "kind": kind}
+        request = self._request(k, **given, at=self._moment(log, at))
         known.warn_of_unknown(rows)
-        lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], limit)
-        nothing = (rows[:0], rows[:0], np.empty(0, dtype=np.float32), rows[:0])
-        found: list[tuple[np.ndarray, ...]] = [nothing]
-        for start, stop in pairwise(_cuts(lengths)):
-            histories = [known.history(row) for row in rows[start:stop]]
-            some = np.flatnonzero([len(history) for history in histories])
-            if not len(some):
-                continue
-            histories = [histories[place] for place in some]
-            places, *columns = self._rank(histories, k, filter_viewed, candidates, limit, wanted)
-            found.append((rows[start:stop][some][places], *columns))
-        user_rows, *columns = (np.concatenate(column) for column in zip(*found, strict=True))
-        return self._frame({"user_id": log.user_vocabulary.ids(user_rows)}, *columns)
+        ranker = UserRanker(log, model, vocabulary, self._users, request, at_once=len(rows))
+        user_rows, *found = Ranked.join(list(ranker.ranked(rows)))
+        return self._frame({"user_id": log.user_vocabulary.ids(user_rows)}, *found)
 
     def recommend_history(
         self,
@@ -345,15 +329,9 @@ class BlossomRec:
         if not len(known):
             what = f"the history {shown_ids(ids)}" if ids else "an empty history"
             raise DataError(f"{what} has no item that the model knows")
-        _, *found = self._rank(
-            [known],
-            k,
-            filter_viewed,
-            self._candidates(items),
-            self._limit(max_len),
-            (as_second("at", at), self._kind(kind)),
-        )
-        return self._frame({}, *found)
+        given = {"filter_viewed": filter_viewed, "items": items, "max_len": max_len, "kind": kind}
+        request = self._request(k, **given, at=as_second("at", at))
+        return self._frame({}, *self._rank(known, request))
 
     def similar_items(self, items: Iterable[Any], k: int = 10) -> pl.DataFrame:
         """The ``k`` items whose embeddings are closest, by cosine, to each given one.
@@ -388,33 +366,48 @@ class BlossomRec:
         )
 
     def _rank(
-        self,
-        histories: Sequence[History],
-        k: int,
-        filter_viewed: bool,
-        candidates: np.ndarray | None,
-        max_len: int,
-        wanted: tuple[int, int],
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Number of the history, item row, score and rank of everything recommended.
-
-        wanted: the moment for which, and the number of the kind that is wanted.
-        """
-        model, vocabulary = self._ready()
+        self, history: History, request: Request
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Item row, score and rank of everything recommended after a history."""
+        model, _ = self._ready()
         width = len(model.fields.context)
-        shown = [history[-max_len:].asked_for(*wanted, context=width) for history in histories]
-        batch = pack(shown, model.inputs)
+        shown = history[-request.max_len :].asked_for(request.moment, request.kind, context=width)
         rows, scores = top_k(
             model,
-            batch,
-            min(whole_number("k", k), vocabulary.size),
-            seen=[history.items for history in histories] if filter_viewed else None,
-            items=candidates,
+            pack([shown], model.inputs),
+            request.k,
+            seen=[history.items] if request.filter_viewed else None,
+            items=request.items,
             device=model.item_embeddings.weight.device,
         )
         found = rows >= 0
-        places, ranks = np.nonzero(found)
-        return places, rows[found], scores[found], ranks + 1
+        return rows[found], scores[found], np.nonzero(found)[1] + 1
+
+    def _request(
+        self,
+        k: int,
+        *,
+        filter_viewed: bool | None,
+        items: Iterable[Any] | None,
+        max_len: int | None,
+        at: int,
+        kind: str | None,
+    ) -> Request:
+        """What is asked for, checked; ``at`` in seconds."""
+        _, vocabulary = self._ready()
+        return Request(
+            k=min(whole_number("k", k), vocabulary.size),
+            filter_viewed=self._filters(filter_viewed),
+            max_len=self._limit(max_len),
+            moment=at,
+            kind=self._kind(kind),
+            items=self._candidates(items),
+        )
+
+    @staticmethod
+    def _moment(log: EventLog, at: Moment | None) -> int:
+        """The moment for which is recommended to users of a log, in seconds."""
+        return log.last_second if at is None and log.has_times else as_second("at", at)
 
     def _limit(self, max_len: int | None) -> int:
         """Events of a history that the model sees."""
@@ -435,7 +428,7 @@ class BlossomRec:
     def _candidates(self, items: Iterable[Any] | None) -> np.ndarray | None:
         """Rows of the only items to choose from, None for the whole catalogue."""
         _, vocabulary = self._ready()
-        return None if items is None else known_rows(vocabulary, items, "item")
+        return None if items is None else np.unique(known_rows(vocabulary, items, "item"))
 
     def _frame(
         self, columns: dict[str, Any], rows: np.ndarray, scores: np.ndarray, ranks: np.ndarray
@@ -510,9 +503,3 @@ class BlossomRec:
         self.__dict__.update(state | {"log": None})
         if state["log"] is not None:
             self._find_log(state["log"])
-
-
-def _cuts(lengths: np.ndarray) -> list[int]:
-    """Where users with histories of these lengths are cut in parts to be encoded together."""
-    # Nobody counts less than a share of the events, which bounds the number of users as well.
-    return fill(np.maximum(lengths, EVENTS_AT_ONCE // USERS_AT_ONCE), EVENTS_AT_ONCE).tolist()
