@@ -109,6 +109,15 @@ class TopK:
         rows, scores = zip(*found, strict=True)
         return np.concatenate(rows), np.concatenate(scores)
 
+    def of_all(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Item rows int64 [k] and scores float32 [k] by scores, float32 [I], that all share."""
+        block = torch.full((1, self._block.buffer.shape[1]), -torch.inf, device=self.device)
+        block[0, : len(scores)] = torch.from_numpy(scores)
+        if self._block.left_out is not None:
+            block.masked_fill_(self._block.left_out, -torch.inf)
+        rows, best = self.pick(block)
+        return rows[0], best[0]
+
     def pick(self, block: Tensor, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The same from scores [n, width], which are changed; width is I in whole groups."""
         if self._boosts is not None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from blossomrec.data.log import EventLog
 from blossomrec.data.vocabulary import Vocabulary
@@ -24,19 +23,23 @@ class Ranked(NamedTuple):
         items: rows in the catalogue of the model.
         scores: float32 [N].
         ranks: from 1 for each user.
+        asked: for how many users these are all.
     """
 
     users: np.ndarray
     items: np.ndarray
     scores: np.ndarray
     ranks: np.ndarray
+    asked: int
 
     @staticmethod
     def join(parts: list[Ranked]) -> Ranked:
         """Those of all parts, of which there may be none."""
         empty = np.empty(0, np.int64)
-        nothing = Ranked(empty, empty, np.empty(0, np.float32), empty)
-        return Ranked(*(np.concatenate(column) for column in zip(nothing, *parts, strict=True)))
+        nothing = empty, empty, np.empty(0, np.float32), empty
+        columns = zip(nothing, *(part[:4] for part in parts), strict=True)
+        users, items, scores, ranks = map(np.concatenate, columns)
+        return Ranked(users, items, scores, ranks, sum(part.asked for part in parts))
 
 
 class UserRanker:
@@ -71,7 +74,7 @@ class UserRanker:
         )
         self._fallback: tuple[np.ndarray, np.ndarray] | None = None
         if rules is not None and rules.fallback is not None:
-            self._fallback = self._top.pick(torch.from_numpy(rules.fallback).to(self._top.device))
+            self._fallback = self._top.of_all(rules.fallback)
 
     def ranked(self, users: np.ndarray) -> Iterator[Ranked]:
         """Recommendations for users, int64 rows of the log, in their order.
@@ -88,4 +91,5 @@ class UserRanker:
                 rows[~part.known], scores[~part.known] = self._fallback
             found = rows >= 0
             places, ranks = np.nonzero(found)
-            yield Ranked(part.users[places], rows[found], scores[found], ranks + 1)
+            users = part.users[places]
+            yield Ranked(users, rows[found], scores[found], ranks + 1, len(part.users))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from blossomrec.errors import DataError
 
 if TYPE_CHECKING:
     from blossomrec.rules.catalogue import ItemRules
@@ -32,3 +34,19 @@ class Request:
     kind: int = 0
     items: np.ndarray | None = None
     rules: ItemRules | None = None
+
+    def ruled(self, rules: ItemRules) -> Request:
+        """The same by rules, whose filter leaves fewer items.
+
+        Raises:
+            DataError: it leaves none of those to choose from.
+        """
+        items = self.items
+        if rules.allowed is not None:
+            given = rules.allowed if items is None else items
+            items = np.intersect1d(given, rules.allowed)
+            if not len(items):
+                raise DataError(
+                    f"filter {rules.told['filter']!r} leaves none of the items to choose from"
+                )
+        return replace(self, items=items, rules=rules)
