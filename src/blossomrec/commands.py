@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -119,7 +120,7 @@ class RuleOptions:
         '\'category in ("a", "b") and price < 20 and not sold_out\'',
     )
     boost: Several[str] | None = option(
-        None, "'AMOUNT if EXPRESSION', added to the scores of items, such as '0.5 if new'"
+        None, "'EXPRESSION: AMOUNT', added to the scores of items, such as 'new: 0.5'"
     )
     max_per: Several[str] | None = option(
         None, "COLUMN=LIMIT: at most so many items of a category, such as brand=2"
@@ -552,14 +553,12 @@ def demo(
 
 
 def _boost(text: str) -> tuple[str, float]:
-    """Expression and amount of ``AMOUNT if EXPRESSION``."""
-    amount, _, expression = text.partition(" if ")
-    try:
-        if expression:
+    """The parts of ``EXPRESSION: AMOUNT``."""
+    expression, colon, amount = text.rpartition(":")
+    with contextlib.suppress(ValueError):
+        if colon:
             return expression, float(amount)
-    except ValueError:
-        pass
-    raise ConfigError(f"boost is {text!r}: 'AMOUNT if EXPRESSION' is needed")
+    raise ConfigError(f"boost is {text!r}: 'EXPRESSION: AMOUNT' is needed, such as 'new: 0.5'")
 
 
 def _limit(text: str) -> tuple[str, int]:
