@@ -36,6 +36,10 @@ VERBS = {
         "speed.input_cost:measure_inputs",
         "Time of a training step, or of one more event, with each input besides items.",
     ),
+    "bulk": (
+        "speed.bulk_rate:measure_bulk",
+        "Users for whom a catalogue is ranked in a second, with and without rules.",
+    ),
     "selector": (
         "selector.run_study:run_study",
         "What the selector finds: on associative recall, and on prepared logs.",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from blossomrec.data.features import Categories
+from blossomrec.data.windows import boundaries, gather_index
 
 # Items that are looked at for each that is wanted, where they are to be unlike each other.
 POOL = 10
@@ -23,9 +25,11 @@ class Limit(NamedTuple):
 
     def numbers(self, rows: np.ndarray) -> list[list[int]]:
         """The known categories of items."""
-        values, offsets = self.categories.values, self.categories.offsets
-        pairs = zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
-        return [[each for each in values[start:stop].tolist() if each] for start, stop in pairs]
+        values, offsets = map(np.asarray, (self.categories.values, self.categories.offsets))
+        lengths = offsets[rows + 1] - offsets[rows]
+        flat = values[gather_index(offsets[rows], lengths)].tolist()
+        edges = pairwise(boundaries(lengths).tolist())
+        return [[each for each in flat[start:stop] if each] for start, stop in edges]
 
 
 class _Room:
