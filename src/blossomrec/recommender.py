@@ -554,7 +554,9 @@ class BlossomRec:
         self._info = read_run_config(folder)
         model = load_model(folder, device)
         self.items = open_vocabulary(folder, self._info)
-        self._item_table = open_item_table(folder, self._info)
+        self._item_table = model.features
+        if self._item_table is None:
+            self._item_table = open_item_table(folder, self._info)
         users = open_users(folder, self._info)
         self._users = None if users is None else users[0]
         # Now, because a process forked later cannot.

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from blossomrec.models.sequence import SequenceModel
 
 # Users and recommendations that are kept as one part, at most: so much work a kill can lose.
-USERS_OF_PART = 1 << 14
-ROWS_OF_PART = 1 << 20
+USERS_OF_PART = 1 << 13
+ROWS_OF_PART = 1 << 19
 
 
 @dataclass(frozen=True)
