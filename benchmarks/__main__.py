@@ -44,6 +44,10 @@ VERBS = {
         "speed.event_cost:measure_events",
         "Time of one more event of one user on a processor, by model and history.",
     ),
+    "bulk": (
+        "speed.bulk_rate:measure_bulk",
+        "Users for whom a catalogue is ranked in a second, with and without rules.",
+    ),
     "selector": (
         "selector.run_study:run_study",
         "What the selector finds: on associative recall, and on prepared logs.",

@@ -444,7 +444,7 @@ UNNAMED_SECTIONS = {
     "append": AppendOptions,
     "import-events": ReadOptions,
     "evaluate": commands.EvaluateOptions,
-    "recommend": commands.RecommendOptions,
+    "recommend": (commands.BulkOptions, commands.RecommendOptions, commands.RuleOptions),
     "tune": TuneOptions,
 }
 # In the order in which help shows them.
@@ -452,7 +452,11 @@ FLAGS = {
     "evaluate": (
         "model log on ranking filter-seen split last-events kinds ks own-metrics out device"
     ),
-    "recommend": "run user history k log items filter-viewed max-len at kind unknown json device",
+    "recommend": (
+        "run user history k log all users out shards rows-per-file items filter-viewed max-len at "
+        "kind filter boost max-per diversity exclude-seen-days fallback item-table unknown json "
+        "device"
+    ),
 }
 
 
@@ -487,8 +491,10 @@ def test_every_option_of_every_verb_is_explained(cli, verb):
     shown = " ".join(cli(verb, "--help").replace("│", " ").split())
     names = set(inspect.signature(getattr(commands, verb.replace("-", "_"))).parameters)
     if verb in UNNAMED_SECTIONS:
-        section = dataclasses.fields(UNNAMED_SECTIONS[verb])
-        names = names - {"options"} | {field.name for field in section}
+        sections = UNNAMED_SECTIONS[verb]
+        sections = sections if isinstance(sections, tuple) else (sections,)
+        names -= {"bulk", "options", "by_rule"}
+        names |= {field.name for section in sections for field in dataclasses.fields(section)}
     arguments = build_app()[verb].assemble_argument_collection(parse_docstring=True)
     explained = {one.names[0] for one in arguments if one.parameter.help}
     for one in arguments:

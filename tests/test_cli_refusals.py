@@ -259,6 +259,10 @@ def test_a_second_training_in_a_run_folder_is_refused(refused, place, tmp_path):
     "options, words",
     [
         ([], ["give either --user or --history"]),
+        (["--all", "--user", "1001"], ["give either --user or --history, or --all or --users"]),
+        (["--all"], ["--all and --users need --out"]),
+        (["--user", "1001", "--out", "x.parquet"], ["need --out, and nothing else takes it"]),
+        (["--all", "--out", "x"], ["out is 'x': a file's name must end in .parquet"]),
         (["--user", "1001", "--history", "50003"], ["give either --user or --history"]),
         (["--user", "17"], ["unknown user '17'"]),
         (["--history", "50003,8", "--unknown", "refuse"], ["unknown item '8'"]),

@@ -8,7 +8,9 @@ import torch
 from blossomrec import recommender as room
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.evaluation.top_k import TopK
 from blossomrec.models.sasrec import SASRec
+from blossomrec.recommendation import user_histories
 from blossomrec.recommender import BlossomRec
 from blossomrec.registry import BACKBONES
 from small_options import SMALL
@@ -119,16 +121,16 @@ def test_none_is_everybody_in_parts_of_any_size(recommender, tiny_log, monkeypat
     whole = recommender.recommend(k=3)
     everybody = tiny_log.user_vocabulary.ids(np.arange(tiny_log.num_users)).to_list()
     assert whole["user_id"].unique(maintain_order=True).to_list() == everybody
-    parts, rank = [], BlossomRec._rank
+    parts, rank = [], TopK.of
 
-    def counted(self, histories, *arguments):
-        parts.append((len(histories), sum(min(len(one), 20) for one in histories)))
-        return rank(self, histories, *arguments)
+    def counted(self, batch, seen):
+        parts.append((batch.num_histories, len(batch.items)))
+        return rank(self, batch, seen)
 
-    monkeypatch.setattr(BlossomRec, "_rank", counted)
+    monkeypatch.setattr(TopK, "of", counted)
     for users, events, many in ((7, 65_536, 9), (1_024, 50, 15)):
-        monkeypatch.setattr(room, "USERS_AT_ONCE", users)
-        monkeypatch.setattr(room, "EVENTS_AT_ONCE", events)
+        monkeypatch.setattr(user_histories, "USERS_AT_ONCE", users)
+        monkeypatch.setattr(user_histories, "EVENTS_AT_ONCE", events)
         parts.clear()
         again = recommender.recommend(k=3)
         assert again.drop("score").equals(whole.drop("score"))

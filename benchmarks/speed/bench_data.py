@@ -89,7 +89,8 @@ def _cost(start: float) -> dict[str, Any]:
     }
 
 
-def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as process:
         return process.apply(function, arguments)
 
@@ -101,12 +102,12 @@ def measure_data(*, out: Path = Path("results/data.jsonl")) -> None:
         out: JSONL file to which a line for each measurement is appended
     """
     with tempfile.TemporaryDirectory() as folder:
-        _alone(write_sources, Path(folder))
+        alone(write_sources, Path(folder))
         for source in SOURCES:
-            line = _alone(prepare, Path(folder), source)
+            line = alone(prepare, Path(folder), source)
             append_result(out, line)
             print(f"{source}: {line['seconds']} s, {line['peak_mib']} MiB")
     for ranking in ("full", "uni100"):
-        line = _alone(rank, ranking)
+        line = alone(rank, ranking)
         append_result(out, line)
         print(f"{ranking}: {line['seconds']} s, {line['peak_mib']} MiB")

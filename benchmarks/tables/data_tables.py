@@ -1,4 +1,4 @@
-"""Tables of preparing events and of ranking a large catalogue."""
+"""Tables of preparing events, and of ranking a large catalogue, also for many users."""
 
 from __future__ import annotations
 
@@ -33,7 +33,29 @@ def ranking() -> str:
     return table(["ranking", "items", "users", "seconds", "peak MiB"], rows)
 
 
+def bulk() -> str:
+    """Rate and memory of writing recommendations for all users of a log."""
+    rows = [
+        [
+            line["rules"],
+            f"{line['users']:,}",
+            f"{line['items']:,}",
+            f"{line['events']:,}",
+            str(line["k"]),
+            str(line["threads"]),
+            str(line["load"]),
+            f"{line['users_per_second']:,.0f}",
+            f"{line['scores_per_second'] / 1e6:,.0f}",
+            f"{line['peak_mib']:,.0f}",
+        ]
+        for line in read("bulk.jsonl")
+    ]
+    header = ["rules", "users", "items", "events", "k", "threads", "load", "users a second"]
+    return table([*header, "million scores a second", "peak MiB"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "bulk": bulk,
     "prepare": preparing,
     "ranking": ranking,
 }

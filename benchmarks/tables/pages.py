@@ -29,7 +29,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving")),
-    *(ROOT / "docs" / f"{name}.md" for name in ("inputs", "own-history", "reproduce")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("inputs", "own-history", "reproduce", "bulk")),
 )
 IMAGES = ROOT / "docs" / "images"
 SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -38,7 +38,7 @@ SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOT
 def hardware() -> str:
     """Machines and versions that the lines were measured on."""
     seen: dict[str, None] = {}
-    names = ["accuracy", "fusion", "lengths", "speed", "data"]
+    names = ["accuracy", "fusion", "lengths", "speed", "data", "bulk"]
     for name in [*names, "features", "inputs", "selector", "serving"]:
         for line in read(f"{name}.jsonl"):
             versions = line["versions"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +17,7 @@ from blossomrec.config import (
     with_options,
 )
 from blossomrec.data.batch import pack
+from blossomrec.data.features import FeatureTable
 from blossomrec.data.history import (
     History,
     KnownHistories,
@@ -30,18 +30,22 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.data.units import Moment, as_second
 from blossomrec.data.vocabulary import Vocabulary, as_ids
-from blossomrec.data.windows import fill
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError, one_of, true_or_false, whole_number
 from blossomrec.evaluation import Evaluation, metrics, scoring
-from blossomrec.evaluation.scoring import top_k
+from blossomrec.evaluation.top_k import top_k
 from blossomrec.files import TemporaryFolder
 from blossomrec.models.inputs import resolve_inputs
 from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.recommendation.ranked_users import Ranked, UserRanker
+from blossomrec.recommendation.request import Request
+from blossomrec.rules import Rules
+from blossomrec.rules.catalogue import item_rules
 from blossomrec.run import (
     Known,
     RunInfo,
     load_model,
+    open_item_table,
     open_users,
     open_vocabulary,
     read_run_config,
@@ -50,11 +54,8 @@ from blossomrec.run import (
 from blossomrec.training.state import seeded
 
 if TYPE_CHECKING:
+    from blossomrec.recommendation.bulk import Written
     from blossomrec.training.loop import TrainingResult
-
-# Users and events encoded together: enough to keep the device busy, few enough to bound memory.
-USERS_AT_ONCE = 1_024
-EVENTS_AT_ONCE = 65_536
 
 
 class BlossomRec:
@@ -93,6 +94,7 @@ class BlossomRec:
         self.filter_viewed: bool | None = None
         self._info: RunInfo | None = None
         self._users: Vocabulary | None = None
+        self._item_table: FeatureTable | None = None
         self._known: KnownHistories | None = None
         self._no_log = "the log this model was trained on is not there"
 
@@ -194,7 +196,7 @@ class BlossomRec:
         users = None
         if self._users is not None and model.users is not None:
             users = (self._users, model.users)
-        known = Known(vocabulary, model.features, users)
+        known = Known(vocabulary, self._item_table, users)
         write_model(folder, self._info, known, model, overwrite=overwrite)
 
     def evaluate(
@@ -259,6 +261,7 @@ class BlossomRec:
         max_len: int | None = None,
         at: Moment | None = None,
         kind: str | None = None,
+        rules: Rules | None = None,
     ) -> pl.DataFrame:
         """The ``k`` best next items for users of the log, from their whole history.
 
@@ -273,6 +276,7 @@ class BlossomRec:
                 to a model that sees it; None is the time of the log's last event.
             kind: the kind of event that is wanted, such as "buy", for a model that sees it; None is
                 any.
+            rules: filters, boosts and limits by what is known of the items; see :class:`Rules`.
 
         Returns:
             Columns user_id, item_id, score, rank (from 1); fewer than ``k`` rows for a user where
@@ -282,31 +286,84 @@ class BlossomRec:
             DataError: a user, an item or the kind is unknown; the message names it.
             ConfigError: an option is out of bounds or of a wrong type.
         """
-        known, filter_viewed = self._histories(), self._filters(filter_viewed)
+        known = self._histories()
         log = known.log
         if users is None:
             rows = np.arange(log.num_users)
         else:
             rows = known_rows(log.user_vocabulary, users, "user")
-        candidates, limit = self._candidates(items), self._limit(max_len)
-        moment = as_second("at", at)
-        if at is None and log.has_times:
-            moment = log.last_second
-        wanted = moment, self._kind(kind)
+        given = {"filter_viewed": filter_viewed, "items": items, "max_len": max_len, "kind": kind}
+        request = self._request(k, **given, at=self._moment(log, at), rules=rules)
         known.warn_of_unknown(rows)
-        lengths = np.minimum(np.diff(np.asarray(log.offsets))[rows], limit)
-        nothing = (rows[:0], rows[:0], np.empty(0, dtype=np.float32), rows[:0])
-        found: list[tuple[np.ndarray, ...]] = [nothing]
-        for start, stop in pairwise(_cuts(lengths)):
-            histories = [known.history(row) for row in rows[start:stop]]
-            some = np.flatnonzero([len(history) for history in histories])
-            if not len(some):
-                continue
-            histories = [histories[place] for place in some]
-            places, *columns = self._rank(histories, k, filter_viewed, candidates, limit, wanted)
-            found.append((rows[start:stop][some][places], *columns))
-        user_rows, *columns = (np.concatenate(column) for column in zip(*found, strict=True))
-        return self._frame({"user_id": log.user_vocabulary.ids(user_rows)}, *columns)
+        ranker = self._ranker(request, len(rows))
+        return self._users_frame(Ranked.join(list(ranker.ranked(rows))))
+
+    def recommend_all(
+        self,
+        out: str | Path,
+        users: str | Path | Iterable[Any] | None = None,
+        k: int = 100,
+        *,
+        shards: int | None = None,
+        rows_per_file: int | None = None,
+        unknown: Literal["refuse", "skip"] = "refuse",
+        progress: bool = True,
+        **options: Any,
+    ) -> Written:
+        """Write the ``k`` best next items for many users of the log to Parquet files.
+
+        What is written is what :meth:`recommend` gives, users in the order of the log, each once.
+        Memory does not grow with the number of users, but for their ids. The same call goes on
+        where one was stopped or killed, and the files are then the same, byte for byte.
+
+        Args:
+            out: a file that ends in ``.parquet``; with ``shards`` or ``rows_per_file`` a folder.
+            users: external ids, or the path of a file with them: a table (.parquet, .csv, .tsv)
+                with a column ``user_id`` or a single one, or text with an id in each line; None is
+                every user.
+            k: as of ``recommend``, but no more than the catalogue has.
+            shards: write so many files, of as many users each.
+            rows_per_file: write files of at most so many rows.
+            unknown: "refuse" a list with users who are not in the log, or "skip" them with a
+                warning.
+            progress: show on standard error how it goes.
+            options: ``filter_viewed``, ``items``, ``max_len``, ``at``, ``kind`` and ``rules``
+                of ``recommend``.
+
+        Raises:
+            RunError: something else lies at ``out``, such as what other options gave.
+            DataError: a user or an item is unknown; the message names it and its place.
+            ConfigError: an option is out of bounds.
+
+        Example:
+            >>> recommender.recommend_all("recommendations.parquet", k=50)
+        """
+        from blossomrec.recommendation.bulk import write_all
+        from blossomrec.recommendation.job import make_job
+        from blossomrec.recommendation.output import Output
+        from blossomrec.recommendation.user_list import listed_users
+
+        model, vocabulary = self._ready()
+        known = self._histories()
+        log, folder = known.log, shards is not None or rows_per_file is not None
+        if not folder and Path(out).suffix != ".parquet":
+            raise ConfigError(f"out is {str(out)!r}: a file's name must end in .parquet")
+        if whole_number("k", k) > vocabulary.size:
+            raise ConfigError(f"k is {k}: the model knows {vocabulary.size} items")
+        rows = np.arange(log.num_users)
+        if users is not None:
+            rows = listed_users(users, log.user_vocabulary, unknown)
+        at = self._moment(log, options.pop("at", None))
+        request = self._request(k, at=at, **options)
+        files = {"shards": shards, "rows_per_file": rows_per_file}
+        job = make_job(log, model, self.config, rows, request, **files)
+        known.warn_of_unknown(rows)
+        return write_all(
+            Output.of(job, Path(out), folder=folder),
+            lambda: self._ranker(request, len(rows)),
+            self._users_frame,
+            progress=progress,
+        )
 
     def recommend_history(
         self,
@@ -361,15 +418,9 @@ class BlossomRec:
         if not len(known):
             what = f"the history {shown_ids(ids)}" if ids else "an empty history"
             raise DataError(f"{what} has no item that the model knows")
-        _, *found = self._rank(
-            [known],
-            k,
-            filter_viewed,
-            self._candidates(items),
-            self._limit(max_len),
-            (as_second("at", at), self._kind(kind)),
-        )
-        return self._frame({}, *found)
+        given = {"filter_viewed": filter_viewed, "items": items, "max_len": max_len, "kind": kind}
+        request = self._request(k, **given, at=as_second("at", at))
+        return self._frame({}, *self._rank(known, request))
 
     def similar_items(self, items: Iterable[Any], k: int = 10) -> pl.DataFrame:
         """The ``k`` items whose embeddings are closest, by cosine, to each given one.
@@ -404,33 +455,63 @@ class BlossomRec:
         )
 
     def _rank(
-        self,
-        histories: Sequence[History],
-        k: int,
-        filter_viewed: bool,
-        candidates: np.ndarray | None,
-        max_len: int,
-        wanted: tuple[int, int],
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Number of the history, item row, score and rank of everything recommended.
-
-        wanted: the moment for which, and the number of the kind that is wanted.
-        """
-        model, vocabulary = self._ready()
+        self, history: History, request: Request
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Item row, score and rank of everything recommended after a history."""
+        model, _ = self._ready()
         width = len(model.fields.context)
-        shown = [history[-max_len:].asked_for(*wanted, context=width) for history in histories]
-        batch = pack(shown, model.inputs)
+        shown = history[-request.max_len :].asked_for(request.moment, request.kind, context=width)
         rows, scores = top_k(
             model,
-            batch,
-            min(whole_number("k", k), vocabulary.size),
-            seen=[history.items for history in histories] if filter_viewed else None,
-            items=candidates,
+            pack([shown], model.inputs),
+            request.k,
+            seen=[history.items] if request.filter_viewed else None,
+            items=request.items,
             device=model.item_embeddings.weight.device,
         )
         found = rows >= 0
-        places, ranks = np.nonzero(found)
-        return places, rows[found], scores[found], ranks + 1
+        return rows[found], scores[found], np.nonzero(found)[1] + 1
+
+    def _request(
+        self,
+        k: int,
+        *,
+        at: int,
+        filter_viewed: bool | None = None,
+        items: Iterable[Any] | None = None,
+        max_len: int | None = None,
+        kind: str | None = None,
+        rules: Rules | None = None,
+    ) -> Request:
+        """What is asked for, checked; ``at`` in seconds."""
+        model, vocabulary = self._ready()
+        if rules is not None and rules.exclude_seen_days is not None and filter_viewed is False:
+            raise ConfigError(
+                "filter_viewed is False, but exclude_seen_days leaves viewed items out"
+            )
+        request = Request(
+            k=min(whole_number("k", k), vocabulary.size),
+            filter_viewed=self._filters(filter_viewed),
+            max_len=self._limit(max_len),
+            moment=at,
+            kind=self._kind(kind),
+            items=self._candidates(items),
+        )
+        if rules is None:
+            return request
+        log = self._histories().log
+        return request.ruled(item_rules(rules, model, vocabulary, log, self._item_table))
+
+    def _ranker(self, request: Request, users: int) -> UserRanker:
+        """What ranks for so many users of the log."""
+        model, vocabulary = self._ready()
+        log = self._histories().log
+        return UserRanker(log, model, vocabulary, self._users, request, at_once=users)
+
+    @staticmethod
+    def _moment(log: EventLog, at: Moment | None) -> int:
+        """The moment for which is recommended to users of a log, in seconds."""
+        return log.last_second if at is None and log.has_times else as_second("at", at)
 
     def _limit(self, max_len: int | None) -> int:
         """Events of a history that the model sees."""
@@ -451,7 +532,12 @@ class BlossomRec:
     def _candidates(self, items: Iterable[Any] | None) -> np.ndarray | None:
         """Rows of the only items to choose from, None for the whole catalogue."""
         _, vocabulary = self._ready()
-        return None if items is None else known_rows(vocabulary, items, "item")
+        return None if items is None else np.unique(known_rows(vocabulary, items, "item"))
+
+    def _users_frame(self, ranked: Ranked) -> pl.DataFrame:
+        """Recommendations to users of the log by external ids."""
+        users = self._histories().log.user_vocabulary.ids(ranked.users)
+        return self._frame({"user_id": users}, ranked.items, ranked.scores, ranked.ranks)
 
     def _frame(
         self, columns: dict[str, Any], rows: np.ndarray, scores: np.ndarray, ranks: np.ndarray
@@ -490,6 +576,9 @@ class BlossomRec:
         self._info = read_run_config(folder)
         model = load_model(folder, device)
         self.items = open_vocabulary(folder, self._info)
+        self._item_table = model.features
+        if self._item_table is None:
+            self._item_table = open_item_table(folder, self._info)
         users = open_users(folder, self._info)
         self._users = None if users is None else users[0]
         # Now, because a process forked later cannot.
@@ -532,9 +621,3 @@ class BlossomRec:
         self.__dict__.update(state | {"log": None})
         if state["log"] is not None:
             self._find_log(state["log"])
-
-
-def _cuts(lengths: np.ndarray) -> list[int]:
-    """Where users with histories of these lengths are cut in parts to be encoded together."""
-    # Nobody counts less than a share of the events, which bounds the number of users as well.
-    return fill(np.maximum(lengths, EVENTS_AT_ONCE // USERS_AT_ONCE), EVENTS_AT_ONCE).tolist()

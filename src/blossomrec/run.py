@@ -1,7 +1,7 @@
 """The run folder: configuration, best weights and vocabulary, everything a recommender needs.
 
-Layout: ``config.json``, ``model.safetensors``, ``vocabulary/``, ``features/`` and ``users/`` where
-the model sees tables of items and users, ``log.jsonl``, ``metrics.json``,
+Layout: ``config.json``, ``model.safetensors``, ``vocabulary/``, ``features/`` where the log has a
+table of items, ``users/`` where the model sees one of users, ``log.jsonl``, ``metrics.json``,
 ``report.html`` and ``checkpoints/``; ``trained_on/``, how far histories were trained on, and of a
 run that brought another one up to date ``ancestor.safetensors``. Nothing in it is pickled.
 """
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from blossomrec import __version__
 from blossomrec.config import RunConfig, from_dict, to_dict
-from blossomrec.data.features import FeatureTable
+from blossomrec.data.features import FeatureTable, Vectors
 from blossomrec.data.fields import EventFields, Tables
 from blossomrec.data.log import FEATURES, USERS, EventLog
 from blossomrec.data.vocabulary import Vocabulary
@@ -55,7 +55,8 @@ class RunInfo(NamedTuple):
     log: the identity of the log, see ``EventLog.identity``; None in runs that do not tell it.
     filter_viewed: whether items of the history are left out of recommendations, as they are where
         the run is measured.
-    features: digest of the table of items in ``features/``; None where the model sees none.
+    features: digest of the table of items in ``features/``, which rules read, without its vectors
+        where the model sees none of it; None where there is none.
     users: digest of ``users/``, the users with what a table says of them; None where the model
         sees none.
     fields: kinds of events and columns of context that the model sees.
@@ -97,7 +98,7 @@ def write_run_config(
     check_vocabulary(run, log)
     data, filters = Path(log.folder).resolve(), resolve_filter_seen(config.evaluation, log)
     tables, model = log.tables, config.model
-    features = tables.items if model.content == "on" else None
+    features = tables.items if model.content == "on" else _without_vectors(tables.items)
     users = tables.users if model.user_table == "on" else None
     known = Known(items, features, None if users is None else (log.user_vocabulary, users))
     info = RunInfo(
@@ -211,6 +212,20 @@ def open_features(run: str | Path, info: RunInfo) -> FeatureTable | None:
     """
     if info.config.model.content != "on":
         return None
+    if info.features is None:
+        raise RunError(f"{run}: config.json speaks of no table of items, which its model needs")
+    return open_item_table(run, info)
+
+
+def open_item_table(run: str | Path, info: RunInfo) -> FeatureTable | None:
+    """What the run keeps of the table of items, also where its model sees none of it; None for
+    none.
+
+    Raises:
+        RunError: it is missing, damaged, or is not the one that ``config.json`` speaks of.
+    """
+    if info.features is None:
+        return None
     try:
         features = FeatureTable.open(Path(run) / FEATURES)
     except DataError as error:
@@ -218,6 +233,14 @@ def open_features(run: str | Path, info: RunInfo) -> FeatureTable | None:
     if features.digest != info.features:
         raise RunError(f"{run}: {FEATURES}/ does not belong to config.json")
     return features
+
+
+def _without_vectors(table: FeatureTable | None) -> FeatureTable | None:
+    """What rules read of a table of items, where the model sees none of it."""
+    if table is None:
+        return None
+    kept = {name: each for name, each in table.items() if not isinstance(each, Vectors)}
+    return FeatureTable(kept, table.num_rows) if kept else None
 
 
 def open_users(run: str | Path, info: RunInfo) -> tuple[Vocabulary, FeatureTable] | None:
@@ -371,7 +394,7 @@ def _write_description(run: Path, info: RunInfo, known: Known) -> None:
     """Write the tables, where they are not there, and ``config.json``."""
     if not _holds(open_vocabulary, run, info):
         known.items.save(run / "vocabulary")
-    if known.features is not None and not _holds(open_features, run, info):
+    if known.features is not None and not _holds(open_item_table, run, info):
         known.features.save(run / FEATURES)
     if known.users is not None and not _holds(open_users, run, info):
         known.users[0].save(run / USERS)

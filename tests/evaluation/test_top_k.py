@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError, TrainingError
 from blossomrec.evaluation import scoring
-from blossomrec.evaluation.scoring import top_k
+from blossomrec.evaluation.top_k import top_k
 from ranking_oracle import DotScorer, TableScorer, recommended
 
 

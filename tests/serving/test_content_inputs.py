@@ -18,7 +18,7 @@ from blossomrec.data.features import FeatureTable, Numbers, Titles
 from blossomrec.data.fields import Tables
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.models import build_model
-from blossomrec.run import load_model, read_run_config
+from blossomrec.run import load_model, open_item_table, read_run_config
 from small_options import MODEL
 
 
@@ -196,4 +196,9 @@ def test_content_stays_out_where_it_is_switched_off(content_log, tmp_path):
     recommender: Any = BlossomRec(**options).fit(content_log, tmp_path / "run", progress=False)
     assert recommender.model.content is None
     assert dataclasses.asdict(recommender.config)["model"]["content"] == "off"
-    assert not (tmp_path / "run" / "features").exists()
+    # What a run keeps of the table is for rules; its model, opened again, sees none of it.
+    kept = open_item_table(tmp_path / "run", read_run_config(tmp_path / "run"))
+    assert kept is not None
+    assert kept.digest == content_log.item_features.digest
+    opened: Any = BlossomRec.from_pretrained(tmp_path / "run")
+    assert opened.model.content is None and opened.model.features is None

@@ -1,0 +1,205 @@
+"""The best items of packed histories, exactly, a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blossomrec.errors import DataError, whole_number
+from blossomrec.evaluation import scoring
+
+if TYPE_CHECKING:
+    from blossomrec.data.batch import Batch
+
+
+class Seen(NamedTuple):
+    """Items that must not be recommended: histories, rising, and item rows, int64 [N]."""
+
+    histories: np.ndarray
+    items: np.ndarray
+
+    @staticmethod
+    def of(items: Sequence[np.ndarray]) -> Seen:
+        """Of the item rows of one history after another."""
+        lengths = [len(each) for each in items]
+        joined = np.concatenate([*items, np.empty(0, np.int64)]).astype(np.int64)
+        return Seen(np.repeat(np.arange(len(lengths)), lengths), joined)
+
+    def part(self, start: int, stop: int) -> Seen:
+        """Of the histories start .. stop-1."""
+        first, end = np.searchsorted(self.histories, [start, stop])
+        return Seen(self.histories[first:end] - start, self.items[first:end])
+
+
+class Choice(Protocol):
+    """How k items are chosen from a list of the best ones, other than from its top."""
+
+    def pool(self, k: int) -> int:
+        """How many of the best items to choose from at first; more are looked at where needed."""
+        ...
+
+    def choose(self, rows: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
+        """Positions of up to k items in a list of them, int64.
+
+        Args:
+            rows: item rows, int64 [n], best first.
+            scores: float32 [n].
+        """
+        ...
+
+
+class TopK:
+    """The k items with the highest scores of each history, equal scores in order of item row.
+
+    One buffer of scores serves all batches; its size depends on neither them nor the catalogue,
+    and neither does a list.
+
+    Args:
+        scorer: as for ``evaluate``; it already lies on ``device``.
+        k: items wanted for each history.
+        histories: of the largest batch, which bounds the buffer.
+        items: the only item rows that may be recommended, int64, rising; None for all.
+        boosts: float32 [I], what is added to the scores; None for nothing.
+        choice: how items are chosen from the best ones; None for the top of the list.
+        score_elements: scores held at a time, or one row of the catalogue if that is more.
+    """
+
+    def __init__(
+        self,
+        scorer: Any,
+        k: int,
+        histories: int,
+        *,
+        items: np.ndarray | None = None,
+        boosts: np.ndarray | None = None,
+        choice: Choice | None = None,
+        device: str | torch.device = "cpu",
+        score_elements: int | None = None,
+    ):
+        self.scorer, self.k, self.device, self._choice = scorer, k, torch.device(device), choice
+        self._block = scoring.ScoreBlock(
+            scorer,
+            histories,
+            device=self.device,
+            score_elements=scoring.SCORE_ELEMENTS if score_elements is None else score_elements,
+            items=items,
+        )
+        self._boosts = None if boosts is None else torch.from_numpy(boosts).to(self.device)
+
+    def of(self, batch: Batch, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Item rows int64 [B, k], best first, and their scores float32 [B, k].
+
+        -1 and -inf stand where fewer than k items may be recommended.
+
+        Raises:
+            TrainingError: a score is not a number.
+        """
+        n, found = batch.num_histories, list[tuple[np.ndarray, np.ndarray]]()
+        with scoring.scoring_mode(self.scorer):
+            queries = scoring.Queries.of(self.scorer, batch.to(self.device))
+            for start in range(0, n, self._block.rows):
+                stop = min(start + self._block.rows, n)
+                with scoring.full_precision(self.device):
+                    filled = self._block.fill(queries.part(start, stop))
+                found.append(self.pick(filled, None if seen is None else seen.part(start, stop)))
+        rows, scores = zip(*found, strict=True)
+        return np.concatenate(rows), np.concatenate(scores)
+
+    def of_all(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Item rows int64 [k] and scores float32 [k] by scores, float32 [I], that all share."""
+        block = torch.full((1, self._block.buffer.shape[1]), -torch.inf, device=self.device)
+        block[0, : len(scores)] = torch.from_numpy(scores)
+        if self._block.left_out is not None:
+            block.masked_fill_(self._block.left_out, -torch.inf)
+        rows, best = self.pick(block)
+        return rows[0], best[0]
+
+    def pick(self, block: Tensor, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The same from scores [n, width], which are changed; width is I in whole groups."""
+        if self._boosts is not None:
+            block[:, : self.scorer.num_items] += self._boosts
+        if seen is not None:
+            histories, items = (torch.from_numpy(each).to(block.device) for each in seen)
+            block[histories, items] = -torch.inf
+        # A list longer than the catalogue would only be padding; it is added at the end.
+        k, kept = self.k, min(self.k, self.scorer.num_items)
+        rows = np.full((len(block), k), -1, dtype=np.int64)
+        scores = np.full((len(block), k), -np.inf, dtype=np.float32)
+        if self._choice is None:
+            rows[:, :kept], scores[:, :kept] = _arrays(scoring.best(block, kept))
+        else:
+            self._choose(self._choice, block, rows, scores)
+        return rows, scores
+
+    def _choose(self, choice: Choice, block: Tensor, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Fill in what is chosen, from a list that grows until it holds enough."""
+        catalogue = self.scorer.num_items
+        waiting, size = np.arange(len(block)), min(choice.pool(self.k), catalogue)
+        while len(waiting):
+            some = block if len(waiting) == len(block) else block[torch.from_numpy(waiting)]
+            best, values = _arrays(scoring.best(some, size))
+            short = []
+            for history, listed, valued in zip(waiting, best, values, strict=True):
+                there = int((listed >= 0).sum())
+                chosen = choice.choose(listed[:there], valued[:there], self.k)
+                if len(chosen) < self.k and there == size < catalogue:
+                    short.append(history)
+                    continue
+                rows[history, : len(chosen)] = listed[chosen]
+                scores[history, : len(chosen)] = valued[chosen]
+            waiting, size = np.array(short, dtype=np.int64), min(4 * size, catalogue)
+
+
+def top_k(
+    scorer: Any,
+    batch: Batch,
+    k: int,
+    *,
+    seen: Sequence[np.ndarray] | None = None,
+    items: np.ndarray | None = None,
+    device: str | torch.device = "cpu",
+    score_elements: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k items with the highest scores for every history, exactly.
+
+    Args:
+        scorer, k, items, device, score_elements: as of :class:`TopK`; items in any order.
+        batch: B packed histories.
+        seen: for each history, item rows that must not be recommended; None for no filter.
+
+    Returns:
+        Item rows int64 [B, k], best first, equal scores in order of row, and their scores
+        float32 [B, k]; -1 and -inf where fewer than k items may be recommended.
+
+    Raises:
+        ConfigError: k is no whole number of at least 1.
+        DataError: ``seen`` has another length than the batch, or an item row does not exist.
+        TrainingError: a score is not a number.
+    """
+    k, histories = whole_number("k", k), batch.num_histories
+    if seen is not None and len(seen) != histories:
+        raise DataError(f"seen has {len(seen)} entries for {histories} histories")
+    if items is not None:
+        items = np.unique(_checked_rows(items, scorer.num_items, "items"))
+    left_out = None if seen is None else Seen.of(seen)
+    if left_out is not None:
+        _checked_rows(left_out.items, scorer.num_items, "seen")
+    options: dict[str, Any] = {"items": items, "device": device, "score_elements": score_elements}
+    return TopK(scorer, k, histories, **options).of(batch, left_out)
+
+
+def _arrays(tensors: tuple[Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    first, second = tensors
+    return first.cpu().numpy(), second.cpu().numpy()
+
+
+def _checked_rows(rows: np.ndarray, num_items: int, name: str) -> np.ndarray:
+    rows = np.asarray(rows).astype(np.int64)
+    wrong = rows[(rows < 0) | (rows >= num_items)]
+    if len(wrong):
+        raise DataError(f"{name} contains item row {wrong[0]}: rows go from 0 to {num_items - 1}")
+    return rows
