@@ -39,8 +39,11 @@ def hardware() -> str:
     """Machines and versions that the lines were measured on."""
     seen: dict[str, None] = {}
     names = ["accuracy", "fusion", "lengths", "speed", "data", "bulk"]
-    for name in [*names, "features", "inputs", "selector", "serving"]:
+    for name in [*names, "features", "inputs", "selector", "serving", "training", "reproduce"]:
         for line in read(f"{name}.jsonl"):
+            # Tests are of lines that say where they are from.
+            if "paired" in line and "hardware" not in line:
+                continue
             versions = line["versions"]
             python, torch = versions["python"], versions["torch"]
             seen[f"- {line['hardware']}: Python {python}, torch {torch}\n"] = None

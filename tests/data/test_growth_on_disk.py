@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import pytest
+from death_on_disk import Death, KilledError
 
 from blossomrec.data.growth import merge
 from blossomrec.data.growth.append import append_events
@@ -40,38 +41,6 @@ SECOND = pl.DataFrame(
 )
 ITEMS = pl.DataFrame({"item_id": [7, 5], "title": ["seven", "five"]})
 OPTIONS: dict[str, Any] = {"kind": "what", "context": ("shop",), "items": ITEMS}
-
-
-class KilledError(BaseException):
-    """The end of a process, as far as the writing is concerned."""
-
-
-class Death:
-    """Nothing reaches the disk from the n-th call on of what changes it."""
-
-    CALLS = (
-        (os, "replace"),
-        (os, "mkdir"),
-        (os, "unlink"),
-        (os, "rmdir"),
-        (shutil, "rmtree"),
-        (np, "save"),
-        (merge, "append_array"),
-    )
-
-    def __init__(self, monkeypatch, at: int):
-        self.at, self.seen = at, 0
-        for module, name in self.CALLS:
-            monkeypatch.setattr(module, name, self.counted(getattr(module, name)))
-
-    def counted(self, call):
-        def dying(*arguments, **options):
-            self.seen += 1
-            if self.seen > self.at:
-                raise KilledError
-            return call(*arguments, **options)
-
-        return dying
 
 
 def events(log: EventLog) -> list[tuple]:
@@ -117,7 +86,7 @@ def test_killed_at_any_step_there_is_the_old_log_or_the_new(tmp_path, monkeypatc
         folder = tmp_path / str(at)
         shutil.copytree(tmp_path / "start", folder)
         with pytest.MonkeyPatch.context() as dying:
-            death = Death(dying, at)
+            death = Death(dying, at, ((merge, "append_array"),))
             with contextlib.suppress(KilledError):
                 step(folder)
         copy = tmp_path / "copy"

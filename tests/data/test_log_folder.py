@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from death_on_disk import Death, KilledError
 
 from blossomrec.data.log import EventLog, differences
 from blossomrec.errors import DataError
@@ -31,38 +32,6 @@ MORE: dict[str, Any] = {
     "items": pl.DataFrame({"item_id": [9, 7], "title": ["a", "b"]}),
     "users": pl.DataFrame({"user_id": [4, 6], "age": [30, 40]}),
 }
-
-
-class KilledError(BaseException):
-    """The end of a process, as far as the writing is concerned."""
-
-
-class Death:
-    """Nothing reaches the disk from the n-th call on of what changes it."""
-
-    CALLS = (
-        (os, "replace"),
-        (os, "fsync"),
-        (os, "mkdir"),
-        (os, "unlink"),
-        (os, "rmdir"),
-        (shutil, "rmtree"),
-        (np, "save"),
-    )
-
-    def __init__(self, monkeypatch, at: int):
-        self.at, self.seen = at, 0
-        for module, name in self.CALLS:
-            monkeypatch.setattr(module, name, self.counted(getattr(module, name)))
-
-    def counted(self, call):
-        def dying(*arguments, **options):
-            self.seen += 1
-            if self.seen > self.at:
-                raise KilledError
-            return call(*arguments, **options)
-
-        return dying
 
 
 def users(log: EventLog) -> list[int]:
@@ -100,7 +69,7 @@ def test_killed_at_any_step_there_is_the_old_log_or_the_new(tmp_path, monkeypatc
             if before == "format 1":
                 first_format(folder)
         with pytest.MonkeyPatch.context() as dying:
-            death = Death(dying, at)
+            death = Death(dying, at, ((os, "fsync"),))
             try:
                 EventLog.prepare(WHOLE, folder, **MORE)
             except KilledError:
