@@ -106,19 +106,26 @@ def accuracy() -> str:
 
 
 def in_short() -> str:
-    """NDCG@10 among all items of some models side by side."""
+    """NDCG@10 among all items of some models side by side, of those that were measured."""
     full, models = trainings(), ("SASRec", "BlossomRec", "BlossomRec (as published)")
     models = (*models, "SASRec (linrec)", "Mamba4Rec", "BERT4Rec", "BERT4Rec-Blossom")
     paper = PAPER["accuracy"]
     measured = {
-        (dataset, length): [
-            averaged(full.get((dataset, length, model), ()), "ndcg@10") for model in models
-        ]
+        (dataset, length): {
+            model: averaged(full[dataset, length, model], "ndcg@10")
+            for model in models
+            if (dataset, length, model) in full
+        }
         for dataset in paper.datasets
         for length in paper.lengths(dataset)
     }
-    rows = [[f"{data}, {length}", *cells] for (data, length), cells in measured.items()]
-    return table(["data, longest history", *models], (row for row in rows if any(row[1:])))
+    measured = {key: values for key, values in measured.items() if values}
+    shown = [model for model in models if any(model in values for values in measured.values())]
+    rows = (
+        [f"{data}, {length}", *(values.get(model, "") for model in shown)]
+        for (data, length), values in measured.items()
+    )
+    return table(["data, longest history", *shown], rows)
 
 
 def choices(name: str) -> str:

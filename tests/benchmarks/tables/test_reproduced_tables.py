@@ -146,9 +146,7 @@ def test_models_of_long_histories_are_tested_beside_each_other(given):
 
 def test_the_short_table_has_a_column_for_each_model(given):
     given(line("SASRec", 0.2), line("SASRec", 0.4, 1), line("Mamba4Rec", 0.1))
-    assert cells(reproduced_tables.in_short()) == [
-        ["ml-1m, 200", "0.3000", "", "", "", "0.1000", "", ""]
-    ]
+    assert cells(reproduced_tables.in_short()) == [["ml-1m, 200", "0.3000", "0.1000"]]
 
 
 def test_one_more_event_stands_by_what_came_before(given):
