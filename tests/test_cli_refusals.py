@@ -283,7 +283,7 @@ def test_wrong_requests_for_recommendations(refused, place, options, words):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["frobnicate"], ['"frobnicate"', "prepare, train, tune, evaluate"]),
+        (["frobnicate"], ['"frobnicate"', "prepare, append, compact, forget, train"]),
         (["train"], ['"train"', "--log requires an argument"]),
         (["prepare", "events.csv"], ['"prepare"', "--folder requires an argument"]),
         (["recommend"], ['"recommend"', "--run requires an argument"]),
