@@ -17,7 +17,8 @@ from rich.console import Console
 from blossomrec.cli import main
 from blossomrec.data.event_arrays import EventArrays, drop_events, rank_fields, shuffle_ties
 from blossomrec.data.fields import ContextField, EventFields
-from blossomrec.data.log import EventLog, differences
+from blossomrec.data.identity import differences
+from blossomrec.data.log import EventLog
 from blossomrec.data.preparation import summary_table
 from blossomrec.data.reading import kinds as limits
 from blossomrec.data.reading.options import Filters

@@ -19,7 +19,8 @@ import polars as pl
 import pytest
 from death_on_disk import Death, KilledError
 
-from blossomrec.data.log import EventLog, differences
+from blossomrec.data.identity import differences
+from blossomrec.data.log import EventLog
 from blossomrec.errors import DataError
 
 OLD = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [7, 8, 7], "timestamp": [1, 2, 3]})

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blossomrec.data.feature_rows import taken_rows
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import ConfigError
 from blossomrec.rules import Rules
 from blossomrec.rules.expression import And, Comparison, Flag, Not, Or, Value, parse
-from blossomrec.rules.item_table import ItemTable, read_item_table, rearranged
+from blossomrec.rules.item_table import ItemTable, read_item_table
 from blossomrec.rules.tokens import ExpressionError
 
 ROWS = 37
@@ -283,7 +284,7 @@ def test_without_a_table_there_are_ids_alone():
 def test_a_table_in_other_rows_is_the_same_table(table):
     order = np.array([5, -1, 0, 36, 5, -1])
     ids = np.array([15, 900, 10, 46, 15, 901])
-    other = rearranged(table.features, order)
+    other = taken_rows([table.features], order)
     wanted = frame().join(pl.DataFrame({"item_id": np.unique(ids)}), on="item_id", how="right")
     read = read_item_table(wanted, Vocabulary(pl.Series(np.unique(ids))))
     places = np.searchsorted(np.unique(ids), ids)

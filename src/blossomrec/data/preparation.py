@@ -19,6 +19,7 @@ from blossomrec.data.event_arrays import (
 )
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.fields import EventFields
+from blossomrec.data.identity import fields_identity, log_identity
 from blossomrec.data.log import (
     EVENTS,
     FEATURE_TABLES,
@@ -26,8 +27,6 @@ from blossomrec.data.log import (
     GENERATION_FORMAT,
     ITEMS,
     USERS,
-    fields_identity,
-    log_identity,
 )
 from blossomrec.data.log_folder import check_replaceable, new_generation
 from blossomrec.data.reading.columns import Column

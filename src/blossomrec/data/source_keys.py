@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from blossomrec.data.event_arrays import EventArrays
 from blossomrec.data.fields import EventFields
+from blossomrec.data.identity import array_digest
 from blossomrec.data.reading.files import SourceFiles
 from blossomrec.data.reading.options import ReadOptions
 from blossomrec.data.vocabulary import Vocabulary
@@ -38,7 +38,5 @@ def content_key(ids: Sequence[pl.Series], events: EventArrays, fields: EventFiel
         digest.update(Vocabulary(one).fingerprint.encode())
     for name, array in vars(events).items():
         if array is not None:
-            little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-            digest.update(f"{name} {little.dtype.str} {little.shape}\n".encode())
-            digest.update(little.data.cast("B") if little.size else b"")
+            digest.update(f"{name} {array_digest(array)}\n".encode())
     return digest.hexdigest()

@@ -13,6 +13,7 @@ import numpy as np
 
 from blossomrec import __version__
 from blossomrec.config import to_dict
+from blossomrec.data.identity import array_digest
 from blossomrec.errors import ConfigError, whole_number
 from blossomrec.recommendation.request import Request
 
@@ -85,14 +86,14 @@ def make_job(
         "blossomrec": __version__,
         "digest of the model": _model_digest(model, config),
         "digest of the log": log.digest,
-        "digest of the users": _digest(users),
+        "digest of the users": array_digest(users),
         "users": len(users),
         "k": request.k,
         "filter_viewed": request.filter_viewed,
         "max_len": request.max_len,
         "moment": request.moment,
         "kind": request.kind,
-        "digest of the items": None if request.items is None else _digest(request.items),
+        "digest of the items": None if request.items is None else array_digest(request.items),
         **({} if request.rules is None else request.rules.told),
         "shards": shards,
         "rows_per_file": rows_per_file,
@@ -122,14 +123,8 @@ def _model_digest(model: SequenceModel, config: RunConfig) -> str:
     """SHA-256 over the weights and the configuration of the model."""
     digest = hashlib.sha256(json.dumps(to_dict(config)["model"], sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.tobytes())
+        digest.update(f"{name} {array_digest(tensor.detach().cpu().numpy())}\n".encode())
     return digest.hexdigest()
-
-
-def _digest(rows: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()
 
 
 def _shown(value: Any) -> str:

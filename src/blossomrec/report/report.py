@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from blossomrec.config import to_dict
-from blossomrec.data.log import EventLog, differences
+from blossomrec.data.identity import differences
+from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.errors import DataError, RunError
 from blossomrec.evaluation.evaluation import (

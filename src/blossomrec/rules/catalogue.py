@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from blossomrec.data.feature_rows import taken_rows
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.history import known_ids
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.models.baselines.base import recent_weights
 from blossomrec.rules.choice import Limit, RuledChoice
-from blossomrec.rules.item_table import ItemTable, read_item_table, rearranged
+from blossomrec.rules.item_table import ItemTable, read_item_table
 from blossomrec.rules.rules import Rules
 from blossomrec.rules.tokens import ExpressionError
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from blossomrec.data.log import EventLog
     from blossomrec.models.sequence import SequenceModel
 
-# An event counts half after this share of the time span, as in the baseline of the same name.
-HALF_LIFE = 0.1
 # Events that are counted at a time.
 PIECE_EVENTS = 1 << 21
 
@@ -103,7 +103,7 @@ def _features(
         return kept
     if log.item_vocabulary.fingerprint == items.fingerprint:
         return log.item_features
-    return rearranged(log.item_features, known_ids(log.item_vocabulary, items))
+    return taken_rows([log.item_features], known_ids(log.item_vocabulary, items))
 
 
 def _allowed(rules: Rules, table: ItemTable) -> np.ndarray | None:
@@ -157,13 +157,13 @@ def _directions(model: SequenceModel) -> Callable[[np.ndarray], np.ndarray]:
 def _recent(log: EventLog, items: Vocabulary) -> np.ndarray:
     """Logarithms of the shares of items in the events of a log, late ones first: float32 [I]."""
     first, last = log.summary["time"]["first"], log.summary["time"]["last"]
-    span, counts = max(float(last - first), np.finfo(np.float64).tiny), np.zeros(items.size)
+    counts = np.zeros(items.size)
     log_items = known_ids(items, log.item_vocabulary)
     for start in range(0, log.num_events, PIECE_EVENTS):
         piece = slice(start, start + PIECE_EVENTS)
         rows = log_items[log.items[piece]]
-        age = (last - log.timestamps[piece]).astype(np.float64) / span
+        weights = recent_weights(log.timestamps[piece], first, last)
         known = rows >= 0
-        counts += np.bincount(rows[known], np.exp2(-age / HALF_LIFE)[known], minlength=items.size)
+        counts += np.bincount(rows[known], weights[known], minlength=items.size)
     # Nobody has no share at all: k items are found where k are allowed.
     return np.log((counts + 1) / (counts.sum() + items.size)).astype(np.float32)

@@ -185,7 +185,7 @@ class TitleColumn:
 
 
 class VectorColumn:
-    """Vectors, which are there or not."""
+    """Vectors, which are there or not; no operator holds of them."""
 
     kind, values = "a vector", "null"
     operators: tuple[str, ...] = ()
@@ -200,7 +200,7 @@ class VectorColumn:
         return np.asarray(np.isnan(self._vectors.values).any(1))
 
     def holds(self, operator: str, values: list[Any]) -> np.ndarray:
-        raise NotImplementedError
+        return np.zeros(len(self._vectors.values), bool)
 
 
 class IdColumn:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from blossomrec.data.features import Categories, Feature, FeatureTable, Numbers, Titles, Vectors
+from blossomrec.data.features import Categories, FeatureTable
 from blossomrec.data.reading.features import read_features
 from blossomrec.data.reading.options import ReadOptions
 from blossomrec.data.vocabulary import Vocabulary
-from blossomrec.data.windows import boundaries, gather_index
 from blossomrec.rules.columns import (
     ITEM_ID,
     CategoryColumn,
@@ -114,34 +112,3 @@ def read_item_table(source: Any, items: Vocabulary) -> FeatureTable:
         DataError: it cannot be read; the message names table, column, row and value.
     """
     return read_features(source, ITEM_ID, {}, ReadOptions()).aligned(items.read())
-
-
-def rearranged(features: FeatureTable, rows: np.ndarray) -> FeatureTable:
-    """The same table in other rows.
-
-    Args:
-        rows: for every new row the old one, or -1 where nothing is known, int64 [R].
-    """
-    return FeatureTable({name: _taken(each, rows) for name, each in features.items()}, len(rows))
-
-
-def _taken(feature: Feature, rows: np.ndarray) -> Feature:
-    if isinstance(feature, (Numbers, Vectors)):
-        values = np.asarray(feature.values)[np.maximum(rows, 0)]
-        values[rows < 0] = np.nan
-        return type(feature)(values)
-    if isinstance(feature, Titles):
-        return Titles(*_pieces(feature.content, feature.offsets, rows, ()))
-    return Categories(feature.names, *_pieces(feature.values, feature.offsets, rows, (0,)))
-
-
-def _pieces(
-    values: np.ndarray, offsets: np.ndarray, rows: np.ndarray, unknown: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pieces of a flat array for other rows, and where they begin; ``unknown`` stands for none."""
-    # What is unknown stands behind all that is there.
-    flat = np.concatenate([values, np.array(unknown, values.dtype)])
-    known = np.maximum(rows, 0)
-    starts = np.where(rows < 0, len(values), offsets[known])
-    lengths = np.where(rows < 0, len(unknown), offsets[known + 1] - offsets[known])
-    return flat[gather_index(starts, lengths)], boundaries(lengths)

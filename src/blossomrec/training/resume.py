@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from blossomrec.config import RunConfig, to_dict
-from blossomrec.data.log import EventLog, differences
+from blossomrec.data.identity import differences
+from blossomrec.data.log import EventLog
 from blossomrec.data.split import Split
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.run import bring_up_to_date, read_run_config

@@ -1,4 +1,4 @@
-"""Removing a user from a log, so that nothing of him is left on disk."""
+"""Removing a user from a log, so that nothing of the user is left on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from blossomrec.errors import DataError, shortened
 
 
 class Forgotten(NamedTuple):
-    """Who was removed, and how many events he had."""
+    """Who was removed, and how many events there were."""
 
     user: int | str
     events: int
@@ -23,8 +23,8 @@ class Forgotten(NamedTuple):
 def forget_user(folder: Path, user: int | str) -> Forgotten:
     """Write a log anew without a user, and remove what was there before.
 
-    His events, his id and what a table says of him go, and names of kinds and categories that
-    nobody else has; rows of the users after him move up. Items stay, also those that only he had.
+    Events, id and what a table says of the user go, and names of kinds and categories that nobody
+    else has; rows of the users after that one move up. Items stay, also those nobody else had.
     Killed before the last step, the log is as it was, and after it the next one that writes the
     log sweeps.
 

@@ -16,6 +16,7 @@ from blossomrec.data.fields import EventFields
 from blossomrec.data.growth.feature_rows import grown_table
 from blossomrec.data.growth.field_counts import FieldCounts
 from blossomrec.data.growth.grown_log import GrownLog
+from blossomrec.data.identity import fields_identity, log_identity
 from blossomrec.data.log import (
     EVENTS,
     FEATURE_TABLES,
@@ -23,14 +24,12 @@ from blossomrec.data.log import (
     GENERATION_FORMAT,
     ITEMS,
     USERS,
-    fields_identity,
-    log_identity,
 )
 from blossomrec.data.preparation import summarize
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.data.windows import boundaries, fill
 
-# Of a piece; a user with more is a piece of his own.
+# Of a piece; a user with more is a piece alone.
 EVENTS_AT_ONCE = 2_000_000
 _COLUMNS = {"items": "items", "times": "timestamps"}
 
@@ -49,7 +48,7 @@ def merge(
         description: of ``log.json``; what it says of the generation and its segments is changed.
         places: by table, as of :func:`blossomrec.data.log_folder.new_generation`.
         forgotten: row of a user who is left out, with names of kinds and categories that nobody
-            else has; rows after his move up.
+            else has; rows after it move up.
     """
     fields = log.base.fields
     if forgotten is not None:
@@ -135,7 +134,7 @@ class _Written:
 
 def _has_repeats(events: EventArrays, log: GrownLog, forgotten: int | None) -> bool:
     if log.base.has_repeats:
-        # Only he may have had them.
+        # Only the one who is left out may have had them.
         return forgotten is None or (len(events.users) > 0 and events.has_repeats())
     if not len(events.users):
         return False

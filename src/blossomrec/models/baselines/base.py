@@ -152,11 +152,17 @@ class Popularity(Baseline):
         return self.popularity[start:stop].expand(len(queries), -1)
 
 
+# Share of the time span of a log after which an event counts half.
+HALF_LIFE = 0.1
+
+
 class RecentPopularity(Popularity):
     """Popularity in which an event counts half as much for every half-life that it is old."""
 
     @classmethod
-    def fit(cls, log: EventLog, train_end: np.ndarray, *, half_life: float = 0.1) -> Popularity:
+    def fit(
+        cls, log: EventLog, train_end: np.ndarray, *, half_life: float = HALF_LIFE
+    ) -> Popularity:
         """Sum the weights of the training events of each item.
 
         Args:
@@ -171,8 +177,19 @@ class RecentPopularity(Popularity):
             raise ConfigError(f"half_life is {half_life}: it must be above 0")
         used = training_events(log, train_end)
         items, times = np.asarray(log.items)[used], np.asarray(log.timestamps)[used]
-        # Subtracting first keeps large integer times exact.
-        age = (times.max() - times).astype(np.float64)
-        span = max(age.max(), np.finfo(np.float64).tiny)
-        weights = np.exp2(-age / span / half_life)
+        weights = recent_weights(times, times.min(), times.max(), half_life)
         return cls(np.bincount(items, weights, minlength=log.num_items))
+
+
+def recent_weights(
+    times: np.ndarray, first: float, last: float, half_life: float = HALF_LIFE
+) -> np.ndarray:
+    """What events count, the one at ``last`` 1, half as much for every half-life before: [N].
+
+    Args:
+        times: [N], from ``first`` to ``last``.
+        half_life: share of the time between the two.
+    """
+    span = max(float(last - first), np.finfo(np.float64).tiny)
+    # Subtracting first keeps large integer times exact.
+    return np.exp2(-(last - times).astype(np.float64) / span / half_life)
