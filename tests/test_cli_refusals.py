@@ -261,6 +261,8 @@ def test_a_second_training_in_a_run_folder_is_refused(refused, place, tmp_path):
         ([], ["give either --user or --history"]),
         (["--all", "--user", "1001"], ["give either --user or --history, or --all or --users"]),
         (["--all"], ["--all and --users need --out"]),
+        (["--user", "1001", "--shards", "2"], ["--shards and --rows-per-file are for --all"]),
+        (["--user", "1001", "--unknown", "skip"], ["unknown is skip: only --history and --users"]),
         (["--user", "1001", "--out", "x.parquet"], ["need --out, and nothing else takes it"]),
         (["--all", "--out", "x"], ["out is 'x': a file's name must end in .parquet"]),
         (["--user", "1001", "--history", "50003"], ["give either --user or --history"]),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -27,13 +26,16 @@ from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.reading.options import EventOptions, PrepareOptions
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.models.baselines import BASELINES
+from blossomrec.recommendation.options import (
+    COMMAS,
+    BulkOptions,
+    RecommendOptions,
+    RuleOptions,
+    Several,
+)
 from blossomrec.terminal import console, show
 from blossomrec.tuning.options import TuneOptions
 
-if TYPE_CHECKING:
-    from blossomrec.rules import Rules
-
-Value = TypeVar("Value")
 ConfigFile = Annotated[
     Path | None,
     Parameter(
@@ -41,9 +43,6 @@ ConfigFile = Annotated[
         "paper: BlossomRec as published"
     ),
 ]
-# One flag, several values behind it.
-Several = Annotated[list[Value], Parameter(consume_multiple=True)]
-COMMAS = "with commas between them; an id that has a comma in double quotes"
 
 
 @dataclass(frozen=True)
@@ -71,91 +70,6 @@ class EvaluateOptions:
     own_metrics: Several[str] | None = option(
         None, "metrics of installed packages to measure as well"
     )
-
-
-@dataclass(frozen=True)
-class RecommendOptions:
-    """From what ``recommend`` chooses; what is None is as the run has it."""
-
-    items: str | None = option(None, f"item ids to choose from, {COMMAS}")
-    filter_viewed: bool | None = option(
-        None,
-        "leave out what is in the history; --no-filter-viewed does not; without either as the run "
-        "is evaluated: where the log has no repeats",
-    )
-    max_len: int | None = option(
-        None, "events of a history that the model sees, the last ones; as in training without it"
-    )
-    at: str | None = option(
-        None,
-        "the moment for which is recommended, in ISO 8601 or as a time since 1970; that of the "
-        "log's last event without it",
-    )
-    kind: str | None = option(None, "kind of event that is wanted, such as buy; any without it")
-
-
-@dataclass(frozen=True)
-class BulkOptions:
-    """For whom ``recommend`` writes files, and where to."""
-
-    all: bool = option(False, "for every user of the log, into --out")
-    users: Path | None = option(
-        None,
-        "for the users in a file, into --out: a table with a column user_id or a single one, or an "
-        "id in each line",
-    )
-    out: Path | None = option(
-        None, "Parquet file; with --shards or --rows-per-file a folder; a stopped job goes on there"
-    )
-    shards: int | None = option(None, "write so many files, of as many users each")
-    rows_per_file: int | None = option(None, "write files of at most so many rows")
-
-
-@dataclass(frozen=True)
-class RuleOptions:
-    """What ``recommend`` may choose by what is known of the items; the defaults change nothing."""
-
-    filter: str | None = option(
-        None,
-        "expression over the table of items, of those that may be recommended, such as "
-        '\'category in ("a", "b") and price < 20 and not sold_out\'',
-    )
-    boost: Several[str] | None = option(
-        None, "'EXPRESSION: AMOUNT', added to the scores of items, such as 'new: 0.5'"
-    )
-    max_per: Several[str] | None = option(
-        None, "COLUMN=LIMIT: at most so many items of a category, such as brand=2"
-    )
-    diversity: float = option(
-        0.0, "from 0 to under 1: how much an item loses by being like those before it"
-    )
-    exclude_seen_days: float | None = option(
-        None, "leave out what is in the last so many days of the history, and nothing older"
-    )
-    fallback: Literal["none", "recent-popularity"] = option(
-        "none", "what users get of whose history the model knows no item"
-    )
-    item_table: Path | None = option(
-        None,
-        "table of items that the expressions are about, by item_id; that of the log, or else of "
-        "the run, without it",
-    )
-
-    def rules(self) -> Rules | None:
-        """What they say; None where nothing is given."""
-        from blossomrec.rules import Rules
-
-        if self == RuleOptions():
-            return None
-        return Rules(
-            filter=self.filter,
-            boosts=[_boost(text) for text in self.boost or ()],
-            max_per=dict(_limit(text) for text in self.max_per or ()),
-            diversity=self.diversity,
-            exclude_seen_days=self.exclude_seen_days,
-            fallback=self.fallback,
-            items=self.item_table,
-        )
 
 
 def prepare(
@@ -391,9 +305,9 @@ def recommend(
     history: Annotated[str | None, Parameter(help=f"item ids, oldest first, {COMMAS}")] = None,
     k: int = 10,
     log: Path | None = None,
-    bulk: Annotated[BulkOptions, Parameter(name="*")] = BulkOptions(),
-    options: Annotated[RecommendOptions, Parameter(name="*")] = RecommendOptions(),
-    by_rule: Annotated[RuleOptions, Parameter(name="*")] = RuleOptions(),
+    bulk: Annotated[BulkOptions, Parameter(name="*")] = BulkOptions(),  # noqa: B008
+    options: Annotated[RecommendOptions, Parameter(name="*")] = RecommendOptions(),  # noqa: B008
+    by_rule: Annotated[RuleOptions, Parameter(name="*")] = RuleOptions(),  # noqa: B008
     unknown: Literal["skip", "refuse"] | None = None,
     json: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -412,20 +326,14 @@ def recommend(
     from blossomrec.data.units import moment_of
     from blossomrec.recommender import BlossomRec
 
-    asked = {
-        "--user": user is not None,
-        "--history": history is not None,
-        "--users": bulk.users is not None,
-        "--all": bulk.all,
-    }
-    if sum(asked.values()) != 1:
+    if [user is not None, history is not None, bulk.users is not None, bulk.all].count(True) != 1:
         raise ConfigError("give either --user or --history, or --all or --users with --out")
-    in_bulk = asked["--all"] or asked["--users"]
-    if in_bulk != (bulk.out is not None):
-        raise ConfigError("--all and --users need --out, and nothing else takes it")
+    bulk.check()
     rules = by_rule.rules()
     if rules is not None and history is not None:
         raise ConfigError("--history takes no rules: give --user, --users or --all")
+    if unknown is not None and history is None and bulk.users is None:
+        raise ConfigError(f"unknown is {unknown}: only --history and --users may hold unknown ids")
     recommender = BlossomRec.from_pretrained(run, log, device=device)
     chosen: dict[str, Any] = vars(options) | {
         "items": _ids("items", options.items),
@@ -601,23 +509,6 @@ def demo(
         epochs=epochs,
         seed=seed,
     )
-
-
-def _boost(text: str) -> tuple[str, float]:
-    """The parts of ``EXPRESSION: AMOUNT``."""
-    expression, colon, amount = text.rpartition(":")
-    with contextlib.suppress(ValueError):
-        if colon:
-            return expression, float(amount)
-    raise ConfigError(f"boost is {text!r}: 'EXPRESSION: AMOUNT' is needed, such as 'new: 0.5'")
-
-
-def _limit(text: str) -> tuple[str, int]:
-    """Column and limit of ``COLUMN=LIMIT``."""
-    column, _, limit = text.rpartition("=")
-    if not column or not limit.isdecimal():
-        raise ConfigError(f"max-per is {text!r}: COLUMN=LIMIT is needed, such as brand=2")
-    return column, int(limit)
 
 
 def _ids(name: str, text: str | None) -> list[str] | None:
