@@ -39,6 +39,7 @@ from blossomrec.models.inputs import resolve_inputs
 from blossomrec.models.sequence import SequenceModel, build_model
 from blossomrec.recommendation.ranked_users import Ranked, UserRanker
 from blossomrec.recommendation.request import Request
+from blossomrec.recommendation.user_histories import UserHistories
 from blossomrec.rules import Rules
 from blossomrec.rules.catalogue import item_rules
 from blossomrec.run import (
@@ -506,7 +507,8 @@ class BlossomRec:
         """What ranks for so many users of the log."""
         model, vocabulary = self._ready()
         log = self._histories().log
-        return UserRanker(log, model, vocabulary, self._users, request, at_once=users)
+        histories = UserHistories(log, model, vocabulary, self._users, request)
+        return UserRanker(model, histories, request, at_once=users)
 
     @staticmethod
     def _moment(log: EventLog, at: Moment | None) -> int:

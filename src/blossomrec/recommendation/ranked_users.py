@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from blossomrec.data.log import EventLog
-from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.evaluation.top_k import TopK
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.recommendation.request import Request
@@ -46,22 +44,20 @@ class UserRanker:
     """Ranks the catalogue for users of a log; what it takes for that is made once.
 
     Args:
-        items: the catalogue of the model.
-        users: of the table of users that the model sees; None where it sees none.
+        model: in evaluation mode, on its device.
+        histories: of the users of the log, by the same request.
         at_once: users whom one call may bring at most.
     """
 
     def __init__(
         self,
-        log: EventLog,
         model: SequenceModel,
-        items: Vocabulary,
-        users: Vocabulary | None,
+        histories: UserHistories,
         request: Request,
         *,
         at_once: int = USERS_AT_ONCE,
     ):
-        self._request, self._histories = request, UserHistories(log, model, items, users, request)
+        self._request, self._histories = request, histories
         rules = request.rules
         self._top = TopK(
             model,
