@@ -7,17 +7,15 @@ Each measurement runs in a process of its own; peak memory is all that the proce
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.results import append_result, provenance
+from benchmarks.speed.instruments.memory import alone, peak_of_process
 
 EVENTS, USERS, ITEMS = 10_000_000, 100_000, 200_000
 RANKED_ITEMS, RANKED_USERS, HIDDEN = 1_000_000, 10_000, 64
@@ -84,15 +82,9 @@ def rank(ranking: Any) -> dict[str, Any]:
 def _cost(start: float) -> dict[str, Any]:
     return {
         "seconds": round(time.perf_counter() - start, 2),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1),
+        "peak_mib": round(peak_of_process(), 1),
         **provenance(),
     }
-
-
-def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as process:
-        return process.apply(function, arguments)
 
 
 def measure_data(*, out: Path = Path("results/data.jsonl")) -> None:

@@ -9,24 +9,22 @@ pages of the log that the system had in memory anyway.
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.results import append_result, provenance
+from benchmarks.speed.instruments.memory import alone, peak_of_process
 from blossomrec.errors import whole_number
 
 USERS, ITEMS = 1_000_000, 200_000
 FIRST_SECOND, SECONDS = 1_600_000_000, 100_000_000
 
 
-def write_events(path: Path, events: int, seed: int, *, new: float = 0.0) -> None:
+def write_events(path: Path, events: int, seed: int, new: float = 0.0) -> None:
     """Random events of text ids; the share ``new`` of users and items are new ones."""
     import polars as pl
 
@@ -77,13 +75,8 @@ def forget(log: Path) -> dict[str, Any]:
 def _cost(start: float) -> dict[str, Any]:
     return {
         "seconds": round(time.perf_counter() - start, 2),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1),
+        "peak_mib": round(peak_of_process(), 1),
     }
-
-
-def _alone(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as process:
-        return process.apply(function, arguments, options)
 
 
 def measure_growth(
@@ -105,15 +98,15 @@ def measure_growth(
     with tempfile.TemporaryDirectory() as folder:
         table, log = Path(folder) / "events.parquet", Path(folder) / "log"
         for part in range(parts):
-            _alone(write_events, table, events, part)
-            _alone(append if part else prepare, table, log)
+            alone(write_events, table, events, part)
+            alone(append if part else prepare, table, log)
         if parts > 1:
-            _alone(merge, log)
+            alone(merge, log)
         for number in range(3):
-            _alone(write_events, table, appended, parts + number, new=0.01)
-            _publish(_alone(append, table, log), parts * events, out)
+            alone(write_events, table, appended, parts + number, 0.01)
+            _publish(alone(append, table, log), parts * events, out)
         for function in (merge, forget):
-            _publish(_alone(function, log), parts * events + 3 * appended, out)
+            _publish(alone(function, log), parts * events + 3 * appended, out)
 
 
 def _publish(measured: dict[str, Any], events: int, out: Path) -> None:

@@ -10,7 +10,6 @@ peak memory is all that it ever held, the model and the making of its log includ
 from __future__ import annotations
 
 import os
-import resource
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from benchmarks.results import append_result, provenance
-from benchmarks.speed.bench_data import alone
+from benchmarks.speed.instruments.memory import alone, peak_of_process
 from blossomrec.config import option
 
 CATEGORIES = 100
@@ -59,7 +58,6 @@ def rank_all(size: BulkSize, name: str) -> dict[str, Any]:
         out = Path(folder) / "recommendations.parquet"
         written = recommender.recommend_all(out, k=size.k, rules=rules, progress=False)
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         return {
             "bench": "bulk",
             "rules": name,
@@ -75,7 +73,7 @@ def rank_all(size: BulkSize, name: str) -> dict[str, Any]:
             "seconds": round(seconds, 2),
             "users_per_second": round(written.users / seconds, 1),
             "scores_per_second": round(written.users * recommender.log.num_items / seconds),
-            "peak_mib": round(peak, 1),
+            "peak_mib": round(peak_of_process(), 1),
             **provenance(),
         }
 

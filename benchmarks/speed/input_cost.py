@@ -8,7 +8,6 @@ taken on by an event, and asked for the next item, in seconds of its thread.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.results import append_result, provenance
+from benchmarks.speed.event_cost import event_timer
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import Batch
 from blossomrec.data.features import Categories, FeatureTable, Numbers, Titles, Vectors
@@ -176,26 +176,11 @@ def _training(model: SequenceModel, weighted: bool) -> Callable[[], float]:
 
 def _event(model: SequenceModel) -> Callable[[], float]:
     """One more event of a kept state, and what is asked, on a CPU."""
-    torch.set_num_threads(1)
-    kept = torch.inference_mode()(model.extend)
-    _, state = kept(_seen(model, _drawn(KEPT_EVENTS // LENGTH * LENGTH, "cpu")), model.start())
-    one, told = _seen(model, _drawn(1, "cpu")), None
+    history, one = _drawn(KEPT_EVENTS // LENGTH * LENGTH, "cpu"), _drawn(1, "cpu")
+    told = None
     if model.request_inputs is not None:
         told = Asked(torch.tensor([60]), torch.tensor([START]), torch.tensor([3]))
-
-    def timed() -> float:
-        nonlocal state
-        seconds = []
-        with torch.inference_mode():
-            for _ in range(STEPS):
-                begun = time.thread_time()
-                _, state = kept(one, state)
-                model.ask(state.query, told)
-                seconds.append(time.thread_time() - begun)
-        # What is slower met something else that the machine did.
-        return sorted(seconds)[STEPS // 10] * 1e3
-
-    return timed
+    return event_timer(model, _seen(model, history), _seen(model, one), told, steps=STEPS)
 
 
 def _seen(model: SequenceModel, batch: Batch) -> Batch:

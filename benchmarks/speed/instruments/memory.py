@@ -42,6 +42,11 @@ def peak_mib(run: Callable[[], Any], device: str) -> float:
     return (_peak_bytes() - before) / 2**20
 
 
+def peak_of_process() -> float:
+    """Most memory that this process has ever held, in MiB."""
+    return _peak_bytes() / 2**20
+
+
 def _forget_peak() -> None:
     """Let the process' peak be what it holds now, without what was freed and kept for later."""
     with contextlib.suppress(OSError, AttributeError):

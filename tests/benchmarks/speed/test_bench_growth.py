@@ -8,7 +8,7 @@ from benchmarks.speed import bench_growth
 
 
 def test_a_small_log(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_growth, "_alone", lambda function, *given, **o: function(*given, **o))
+    monkeypatch.setattr(bench_growth, "alone", lambda function, *given: function(*given))
     monkeypatch.setattr(bench_growth, "USERS", 40)
     monkeypatch.setattr(bench_growth, "ITEMS", 20)
     out = tmp_path / "growth.jsonl"
