@@ -47,7 +47,7 @@ def build_blossom(
 def blossom_spec(config: ModelConfig, *, causal: bool) -> BlossomSpec:
     """The definition of Blossom attention that a configuration stands for."""
     names = {one.name for one in fields(BlossomSpec)} - {"causal", "near_bias"}
-    # What fills in masked events only learned by heart what such a bias let it.
+    # Models that fill in masked events ranked worse with such a bias.
     near_bias = causal if config.near_bias == "auto" else config.near_bias == "on"
     options = {name: getattr(config, name) for name in names}
     return BlossomSpec(causal=causal, near_bias=near_bias, **options)
