@@ -65,9 +65,8 @@ def test_frozen_weights_are_left_alone():
 
 
 def test_training_keeps_and_validates_the_average(tiny_log, tmp_path):
-    decay = 0.9
-    config = small_config(epochs=1, ema_decay=decay)
-    result = small_train(tiny_log, config, tmp_path / "run")
+    config = small_config(epochs=1, ema_decay=0.9)
+    small_train(tiny_log, config, tmp_path / "run")
     small_train(tiny_log, small_config(epochs=1), tmp_path / "plain")
     kept = read_weights(tmp_path / "run" / "model.safetensors")
     plain = read_weights(tmp_path / "plain" / "model.safetensors")
@@ -81,4 +80,3 @@ def test_training_keeps_and_validates_the_average(tiny_log, tmp_path):
     for name in averaged:
         assert torch.equal(kept[name], stored[f"average.{name}"])
         assert not torch.equal(kept[name], plain[name])
-    assert result.steps > 3

@@ -23,14 +23,10 @@ class WeightAverage:
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
         >>> average = WeightAverage(model, 0.5)
-        >>> with torch.no_grad():
-        ...     change = model.weight.sub_(model.weight).add_(8.0)
-        >>> average.update(1)
+        >>> model.weight.data += 1.0  # a step of the optimizer
+        >>> average.update(100)
         >>> with average.in_place():
-        ...     model.weight.item() != 8.0
-        True
-        >>> model.weight.item()
-        8.0
+        ...     metrics = validate(model)  # of weights half a step behind
     """
 
     def __init__(self, model: nn.Module, decay: float):

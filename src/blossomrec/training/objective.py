@@ -132,9 +132,10 @@ def device_steps(
         importance = None if weights is None else float(weights[rows].double().sum())
         # Where nothing counts the selector is distilled at every event: it has to be somewhere.
         distil_rows = rows if count else torch.arange(tokens)
-        step = None if shape is None else _padded(batch, count, distil_rows, shape)
+        step = None
+        if shape is not None:
+            step = _padded(batch, count, importance, distil_rows, shape)
         if step is not None:
-            step.importance = count if importance is None else importance
             yield step.map(Tensor.pin_memory) if pinned else step
             continue
         if pinned:
@@ -144,7 +145,9 @@ def device_steps(
         yield Step(batch.to(device), rows, count, importance=importance, distil_rows=distil_rows)
 
 
-def _padded(batch: Batch, count: int, distil_rows: Tensor, shape: Shape) -> Step | None:
+def _padded(
+    batch: Batch, count: int, importance: float | None, distil_rows: Tensor, shape: Shape
+) -> Step | None:
     """A step of a shape on the host; None where the batch, of ``count`` targets, does not fit."""
     padded = batch.pad(shape.tokens, shape.histories, shape.max_length)
     if padded is None or count > shape.targets:
@@ -158,4 +161,4 @@ def _padded(batch: Batch, count: int, distil_rows: Tensor, shape: Shape) -> Step
         rows = predicted.nonzero()[:, 0]
     end = shape.tokens
     distil_rows = pad(distil_rows, (0, end - len(distil_rows)), value=end)
-    return Step(padded, rows, count, distil_rows=distil_rows, padded=True)
+    return Step(padded, rows, count, importance=importance, distil_rows=distil_rows, padded=True)
