@@ -65,14 +65,14 @@ class PaperTable:
 
     Attributes:
         title: of its section, in words.
-        duels: models that are tested against another than that with dense attention, and which.
+        comparisons: models that are tested against another than that with dense attention, and which.
     """
 
     title: str
     datasets: tuple[str, ...]
     rows: Mapping[str, Form]
     max_lens: tuple[int, ...] = ()
-    duels: tuple[tuple[str, str], ...] = ()
+    comparisons: tuple[tuple[str, str], ...] = ()
 
     @property
     def forms(self) -> tuple[Form, ...]:
@@ -212,7 +212,7 @@ TABLES = {
             **_by_name(SASREC[f"{DENSE} (linrec)"], MAMBA, PERSONAL),
         },
         max_lens=(50, 200, 1_024, 4_096),
-        duels=(
+        comparisons=(
             (BLOSSOM, f"{DENSE} (linrec)"),
             (BLOSSOM, MAMBA.name),
             ("BlossomRec (own items)", "SASRec (own items)"),

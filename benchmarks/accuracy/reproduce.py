@@ -172,7 +172,7 @@ def reproduce(
         study.in_processes(measure, to_do, logs, runs, out=out, jobs=jobs, seconds=seconds)
     except BlossomRecError as error:
         failure = error
-    append_tests(plan, of, runs, out, wanted.duels)
+    append_tests(plan, of, runs, out, wanted.comparisons)
     if failure is not None:
         raise failure
     return True
@@ -183,21 +183,21 @@ def append_tests(
     seeds: Sequence[int],
     runs: Path,
     out: Path,
-    duels: Iterable[tuple[str, str]] = (),
+    comparisons: Iterable[tuple[str, str]] = (),
 ) -> None:
     """Append the paired test of each model that was measured now, or has none, to dense attention.
 
     Over users whose numbers are means over the seeds, where the evaluations of all are there.
 
     Args:
-        duels: names of models that are tested against another as well, and of that one.
+        comparisons: names of models that are tested against another as well, and of that one.
     """
     from benchmarks.accuracy.feature_study import paired_numbers
     from benchmarks.results import append_result
     from blossomrec.evaluation.evaluation import evaluation_path
 
     tested = [line for line in read(out) if "paired" in line]
-    for first, second in pairs_to_test(plan.trainings, duels):
+    for first, second in pairs_to_test(plan.trainings, comparisons):
         both = [_of_seeds(each, seeds) for each in (first, second)]
         paths = [[evaluation_path(one.run(runs)) for one in each] for each in both]
         is_new = any(one in plan.to_do for each in both for one in each)
@@ -215,14 +215,14 @@ def append_tests(
 
 
 def pairs_to_test(
-    trainings: Iterable[Training], duels: Iterable[tuple[str, str]]
+    trainings: Iterable[Training], comparisons: Iterable[tuple[str, str]]
 ) -> Iterator[tuple[Training, Training]]:
     """A training of each model beside one of each that it is tested against, of the same data."""
     firsts = {(one.dataset, one.max_len, one.form.name): one for one in trainings}
     # Baselines count whole histories, whatever the longest that models see.
     fitted = {key[::2]: one for key, one in firsts.items() if one.form.baseline}
     for (dataset, max_len, name), first in firsts.items():
-        others = [first.form.against, *(other for one, other in duels if one == name)]
+        others = [first.form.against, *(other for one, other in comparisons if one == name)]
         for other in filter(None, others):
             second = firsts.get((dataset, max_len, other)) or fitted.get((dataset, other))
             if second is not None:

@@ -191,9 +191,9 @@ def by_length() -> str:
     return table(["data, longest history: model", *named], rows)
 
 
-def duels() -> str:
+def comparisons() -> str:
     """Models of long histories tested against each other."""
-    wanted = PAPER["lengths"].duels
+    wanted = PAPER["lengths"].comparisons
     found = {
         (*_key(line), line["against"], len(line["seeds"])): line["paired"]
         for line in paired_lines()
@@ -239,7 +239,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "reproduce-parameters": lambda: choices("parameters"),
     "reproduce-lengths": lengths,
     "reproduce-by-length": by_length,
-    "reproduce-duels": duels,
+    "reproduce-comparisons": comparisons,
     "reproduce-efficiency": efficiency,
     "reproduce-events": events,
     "accuracy-short": in_short,

@@ -137,6 +137,25 @@ def test_a_table_is_measured_once(logs, tmp_path, capsys, monkeypatch):
     assert len(again) == 10 and again[-1]["metrics"] == lines[1]["metrics"]
 
 
+def test_a_model_meets_the_others_on_the_same_data():
+    forms = [Form(DENSE, against=""), Form("mine"), Form("other")]
+    trainings = [Training("one", form, length) for length in (12, 50) for form in forms]
+    trainings.append(Training("one", Form("counts", baseline="popularity"), 50))
+    pairs = reproduce.pairs_to_test(trainings, [("mine", "other"), ("mine", "counts")])
+    assert [(a.form.name, a.max_len, b.form.name, b.max_len) for a, b in pairs] == [
+        ("mine", 12, DENSE, 12),
+        ("mine", 12, "other", 12),
+        # What is counted is counted in whole histories.
+        ("mine", 12, "counts", 50),
+        ("other", 12, DENSE, 12),
+        ("mine", 50, DENSE, 50),
+        ("mine", 50, "other", 50),
+        ("mine", 50, "counts", 50),
+        ("other", 50, DENSE, 50),
+        ("counts", 50, DENSE, 50),
+    ]
+
+
 def test_a_line_is_of_the_same_options_alone():
     training = Training("one", TABLES["tiny"].rows["dense"], 12, 1)
     lines = [

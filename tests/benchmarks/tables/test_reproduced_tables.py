@@ -138,7 +138,7 @@ def test_models_of_long_histories_are_tested_beside_each_other(given):
         of_test("SASRec", 0.9, 0.001, **key) | {"against": "Mamba4Rec"},
     )
     data, interval = "completejourney, 1,024: BlossomRec", "(+0.0010 to +0.0030)"
-    assert cells(reproduced_tables.duels()) == [
+    assert cells(reproduced_tables.comparisons()) == [
         [data, "Mamba4Rec", "2", f"+0.1000 {interval}", "0.020"],
         [data, "SASRec (linrec)", "2", f"+0.2000 {interval}", "0.030"],
     ]
