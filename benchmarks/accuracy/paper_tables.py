@@ -65,7 +65,8 @@ class PaperTable:
 
     Attributes:
         title: of its section, in words.
-        comparisons: models that are tested against another than that with dense attention, and which.
+        comparisons: models, each with another than that with dense attention that it is tested
+            against.
     """
 
     title: str
