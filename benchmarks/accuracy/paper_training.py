@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,11 @@ class Training:
         return {name: value for name, value in options.items() if name not in NO_OPTIONS}
 
     def is_of(self, line: Line) -> bool:
-        """Whether a line is of this training; it may be older than some options."""
+        """Whether a line is of this training; options that came later were at their defaults."""
         if (line.get("dataset"), line.get("seed")) != (self.dataset, self.seed):
             return False
-        options, told = self.options, line.get("options", {})
-        return bool(told) and all(options.get(name) == value for name, value in told.items())
+        told = line.get("options")
+        return bool(told) and _defaults() | told == _defaults() | self.options
 
     def run(self, runs: Path) -> Path:
         """The run folder, one for each set of options."""
@@ -94,6 +94,12 @@ class Training:
             "repeats": model.get("repeats") == "on",
             "options": self.options,
         }
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    config = to_dict(RunConfig())
+    return config["model"] | config["training"]
 
 
 def measured(lines: Iterable[Line], training: Training) -> bool:

@@ -171,6 +171,8 @@ def test_a_line_is_of_the_same_options_alone():
     # An option that came later was at its default.
     del lines[0]["options"]["state_size"]
     assert measured(lines, training)
+    other = dataclasses.replace(training.form, model=training.form.model | {"state_size": 8})
+    assert not measured(lines, dataclasses.replace(training, form=other))
 
 
 def test_one_that_fails_does_not_keep_the_others_from_their_tests(logs, tmp_path, monkeypatch):
