@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 
 import numpy as np
@@ -10,11 +11,15 @@ import polars as pl
 import pytest
 import torch
 
+from blossomrec.data.log import EventLog
+
 if not torch.cuda.is_available():
     # Kernels are interpreted; Triton reads this when it is first imported, by whomever.
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton"):
+        import interpreted
 
-from blossomrec.data.log import EventLog
+        interpreted.patch_language_once()
 
 TINY_USERS = 60
 TINY_ITEMS = 80

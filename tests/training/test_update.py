@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_training import logged, outcome, small_config, small_train
 
+from blossomrec.attention import selector
 from blossomrec.data.batches import ClozeBatches, TrainingBatches
 from blossomrec.errors import ConfigError
 from blossomrec.models import build_model, fused
@@ -149,14 +150,15 @@ def test_a_sample_of_rows_filled_up_is_that_without(tiny_log, split):
 def test_nothing_in_a_step_waits_for_the_device(tiny_log, split, monkeypatch, form):
     pytest.importorskip("triton")
     monkeypatch.setattr(fused, "usable", lambda x: True)
+    monkeypatch.setattr(selector, "SAMPLES", 16)
     sizes = {
         "attention_impl": "triton",
         "block_size": 16,
         "compress_window": 16,
-        "max_len": 40,
+        "max_len": 34,
         "hidden_size": 32,
     }
-    parts = parts_of(tiny_log, split, tokens_per_batch=80, **form, **sizes)
+    parts = parts_of(tiny_log, split, tokens_per_batch=34, **form, **sizes)
     first, second = steps_of(parts, parts.shape)[:2]
     update = build_update(parts, 1.0)
     # The optimizer of the processor looks at its steps, that of a GPU does not.
