@@ -8,25 +8,18 @@ from itertools import pairwise
 from statistics import mean, variance
 
 from benchmarks.speed.bench_options import PUBLISHED
-from benchmarks.tables import speed_tables
-from benchmarks.tables.measured_lines import Line, table, trainings
+from benchmarks.tables import reproduced_tables, speed_tables
+from benchmarks.tables.measured_lines import Line, table
 from benchmarks.tables.speed_tables import layout
 
 DATASETS = ("ml-1m", "gowalla", "amazon-beauty", "amazon-video-games")
-# A model and another beside it: dense and Blossom attention as published, with as many key/value
-# heads as each other, with the long-term path alone; then what heads, fusing and gate change by
-# themselves.
+# A model and another beside it: by default and as published, and the company of the paper.
 PAIRS = (
     ("SASRec", "BlossomRec"),
-    ("SASRec", "BlossomRec-8kv"),
-    ("SASRec", "BlossomRec-8kv-long"),
-    ("SASRec-2kv", "BlossomRec"),
-    ("SASRec-2kv", "BlossomRec-long"),
     ("BERT4Rec", "BERT4Rec-Blossom"),
-    ("BERT4Rec", "BERT4Rec-Blossom-8kv"),
-    ("SASRec", "SASRec-2kv"),
-    ("BlossomRec-8kv-long", "BlossomRec-8kv"),
-    ("BlossomRec-8kv", "BlossomRec-8kv-convex"),
+    ("SASRec", "BlossomRec (as published)"),
+    ("SASRec", "SASRec (linrec)"),
+    ("SASRec", "Mamba4Rec"),
 )
 COSTS = {
     "training, MiB": "peak_mib",
@@ -41,11 +34,11 @@ def accuracy() -> str:
 
     Means over seeds, and the standard error of the change where each has several.
     """
-    found: dict[tuple[str, str], list[float]] = {}
-    for lines in trainings("full"):
-        where = lines[0]["dataset"], lines[0]["model"]
-        if where[0] in DATASETS:
-            found[where] = [line["metrics"]["ndcg@10"] for line in lines]
+    found = {
+        (dataset, model): [line["metrics"]["ndcg@10"] for line in lines]
+        for (dataset, _, model), lines in reproduced_tables.trainings().items()
+        if dataset in DATASETS
+    }
     rows = []
     for first, second in PAIRS:
         pairs = [(found.get((data, first)), found.get((data, second))) for data in DATASETS]
