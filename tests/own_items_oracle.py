@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 
-def log_mixture(own, hidden, catalogue, items, times=None, ahead=None):
-    """Logarithms of the probabilities of all items after each event of one history, [T, I].
+def log_mixture(own, hidden, catalogue, items, times=None, ahead=None, first=0):
+    """Logarithms of the probabilities of all items after the events of one history from ``first``.
 
-    own: an ``OwnHistory``; hidden: [T, D]; catalogue: [I, D]; items, times, ahead: lists.
+    own: an ``OwnHistory``; hidden: [T, D]; catalogue: [I, D]; items, times, ahead: lists of T.
+    [T - first, I].
     """
     places = [list(range(len(items)))]
     moments = [[place + 1 for place in places[0]]]
@@ -23,7 +24,7 @@ def log_mixture(own, hidden, catalogue, items, times=None, ahead=None):
         for t in range(len(items) - 1):
             moments[1][t] = min(moments[1][t], passed[t + 1])
     rows = []
-    for t in range(len(items)):
+    for t in range(first, len(items)):
         mix = own.mix(hidden[t])
         steps, scales = len(own.log_step_rates), len(own.scales)
         led = items[t] in items[:t]

@@ -145,7 +145,8 @@ def test_ranks_at_several_targets_are_those_of_the_mixture(backbone):
             hidden = model.encode(batch).hidden.double()
             gap = [int(a - b) for a, b in zip(batch.asked, batch.times, strict=True)]
             given = [each.tolist() for each in (batch.items, batch.times)]
-            mixed = log_mixture(own, hidden, catalogue, *given, gap)[-1]
+            last = len(hidden) - 1
+            mixed = log_mixture(own, hidden, catalogue, *given, gap, first=last)[0]
         target = history.items[end]
         ranks.append(int((mixed >= mixed[target]).sum()) - 1)
     own.float()
