@@ -205,10 +205,24 @@ def measure_rolling(
         # Those first that much follows from: the sort keeps the order of the others.
         queue.sort(key=lambda each: each.job.number is not None)
         missing = run_jobs(queue, out, together=jobs, seconds=seconds)
+        for name, study in studies.items():
+            print(f"{name}:", flush=True)
+            _show(study)
     if missing:
         raise BlossomRecError(
             f"{len(missing)} of {len(queue)} did not finish: {'; '.join(missing)}"
         )
+
+
+def _show(study: Study) -> None:
+    """The table of what is there by now, and a picture in the study's folder."""
+    from blossomrec.rolling.jobs import collected
+    from blossomrec.rolling.outcome import draw_if_possible, rolled_table
+    from blossomrec.terminal import console, show
+
+    rolled = collected(study)
+    show(console(), rolled_table(rolled))
+    draw_if_possible(rolled, study.folder)
 
 
 def _told(setting: Setting, study: Study, jobs: int) -> Line:
