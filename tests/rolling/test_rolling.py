@@ -171,6 +171,25 @@ def test_all_inputs_and_tables_go_along(rich_log, tmp_path):
     assert read_run_config(tmp_path / "001/stale/run").fields.kinds == ("view",)
 
 
+@pytest.mark.parametrize("validate", [False, True])
+def test_updates_hold_out_only_where_they_are_told_to(days, tmp_path, validate):
+    update = UpdateOptions(epochs=1, validate=validate)
+    options = {"periods": 2, "strategies": "update", "validation": 0.3}
+    rolling(days, tmp_path, small(), update=update, progress=False, **options)
+    (line,) = (tmp_path / "002/update/run/log.jsonl").read_text().splitlines()
+    assert (json.loads(line)["validation"] is not None) == validate
+    first = (tmp_path / "001/stale/run/log.jsonl").read_text().splitlines()
+    assert all(json.loads(each)["validation"] for each in first)
+
+
+def test_a_model_of_masked_events_is_updated_on_all(days, tmp_path):
+    update = UpdateOptions(epochs=1, events="all")
+    config = small(backbone="bert4rec", epochs=1)
+    options = {"periods": 2, "strategies": "stale,update"}
+    outcome = rolling(days, tmp_path, config, update=update, progress=False, **options)
+    assert [line["run"] for line in outcome.of("update")] == ["001/stale/run", "002/update/run"]
+
+
 class TestGoingOn:
     def test_what_is_done_is_not_done_again(self, days, rolled, monkeypatch):
         folder, outcome = rolled
