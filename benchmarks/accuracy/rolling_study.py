@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from blossomrec.rolling.jobs import RollingJob
+    from blossomrec.rolling.measured import Rolled
     from blossomrec.rolling.study import Study
 
 Line = dict[str, Any]
@@ -44,7 +45,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Rolled:
+class Dated:
     """What a data set is trained with, and where its last period ends; after all without it."""
 
     preset: Preset
@@ -53,13 +54,13 @@ class Rolled:
 
 ROLLED = {
     # Most of it is a few busy weeks: these are the last ones.
-    "ml-1m-timed": Rolled(DATASETS["ml-1m"], "2001-01-01"),
+    "ml-1m-timed": Dated(DATASETS["ml-1m"], "2001-01-01"),
     # Its last day is cut off.
-    "completejourney": Rolled(
+    "completejourney": Dated(
         Preset(200, 0.2, 8_192, epochs=24, validation_users=2_500), "2018-01-01"
     ),
-    "amazon-beauty-timed": Rolled(DATASETS["amazon-beauty"]),
-    "ml-100k": Rolled(DATASETS["ml-100k"]),
+    "amazon-beauty-timed": Dated(DATASETS["amazon-beauty"]),
+    "ml-100k": Dated(DATASETS["ml-100k"]),
 }
 
 
@@ -207,15 +208,15 @@ def measure_rolling(
         missing = run_jobs(queue, out, together=jobs, seconds=seconds)
         for name, study in studies.items():
             print(f"{name}:", flush=True)
-            _show(study)
+            _append_intervals(_show(study), {"dataset": name, **_told(setting, study, jobs)}, out)
     if missing:
         raise BlossomRecError(
             f"{len(missing)} of {len(queue)} did not finish: {'; '.join(missing)}"
         )
 
 
-def _show(study: Study) -> None:
-    """The table of what is there by now, and a picture in the study's folder."""
+def _show(study: Study) -> Rolled:
+    """What there is by now: shown as a table, drawn in the study's folder."""
     from blossomrec.rolling.jobs import collected
     from blossomrec.rolling.outcome import draw_if_possible, rolled_table
     from blossomrec.terminal import console, show
@@ -223,6 +224,19 @@ def _show(study: Study) -> None:
     rolled = collected(study)
     show(console(), rolled_table(rolled))
     draw_if_possible(rolled, study.folder)
+    return rolled
+
+
+def _append_intervals(rolled: Rolled, told: Line, out: Path) -> None:
+    """Append how sure the shares of retraining's NDCG@10 are, where all periods are done."""
+    from benchmarks.results import append_result
+
+    for strategy, (low, high) in () if rolled.missing else rolled.intervals.items():
+        share, _ = rolled.shares(strategy) or (0.0, 0.0)
+        key = {name: told[name] for name in ("dataset", "model", "study")} | {"compared": strategy}
+        if not any(key.items() <= line.items() for line in read(out)):
+            interval = {"ndcg_share": share, "low": low, "high": high}
+            append_result(out, key | {name: round(each, 6) for name, each in interval.items()})
 
 
 def _told(setting: Setting, study: Study, jobs: int) -> Line:

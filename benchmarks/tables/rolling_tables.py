@@ -21,9 +21,20 @@ Studies = dict[str, dict[str, list[Line]]]
 
 def rolling_lines() -> list[Line]:
     """The lines of periods; none where nothing has been measured yet."""
-    if not (ROOT / "results" / RESULTS).exists():
-        return []
-    return [line for line in read(RESULTS) if "strategy" in line]
+    return [line for line in _read() if "strategy" in line]
+
+
+def intervals() -> dict[tuple[str, str], str]:
+    """Of study and strategy, the interval of its share of retraining's NDCG@10, in words."""
+    lines = [line for line in _read() if "compared" in line]
+    return {
+        (line["study"], line["compared"]): f" ({line['low']:.1%} to {line['high']:.1%})"
+        for line in lines
+    }
+
+
+def _read() -> list[Line]:
+    return read(RESULTS) if (ROOT / "results" / RESULTS).exists() else []
 
 
 def studies() -> Studies:
@@ -48,13 +59,15 @@ def studies() -> Studies:
 
 def totals() -> str:
     """Accuracy over all periods, and seconds of training, beside those of retraining."""
-    rows = []
+    rows, known = [], intervals()
     for name, strategies in studies().items():
         for strategy, lines in strategies.items():
             found, later = total(lines), _later(lines)
             seconds = sum(line["seconds"] for line in later) / max(1, len(later))
             shares = shares_of(later, _later(strategies.get(RETRAIN, [])))
             first = lines[0]
+            of_both = ["", ""] if shares is None else [f"{share:.1%}" for share in shares]
+            of_both[0] += known.get((first["study"], strategy), "")
             rows.append(
                 [
                     f"{name}, {len(lines)} x {first['period_length']}: {strategy}",
@@ -63,7 +76,7 @@ def totals() -> str:
                     *(_shown(found.values["metrics"].get(one)) for one in ("hr@10", DECISIVE)),
                     *(_shown(found.values[f"{part}_item_metrics"].get(DECISIVE)) for part in PARTS),
                     f"{seconds:,.1f}",
-                    *(("", "") if shares is None else (f"{share:.1%}" for share in shares)),
+                    *of_both,
                 ]
             )
     header = ["data: model, periods: strategy", "targets", "of new items", "HR@10", "NDCG@10"]

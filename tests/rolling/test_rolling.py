@@ -15,6 +15,7 @@ from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.rolling import UpdateOptions, jobs, rolling
 from blossomrec.rolling.measured import metrics_of, shares_of, total
 from blossomrec.rolling.options import RollingOptions
+from blossomrec.rolling.paired import share_interval, write_ranks
 from blossomrec.rolling.study import Opened, Study
 from blossomrec.rolling.targets import MISS, rank_targets, targets_of
 from blossomrec.rolling.training import split_before
@@ -128,6 +129,9 @@ def test_in_the_first_period_all_have_the_same_model(rolled):
 
 def test_later_each_has_its_own(rolled):
     folder, outcome = rolled
+    for strategy, (low, high) in outcome.intervals.items():
+        assert low <= outcome.shares(strategy)[0] <= high
+    assert outcome.intervals.keys() == {"stale", "update"}
     for number in (2, 3):
         runs = {one["strategy"]: one["run"] for one in outcome.lines if one["period"] == number}
         assert runs == {
@@ -347,6 +351,22 @@ def test_totals_are_means_over_all_targets():
     others = [line(2, 10, 0.2, 10.0), line(4, 30, 0.5, 10.0), line(5, 30, 0.9, 10.0)]
     assert shares_of(lines, others) == pytest.approx((16 / 17, 4 / 20))
     assert shares_of(lines, []) is None
+
+
+def test_intervals_are_over_users(tmp_path):
+    """Of two users: as one, as the other, or as both together."""
+    for name, ranks in (("one", [0, 0, 2, MISS]), ("other", [0, 0, 0, 0])):
+        write_ranks(tmp_path / name, np.array([3, 3, 8, 8]), np.array(ranks))
+    pair = (tmp_path / "one", tmp_path / "other")
+    assert share_interval([pair]) == pytest.approx((0.25, 1.0))
+    write_ranks(tmp_path / "one", np.array([3, 3, 8, 9]), np.array([0, 0, 0, 0]))
+    with pytest.raises(RunError, match="of different targets"):
+        share_interval([pair])
+    write_ranks(tmp_path / "other", np.array([3, 3, 8, 9]), np.full(4, MISS))
+    assert share_interval([pair]) is None and share_interval([]) is None
+    np.save(tmp_path / "one/ranks.npy", np.zeros(3))
+    with pytest.raises(RunError, match="is damaged"):
+        share_interval([pair])
 
 
 def test_metrics_of_ranks():

@@ -10,22 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from blossomrec.config import RunConfig, check
 from blossomrec.data.log import EventLog
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, RunError
-from blossomrec.files import locked, read_json, remove, replacing, write_json, write_text
+from blossomrec.files import locked, read_json, remove, write_json, write_text
 from blossomrec.rolling.measured import DECISIVE, Line, Result, Rolled
 from blossomrec.rolling.options import RETRAIN, STALE, UPDATE, RollingOptions, UpdateOptions
+from blossomrec.rolling.paired import share_interval, write_ranks
 from blossomrec.rolling.periods import Period
 from blossomrec.rolling.study import Opened, Study
 from blossomrec.rolling.targets import rank_targets, targets_of
 from blossomrec.rolling.training import Trained, trained_before
 from blossomrec.run import read_run_config
 
-MEASURED, RANKS, LINES = "measured.json", "ranks.npy", "periods.jsonl"
+MEASURED, LINES = "measured.json", "periods.jsonl"
 # Called with each line as soon as it is there.
 Tell = Callable[[Line], None]
 
@@ -119,8 +118,7 @@ def _measured(opened: Opened, period: Period, strategy: str, trained: Trained) -
     ranks = rank_targets(opened, targets, run, device)
     result = Result(period, strategy, targets, trained, ranks)
     line = result.line(opened, read_run_config(run).num_items)
-    with replacing(place / RANKS) as temporary, temporary.open("wb") as file:
-        np.save(file, ranks)
+    write_ranks(place, targets.users, ranks)
     write_json(path, line)
     return line
 
@@ -146,7 +144,20 @@ def collected(study: Study) -> Rolled:
             else:
                 missing.append(f"period {number}, {strategy}")
     write_text(study.folder / LINES, "".join(json.dumps(line) + "\n" for line in lines))
-    return Rolled(lines, missing)
+    rolled = Rolled(lines, missing)
+    intervals = {name: _interval(study, rolled, name) for name in rolled.strategies}
+    known = {name: each for name, each in intervals.items() if each is not None}
+    return dataclasses.replace(rolled, intervals=known)
+
+
+def _interval(study: Study, rolled: Rolled, strategy: str) -> tuple[float, float] | None:
+    if strategy == RETRAIN or rolled.shares(strategy) is None:
+        return None
+    numbers = [{line["period"] for line in rolled.of(one, first=2)} for one in (strategy, RETRAIN)]
+    return share_interval(
+        (study.place(number, strategy), study.place(number, RETRAIN))
+        for number in sorted(numbers[0] & numbers[1])
+    )
 
 
 def begun(

@@ -113,10 +113,13 @@ class Rolled:
     Attributes:
         lines: as in ``periods.jsonl``, by period, then strategy.
         missing: periods and strategies that are not done, in words.
+        intervals: of each strategy beside retraining, the 95 % bootstrap interval over users of
+            the share that it has of its NDCG@10.
     """
 
     lines: list[Line]
     missing: list[str] = dataclasses.field(default_factory=list)
+    intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     @property
     def strategies(self) -> list[str]:

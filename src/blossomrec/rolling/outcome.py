@@ -61,7 +61,7 @@ def _told(rolled: Rolled) -> str:
 
 def _totals(rolled: Rolled) -> Table:
     table = _table("strategy", DECISIVE, "hr@10", f"new items, {DECISIVE}", f"old, {DECISIVE}")
-    for name in ("missed as unknown", "seconds", "of retrain's ndcg", "of its time"):
+    for name in ("missed as unknown", "seconds", "of retrain's ndcg", "of its time", "ndcg, 95%"):
         table.add_column(name, justify="right")
     for strategy, found in rolled.totals().items():
         shares = rolled.shares(strategy)
@@ -73,8 +73,13 @@ def _totals(rolled: Rolled) -> Table:
             f"{missed:,}",
             f"{found.seconds:,.1f}",
             *(("", "") if shares is None else (f"{share:.1%}" for share in shares)),
+            _interval(rolled.intervals.get(strategy)),
         )
     return table
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:.1%}–{bounds[1]:.1%}"
 
 
 def _periods(rolled: Rolled) -> Table:

@@ -13,7 +13,7 @@ from jobs_in_this_process import run_jobs_here
 
 from benchmarks.accuracy import rolling_study
 from benchmarks.accuracy.accuracy_study import Preset
-from benchmarks.accuracy.rolling_study import Rolled, measure_rolling
+from benchmarks.accuracy.rolling_study import Dated, measure_rolling
 from blossomrec.data.log import EventLog
 from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.rolling.options import UpdateOptions
@@ -46,7 +46,7 @@ def logs(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(rolling_study, "run_jobs", run_jobs_here)
-    monkeypatch.setitem(rolling_study.ROLLED, "shop", Rolled(Preset(10, 0.1, 256, epochs=1)))
+    monkeypatch.setitem(rolling_study.ROLLED, "shop", Dated(Preset(10, 0.1, 256, epochs=1)))
     monkeypatch.setitem(rolling_study.MODELS, "BlossomRec", SMALL)
 
 
@@ -57,7 +57,9 @@ def measure(logs, folder, **options):
 
 
 def test_a_line_for_each_period_and_strategy(logs, small, tmp_path, capsys):
-    lines = measure(logs, tmp_path)
+    *lines, stale, update = measure(logs, tmp_path)
+    assert [one["compared"] for one in (stale, update)] == ["stale", "update"]
+    assert all(one["low"] <= one["ndcg_share"] <= one["high"] for one in (stale, update))
     found = [(line["period"], line["strategy"]) for line in lines]
     assert sorted(found) == [
         (number, strategy) for number in (1, 2) for strategy in ("retrain", "stale", "update")
@@ -66,9 +68,9 @@ def test_a_line_for_each_period_and_strategy(logs, small, tmp_path, capsys):
     assert all(line["dataset"] == "shop" and line["targets"] > 50 for line in lines)
     assert "2 periods from" in capsys.readouterr().out
     # What there is, is not measured or written again; other options are another study.
-    assert measure(logs, tmp_path) == lines
+    assert measure(logs, tmp_path) == [*lines, stale, update]
     more = measure(logs, tmp_path, strategies=["stale"], targets="first")
-    assert more[:6] == lines and len(more) == 8
+    assert more[:8] == [*lines, stale, update] and len(more) == 10
     assert len({line["study"] for line in more}) == 2
 
 
@@ -81,8 +83,8 @@ def test_what_did_not_finish_is_named_and_done_in_the_next_call(logs, small, tmp
         measure(logs, tmp_path)
     monkeypatch.setattr(rolling_study, "run_jobs", run_jobs_here)
     lines = measure(logs, tmp_path)
-    assert [line["strategy"] for line in lines if line["period"] == 2][-1] == "retrain"
-    assert len(lines) == 6
+    assert lines[5]["strategy"] == "retrain" and "compared" in lines[6]
+    assert len(lines) == 8
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ from benchmarks.accuracy import rolling_study as study
 from benchmarks.accuracy.accuracy_study import Preset
 from blossomrec.rolling.options import UpdateOptions
 
-study.ROLLED["shop"] = study.Rolled(Preset(10, 0.1, 256, epochs=1))
+study.ROLLED["shop"] = study.Dated(Preset(10, 0.1, 256, epochs=1))
 study.MODELS["BlossomRec"] = {small}
 here = Path({folder!r})
 study.measure_rolling(
@@ -134,4 +136,4 @@ def test_neither_polars_nor_cyclopts_is_needed(logs, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3_000:]
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert len(lines) == 6 and {line["jobs"] for line in lines} == {2}
+    assert len(lines) == 8 and {line["jobs"] for line in lines[:6]} == {2}

@@ -32,6 +32,7 @@ LINES = [
     line(1, "stale", 0.9, 1.0, study="b"),
     line(1, "retrain", 0.9, 7.0),
     {"bench": "append", "seconds": 1.0},
+    {"study": "a", "compared": "update", "ndcg_share": 0.95, "low": 0.9, "high": 1.01},
     line(1, "retrain", 0.2, 8.0),
     line(2, "retrain", 0.4, 10.0, targets=30),
     line(7, "retrain", 0.5, 30.0, targets=0),
@@ -51,7 +52,8 @@ def measured(monkeypatch, tmp_path):
 
 def test_totals_stand_beside_those_of_retraining(measured):
     name = "films: BlossomRec, 3 x 1d"
-    update = ["40", "5", "0.6700", "0.3350", "0.0100", "0.3286", "1.0", "95.0%", "5.0%"]
+    update = ["40", "5", "0.6700", "0.3350", "0.0100", "0.3286", "1.0"]
+    update += ["95.0% (90.0% to 101.0%)", "5.0%"]
     retrain = ["40", "0", "0.7000", "0.3500", "", "0.3500", "20.0", "100.0%", "100.0%"]
     assert cells(rolling_tables.totals()) == [
         [f"{name}: update", *update],
