@@ -69,7 +69,10 @@ class UpdateOptions:
         1_024, "events in a batch of an update: a period has few, and needs some steps", low=1
     )
     replay: float = option(
-        0.5, "share of an epoch that is old events, against forgetting", low=0, high=0.95
+        0.9,
+        "share of an epoch that is old events, against forgetting: a period has few new ones",
+        low=0,
+        high=0.95,
     )
     events: Literal["new", "all"] = option("new", "train on what is new since the last one, or all")
     validate: bool = option(
