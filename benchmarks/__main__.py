@@ -28,6 +28,10 @@ VERBS = {
         "accuracy.reproduce:reproduce",
         "What a table of the paper needs, after saying what that costs.",
     ),
+    "rolling": (
+        "accuracy.rolling_study:measure_rolling",
+        "A model over periods of time: left as it is, brought up to date, trained from nothing.",
+    ),
     "features": (
         "accuracy.feature_study:measure_features",
         "Times, moments, content and kinds among the inputs, beside ids alone.",

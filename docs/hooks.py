@@ -15,6 +15,7 @@ from blossomrec.cli import build_app
 from blossomrec.config import EvaluationConfig, ModelConfig, ServingConfig, TrainingConfig
 from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.reading.options import PrepareOptions
+from blossomrec.rolling.options import RollingOptions, UpdateOptions
 
 # Heading, dataclass, what stands before a name in a flag, and what the options are for.
 SECTIONS = [
@@ -23,6 +24,8 @@ SECTIONS = [
     ("Evaluation", EvaluationConfig, "evaluation.", "Of `train`, and `evaluation` there."),
     ("Reading a table", PrepareOptions, "", "Of `prepare`; `import-events` takes the first ones."),
     ("Appending a table", AppendOptions, "", "Of `append`."),
+    ("Periods", RollingOptions, "", "Of `rolling`, which takes those of `train` as well."),
+    ("Updates", UpdateOptions, "update.", "Of `rolling`."),
     ("Server", ServingConfig, "", "Of `serve`."),
 ]
 DOCS = Path(__file__).resolve().parent

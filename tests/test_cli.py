@@ -23,6 +23,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.reading.options import PrepareOptions, ReadOptions
 from blossomrec.evaluation.evaluation import load_evaluation
 from blossomrec.recommender import BlossomRec
+from blossomrec.rolling.options import RollingOptions
 from blossomrec.run import read_run_config
 from blossomrec.training import trainer
 from blossomrec.tuning.options import TuneOptions
@@ -446,6 +447,7 @@ UNNAMED_SECTIONS = {
     "evaluate": commands.EvaluateOptions,
     "recommend": (commands.BulkOptions, commands.RecommendOptions, commands.RuleOptions),
     "tune": TuneOptions,
+    "rolling": RollingOptions,
 }
 # In the order in which help shows them.
 FLAGS = {

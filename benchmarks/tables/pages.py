@@ -19,17 +19,19 @@ from benchmarks.tables import (
     data_tables,
     feature_tables,
     reproduced_tables,
+    rolling_tables,
     selector_tables,
     serving_tables,
     speed_tables,
 )
-from benchmarks.tables.measured_lines import ROOT, read
+from benchmarks.tables.measured_lines import ROOT, Line, read
 
 PAGES = (
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving")),
     *(ROOT / "docs" / f"{name}.md" for name in ("inputs", "own-history", "reproduce", "bulk")),
+    ROOT / "docs" / "rolling.md",
 )
 IMAGES = ROOT / "docs" / "images"
 SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -44,10 +46,14 @@ def hardware() -> str:
             # Tests are of lines that say where they are from.
             if "paired" in line and "hardware" not in line:
                 continue
-            versions = line["versions"]
-            python, torch = versions["python"], versions["torch"]
-            seen[f"- {line['hardware']}: Python {python}, torch {torch}\n"] = None
+            seen[_machine(line)] = None
+    seen |= {_machine(line): None for line in rolling_tables.rolling_lines()}
     return "".join(seen)
+
+
+def _machine(line: Line) -> str:
+    versions = line["versions"]
+    return f"- {line['hardware']}: Python {versions['python']}, torch {versions['torch']}\n"
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -57,6 +63,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **data_tables.TABLES,
     **feature_tables.TABLES,
     **reproduced_tables.TABLES,
+    **rolling_tables.TABLES,
     **selector_tables.TABLES,
     **serving_tables.TABLES,
     "hardware": hardware,

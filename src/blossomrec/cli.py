@@ -25,6 +25,7 @@ VERBS = {
     "train": "Train a model on a prepared log; --resume auto continues after a stop.",
     "tune": "Search for the options that do best on the validation events of a log.",
     "evaluate": "Measure a run, or a simple baseline, on the held-out events of a log.",
+    "rolling": "Train and test a model period after period: left as it is, updated, trained anew.",
     "compare": "Compare two evaluations of the same cases with a paired test.",
     "recommend": "Recommend items for users of the log or for any list of items.",
     "similar": "Show the items that a model holds to be closest to others.",

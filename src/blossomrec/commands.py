@@ -33,6 +33,7 @@ from blossomrec.recommendation.options import (
     RuleOptions,
     Several,
 )
+from blossomrec.rolling.options import RollingOptions, UpdateOptions
 from blossomrec.terminal import console, show
 from blossomrec.tuning.options import TuneOptions
 
@@ -270,6 +271,38 @@ def evaluate(
         raise RunError(
             f"the evaluation above is not kept, as it cannot be written: {error}"
         ) from error
+
+
+def rolling(
+    log: Path,
+    folder: Path,
+    *,
+    options: Annotated[RollingOptions, Parameter(name="*")] = RollingOptions(),  # noqa: B008
+    update: UpdateOptions = UpdateOptions(),  # noqa: B008
+    config: ConfigFile = None,
+    model: ModelConfig = ModelConfig(),  # noqa: B008
+    training: TrainingConfig = TrainingConfig(),  # noqa: B008
+    evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
+    verbose: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Train and test a model period after period: left as it is, updated, trained anew.
+
+    Args:
+        log: folder that ``prepare`` wrote, of events with times
+        folder: of the evaluation; where one was stopped, it goes on
+        verbose: show each training
+        quiet: show nothing but the outcome and errors
+    """
+    from blossomrec.rolling.jobs import rolling as roll
+    from blossomrec.rolling.outcome import draw_if_possible, rolled_table
+
+    base = RunConfig(model, training, evaluation)
+    rolled = roll(
+        log, folder, base, update=update, progress=not quiet, verbose=verbose, **vars(options)
+    )
+    _show(rolled_table(rolled))
+    draw_if_possible(rolled, folder)
 
 
 def compare(

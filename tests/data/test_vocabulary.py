@@ -208,6 +208,42 @@ def test_ids_of_a_folder_with_brackets(tmp_path):
     assert Vocabulary.open(tmp_path / "v[1]*?").rows(["x"]).tolist() == [1]
 
 
+class TestArrays:
+    """Ids given as an array stay one; they are the same ids as those of a series."""
+
+    IDS = np.array([30, -10, 20])
+
+    def test_they_are_the_ids_of_a_series(self, tmp_path):
+        Vocabulary(self.IDS).save(tmp_path)
+        assert (tmp_path / "ids.npy").exists() and not (tmp_path / "ids.parquet").exists()
+        opened, series = Vocabulary.open(tmp_path), Vocabulary(INTEGERS)
+        assert (opened.fingerprint, opened.size) == (series.fingerprint, series.size)
+        assert opened.read().to_list() == opened.listed().tolist() == INTEGERS.to_list()
+        assert opened.rows(["20", 30, 5]).tolist() == [2, 0, -1]
+        assert opened.begins_with(2, Vocabulary(self.IDS[:2]).fingerprint)
+        assert pickle.loads(pickle.dumps(opened)).listed().tolist() == INTEGERS.to_list()
+
+    def test_saved_again_they_are_an_array(self, tmp_path):
+        Vocabulary(self.IDS).save(tmp_path / "one")
+        Vocabulary.open(tmp_path / "one").save(tmp_path / "two")
+        assert Vocabulary.open(tmp_path / "two").rows([20]).tolist() == [2]
+
+    def test_what_is_no_list_of_ids_is_refused(self):
+        with pytest.raises(TypeError, match="int32"):
+            Vocabulary(np.array([1, 2], np.int32))
+        with pytest.raises(ValueError, match="distinct"):
+            Vocabulary(np.array([1, 1]))
+
+    def test_damage_is_found(self, tmp_path):
+        Vocabulary(self.IDS).save(tmp_path)
+        np.save(tmp_path / "ids.npy", self.IDS[::-1])
+        with pytest.raises(DataError, match="does not belong"):
+            Vocabulary.open(tmp_path)
+        (tmp_path / "ids.npy").write_bytes(b"nothing")
+        with pytest.raises(DataError, match="missing or damaged"):
+            Vocabulary.open(tmp_path)
+
+
 class TestDamage:
     @pytest.fixture
     def folder(self, tmp_path):
@@ -229,8 +265,8 @@ class TestDamage:
             Vocabulary.open(folder)
 
     def test_newer_format(self, folder):
-        self.change(folder, format=2)
-        with pytest.raises(DataError, match="format 2, written by a newer blossomrec"):
+        self.change(folder, format=3)
+        with pytest.raises(DataError, match="format 3, written by a newer blossomrec"):
             Vocabulary.open(folder)
 
     @pytest.mark.parametrize("change", [{"size": 4}, {"dtype": "Int64"}, {"fingerprint": "0"}])

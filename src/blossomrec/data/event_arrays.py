@@ -5,13 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import polars as pl
 
 from blossomrec.data.fields import ContextField, EventFields
-from blossomrec.data.reading.options import Filters
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from blossomrec.data.reading.options import Filters
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def encode_fields(
     Args:
         kinds, context: as of ``EventTable``.
     """
+    import polars as pl
+
     names, numbers = ((), None) if kinds is None else _encode_names(kinds)
     columns, values = list[ContextField](), list[np.ndarray]()
     for name, column in context.items():
@@ -90,6 +95,8 @@ def encode_fields(
 
 def _encode_names(values: pl.Series) -> tuple[tuple[str, ...], np.ndarray]:
     """Names in order, and for every value the number of its name, from 1, int32; 0 for null."""
+    import polars as pl
+
     names = values.drop_nulls().unique().sort()
     numbers = pl.Series(np.arange(1, len(names) + 1, dtype=np.int32))
     found = values.replace_strict(names, numbers, default=0, return_dtype=pl.Int32)

@@ -18,7 +18,8 @@ from blossomrec.files import read_json, replacing, write_json
 if TYPE_CHECKING:
     import polars as pl
 
-_FORMAT = 1
+# Ids in a table; ids that are an array of whole numbers, which earlier versions do not read.
+_TABLE_FORMAT, _ARRAY_FORMAT = 1, 2
 _DTYPES = ("Int64", "UInt64", "String")
 
 
@@ -28,10 +29,17 @@ class Vocabulary:
     ``size`` and ``fingerprint`` (of all ids, their order and type) are known without reading the
     ids; those are read, with polars, when first asked for, also where the folder was removed or
     replaced since. It never changes: a deep copy is the same object. Pickling takes the ids along.
+
+    Ids that were given as an array stay one, also on disk, and need no polars.
     """
 
-    def __init__(self, ids: pl.Series):
-        """ids: distinct ids without nulls, of type Int64, UInt64 or String, in order of row."""
+    def __init__(self, ids: pl.Series | np.ndarray):
+        """ids: distinct ids without nulls, of type Int64, UInt64 or String, or an int64 array, in
+        order of row."""
+        self._array: np.ndarray | None = None
+        if isinstance(ids, np.ndarray):
+            self._take_array(ids)
+            return
         if str(ids.dtype) not in _DTYPES:
             raise TypeError(f"ids are {ids.dtype}: one of {', '.join(_DTYPES)} is needed")
         if ids.null_count() or ids.n_unique() != len(ids):
@@ -44,6 +52,15 @@ class Vocabulary:
         self.dtype = str(ids.dtype)
         self.fingerprint = _fingerprint(ids)
 
+    def _take_array(self, ids: np.ndarray) -> None:
+        if ids.dtype != np.int64 or ids.ndim != 1:
+            raise TypeError(f"ids are {ids.dtype} {list(ids.shape)}: int64 [n] is needed")
+        if len(np.unique(ids)) != len(ids):
+            raise ValueError("ids must be distinct and not null")
+        self._array, self._ids, self._content, self._folder = ids, None, None, None
+        self._index = None
+        self.size, self.dtype, self.fingerprint = len(ids), "Int64", _fingerprint(ids)
+
     def rows(self, ids: Any) -> np.ndarray:
         """Rows of ``ids``, -1 for those unknown: int64 [len(ids)].
 
@@ -53,7 +70,7 @@ class Vocabulary:
         Raises:
             DataError: they are no list of ids.
         """
-        known = self.read()
+        known = self.listed()
         if self._index is None:
             self._index = _Index(known)
         return self._index.rows(as_ids(ids))
@@ -68,19 +85,23 @@ class Vocabulary:
     def begins_with(self, size: int, fingerprint: str) -> bool:
         """Whether there are more than ``size`` ids, and the first ones are those of another
         vocabulary, by its fingerprint."""
-        return self.size > size and _fingerprint(self.read()[:size]) == fingerprint
+        return self.size > size and _fingerprint(self.listed()[:size]) == fingerprint
 
     def save(self, folder: str | Path) -> None:
-        """Write ``ids.parquet`` and ``vocabulary.json``; the latter last, once all is there."""
+        """Write the ids, ``ids.parquet`` or ``ids.npy``, and ``vocabulary.json``; the latter last,
+        once all is there."""
         folder = Path(folder)
-        with replacing(folder / "ids.parquet") as path:
-            if self._ids is not None:
+        with replacing(folder / ("ids.parquet" if self._array is None else "ids.npy")) as path:
+            if self._array is not None:
+                with path.open("wb") as file:
+                    np.save(file, self._array)
+            elif self._ids is not None:
                 self._ids.to_frame().write_parquet(path)
             else:
                 assert self._content is not None
                 path.write_bytes(self._content)
         description = {
-            "format": _FORMAT,
+            "format": _TABLE_FORMAT if self._array is None else _ARRAY_FORMAT,
             "size": self.size,
             "dtype": self.dtype,
             "fingerprint": self.fingerprint,
@@ -92,15 +113,36 @@ class Vocabulary:
         """The vocabulary saved in ``folder``. Raises DataError where it is missing or damaged."""
         folder = Path(folder)
         path = folder / "vocabulary.json"
-        description = read_description(path, _FORMAT, "a vocabulary")
+        description = read_description(path, _ARRAY_FORMAT, "a vocabulary")
         vocabulary = cls.__new__(cls)
         vocabulary.size = natural(description, "size", path)
         vocabulary.dtype = text(description, "dtype", path)
         vocabulary.fingerprint = text(description, "fingerprint", path)
-        vocabulary._ids = vocabulary._index = None
-        vocabulary._content = _mapped(folder / "ids.parquet")
+        vocabulary._ids = vocabulary._index = vocabulary._array = vocabulary._content = None
+        if description["format"] == _ARRAY_FORMAT:
+            vocabulary._array = vocabulary._read_array(folder / "ids.npy")
+        else:
+            vocabulary._content = _mapped(folder / "ids.parquet")
         vocabulary._folder = folder
         return vocabulary
+
+    def _read_array(self, path: Path) -> np.ndarray:
+        try:
+            ids = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path} is missing or damaged: {error}") from error
+        fits = ids.dtype == np.int64 and ids.shape == (self.size,)
+        if not fits or _fingerprint(ids) != self.fingerprint:
+            raise DataError(f"{path.parent} is damaged: ids.npy does not belong to vocabulary.json")
+        return ids
+
+    def listed(self) -> pl.Series | np.ndarray:
+        """All ids in order of row, as they are kept: an array needs no polars.
+
+        Raises:
+            DataError, RunError: as of :meth:`read`.
+        """
+        return self.read() if self._array is None else self._array
 
     def read(self) -> pl.Series:
         """All ids in order of row, read where they have not been.
@@ -109,7 +151,11 @@ class Vocabulary:
             DataError: they are damaged, or are not those that ``vocabulary.json`` speaks of.
             RunError: this is a forked process, which cannot read them.
         """
-        if self._ids is None:
+        if self._ids is None and self._array is not None:
+            import polars as pl
+
+            self._ids = pl.Series("id", self._array)
+        elif self._ids is None:
             assert self._folder is not None and self._content is not None
             refuse_lost_threads(str(self._folder))
             self._ids = self._read(self._folder / "ids.parquet", bytes(self._content))
@@ -139,18 +185,21 @@ class Vocabulary:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Vocabulary, (self.read(),)
+        return Vocabulary, (self.listed(),)
 
 
 class _Index:
     """From ids to rows, without the threads of polars, which a forked process has lost."""
 
-    def __init__(self, ids: pl.Series):
+    def __init__(self, ids: pl.Series | np.ndarray):
         self._strings = str(ids.dtype) == "String"
-        if self._strings:
+        if isinstance(ids, np.ndarray):
+            numbers = ids
+        elif self._strings:
             self._rows = {one: row for row, one in enumerate(ids.to_list())}
         else:
             numbers = ids.to_numpy()
+        if not self._strings:
             self._order = np.argsort(numbers, kind="stable")
             self._sorted = numbers[self._order]
             limits = np.iinfo(numbers.dtype)
@@ -289,13 +338,15 @@ def _mapped(path: Path) -> mmap.mmap:
         raise DataError(f"{path} is missing or damaged: {error}") from error
 
 
-def _fingerprint(ids: pl.Series) -> str:
-    digest = hashlib.sha256(f"{ids.dtype} {len(ids)}\n".encode())
-    if str(ids.dtype) == "String":
+def _fingerprint(ids: pl.Series | np.ndarray) -> str:
+    """The same of whole numbers, however they are kept."""
+    kind = "Int64" if isinstance(ids, np.ndarray) else str(ids.dtype)
+    digest = hashlib.sha256(f"{kind} {len(ids)}\n".encode())
+    if not isinstance(ids, np.ndarray) and kind == "String":
         # The lengths make ["ab", "c"] and ["a", "bc"] differ.
         digest.update(ids.str.len_bytes().to_numpy().astype("<u4").tobytes())
         digest.update("".join(ids).encode())
     else:
-        array = ids.to_numpy()
+        array = ids if isinstance(ids, np.ndarray) else ids.to_numpy()
         digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()

@@ -35,13 +35,14 @@ def grown_table(
     if removed is None:
         return grown
     features = {
-        name: _without_unused(each) if isinstance(each, Categories) else each
+        name: without_unused(each) if isinstance(each, Categories) else each
         for name, each in grown.items()
     }
     return FeatureTable(features, len(index))
 
 
-def _without_unused(feature: Categories) -> Categories:
+def without_unused(feature: Categories) -> Categories:
+    """Without the names that no row has; the others keep their order."""
     used = np.unique(feature.values)
     used = used[used > 0]
     numbers = np.zeros(feature.size, np.int32)

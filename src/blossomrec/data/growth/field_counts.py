@@ -11,7 +11,6 @@ import numpy as np
 
 from blossomrec.data.event_arrays import EventArrays
 from blossomrec.data.fields import EventFields
-from blossomrec.data.preparation import told_fields
 
 
 class FieldCounts:
@@ -54,6 +53,8 @@ class FieldCounts:
 
     def summary(self, fields: EventFields) -> dict[str, Any]:
         """What ``summary`` of a log says of them."""
+        from blossomrec.data.preparation import told_fields
+
         known = [int(counts.sum()) for counts in self._columns]
         return told_fields(fields, self._kinds, known, self._events)
 
