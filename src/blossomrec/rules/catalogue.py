@@ -52,6 +52,33 @@ class ItemRules:
     reranking: Reranking | None = None
     told: dict[str, Any] = field(default_factory=dict)
 
+    def joined(self, other: ItemRules) -> ItemRules:
+        """These rules and others: filters and limits of both hold and boosts add up.
+
+        Diversity, days and fallback are those of the other ones, the re-ranker is that of these.
+        """
+        return replace(
+            other,
+            allowed=_of_both(np.logical_and, self.allowed, other.allowed),
+            boosts=_of_both(np.add, self.boosts, other.boosts),
+            choice=_joined(self.choice, other.choice),
+            reranking=self.reranking,
+        )
+
+
+def _of_both(join: np.ufunc, one: np.ndarray | None, other: np.ndarray | None) -> Any:
+    if one is None or other is None:
+        return other if one is None else one
+    return join(one, other)
+
+
+def _joined(one: RuledChoice | None, other: RuledChoice | None) -> RuledChoice | None:
+    """The limits of both, and the diversity of the other one."""
+    limits = one.limits if one is not None else ()
+    if other is None:
+        return RuledChoice(limits) if limits else None
+    return replace(other, limits=limits + other.limits)
+
 
 class CatalogueRules:
     """Gives rules in the rows of one catalogue; what expressions come to is kept.
@@ -127,7 +154,7 @@ class CatalogueRules:
             field = f"max_per[{column!r}]"
             what = f"no column of categories has this name; there are {there}"
             raise RuleError(f"{field}: {what}", field, column)
-        return Limit(categories, count)
+        return Limit(categories, min(count, self.table.items.size))
 
     def _reranking(self, rules: Rules) -> Reranking:
         assert rules.reranker is not None

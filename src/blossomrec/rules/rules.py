@@ -93,6 +93,8 @@ class Rules:
     def __post_init__(self) -> None:
         if self.filter is not None:
             check_expression("filter", self.filter)
+        if isinstance(self.boost, str) or not isinstance(self.boost, Sequence):
+            _refuse("boost", self.boost, "pairs of an expression and an amount are needed")
         for place, pair in enumerate(self.boost):
             name = f"boost[{place}]"
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:

@@ -185,6 +185,7 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
             items=body.items,
             at=body.at,
             kind=body.kind,
+            rules=body.rules(config, body.k),
         )
         return _sent({"model": version.id, "items": _ranked(found)})
 

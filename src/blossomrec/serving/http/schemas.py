@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from blossomrec.serving.given import LONGEST_ID, check_text
+from blossomrec.serving.http.rule_fields import RulesIn
 
 LARGEST_TIME = 2**63 - 1
 MOST_NAMES = 64
@@ -177,7 +178,7 @@ class _Asked(_Strict):
     kind: Kind = Field(None, description=KIND)
 
 
-class RecommendIn(_Asked):
+class RecommendIn(RulesIn, _Asked):
     """What to recommend, for a user or for a history."""
 
     k: int = Field(10, ge=1, description="how many items")
@@ -400,6 +401,9 @@ class ErrorDetail(BaseModel):
     message: str
     field: str | None = None
     value: Any = None
+    place: int | None = Field(
+        None, description="of the first wrong character of an expression, from 1"
+    )
     id: str | None = Field(None, description="under which the server's log says more")
 
 
