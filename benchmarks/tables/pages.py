@@ -29,7 +29,10 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving")),
-    *(ROOT / "docs" / f"{name}.md" for name in ("inputs", "own-history", "reproduce", "bulk")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("inputs", "own-history", "reproduce", "bulk", "rules")
+    ),
 )
 IMAGES = ROOT / "docs" / "images"
 SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -47,6 +47,6 @@ class Request:
             items = allowed if items is None else np.intersect1d(items, allowed)
             if not len(items):
                 raise DataError(
-                    f"filter {rules.told['filter']!r} leaves none of the items to choose from"
+                    f"filter {rules.given.filter!r} leaves none of the items to choose from"
                 )
         return replace(self, items=items, rules=rules)

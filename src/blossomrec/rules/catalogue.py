@@ -41,7 +41,8 @@ class ItemRules:
         exclude_seen_days: see :class:`Rules`.
         fallback: scores for who has no known item, float32 [I]; None for no recommendations.
         reranking: of the best items; None for none.
-        told: what the rules are, JSON-ready.
+        given: the rules themselves.
+        features: the table of items that they are about; None for none.
     """
 
     allowed: np.ndarray | None = None
@@ -50,7 +51,15 @@ class ItemRules:
     exclude_seen_days: float | None = None
     fallback: np.ndarray | None = None
     reranking: Reranking | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    given: Rules = field(default_factory=Rules)
+    features: FeatureTable | None = None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the rules are, JSON-ready; the whole table is read for its digest."""
+        used = self.given.filter or self.given.boost or self.given.max_per
+        digest = self.features.digest if used and self.features is not None else None
+        return self.given.told | {"digest of the item table": digest}
 
     def joined(self, other: ItemRules) -> ItemRules:
         """These rules and others: filters and limits of both hold and boosts add up.
@@ -105,7 +114,7 @@ class CatalogueRules:
         self.table, self._vectors, self._kept = table, vectors, kept
 
     def of(self, rules: Rules) -> ItemRules:
-        """Rules in rows, but for ``fallback``, which takes a log, and ``told``.
+        """Rules in rows, but for ``fallback``, which takes a log.
 
         Raises:
             RuleError: an expression does not fit the table, or a column is no category.
@@ -122,6 +131,8 @@ class CatalogueRules:
             choice=choice,
             exclude_seen_days=rules.exclude_seen_days,
             reranking=None if rules.reranker is None else self._reranking(rules),
+            given=rules,
+            features=self.table.features,
         )
 
     def holds(self, rules: Rules) -> bool:
@@ -201,14 +212,9 @@ def item_rules(
     # Asked once: what is kept is in use anyway.
     found = CatalogueRules(table, vectors, KeptArrays(0)).of(rules)
     refuse_nothing(rules, found)
-    digest = None
-    if table.features is not None and (rules.filter or rules.boost or rules.max_per):
-        digest = table.features.digest
-    return replace(
-        found,
-        fallback=None if rules.fallback == "none" else recent_shares(log, items),
-        told=rules.told | {"digest of the item table": digest},
-    )
+    if rules.fallback == "none":
+        return found
+    return replace(found, fallback=recent_shares(log, items))
 
 
 def item_features(

@@ -21,7 +21,6 @@ _AMOUNT = {"type": "number", "minimum": -LARGEST_BOOST, "maximum": LARGEST_BOOST
 _PAIR = {
     "type": "array",
     "prefixItems": [_EXPRESSION, _AMOUNT],
-    "items": False,
     "minItems": 2,
     "maxItems": 2,
 }
