@@ -275,6 +275,11 @@ def test_the_message_is_that_of_the_library(ruled, ruled_run):
         assert refusal(ruled, {"history": [50_003], **rules})["message"] == str(error.value)
 
 
+def test_a_long_name_is_not_sent_back_whole(ruled):
+    error = refusal(ruled, {"history": [50_003], "max_per": {"c" * 5_000: 1}})
+    assert len(error["field"]) < 100 and len(error["message"]) < 400
+
+
 @pytest.mark.parametrize(
     "rules, field",
     [
@@ -305,6 +310,12 @@ def test_a_filter_that_leaves_nothing_gives_nothing(ruled, recwarn):
         assert ruled.recommend(history=[50_003], filter=text) == []
     # What clients write is not told to whoever runs the server.
     assert not [one for one in recwarn if "no item has" in str(one.message)]
+
+
+def test_readyz_names_the_columns(ruled, server):
+    names = ["price", "sold_out", "brand", "kinds", "item_id"]
+    assert ruled.client.get("/readyz").json()["columns"] == names
+    assert server.client.get("/readyz").json()["columns"] == ["item_id"]
 
 
 def test_null_is_no_rule(ruled):

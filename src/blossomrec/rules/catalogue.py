@@ -13,7 +13,7 @@ from blossomrec.data.feature_rows import taken_rows
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.history import known_ids
 from blossomrec.data.vocabulary import Vocabulary
-from blossomrec.errors import ConfigError, DataError
+from blossomrec.errors import ConfigError, DataError, shortened
 from blossomrec.models.baselines.base import recent_weights
 from blossomrec.rules.choice import Limit, RuledChoice
 from blossomrec.rules.item_table import TABLES, ItemTable, read_item_table
@@ -162,7 +162,7 @@ class CatalogueRules:
             there = ", ".join(columns) or "none"
             if self.table.features is None:
                 there = f"none, since the items have no table; {TABLES}"
-            field = f"max_per[{column!r}]"
+            field = f"max_per[{shortened(column)}]"
             what = f"no column of categories has this name; there are {there}"
             raise RuleError(f"{field}: {what}", field, column)
         return Limit(categories, min(count, self.table.items.size))

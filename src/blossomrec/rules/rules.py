@@ -105,7 +105,7 @@ class Rules:
         if not isinstance(self.max_per, Mapping):
             _refuse("max_per", self.max_per, "limits by column are needed")
         for column, limit in self.max_per.items():
-            _checked(f"max_per[{column!r}]", limit, whole_number)
+            _checked(f"max_per[{shortened(column)}]", limit, whole_number)
         if not 0 <= _number("diversity", self.diversity) < 1:
             _refuse("diversity", self.diversity, "it must be from 0 to under 1")
         days = self.exclude_seen_days

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,11 +70,11 @@ class ServedRules:
         self._source, self._given = source, always
         self._shares: np.ndarray | None = None
         self._lock = threading.Lock()
-        try:
-            # Open no longer than needed: what is forgotten must be able to leave the disk.
-            log = EventLog.open(source.log)
-        except DataError:
-            log = None
+        log = None
+        if always.items is None:
+            # Open no longer than needed: who is forgotten must be able to leave the disk.
+            with contextlib.suppress(DataError):
+                log = EventLog.open(source.log)
         features = item_features(always.items, source.items, log, source.kept)
         kept = KeptArrays(source.budget)
         telling = CatalogueRules(ItemTable(source.items, features), source.vectors, kept)
@@ -90,6 +91,11 @@ class ServedRules:
     def always(self) -> ItemRules | None:
         """What holds for a request that says nothing; None for nothing."""
         return None if self._nothing else self._always
+
+    @property
+    def columns(self) -> list[str]:
+        """Names that expressions may have."""
+        return self._rules.table.names
 
     def asked(self, given: Mapping[str, Any], filter_viewed: bool | None) -> Rules:
         """The rules of a request, by name, checked but for the table of items.

@@ -269,7 +269,8 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         answer = {"model": version.id, "items": len(version.catalogue)}
         known = version.known
         kinds = {"kinds": list(known.fields.kinds), "asks_kind": known.asks_kind}
-        return _sent({"ready": True, **answer, "max_len": version.max_len, **kinds})
+        more = {"max_len": version.max_len, **kinds, "columns": version.rules.columns}
+        return _sent({"ready": True, **answer, **more})
 
     @app.get("/metrics", tags=["operation"], response_class=Response)
     async def metrics() -> Response:

@@ -392,6 +392,7 @@ class Ready(BaseModel):
     max_len: int
     kinds: list[str] = Field(description="kinds of events that the model knows")
     asks_kind: bool = Field(description="whether it is told which kind of event is wanted")
+    columns: list[str] = Field(description="of the table of items, for expressions of rules")
 
 
 class ErrorDetail(BaseModel):
