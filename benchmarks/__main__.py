@@ -72,6 +72,10 @@ VERBS = {
         "serving.approximate_recall:measure_approximate",
         "Time and recall of looking for the best items in some of the lists.",
     ),
+    "rules": (
+        "serving.rule_cost:measure_rules",
+        "Time of an answer with rules beside one without, of the engine and of the library.",
+    ),
     "tables": (
         "tables.pages:write_pages",
         "Fill the tables of the docs and draw their pictures, from the lines in results/.",

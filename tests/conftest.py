@@ -126,9 +126,10 @@ def own_backbone(tmp_path, monkeypatch):
 def load_example(monkeypatch):
     """Loads a program of ``examples/``; what it registers is forgotten after the test."""
     from blossomrec.losses import LOSSES
+    from blossomrec.registry import RERANKERS
     from blossomrec.serving.stores import STORES
     from example_files import example
 
-    for registry in (LOSSES, STORES):
+    for registry in (LOSSES, RERANKERS, STORES):
         monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     return example

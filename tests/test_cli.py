@@ -440,7 +440,7 @@ def test_the_table_of_verbs_is_what_the_commands_say():
 
 # Verbs with a section whose options stand without its name before them.
 UNNAMED_SECTIONS = {
-    "serve": ServingConfig,
+    "serve": (ServingConfig, commands.RuleOptions),
     "prepare": PrepareOptions,
     "append": AppendOptions,
     "import-events": ReadOptions,
@@ -456,8 +456,8 @@ FLAGS = {
     ),
     "recommend": (
         "run user history k log all users out shards rows-per-file items filter-viewed max-len at "
-        "kind filter boost max-per diversity exclude-seen-days fallback item-table unknown json "
-        "device"
+        "kind filter boost max-per diversity exclude-seen-days fallback reranker rerank-depth "
+        "item-table unknown json device"
     ),
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from blossomrec.losses import LOSSES
 from blossomrec.measure import evaluate_run
 from blossomrec.models import build_model
 from blossomrec.recommender import BlossomRec
+from blossomrec.rules import Candidates
 from blossomrec.run import read_run_config
 from small_options import SMALL, small_flags
 
@@ -63,6 +66,18 @@ def test_the_own_loss_is_its_definition(load_example):
         for item in negatives.tolist()
     ]
     assert found.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+def test_an_own_reranker_gives_another_order(load_example, tmp_path, capsys):
+    module = load_example("own_reranker")
+    module.main(tmp_path, users=150, **SMALL)
+    usual, earning = (line.partition(": ")[2] for line in capsys.readouterr().out.splitlines())
+    assert usual != earning and len(json.loads(earning)) == 5
+    scores = np.array([2.0, 1.9, -3.0, 9.0], np.float32)
+    items = [7, 8, 9, 10]
+    found = module.Margin()(Candidates(items, scores, 2, _history=lambda: [10]))
+    # 0.1 e^2 is less than 1.1 e^1.9; what came last is left out.
+    assert [item for item, _ in found] == [8, 7, 9]
 
 
 @pytest.fixture

@@ -123,9 +123,9 @@ def test_none_is_everybody_in_parts_of_any_size(recommender, tiny_log, monkeypat
     assert whole["user_id"].unique(maintain_order=True).to_list() == everybody
     parts, rank = [], TopK.of
 
-    def counted(self, batch, seen):
+    def counted(self, batch, *options):
         parts.append((batch.num_histories, len(batch.items)))
-        return rank(self, batch, seen)
+        return rank(self, batch, *options)
 
     monkeypatch.setattr(TopK, "of", counted)
     for users, events, many in ((7, 65_536, 9), (1_024, 50, 15)):

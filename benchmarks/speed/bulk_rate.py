@@ -49,7 +49,7 @@ def rank_all(size: BulkSize, name: str) -> dict[str, Any]:
     from blossomrec.rules import Rules
 
     with tempfile.TemporaryDirectory() as folder:
-        _random_run(size, Path(folder))
+        random_run(size, Path(folder))
         recommender = BlossomRec.from_pretrained(Path(folder) / "run")
         assert recommender.log is not None
         rules = Rules(**RULES[name]) if RULES[name] else None
@@ -78,7 +78,7 @@ def rank_all(size: BulkSize, name: str) -> dict[str, Any]:
         }
 
 
-def _random_run(size: BulkSize, folder: Path) -> None:
+def random_run(size: BulkSize, folder: Path) -> None:
     """A simulated log with a table of all items, and a run of a model that has learned nothing."""
     import polars as pl
     import torch

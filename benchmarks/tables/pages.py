@@ -26,13 +26,7 @@ from benchmarks.tables import (
 )
 from benchmarks.tables.measured_lines import ROOT, Line, read
 
-PAGES = (
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("measured", "selector", "serving")),
-    *(ROOT / "docs" / f"{name}.md" for name in ("inputs", "own-history", "reproduce", "bulk")),
-    ROOT / "docs" / "rolling.md",
-)
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 IMAGES = ROOT / "docs" / "images"
 SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

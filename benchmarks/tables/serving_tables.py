@@ -102,10 +102,29 @@ def approximate() -> str:
     return table(["lists", "recall@10", "p50, ms", "p99, ms"], rows)
 
 
+def rules() -> str:
+    """Time of an answer by kind of rules, of the engine and of the library."""
+    last = {
+        (line["where"], line["rules"]): line
+        for line in read("serving.jsonl")
+        if line["scenario"] == "rules"
+    }
+    rows = []
+    for name in dict.fromkeys(name for _, name in last):
+        cells = [name]
+        for where in ("engine", "library"):
+            own, plain = (last[where, each]["p50_ms"] for each in (name, "none"))
+            cells += [f"{own:.2f}", f"{own / plain:.2f}"]
+        rows.append(cells)
+    times = "times as long"
+    return table(["rules", "engine, p50, ms", times, "library, p50, ms", times], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "serving": serving,
     "serving-capacity": capacity,
     "serving-step": steps,
     "explain": explaining,
     "ranking-approximate": approximate,
+    "rules": rules,
 }

@@ -446,6 +446,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     options: Annotated[ServingConfig, Parameter(name="*")] = ServingConfig(),  # noqa: B008
+    by_rule: Annotated[RuleOptions, Parameter(name="*")] = RuleOptions(),  # noqa: B008
     drain: float = 30.0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
@@ -465,7 +466,7 @@ def serve(
     from blossomrec.serving.command import serve as start
 
     where: dict[str, Any] = {"host": host, "port": port, "device": device, "threads": threads}
-    start(run, store, options, **where, drain=drain, titles=titles)
+    start(run, store, options, **where, drain=drain, titles=titles, rules=by_rule.rules())
 
 
 def import_events(

@@ -40,7 +40,8 @@ class UnknownNameError(ConfigError):
     """
 
     def __init__(self, what: str, kind: str, group: str, names: tuple[str, ...]):
-        super().__init__(f"{what}: choose one of {', '.join(names)}")
+        known = f"choose one of {', '.join(names)}" if names else f"there is no {kind} here"
+        super().__init__(f"{what}: {known}")
         self._given = what, kind, group, names
         self.missing = (
             f"{what}, a {kind} that is not installed here: a package brings it as an entry point "
@@ -58,6 +59,10 @@ class RunError(BlossomRecError):
 
 class TrainingError(BlossomRecError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class RerankerError(BlossomRecError):
+    """A re-ranker of the user's own failed, or gave something else than some of its candidates."""
 
 
 class MissingExtraError(BlossomRecError):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from blossomrec.losses import TrainingLoss
     from blossomrec.models.sequence import SequenceModel
+    from blossomrec.rules.reranking import Reranker
 
 
 T = TypeVar("T")
@@ -193,6 +194,9 @@ LOSSES: Registry[type[TrainingLoss]] = Registry(
     },
     base="blossomrec.losses:TrainingLoss",
 )
+
+# Functions of candidates, or classes whose objects, made without arguments, are such functions.
+RERANKERS: Registry[Reranker | type[Reranker]] = Registry("reranker", "blossomrec.rerankers", {})
 
 
 def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:

@@ -137,3 +137,14 @@ def test_approximate_ranking_is_measured(benchmarks, tmp_path, one_thread):
     lines = list(map(json.loads, out.read_text().splitlines()))
     assert [line["probes"] for line in lines] == [0, 4, 16, 64, 128]
     assert lines[0]["recall"] == 1.0
+
+
+def test_the_cost_of_rules_is_measured(benchmarks, tmp_path, one_thread):
+    out = tmp_path / "out.jsonl"
+    flags = ["--items", 400, "--users", 5, "--requests", 2, "--out", out]
+    benchmarks("rules", *flags)
+    lines = list(map(json.loads, out.read_text().splitlines()))
+    names = list(dict.fromkeys(line["rules"] for line in lines))
+    assert {"none", "filter that keeps half", "max_per"} <= set(names)
+    assert [line["where"] for line in lines] == ["engine"] * len(names) + ["library"] * len(names)
+    assert all(0 < line["p50_ms"] <= line["p95_ms"] for line in lines)

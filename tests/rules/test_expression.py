@@ -300,9 +300,9 @@ def test_a_table_in_other_rows_is_the_same_table(table):
     [
         ({"filter": "price <"}, "filter: 'price <', character 8: "),
         ({"filter": 3}, "filter is 3: an expression is needed"),
-        ({"boosts": [("a", 1), ("b <", 1)]}, "boosts[1]: 'b <', character 4"),
-        ({"boosts": [("a", float("nan"))]}, "boosts[0] is nan: a finite number is needed"),
-        ({"boosts": ["a"]}, "boosts[0] is 'a': (expression, amount) is needed"),
+        ({"boost": [("a", 1), ("b <", 1)]}, "boost[1]: 'b <', character 4"),
+        ({"boost": [("a", float("nan"))]}, "boost[0] is nan: a finite number is needed"),
+        ({"boost": ["a"]}, "boost[0] is 'a': (expression, amount) is needed"),
         ({"max_per": {"genre": 0}}, "max_per['genre'] is 0: it must be at least 1"),
         ({"max_per": ["genre"]}, "max_per is ['genre']: limits by column are needed"),
         ({"diversity": 1}, "diversity is 1: it must be from 0 to under 1"),

@@ -55,7 +55,7 @@ def plain(recommender, user, **options):
 def test_filters_boosts_and_limits_are_those_of_all_scores_sorted(recommender, items):
     rules = Rules(
         filter="price < 25 and not sold_out",
-        boosts=[('brand == "a"', 0.05), ("price >= 20", -0.02)],
+        boost=[('brand == "a"', 0.05), ("price >= 20", -0.02)],
         max_per={"brand": 2},
     )
     users = recommender.log.user_vocabulary.ids([3, 17, 59]).to_list()
@@ -197,7 +197,7 @@ def test_the_table_of_the_day_goes_before_that_of_the_training(place, recommende
     "options, error, words",
     [
         ({"filter": "prise < 3"}, ConfigError, "filter: 'prise < 3', character 1: there is no"),
-        ({"boosts": [("brand < 3", 1)]}, ConfigError, r"boosts\[0\]: 'brand < 3', character 1"),
+        ({"boost": [("brand < 3", 1)]}, ConfigError, r"boost\[0\]: 'brand < 3', character 1"),
         ({"max_per": {"price": 2}}, ConfigError, "no column of categories .* sold_out, brand"),
         ({"filter": "price < 1"}, DataError, "filter 'price < 1' leaves no item"),
     ],
@@ -218,7 +218,7 @@ def test_rules_on_the_command_line_and_in_files(cli, capsys, place, recommender,
     flags += ["--max-per", "brand=2", "sold_out=4", "--k", 4]
     rules = Rules(
         filter="price < 25",
-        boosts=[('brand in ("a", "b")', 0.5), ("sold_out", -1)],
+        boost=[('brand in ("a", "b")', 0.5), ("sold_out", -1)],
         max_per={"brand": 2, "sold_out": 4},
     )
     out = tmp_path / "recs.parquet"
@@ -246,7 +246,7 @@ def test_rules_on_the_command_line_and_in_files(cli, capsys, place, recommender,
         (["--filter", "price <"], ["filter: 'price <', character 8"]),
         (["--boost", "brand"], ["boost is 'brand': 'EXPRESSION: AMOUNT' is needed"]),
         (["--boost", "brand: much"], ["boost is 'brand: much'"]),
-        (["--boost", "brand <: 1"], ["boosts[0]: 'brand <', character 8"]),
+        (["--boost", "brand <: 1"], ["boost[0]: 'brand <', character 8"]),
         (["--max-per", "brand"], ["max-per is 'brand': COLUMN=LIMIT is needed"]),
         (["--fallback", "any"], ["--fallback", '"any"']),
         (["--item-table", "none.parquet", "--filter", "price<3"], ["none.parquet"]),

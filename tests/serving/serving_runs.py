@@ -22,6 +22,7 @@ from blossomrec.config import ModelConfig, RunConfig, ServingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.models import build_model
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.rules import Rules
 from blossomrec.run import save_model, write_run_config
 from blossomrec.serving.engine.engine import Request
 from blossomrec.serving.engine.ranking import Best, Choice
@@ -58,16 +59,23 @@ class Server:
 
     Args:
         store: path or URL of the store, or its place.
-        options: of the server, besides ``token``.
+        options: of the server, besides ``token`` and the ``rules`` that always hold.
     """
 
     def __init__(
-        self, run: Path, store: Path | Place | str, *, token: str | None = None, **options: Any
+        self,
+        run: Path,
+        store: Path | Place | str,
+        *,
+        token: str | None = None,
+        rules: Rules | None = None,
+        **options: Any,
     ):
         self.run, self.store_path = run, store
         where = store.where if isinstance(store, Place) else str(store)
         config = dataclasses.replace(ServingConfig(), **options)
-        self.service = Service(run, store_opener(where)[0], config, device="cpu", threads=1)
+        given: dict[str, Any] = {"device": "cpu", "threads": 1, "rules": rules}
+        self.service = Service(run, store_opener(where)[0], config, **given)
         self.app = build_app(self.service, token)
         self.client = TestClient(self.app, BASE, raise_server_exceptions=False)
 

@@ -28,6 +28,7 @@ class ServingConfig:
     cache_mib: int = option(1_024, "memory for encoded histories, in MiB", low=0)
     warm: int = option(1_000, "users whose histories are encoded for a new model", low=0)
     warm_seconds: float = option(300.0, "longest time for that, before the model is used", low=0)
+    rules_mib: int = option(64, "memory for what expressions of rules come to, in MiB", low=0)
     probes: int = option(0, "lists of items looked into (faiss), 0 ranks all items", low=0)
     batch: int = option(32, "most requests that are computed together", low=1, high=4_096)
     wait_ms: float = option(0.5, "longest wait for more requests to compute together", low=0)
@@ -40,6 +41,9 @@ class ServingConfig:
     max_items: int = option(10_000, "most ids in a list of a request", low=1)
     max_events: int = option(1_000, "most events appended by a request", low=1)
     max_similar: int = option(20, "most items of a request for similar ones", low=1)
+    max_expression: int = option(4_096, "most characters of an expression", low=1)
+    max_rules: int = option(32, "most boosts, and most limits, of a request", low=1)
+    max_diverse: int = option(100, "most recommendations for a request with diversity", low=1)
     max_future: float = option(
         86_400.0, "seconds after now that an event may have as its time", low=0
     )

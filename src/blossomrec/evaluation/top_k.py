@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -51,6 +51,85 @@ class Choice(Protocol):
         """
         ...
 
+    def closed(self, rows: np.ndarray) -> np.ndarray | None:
+        """Which items cannot follow those that were chosen, bool [I], whatever the list.
+
+        None where that is not known, or a longer list could lead to another choice.
+        """
+        ...
+
+
+class Reordering(NamedTuple):
+    """What gives the best items of a history another order.
+
+    Attributes:
+        depth: of how many, or of k if that is more.
+        reorder: gives, of the number of a history, item rows and their scores, best first, the same
+            or fewer in the new order.
+    """
+
+    depth: int
+    reorder: Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+    def after(self, start: int) -> Reordering:
+        """The same for histories that are counted from ``start``."""
+        return Reordering(self.depth, lambda number, *best: self.reorder(start + number, *best))
+
+
+def choose(
+    block: Tensor, k: int, num_items: int, choice: Choice | None, reordering: Reordering | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Item rows and scores that are chosen for each history, at most k of them.
+
+    Without a new order they come from as deep in the list as is needed; with one, from those items
+    that it was made of.
+
+    Args:
+        block: scores [n, width], which are changed; width is I in whole groups.
+        choice: None takes the first k.
+    """
+    if reordering is None:
+        return _deepened(block, k, num_items, choice)
+    best, values = _arrays(scoring.best(block, min(max(reordering.depth, k), num_items)))
+    found = []
+    for number, (listed, valued) in enumerate(zip(best, values, strict=True)):
+        there = int((listed >= 0).sum())
+        rows, scores = reordering.reorder(number, listed[:there], valued[:there])
+        chosen = slice(k) if choice is None else choice.choose(rows, scores, k)
+        found.append((rows[chosen], scores[chosen]))
+    return found
+
+
+def _deepened(
+    block: Tensor, k: int, num_items: int, choice: Choice | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What is chosen of lists of the best that grow until they hold enough."""
+    assert choice is not None
+    found = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(block)
+    waiting, size = np.arange(len(block)), min(choice.pool(k), num_items)
+    while len(waiting):
+        some = block if len(waiting) == len(block) else block[torch.from_numpy(waiting)]
+        best, values = _arrays(scoring.best(some, size))
+        short = []
+        for history, listed, valued in zip(waiting, best, values, strict=True):
+            there = int((listed >= 0).sum())
+            chosen = choice.choose(listed[:there], valued[:there], k)
+            if len(chosen) < k and there == size < num_items:
+                short.append(history)
+                _close(block[history], listed[chosen], choice)
+                continue
+            found[history] = listed[chosen], valued[chosen]
+        waiting, size = np.array(short, dtype=np.int64), min(4 * size, num_items)
+    return found
+
+
+def _close(scores: Tensor, chosen: np.ndarray, choice: Choice) -> None:
+    """Leave out what cannot follow, so that a list does not grow for nothing."""
+    closed = choice.closed(chosen)
+    if closed is not None:
+        closed[chosen] = False
+        scores[: len(closed)].masked_fill_(torch.from_numpy(closed).to(scores.device), -torch.inf)
+
 
 class TopK:
     """The k items with the highest scores of each history, equal scores in order of item row.
@@ -90,7 +169,9 @@ class TopK:
         )
         self._boosts = None if boosts is None else torch.from_numpy(boosts).to(self.device)
 
-    def of(self, batch: Batch, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def of(
+        self, batch: Batch, seen: Seen | None = None, reordering: Reordering | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Item rows int64 [B, k], best first, and their scores float32 [B, k].
 
         -1 and -inf stand where fewer than k items may be recommended.
@@ -105,20 +186,26 @@ class TopK:
                 stop = min(start + self._block.rows, n)
                 with scoring.full_precision(self.device):
                     filled = self._block.fill(queries.part(start, stop))
-                found.append(self.pick(filled, None if seen is None else seen.part(start, stop)))
+                some = None if seen is None else seen.part(start, stop)
+                later = None if reordering is None else reordering.after(start)
+                found.append(self.pick(filled, some, later))
         rows, scores = zip(*found, strict=True)
         return np.concatenate(rows), np.concatenate(scores)
 
-    def of_all(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def of_all(
+        self, scores: np.ndarray, reordering: Reordering | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Item rows int64 [k] and scores float32 [k] by scores, float32 [I], that all share."""
         block = torch.full((1, self._block.buffer.shape[1]), -torch.inf, device=self.device)
         block[0, : len(scores)] = torch.from_numpy(scores)
         if self._block.left_out is not None:
             block.masked_fill_(self._block.left_out, -torch.inf)
-        rows, best = self.pick(block)
+        rows, best = self.pick(block, None, reordering)
         return rows[0], best[0]
 
-    def pick(self, block: Tensor, seen: Seen | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def pick(
+        self, block: Tensor, seen: Seen | None = None, reordering: Reordering | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The same from scores [n, width], which are changed; width is I in whole groups."""
         if self._boosts is not None:
             block[:, : self.scorer.num_items] += self._boosts
@@ -129,29 +216,13 @@ class TopK:
         k, kept = self.k, min(self.k, self.scorer.num_items)
         rows = np.full((len(block), k), -1, dtype=np.int64)
         scores = np.full((len(block), k), -np.inf, dtype=np.float32)
-        if self._choice is None:
+        if self._choice is None and reordering is None:
             rows[:, :kept], scores[:, :kept] = _arrays(scoring.best(block, kept))
-        else:
-            self._choose(self._choice, block, rows, scores)
+            return rows, scores
+        found = choose(block, k, self.scorer.num_items, self._choice, reordering)
+        for history, (chosen, valued) in enumerate(found):
+            rows[history, : len(chosen)], scores[history, : len(chosen)] = chosen, valued
         return rows, scores
-
-    def _choose(self, choice: Choice, block: Tensor, rows: np.ndarray, scores: np.ndarray) -> None:
-        """Fill in what is chosen, from a list that grows until it holds enough."""
-        catalogue = self.scorer.num_items
-        waiting, size = np.arange(len(block)), min(choice.pool(self.k), catalogue)
-        while len(waiting):
-            some = block if len(waiting) == len(block) else block[torch.from_numpy(waiting)]
-            best, values = _arrays(scoring.best(some, size))
-            short = []
-            for history, listed, valued in zip(waiting, best, values, strict=True):
-                there = int((listed >= 0).sum())
-                chosen = choice.choose(listed[:there], valued[:there], self.k)
-                if len(chosen) < self.k and there == size < catalogue:
-                    short.append(history)
-                    continue
-                rows[history, : len(chosen)] = listed[chosen]
-                scores[history, : len(chosen)] = valued[chosen]
-            waiting, size = np.array(short, dtype=np.int64), min(4 * size, catalogue)
 
 
 def top_k(

@@ -69,7 +69,7 @@ class BulkOptions:
 
 @dataclass(frozen=True)
 class RuleOptions:
-    """What ``recommend`` may choose by what is known of the items; the defaults change nothing."""
+    """What may be chosen by what is known of the items; the defaults change nothing."""
 
     filter: str | None = option(
         None,
@@ -91,6 +91,10 @@ class RuleOptions:
     fallback: Literal["none", "recent-popularity"] = option(
         "none", "what users get of whose history the model knows no item"
     )
+    reranker: str | None = option(
+        None, "registered re-ranker that gives the best items a new order"
+    )
+    rerank_depth: int = option(100, "how many of the best items the re-ranker gets")
     item_table: Path | None = option(
         None,
         "table of items that the expressions are about, by item_id; that of the log, or else of "
@@ -105,11 +109,13 @@ class RuleOptions:
             return None
         return Rules(
             filter=self.filter,
-            boosts=[_boost(text) for text in self.boost or ()],
+            boost=[_boost(text) for text in self.boost or ()],
             max_per=dict(_limit(text) for text in self.max_per or ()),
             diversity=self.diversity,
             exclude_seen_days=self.exclude_seen_days,
             fallback=self.fallback,
+            reranker=self.reranker,
+            rerank_depth=self.rerank_depth,
             items=self.item_table,
         )
 

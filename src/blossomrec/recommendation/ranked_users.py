@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from blossomrec.evaluation.top_k import TopK
+from blossomrec.evaluation.top_k import Reordering, TopK
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.recommendation.request import Request
-from blossomrec.recommendation.user_histories import USERS_AT_ONCE, UserHistories
+from blossomrec.recommendation.user_histories import USERS_AT_ONCE, Part, UserHistories
+from blossomrec.rules.reranking import AskedFor
 
 
 class Ranked(NamedTuple):
@@ -69,8 +71,10 @@ class UserRanker:
             device=model.item_embeddings.weight.device,
         )
         self._fallback: tuple[np.ndarray, np.ndarray] | None = None
-        if rules is not None and rules.fallback is not None:
-            self._fallback = self._top.of_all(rules.fallback)
+        self._reranking = None if rules is None else rules.reranking
+        self._shared = None if rules is None else rules.fallback
+        if self._shared is not None and self._reranking is None:
+            self._fallback = self._top.of_all(self._shared)
 
     def ranked(self, users: np.ndarray) -> Iterator[Ranked]:
         """Recommendations for users, int64 rows of the log, in their order.
@@ -82,10 +86,43 @@ class UserRanker:
             rows = np.full((len(part.users), self._request.k), -1, dtype=np.int64)
             scores = np.full(rows.shape, -np.inf, dtype=np.float32)
             if part.batch is not None:
-                rows[part.known], scores[part.known] = self._top.of(part.batch, part.seen)
+                ordered = self._reordering(part)
+                rows[part.known], scores[part.known] = self._top.of(part.batch, part.seen, ordered)
             if self._fallback is not None:
                 rows[~part.known], scores[~part.known] = self._fallback
+            elif self._shared is not None:
+                for user in np.flatnonzero(~part.known):
+                    rows[user], scores[user] = self._reordered_fallback(part.users[user])
             found = rows >= 0
             places, ranks = np.nonzero(found)
             users = part.users[places]
             yield Ranked(users, rows[found], scores[found], ranks + 1, len(part.users))
+
+    def _reordered_fallback(self, user: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the re-ranker makes of the fallback for a user of whom no item is known."""
+        assert self._shared is not None
+        nothing = self._asked(np.array([user]), [np.empty(0, np.int64)])
+        return self._top.of_all(self._shared, nothing)
+
+    def _reordering(self, part: Part) -> Reordering | None:
+        """What the re-ranker, if there is one, makes of the items for users with a history."""
+        if self._reranking is None or part.batch is None:
+            return None
+        items, ends = part.batch.items.numpy(), part.batch.cu_seqlens.tolist()
+        histories = [items[start:stop] for start, stop in pairwise(ends)]
+        return self._asked(part.users[part.known], histories)
+
+    def _asked(self, users: np.ndarray, histories: list[np.ndarray]) -> Reordering | None:
+        reranking, request = self._reranking, self._request
+        if reranking is None:
+            return None
+        ids = self._histories.user_ids(users)
+        kind = self._histories.kind_name(request.kind)
+        asked = [
+            AskedFor(user, history, request.moment, kind)
+            for user, history in zip(ids, histories, strict=True)
+        ]
+        return Reordering(
+            reranking.depth,
+            lambda number, rows, scores: reranking.order(rows, scores, request.k, asked[number]),
+        )

@@ -43,10 +43,10 @@ class Request:
         """
         items = self.items
         if rules.allowed is not None:
-            given = rules.allowed if items is None else items
-            items = np.intersect1d(given, rules.allowed)
+            allowed = np.flatnonzero(rules.allowed)
+            items = allowed if items is None else np.intersect1d(items, allowed)
             if not len(items):
                 raise DataError(
-                    f"filter {rules.told['filter']!r} leaves none of the items to choose from"
+                    f"filter {rules.given.filter!r} leaves none of the items to choose from"
                 )
         return replace(self, items=items, rules=rules)

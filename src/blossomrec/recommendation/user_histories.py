@@ -88,6 +88,14 @@ class UserHistories:
         cuts = fill(np.maximum(cost, EVENTS_AT_ONCE // USERS_AT_ONCE), EVENTS_AT_ONCE).tolist()
         return prefetch(self._part(users[start:stop]) for start, stop in pairwise(cuts))
 
+    def user_ids(self, users: np.ndarray) -> list[int | str]:
+        """External ids of rows of the log."""
+        return self._log.user_vocabulary.ids(users).to_list()
+
+    def kind_name(self, number: int) -> str | None:
+        """Name of a kind of events that the model knows; None for any, 0."""
+        return self._model.fields.kinds[number - 1] if number else None
+
     def _part(self, users: np.ndarray) -> Part:
         lengths = self._offsets[users + 1] - self._offsets[users]
         events = gather_index(self._offsets[users], lengths)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,36 +22,44 @@ class Limit(NamedTuple):
     categories: Categories
     count: int
 
-    def numbers(self, rows: np.ndarray) -> list[list[int]]:
-        """The known categories of items."""
+    def numbers(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The categories of items, one item after another, and where each item's begin: [n + 1]."""
         values, offsets = map(np.asarray, (self.categories.values, self.categories.offsets))
         lengths = offsets[rows + 1] - offsets[rows]
-        flat = values[gather_index(offsets[rows], lengths)].tolist()
-        edges = pairwise(boundaries(lengths).tolist())
-        return [[each for each in flat[start:stop] if each] for start, stop in edges]
+        return values[gather_index(offsets[rows], lengths)], boundaries(lengths)
+
+    def full(self, rows: np.ndarray) -> np.ndarray:
+        """Of which items a category has no room after these were chosen, bool [I]."""
+        numbers, _ = self.numbers(rows)
+        full = np.bincount(numbers, minlength=self.categories.size) >= self.count
+        full[0] = False
+        values, offsets = map(np.asarray, (self.categories.values, self.categories.offsets))
+        return np.logical_or.reduceat(full[values], offsets[:-1])
 
 
 class _Room:
-    """What the limits leave while items are chosen one by one."""
+    """What the limits leave while items of a list are chosen one by one.
+
+    Attributes:
+        open: positions that are not chosen and for which there is room, bool [n].
+    """
 
     def __init__(self, limits: Sequence[Limit], rows: np.ndarray):
-        self._counts = [limit.count for limit in limits]
-        self._numbers = [limit.numbers(rows) for limit in limits]
+        self._limits = [(limit.count, *limit.numbers(rows)) for limit in limits]
         self._taken = [Counter[int]() for _ in limits]
-
-    def has(self, position: int) -> bool:
-        """Whether there is room for the item at a position of the list."""
-        columns = zip(self._counts, self._numbers, self._taken, strict=True)
-        return all(
-            taken[number] < count
-            for count, numbers, taken in columns
-            for number in numbers[position]
-        )
+        self.open = np.ones(len(rows), bool)
 
     def take(self, position: int) -> None:
-        """Count the item at a position."""
-        for numbers, taken in zip(self._numbers, self._taken, strict=True):
-            taken.update(numbers[position])
+        """Choose the item at a position."""
+        self.open[position] = False
+        for (count, numbers, offsets), taken in zip(self._limits, self._taken, strict=True):
+            own = numbers[offsets[position] : offsets[position + 1]]
+            # What is unknown has the number 0.
+            for number in filter(None, own.tolist()):
+                taken[number] += 1
+                if taken[number] == count:
+                    where = np.flatnonzero(numbers == number)
+                    self.open[np.searchsorted(offsets, where, side="right") - 1] = False
 
 
 @dataclass(frozen=True)
@@ -80,30 +87,28 @@ class RuledChoice:
         if self.vectors is not None and len(rows):
             return self._unlike(room, self.vectors(rows), scores.astype(np.float64), k)
         chosen = list[int]()
-        for position in range(len(rows)):
-            if len(chosen) == k:
-                break
-            if room.has(position):
-                room.take(position)
-                chosen.append(position)
+        while len(chosen) < k and room.open.any():
+            chosen.append(int(room.open.argmax()))
+            room.take(chosen[-1])
         return np.array(chosen, dtype=np.int64)
+
+    def closed(self, rows: np.ndarray) -> np.ndarray | None:
+        """Which items cannot follow those that were chosen, bool [I]; None where any may."""
+        if self.vectors is not None or not self.limits:
+            return None
+        return np.logical_or.reduce([limit.full(rows) for limit in self.limits])
 
     def _unlike(self, room: _Room, vectors: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
         """By maximal marginal relevance; the earlier one of equals."""
         chosen = list[int]()
-        spread = scores[0] - scores[-1]
-        relevance = (1 - self.diversity) * (scores - scores[-1]) / (spread if spread > 0 else 1)
-        alike = np.full(len(scores), -np.inf)
-        marginal = relevance.copy()
-        while len(chosen) < k:
+        spread = scores.max() - scores.min()
+        relevance = (1 - self.diversity) * (scores - scores.min()) / (spread if spread > 0 else 1)
+        alike = np.zeros(len(scores))
+        while len(chosen) < k and room.open.any():
+            marginal = np.where(room.open, relevance - self.diversity * alike, -np.inf)
             position = int(marginal.argmax())
-            if marginal[position] == -np.inf:
-                break
-            # Chosen now or never: a category that is full stays full.
-            relevance[position] = marginal[position] = -np.inf
-            if room.has(position):
-                room.take(position)
-                chosen.append(position)
-                alike = np.maximum(alike, vectors @ vectors[position])
-                marginal = relevance - self.diversity * alike
+            own = vectors @ vectors[position]
+            alike = np.maximum(alike, own) if chosen else own
+            chosen.append(position)
+            room.take(position)
         return np.array(chosen, dtype=np.int64)

@@ -5,7 +5,6 @@ A comparison with what is missing is false, ``!=`` and ``not in`` included; ``==
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -56,6 +55,10 @@ class RuleColumn(Protocol):
         """
         ...
 
+    def strangers(self, values: list[Any]) -> list[str]:
+        """What to say of values that no item has, where that is likely a slip."""
+        ...
+
 
 def column_of(feature: Feature | Vocabulary, name: str) -> RuleColumn:
     """The column that a feature, or the ids of the items, is for expressions."""
@@ -74,6 +77,13 @@ def compare(column: RuleColumn, comparison: Comparison) -> np.ndarray:
     negated = operator in ("!=", "not in")
     found = column.holds("==" if operator in EQUALITY else operator, values)
     return (~found if negated else found) & ~missing
+
+
+def strangers(column: RuleColumn, comparison: Comparison) -> list[str]:
+    """What to say of the values of a comparison that no item has."""
+    if comparison.operator not in EQUALITY or comparison.values[0].value is None:
+        return []
+    return column.strangers([each.value for each in comparison.values])
 
 
 def complaint(column: RuleColumn, comparison: Comparison) -> tuple[int, str] | None:
@@ -120,6 +130,9 @@ class NumberColumn:
             return _ORDERS[operator](self._numbers, wanted[0])
         return np.isin(self._numbers, wanted)
 
+    def strangers(self, values: list[Any]) -> list[str]:
+        return []
+
 
 class CategoryColumn:
     """One or several names of each item: it has a value if one of its names is that."""
@@ -143,15 +156,24 @@ class CategoryColumn:
         return ~self._any(np.arange(self._categories.size) > 0)
 
     def holds(self, operator: str, values: list[Any]) -> np.ndarray:
-        names, wanted = self._names, [as_name(value) for value in values]
-        if self.is_flag:
-            names, wanted = [name.lower() for name in names], [each.lower() for each in wanted]
+        names, wanted = self._named(values)
         if operator == "contains":
             part = wanted[0].casefold()
             return self._any(np.array([False, *(part in name.casefold() for name in names)]))
-        for each in set(wanted) - set(names):
-            warnings.warn(f"no item has {self._name} {shortened(each)}", stacklevel=4)
-        return self._any(np.array([False, *(name in wanted for name in names)]))
+        known = set(wanted)
+        return self._any(np.array([False, *(name in known for name in names)]))
+
+    def strangers(self, values: list[Any]) -> list[str]:
+        names, wanted = self._named(values)
+        unknown = dict.fromkeys(wanted).keys() - set(names)
+        return [f"no item has {self._name} {shortened(each)}" for each in unknown]
+
+    def _named(self, values: list[Any]) -> tuple[list[str], list[str]]:
+        """The names there are, and those that values stand for."""
+        names, wanted = self._names, [as_name(value) for value in values]
+        if self.is_flag:
+            names, wanted = [name.lower() for name in names], [each.lower() for each in wanted]
+        return names, wanted
 
     def _any(self, numbers: np.ndarray) -> np.ndarray:
         """Which items have one of the numbers, bool [size]."""
@@ -183,6 +205,9 @@ class TitleColumn:
             found = (text in values for text in texts)
         return np.fromiter(found, bool, len(self._titles))
 
+    def strangers(self, values: list[Any]) -> list[str]:
+        return []
+
 
 class VectorColumn:
     """Vectors, which are there or not; no operator holds of them."""
@@ -202,6 +227,9 @@ class VectorColumn:
     def holds(self, operator: str, values: list[Any]) -> np.ndarray:
         return np.zeros(len(self._vectors.values), bool)
 
+    def strangers(self, values: list[Any]) -> list[str]:
+        return []
+
 
 class IdColumn:
     """The ids of the items; "12" stands for 12 and 12 for "12", as everywhere."""
@@ -220,14 +248,19 @@ class IdColumn:
         return np.zeros(self._items.size, bool)
 
     def holds(self, operator: str, values: list[Any]) -> np.ndarray:
-        ids = [int(each) if isinstance(each, float) else each for each in values]
-        rows = self._items.rows(ids)
-        for each, row in zip(ids, rows, strict=True):
-            if row < 0:
-                warnings.warn(f"no item has the id {shortened(each)}", stacklevel=4)
+        rows = self._items.rows(_ids(values))
         found = np.zeros(self._items.size, bool)
         found[rows[rows >= 0]] = True
         return found
+
+    def strangers(self, values: list[Any]) -> list[str]:
+        ids = _ids(values)
+        pairs = zip(ids, self._items.rows(ids), strict=True)
+        return [f"no item has the id {shortened(each)}" for each, row in pairs if row < 0]
+
+
+def _ids(values: list[Any]) -> list[int | str]:
+    return [int(each) if isinstance(each, float) else each for each in values]
 
 
 _COLUMNS: dict[type, Callable[[Any, str], RuleColumn]] = {

@@ -13,6 +13,7 @@ Nothing of it is ever executed: it becomes a tree of the classes below.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from blossomrec.rules.tokens import ExpressionError, Token, tokens
 
@@ -79,6 +80,7 @@ class Or:
 Expression = Comparison | Flag | Constant | Not | And | Or
 
 
+@lru_cache(maxsize=256)
 def parse(text: str) -> Expression:
     """The expression that a text is.
 

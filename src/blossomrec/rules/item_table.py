@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,13 @@ from blossomrec.rules.columns import (
     column_of,
     compare,
     complaint,
+    strangers,
 )
 from blossomrec.rules.expression import And, Comparison, Constant, Expression, Flag, Not, parse
 from blossomrec.rules.tokens import ExpressionError
+
+# How a model comes to a table of items that has none.
+TABLES = "prepare the log with --items, or give a table with --item-table"
 
 
 class ItemTable:
@@ -29,14 +34,15 @@ class ItemTable:
     Args:
         items: the catalogue, of I items.
         features: what a table says of each; None without one.
+        warns: of values in expressions that no item has.
 
     Example:
         >>> table.where('category in ("a", "b") and price < 20 and not sold_out')
         array([ True, False, ...])
     """
 
-    def __init__(self, items: Vocabulary, features: FeatureTable | None):
-        self._items, self.features = items, features
+    def __init__(self, items: Vocabulary, features: FeatureTable | None, *, warns: bool = True):
+        self.items, self.features, self._warns = items, features, warns
         self._columns: dict[str, RuleColumn] = {}
 
     def where(self, text: str) -> np.ndarray:
@@ -63,7 +69,7 @@ class ItemTable:
     def _column(self, name: str) -> RuleColumn:
         if name not in self._columns:
             own = self.features is not None and name in self.features
-            feature: Any = self.features[name] if own and self.features else self._items
+            feature: Any = self.features[name] if own and self.features else self.items
             self._columns[name] = column_of(feature, name)
         return self._columns[name]
 
@@ -88,14 +94,18 @@ class ItemTable:
     def _unknown(self, name: str) -> str:
         close = difflib.get_close_matches(name, self.names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        where = "the items have no table and" if self.features is None else "the table of items has"
-        return f"there is no column {name!r}: {where} {', '.join(self.names)}{hint}"
+        if self.features is None:
+            return f"there is no column {name!r}: the items have no table and item_id; {TABLES}"
+        return f"there is no column {name!r}: the table of items has {', '.join(self.names)}{hint}"
 
     def _where(self, expression: Expression) -> np.ndarray:
         if isinstance(expression, Constant):
-            return np.full(self._items.size, expression.value)
+            return np.full(self.items.size, expression.value)
         if isinstance(expression, Comparison):
-            return compare(self._column(expression.column), expression)
+            column = self._column(expression.column)
+            for each in strangers(column, expression) if self._warns else ():
+                warnings.warn(each, stacklevel=2)
+            return compare(column, expression)
         if isinstance(expression, Flag):
             column = self._column(expression.column)
             return column.holds("==", [True]) & ~column.missing()

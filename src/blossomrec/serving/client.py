@@ -20,6 +20,7 @@ from blossomrec.serving.given import (
     as_ids,
     as_kind,
     as_listed,
+    as_rules,
     as_time,
     as_whole,
     check_token,
@@ -38,6 +39,7 @@ class ServerError(BlossomRecError):
         status: of HTTP; 0 where there was no answer.
         code: for programs, such as "unknown_item".
         field, value: what in the request is wrong; None for nothing in particular.
+        place: number of the first wrong character of an expression, from 1; None for no character.
         id: under which the log of the server says more; None where it does not.
     """
 
@@ -49,10 +51,11 @@ class ServerError(BlossomRecError):
         field: str | None = None,
         value: Any = None,
         id: str | None = None,
+        place: int | None = None,
     ):
         super().__init__(message)
         self.status, self.code, self.field, self.value = status, code, field, value
-        self.id = id
+        self.id, self.place = id, place
 
 
 class Client:
@@ -123,6 +126,7 @@ class Client:
         items: Iterable[ItemId] | None = None,
         at: float | None = None,
         kind: str | None = None,
+        **rules: Any,
     ) -> list[dict[str, Any]]:
         """The best next items of a user: item, score, rank.
 
@@ -134,9 +138,13 @@ class Client:
                 sees it; None is now.
             kind: of the event that is wanted next, such as "buy", to a model that sees it; None is
                 any.
+            rules: ``filter``, ``boost``, ``max_per``, ``diversity``, ``exclude_seen_days`` and
+                ``fallback``, as of :class:`blossomrec.Rules`; what is None, or not given, is as the
+                server was started.
         """
         user = as_id(user, "user")
-        body = {"user_id": user} | _asked(at, kind) | _choice(k, filter_viewed, exclude, items)
+        body = {"user_id": user} | _asked(at, kind) | as_rules(rules)
+        body |= _choice(k, filter_viewed, exclude, items)
         return self._ask("POST", "/v1/recommend", body, user=user)["items"]
 
     def recommend_history(
@@ -152,14 +160,15 @@ class Client:
         times: Iterable[float] | None = None,
         kinds: Iterable[str | None] | None = None,
         contexts: Iterable[Mapping[str, Any] | None] | None = None,
+        **rules: Any,
     ) -> list[dict[str, Any]]:
         """The best next items after any list of items, oldest first; see :meth:`recommend`.
 
         Args:
             times, kinds, contexts: of the items, for a model that sees them; None where they are
-                not known.
+                not known. The times are also those that ``exclude_seen_days`` counts from.
         """
-        body = _history(history, times, kinds, contexts)
+        body = _history(history, times, kinds, contexts) | as_rules(rules)
         body |= _asked(at, kind) | _choice(k, filter_viewed, exclude, items)
         return self._ask("POST", "/v1/recommend", body)["items"]
 
@@ -365,6 +374,7 @@ def _content(status: int, text: bytes) -> Any:
             error.get("field"),
             error.get("value"),
             error.get("id"),
+            error.get("place"),
         )
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, ServerError):

@@ -15,6 +15,8 @@ ItemId = int | str
 T = TypeVar("T")
 # What an event may say in a request.
 EVENT = ("item", "timestamp", "key", "kind", "context")
+# Rules that a request may bring.
+RULES = ("filter", "boost", "max_per", "diversity", "exclude_seen_days", "fallback")
 
 
 def as_id(value: Any, name: str) -> ItemId:
@@ -119,6 +121,34 @@ def as_choice(value: Any, name: str) -> bool | None:
     if plain is not None and not isinstance(plain, bool):
         raise DataError(f"{name} is {_shown(value)}: True, False or None is needed")
     return plain
+
+
+def as_rules(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Rules for a request, by name, without those that are None.
+
+    Raises:
+        DataError: there is no such rule, or what it says cannot be sent; the server checks more.
+    """
+    strangers = [name for name in given if name not in RULES]
+    if strangers:
+        raise DataError(f"there is no rule {_shown(strangers[0])}: known are {', '.join(RULES)}")
+    return {name: _rule(one, name) for name, one in given.items() if one is not None}
+
+
+def _rule(value: Any, name: str) -> Any:
+    """A value of JSON, of Python's own types."""
+    if isinstance(value, str):
+        return _text(value, name)
+    if isinstance(value, Mapping):
+        return {_text(key, name): _rule(one, f"{name}[{key!r}]") for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rule(one, f"{name}[{index}]") for index, one in enumerate(value)]
+    number = _whole(value)
+    if number is not None:
+        return number
+    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise DataError(f"{name} is {_shown(value)}: text, finite numbers, pairs or limits are needed")
 
 
 def _event(given: Any, name: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class Refusal(Exception):  # noqa: N818 (an answer, not a fault)
     Attributes:
         field: which part of the request is wrong, such as ``events[3].item``; None for no part.
         value: what stands there.
+        place: number of the first wrong character of it, from 1; None for no character.
         id: under which the log says more; None where there is no more to say.
         headers: of the answer.
     """
@@ -41,18 +42,22 @@ class Refusal(Exception):  # noqa: N818 (an answer, not a fault)
         *,
         field: str | None = None,
         value: Any = None,
+        place: int | None = None,
         id: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):
         super().__init__(message)
         self.status, self.code, self.message, self.id = status, code, message, id
         self.field, self.value, self.headers = field, value, dict(headers or {})
+        self.place = place
 
     def body(self) -> dict[str, Any]:
         """The JSON that is answered."""
         error: dict[str, Any] = {"code": self.code, "message": self.message}
         if self.field is not None:
             error |= {"field": self.field, "value": plain(self.value)}
+        if self.place is not None:
+            error["place"] = self.place
         if self.id is not None:
             error["id"] = self.id
         return {"error": error}

@@ -22,3 +22,22 @@ def test_a_later_step_replaces_an_earlier_one_and_histories_rise(monkeypatch):
         ["256", "2,000", "1.38", "22.0", "16"],
         ["256", "16,000", "2.00", "250.0", "125"],
     ]
+
+
+def test_rules_are_compared_with_answers_without(monkeypatch):
+    def line(where, rules, p50_ms):
+        return {"scenario": "rules", "where": where, "rules": rules, "p50_ms": p50_ms}
+
+    lines = [
+        line("engine", "none", 9.0),
+        line("engine", "none", 4.0),
+        line("engine", "max_per", 5.0),
+        line("library", "none", 10.0),
+        line("library", "max_per", 14.0),
+        {"scenario": "mixed", "users": 10, "history": 50},
+    ]
+    monkeypatch.setattr(serving_tables, "read", lambda name: lines)
+    assert cells(serving_tables.rules()) == [
+        ["none", "4.00", "1.00", "10.00", "1.00"],
+        ["max_per", "5.00", "1.25", "14.00", "1.40"],
+    ]

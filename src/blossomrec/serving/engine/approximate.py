@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.errors import ConfigError, MissingExtraError
+from blossomrec.errors import ConfigError, MissingExtraError, RerankerError
 from blossomrec.evaluation.scoring import Queries, mixes_own
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.engine.ranking import Best, Choice, Ranking
@@ -23,7 +23,7 @@ class ApproximateRanking(Ranking):
     """Looks for the best items in the lists of embeddings closest to the query (faiss, IVF).
 
     Scores are exact; a list may hold an item that was not looked at. Requests that name the items
-    to choose from, and those for which too few are found, are ranked exactly.
+    to choose from or bring rules, and those for which too few are found, are ranked exactly.
 
     Args:
         model: in evaluation mode.
@@ -55,26 +55,27 @@ class ApproximateRanking(Ranking):
         self._index.train(table)
         self._index.add(table)
 
-    def best(self, queries: Queries, choices: Sequence[Choice]) -> list[Best]:
+    def best(self, queries: Queries, choices: Sequence[Choice]) -> list[Best | RerankerError]:
         self._faiss.omp_set_num_threads(torch.get_num_threads())
         return [
             self._one(query, choice)
             for query, choice in zip(queries.states.split(1), choices, strict=True)
         ]
 
-    def _one(self, query: Tensor, choice: Choice) -> Best:
+    def _one(self, query: Tensor, choice: Choice) -> Best | RerankerError:
         left_out = np.unique(np.concatenate([*choice.left_out, self._off]))
         wanted = min(choice.k, self._index.ntotal - len(left_out))
-        if choice.among is not None or wanted <= 0:
+        if choice.among is not None or choice.rules is not None or wanted <= 0:
             return self._exactly(query, choice)
         found = self._search(query, wanted, left_out)
         if len(found[0]) < wanted:
             return self._exactly(query, choice)
         self._asked += 1
         if self._asked % CHECK_EVERY == 0:
-            best, _ = self._exactly(query, choice)
+            best = self._exactly(query, choice)
+            assert not isinstance(best, RerankerError)
             self._metrics.ann_wanted.inc(wanted)
-            self._metrics.ann_found.inc(len(np.intersect1d(best, found[0])))
+            self._metrics.ann_found.inc(len(np.intersect1d(best[0], found[0])))
         return found
 
     def _search(self, query: Tensor, k: int, left_out: np.ndarray) -> Best:
@@ -84,5 +85,5 @@ class ApproximateRanking(Ranking):
         kept = rows[0] >= 0
         return rows[0][kept], scores[0][kept]
 
-    def _exactly(self, query: Tensor, choice: Choice) -> Best:
+    def _exactly(self, query: Tensor, choice: Choice) -> Best | RerankerError:
         return super().best(Queries(query), [choice])[0]

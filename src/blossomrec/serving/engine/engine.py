@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,12 @@ from torch import Tensor
 from blossomrec.config import ServingConfig
 from blossomrec.data.batch import pack
 from blossomrec.data.history import History
+from blossomrec.errors import RerankerError
 from blossomrec.evaluation.scoring import Queries, as_queries, mixes_own
 from blossomrec.models.features import Asked
 from blossomrec.models.own_history.items import OwnItems
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.rules.reranking import AskedFor
 from blossomrec.serving.engine.encoder import RequestEncoder
 from blossomrec.serving.engine.histories import Histories, UserHistory
 from blossomrec.serving.engine.ranking import Best, Choice
@@ -43,6 +45,8 @@ class Request:
         filter_viewed: leave out the items of the history.
         at: the second since 1970 for which is recommended; -1 where it is not known.
         kind: number of the kind of event that is wanted; 0 for any.
+        seen_since: leave out, in place of all items of a stored history, those of the events after
+            this second since 1970; None for all.
     """
 
     user: str | None
@@ -51,13 +55,15 @@ class Request:
     filter_viewed: bool = True
     at: int = -1
     kind: int = 0
+    seen_since: float | None = None
 
 
 @dataclass(eq=False)
 class Job:
     """A request on its way: first its history is read, then encoded, then ranked for.
 
-    With ``events_only`` the history is the answer, as soon as it is read.
+    With ``events_only`` the history is the answer, as soon as it is read. ``seen`` is what is left
+    out of a history of which not all is.
     """
 
     version: ModelVersion
@@ -65,6 +71,7 @@ class Job:
     future: Future[Any] = field(default_factory=Future)
     history: UserHistory | None = None
     read: bool = False
+    seen: np.ndarray | None = None
     events_only: bool = False
 
 
@@ -296,6 +303,17 @@ class Engine:
             job.history, job.read = opened[user]
             if job.read and not len(job.history):
                 fail(job.future, _nothing_known(user))
+            elif job.read and job.request.seen_since is not None:
+                self._see(version, user, job)
+
+    def _see(self, version: ModelVersion, user: str, job: Job) -> None:
+        """Read what is to be left out of a history of which not all is."""
+        assert job.history is not None and job.request.seen_since is not None
+        since = job.request.seen_since
+        try:
+            job.seen = self._histories.seen_since(version, user, job.history, since)
+        except Exception as error:
+            fail(job.future, of_store(error, self._reader))
 
 
 def _answer(version: ModelVersion, jobs: list[Job]) -> None:
@@ -303,7 +321,7 @@ def _answer(version: ModelVersion, jobs: list[Job]) -> None:
     ready, choices = list[tuple[Job, UserHistory]](), list[Choice]()
     whole = version.encoder if isinstance(version.encoder, RequestEncoder) else None
     for job in jobs:
-        history, choice = job.history, job.request.choice
+        history = job.history
         if job.events_only and history is not None:
             succeed(job.future, history.events.map(np.copy))
             continue
@@ -311,9 +329,8 @@ def _answer(version: ModelVersion, jobs: list[Job]) -> None:
             continue
         if history.query is None and whole is None:
             continue
-        left_out = [*choice.left_out, *([history.seen] if job.request.filter_viewed else [])]
         ready.append((job, history))
-        choices.append(Choice(choice.k, left_out, choice.among))
+        choices.append(_choice(version, job, history))
     if not ready:
         return
     if whole is None:
@@ -325,7 +342,23 @@ def _answer(version: ModelVersion, jobs: list[Job]) -> None:
         queries = whole.queries([(one, job.request.at, job.request.kind) for job, one in ready])
     best = version.ranking.best(Queries(as_queries(queries), _own_items(version, ready)), choices)
     for (job, _), result in zip(ready, best, strict=True):
-        succeed(job.future, result)
+        if isinstance(result, RerankerError):
+            fail(job.future, result)
+        else:
+            succeed(job.future, result)
+
+
+def _choice(version: ModelVersion, job: Job, history: UserHistory) -> Choice:
+    """The choice of a request, with what is known of its history."""
+    request, choice = job.request, job.request.choice
+    viewed = job.seen if job.seen is not None else history.seen if request.filter_viewed else None
+    left_out = [*choice.left_out, *([] if viewed is None else [viewed])]
+    asked = None
+    if choice.rules is not None and choice.rules.reranking is not None:
+        shown = history.events.items[-version.max_len :]
+        kind = version.known.fields.kinds[request.kind - 1] if request.kind else None
+        asked = AskedFor(request.user, shown, request.at, kind)
+    return replace(choice, left_out=left_out, asked=asked)
 
 
 def _asked(model: SequenceModel, ready: list[tuple[Job, UserHistory]]) -> Tensor:

@@ -280,6 +280,33 @@ class Histories:
             return np.full(len(times), -1, np.int64)
         return seconds(np.asarray(times), UNITS[self._unit])
 
+    def seen_since(
+        self, version: ModelVersion, user: str, history: UserHistory, second: float
+    ) -> np.ndarray:
+        """Rows of the items that a user had after a second since 1970, int64, rising.
+
+        Raises:
+            Refusal: 422, the times of the store only tell an order.
+        """
+        self._unit = self._unit or self._reader.unit()
+        if self._unit is None:
+            message = "exclude_seen_days: the times of the stored events only tell an order"
+            raise Refusal(422, "no_time", message, field="exclude_seen_days")
+        found, end = [np.empty(0, np.int64)], history.read
+        while end > 0:
+            start = max(0, end - READ_AT_ONCE)
+            tail = self._reader.tail(user, history.number, start, end - start)
+            if tail is None or tail.number != history.number:
+                break  # deleted meanwhile
+            late = self._seconds(tail.times) > second
+            found.append(version.catalogue.rows(tail.items)[late])
+            # Events stand in order of time.
+            if not late.all():
+                break
+            end = start
+        rows = np.unique(np.concatenate(found))
+        return rows[rows >= 0]
+
     def keep(self, version: ModelVersion, pairs: Iterable[tuple[str, UserHistory]]) -> None:
         """Keep histories for the next request; others leave to make room."""
         for user, history in pairs:

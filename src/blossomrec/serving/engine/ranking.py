@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from blossomrec.errors import RerankerError
 from blossomrec.evaluation import scoring
+from blossomrec.evaluation.top_k import Reordering, choose
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.rules.catalogue import ItemRules
+from blossomrec.rules.reranking import AskedFor
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,31 @@ class Choice:
         k: how many.
         left_out: item rows that may not, arrays of int64.
         among: the only item rows that may; None for the whole catalogue.
+        rules: what else decides; None for nothing.
+        asked: for whom, which the re-ranker of the rules is told; None where there is none.
     """
 
     k: int
     left_out: list[np.ndarray] = field(default_factory=list)
     among: np.ndarray | None = None
+    rules: ItemRules | None = None
+    asked: AskedFor | None = None
+
+    @property
+    def is_top(self) -> bool:
+        """Whether the items are the top of the list."""
+        return self.rules is None or (self.rules.choice is None and self.rules.reranking is None)
+
+    @property
+    def reordering(self) -> Reordering | None:
+        """What the re-ranker makes of the best items; None without one."""
+        reranking = None if self.rules is None else self.rules.reranking
+        if reranking is None or self.asked is None:
+            return None
+        asked, k = self.asked, self.k
+        return Reordering(
+            reranking.depth, lambda _, rows, scores: reranking.order(rows, scores, k, asked)
+        )
 
 
 # Item rows, best first, and their scores.
@@ -50,21 +74,47 @@ class Ranking:
         """From now on recommend none of these items, and all others."""
         self._off = rows
 
-    def best(self, queries: scoring.Queries, choices: Sequence[Choice]) -> list[Best]:
+    def best(
+        self, queries: scoring.Queries, choices: Sequence[Choice]
+    ) -> list[Best | RerankerError]:
         """The best items for each of the queries; fewer where fewer are allowed.
+
+        Where a re-ranker fails, its error stands in the place of the items.
 
         Raises:
             TrainingError: a score is not a number.
         """
         return _best(self._model, queries, choices, self._off, self._device)
 
+    def best_of(self, scores: np.ndarray, choice: Choice) -> Best:
+        """The best items by scores that are the same for everybody, float32 [I].
+
+        Raises:
+            RerankerError: the re-ranker of the choice fails.
+        """
+        shared = _Shared(torch.from_numpy(scores).to(self._device))
+        one = scoring.Queries(torch.zeros(1, 1, device=self._device))
+        (found,) = _best(shared, one, [choice], self._off, self._device)
+        if isinstance(found, RerankerError):
+            raise found
+        return found
+
     def similar(self, rows: np.ndarray, k: int) -> list[Best]:
         """The items whose embeddings are closest by cosine to each of ``rows``, itself left out."""
+        table = self._directions()
+        choices = [Choice(k, [row]) for row in rows[:, None]]
+        queries = scoring.Queries(table[torch.from_numpy(rows).to(self._device)])
+        found = _best(_Table(table), queries, choices, self._off, self._device)
+        return [each for each in found if not isinstance(each, RerankerError)]
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Vectors of items, of length 1: float32 [n, D]."""
+        return self._directions()[torch.from_numpy(rows).to(self._device)].cpu().numpy()
+
+    def _directions(self) -> Tensor:
         if self._table is None:
             self._table = normalize(self._model.output_weight().float(), dim=-1)
-        choices = [Choice(k, [row]) for row in rows[:, None]]
-        queries = scoring.Queries(self._table[torch.from_numpy(rows).to(self._device)])
-        return _best(_Table(self._table), queries, choices, self._off, self._device)
+        return self._table
 
 
 class _Table:
@@ -77,33 +127,78 @@ class _Table:
         return queries @ self._table[start:stop].T
 
 
+class _Shared:
+    """The same scores for every query."""
+
+    def __init__(self, scores: Tensor):
+        self.num_items, self._scores = len(scores), scores
+
+    def scores(self, queries: Tensor, start: int, stop: int) -> Tensor:
+        return self._scores[start:stop].expand(len(queries), -1)
+
+
 def _best(
-    scorer: SequenceModel | _Table,
+    scorer: SequenceModel | _Table | _Shared,
     queries: scoring.Queries,
     choices: Sequence[Choice],
     off: np.ndarray,
     device: torch.device,
-) -> list[Best]:
+) -> list[Best | RerankerError]:
     block = scoring.ScoreBlock(
         scorer, len(queries), device=device, score_elements=scoring.SCORE_ELEMENTS
     )
-    found = []
+    found = list[Best | RerankerError]()
     for start in range(0, len(queries), block.rows):
         part = choices[start : start + block.rows]
         with scoring.full_precision(device):
             scores = block.fill(queries.part(start, start + block.rows))
         for row, choice in zip(scores, part, strict=True):
-            _restrict(row, choice, off)
-        limit = min(max(choice.k for choice in part), scorer.num_items)
-        best = (each.cpu().numpy() for each in scoring.best(scores, limit))
-        for rows, values, choice in zip(*best, part, strict=True):
-            kept = rows[: choice.k] >= 0
-            found.append((rows[: choice.k][kept], values[: choice.k][kept]))
+            _restrict(row, choice, off, scorer.num_items)
+        top = [number for number, choice in enumerate(part) if choice.is_top]
+        ranked = dict[int, Best | RerankerError](
+            zip(top, _tops(scores, part, top, scorer.num_items), strict=True)
+        )
+        for number, choice in enumerate(part):
+            if number not in ranked:
+                ranked[number] = _chosen(scores[number : number + 1], choice, scorer.num_items)
+        found += [ranked[number] for number in range(len(part))]
     return found
 
 
-def _restrict(scores: Tensor, choice: Choice, off: np.ndarray) -> None:
-    """Put -inf in the place of items that may not be recommended."""
+def _tops(
+    scores: Tensor, choices: Sequence[Choice], numbers: list[int], num_items: int
+) -> list[Best]:
+    """The top of the list for some of the choices, together."""
+    if not numbers:
+        return []
+    limit = min(max(choices[number].k for number in numbers), num_items)
+    some = scores if len(numbers) == len(scores) else scores[numbers]
+    best = (each.cpu().numpy() for each in scoring.best(some, limit))
+    found = []
+    for rows, values, number in zip(*best, numbers, strict=True):
+        k = choices[number].k
+        kept = rows[:k] >= 0
+        found.append((rows[:k][kept], values[:k][kept]))
+    return found
+
+
+def _chosen(scores: Tensor, choice: Choice, num_items: int) -> Best | RerankerError:
+    """What limits, diversity and a re-ranker make of the list of one request."""
+    assert choice.rules is not None
+    try:
+        return choose(scores, choice.k, num_items, choice.rules.choice, choice.reordering)[0]
+    except RerankerError as error:
+        # Requests that came together with this one are answered.
+        return error
+
+
+def _restrict(scores: Tensor, choice: Choice, off: np.ndarray, num_items: int) -> None:
+    """Add what is to be added, and put -inf in the place of items that may not be recommended."""
+    rules, known = choice.rules, scores[:num_items]
+    if rules is not None and rules.boosts is not None:
+        known += torch.from_numpy(rules.boosts).to(scores.device)
+    if rules is not None and rules.allowed is not None:
+        known.masked_fill_(~torch.from_numpy(rules.allowed).to(scores.device), -torch.inf)
     if choice.among is not None:
         among = torch.from_numpy(choice.among).to(scores.device)
         kept = scores[among]

@@ -7,8 +7,9 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,9 +19,14 @@ from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
 from blossomrec.data.units import Time, as_second, as_seconds
 from blossomrec.errors import ConfigError
+from blossomrec.rules import Rules
+from blossomrec.rules.catalogue import ItemRules
+from blossomrec.rules.reranking import AskedFor
+from blossomrec.rules.rules import RuleError
 from blossomrec.serving.engine.engine import Engine, Request
 from blossomrec.serving.engine.explainer import Explainer, check_model
 from blossomrec.serving.engine.ranking import Best, Choice
+from blossomrec.serving.engine.served_rules import RuleReader, wrong_rule
 from blossomrec.serving.engine.store_threads import Committer, Reader
 from blossomrec.serving.engine.version import ModelVersion, load_version
 from blossomrec.serving.metrics import Metrics
@@ -37,6 +43,9 @@ from blossomrec.serving.stores.store import (
 
 T = TypeVar("T")
 LARGEST_STORED = 2**63 - 1
+SECONDS_A_DAY = 86_400
+# Codes of refusals of a user of whom no item is known.
+NOTHING_KNOWN = ("unknown_user", "no_known_item")
 # How long one look at the store counts: whoever may ask may ask often.
 LOOK_SECONDS = 1.0
 # How long the end waits for the counting of what the store holds.
@@ -65,10 +74,12 @@ class Service:
         config: limits, waiting times, memory.
         device: "auto", "cpu" or "cuda".
         threads: of PyTorch, for one operation of the model; None leaves its own number.
+        rules: that hold for every request, with those that it brings itself.
 
     Raises:
         RunError: the run folder is incomplete.
-        DataError: the store cannot be used.
+        ConfigError: a rule does not fit the table of items.
+        DataError: the store cannot be used, or the filter of the rules leaves no item.
     """
 
     def __init__(
@@ -79,11 +90,13 @@ class Service:
         *,
         device: str = "auto",
         threads: int | None = None,
+        rules: Rules | None = None,
     ):
+        self._rules, self._rule_reader = rules, RuleReader()
         self.config, self._run, self._device = config or ServingConfig(), run, device
         self._refuses_unknown = self.config.unknown_values == "refuse"
         self.metrics = Metrics()
-        self.version = load_version(run, self.config, self.metrics, device=device)
+        self.version = load_version(run, self.config, self.metrics, device=device, rules=rules)
         store, reader, engine_reader = open_store(), open_store(), open_store()
         self._committer = Committer(store, self.config.queue, self.metrics)
         self._reader = Reader(reader, self.config.queue, self.metrics)
@@ -125,25 +138,62 @@ class Service:
         items: Sequence[ItemId] | None = None,
         at: Time | None = None,
         kind: str | None = None,
+        rules: Mapping[str, Any] | None = None,
     ) -> tuple[ModelVersion, list[tuple[ItemId, float]]]:
         """Items and scores, best first, for a user or for a history that is given.
 
         Items to exclude may be unknown to the model, those to choose from may not. Whether those
         of the history are left out is as in the evaluation of the model unless it is said. A model
         that sees for when is recommended is told ``at``, a time since 1970 in any unit, or now; one
-        that sees which kind of event is wanted, ``kind``.
+        that sees which kind of event is wanted, ``kind``. Rules, by their names in ``RULES``, hold
+        beside those of the server.
         """
         version = self.version
-        if filter_viewed is None:
-            filter_viewed = version.filter_viewed
+        ruled = await self._ruled(version, rules or {}, filter_viewed)
         catalogue = version.catalogue
         given = None if history is None else self._given(version, history)
         among = None if items is None else np.unique(catalogue.known_rows(items, "items"))
-        choice = Choice(k, [catalogue.known(exclude)], among)
-        wanted = _second(at), version.known.kind(kind)
-        request = Request(user, given, choice, filter_viewed, *wanted)
-        best = await self._waited(self._engine.recommend(version, request))
+        viewed = version.filter_viewed if filter_viewed is None else filter_viewed
+        choice = Choice(k, [catalogue.known(exclude)], among, ruled)
+        request = Request(user, given, choice, viewed, _second(at), version.known.kind(kind))
+        if ruled is not None and ruled.exclude_seen_days is not None:
+            request = _since(version, request, history, ruled.exclude_seen_days)
+        best = await self._best(version, request)
         return version, _named(version, best)
+
+    async def _best(self, version: ModelVersion, request: Request) -> Best:
+        """The best items; by the fallback, if there is one, where nothing is known of the user."""
+        ruled = request.choice.rules
+        try:
+            return await self._waited(self._engine.recommend(version, request))
+        except Refusal as refusal:
+            if ruled is None or ruled.fallback is None or refusal.code not in NOTHING_KNOWN:
+                raise
+        scores, nothing = ruled.fallback, np.empty(0, np.int64)
+        kind = version.known.fields.kinds[request.kind - 1] if request.kind else None
+        asked = AskedFor(request.user, nothing, request.at, kind)
+        choice = replace(request.choice, asked=asked)
+        ranked = self._engine.call(lambda: version.ranking.best_of(scores, choice))
+        return await self._waited(ranked)
+
+    async def _ruled(
+        self, version: ModelVersion, given: Mapping[str, Any], filter_viewed: bool | None
+    ) -> ItemRules | None:
+        """The rules of a request and of the server; None for none.
+
+        Raises:
+            Refusal: 422, one is wrong or does not fit the table of items.
+        """
+        served = version.rules
+        if not given and (filter_viewed is None or served.always is None):
+            return served.always
+        try:
+            rules = served.asked(given, filter_viewed)
+            if served.at_hand(rules):
+                return served.of(rules)
+            return await self._waited(self._rule_reader.read(served, rules))
+        except RuleError as error:
+            raise wrong_rule(error) from error
 
     async def similar(
         self, items: Sequence[ItemId], k: int = 10
@@ -225,7 +275,12 @@ class Service:
         # In another thread: requests are answered while the model is read.
         try:
             version = await asyncio.to_thread(
-                load_version, self._run, self.config, self.metrics, device=self._device
+                load_version,
+                self._run,
+                self.config,
+                self.metrics,
+                device=self._device,
+                rules=self._rules,
             )
         except Exception:
             self.metrics.reloads.labels("refused").inc()
@@ -265,6 +320,7 @@ class Service:
         self._reader.close()
         self._engine.close()
         self._explainer.close()
+        self._rule_reader.close()
         self._counting.join(COUNTING_SECONDS)
 
     def _stored(self, field: str, item: ItemId) -> ItemId:
@@ -333,6 +389,23 @@ def _tell(open_store: Callable[[], EventStore]) -> None:
         f"{counts.events:,}",
         f"their times in {unit}" if unit else "the unit of their times not known",
     )
+
+
+def _since(
+    version: ModelVersion, request: Request, history: Given | Sequence[ItemId] | None, days: float
+) -> Request:
+    """A request that leaves out what was seen in the last days, and nothing older."""
+    second = request.at - days * SECONDS_A_DAY
+    if history is None:
+        return replace(request, seen_since=second)
+    times = history.times if isinstance(history, Given) else None
+    if times is None:
+        message = f"exclude_seen_days is {days:g}: the history comes without times"
+        raise Refusal(422, "no_time", message, field="exclude_seen_days", value=days)
+    items = history.items if isinstance(history, Given) else history
+    late = version.catalogue.rows(items)[_seconds(times) > second]
+    choice = replace(request.choice, left_out=[*request.choice.left_out, late[late >= 0]])
+    return replace(request, choice=choice, filter_viewed=False)
 
 
 def _second(at: Time | None) -> int:

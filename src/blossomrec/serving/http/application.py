@@ -185,6 +185,7 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
             items=body.items,
             at=body.at,
             kind=body.kind,
+            rules=body.rules(config, body.k),
         )
         return _sent({"model": version.id, "items": _ranked(found)})
 
@@ -268,7 +269,8 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         answer = {"model": version.id, "items": len(version.catalogue)}
         known = version.known
         kinds = {"kinds": list(known.fields.kinds), "asks_kind": known.asks_kind}
-        return _sent({"ready": True, **answer, "max_len": version.max_len, **kinds})
+        more = {"max_len": version.max_len, **kinds, "columns": version.rules.columns}
+        return _sent({"ready": True, **answer, **more})
 
     @app.get("/metrics", tags=["operation"], response_class=Response)
     async def metrics() -> Response:

@@ -161,6 +161,10 @@ def _kind(schema: Mapping[str, Any]) -> str:
         return f'<a href="#{name}">{name}</a>'
     if "anyOf" in schema:
         return " or ".join(map(_kind, schema["anyOf"]))
+    if "enum" in schema:
+        return " or ".join(map(escape, schema["enum"]))
+    if "prefixItems" in schema:
+        return f"[{', '.join(map(_kind, schema['prefixItems']))}]"
     if schema.get("type") == "array":
         return f"list of {_kind(schema['items'])}"
     return escape(str(schema.get("type", "")))

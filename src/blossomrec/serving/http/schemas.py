@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from blossomrec.serving.given import LONGEST_ID, check_text
+from blossomrec.serving.http.rule_fields import RulesIn
 
 LARGEST_TIME = 2**63 - 1
 MOST_NAMES = 64
@@ -177,7 +178,7 @@ class _Asked(_Strict):
     kind: Kind = Field(None, description=KIND)
 
 
-class RecommendIn(_Asked):
+class RecommendIn(RulesIn, _Asked):
     """What to recommend, for a user or for a history."""
 
     k: int = Field(10, ge=1, description="how many items")
@@ -391,6 +392,7 @@ class Ready(BaseModel):
     max_len: int
     kinds: list[str] = Field(description="kinds of events that the model knows")
     asks_kind: bool = Field(description="whether it is told which kind of event is wanted")
+    columns: list[str] = Field(description="of the table of items, for expressions of rules")
 
 
 class ErrorDetail(BaseModel):
@@ -400,6 +402,9 @@ class ErrorDetail(BaseModel):
     message: str
     field: str | None = None
     value: Any = None
+    place: int | None = Field(
+        None, description="of the first wrong character of an expression, from 1"
+    )
     id: str | None = Field(None, description="under which the server's log says more")
 
 

@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from blossomrec.config import ServingConfig
 from blossomrec.errors import BlossomRecError, ConfigError
+from blossomrec.rules import Rules
 from blossomrec.serving.engine.catalogue import count_titles, read_titles
 from blossomrec.serving.engine.service import Service
 from blossomrec.serving.given import check_token
@@ -86,6 +87,7 @@ def run_server(
     threads: int | None,
     drain: float,
     titles: Path | None = None,
+    rules: Rules | None = None,
 ) -> None:
     """Serve until a signal ends it; SIGHUP loads the run folder again.
 
@@ -93,6 +95,7 @@ def run_server(
         store: see :func:`blossomrec.serving.stores.store_opener`.
         drain: seconds that requests under way have at the end.
         titles: table of item titles, for the page; see :func:`read_titles`.
+        rules: that hold for every request for recommendations.
 
     Raises:
         ConfigError: the address is not loopback and there is no token, or it cannot be had.
@@ -103,7 +106,8 @@ def run_server(
     named = None if titles is None else read_titles(titles)
     open_store, name = store_opener(store)
     with bind(host, port) as listening:
-        service = Service(run, open_store, config, device=device, threads=threads or _threads())
+        threads = threads or _threads()
+        service = Service(run, open_store, config, device=device, threads=threads, rules=rules)
         try:
             if titles is not None and named is not None:
                 items = service.version.catalogue

@@ -1,5 +1,6 @@
 // The page: whose history, what is recommended after it, why, and what comes of one more event.
 import { byId, element, milliseconds, number } from "./elements.js";
+import { filtered, offerFilter } from "./filter.js";
 import { addedKind, eventsOf, kindsOf, listenToKinds, offerKinds, wanted } from "./kinds.js";
 import { Refused, ask, useToken } from "./server.js";
 import { clearTimeline, drawTimeline, listenToTimeline, showEvent } from "./timeline.js";
@@ -29,7 +30,7 @@ async function show(next, { added = null } = {}) {
       const kind = addedKind();
       await ask(path, { events: [kind === null ? { item: added } : { item: added, kind }] });
     }
-    const answer = await ask("v1/recommend", { ...next, ...wanted(), k: K });
+    const answer = await ask("v1/recommend", { ...next, ...wanted(), ...filtered(), k: K });
     const took = performance.now() - start;
     const shown = answer.items.map((one) => one.item);
     const titled = await learnTitles(added === null ? shown : [...shown, added]);
@@ -200,6 +201,7 @@ function listen() {
     });
   on("by-user", () => showUser(byId("user").value.trim()));
   on("by-history", () => show({ history: pasted(byId("history").value) }));
+  on("by-filter", () => subject !== null && show(subject));
   on("add", async () => {
     const item = idOf(byId("event").value.trim());
     byId("event").value = "";
@@ -240,6 +242,7 @@ async function greet() {
   try {
     const { model, items: count, max_len: longest, ...answer } = await ask("readyz");
     offerKinds(answer.kinds, answer.asks_kind);
+    offerFilter(answer.columns);
     byId("model").textContent =
       `blossomrec, model ${model}: ${number(count)} items, ` +
       `sees the last ${number(longest)} events of a history`;
