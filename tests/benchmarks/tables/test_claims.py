@@ -2,7 +2,7 @@
 
 from markdown_cells import cells
 
-from benchmarks.tables import claims, measured_lines, reproduced_tables, speed_tables
+from benchmarks.tables import claims, reproduced_tables, speed_tables
 
 
 def accuracy_line(model, ndcg, seed=0, max_len=50, **others):
