@@ -26,6 +26,7 @@ from blossomrec.recommender import BlossomRec
 from blossomrec.run import read_run_config
 from blossomrec.training import trainer
 from blossomrec.tuning.options import TuneOptions
+from blossomrec.updating.options import UpdateOptions
 from command_line import prepare_and_train, python
 from small_options import MODEL, SMALL, TRAINING, small_flags
 
@@ -446,6 +447,7 @@ UNNAMED_SECTIONS = {
     "evaluate": commands.EvaluateOptions,
     "recommend": (commands.BulkOptions, commands.RecommendOptions, commands.RuleOptions),
     "tune": TuneOptions,
+    "update": UpdateOptions,
 }
 # In the order in which help shows them.
 FLAGS = {

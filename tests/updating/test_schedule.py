@@ -79,7 +79,8 @@ def test_what_goes_wrong_is_told_and_tried_again(tmp_path, monkeypatch, error):
     assert told[0] == "the update could not be carried out: so"
 
 
-def test_a_signal_ends_it_cleanly_anywhere(world, tmp_path):
+@pytest.mark.slow
+def test_a_signal_ends_it_cleanly_anywhere(world):
     def start():
         command = [sys.executable, "-m", "blossomrec", "update", str(world.log), str(world.runs)]
         command += ["--store", str(world.path), "--every", "1d", "--tolerance", "1"]

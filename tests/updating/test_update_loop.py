@@ -221,6 +221,11 @@ def test_wrong_input_is_named_and_nothing_is_written(world, tmp_path):
     with pytest.raises(ConfigError, match=r"store is .*none\.sqlite': there is no such file"):
         world.update(store=str(tmp_path / "none.sqlite"))
     assert not (tmp_path / "none.sqlite").exists()
+    with pytest.raises(ConfigError, match="there is no such file"):
+        world.update(items=tmp_path / "none.parquet")
+    walks().write_parquet(tmp_path / "items.parquet")
+    with pytest.raises(ConfigError, match="has no table of items to add to"):
+        world.update(items=tmp_path / "items.parquet")
     for wrong in ({"keep": 0}, {"tolerance": 2.0}, {"minutes": -1.0}, {"every": "often"}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             world.update(**wrong)

@@ -102,6 +102,7 @@ class _Update:
 
     def _take_in(self) -> None:
         """Append what is new to the log."""
+        self._check_tables()
         self._save()
         taking, options = Taking(self.runs.folder, self.log), self.options
         if options.store is None:
@@ -117,6 +118,19 @@ class _Update:
                 self._took(new.key, {"events": new.events, "table": str(file)})
         if again := taking.forget_again():
             self._took(f"forgotten-{time.time()}", {"forgotten": again})
+
+    def _check_tables(self) -> None:
+        """Raise before anything is taken where a table could never be."""
+        items = self.options.items
+        if items is None:
+            return
+        if not items.is_file():
+            raise ConfigError(f"items is {str(items)!r}: there is no such file")
+        if EventLog.open(self.log).item_features is None:
+            raise ConfigError(
+                f"items is {str(items)!r}, but {self.log} has no table of items to add to: prepare "
+                "it with --items"
+            )
 
     def _took_from_store(self, taken: Taken) -> None:
         counts = {name: getattr(taken, name) for name in ("events", "forgotten", "left_out")}
