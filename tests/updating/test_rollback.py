@@ -59,6 +59,22 @@ def test_what_trains_from_a_run_that_was_left_is_not_taken(world, monkeypatch):
     assert world.current() == "00001"
 
 
+def test_a_training_from_a_run_that_was_left_is_dropped(world, monkeypatch):
+    world.a_day()
+    world.update(tolerance=1.0)
+    world.a_day(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "judge", _kill)
+        with pytest.raises(KeyboardInterrupt):
+            world.update(tolerance=1.0)
+    back(world)
+    world.a_day(3)
+    line = world.update(tolerance=1.0)
+    assert (line["run"], line["from"], line["taken"]) == ("00003", "00001", True)
+    assert sorted(one.get("events") for one in line["taken_in"].values()) == [104, 104]
+    assert world.logged() == world.stored()
+
+
 def test_an_update_that_was_killed_after_the_swap_is_not_done_again(world, monkeypatch):
     world.a_day()
     with monkeypatch.context() as patch:
@@ -77,7 +93,7 @@ def test_an_update_that_was_killed_after_the_swap_is_not_done_again(world, monke
     ]
 
 
-def _kill(*_):
+def _kill(*_, **__):
     raise KeyboardInterrupt
 
 

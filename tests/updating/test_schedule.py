@@ -13,7 +13,6 @@ import pytest
 from daily_world import World
 
 from blossomrec.errors import RunError
-from blossomrec.serving.refusals import unavailable
 from blossomrec.updating import schedule
 from blossomrec.updating.runs import Runs
 from blossomrec.updating.schedule import Ended, repeat
@@ -67,7 +66,7 @@ def test_what_was_broken_off_goes_on_at_once(tmp_path, monkeypatch):
     assert began == [1_800_000_000.0]
 
 
-@pytest.mark.parametrize("error", [RunError("so"), OSError("so"), unavailable("so", "so")])
+@pytest.mark.parametrize("error", [RunError("so"), OSError("so")])
 def test_what_goes_wrong_is_told_and_tried_again(tmp_path, monkeypatch, error):
     runs, clock, told = Runs(tmp_path), Clock(monkeypatch, 2), []
 

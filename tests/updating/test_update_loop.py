@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+import sqlite3
 from dataclasses import replace
 
 import polars as pl
@@ -16,6 +17,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.files import locked
 from blossomrec.run import read_run_config
+from blossomrec.serving.stores.sqlite_store import SQLiteStore
 from blossomrec.training import TrainingInterrupted, trainer
 from blossomrec.updating import UpdateOptions, loop
 from blossomrec.updating.gate import Verdict
@@ -189,6 +191,19 @@ def test_a_run_that_cannot_be_trained_stops_nothing(world, monkeypatch):
     assert world.update()["why"] == "nothing is new"
     world.a_day()
     assert world.update(tolerance=1.0)["taken"]
+
+
+def test_a_store_that_cannot_be_read_is_named(world, monkeypatch):
+    def away(*_):
+        raise sqlite3.OperationalError("it is away")
+
+    world.a_day()
+    with monkeypatch.context() as patch:
+        patch.setattr(SQLiteStore, "members", away)
+        with pytest.raises(DataError, match=r"events\.sqlite cannot be read: it is away"):
+            world.update()
+    assert world.update(tolerance=1.0)["taken"]
+    assert world.logged() == world.stored()
 
 
 def test_two_updates_do_not_run_at_once(world):

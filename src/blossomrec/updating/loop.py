@@ -92,6 +92,7 @@ class _Update:
 
     def carry_out(self) -> dict[str, Any]:
         if "decision" not in self.state:
+            self._drop_left()
             if "run" not in self.state:
                 self._take_in()
             log = EventLog.open(self.log)
@@ -99,6 +100,13 @@ class _Update:
                 return self._nothing()
             self._decide(log)
         return self._apply()
+
+    def _drop_left(self) -> None:
+        """Drop a training that began as a run which is not in use any more."""
+        if "run" in self.state and self.runs.current() != self.state["from"]:
+            remove(self.runs.path(self.state.pop("run")))
+            del self.state["from"]
+            self._save()
 
     def _take_in(self) -> None:
         """Append what is new to the log."""
@@ -292,7 +300,10 @@ def _opened(where: str) -> Iterator[tuple[Any, str]]:
             raise ConfigError(f"store is {where!r}: there is no such file")
         name = str(Path(where).resolve())
     with contextlib.closing(open_store()) as store:
-        yield store, name
+        try:
+            yield store, name
+        except store.failures as error:
+            raise DataError(f"the store {name} cannot be read: {error}") from error
 
 
 def _files(sources: Any, log: Path) -> list[Path]:

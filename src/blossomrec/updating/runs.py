@@ -144,8 +144,10 @@ class Runs:
             return None
         try:
             found = read_json(path)
-            assert isinstance(found["taken_in"], dict) and isinstance(found["started"], float)
-        except (ValueError, TypeError, KeyError, AssertionError) as error:
+            kinds = type(found["taken_in"]), type(found["started"])
+            if kinds != (dict, float):
+                raise ValueError("a value is of a wrong type")
+        except (ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path} is damaged: remove it ({error})") from error
         return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -11,13 +10,12 @@ from types import FrameType
 from typing import Any
 
 from blossomrec.errors import BlossomRecError
-from blossomrec.serving.refusals import Refusal
 from blossomrec.training import TrainingInterrupted
 from blossomrec.updating.runs import Runs
 
 # After an update that could not be carried out, such as since the store was away.
 AGAIN_SECONDS = 600.0
-PASSING = (BlossomRecError, Refusal, OSError, sqlite3.Error)
+PASSING = (BlossomRecError, OSError)
 
 
 class Ended(BaseException):
