@@ -6,30 +6,25 @@ in is in the log, training resumes from its checkpoint, a decision that was writ
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from blossomrec.config import RunConfig
-from blossomrec.data.growth.append import append_events
-from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.identity import differences, identity_digest
 from blossomrec.data.log import EventLog
-from blossomrec.data.reading.files import SourceFiles
 from blossomrec.errors import ConfigError, DataError, RunError, TrainingError
 from blossomrec.files import locked, remove
 from blossomrec.recommender import BlossomRec
 from blossomrec.run import read_run_config
-from blossomrec.serving.stores import store_opener
 from blossomrec.updating.gate import judge
 from blossomrec.updating.options import UpdateOptions
 from blossomrec.updating.rollback import go_back
 from blossomrec.updating.runs import Runs, line_of
 from blossomrec.updating.servers import take_new_run
-from blossomrec.updating.taking import Taken, Taking
+from blossomrec.updating.sources import take_in
 
 Tell = Callable[[str], None]
 
@@ -88,7 +83,10 @@ class _Update:
     ):
         self.log, self.runs, self.config, self.options = log, runs, config, options
         self.tell, self.progress = tell, progress
-        self.state = runs.pending() or {"started": time.time(), "taken_in": {}}
+        self.state = runs.pending() or {}
+        # Where nothing had been done yet, it begins now.
+        if not self.state.get("taken_in") and "run" not in self.state:
+            self.state = {"started": time.time(), "taken_in": {}}
 
     def carry_out(self) -> dict[str, Any]:
         if "decision" not in self.state:
@@ -110,53 +108,11 @@ class _Update:
 
     def _take_in(self) -> None:
         """Append what is new to the log."""
-        self._check_tables()
         self._save()
-        taking, options = Taking(self.runs.folder, self.log), self.options
-        if options.store is None:
-            taking.finish(options.items)
-        else:
-            with _opened(options.store) as (store, name):
-                taken = taking.take(store, name, restored=options.restored, items=options.items)
-            if taken is not None:
-                self._took_from_store(taken)
-        for file in _files(options.events or (), self.log):
-            new = append_events(file, self.log, AppendOptions(items=options.items))
-            if new.is_new:
-                self._took(new.key, {"events": new.events, "table": str(file)})
-        if again := taking.forget_again():
-            self._took(f"forgotten-{time.time()}", {"forgotten": again})
-
-    def _check_tables(self) -> None:
-        """Raise before anything is taken where a table could never be."""
-        items = self.options.items
-        if items is None:
-            return
-        if not items.is_file():
-            raise ConfigError(f"items is {str(items)!r}: there is no such file")
-        if EventLog.open(self.log).item_features is None:
-            raise ConfigError(
-                f"items is {str(items)!r}, but {self.log} has no table of items to add to: prepare "
-                "it with --items"
-            )
-
-    def _took_from_store(self, taken: Taken) -> None:
-        counts = {name: getattr(taken, name) for name in ("events", "forgotten", "left_out")}
-        self._took(taken.key, {name: count for name, count in counts.items() if count})
-        if taken.left_out:
-            self.tell(
-                f"{taken.left_out:,} events have ids or times that the log cannot have, such as "
-                f"{taken.example}: they stay in the store alone"
-            )
-
-    def _took(self, key: str, what: dict[str, Any]) -> None:
-        self.state["taken_in"][key] = what
-        self._save()
-        where, forgotten = what.get("table", "the store"), what.get("forgotten", 0)
-        self.tell(
-            f"{what.get('events', 0):,} new events from {where}"
-            + (f", {forgotten:,} users forgotten" if forgotten else "")
-        )
+        for taken in take_in(self.log, self.runs.folder, self.options):
+            self.state["taken_in"][taken.key] = taken.counts
+            self._save()
+            self.tell(taken.told)
 
     def _begin(self, log: EventLog) -> bool:
         """Give the run a name; False where there is nothing to train on since the last one."""
@@ -289,29 +245,6 @@ class _Update:
 
     def _save(self) -> None:
         self.runs.write_pending(self.state)
-
-
-@contextlib.contextmanager
-def _opened(where: str) -> Iterator[tuple[Any, str]]:
-    """A store that must be there, and its name, of a file wherever it is named from."""
-    open_store, name = store_opener(where)
-    if "://" not in where:
-        if not Path(where).is_file():
-            raise ConfigError(f"store is {where!r}: there is no such file")
-        name = str(Path(where).resolve())
-    with contextlib.closing(open_store()) as store:
-        try:
-            yield store, name
-        except store.failures as error:
-            raise DataError(f"the store {name} cannot be read: {error}") from error
-
-
-def _files(sources: Any, log: Path) -> list[Path]:
-    """The files of tables, folders and patterns, in order."""
-    if not sources:
-        return []
-    reading = AppendOptions().reading(EventLog.open(log))
-    return [one.path for source in sources for one in SourceFiles(Path(source), reading).files]
 
 
 def _is_of_another(run: Path, log: EventLog) -> bool:
