@@ -9,9 +9,12 @@ from rich.console import Console
 
 from blossomrec import demo
 from blossomrec.config import ModelConfig
+from blossomrec.data.log import EventLog
 from blossomrec.data.simulate import SimulationConfig, simulate
+from blossomrec.demo import later
 from blossomrec.errors import BlossomRecError, ConfigError, DataError, RunError
 from blossomrec.training import trainer
+from blossomrec.updating.runs import Runs
 
 pytest.importorskip("matplotlib", reason="the demo's report draws its plots with matplotlib")
 
@@ -142,6 +145,30 @@ def test_the_demo_simulates_events_of_its_own(tmp_path, monkeypatch):
     assert shown.index("Training SASRec") < shown.index("Training BlossomRec")
     config = json.loads((tmp_path / "BlossomRec/config.json").read_text())["config"]
     assert (config["training"]["seed"], config["training"]["epochs"]) == (4, 1)
+
+
+def test_an_update_shows_what_later_events_have_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "simulate", lambda config: simulate(TINY))
+    shown = run(tmp_path)
+    events, kept = simulate(TINY), later.keep_back(simulate(TINY))
+    assert len(kept.events) == round(0.05 * len(events)) and len(kept.new_items) == 1
+    assert kept.before["timestamp"].max() <= kept.events["timestamp"].min()
+    (new,) = kept.new_items
+    assert new in kept.events["item_id"] and new not in kept.before["item_id"]
+    assert EventLog.open(tmp_path / "log").num_events == len(kept.before)
+    grown = EventLog.open(tmp_path / "later/log")
+    assert grown.num_events == len(kept.before) + len(kept.events)
+    runs = Runs(tmp_path)
+    (line,) = runs.history()
+    assert (line["run"], line["from"]) == ("00001", "BlossomRec")
+    assert runs.current() == ("00001" if line["taken"] else "BlossomRec")
+    page = (tmp_path / "report.html").read_text()
+    assert ">After an update</h2>" in page and ">before</th>" in page
+    assert f"new items (1): {new}" in shown.split("Later: new events")[1]
+    # Again, there is nothing new to train on, and the same is shown.
+    again = run(tmp_path)
+    assert "nothing is new" in again and len(list(tmp_path.glob("0*"))) == 1
+    assert (tmp_path / "report.html").read_text() == page
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ VERBS = {
     "compact": "Merge what was appended to a log, as opening it does.",
     "forget": "Remove a user from a log, so that nothing of that user is left on disk.",
     "train": "Train a model on a prepared log; --resume auto continues after a stop.",
+    "update": "Take what is new into log and model, and the model into use if it is not worse.",
+    "rollback": "Use the run again that was in use before the last update.",
     "tune": "Search for the options that do best on the validation events of a log.",
     "evaluate": "Measure a run, or a simple baseline, on the held-out events of a log.",
     "rolling": "Train and test a model period after period: left as it is, updated, trained anew.",
@@ -67,11 +69,17 @@ def _options(values: dict[str, Any]) -> Callable[..., None]:
 
 
 def _own_options(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """What a run was begun with, where ``train`` goes on with it, or brings it up to date, and
-    nothing else is given."""
-    if commands != ("train",):
-        return
+    """What a run was begun with, where ``train`` goes on with it, or ``train`` or ``update`` brings
+    it up to date, and nothing else is given."""
     given = {one.name: one.tokens[0].value for one in arguments if one.tokens}
+    if commands == ("update",) and "--runs" in given:
+        from blossomrec.updating.runs import Runs
+
+        runs = Runs(given["--runs"])
+        if (current := runs.current()) is not None:
+            given = {"--from": str(runs.path(current))}
+    elif commands != ("train",):
+        return
     goes_on = given.get("--resume") == "auto" and "--run" in given
     if goes_on or "--from" in given:
         from blossomrec.training.resume import begun_options

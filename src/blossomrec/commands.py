@@ -36,6 +36,7 @@ from blossomrec.recommendation.options import (
 from blossomrec.rolling.options import RollingOptions, UpdateOptions
 from blossomrec.terminal import console, show
 from blossomrec.tuning.options import TuneOptions
+from blossomrec.updating.options import UpdateOptions
 
 ConfigFile = Annotated[
     Path | None,
@@ -191,6 +192,59 @@ def train(
             )
             + f" (validation), {result.seconds:.0f} s; next: blossomrec evaluate {run}"
         )
+
+
+def update(
+    log: Path,
+    runs: Path,
+    *,
+    options: Annotated[UpdateOptions, Parameter(name="*")] = UpdateOptions(),  # noqa: B008
+    config: ConfigFile = None,
+    model: ModelConfig = ModelConfig(),  # noqa: B008
+    training: TrainingConfig = TrainingConfig(),  # noqa: B008
+    evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008
+    quiet: bool = False,
+) -> None:
+    """Take what is new into log and model, and the model into use if it is not worse.
+
+    Args:
+        log: folder that ``prepare`` wrote
+        runs: folder of runs, whose link ``current`` leads to the one in use
+        quiet: show nothing but errors
+    """
+    from blossomrec.updating.loop import update as update_once
+    from blossomrec.updating.options import seconds_of
+    from blossomrec.updating.runs import Runs
+    from blossomrec.updating.schedule import repeat
+
+    resolved = RunConfig(model, training, evaluation)
+    check(resolved)
+    options.checked()
+
+    def tell(line: str) -> None:
+        # At once, for whoever reads it in the log of a service.
+        if not quiet:
+            print(line, flush=True)
+
+    def once() -> None:
+        update_once(log, runs, resolved, options, tell=tell, progress=not quiet)
+
+    if options.every is None:
+        once()
+    else:
+        repeat(Runs(runs), seconds_of(options.every), once, tell)
+
+
+def rollback(runs: Path, *, wait: float = 600.0) -> None:
+    """Use the run again that was in use before the last update.
+
+    Args:
+        runs: folder of runs, as of ``update``
+        wait: seconds in which a server must answer with it
+    """
+    from blossomrec.updating.rollback import roll_back
+
+    roll_back(runs, wait=wait)
 
 
 def tune(

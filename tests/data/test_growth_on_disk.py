@@ -11,7 +11,6 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import pytest
-from death_on_disk import Death, KilledError
 
 from blossomrec.data.growth import merge
 from blossomrec.data.growth.append import append_events
@@ -20,6 +19,7 @@ from blossomrec.data.growth.forget import forget_user
 from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.log import EventLog
 from blossomrec.errors import DataError
+from death_on_disk import Death, KilledError
 
 FIRST = pl.DataFrame(
     {

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from death_on_disk import Death, KilledError
 
 from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
 from blossomrec.errors import DataError
+from death_on_disk import Death, KilledError
 
 OLD = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [7, 8, 7], "timestamp": [1, 2, 3]})
 NEW = pl.DataFrame({"user_id": [4, 5, 5], "item_id": [9, 8, 9], "timestamp": [1, 2, 3]})

@@ -70,6 +70,7 @@ class ReportData:
         baseline: name of the model that the others are tested against.
         summary: of the log, ``EventLog.summary``.
         config: the resolved configuration, nested.
+        later: what an update has changed; None without one.
 
     Raises:
         DataError: a name stands twice, the baseline is none of the models, or full and sampled
@@ -82,6 +83,7 @@ class ReportData:
     baseline: str
     summary: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    later: sections.Later | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.names)) < len(self.names):
@@ -120,6 +122,7 @@ SECTIONS = {
     "lengths": "Metrics by history length",
     "kinds": "Metrics by kind of event",
     "items": "Items recommended most",
+    "later": "After an update",
     "gates": "Gates",
     "attended": "Attended blocks",
     "data": "Data",
@@ -139,6 +142,7 @@ def render_report(data: ReportData) -> str:
         "lengths": sections.lengths(data),
         "kinds": sections.kinds(data, full),
         "items": [one.items for one in data.models if one.items is not None],
+        "later": data.later,
         "gates": sections.gates(data),
         "attended": sections.attended(data),
         "data": list(wording.summary_pairs(data.summary)),
@@ -159,7 +163,11 @@ def render_report(data: ReportData) -> str:
 
 
 def write_run_report(
-    runs: Mapping[str, Path] | Sequence[Path], out: str | Path, *, title: str
+    runs: Mapping[str, Path] | Sequence[Path],
+    out: str | Path,
+    *,
+    title: str,
+    later: sections.Later | None = None,
 ) -> None:
     """Write a self-contained page about evaluated runs.
 
@@ -168,6 +176,7 @@ def write_run_report(
             which are shown by the name of the folder. The first is what the others are tested
             against; all were measured on one log.
         out: the page.
+        later: what an update has changed; None without one.
 
     Raises:
         RunError: a folder holds no full ranking of the test cases, none is a run, or they belong
@@ -190,6 +199,7 @@ def write_run_report(
         baseline=models[0].name,
         summary=log.summary,
         config={name: to_dict(read_run_config(run).config) for name, run in trained.items()},
+        later=later,
     )
     write_report(out, data)
 

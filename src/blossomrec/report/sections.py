@@ -73,6 +73,20 @@ class Kinds:
 
 
 @dataclass(frozen=True)
+class Later:
+    """What an update has changed: in words, and in a table of what was recommended to one user."""
+
+    note: str
+    caption: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+    @property
+    def table(self) -> TextTable:
+        return TextTable(self.caption, self.head, self.rows)
+
+
+@dataclass(frozen=True)
 class Attended:
     """Blocks that one model selected."""
 

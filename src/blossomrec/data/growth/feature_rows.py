@@ -13,16 +13,19 @@ from blossomrec.data.windows import boundaries
 
 
 def grown_table(
-    base: FeatureTable, changes: Sequence[FeatureRows], num_rows: int, removed: int | None = None
+    base: FeatureTable,
+    changes: Sequence[FeatureRows],
+    num_rows: int,
+    removed: np.ndarray | None = None,
 ) -> FeatureTable:
     """A table of ``num_rows`` rows: those of ``base`` and, in their place or after them, others.
 
     Rows that neither knows are missing in all columns. Names of categories keep their numbers, and
-    new ones get the next; where a row is removed, names that no row has any more go with it.
+    new ones get the next; where rows are removed, names that no row has any more go with them.
 
     Args:
         changes: tables with the same columns, later ones over earlier ones.
-        removed: a row that is left out; rows after it move up.
+        removed: rows that are left out, int64 [n]; rows after them move up.
     """
     starts = base.num_rows + boundaries(np.array([len(one.rows) for one in changes], np.int64))
     index = np.full(num_rows, -1)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import polars as pl
 
 from blossomrec.data.event_arrays import EventArrays
 from blossomrec.data.features import FeatureTable
@@ -38,7 +37,7 @@ def merge(
     log: GrownLog,
     description: dict[str, Any],
     places: dict[str, Path],
-    forgotten: int | None = None,
+    forgotten: np.ndarray | None = None,
 ) -> None:
     """Write a log to the folders of a new generation, and tell of it in ``description``.
 
@@ -47,8 +46,8 @@ def merge(
     Args:
         description: of ``log.json``; what it says of the generation and its segments is changed.
         places: by table, as of :func:`blossomrec.data.log_folder.new_generation`.
-        forgotten: row of a user who is left out, with names of kinds and categories that nobody
-            else has; rows after it move up.
+        forgotten: rows of users who are left out, int64 [n], with names of kinds and categories
+            that nobody else has; rows after them move up.
     """
     fields = log.base.fields
     if forgotten is not None:
@@ -72,11 +71,12 @@ def merge(
     _describe(log, description, places, tables, found)
 
 
-def _pieces(log: GrownLog, forgotten: int | None) -> Iterator[EventArrays]:
+def _pieces(log: GrownLog, forgotten: np.ndarray | None) -> Iterator[EventArrays]:
     for start, stop in pairwise(fill(log.lengths, EVENTS_AT_ONCE).tolist()):
         events = log.events(start, stop)
-        if forgotten is not None and start <= forgotten < stop:
-            events = events.take(events.users != forgotten)
+        if forgotten is not None:
+            gone = np.isin(events.users, forgotten)
+            events = events.take(~gone) if gone.any() else events
         yield events
 
 
@@ -125,16 +125,16 @@ class _Written:
         self.items = np.zeros(num_items, np.int64)
         self.has_repeats = False
 
-    def add(self, events: EventArrays, log: GrownLog, forgotten: int | None) -> None:
+    def add(self, events: EventArrays, log: GrownLog, forgotten: np.ndarray | None) -> None:
         self.counts.add(events)
         self.items += np.bincount(events.items, minlength=len(self.items))
         if not self.has_repeats:
             self.has_repeats = _has_repeats(events, log, forgotten)
 
 
-def _has_repeats(events: EventArrays, log: GrownLog, forgotten: int | None) -> bool:
+def _has_repeats(events: EventArrays, log: GrownLog, forgotten: np.ndarray | None) -> bool:
     if log.base.has_repeats:
-        # Only the one who is left out may have had them.
+        # Only those who are left out may have had them.
         return forgotten is None or (len(events.users) > 0 and events.has_repeats())
     if not len(events.users):
         return False
@@ -144,7 +144,7 @@ def _has_repeats(events: EventArrays, log: GrownLog, forgotten: int | None) -> b
 
 
 def _write_tables(
-    log: GrownLog, places: dict[str, Path], forgotten: int | None
+    log: GrownLog, places: dict[str, Path], forgotten: np.ndarray | None
 ) -> dict[str, tuple[Vocabulary, FeatureTable | None]]:
     """Write the vocabularies and what tables say of users and items."""
     written = {}
@@ -153,7 +153,7 @@ def _write_tables(
         ids = log.ids(table)
         rows = len(ids)
         if removed is not None:
-            ids = pl.concat([ids[:removed], ids[removed + 1 :]])
+            ids = ids.gather(np.delete(np.arange(rows), removed))
         vocabulary = Vocabulary(ids)
         vocabulary.save(places[table])
         features = None

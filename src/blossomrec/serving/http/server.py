@@ -22,6 +22,8 @@ from fastapi import FastAPI
 from blossomrec.config import ServingConfig
 from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.rules import Rules
+from blossomrec.files import digest
+from blossomrec.serving.announced import announced, local_url
 from blossomrec.serving.engine.catalogue import count_titles, read_titles
 from blossomrec.serving.engine.service import Service
 from blossomrec.serving.given import check_token
@@ -115,8 +117,8 @@ def run_server(
                 logger.info("%s has titles for %d of %d items", titles, count, len(items))
             limits = ConnectionLimits(limit, config.head_seconds, service.metrics)
             settings = _settings(build_app(service, token, named), limits, drain)
-            server = _Server(settings, service, limits)
             address, bound = listening.getsockname()[:2]
+            server = _Server(settings, service, limits, (run, local_url(address, bound)))
             shown = f"[{address}]" if ":" in address else address
             # At once, for whoever waits for it at the other end of a pipe.
             print(
@@ -215,10 +217,21 @@ async def _give_memory_back() -> None:
 
 
 class _Server(uvicorn.Server):
-    """Ends in good order on SIGINT and SIGTERM, takes a new model on SIGHUP."""
+    """Ends in good order on SIGINT and SIGTERM, takes a new model on SIGHUP.
 
-    def __init__(self, config: uvicorn.Config, service: Service, limits: ConnectionLimits):
+    Args:
+        announced: run and URL, told to those who update the run; None for nobody.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        limits: ConnectionLimits,
+        announced: tuple[Path, str] | None = None,
+    ):
         super().__init__(config)
+        self._announced = announced
         self._service, self._limits = service, limits
         self._reload: asyncio.Task[None] | None = None
         self._asked = False
@@ -229,7 +242,15 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        yield
+        if self._announced is None:
+            yield
+            return
+        run, url = self._announced
+        with announced(run, url):
+            # Who has changed the run since it was read has not found this server.
+            if digest(run / "model.safetensors")[:12] != self._service.version.id:
+                self._hang_up()
+            yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -14,6 +14,7 @@ from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, Training
 from blossomrec.data.log import EventLog
 from blossomrec.data.preparation import summary_table
 from blossomrec.data.simulate import SimulationConfig, simulate
+from blossomrec.demo.later import keep_back, update_demo
 from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.evaluation.evaluation import evaluation_path, save_evaluation
 from blossomrec.measure import evaluate_baseline, evaluate_run
@@ -42,10 +43,14 @@ def run_demo(
 ) -> None:
     """Prepare a log, train SASRec and BlossomRec, compare them with simple models, write a report.
 
+    Of simulated events the last ones are kept back as those that come later, by which the run
+    is brought up to date.
+
     Training goes on where it was stopped if the demo is started again.
 
     Args:
-        folder: gets ``log/``, a folder for each model, and ``report.html``.
+        folder: gets ``log/``, a folder for each model, ``report.html`` and, of simulated events,
+            ``later/`` and the run ``00001``, to which ``current`` leads if it is not worse.
         events: a table of events; None simulates some.
         user, item, timestamp: columns of that table.
         epochs: most epochs for each model.
@@ -58,8 +63,10 @@ def run_demo(
         for name, attention in MODELS.items()
     }
     show_rule(console, "Events")
+    kept = None
     if events is None:
-        log = EventLog.prepare(simulate(SimulationConfig(seed=seed)), folder / "log")
+        kept = keep_back(simulate(SimulationConfig(seed=seed)))
+        log = EventLog.prepare(kept.before, folder / "log")
     else:
         log = EventLog.prepare(events, folder / "log", user=user, item=item, timestamp=timestamp)
     show(console, summary_table(log.summary))
@@ -79,9 +86,15 @@ def run_demo(
 
     show_rule(console, "Recommendations")
     user = _show_recommendations(console, folder / "BlossomRec", log)
+    later = None
+    if kept is not None:
+        show_rule(console, "Later: new events, and an update")
+        later = update_demo(folder, kept, "BlossomRec", console)
+    show_rule(console, "More")
     report = folder / "report.html"
     title = "Simulated events" if events is None else events.name
-    write_run_report({name: folder / name for name in measured}, report, title=title)
+    named = {name: folder / name for name in measured}
+    write_run_report(named, report, title=title, later=later)
     run, log_folder, store = (
         shlex.quote(str(folder / name)) for name in ("BlossomRec", "log", "events.sqlite")
     )

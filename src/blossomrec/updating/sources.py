@@ -1,0 +1,107 @@
+"""Where new events come from: the store of a server, and tables."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from blossomrec.data.growth.append import append_events
+from blossomrec.data.growth.options import AppendOptions
+from blossomrec.data.log import EventLog
+from blossomrec.data.reading.files import SourceFiles
+from blossomrec.errors import ConfigError, DataError
+from blossomrec.serving.stores import store_opener
+from blossomrec.serving.stores.store import EventStore
+from blossomrec.updating.options import UpdateOptions
+from blossomrec.updating.taking import Taken, Taking
+
+
+class TakenIn(NamedTuple):
+    """What one source has brought into the log: its key there, counts by name, and in words."""
+
+    key: str
+    counts: dict[str, Any]
+    told: str
+
+
+def take_in(log: Path, folder: Path, options: UpdateOptions) -> Iterator[TakenIn]:
+    """Append what is new in the sources to the log, one after the other; gives what each brought.
+
+    Args:
+        log: folder of the log.
+        folder: of the runs.
+
+    Raises:
+        ConfigError: a source is not there, or the log could never take it.
+        DataError: the store cannot be read, or the log does not take the events.
+        RunError: it is another store than before.
+    """
+    _check_items(log, options.items)
+    taking = Taking(folder, log)
+    if options.store is None:
+        taking.finish(options.items)
+    else:
+        with opened(options.store) as (store, name):
+            taken = taking.take(store, name, restored=options.restored, items=options.items)
+        if taken is not None:
+            yield _from_store(taken)
+    for file in _files(options.events or (), log):
+        new = append_events(file, log, AppendOptions(items=options.items))
+        if new.is_new:
+            counts = {"events": new.events, "table": str(file)}
+            yield TakenIn(new.key, counts, f"{new.events:,} new events from {file}")
+    if again := taking.forget_again():
+        told = f"{again:,} users who were deleted in the store came with tables, and are forgotten"
+        yield TakenIn(f"forgotten-{time.time()}", {"forgotten": again}, told)
+
+
+@contextlib.contextmanager
+def opened(where: str) -> Iterator[tuple[EventStore, str]]:
+    """A store that must be there, and its name, of a file wherever it is named from."""
+    open_store, name = store_opener(where)
+    if "://" not in where:
+        if not Path(where).is_file():
+            raise ConfigError(f"store is {where!r}: there is no such file")
+        name = str(Path(where).resolve())
+    with contextlib.closing(open_store()) as store:
+        try:
+            yield store, name
+        except store.failures as error:
+            raise DataError(f"the store {name} cannot be read: {error}") from error
+
+
+def _from_store(taken: Taken) -> TakenIn:
+    counts = {name: getattr(taken, name) for name in ("events", "forgotten", "left_out")}
+    told = f"{taken.events:,} new events from the store"
+    if taken.forgotten:
+        told += f", {taken.forgotten:,} users forgotten"
+    if taken.left_out:
+        told += (
+            f", {taken.left_out:,} left out, whose ids or times the log cannot have, such as "
+            f"{taken.example}"
+        )
+    return TakenIn(taken.key, {name: count for name, count in counts.items() if count}, told)
+
+
+def _check_items(log: Path, items: Path | None) -> None:
+    """Raise before anything is taken where the table of items never could be."""
+    if items is None:
+        return
+    if not items.is_file():
+        raise ConfigError(f"items is {str(items)!r}: there is no such file")
+    if EventLog.open(log).item_features is None:
+        raise ConfigError(
+            f"items is {str(items)!r}, but {log} has no table of items to add to: prepare it with "
+            "--items"
+        )
+
+
+def _files(sources: Any, log: Path) -> list[Path]:
+    """The files of tables, folders and patterns, in order."""
+    if not sources:
+        return []
+    reading = AppendOptions().reading(EventLog.open(log))
+    return [one.path for source in sources for one in SourceFiles(Path(source), reading).files]
