@@ -27,7 +27,7 @@ from blossomrec.rolling.options import RollingOptions
 from blossomrec.run import read_run_config
 from blossomrec.training import trainer
 from blossomrec.tuning.options import TuneOptions
-from blossomrec.updating.options import UpdateOptions
+from blossomrec.updating.options import DailyOptions
 from command_line import prepare_and_train, python
 from small_options import MODEL, SMALL, TRAINING, small_flags
 
@@ -449,7 +449,7 @@ UNNAMED_SECTIONS = {
     "recommend": (commands.BulkOptions, commands.RecommendOptions, commands.RuleOptions),
     "tune": TuneOptions,
     "rolling": RollingOptions,
-    "update": UpdateOptions,
+    "update": DailyOptions,
 }
 # In the order in which help shows them.
 FLAGS = {

@@ -97,7 +97,7 @@ class Training:
 
 
 @cache
-def _defaults() -> Mapping[str, Any]:
+def _defaults() -> dict[str, Any]:
     config = to_dict(RunConfig())
     return config["model"] | config["training"]
 

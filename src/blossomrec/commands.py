@@ -36,7 +36,7 @@ from blossomrec.recommendation.options import (
 from blossomrec.rolling.options import RollingOptions, UpdateOptions
 from blossomrec.terminal import console, show
 from blossomrec.tuning.options import TuneOptions
-from blossomrec.updating.options import UpdateOptions
+from blossomrec.updating.options import DailyOptions
 
 ConfigFile = Annotated[
     Path | None,
@@ -198,7 +198,7 @@ def update(
     log: Path,
     runs: Path,
     *,
-    options: Annotated[UpdateOptions, Parameter(name="*")] = UpdateOptions(),  # noqa: B008
+    options: Annotated[DailyOptions, Parameter(name="*")] = DailyOptions(),  # noqa: B008
     config: ConfigFile = None,
     model: ModelConfig = ModelConfig(),  # noqa: B008
     training: TrainingConfig = TrainingConfig(),  # noqa: B008

@@ -17,7 +17,7 @@ from blossomrec.run import load_model
 from blossomrec.serving.stores.bulk import import_events
 from blossomrec.serving.stores.sqlite_store import SQLiteStore
 from blossomrec.serving.stores.store import Event
-from blossomrec.updating import UpdateOptions, update
+from blossomrec.updating import DailyOptions, update
 from blossomrec.updating.runs import Runs
 from small_options import MODEL, TRAINING
 
@@ -68,7 +68,7 @@ class World:
         if config is None and Runs(self.runs).current() is None:
             config = CONFIG
         options.setdefault("store", str(self.path))
-        told = UpdateOptions(**options)
+        told = DailyOptions(**options)
         return update(self.log, self.runs, config, told, tell=lambda line: None, progress=False)
 
     def add(self, user: str, items: list[Any], day: int = 1, **more: Any) -> None:

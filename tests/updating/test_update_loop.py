@@ -19,7 +19,7 @@ from blossomrec.files import locked
 from blossomrec.run import read_run_config
 from blossomrec.serving.stores.sqlite_store import SQLiteStore
 from blossomrec.training import TrainingInterrupted, trainer
-from blossomrec.updating import UpdateOptions, loop
+from blossomrec.updating import DailyOptions, loop
 from blossomrec.updating.gate import Verdict
 from blossomrec.updating.options import seconds_of
 
@@ -257,4 +257,4 @@ def test_options_that_are_not_given_are_those_of_the_run_in_use(world):
     ours, theirs = (read_run_config(world.runs / name).config for name in ("00002", "00001"))
     assert ours.model == theirs.model
     assert ours.training.learning_rate == theirs.training.learning_rate
-    assert UpdateOptions().minutes == ours.training.minutes != theirs.training.minutes
+    assert DailyOptions().minutes == ours.training.minutes != theirs.training.minutes

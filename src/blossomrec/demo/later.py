@@ -15,7 +15,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.recommender import BlossomRec
 from blossomrec.report.sections import Later
 from blossomrec.terminal import show
-from blossomrec.updating import UpdateOptions, update
+from blossomrec.updating import DailyOptions, update
 from blossomrec.updating.runs import Runs
 
 # Of the events, the last ones in time; of the items, one in so many that is new by then.
@@ -69,7 +69,7 @@ def update_demo(folder: Path, kept: Kept, run: str, console: Console) -> Later:
         + ", ".join(map(str, kept.new_items[:SHOWN_ITEMS]))
         + (", ..." if len(kept.new_items) > SHOWN_ITEMS else "")
     )
-    options = UpdateOptions(events=[place / "events.parquet"], minutes=MINUTES)
+    options = DailyOptions(events=[place / "events.parquet"], minutes=MINUTES)
     update(place / "log", folder, None, options, tell=tell, progress=False)
     later = _compared(folder, kept, run, runs.current() or run)
     tell(later.note)

@@ -8,16 +8,16 @@ from blossomrec.registry import lazily
 
 if TYPE_CHECKING:
     from blossomrec.updating.loop import update
-    from blossomrec.updating.options import UpdateOptions
+    from blossomrec.updating.options import DailyOptions
     from blossomrec.updating.rollback import roll_back
 
-__all__ = ["UpdateOptions", "roll_back", "update"]
+__all__ = ["DailyOptions", "roll_back", "update"]
 
 # Imported when first used: the command line answers before PyTorch is there.
 __getattr__ = lazily(
     __name__,
     {
-        "UpdateOptions": "blossomrec.updating.options",
+        "DailyOptions": "blossomrec.updating.options",
         "roll_back": "blossomrec.updating.rollback",
         "update": "blossomrec.updating.loop",
     },

@@ -20,7 +20,7 @@ from blossomrec.files import locked, remove
 from blossomrec.recommender import BlossomRec
 from blossomrec.run import read_run_config
 from blossomrec.updating.gate import judge
-from blossomrec.updating.options import UpdateOptions
+from blossomrec.updating.options import DailyOptions
 from blossomrec.updating.rollback import go_back
 from blossomrec.updating.runs import Runs, line_of
 from blossomrec.updating.servers import take_new_run
@@ -33,7 +33,7 @@ def update(
     log: str | Path,
     runs: str | Path,
     config: RunConfig | None = None,
-    options: UpdateOptions | None = None,
+    options: DailyOptions | None = None,
     *,
     tell: Tell = print,
     progress: bool = True,
@@ -61,11 +61,11 @@ def update(
         TrainingInterrupted: a signal came in training; the next update goes on with it.
 
     Example:
-        >>> update("log", "runs", options=UpdateOptions(store="events.sqlite"))["why"]
+        >>> update("log", "runs", options=DailyOptions(store="events.sqlite"))["why"]
     """
     folder = Runs(runs)
     with locked(folder.folder):
-        given = (options or UpdateOptions()).checked()
+        given = (options or DailyOptions()).checked()
         return _Update(Path(log), folder, config, given, tell, progress).carry_out()
 
 
@@ -77,7 +77,7 @@ class _Update:
         log: Path,
         runs: Runs,
         config: RunConfig | None,
-        options: UpdateOptions,
+        options: DailyOptions,
         tell: Tell,
         progress: bool,
     ):

@@ -17,7 +17,7 @@ Paths = Annotated[list[Path], Parameter(consume_multiple=True)]
 
 
 @dataclass(frozen=True)
-class UpdateOptions:
+class DailyOptions:
     """Where new events come from, what training may take, and when a new run is taken."""
 
     store: str | None = option(
@@ -58,7 +58,7 @@ class UpdateOptions:
         None, "go on, with an update every so often: 1d, 6h, 30m; SIGTERM ends it"
     )
 
-    def checked(self) -> UpdateOptions:
+    def checked(self) -> DailyOptions:
         """These options; ConfigError where one is out of bounds."""
         numbers = {name: getattr(self, name) for name in ("minutes", "tolerance", "wait")}
         for name, value in numbers.items():

@@ -15,7 +15,7 @@ from blossomrec.data.reading.files import SourceFiles
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.serving.stores import store_opener
 from blossomrec.serving.stores.store import EventStore
-from blossomrec.updating.options import UpdateOptions
+from blossomrec.updating.options import DailyOptions
 from blossomrec.updating.taking import Taken, Taking
 
 
@@ -27,7 +27,7 @@ class TakenIn(NamedTuple):
     told: str
 
 
-def take_in(log: Path, folder: Path, options: UpdateOptions) -> Iterator[TakenIn]:
+def take_in(log: Path, folder: Path, options: DailyOptions) -> Iterator[TakenIn]:
     """Append what is new in the sources to the log, one after the other; gives what each brought.
 
     Args:

@@ -21,8 +21,8 @@ from fastapi import FastAPI
 
 from blossomrec.config import ServingConfig
 from blossomrec.errors import BlossomRecError, ConfigError
-from blossomrec.rules import Rules
 from blossomrec.files import digest
+from blossomrec.rules import Rules
 from blossomrec.serving.announced import announced, local_url
 from blossomrec.serving.engine.catalogue import count_titles, read_titles
 from blossomrec.serving.engine.service import Service
