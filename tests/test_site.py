@@ -39,7 +39,7 @@ def filled(hooks, name):
 def test_every_verb_has_its_part_of_the_reference(hooks):
     page = filled(hooks, "command-line.md")
     assert set(re.findall(r"^## (\S+)$", page, re.MULTILINE)) == set(VERBS)
-    assert all(help in page for help in VERBS.values())
+    assert all(verb.help in page for verb in VERBS.values())
     assert "`--training.learning-rate FLOAT`" in page and "`--store STR`" in page
 
 

@@ -10,32 +10,76 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, UnusedCliTokensError
 
 from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.terminal import show_everything
 
+
+class Verb(NamedTuple):
+    """Where the function of a verb stands in ``commands``, and what it does."""
+
+    function: str
+    help: str
+
+
 VERBS = {
-    "prepare": "Read a table of events, check it, write the memory-mapped log.",
-    "append": "Append a table of events to a log, at the cost of what is appended.",
-    "compact": "Merge what was appended to a log, as opening it does.",
-    "forget": "Remove a user from a log, so that nothing of that user is left on disk.",
-    "train": "Train a model on a prepared log; --resume auto continues after a stop.",
-    "update": "Take what is new into log and model, and the model into use if it is not worse.",
-    "rollback": "Use the run again that was in use before the last update.",
-    "tune": "Search for the options that do best on the validation events of a log.",
-    "evaluate": "Measure a run, or a simple baseline, on the held-out events of a log.",
-    "rolling": "Train and test a model period after period: left as it is, updated, trained anew.",
-    "compare": "Compare two evaluations of the same cases with a paired test.",
-    "recommend": "Recommend items for users of the log or for any list of items.",
-    "similar": "Show the items that a model holds to be closest to others.",
-    "inspect": "Show what the selector of a run selects, as tables and as an HTML page.",
-    "serve": "Answer requests over HTTP: append events, recommend, forget users.",
-    "import-events": "Load histories into the store of events of a server.",
-    "report": "Write one self-contained HTML page about several evaluated runs.",
-    "demo": "The whole path on simulated events or on your own file.",
+    "prepare": Verb(
+        "logs:prepare", "Read a table of events, check it, write the memory-mapped log."
+    ),
+    "append": Verb(
+        "logs:append", "Append a table of events to a log, at the cost of what is appended."
+    ),
+    "compact": Verb("logs:compact", "Merge what was appended to a log, as opening it does."),
+    "forget": Verb(
+        "logs:forget", "Remove a user from a log, so that nothing of that user is left on disk."
+    ),
+    "train": Verb(
+        "training:train", "Train a model on a prepared log; --resume auto continues after a stop."
+    ),
+    "update": Verb(
+        "training:update",
+        "Take what is new into log and model, and the model into use if it is not worse.",
+    ),
+    "rollback": Verb(
+        "training:rollback", "Use the run again that was in use before the last update."
+    ),
+    "tune": Verb(
+        "training:tune", "Search for the options that do best on the validation events of a log."
+    ),
+    "evaluate": Verb(
+        "measuring:evaluate",
+        "Measure a run, or a simple baseline, on the held-out events of a log.",
+    ),
+    "rolling": Verb(
+        "measuring:rolling",
+        "Train and test a model period after period: left as it is, updated, trained anew.",
+    ),
+    "compare": Verb(
+        "measuring:compare", "Compare two evaluations of the same cases with a paired test."
+    ),
+    "recommend": Verb(
+        "recommending:recommend", "Recommend items for users of the log or for any list of items."
+    ),
+    "similar": Verb(
+        "recommending:similar", "Show the items that a model holds to be closest to others."
+    ),
+    "inspect": Verb(
+        "measuring:inspect",
+        "Show what the selector of a run selects, as tables and as an HTML page.",
+    ),
+    "serve": Verb(
+        "recommending:serve", "Answer requests over HTTP: append events, recommend, forget users."
+    ),
+    "import-events": Verb(
+        "recommending:import_events", "Load histories into the store of events of a server."
+    ),
+    "report": Verb(
+        "measuring:report", "Write one self-contained HTML page about several evaluated runs."
+    ),
+    "demo": Verb("recommending:demo", "The whole path on simulated events or on your own file."),
 }
 
 
@@ -52,9 +96,8 @@ def build_app(defaults: dict[str, Any] | None = None) -> App:
         # A list is left out, never emptied by a flag.
         default_parameter=Parameter(negative_iterable=()),
     )
-    for verb, help in VERBS.items():
-        function = verb.replace("-", "_")
-        app.command(f"blossomrec.commands:{function}", name=verb, help=help)
+    for name, verb in VERBS.items():
+        app.command(f"blossomrec.commands.{verb.function}", name=name, help=verb.help)
     given = (_options(defaults),) if defaults else ()
     app.config = (*given, _own_options, refuse_fractions, _refuse_unknown_names)
     return app

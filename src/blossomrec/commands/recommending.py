@@ -1,0 +1,206 @@
+"""What the verbs that recommend do, and the demo."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from blossomrec.commands.printing import show_frame
+from blossomrec.config import (
+    ServingConfig,
+)
+from blossomrec.data.reading.options import EventOptions
+from blossomrec.errors import ConfigError
+from blossomrec.recommendation.options import (
+    COMMAS,
+    BulkOptions,
+    RecommendOptions,
+    RuleOptions,
+)
+
+
+def recommend(
+    run: Path,
+    *,
+    user: Annotated[list[str] | None, Parameter(help="user id; may be given again")] = None,
+    history: Annotated[str | None, Parameter(help=f"item ids, oldest first, {COMMAS}")] = None,
+    k: int = 10,
+    log: Path | None = None,
+    bulk: Annotated[BulkOptions, Parameter(name="*")] = BulkOptions(),  # noqa: B008
+    options: Annotated[RecommendOptions, Parameter(name="*")] = RecommendOptions(),  # noqa: B008
+    by_rule: Annotated[RuleOptions, Parameter(name="*")] = RuleOptions(),  # noqa: B008
+    unknown: Literal["skip", "refuse"] | None = None,
+    json: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Recommend items for users of the log or for any list of items.
+
+    Args:
+        run: run folder, or what save_pretrained wrote
+        k: how many items for each user
+        log: prepared log with the users' histories; a run knows the one it was trained on
+        unknown: what to do with items of --history that the model does not know (skip without
+            it), or with users of --users who are not in the log (refuse without it)
+        json: print JSON instead of a table
+        device: where to compute
+    """
+    from blossomrec.data.units import moment_of
+    from blossomrec.recommender import BlossomRec
+
+    if [user is not None, history is not None, bulk.users is not None, bulk.all].count(True) != 1:
+        raise ConfigError("give either --user or --history, or --all or --users with --out")
+    bulk.check()
+    rules = by_rule.rules()
+    if rules is not None and history is not None:
+        raise ConfigError("--history takes no rules: give --user, --users or --all")
+    if unknown is not None and history is None and bulk.users is None:
+        raise ConfigError(f"unknown is {unknown}: only --history and --users may hold unknown ids")
+    recommender = BlossomRec.from_pretrained(run, log, device=device)
+    chosen: dict[str, Any] = vars(options) | {
+        "items": _ids("items", options.items),
+        "at": moment_of("at", options.at),
+    }
+    if history is None:
+        chosen["rules"] = rules
+    if bulk.out is not None:
+        chosen |= {"shards": bulk.shards, "rows_per_file": bulk.rows_per_file}
+        written = recommender.recommend_all(
+            bulk.out, bulk.users, k, unknown=unknown or "refuse", **chosen
+        )
+        print(f"{written.rows:,} items for {written.users:,} users are in {bulk.out}")
+        return
+    if user is not None:
+        frame = recommender.recommend(user, k, **chosen)
+    else:
+        given = _ids("history", history) or []
+        frame = recommender.recommend_history(given, k, unknown=unknown or "skip", **chosen)
+    show_frame(frame, as_json=json)
+
+
+def similar(
+    run: Path,
+    *,
+    item: Annotated[list[str], Parameter(help="item id; may be given again")],
+    k: int = 10,
+    json: bool = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Show the items that a model holds to be closest to others.
+
+    Args:
+        run: run folder, or what save_pretrained wrote
+        k: how many items for each one
+        json: print JSON instead of a table
+        device: where to compute
+    """
+    from blossomrec.recommender import BlossomRec
+
+    frame = BlossomRec.from_pretrained(run, device=device).similar_items(item, k)
+    show_frame(frame, as_json=json)
+
+
+def serve(
+    run: Path,
+    *,
+    store: str = "events.sqlite",
+    titles: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    options: Annotated[ServingConfig, Parameter(name="*")] = ServingConfig(),  # noqa: B008
+    by_rule: Annotated[RuleOptions, Parameter(name="*")] = RuleOptions(),  # noqa: B008
+    drain: float = 30.0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int | None = None,
+) -> None:
+    """Answer requests over HTTP: append events, recommend, forget users.
+
+    Args:
+        run: run folder; SIGHUP reads it again without dropping a request
+        store: SQLite file with the events, made where it is missing, or redis://HOST:PORT/DATABASE
+        titles: table with the columns item_id and title, for the page; .parquet, .csv, .tsv, .item
+        host: address; any but loopback needs a secret in the variable BLOSSOMREC_TOKEN
+        port: 0 takes any that is free
+        drain: seconds that requests under way have when the server is stopped
+        device: where to compute
+        threads: of PyTorch for one operation; half of the processor without it
+    """
+    from blossomrec.serving.command import serve as start
+
+    where: dict[str, Any] = {"host": host, "port": port, "device": device, "threads": threads}
+    start(run, store, options, **where, drain=drain, titles=titles, rules=by_rule.rules())
+
+
+def import_events(
+    source: Path,
+    *,
+    store: str = "events.sqlite",
+    options: Annotated[EventOptions, Parameter(name="*")] = EventOptions(),  # noqa: B008
+) -> None:
+    """Load histories into the store of events of a server.
+
+    Args:
+        source: folder that ``prepare`` wrote, or a .parquet, .csv, .tsv or .inter file, which the
+            other options are about
+        store: as that of the server, which may be using it
+    """
+    from blossomrec.serving.stores import store_opener
+    from blossomrec.serving.stores.bulk import import_events as load
+
+    open_store, name = store_opener(store)
+    imported = load(source, open_store(), **vars(options))
+    print(
+        f"{imported.users:,} users with {imported.events:,} events are new in {name}, "
+        f"{imported.kept:,} users were there and stay as they are"
+    )
+
+
+def demo(
+    folder: Path = Path("runs/demo"),
+    *,
+    events: Annotated[Path | None, Parameter(help="your own table of events")] = None,
+    user: str = "user_id",
+    item: str = "item_id",
+    timestamp: str = "timestamp",
+    epochs: int = 12,
+    seed: int = 0,
+) -> None:
+    """The whole path on simulated events or on your own file.
+
+    Args:
+        folder: where log, runs and report go; training that was stopped goes on
+        user: column of the user ids in your own table
+        item: column of the item ids
+        timestamp: column of the times
+        epochs: most epochs for each model
+        seed: of the simulated events and of the training
+    """
+    from blossomrec.demo import run_demo
+
+    run_demo(
+        folder,
+        events=events,
+        user=user,
+        item=item,
+        timestamp=timestamp,
+        epochs=epochs,
+        seed=seed,
+    )
+
+
+def _ids(name: str, text: str | None) -> list[str] | None:
+    """Ids with commas between them, as in a line of a CSV file; None where there is no text."""
+    if text is None:
+        return None
+    found = []
+    for quoted, plain in _ID.findall(text):
+        if plain.startswith('"'):
+            raise ConfigError(f"{name} has a quote that does not end with its id: {plain}")
+        found.append(quoted.replace('""', '"') or plain.strip())
+    return list(filter(None, found))
+
+
+# In double quotes, a quote inside doubled, or up to the next comma.
+_ID = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*(?=,|$)|([^,]*))(?:,|$)')
