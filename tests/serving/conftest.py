@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import numpy as np
+import polars as pl
 import pytest
+
+from blossomrec import EventLog
 
 if find_spec("fastapi") is None:
     # Without the extra there is nothing here to test, on a machine that runs the tests of others.
@@ -25,6 +28,24 @@ def run(tiny_log, tmp_path_factory):
 def item_ids(tiny_log):
     """External ids of the catalogue, in order of row."""
     return tiny_log.item_vocabulary.ids(np.arange(tiny_log.num_items)).to_list()
+
+
+@pytest.fixture(scope="session")
+def larger_log(tiny_events, tmp_path_factory):
+    """``tiny_events`` with a tenth more items, which stand before, between and behind the others:
+    each has another row than in ``tiny_log``."""
+    items, last = tiny_events["item_id"].unique().sort(), tiny_events["timestamp"].max()
+    ids = pl.concat([items.reverse(), 7 * pl.Series(range(1, len(items) // 10 + 1))])
+    ids = ids.shuffle(seed=3)
+    newest = pl.DataFrame(
+        {
+            "user_id": pl.Series([1] * len(ids), dtype=tiny_events["user_id"].dtype),
+            "item_id": ids.cast(items.dtype),
+            "timestamp": pl.Series(range(len(ids)), dtype=tiny_events["timestamp"].dtype) + last,
+        }
+    )
+    events = pl.concat([newest, tiny_events.select(newest.columns)])
+    return EventLog.prepare(events, tmp_path_factory.mktemp("larger") / "log")
 
 
 @pytest.fixture(scope="session")
