@@ -34,17 +34,19 @@ def item_ids(tiny_log):
 def larger_log(tiny_events, tmp_path_factory):
     """``tiny_events`` with a tenth more items, which stand before, between and behind the others:
     each has another row than in ``tiny_log``."""
-    items, last = tiny_events["item_id"].unique().sort(), tiny_events["timestamp"].max()
-    ids = pl.concat([items.reverse(), 7 * pl.Series(range(1, len(items) // 10 + 1))])
-    ids = ids.shuffle(seed=3)
-    newest = pl.DataFrame(
+    items, rng = tiny_events["item_id"].unique().sort(), np.random.default_rng(3)
+    ids = np.concatenate([items, 7 * np.arange(1, len(items) // 10 + 1)])
+    # Rows are given in order of how many users have an item.
+    counts = rng.integers(1, 100, len(ids))
+    more = pl.DataFrame(
         {
-            "user_id": pl.Series([1] * len(ids), dtype=tiny_events["user_id"].dtype),
-            "item_id": ids.cast(items.dtype),
-            "timestamp": pl.Series(range(len(ids)), dtype=tiny_events["timestamp"].dtype) + last,
-        }
+            "user_id": np.concatenate([np.arange(count) for count in counts]),
+            "item_id": np.repeat(ids, counts),
+            "timestamp": np.repeat(1_700_000_000 + np.arange(len(ids)), counts),
+        },
+        schema_overrides=tiny_events.schema,
     )
-    events = pl.concat([newest, tiny_events.select(newest.columns)])
+    events = pl.concat([more, tiny_events.select(more.columns)])
     return EventLog.prepare(events, tmp_path_factory.mktemp("larger") / "log")
 
 
