@@ -105,9 +105,17 @@ async def as_fast_as_possible(
 
 
 async def at_a_rate(
-    port: int, request: Request, *, rate: float, seconds: float, connections: int = 64
+    port: int,
+    request: Request,
+    *,
+    rate: float,
+    seconds: float,
+    connections: int = 64,
+    over: asyncio.Event | None = None,
 ) -> Outcome:
     """Requests arrive at random moments, whether or not earlier ones are answered.
+
+    It lasts so many seconds, or until ``over`` is set.
 
     The time of an answer counts from the moment at which its request was due, so that a server
     that stands still cannot hide it.
@@ -123,7 +131,7 @@ async def at_a_rate(
         free.put_nowait(connection)
 
     start = due = time.perf_counter()
-    while due < start + seconds:
+    while due < start + seconds and not (over and over.is_set()):
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         tasks.append(asyncio.create_task(send(due)))
         due += draw.expovariate(rate)

@@ -64,7 +64,8 @@ class Load(threading.Thread):
         self.acknowledged += [(user, key) for key in keys]
         self.histories[user] += [event["item"] for event in events]
         if self.random.random() < 0.5:
-            items = self.client.recommend(user, K)
+            # Who has seen all items still gets some.
+            items = self.client.recommend(user, K, filter_viewed=False)
             self.answers.append(Answer(self.client.model, tuple(self.histories[user]), items))
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import polars as pl
 import pytest
-from loads import KILLS, TAKEN, Load, metrics, stored, until
+from loads import KILLS, TAKEN, K, Load, metrics, stored, until
 from places import metric
 from serving_runs import Process, Server, close, write_run
 
@@ -45,10 +45,10 @@ class Run:
         self.known = set(self.items)
         self.recommender = BlossomRec.from_pretrained(self.folder, self.log, device="cpu")
 
-    def best(self, history, k):
+    def best(self, history, k, **options):
         """What is recommended offline after a history, without items that are unknown."""
         known = [item for item in history if item in self.known]
-        frame = self.recommender.recommend_history(known, k)
+        frame = self.recommender.recommend_history(known, k, **options)
         return frame.rename({"item_id": "item"}).to_dicts()
 
 
@@ -82,7 +82,8 @@ def check(answers, runs):
     """Each answer is the one that the model it names gives offline."""
     named = {run.id: run for run in runs}
     for model, history, items in answers:
-        assert close(items, named[model].best(history, len(items))), (model, history)
+        wanted = named[model].best(history, K, filter_viewed=False)
+        assert close(items, wanted), (model, history)
 
 
 @contextmanager
@@ -210,7 +211,7 @@ def check_stored(url, path, runs):
     answers = []
     with Client(url) as client:
         for user, events in stored(path).items() if path.exists() else ():
-            items = client.recommend(user)
+            items = client.recommend(user, K, filter_viewed=False)
             answers.append((client.model, tuple(event.item for event in events), items))
     check(answers, runs)
 

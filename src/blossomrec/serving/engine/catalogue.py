@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -20,6 +21,8 @@ from blossomrec.serving.refusals import Refusal, shown, unknown_item
 
 ItemId = int | str
 LARGEST_STORED = 2**63 - 1
+# Ids taken in at a time.
+PIECE = 8_192
 
 
 class Catalogue:
@@ -29,15 +32,22 @@ class Catalogue:
         ids: distinct ids of one type, integers or strings, in order of row.
     """
 
-    def __init__(self, ids: Sequence[ItemId]):
-        self._ids = list(ids)
-        self._rows = {one: row for row, one in enumerate(self._ids)}
+    def __init__(self, ids: Sequence[ItemId] | pl.Series):
+        self._ids, self._rows = list[ItemId](), dict[ItemId, int]()
+        for start in range(0, len(ids), PIECE):
+            self._add(list(ids[start : start + PIECE]))
         self._numbers = bool(self._ids) and isinstance(self._ids[0], int)
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> Catalogue:
         """The same ids."""
-        return cls(vocabulary.ids(np.arange(vocabulary.size)).to_list())
+        return cls(vocabulary.read())
+
+    def _add(self, ids: list[ItemId]) -> None:
+        self._rows.update(zip(ids, range(len(self._ids), len(self._ids) + len(ids)), strict=True))
+        self._ids += ids
+        # While a new run is read, threads that answer wait no longer than for a piece.
+        time.sleep(0)
 
     def __len__(self) -> int:
         return len(self._ids)

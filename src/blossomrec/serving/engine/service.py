@@ -243,6 +243,7 @@ class Service:
             RunError: the folder is incomplete; the model that was there stays.
         """
         # In another thread: requests are answered while the model is read.
+        start = time.monotonic()
         try:
             version = await asyncio.to_thread(
                 load_version, self._run, self.config, self.metrics, device=self._device
@@ -250,6 +251,9 @@ class Service:
         except Exception:
             self.metrics.reloads.labels("refused").inc()
             raise
+        logger.info(
+            "read version %s of %s in %.1f s", version.id, version.run, time.monotonic() - start
+        )
         # Until then the model before answers, with the histories that it has encoded.
         await asyncio.wait(
             [asyncio.wrap_future(self._engine.prepare(version))], timeout=self.config.warm_seconds
