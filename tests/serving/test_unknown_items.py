@@ -1,11 +1,13 @@
 """Events and histories with items that the model does not know: kept, told, counted, refused."""
 
 import numpy as np
+import polars as pl
 import pytest
 from places import metric
 from serving_runs import Server, close, write_run
 
 from blossomrec.serving import Client, ServerError
+from blossomrec.serving.engine import catalogue
 
 EVENTS = "/v1/users/anna/events"
 RECOMMEND = "/v1/recommend"
@@ -142,3 +144,14 @@ def test_an_event_counts_once_a_model_knows_its_item(tiny_log, larger_log, tmp_p
         assert (answer["repeated"], answer["unknown_items"]) == (2, [])
         events = server.client.get("/v1/users/anna").json()["events"]
         assert [one["item"] for one in events] == whole and all(one["known"] for one in events)
+
+
+@pytest.mark.parametrize("ids", [list(range(900, 870, -1)), [f"i{n}" for n in range(29)], []])
+def test_a_catalogue_taken_in_pieces_is_whole(ids, monkeypatch):
+    monkeypatch.setattr(catalogue, "PIECE", 7)
+    for given in (ids, pl.Series(ids, dtype=pl.String if ids and ids[0] == "i0" else pl.Int64)):
+        found = catalogue.Catalogue(given)
+        assert len(found) == len(ids)
+        assert found.rows(ids).tolist() == list(range(len(ids)))
+        assert [found.id(row) for row in range(len(ids))] == ids
+        assert found.unknown(["x", *ids[:2], 5, "5"]) == ["x", 5 if ids[:1] == [900] else "5"]

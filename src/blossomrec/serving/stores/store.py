@@ -167,6 +167,10 @@ class EventStore(Protocol):
     ) -> Appended:
         """Put events behind those of a user.
 
+        Items are ids of any kind, also of items that no model knows yet. A key names its event also
+        where the id of the item is sent as the digits of the number that is stored, or the other
+        way round.
+
         Args:
             now: seconds since 1970.
             ahead: seconds after now that an event may have as its time; None for any time.
