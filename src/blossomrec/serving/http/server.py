@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import ipaddress
 import logging
 import os
@@ -102,7 +103,7 @@ def run_server(
     token, limit = read_token(host), connection_limit(config.connections)
     named = None if titles is None else read_titles(titles)
     open_store, name = store_opener(store)
-    with bind(host, port) as listening:
+    with bind(host, port) as listening, _spared_imports():
         service = Service(run, open_store, config, device=device, threads=threads or _threads())
         try:
             if titles is not None and named is not None:
@@ -123,6 +124,21 @@ def run_server(
             server.run(sockets=[listening])
         finally:
             service.close()
+
+
+@contextlib.contextmanager
+def _spared_imports() -> Iterator[None]:
+    """Inside, have Python's collector of garbage pass over what the imports have made.
+
+    It would look through hundreds of thousands of objects every time, and nobody is answered
+    meanwhile. What a model is made of comes later, and goes with it.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _log() -> None:
