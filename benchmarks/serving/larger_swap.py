@@ -32,7 +32,7 @@ import torch
 from cyclopts import Parameter
 
 from benchmarks.results import append_result, provenance
-from benchmarks.serving.load import Outcome, Request, at_a_rate, mixed
+from benchmarks.serving.load import Outcome, Request, at_a_rate, mixed, uncollected
 from benchmarks.serving.server_load import LONGEST, warm
 from blossomrec.config import ModelConfig, RunConfig, option
 from blossomrec.data.vocabulary import Vocabulary
@@ -206,7 +206,8 @@ def measure_swap(
                 (folder / "next").symlink_to(new)
                 os.replace(folder / "next", link)
                 request = mixed(users, items, seed=repeat)
-                found = asyncio.run(swapped(port, process, log, request, swap.seconds))
+                with uncollected():
+                    found = asyncio.run(swapped(port, process, log, request, swap.seconds))
             for phase_name, outcome in found.items():
                 measured = line(swap, phase_name, outcome)
                 if out is not None:
