@@ -70,7 +70,7 @@ class Connection:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Inside, Python looks for garbage in what is new alone: the load would stand still meanwhile."""
+    """Inside, Python looks for garbage in what is new alone: the load never stands still for it."""
     gc.collect()
     gc.freeze()
     try:
