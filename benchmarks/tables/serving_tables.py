@@ -74,6 +74,8 @@ def larger_swaps() -> str:
             for line in lines
             if (line["items"], line["phase"], line["commit"]) == (items, phase, last[items])
         ]
+        if not repeats:
+            continue
         p99 = sorted(line["p99_ms"] for line in repeats)
         rows.append(
             [
