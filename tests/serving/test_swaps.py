@@ -87,14 +87,17 @@ def check(answers, runs):
 
 
 @contextmanager
-def under_load(url, runs, round_="x"):
+def under_load(url, path, runs, round_="x"):
     """Clients that append items of both runs and ask; their answers are checked at the end."""
     loads = [Load(url, number, runs[1].items, round_) for number in range(SENDERS)]
     with Client(url) as client:
         for load in loads:
             for user in load.users:
                 # One that both know: there is always something to recommend from.
-                load.histories[user] = [one["item"] for one in known_events(client, user, runs)]
+                client.append(user, [{"item": runs[0].items[0], "key": "first"}])
+    events = stored(path)
+    for load in loads:
+        load.histories = {user: [event.item for event in events[user]] for user in load.users}
     for load in loads:
         load.start()
     try:
@@ -108,18 +111,12 @@ def under_load(url, runs, round_="x"):
         check(load.answers, runs)
 
 
-def known_events(client, user, runs):
-    """All events of a user, who has one that both runs know."""
-    client.append(user, [{"item": runs[0].items[0], "key": "first"}])
-    return client.user(user, 1_000)["events"]
-
-
 def test_a_larger_run_is_taken_under_load(runs, tmp_path):
     old, new = runs
-    link = tmp_path / "current"
+    link, path = tmp_path / "current", tmp_path / "events.sqlite"
     follow(link, old)
-    with Process(link, tmp_path / "events.sqlite") as server:
-        with Client(server.url) as client, under_load(server.url, runs) as loads:
+    with Process(link, path) as server:
+        with Client(server.url) as client, under_load(server.url, path, runs) as loads:
             names = [old.id]
             for number in range(SWAPS):
                 until(lambda: all(load.answers[-1:] for load in loads))
@@ -183,7 +180,7 @@ def test_no_event_is_lost_between_kills_and_swaps(runs, tmp_path):
     for round_ in range(KILLS):
         with Process(link, path) as server:
             check_stored(server.url, path, runs)
-            with under_load(server.url, runs, round_) as loads:
+            with under_load(server.url, path, runs, round_) as loads:
                 until(loads[0].acknowledged.__len__)
                 end = time.monotonic() + moments.uniform(0, 1.5)
                 while time.monotonic() < end:
