@@ -60,6 +60,10 @@ VERBS = {
         "serving.server_load:measure_server",
         "Throughput and latency of a server with kept histories.",
     ),
+    "swap": (
+        "serving.larger_swap:measure_swap",
+        "Latency of a server while it takes a run with a tenth more items.",
+    ),
     "serving-step": (
         "serving.kept_step:measure_step",
         "One new event of each of many users on a GPU, beside encoding all histories again.",

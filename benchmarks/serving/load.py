@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +68,17 @@ class Connection:
         self._writer.close()
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, Python looks for garbage in what is new alone: the load never stands still for it."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 # Makes one request over a connection and says whether it was answered well.
 Request = Callable[[Connection], Awaitable[bool]]
 
@@ -105,9 +118,17 @@ async def as_fast_as_possible(
 
 
 async def at_a_rate(
-    port: int, request: Request, *, rate: float, seconds: float, connections: int = 64
+    port: int,
+    request: Request,
+    *,
+    rate: float,
+    seconds: float,
+    connections: int = 64,
+    over: asyncio.Event | None = None,
 ) -> Outcome:
     """Requests arrive at random moments, whether or not earlier ones are answered.
+
+    It lasts so many seconds, or until ``over`` is set.
 
     The time of an answer counts from the moment at which its request was due, so that a server
     that stands still cannot hide it.
@@ -123,7 +144,7 @@ async def at_a_rate(
         free.put_nowait(connection)
 
     start = due = time.perf_counter()
-    while due < start + seconds:
+    while due < start + seconds and not (over and over.is_set()):
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         tasks.append(asyncio.create_task(send(due)))
         due += draw.expovariate(rate)

@@ -166,7 +166,7 @@ def messy(users: list[str], items: list[Any]) -> Request:
     bad = [
         ("POST", "/v1/recommend", {"k": 10**9, "history": items[:1]}),
         ("POST", "/v1/recommend", {"history": ["?"] * 5_000}),
-        ("POST", "/v1/users/x/events", {"events": [{"item": "?" * 200}] * 1_000}),
+        ("POST", "/v1/users/x/events", {"events": [{"item": "?" * 300}] * 1_000}),
         ("GET", "/v1/users/" + "y" * 3_000, None),
         ("POST", "/v1/similar", [[[[]]]] * 1_000),
         ("PUT", "/nothing", None),

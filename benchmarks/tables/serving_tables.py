@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Callable
 
 from benchmarks.tables.measured_lines import Line, read, table
@@ -50,6 +52,45 @@ def _last(field: str) -> list[Line]:
         if field in line and line["scenario"] != "rank":
             lines[line["scenario"], line["history"], line.get("store", "sqlite")] = line
     return [lines[key] for key in sorted(lines, key=lambda key: (key[2] != "sqlite", key[:2]))]
+
+
+PHASES = {
+    "before": "before",
+    "reading": "the new run is read",
+    "preparing": "histories are encoded for it",
+    "after": "after",
+}
+
+
+def larger_swaps() -> str:
+    """Latency while a run with more items is taken: of several servers the median and the range."""
+    lines = [line for line in read("serving.jsonl") if line["scenario"] == "larger-swap"]
+    # A later measurement replaces an earlier one.
+    last = {line["items"]: line["commit"] for line in lines}
+    rows = []
+    for items, phase in itertools.product(sorted(last), PHASES):
+        repeats = [
+            line
+            for line in lines
+            if (line["items"], line["phase"], line["commit"]) == (items, phase, last[items])
+        ]
+        if not repeats:
+            continue
+        p99 = sorted(line["p99_ms"] for line in repeats)
+        rows.append(
+            [
+                f"{items:,}",
+                PHASES[phase],
+                f"{statistics.median(line['seconds'] for line in repeats):.1f}",
+                f"{sum(line['requests'] for line in repeats):,}",
+                f"{sum(line['errors'] for line in repeats)}",
+                f"{statistics.median(line['p50_ms'] for line in repeats):.1f}",
+                f"{statistics.median(p99):.1f}",
+                f"{p99[0]:.1f} to {p99[-1]:.1f}",
+            ]
+        )
+    header = ["items", "while", "seconds", "requests", "errors", "p50, ms", "p99, ms"]
+    return table([*header, "p99 of each server, ms"], rows)
 
 
 def steps() -> str:
@@ -123,6 +164,7 @@ def rules() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "serving": serving,
     "serving-capacity": capacity,
+    "serving-swap": larger_swaps,
     "serving-step": steps,
     "explain": explaining,
     "ranking-approximate": approximate,

@@ -33,11 +33,13 @@ from blossomrec.errors import (
     true_or_false,
 )
 from blossomrec.evaluation import resolve_filter_seen
-from blossomrec.files import flush, read_json, remove, replacing, write_json
+from blossomrec.files import digest, flush, read_json, remove, replacing, write_json
 from blossomrec.models.inputs import seen_fields
 from blossomrec.models.sequence import SequenceModel, build_model
 
 FORMAT = 2
+# The files whose content makes a version; the configuration has fingerprints of all others.
+VERSIONED = ("config.json", "model.safetensors")
 # What a training and its evaluations leave in a run folder, besides the model.
 TRAINED_ON, ANCESTOR = "trained_on", "ancestor.safetensors"
 OF_TRAINING = (
@@ -215,6 +217,12 @@ def open_features(run: str | Path, info: RunInfo) -> FeatureTable | None:
     if info.features is None:
         raise RunError(f"{run}: config.json speaks of no table of items, which its model needs")
     return open_item_table(run, info)
+
+
+def run_version(run: str | Path) -> str:
+    """The name of a run's content, 12 hexadecimal digits: weights, configuration and vocabulary."""
+    digests = " ".join(digest(Path(run) / name) for name in VERSIONED)
+    return hashlib.sha256(digests.encode()).hexdigest()[:12]
 
 
 def open_item_table(run: str | Path, info: RunInfo) -> FeatureTable | None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import numpy as np
+import polars as pl
 import pytest
+
+from blossomrec import EventLog
 
 if find_spec("fastapi") is None:
     # Without the extra there is nothing here to test, on a machine that runs the tests of others.
@@ -25,6 +28,26 @@ def run(tiny_log, tmp_path_factory):
 def item_ids(tiny_log):
     """External ids of the catalogue, in order of row."""
     return tiny_log.item_vocabulary.ids(np.arange(tiny_log.num_items)).to_list()
+
+
+@pytest.fixture(scope="session")
+def larger_log(tiny_events, tmp_path_factory):
+    """``tiny_events`` with a tenth more items, which stand before, between and behind the others:
+    each has another row than in ``tiny_log``."""
+    items, rng = tiny_events["item_id"].unique().sort(), np.random.default_rng(3)
+    ids = np.concatenate([items, 7 * np.arange(1, len(items) // 10 + 1)])
+    # Rows are given in order of how many users have an item.
+    counts = rng.integers(1, 100, len(ids))
+    more = pl.DataFrame(
+        {
+            "user_id": np.concatenate([np.arange(count) for count in counts]),
+            "item_id": np.repeat(ids, counts),
+            "timestamp": np.repeat(1_700_000_000 + np.arange(len(ids)), counts),
+        },
+        schema_overrides=tiny_events.schema,
+    )
+    events = pl.concat([more, tiny_events.select(more.columns)])
+    return EventLog.prepare(events, tmp_path_factory.mktemp("larger") / "log")
 
 
 @pytest.fixture(scope="session")

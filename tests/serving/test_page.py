@@ -313,12 +313,32 @@ def test_someone_new_begins_with_the_first_event(browser, url, item_ids):
     assert browser.evaluate(marked) == 0
     browser.fill("#event", "none")
     browser.key("Enter")
-    browser.until("document.querySelector('#error').innerText.includes('does not know this item')")
+    browser.until("document.querySelector('#error').innerText.includes('knows no item of the')")
+    # Nothing can be recommended, but the event is there.
+    browser.until(f"{EVENTS} === 1")
+    assert browser.texts("#last li") == ["none (not known to the model yet)"]
     browser.complaints.clear()
     browser.fill("#event", str(item_ids[2]))
     browser.key("Enter")
     browser.until(SHOWN)
     assert browser.evaluate("document.querySelector('#error').hidden") is True
+    browser.fill("#event", "another")
+    browser.key("Enter")
+    browser.until(f"{STATUS}.startsWith('another was added, which the model does not know yet.')")
+    browser.until(f"{EVENTS} === 3")
+    assert browser.evaluate(CHECKS) == []
+    others = " (not known to the model yet)"
+    assert browser.texts("#last li") == [f"another{others}", "Title 2", f"none{others}"]
+    assert browser.texts("#detail") == ["another: not known to the model yet, does not count"]
+    note = "document.querySelector('#timeline-note').innerText"
+    assert browser.evaluate(note).startswith(
+        "1 event, oldest first. 2 more the model does not know yet."
+    )
+    # So it is in a history that is pasted.
+    browser.fill("#history", f"none, {item_ids[2]}, {item_ids[3]}")
+    browser.evaluate("document.querySelector('#by-history').requestSubmit()")
+    browser.until(f"{EVENTS} === 3 && {STATUS}.startsWith('10 rec')")
+    assert browser.texts("#last li") == ["Title 3", "Title 2", f"none{others}"]
     assert browser.texts("#users .name")[0] == "nova" and browser.evaluate(marked) == 1
 
 

@@ -233,7 +233,7 @@ def test_a_model_with_other_items_skips_those_it_does_not_know(
         answer = server.client.post("/v1/recommend", json={"user_id": "ben"})
         server.refused(answer, 422, "no_known_item")
         answer = server.client.post("/v1/recommend", json={"history": strange[:1]})
-        server.refused(answer, 422, "unknown_item")
+        server.refused(answer, 422, "no_known_item")
 
 
 def test_a_damaged_model_is_refused_and_the_one_before_stays(tiny_log, tmp_path, one_thread):

@@ -53,6 +53,11 @@ class ServingConfig:
         "events with a kind, a context column or a category that the model does not know: keep, "
         "to store them and see these as unknown, or refuse",
     )
+    unknown_items: Literal["keep", "refuse"] = option(
+        "keep",
+        "events of items that the model does not know: keep, to store them until a model knows "
+        "their items and skip those of a history in a request, or refuse",
+    )
 
     def checked(self, longest: int) -> ServingConfig:
         """This configuration, for a model that sees ``longest`` events by itself.

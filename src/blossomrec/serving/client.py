@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
@@ -28,6 +29,8 @@ from blossomrec.serving.given import (
 
 # What a server says that has done nothing of what it was asked for.
 NOTHING_DONE = ("overloaded", "stopping", "too_many_connections")
+# Ids in a warning.
+MOST_SHOWN = 5
 # The server closes a connection that was idle; the request then goes over a new one.
 BROKEN = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 
@@ -75,6 +78,9 @@ class Client:
         timeout: seconds for one answer.
         retries: how often a request is sent again.
 
+    Attributes:
+        model: version of the model that made the last answer that names one; None before.
+
     Raises:
         ConfigError: the URL is none, or the token cannot be sent.
     """
@@ -91,6 +97,7 @@ class Client:
         kind = http.client.HTTPConnection if scheme == "http" else http.client.HTTPSConnection
         self._connection = kind(host, port, timeout=timeout)
         self._retries, self._wait = retries, 1.0
+        self.model: str | None = None
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
             check_token(token, "token")
@@ -105,6 +112,9 @@ class Client:
         context: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Append events, oldest first.
+
+        Items among ``unknown_items`` of the answer are not known to the model yet: their events are
+        stored, and count as soon as a model knows them.
 
         Args:
             events: item ids, or mappings with item, timestamp, key, kind and context.
@@ -164,13 +174,22 @@ class Client:
     ) -> list[dict[str, Any]]:
         """The best next items after any list of items, oldest first; see :meth:`recommend`.
 
+        Items that the model does not know are skipped, with a warning.
+
         Args:
             times, kinds, contexts: of the items, for a model that sees them; None where they are
                 not known. The times are also those that ``exclude_seen_days`` counts from.
         """
         body = _history(history, times, kinds, contexts) | as_rules(rules)
         body |= _asked(at, kind) | _choice(k, filter_viewed, exclude, items)
-        return self._ask("POST", "/v1/recommend", body)["items"]
+        answer = self._ask("POST", "/v1/recommend", body)
+        # A server of an earlier version refuses them.
+        if skipped := answer.get("unknown_items"):
+            shown = ", ".join(map(repr, skipped[:MOST_SHOWN]))
+            shown += ", ..." if len(skipped) > MOST_SHOWN else ""
+            message = f"items of the history that the model does not know are skipped: {shown}"
+            warnings.warn(message, stacklevel=2)
+        return answer["items"]
 
     def similar(self, items: Iterable[ItemId], k: int = 10) -> list[dict[str, Any]]:
         """For each item: item, and similar with item, score and rank."""
@@ -267,7 +286,9 @@ class Client:
             self._headers["X-User"] = quote(str(user), safe="")
         for left in reversed(range(self._retries + 1)):
             try:
-                return self._once(method, path, body, again=again)
+                answer = self._once(method, path, body, again=again)
+                self.model = answer.get("model", self.model)
+                return answer
             except ServerError as error:
                 # A busy server has done nothing; one that timed out may have.
                 repeat = error.code in NOTHING_DONE or (again and error.status == 503)

@@ -43,6 +43,11 @@ class Metrics:
             self.dropped.labels(one)
         self.queue = gauge("queue_length", "Requests that wait", "queue")
         self.stored = counter("events_stored", "Events made durable")
+        self.unknown = counter(
+            "unknown_items", "Items taken that the model did not know, each time", "where"
+        )
+        for one in ("events", "history"):
+            self.unknown.labels(one)
         self.encoded = counter("events_encoded", "Events that went through the model")
         self.batch = histogram("batch_requests", "Requests computed together", SIZES)
         self.batch_seconds = histogram("batch_seconds", "Time of computing a batch", SECONDS)

@@ -76,6 +76,11 @@ def unknown_item(field: str, item: Any) -> Refusal:
     return Refusal(422, "unknown_item", message, field=field, value=item)
 
 
+def nothing_known(field: str, message: str, value: Any = None) -> Refusal:
+    """A history of which the model knows no item."""
+    return Refusal(422, "no_known_item", message, field=field, value=value)
+
+
 def unknown_user(user: str) -> Refusal:
     """A user without events."""
     message = f"no events of user {shown(user)} are stored"

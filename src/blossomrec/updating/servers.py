@@ -9,7 +9,7 @@ import time
 from typing import NamedTuple
 
 from blossomrec.errors import BlossomRecError
-from blossomrec.files import digest
+from blossomrec.run import run_version
 from blossomrec.serving.announced import Announced, announced_servers
 from blossomrec.serving.client import Client
 from blossomrec.updating.runs import Runs
@@ -33,7 +33,7 @@ def take_new_run(runs: Runs, name: str, wait: float) -> list[Served]:
     Args:
         wait: seconds that each one has.
     """
-    version = digest(runs.path(name) / "model.safetensors")[:12]
+    version = run_version(runs.path(name))
     return [_take(one, version, wait) for one in announced_servers(runs.folder)]
 
 

@@ -41,3 +41,20 @@ def test_rules_are_compared_with_answers_without(monkeypatch):
         ["none", "4.00", "1.00", "10.00", "1.00"],
         ["max_per", "5.00", "1.25", "14.00", "1.40"],
     ]
+
+
+def swap(phase, p99, commit="b", **more):
+    line = {"scenario": "larger-swap", "phase": phase, "items": 2_000, "commit": commit}
+    return line | {"seconds": 2.0, "requests": 10, "errors": 0, "p50_ms": 4.0, "p99_ms": p99} | more
+
+
+def test_swaps_show_the_median_and_the_range_of_the_last_measurement(monkeypatch):
+    lines = [swap(phase, 1.0) for phase in ("before", "preparing", "after")]
+    lines += [swap("reading", 99.0, commit="a"), swap("reading", 9.0, errors=1)]
+    lines += [swap("reading", 30.0, seconds=4.0), swap("reading", 12.04, p50_ms=7.0)]
+    monkeypatch.setattr(serving_tables, "read", lambda name: lines)
+    found = cells(serving_tables.larger_swaps())
+    assert [row[1] for row in found] == list(serving_tables.PHASES.values())
+    assert found[0] == ["2,000", "before", "2.0", "10", "0", "4.0", "1.0", "1.0 to 1.0"]
+    reading = ["2,000", "the new run is read", "2.0", "30", "1", "4.0", "12.0", "9.0 to 30.0"]
+    assert found[1] == reading

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -15,9 +16,13 @@ from blossomrec.data.reading.columns import Column
 from blossomrec.data.reading.ids import read_ids
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError
-from blossomrec.serving.refusals import unknown_item
+from blossomrec.serving.given import check_text
+from blossomrec.serving.refusals import Refusal, shown, unknown_item
 
 ItemId = int | str
+LARGEST_STORED = 2**63 - 1
+# Ids taken in at a time.
+PIECE = 8_192
 
 
 class Catalogue:
@@ -27,28 +32,29 @@ class Catalogue:
         ids: distinct ids of one type, integers or strings, in order of row.
     """
 
-    def __init__(self, ids: Sequence[ItemId]):
-        self._ids = list(ids)
-        self._rows = {one: row for row, one in enumerate(self._ids)}
+    def __init__(self, ids: Sequence[ItemId] | pl.Series):
+        self._ids, self._rows = list[ItemId](), dict[ItemId, int]()
+        for start in range(0, len(ids), PIECE):
+            self._add(list(ids[start : start + PIECE]))
         self._numbers = bool(self._ids) and isinstance(self._ids[0], int)
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> Catalogue:
         """The same ids."""
-        return cls(vocabulary.ids(np.arange(vocabulary.size)).to_list())
+        return cls(vocabulary.read())
+
+    def _add(self, ids: list[ItemId]) -> None:
+        self._rows.update(zip(ids, range(len(self._ids), len(self._ids) + len(ids)), strict=True))
+        self._ids += ids
+        # While a new run is read, threads that answer wait no longer than for a piece.
+        time.sleep(0)
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def row(self, item: ItemId) -> int:
         """Row of an item, -1 where it is unknown; ``"12"`` is 12 and the other way round."""
-        if self._numbers and isinstance(item, str):
-            # isdecimal alone takes digits of every script, and int() leading zeros.
-            number = int(item) if len(item) <= 20 and _is_integer(item) else None
-            return -1 if number is None else self._rows.get(number, -1)
-        if not self._numbers and isinstance(item, int):
-            item = str(item)
-        return self._rows.get(item, -1)
+        return self._rows.get(self.spelt(item), -1)
 
     def rows(self, items: Sequence[ItemId]) -> np.ndarray:
         """Rows of items, -1 where one is unknown, int64 [len(items)]."""
@@ -71,6 +77,41 @@ class Catalogue:
         rows = self.rows(list(items))
         return rows[rows >= 0]
 
+    def unknown(self, items: Iterable[ItemId]) -> list[ItemId]:
+        """Those items that are not known, each once, in their order, as :meth:`spelt`."""
+        return list(dict.fromkeys(self.spelt(one) for one in items if self.row(one) < 0))
+
+    def stored(self, item: ItemId, field: str, *, keep: bool) -> ItemId:
+        """An item's id as it stands here, or would, in a form that every store takes.
+
+        Args:
+            field: where it comes from.
+            keep: an item that is not known is taken, too.
+
+        Raises:
+            Refusal: 422, the item is not known and not to be kept, or what is to be kept is no id.
+        """
+        found = self.spelt(item)
+        if self.row(item) < 0:
+            if not keep:
+                raise unknown_item(field, item)
+            try:
+                check_text(str(found))
+            except ValueError as error:
+                message = f"{field} is {shown(item)}: {error}"
+                raise Refusal(422, "invalid", message, field=field, value=item) from error
+        return found if isinstance(found, str) or found <= LARGEST_STORED else str(found)
+
+    def shown(self, item: ItemId) -> ItemId:
+        """The id of a stored item as it stands here; of one that is not known as it is stored."""
+        return self.spelt(item) if self.row(item) >= 0 else item
+
+    def spelt(self, item: ItemId) -> ItemId:
+        """An id in the type of the ids here, if it can be: as a larger catalogue will have it."""
+        if isinstance(item, int):
+            return item if self._numbers else str(item)
+        return int(item) if self._numbers and len(item) <= 20 and _is_integer(item) else item
+
     def id(self, row: int) -> ItemId:
         """External id of a row."""
         return self._ids[row]
@@ -78,6 +119,7 @@ class Catalogue:
 
 def _is_integer(text: str) -> bool:
     digits = text.removeprefix("-")
+    # isdecimal alone takes digits of every script, and int() leading zeros.
     plain = digits.isascii() and digits.isdecimal()
     return plain and (digits[0] != "0" or text == "0")
 

@@ -30,7 +30,7 @@ from blossomrec.serving.engine.ranking import Best, Choice
 from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.engine.work import Background, Mailbox, fail, succeed
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.refusals import Refusal, of_store
+from blossomrec.serving.refusals import Refusal, nothing_known, of_store
 from blossomrec.serving.stores.store import EventStore, ItemId, Notices
 
 
@@ -302,7 +302,8 @@ class Engine:
                     continue
             job.history, job.read = opened[user]
             if job.read and not len(job.history):
-                fail(job.future, _nothing_known(user))
+                message = f"the model knows no item of the history of {user!r}"
+                fail(job.future, nothing_known("user_id", message, user))
             elif job.read and job.request.seen_since is not None:
                 self._see(version, user, job)
 
@@ -398,8 +399,3 @@ def _attempt(futures: Sequence[Future[Any]], work: Callable[[], None]) -> None:
             logger.exception("a computation failed")
         for future in itertools.filterfalse(Future.done, futures):
             fail(future, error)
-
-
-def _nothing_known(user: str) -> Refusal:
-    message = f"the model knows no item of the history of {user!r}"
-    return Refusal(422, "no_known_item", message, field="user_id", value=user)

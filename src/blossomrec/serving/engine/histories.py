@@ -209,7 +209,7 @@ class HistoryCache:
 # Events of one user that are read before others have their turn.
 READ_AT_ONCE = 4_096
 # Events encoded in one go for nobody in particular: a request waits no longer than for these.
-PIECE = 256
+PIECE = 128
 # Users whose deletion by others is looked for in one go.
 USERS_AT_ONCE = 256
 # Histories that cannot be read before it is the store that fails, and all of it is given up.

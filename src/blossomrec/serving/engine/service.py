@@ -30,7 +30,13 @@ from blossomrec.serving.engine.served_rules import RuleReader, wrong_rule
 from blossomrec.serving.engine.store_threads import Committer, Reader
 from blossomrec.serving.engine.version import ModelVersion, load_version
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.refusals import Refusal, unavailable, unknown_item, unknown_user
+from blossomrec.serving.refusals import (
+    Refusal,
+    nothing_known,
+    unavailable,
+    unknown_item,
+    unknown_user,
+)
 from blossomrec.serving.stores.store import (
     Appended,
     Context,
@@ -42,7 +48,6 @@ from blossomrec.serving.stores.store import (
 )
 
 T = TypeVar("T")
-LARGEST_STORED = 2**63 - 1
 SECONDS_A_DAY = 86_400
 # Codes of refusals of a user of whom no item is known.
 NOTHING_KNOWN = ("unknown_user", "no_known_item")
@@ -95,6 +100,7 @@ class Service:
         self._rules, self._rule_reader = rules, RuleReader()
         self.config, self._run, self._device = config or ServingConfig(), run, device
         self._refuses_unknown = self.config.unknown_values == "refuse"
+        self._keeps_unknown = self.config.unknown_items == "keep"
         self.metrics = Metrics()
         self.version = load_version(run, self.config, self.metrics, device=device, rules=rules)
         store, reader, engine_reader = open_store(), open_store(), open_store()
@@ -110,22 +116,29 @@ class Service:
         self._counting = threading.Thread(target=_tell, args=(open_store,), daemon=True)
         self._counting.start()
 
-    async def append(self, user: str, events: Sequence[Event]) -> Appended:
-        """Make events durable; they are seen by every request that follows."""
+    async def append(self, user: str, events: Sequence[Event]) -> tuple[ModelVersion, Appended]:
+        """Make events durable; they are seen by every request that follows.
+
+        Those of items that the version does not know wait for one that does.
+        """
+        version = self.version
+        catalogue, keep = version.catalogue, self._keeps_unknown
         events = [
-            event._replace(item=self._stored(f"events[{index}].item", event.item))
+            event._replace(item=catalogue.stored(event.item, f"events[{index}].item", keep=keep))
             for index, event in enumerate(events)
         ]
         for index, (_, _, _, kind, context) in enumerate(events):
             if kind is not None or context is not None:
                 named = (f"events[{index}].kind", kind), (f"events[{index}].context", context)
-                self.version.known.check_event(*named, refuse=self._refuses_unknown)
+                version.known.check_event(*named, refuse=self._refuses_unknown)
         now, ahead = time.time(), self.config.max_future
         appended: Appended = await self._changed(
             lambda store: store.append(user, events, now, ahead)
         )
         self.metrics.stored.inc(appended.stored)
-        return appended
+        items = [event.item for event in events]
+        self.metrics.unknown.labels("events").inc(len(items) - len(catalogue.known(items)))
+        return version, appended
 
     async def recommend(
         self,
@@ -142,11 +155,12 @@ class Service:
     ) -> tuple[ModelVersion, list[tuple[ItemId, float]]]:
         """Items and scores, best first, for a user or for a history that is given.
 
-        Items to exclude may be unknown to the model, those to choose from may not. Whether those
-        of the history are left out is as in the evaluation of the model unless it is said. A model
-        that sees for when is recommended is told ``at``, a time since 1970 in any unit, or now; one
-        that sees which kind of event is wanted, ``kind``. Rules, by their names in ``RULES``, hold
-        beside those of the server.
+        Items to exclude may be unknown to the model, those to choose from may not; those of the
+        history that are unknown are skipped, or refused. Whether those of the history are left out
+        is as in the evaluation of the model unless it is said. A model that sees for when is
+        recommended is told ``at``, a time since 1970 in any unit, or now; one that sees which kind
+        of event is wanted, ``kind``. Rules, by their names in ``RULES``, hold beside those of the
+        server.
         """
         version = self.version
         ruled = await self._ruled(version, rules or {}, filter_viewed)
@@ -213,7 +227,7 @@ class Service:
         k: int = 10,
         at: Time | None = None,
         kind: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> tuple[ModelVersion, dict[str, Any]]:
         """Why an item has its score for a user, or for a history that is given."""
         version = self.version
         check_model(version)
@@ -226,15 +240,18 @@ class Service:
             events = self._given(version, history or ())
         columns = len(version.known.fields.context)
         events = events.asked_for(_second(at), version.known.kind(kind), context=columns)
-        return await self._waited(self._explainer.explain(version, events, row, k))
+        return version, await self._waited(self._explainer.explain(version, events, row, k))
 
-    async def profile(self, user: str, last: int) -> Profile:
+    async def profile(self, user: str, last: int) -> tuple[ModelVersion, Profile]:
         """Length and last events of a user."""
         profile: Profile | None = await self._read(lambda store: store.profile(user, last))
         if profile is None:
             raise unknown_user(user)
-        events = [event._replace(item=self._shown(event.item)) for event in profile.last]
-        return Profile(profile.length, events)
+        version = self.version
+        events = [
+            event._replace(item=version.catalogue.shown(event.item)) for event in profile.last
+        ]
+        return version, Profile(profile.length, events)
 
     async def delete(self, user: str) -> int:
         """Delete a user, from memory and from the disk; gives the number of events."""
@@ -250,7 +267,10 @@ class Service:
     async def switch(self, off: Sequence[ItemId], on: Sequence[ItemId]) -> list[ItemId]:
         """Switch items off (they are not recommended) or on again; gives all that are off."""
         off, on = (
-            [self._stored(f"{name}[{index}]", item) for index, item in enumerate(items)]
+            [
+                self.version.catalogue.stored(item, f"{name}[{index}]", keep=False)
+                for index, item in enumerate(items)
+            ]
             for name, items in (("off", off), ("on", on))
         )
         return self._all_shown(await self._changed(lambda store: store.switch(off, on)))
@@ -273,6 +293,7 @@ class Service:
             RunError: the folder is incomplete; the model that was there stays.
         """
         # In another thread: requests are answered while the model is read.
+        start = time.monotonic()
         try:
             version = await asyncio.to_thread(
                 load_version,
@@ -285,6 +306,9 @@ class Service:
         except Exception:
             self.metrics.reloads.labels("refused").inc()
             raise
+        logger.info(
+            "read version %s of %s in %.1f s", version.id, version.run, time.monotonic() - start
+        )
         # Until then the model before answers, with the histories that it has encoded.
         await asyncio.wait(
             [asyncio.wrap_future(self._engine.prepare(version))], timeout=self.config.warm_seconds
@@ -323,23 +347,17 @@ class Service:
         self._rule_reader.close()
         self._counting.join(COUNTING_SECONDS)
 
-    def _stored(self, field: str, item: ItemId) -> ItemId:
-        """An item's id as the catalogue writes it, in a form that every store takes."""
-        catalogue = self.version.catalogue
-        row = catalogue.row(item)
-        if row < 0:
-            raise unknown_item(field, item)
-        known = catalogue.id(row)
-        return known if isinstance(known, str) or known <= LARGEST_STORED else str(known)
-
     def _given(self, version: ModelVersion, given: Given | Sequence[ItemId]) -> History:
         """A history that comes with its request, with what the model takes of it.
 
         Raises:
-            Refusal: 422, an item is unknown, or another part is wrong.
+            Refusal: 422, an item is unknown where that is refused, all are, or another part is
+                wrong.
         """
         items, times, kinds, contexts = given if isinstance(given, Given) else Given(given)
-        rows = version.catalogue.known_rows(items, "history")
+        catalogue = version.catalogue
+        keep = self._keeps_unknown
+        rows = catalogue.rows(items) if keep else catalogue.known_rows(items, "history")
         for name, values in (("times", times), ("kinds", kinds), ("contexts", contexts)):
             if values is not None and len(values) != len(rows):
                 message = f"{name} has {len(values)} entries: the history has {len(rows)} events"
@@ -351,15 +369,16 @@ class Service:
                 version.known.check_event(*named, refuse=self._refuses_unknown)
         seconds = None if times is None else _seconds(times)
         columns = version.known.columns(len(rows), None, kinds, contexts)
-        return History(rows, seconds if "times" in version.model.inputs else None, **columns)
+        if "times" not in version.model.inputs:
+            seconds = None
+        known = rows >= 0
+        if not known.any():
+            raise nothing_known("history", "the model knows no item of the history")
+        self.metrics.unknown.labels("history").inc(len(rows) - int(known.sum()))
+        return History(rows, seconds, **columns)[known]
 
     def _all_shown(self, items: Sequence[ItemId]) -> list[ItemId]:
-        return [self._shown(item) for item in items]
-
-    def _shown(self, item: ItemId) -> ItemId:
-        catalogue = self.version.catalogue
-        row = catalogue.row(item)
-        return item if row < 0 else catalogue.id(row)
+        return [self.version.catalogue.shown(item) for item in items]
 
     async def _changed(self, operation: Callable[[EventStore], Any], *, erase: bool = False) -> Any:
         return await self._waited(self._committer.submit(operation, erase=erase))

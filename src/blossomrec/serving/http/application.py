@@ -16,6 +16,7 @@ from starlette.routing import Match
 
 from blossomrec import __version__
 from blossomrec.serving.engine.service import Given, Service
+from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.http import schemas
 from blossomrec.serving.http.middleware import RequestMiddleware
 from blossomrec.serving.http.pages import add_page, add_reference
@@ -123,14 +124,19 @@ def _add_users(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/users/{user_id:text}/events", responses=conflicts, tags=["users"])
     async def append_events(user_id: User, body: schemas.EventsIn) -> schemas.Appended:
-        """Append events; all of them are on disk when this answers, or none is stored."""
+        """Append events; all of them are on disk when this answers, or none is stored.
+
+        Those of items that the model does not know count as soon as a model knows them.
+        """
         _check_size("events", body.events, service.config.max_events)
         events = [
             Event(one.item, one.timestamp, one.key, one.kind, _told(one.context))
             for one in body.events
         ]
-        appended = await service.append(user_id, events)
-        return _sent({"user_id": user_id, **appended._asdict()})
+        version, appended = await service.append(user_id, events)
+        unknown = version.catalogue.unknown(one.item for one in events)
+        answer = {"user_id": user_id, **appended._asdict(), "unknown_items": unknown}
+        return _sent(answer | {"model": version.id})
 
     @app.get("/v1/users", responses=_described({422: BAD[422]}), tags=["users"])
     async def users(
@@ -154,9 +160,10 @@ def _add_users(app: FastAPI, service: Service) -> None:
         last: Annotated[int, Query(ge=0, le=MOST_SHOWN, description="events to show")] = 20,
     ) -> schemas.UserOut:
         """How long a user's history is, and its last events."""
-        profile = await service.profile(user_id, last)
-        events = [_shown(one) for one in profile.last]
-        return _sent({"user_id": user_id, "length": profile.length, "events": events})
+        version, profile = await service.profile(user_id, last)
+        events = [_shown(one, version) for one in profile.last]
+        answer = {"user_id": user_id, "length": profile.length, "events": events}
+        return _sent(answer | {"model": version.id})
 
     @app.delete("/v1/users/{user_id:text}", responses=unknown, tags=["users"])
     async def delete_user(user_id: StoredUser) -> schemas.Deleted:
@@ -187,7 +194,7 @@ def _add_recommendations(app: FastAPI, service: Service) -> None:
             kind=body.kind,
             rules=body.rules(config, body.k),
         )
-        return _sent({"model": version.id, "items": _ranked(found)})
+        return _sent({"model": version.id, "items": _ranked(found), **_skipped(version, body)})
 
     @app.post("/v1/similar", responses=_described(BAD), tags=["recommendations"])
     async def similar(body: schemas.SimilarIn) -> schemas.SimilarOut:
@@ -209,7 +216,8 @@ def _add_explanations(app: FastAPI, service: Service) -> None:
         _check_size("history", asked.history, service.config.max_items)
         wanted = {"k": asked.k, "at": asked.at, "kind": asked.kind}
         given = {"user": asked.user_id, "history": _given(asked)}
-        return _sent(await service.explain(asked.item_id, **given, **wanted))
+        version, found = await service.explain(asked.item_id, **given, **wanted)
+        return _sent(found | _skipped(version, asked))
 
     @app.get("/v1/explain", responses=responses, tags=["explanations"])
     async def explain_for_user(
@@ -289,11 +297,21 @@ def _told(context: schemas.Context) -> Context | None:
     return said or None
 
 
-def _shown(event: Event) -> dict[str, Any]:
+def _shown(event: Event, version: ModelVersion) -> dict[str, Any]:
     """A stored event, without its key; kind and context where they are known."""
     more = {"kind": event.kind, "context": event.context}
     told = {name: value for name, value in more.items() if value is not None}
-    return {"item": event.item, "timestamp": event.timestamp, **told}
+    known = version.catalogue.row(event.item) >= 0
+    return {"item": event.item, "timestamp": event.timestamp, "known": known, **told}
+
+
+def _skipped(
+    version: ModelVersion, asked: schemas.RecommendIn | schemas.ExplainIn
+) -> dict[str, Any]:
+    """What is said of the items of a given history that the model does not know."""
+    if asked.history is None:
+        return {}
+    return {"unknown_items": version.catalogue.unknown(asked.history)}
 
 
 def _given(asked: schemas.RecommendIn | schemas.ExplainIn) -> Given | None:

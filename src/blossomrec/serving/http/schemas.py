@@ -217,6 +217,18 @@ class Appended(BaseModel):
     stored: int = Field(description="events that are new")
     repeated: int = Field(description="events whose keys were stored before")
     length: int = Field(description="events of the user's history now")
+    unknown_items: list[ItemId] = Field(
+        description="those that the model does not know yet, each once: their events are kept, and "
+        "count as soon as a model knows them"
+    )
+    model: str = Field(description="version of the model")
+
+
+_SKIPPED = Field(
+    None,
+    description="of a history in the request those that the model does not know, each once, which "
+    "are skipped; left out for a user",
+)
 
 
 class Ranked(BaseModel):
@@ -232,6 +244,7 @@ class Recommended(BaseModel):
 
     model: str = Field(description="version of the model")
     items: list[Ranked]
+    unknown_items: list[ItemId] | None = _SKIPPED
 
 
 class Neighbours(BaseModel):
@@ -253,6 +266,7 @@ class EventOut(BaseModel):
 
     item: ItemId
     timestamp: float
+    known: bool = Field(description="whether the model knows the item: others do not count yet")
     kind: str | None = Field(None, description="left out where it is not known")
     context: dict[str, Any] | None = Field(None, description="left out where there is none")
 
@@ -263,6 +277,7 @@ class UserOut(BaseModel):
     user_id: str
     length: int
     events: list[EventOut]
+    model: str = Field(description="version of the model")
 
 
 class Listed(BaseModel):
@@ -355,6 +370,7 @@ class Explained(BaseModel):
     items: list[ItemId] = Field(description="of all events that the model sees, oldest first")
     contributions: list[float] = Field(description="of the same events")
     layers: list[LayerOut] = Field(description="first to last")
+    unknown_items: list[ItemId] | None = _SKIPPED
 
 
 class Deleted(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import ipaddress
 import logging
 import os
@@ -21,8 +22,8 @@ from fastapi import FastAPI
 
 from blossomrec.config import ServingConfig
 from blossomrec.errors import BlossomRecError, ConfigError
-from blossomrec.files import digest
 from blossomrec.rules import Rules
+from blossomrec.run import run_version
 from blossomrec.serving.announced import announced, local_url
 from blossomrec.serving.engine.catalogue import count_titles, read_titles
 from blossomrec.serving.engine.service import Service
@@ -107,7 +108,7 @@ def run_server(
     token, limit = read_token(host), connection_limit(config.connections)
     named = None if titles is None else read_titles(titles)
     open_store, name = store_opener(store)
-    with bind(host, port) as listening:
+    with bind(host, port) as listening, _spared_imports():
         threads = threads or _threads()
         service = Service(run, open_store, config, device=device, threads=threads, rules=rules)
         try:
@@ -129,6 +130,21 @@ def run_server(
             server.run(sockets=[listening])
         finally:
             service.close()
+
+
+@contextlib.contextmanager
+def _spared_imports() -> Iterator[None]:
+    """Inside, have Python's collector of garbage pass over what the imports have made.
+
+    It would look through hundreds of thousands of objects every time, and nobody is answered
+    meanwhile. What a model is made of comes later, and goes with it.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _log() -> None:
@@ -248,7 +264,7 @@ class _Server(uvicorn.Server):
         run, url = self._announced
         with announced(run, url):
             # Who has changed the run since it was read has not found this server.
-            if digest(run / "model.safetensors")[:12] != self._service.version.id:
+            if run_version(run) != self._service.version.id:
                 self._hang_up()
             yield
 

@@ -37,26 +37,37 @@ export function addedKind() {
     : byId("event-kind").value;
 }
 
-// The last events of whoever is asked for: {item, kind}, and how many there are in all.
-export async function eventsOf(subject) {
+// The last events of whoever is asked for: {item, kind, known}, and how many there are in all.
+// unknown: the items of a pasted history that the model does not know.
+export async function eventsOf(subject, unknown) {
   if (subject.user_id === undefined) {
     const { history, kinds } = subject;
-    const events = history.map((item, index) => ({ item, kind: kinds?.[index] }));
+    const strange = new Set(unknown.map(String));
+    const events = history.map((item, index) => {
+      return { item, kind: kinds?.[index], known: !strange.has(String(item)) };
+    });
     return { events, length: history.length };
   }
   return ask(`v1/users/${encodeURIComponent(subject.user_id)}?last=${MAX_EVENTS}`);
 }
 
-// Kinds of items, null where they are not known. The items are those of the events, but for some
-// that the model does not know: from the end on, the next one that is the same is the one.
-export function kindsOf(items, events) {
+// Kinds of items, null where they are not told, and the events that the model does not know: a list
+// before the first item, and one behind each. The items are those of the other events: from the end
+// on, the next one that is the same is the one.
+export function placed(items, events) {
   const kinds = items.map(() => null);
+  const unknown = [[], ...items.map(() => [])];
   let index = items.length - 1;
   for (const event of [...events].reverse()) {
-    if (index < 0) break;
-    if (String(event.item) !== String(items[index])) continue;
-    kinds[index] = event.kind ?? null;
-    index -= 1;
+    const { item, kind = null } = event;
+    if (index >= 0 && String(item) === String(items[index])) {
+      kinds[index] = kind;
+      index -= 1;
+    } else if (event.known === false) {
+      unknown[index + 1].unshift({ item, kind });
+    } else if (index < 0) {
+      break;
+    }
   }
-  return kinds;
+  return { kinds, unknown };
 }

@@ -1,7 +1,7 @@
 // The page: whose history, what is recommended after it, why, and what comes of one more event.
 import { byId, element, milliseconds, number } from "./elements.js";
 import { filtered, offerFilter } from "./filter.js";
-import { addedKind, eventsOf, kindsOf, listenToKinds, offerKinds, wanted } from "./kinds.js";
+import { addedKind, eventsOf, listenToKinds, offerKinds, placed, wanted } from "./kinds.js";
 import { Refused, ask, useToken } from "./server.js";
 import { clearTimeline, drawTimeline, listenToTimeline, showEvent } from "./timeline.js";
 import { hasTitle, idOf, learnTitles, named, typed } from "./titles.js";
@@ -11,9 +11,10 @@ import { drawNoWhy, drawWhy } from "./why.js";
 const K = 10;
 const MAX_SUGGESTED = 100;
 
-// Whose history: {user_id}, or {history} with its kinds if any are known; its events; what was recommended, and which item is explained.
+// Whose history: {user_id}, or {history} with its kinds if any are known; its events, and of a pasted one those unknown to the model; what was recommended, and which item is explained.
 let subject = null;
 let known = null;
+let unknown = [];
 let items = [];
 let chosen = null;
 // Answers to requests before the last one are not shown.
@@ -22,13 +23,15 @@ let turn = 0;
 async function show(next, { added = null } = {}) {
   const mine = ++turn;
   const before = subject !== null && added !== null ? items : [];
+  let strange = false;
   say("Asking ...");
   try {
     const start = performance.now();
     if (added !== null && next.user_id !== undefined) {
       const path = `v1/users/${encodeURIComponent(next.user_id)}/events`;
       const kind = addedKind();
-      await ask(path, { events: [kind === null ? { item: added } : { item: added, kind }] });
+      const event = kind === null ? { item: added } : { item: added, kind };
+      strange = (await ask(path, { events: [event] })).unknown_items.length > 0;
     }
     const answer = await ask("v1/recommend", { ...next, ...wanted(), ...filtered(), k: K });
     const took = performance.now() - start;
@@ -36,12 +39,14 @@ async function show(next, { added = null } = {}) {
     const titled = await learnTitles(added === null ? shown : [...shown, added]);
     if (mine !== turn) return;
     byId("titles-hint").hidden = titled;
-    [subject, items, known] = [next, answer.items, null];
+    [subject, items, known, unknown] = [next, answer.items, null, answer.unknown_items ?? []];
+    strange ||= unknown.some((item) => String(item) === String(added));
     markUser(next.user_id ?? null);
     chosen = items.some((one) => one.item === chosen) ? chosen : (items[0]?.item ?? null);
     drawItems(before);
     byId("results").hidden = false;
-    const did = added === null ? "" : `${named(added)} was added. `;
+    const still = strange ? ", which the model does not know yet" : "";
+    const did = added === null ? "" : `${named(added)} was added${still}. `;
     say(`${did}${items.length} recommendations in ${milliseconds(took)}.`);
     if (added !== null && next.user_id !== undefined) await listUsers();
     await why(mine);
@@ -60,15 +65,16 @@ async function why(mine) {
     const asked = { ...subject, ...wanted(), item_id: chosen, k: K };
     const [explanation, told] = await Promise.all([
       ask("v1/explain", asked),
-      known ?? eventsOf(subject),
+      known ?? eventsOf(subject, unknown),
     ]);
-    await learnTitles(explanation.items);
+    const strange = told.events.filter((event) => event.known === false);
+    await learnTitles([...explanation.items, ...strange.map((event) => event.item)]);
     if (mine !== turn) return;
     known = told;
     const { start, length, contributions, layers } = explanation;
-    const kinds = kindsOf(explanation.items, known.events);
+    const beside = placed(explanation.items, known.events);
     const blockSize = explanation.block_size;
-    const seen = { items: explanation.items, kinds, start, length, blockSize };
+    const seen = { items: explanation.items, ...beside, start, length, blockSize };
     drawTimeline({ ...seen, contributions, layers }, named);
     suggest(explanation.items);
     drawWhy(explanation, named, showEvent);
@@ -81,16 +87,15 @@ async function why(mine) {
 
 // For a model that cannot be explained, or where nothing is left: the history alone.
 async function withoutWhy(words, mine) {
-  const { events, length } = await eventsOf(subject);
-  const history = { items: events.map((event) => event.item), length };
-  const kinds = kindsOf(history.items, events);
-  await learnTitles(history.items);
+  const { events, length } = await eventsOf(subject, unknown);
+  const items = events.filter((event) => event.known !== false).map((event) => event.item);
+  await learnTitles(events.map((event) => event.item));
   if (mine !== turn) return;
-  const start = history.length - history.items.length;
-  const seen = { ...history, kinds, start, blockSize: 16 };
-  drawTimeline({ ...seen, contributions: null, layers: [] }, named);
-  suggest(history.items);
-  drawNoWhy(words);
+  const start = length - events.length;
+  const seen = { items, ...placed(items, events), start, length: start + items.length };
+  drawTimeline({ ...seen, blockSize: 16, contributions: null, layers: [] }, named);
+  suggest(items);
+  if (words) drawNoWhy(words);
 }
 
 function drawItems(before) {
@@ -177,12 +182,14 @@ function fail(error, next) {
     byId("access").hidden = false;
     byId("token").focus();
   }
-  if (error.code === "unknown_user") {
-    // Someone new can begin here: with the first event.
-    [subject, items, chosen] = [next, [], null];
-    markUser(next.user_id);
+  const nobody = error.code === "unknown_user";
+  if (nobody || error.code === "no_known_item") {
+    // Someone new can begin here: with the first event, or the first that the model knows.
+    [subject, items, chosen, unknown] = [next, [], null, next.history ?? []];
+    markUser(next.user_id ?? null);
     byId("items").replaceChildren();
-    clearTimeline("No events yet: add the first one.");
+    if (nobody) clearTimeline("No events yet: add the first one.");
+    else withoutWhy("", turn).catch((other) => fail(other, null));
     drawNoWhy("There is nothing to explain yet.");
     byId("results").hidden = false;
   }

@@ -8,27 +8,35 @@ const MAX_LAST = 6;
 const MAX_NAMED = 2;
 const LEVELS = [0.02, 0.15, 0.4, 0.7];
 
-// Indices count from the first event that the model sees.
+// What is drawn, in order: {index} of an event, counted from the first one that the model sees, or
+// {unknown}, an event that the model does not know; and the cell of each.
+let drawn = [];
 let cells = [];
 let current = 0;
 let describe = () => "";
 
-// history: {items, kinds, start, length, blockSize, contributions or null, layers}; named: id -> text.
+// history: {items, kinds, unknown, start, length, blockSize, contributions or null, layers}, where
+// unknown has the events before the first item, and behind each; named: id -> text.
 export function drawTimeline(history, named) {
-  const { items, blockSize, contributions } = history;
+  const { items, blockSize, contributions, unknown } = history;
   const skipped = Math.ceil(Math.max(0, items.length - MAX_SHOWN) / blockSize) * blockSize;
   const { picked, own, recent } = marks(history);
   const largest = Math.max(...(contributions ?? []).map(Math.abs), 1e-9);
   describe = describer(history, picked, recent, named);
-  cells = [];
+  [drawn, cells] = [[], []];
   const blocks = [];
-  for (let first = skipped; first < items.length; first += blockSize) {
+  // Without an event that the model knows, one block has the others.
+  for (let first = skipped; first < Math.max(items.length, 1); first += blockSize) {
     const block = first / blockSize;
     const inside = element("div", { class: "cells", role: "presentation" });
     inside.style.setProperty("--across", Math.ceil(Math.sqrt(blockSize)));
+    const strangers = (list) =>
+      list.forEach((event) => inside.append(cell({ unknown: event }, "cell unknown")));
+    if (first === 0) strangers(unknown[0]);
     for (let index = first; index < Math.min(first + blockSize, items.length); index++) {
       const level = contributions === null ? "" : colour(contributions[index] / largest);
-      inside.append(cell(index, `cell ${level} ${recent.has(index) ? "recent" : ""}`));
+      inside.append(cell({ index }, `cell ${level} ${recent.has(index) ? "recent" : ""}`));
+      strangers(unknown[index + 1]);
     }
     const by = picked.get(block);
     const kind = `block ${by ? "lit" : ""} ${block === own ? "own" : ""}`;
@@ -39,37 +47,42 @@ export function drawTimeline(history, named) {
   const timeline = byId("timeline");
   timeline.replaceChildren(...blocks);
   timeline.dataset.block = blockSize;
-  timeline.dataset.first = skipped;
   timeline.scrollTop = timeline.scrollHeight;
-  select(items.length - 1, false);
+  select(cells.length - 1, false);
   byId("timeline-note").textContent = note(history, skipped);
+  byId("unknown-key").hidden = !drawn.some((one) => one.unknown);
   drawLast(history, named);
 }
 
 // Go to an event; its index counts from the first one that the model sees.
 export function showEvent(index) {
-  select(index, true);
+  select(drawn.findIndex((one) => one.index === index), true);
 }
 
 export function clearTimeline(words) {
   for (const id of ["timeline", "last"]) byId(id).replaceChildren();
   byId("detail").textContent = "";
   byId("timeline-note").textContent = words;
+  byId("unknown-key").hidden = true;
 }
 
 function drawLast({ items, kinds }, named) {
-  const first = Math.max(0, items.length - MAX_LAST);
-  const lines = items.slice(first).map((item, index) => {
-    const kind = kinds[first + index];
-    const line = element("li", {}, named(item));
+  const lines = drawn.slice(-MAX_LAST).map(({ index, unknown }) => {
+    const line = element("li", {}, named(unknown?.item ?? items[index]));
+    const kind = unknown ? unknown.kind : kinds[index];
     if (kind !== null) line.append(element("span", { class: "id" }, ` ${kind}`));
+    if (unknown) line.append(element("span", { class: "id" }, " (not known to the model yet)"));
     return line;
   });
   byId("last").replaceChildren(...lines.reverse());
 }
 
 function describer({ items, kinds, start, blockSize, contributions }, picked, recent, named) {
-  return (index) => {
+  return ({ index, unknown }) => {
+    if (unknown) {
+      const kind = unknown.kind === null ? "" : ` (${unknown.kind})`;
+      return `${named(unknown.item)}${kind}: not known to the model yet, does not count`;
+    }
     const share = contributions === null ? "" : `: ${signed(contributions[index])}`;
     const by = (picked.get(Math.floor(index / blockSize)) ?? []).map(nthLayer);
     const long = by.length ? `, long-term interest of the ${by.join(" and the ")}` : "";
@@ -105,37 +118,41 @@ function colour(share) {
   return level ? `${share > 0 ? "up" : "down"}-${level}` : "";
 }
 
-function cell(index, kind) {
+function cell(entry, kind) {
   const made = element("span", {
     class: kind,
     role: "option",
     tabindex: "-1",
     "aria-selected": "false",
-    "data-index": index,
+    "data-index": cells.length,
   });
-  cells[index] = made;
+  drawn.push(entry);
+  cells.push(made);
   return made;
 }
 
-function select(index, focus) {
-  if (cells[index] === undefined) return;
+// place: in what is drawn.
+function select(place, focus) {
+  if (cells[place] === undefined) return;
   const before = cells[current];
   if (before !== undefined) {
     before.tabIndex = -1;
     before.setAttribute("aria-selected", "false");
   }
-  current = index;
-  const chosen = cells[index];
+  current = place;
+  const chosen = cells[place];
   chosen.tabIndex = 0;
   chosen.setAttribute("aria-selected", "true");
   // Only the one that is read out needs its text.
-  chosen.setAttribute("aria-label", describe(index));
-  byId("detail").textContent = describe(index);
+  chosen.setAttribute("aria-label", describe(drawn[place]));
+  byId("detail").textContent = describe(drawn[place]);
   if (focus) chosen.focus();
 }
 
 function note({ items, start, length, layers }, skipped) {
   const parts = [`${number(length)} ${length === 1 ? "event" : "events"}, oldest first.`];
+  const others = drawn.filter((one) => one.unknown).length;
+  if (others > 0) parts.push(`${number(others)} more the model does not know yet.`);
   if (start > 0) parts.push(`The model sees the last ${number(items.length)}.`);
   if (skipped > 0) parts.push(`The last ${number(items.length - skipped)} are drawn.`);
   if (layers.length > 1) parts.push("Under a block: the layers that pick it, 1st, 2nd and so on.");
@@ -150,19 +167,18 @@ export function listenToTimeline() {
   });
   timeline.addEventListener("mouseover", (event) => {
     const over = event.target.closest("[data-index]");
-    if (over !== null) byId("detail").textContent = describe(Number(over.dataset.index));
+    if (over !== null) byId("detail").textContent = describe(drawn[Number(over.dataset.index)]);
   });
   timeline.addEventListener("mouseleave", () => {
-    if (cells[current] !== undefined) byId("detail").textContent = describe(current);
+    if (cells[current] !== undefined) byId("detail").textContent = describe(drawn[current]);
   });
   timeline.addEventListener("keydown", (event) => {
     const block = Number(timeline.dataset.block);
-    const first = Number(timeline.dataset.first);
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -block, ArrowDown: block };
-    const ends = { Home: first, End: cells.length - 1 };
+    const ends = { Home: 0, End: cells.length - 1 };
     if (!(event.key in steps) && !(event.key in ends)) return;
     event.preventDefault();
     const wanted = ends[event.key] ?? current + steps[event.key];
-    select(Math.min(Math.max(wanted, first), cells.length - 1), true);
+    select(Math.min(Math.max(wanted, 0), cells.length - 1), true);
   });
 }
