@@ -7,7 +7,8 @@ import socket
 import pytest
 from serving_runs import Process, write_run
 
-from blossomrec.files import digest, write_json
+from blossomrec.files import write_json
+from blossomrec.run import run_version
 from blossomrec.serving import Client
 from blossomrec.serving.announced import announced, announced_servers, local_url
 from blossomrec.updating.runs import Runs
@@ -26,7 +27,7 @@ def runs(tiny_log, tmp_path):
 
 
 def version(runs, name):
-    return digest(runs.path(name) / "model.safetensors")[:12]
+    return run_version(runs.path(name))
 
 
 def test_a_server_of_the_link_takes_the_run_it_leads_to(runs, tmp_path):
