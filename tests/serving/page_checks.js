@@ -1,7 +1,8 @@
 // What can be measured of a page's accessibility; gives a list of complaints in words.
 (() => {
   const complaints = [];
-  const shown = (one) => one.getClientRects().length > 0;
+  // Not inside details that are closed, either.
+  const shown = (one) => one.checkVisibility();
   const name = (one) => `${one.tagName.toLowerCase()}#${one.id}.${one.className}`;
 
   const channels = (colour) => {
