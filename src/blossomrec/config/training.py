@@ -38,7 +38,7 @@ class TrainingConfig:
         "new", "with --from: train on the events that the run was not trained on, or on all"
     )
     replay: float = option(
-        0.5,
+        0.9,
         "with --from and new events: share of an epoch that is old events, against forgetting",
         low=0,
         high=0.95,

@@ -19,8 +19,10 @@ from blossomrec.updating import DailyOptions, update
 from blossomrec.updating.runs import Runs
 
 # Of the events, the last ones in time; of the items, one in so many that is new by then.
-SHARE, ITEMS_PER_NEW = 0.05, 200
-MINUTES = 0.4
+SHARE, ITEMS_PER_NEW = 0.05, 100
+# The items that are met most are in fashion, with anybody: nothing tells whom they suit.
+FASHIONABLE = 40
+MINUTES = 0.5
 K, SHOWN_ITEMS = 10, 6
 
 
@@ -34,12 +36,12 @@ class Kept:
 
 
 def keep_back(events: pl.DataFrame) -> Kept:
-    """Keep the last events back; the items that are met most among them are new by then."""
+    """Keep the last events back; some items that are met often among them are new by then."""
     ordered = events.sort("timestamp", maintain_order=True)
     last = ordered.tail(max(1, round(SHARE * len(ordered))))
     count = max(1, events["item_id"].n_unique() // ITEMS_PER_NEW)
     most = last["item_id"].value_counts().sort("count", "item_id", descending=True)
-    new = most["item_id"].head(count).to_list()
+    new = most["item_id"].slice(min(FASHIONABLE, len(most) // 2), count).to_list()
     before = ordered.head(len(ordered) - len(last)).filter(~pl.col("item_id").is_in(new))
     return Kept(before, last, new)
 

@@ -168,7 +168,9 @@ class _Update:
         if config is None:
             config = read_run_config(self.runs.path(before)).config if before else RunConfig()
         if before is not None:
-            training = dataclasses.replace(config.training, minutes=float(self.options.minutes))
+            tokens = min(config.training.tokens_per_batch, self.options.tokens_per_batch)
+            limits = {"minutes": float(self.options.minutes), "tokens_per_batch": tokens}
+            training = dataclasses.replace(config.training, **limits)
             config = dataclasses.replace(config, training=training)
         from_run = None if before is None else self.runs.path(before)
         BlossomRec(config).fit(log, run, resume="auto", progress=self.progress, from_run=from_run)

@@ -36,6 +36,12 @@ class DailyOptions:
         "trained as its configuration says",
         low=0,
     )
+    tokens_per_batch: int = option(
+        1_024,
+        "most events in a batch of an update: what is new since the last one is little, and needs "
+        "some steps",
+        low=1,
+    )
     tolerance: float = option(
         0.01,
         "share of the NDCG@10 of the run in use that a new one may lack and be taken all the same",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from small_training import small_config, small_train
-from two_periods import SEES_ALL, two_periods
+from two_periods import SEES_ALL, SIMULATED, two_periods
 
 from blossomrec.data.log import EventLog
 from blossomrec.data.simulate import SimulationConfig, simulate
@@ -65,15 +64,6 @@ class Simulated:
     first: EventLog
     both: EventLog
     run: Path
-
-
-SIMULATED: dict[str, Any] = {
-    "hidden_size": 32,
-    "max_len": 40,
-    "tokens_per_batch": 512,
-    "epochs": 6,
-    "dropout": 0.1,
-}
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from small_training import logged, outcome, small_config, small_train
+from two_periods import SIMULATED
 
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.files import digest
@@ -14,7 +15,6 @@ from blossomrec.run import read_run_config, read_weights
 from blossomrec.training import trainer
 from blossomrec.training.checkpoint import Pace
 from blossomrec.training.warm_start.seen import seen_events
-from conftest import SIMULATED
 
 CONFIG = {"ema_decay": 0.9}
 
@@ -81,7 +81,7 @@ def test_the_first_lines_tell_it_too(old_run, both_log, tmp_path, capsys, monkey
     kept = both_log.num_items - 9
     assert f"from: {old_run}, {kept} items kept, 9 new, moments kept" in shown
     assert "new items begin by their events: 9, by content: 0, as rare ones: 0" in shown
-    assert "before training: ndcg@10 0." in shown and "new, 50% replay" in shown
+    assert "before training: ndcg@10 0." in shown and "new, 90% replay" in shown
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, 12])

@@ -26,6 +26,13 @@ PREPARED = {"kind": "kind", "context": ("shop", "price")}
 SEES_ALL = dict.fromkeys(
     ("content", "event_kinds", "request_kind", "context", "user_table", "time_gap"), "on"
 ) | {"request_time": "on", "clock": "on", "repeats": "on"}
+SIMULATED: dict[str, Any] = {
+    "hidden_size": 32,
+    "max_len": 40,
+    "tokens_per_batch": 512,
+    "epochs": 6,
+    "dropout": 0.1,
+}
 
 
 @dataclass(frozen=True)
