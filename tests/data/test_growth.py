@@ -167,6 +167,24 @@ class TestAppend:
 
 
 class TestOnce:
+    @pytest.mark.parametrize("folder", ["days", "days/dt=1"], ids=["plain", "partition"])
+    def test_files_of_a_folder_are_known_one_by_one(self, tmp_path, folder):
+        days = tmp_path / folder
+        days.mkdir(parents=True)
+        FIRST.write_csv(days / "first.csv")
+        SECOND.write_csv(days / "second.csv")
+        log = EventLog.prepare(days, tmp_path / "log")
+        for again in (days, days / "first.csv", days / "second.csv"):
+            assert not log.append(again).is_new
+        SECOND[:2].write_csv(days / "third.csv")
+        with pytest.raises(DataError, match=r"2 of 3 files were taken in before, such as .*first"):
+            log.append(days)
+        assert EventLog.open(log.folder).num_events == 10
+        assert log.append(days / "third.csv").events == 2
+        assert not log.append(days / "third.csv").is_new
+        # A key says that all of them are to be taken in.
+        assert log.append(days, key="all of them").events == 12
+
     def test_a_table_is_taken_in_once(self, tmp_path):
         FIRST.write_csv(tmp_path / "first.csv")
         SECOND.write_csv(tmp_path / "second.csv")

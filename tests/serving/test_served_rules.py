@@ -390,6 +390,12 @@ def test_who_is_unknown_gets_the_fallback_by_the_other_rules(ruled, ruled_run, r
         assert found == ruled.recommend(**body, **more)
         mine = Rules(fallback="recent-popularity", **more)
         assert [one["item"] for one in found] == offline_fallback(ruled_run, ruled_log, mine, 9)
+    # So does a history of which no item is known.
+    given = {"history": ["never seen"], "k": 9}
+    refusal(ruled, given, 422, "no_known_item")
+    mine = Rules(fallback="recent-popularity")
+    by_fallback = ruled.recommend(**given, fallback="recent-popularity")
+    assert [one["item"] for one in by_fallback] == offline_fallback(ruled_run, ruled_log, mine, 9)
     known = users_of(ruled_log)[0]
     usual = ruled.recommend(user_id=known)
     assert ruled.recommend(user_id=known, fallback="recent-popularity") == usual

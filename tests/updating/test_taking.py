@@ -153,6 +153,21 @@ def test_an_older_copy_of_the_store_is_matched(fresh, tmp_path):
     assert fresh.logged() - before == {("user 3", "110", START + 3 * DAY): 1}
 
 
+def test_a_store_that_lacks_deletions_is_an_older_copy(fresh, tmp_path):
+    fresh.add("user 3", [100], day=1)
+    take(fresh)
+    shutil.copy(fresh.path, tmp_path / "copy.sqlite")
+    fresh.delete("user 4")
+    take(fresh)
+    shutil.copy(tmp_path / "copy.sqlite", fresh.path)
+    for rest in ("-wal", "-shm"):
+        Path(f"{fresh.path}{rest}").unlink(missing_ok=True)
+    before = fresh.logged()
+    with pytest.raises(RunError, match="counts 1 deletions fewer than at the last update"):
+        take(fresh)
+    assert fresh.logged() == before
+
+
 def test_a_log_that_was_prepared_anew_is_matched_where_that_is_told(fresh):
     take(fresh)
     fresh.a_day()

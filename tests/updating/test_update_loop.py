@@ -157,6 +157,32 @@ def test_training_that_was_stopped_goes_on_before_anything_is_taken(world, monke
     assert line["run"] == "00003" and world.logged() == world.stored()
 
 
+def test_a_run_with_the_weights_of_the_one_in_use_is_not_taken(world):
+    world.add("user 3", [100, 101])
+    line = world.update(with_options(CONFIG, {"learning_rate": 0.0}))
+    assert not line["taken"] and line["why"] == (
+        "training found nothing better than the run in use"
+    )
+    # What it did not learn from is new to the next one.
+    world.add("user 4", [102])
+    line = world.update(tolerance=1.0)
+    assert (line["run"], line["from"], line["taken"]) == ("00003", "00001", True)
+
+
+def test_wrong_options_leave_what_can_be_resumed(world, monkeypatch):
+    world.a_day()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "judge", _kill)
+        with pytest.raises(KeyboardInterrupt):
+            world.update()
+    files = {path: path.read_bytes() for path in (world.runs / "00002").rglob("*.safetensors")}
+    with pytest.raises(ConfigError, match="hidden_size is 24"):
+        world.update(with_options(CONFIG, {"hidden_size": 24}))
+    assert files and all(path.read_bytes() == before for path, before in files.items())
+    assert not list(world.runs.glob(".0*"))
+    assert world.update(tolerance=1.0)["run"] == "00002"
+
+
 def test_what_cannot_be_resumed_begins_again(world, monkeypatch):
     world.a_day()
     with monkeypatch.context() as patch:
@@ -218,9 +244,10 @@ def test_damaged_files_are_named(world, runs):
     with pytest.raises(RunError, match=r"update\.json is damaged"):
         world.update()
     (world.runs / "update.json").unlink()
-    (world.runs / "updates.jsonl").write_text("[]\n")
-    with pytest.raises(RunError, match=r"updates\.jsonl is damaged"):
-        world.update()
+    for line in ("[]", '{"run": "00001"}'):
+        (world.runs / "updates.jsonl").write_text(f"{line}\n")
+        with pytest.raises(RunError, match=r"updates\.jsonl is damaged"):
+            world.update()
     runs.link.unlink()
     runs.link.mkdir()
     with pytest.raises(RunError, match="current is no link"):

@@ -34,7 +34,7 @@ from blossomrec.data.reading.features import FeatureColumns, read_features
 from blossomrec.data.reading.kinds import CONTEXT_KINDS, parse_kinds
 from blossomrec.data.reading.options import EventOptions, PrepareOptions
 from blossomrec.data.reading.tables import EventTable, describe, read_table
-from blossomrec.data.source_keys import content_key, file_key
+from blossomrec.data.source_keys import content_key, file_key, keys_of_files
 from blossomrec.data.units import ORDER, UNITS, unit_of_times
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.data.windows import boundaries
@@ -100,7 +100,7 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         "fields": fields.to_dict(),
         "options": options.recorded(),
         # What is taken in already, so that no append takes it in again.
-        "sources": {key: read},
+        "sources": dict.fromkeys(keys_of_files(source, options), 0) | {key: read},
         "summary": summary,
     }
     user_vocabulary, item_vocabulary = Vocabulary(kept_users), Vocabulary(kept_items)

@@ -25,6 +25,13 @@ def file_key(source: Any, options: ReadOptions) -> str | None:
     return None
 
 
+def keys_of_files(source: Any, options: ReadOptions) -> dict[str, Path]:
+    """Each of a source's files by the key that it has alone; none for a frame."""
+    if isinstance(source, (str, Path)):
+        return SourceFiles(Path(source), options).digests()
+    return {}
+
+
 def content_key(ids: Sequence[pl.Series], events: EventArrays, fields: EventFields) -> str:
     """A digest of events by user, then time.
 
@@ -33,10 +40,10 @@ def content_key(ids: Sequence[pl.Series], events: EventArrays, fields: EventFiel
         events: with positions in those.
         fields: names of the kinds and categories of the events, each sorted.
     """
-    digest = hashlib.sha256(json.dumps(fields.to_dict()).encode())
+    found = hashlib.sha256(json.dumps(fields.to_dict()).encode())
     for one in ids:
-        digest.update(Vocabulary(one).fingerprint.encode())
+        found.update(Vocabulary(one).fingerprint.encode())
     for name, array in vars(events).items():
         if array is not None:
-            digest.update(f"{name} {array_digest(array)}\n".encode())
-    return digest.hexdigest()
+            found.update(f"{name} {array_digest(array)}\n".encode())
+    return found.hexdigest()

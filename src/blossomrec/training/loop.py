@@ -114,6 +114,8 @@ def train(
         with closing(run_log), display, Interrupts() as interrupts:
             trainer.start(checkpoint, keep=began is not None)
             stopped = trainer.run(interrupts)
+        if trainer.state.best_epoch and began is not None:
+            write_seen(run, log, split.train_end)
         if trainer.state.best_epoch or began is not None:
             model.load_state_dict(read_weights(run / "model.safetensors"))
     model.eval()
@@ -129,7 +131,11 @@ def _describe_run(
     began: Ancestor | None,
 ) -> None:
     """Write what the run is, on what it is trained, and as which other one it began."""
-    write_seen(run, log, split.train_end)
+    # Until something is better, the weights are those that have not learned what is new.
+    if began is not None and config.training.events == "new":
+        write_seen(run, log, began.seen)
+    else:
+        write_seen(run, log, split.train_end)
     if began is None:
         write_run_config(run, config, log)
         return

@@ -18,7 +18,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, DataError, RunError, TrainingError
 from blossomrec.files import locked, remove
 from blossomrec.recommender import BlossomRec
-from blossomrec.run import read_run_config
+from blossomrec.run import read_run_config, read_weights
 from blossomrec.updating.gate import judge
 from blossomrec.updating.options import DailyOptions
 from blossomrec.updating.rollback import go_back
@@ -159,8 +159,17 @@ class _Update:
             # What was begun cannot be gone on with, such as with other options: it begins again.
             if not begun:
                 raise
-            remove(run)
-            self._fit(log, run)
+            # Not lost where these options are wrong in any case.
+            aside = run.with_name(f".{run.name}")
+            remove(aside)
+            run.rename(aside)
+            try:
+                self._fit(log, run)
+            except (RunError, ConfigError):
+                remove(run)
+                aside.rename(run)
+                raise
+            remove(aside)
 
     def _fit(self, log: EventLog, run: Path) -> None:
         before = self.state["from"]
@@ -179,6 +188,8 @@ class _Update:
         before, run = self.state["from"], self.runs.path(self.state["run"])
         if before is None:
             return {"taken": True, "why": "the first run"}
+        if _same_weights(run, self.runs.path(before)):
+            return {"taken": False, "why": "training found nothing better than the run in use"}
         options = self.options
         verdict = judge(
             run, self.runs.path(before), log, tolerance=options.tolerance, most=options.cases
@@ -258,3 +269,8 @@ def _is_of_another(run: Path, log: EventLog) -> bool:
     except RunError:
         return True
     return bool(differences(known or {}, log.identity))
+
+
+def _same_weights(first: Path, second: Path) -> bool:
+    one, other = (read_weights(run / "model.safetensors") for run in (first, second))
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)

@@ -87,8 +87,8 @@ class Runs:
             found = [json.loads(line) for line in lines]
         except ValueError as error:
             raise RunError(f"{path} is damaged: {error}") from error
-        if not all(isinstance(one, dict) for one in found):
-            raise RunError(f"{path} is damaged: a line is no object")
+        if not all(isinstance(one, dict) and "started" in one for one in found):
+            raise RunError(f"{path} is damaged: a line tells of no update")
         return found
 
     def record(self, line: dict[str, Any]) -> None:

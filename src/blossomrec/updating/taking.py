@@ -157,11 +157,16 @@ class Taking:
 
     @staticmethod
     def _check_deleted(new: NewEvents, name: str, counted: int) -> None:
-        """RunError where more users are missing than the store has deleted."""
-        if len(new.deleted) > max(0, counted):
+        """RunError where more users are missing than the store has deleted, or deletions are."""
+        if counted < 0:
+            raise RunError(
+                f"{name} counts {-counted:,} deletions fewer than at the last update: it is an "
+                "older copy; give --restored to match it with the log, and forget nobody"
+            )
+        if len(new.deleted) > counted:
             raise RunError(
                 f"{len(new.deleted):,} users are missing from {name}, which counts "
-                f"{max(0, counted):,} deletions since the last update: it is another store, or an "
+                f"{counted:,} deletions since the last update: it is another store, or an "
                 "older copy; give --restored to match it with the log, and forget nobody"
             )
 

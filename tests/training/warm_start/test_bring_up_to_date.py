@@ -61,6 +61,19 @@ def test_an_update_beats_the_run_on_the_events_of_the_second_period(simulated, t
     assert new.metrics["ndcg@10"] > 0.8 * before
 
 
+def test_a_run_that_got_no_better_has_not_learned_what_is_new(simulated, tmp_path):
+    log = simulated.both
+    seen = {}
+    for rate in (0.0, 5e-3):
+        config = small_config(**SIMULATED | {"epochs": 2, "learning_rate": rate})
+        result = small_train(log, config, tmp_path / str(rate), ancestor=simulated.run)
+        assert (result.best_epoch == 0) == (rate == 0.0)
+        ends = np.diff(log.offsets)
+        seen[rate] = seen_events(tmp_path / str(rate), log, ends)
+    assert np.array_equal(seen[0.0], seen_events(simulated.run, log, np.diff(log.offsets)))
+    assert (seen[5e-3] >= seen[0.0]).all() and (seen[5e-3] > seen[0.0]).any()
+
+
 def test_a_run_tells_what_it_began_as(old_run, undisturbed, both_log):
     told = read_run_config(undisturbed).ancestor
     assert told == {

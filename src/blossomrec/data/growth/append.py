@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from blossomrec.data.log import ITEMS, USERS, EventLog
 from blossomrec.data.log_folder import changing
 from blossomrec.data.reading.columns import Column
 from blossomrec.data.reading.features import FeatureColumns, read_features
-from blossomrec.data.source_keys import file_key
+from blossomrec.data.source_keys import file_key, keys_of_files
 from blossomrec.errors import ConfigError, DataError
 
 # An append opens them all: with so many, one of them merges the log first.
@@ -41,6 +42,9 @@ def append_events(source: Any, folder: Path, options: AppendOptions) -> Appended
         key = options.key or file_key(source, options.reading(log.base))
         if key in sources:
             return Appended(str(key), is_new=False)
+        files = keys_of_files(source, options.reading(log.base))
+        if options.key is None:
+            _check_files(files, sources)
         new_events = NewEvents(source, log.base, options)
         key = key or new_events.key
         if key in sources:
@@ -49,9 +53,19 @@ def append_events(source: Any, folder: Path, options: AppendOptions) -> Appended
         new = _told(log, segment, key)
         with change.new_segment() as (place, told):
             told |= segment.save(place)
-            sources[key] = new.events
+            sources |= dict.fromkeys(files, 0) | {key: new.events}
             change.description["fields"] = new_events.fields.to_dict()
     return new
+
+
+def _check_files(files: Mapping[str, Path], sources: Mapping[str, int]) -> None:
+    """DataError where some files of a table were taken in before, and others were not."""
+    again = [path for key, path in files.items() if key in sources]
+    if again:
+        raise DataError(
+            f"{len(again)} of {len(files)} files were taken in before, such as {again[0]}: append "
+            "the others alone, or give a key to take in all of them"
+        )
 
 
 def _segment(log: GrownLog, new_events: NewEvents, options: AppendOptions) -> Segment:

@@ -90,11 +90,19 @@ class SourceFiles:
         return table, [one.height for one in tables], lines if self.textual else None
 
     def digest(self) -> str:
-        """SHA-256 of the content of all files and of the columns in their paths."""
-        if len(self.files) == 1 and not self.files[0].partition:
-            return digest(self.files[0].path)
-        parts = sorted(f"{sorted(one.partition.items())} {digest(one.path)}" for one in self.files)
+        """Of the content of all files, and of what their folders say; not of their names."""
+        parts = sorted(map(_told, self.files))
+        if len(parts) == 1:
+            return next(iter(self.digests()))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def digests(self) -> dict[str, Path]:
+        """Each file by the digest that it has alone."""
+        found = {}
+        for one in self.files:
+            own = hashlib.sha256(_told(one).encode()).hexdigest() if one.partition else None
+            found[own or digest(one.path)] = one.path
+        return found
 
     def _text(self, file: _File) -> TextFile:
         return TextFile.of(file.path, file.kind, self._options)
@@ -108,6 +116,11 @@ class SourceFiles:
         if self.textual:
             return self._text(file).read_columns(names)
         return read_parquet(file.path, names), 0
+
+
+def _told(file: _File) -> str:
+    """What the folders of a file say, and the digest of its content."""
+    return f"{sorted(file.partition.items())} {digest(file.path)}"
 
 
 def _found(path: Path) -> Iterator[_File]:

@@ -165,24 +165,36 @@ class Service:
         version = self.version
         ruled = await self._ruled(version, rules or {}, filter_viewed)
         catalogue = version.catalogue
-        given = None if history is None else self._given(version, history)
+        given, known = None, True
+        if history is not None:
+            try:
+                given = self._given(version, history)
+            except Refusal as refusal:
+                if not _falls_back(ruled, refusal):
+                    raise
+                known = False
         among = None if items is None else np.unique(catalogue.known_rows(items, "items"))
         viewed = version.filter_viewed if filter_viewed is None else filter_viewed
         choice = Choice(k, [catalogue.known(exclude)], among, ruled)
         request = Request(user, given, choice, viewed, _second(at), version.known.kind(kind))
         if ruled is not None and ruled.exclude_seen_days is not None:
             request = _since(version, request, history, ruled.exclude_seen_days)
-        best = await self._best(version, request)
-        return version, _named(version, best)
+        best = self._best if known else self._by_fallback
+        return version, _named(version, await best(version, request))
 
     async def _best(self, version: ModelVersion, request: Request) -> Best:
         """The best items; by the fallback, if there is one, where nothing is known of the user."""
-        ruled = request.choice.rules
         try:
             return await self._waited(self._engine.recommend(version, request))
         except Refusal as refusal:
-            if ruled is None or ruled.fallback is None or refusal.code not in NOTHING_KNOWN:
+            if not _falls_back(request.choice.rules, refusal):
                 raise
+        return await self._by_fallback(version, request)
+
+    async def _by_fallback(self, version: ModelVersion, request: Request) -> Best:
+        """What the fallback, which there is, has for anybody."""
+        ruled = request.choice.rules
+        assert ruled is not None and ruled.fallback is not None
         scores, nothing = ruled.fallback, np.empty(0, np.int64)
         kind = version.known.fields.kinds[request.kind - 1] if request.kind else None
         asked = AskedFor(request.user, nothing, request.at, kind)
@@ -408,6 +420,11 @@ def _tell(open_store: Callable[[], EventStore]) -> None:
         f"{counts.events:,}",
         f"their times in {unit}" if unit else "the unit of their times not known",
     )
+
+
+def _falls_back(rules: ItemRules | None, refusal: Refusal) -> bool:
+    """Whether there is a fallback for a user or history that was refused."""
+    return rules is not None and rules.fallback is not None and refusal.code in NOTHING_KNOWN
 
 
 def _since(
