@@ -96,11 +96,19 @@ def planned(
     seeds: Iterable[int],
     out: Path,
     epochs: int | None = None,
+    models: Iterable[str] = (),
 ) -> Plan:
-    """The plan of a table; ConfigError where an option of a training is out of bounds."""
+    """The plan of a table, or of some models of it by name.
+
+    Raises:
+        ConfigError: an option of a training is out of bounds, or a model is not in the table.
+    """
+    for name in models:
+        study.known_or_refused(name, [form.name for form in table.forms])
     trainings = [
         Training(dataset, form, max_len, seed, epochs)
         for dataset, form, max_len in table.cells(datasets)
+        if not models or form.name in models
         # A baseline is the same whatever the seed.
         for seed in ((0,) if form.baseline else seeds)
     ]
@@ -121,6 +129,7 @@ def reproduce(
     runs: Path = Path("runs/reproduce"),
     seeds: list[int] | None = None,
     datasets: list[str] | None = None,
+    models: list[str] | None = None,
     epochs: int | None = None,
     jobs: int = 1,
     seconds: float = FOREVER,
@@ -136,6 +145,7 @@ def reproduce(
         runs: where the run folders go; training that was stopped goes on
         seeds: of the training, each a training of its own; 0, 1 and 2 without it
         datasets: some of the table's; all without it
+        models: some of the table's, by their names in the lines; all without it
         epochs: most epochs, if other than a data set's own
         jobs: how many train at the same time, on the GPUs in turn
         seconds: until all has to end; what is not done goes on in the next call
@@ -145,14 +155,15 @@ def reproduce(
         Whether parity held, of efficiency.
 
     Raises:
-        ConfigError: the table, a data set or a number is wrong; nothing is begun.
+        ConfigError: the table, a data set, a model or a number is wrong; nothing is begun.
         BlossomRecError: some did not finish, after all others have; the message names them.
     """
     study.check_jobs(jobs)
     if table == EFFICIENCY:
         from benchmarks.accuracy.efficiency import measure_efficiency
 
-        given = {"logs": logs, "seeds": seeds, "datasets": datasets, "epochs": epochs}
+        given = {"logs": logs, "seeds": seeds, "datasets": datasets}
+        given |= {"models": models, "epochs": epochs}
         for name, value in given.items():
             if value is not None:
                 raise ConfigError(f"--{name} is for tables of trainings, not for {EFFICIENCY}")
@@ -161,7 +172,7 @@ def reproduce(
     if logs is None:
         raise ConfigError(f"{table} needs --logs, the folder of prepared logs")
     of = list(dict.fromkeys(seeds or (0, 1, 2)))
-    plan = planned(wanted, chosen_datasets, of, out, epochs)
+    plan = planned(wanted, chosen_datasets, of, out, epochs, models or ())
     print(plan.say(table, out), flush=True)
     if dry_run:
         return True

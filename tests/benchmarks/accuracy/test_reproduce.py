@@ -93,6 +93,8 @@ def test_what_it_costs_is_said_before_anything_is_done(logs, tmp_path, capsys, m
     )
     reproduce.reproduce("tiny", epochs=200, **given)
     assert "4 of them take 3.0 hours one after" in capsys.readouterr().out
+    reproduce.reproduce("tiny", models=["random"], **given)
+    assert "tiny: 3 trainings" in capsys.readouterr().out
     assert not out.exists() and not (tmp_path / "runs").exists()
 
 
@@ -220,6 +222,7 @@ def test_efficiency_leaves_out_what_was_measured_here(tmp_path, capsys, monkeypa
         (["ablation", "--logs", "logs", "--jobs", "0"], ["jobs is 0"]),
         (["ablation", "--logs", "logs", "--seeds", "-1"], ["training.seed is -1"]),
         (["ablation", "--logs", "logs", "--epochs", "0"], ["training.epochs is 0"]),
+        (["ablation", "--logs", "logs", "--models", "SASRecs"], ["'SASRecs' is not known"]),
         (["efficiency", "--seeds", "1"], ["--seeds is for tables of trainings"]),
     ],
 )
