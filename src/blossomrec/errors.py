@@ -28,6 +28,10 @@ class DataError(BlossomRecError):
     """A table of events, a prepared log or a list of items is wrong."""
 
 
+class NoEventsError(DataError):
+    """A table has the columns of events, but no rows."""
+
+
 class ConfigError(BlossomRecError):
     """An option is wrong or does not fit another one; the message names the option."""
 

@@ -58,6 +58,11 @@ def test_an_order_has_no_periods(ordered_log):
 
 
 def test_nothing_before_the_first_is_refused(days):
+    later = {"until": "2100-01-01", "period": "1d", "periods": 2}
+    with pytest.raises(
+        DataError, match=r"has no event in the 2 periods of 1d: the first one begins"
+    ):
+        periods_of(days, RollingOptions(**later))
     with pytest.raises(DataError, match=r"no event before the first of 10 periods of 1d"):
         periods_of(days, RollingOptions(periods=10))
 

@@ -85,6 +85,15 @@ def test_tables_are_taken_beside_a_store_or_without_one(world, tmp_path):
     assert world.logged() == expected
 
 
+def test_a_table_of_a_day_without_events_keeps_no_other_away(world, tmp_path):
+    days = tmp_path / "days"
+    days.mkdir()
+    walks(range(40, 43)).head(0).write_csv(days / "1.csv")
+    walks(range(40, 43)).write_csv(days / "2.csv")
+    line = world.update(store=None, events=[days], tolerance=1.0)
+    assert [one["table"] for one in line["taken_in"].values()] == [str(days / "2.csv")]
+
+
 def test_a_catalogue_comes_with_the_events(tmp_path, one_thread):
     table = pl.DataFrame({"item_id": range(100, 150), "genre": ["a", "b"] * 25})
     world = World(tmp_path).begin(items=table)
@@ -271,6 +280,8 @@ def test_wrong_input_is_named_and_nothing_is_written(world, tmp_path):
     for wrong in ({"keep": 0}, {"tolerance": 2.0}, {"minutes": -1.0}, {"every": "often"}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             world.update(**wrong)
+    with pytest.raises(ConfigError, match="restored is for one update"):
+        world.update(every="1d", restored=True)
     with pytest.raises(DataError, match="does not exist"):
         world.update(events=[tmp_path / "none.parquet"])
     left = {world.runs / "update.json"}

@@ -206,7 +206,7 @@ def rolling(
 
     Example:
         >>> rolled = rolling("log", "rolling", period="1d", periods=7)
-        >>> rolled.totals()["update"].values["metrics"]["ndcg@10"]
+        >>> rolled.shares("update")  # of retraining: NDCG@10, seconds
     """
     where = log.folder if isinstance(log, EventLog) else log
     known = [entry.name for entry in dataclasses.fields(RollingOptions)]

@@ -49,7 +49,8 @@ def periods_of(log: EventLog, options: RollingOptions) -> list[Period]:
     """The periods that the options ask for, oldest first.
 
     Raises:
-        DataError: the log has an order and no times, or no event before the first period.
+        DataError: the log has an order and no times, or no event before the first period or from
+            its start on.
         ConfigError: a length or a moment is none, or a period is shorter than the unit of times.
     """
     if not log.has_times:
@@ -69,7 +70,12 @@ def periods_of(log: EventLog, options: RollingOptions) -> list[Period]:
         Period(number, stop - (count - number + 1) * length, stop - (count - number) * length)
         for number in range(1, count + 1)
     ]
-    first = log.summary["time"]["first"]
+    first, last = (log.summary["time"][name] for name in ("first", "last"))
+    if last < found[0].start:
+        raise DataError(
+            f"{log.folder} has no event in the {count} periods of {options.period}: the first one "
+            f"begins at {moment(log, found[0].start)}, and the log ends at {moment(log, last)}"
+        )
     if not first < found[0].start:
         raise DataError(
             f"{log.folder} has no event before the first of {count} periods of {options.period}: "

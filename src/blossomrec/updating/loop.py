@@ -109,6 +109,8 @@ class _Update:
     def _take_in(self) -> None:
         """Append what is new to the log."""
         self._save()
+        if self.options.store is None and not self.options.events:
+            self.tell("no store and no tables are given: what the log has is taken")
         for taken in take_in(self.log, self.runs.folder, self.options):
             self.state["taken_in"][taken.key] = taken.counts
             self._save()

@@ -73,6 +73,8 @@ class DailyOptions:
         check(self)
         if self.every is not None:
             seconds_of(self.every)
+            if self.restored:
+                raise ConfigError("restored is for one update: give it without every")
         return self
 
 

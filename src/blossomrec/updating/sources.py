@@ -12,7 +12,7 @@ from blossomrec.data.growth.append import append_events
 from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.log import EventLog
 from blossomrec.data.reading.files import SourceFiles
-from blossomrec.errors import ConfigError, DataError
+from blossomrec.errors import ConfigError, DataError, NoEventsError
 from blossomrec.serving.stores import store_opener
 from blossomrec.serving.stores.store import EventStore
 from blossomrec.updating.options import DailyOptions
@@ -49,7 +49,11 @@ def take_in(log: Path, folder: Path, options: DailyOptions) -> Iterator[TakenIn]
         if taken is not None:
             yield _from_store(taken)
     for file in _files(options.events or (), log):
-        new = append_events(file, log, AppendOptions(items=options.items))
+        try:
+            new = append_events(file, log, AppendOptions(items=options.items))
+        except NoEventsError:
+            # Of a day on which nothing happened; the tables of other days are taken.
+            continue
         if new.is_new:
             counts = {"events": new.events, "table": str(file)}
             yield TakenIn(new.key, counts, f"{new.events:,} new events from {file}")

@@ -19,7 +19,7 @@ from blossomrec.data.reading.files import (
 from blossomrec.data.reading.ids import read_ids
 from blossomrec.data.reading.kinds import read_context, read_event_kinds
 from blossomrec.data.reading.options import ReadOptions, find_columns
-from blossomrec.errors import DataError, MissingExtraError
+from blossomrec.errors import DataError, MissingExtraError, NoEventsError
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read_table(
     _refuse_shared(names)
     table, files, lines = _load(source, names, options)
     if table.height == 0:
-        raise DataError(f"{describe(source)} has no events: it has columns, but no rows")
+        raise NoEventsError(f"{describe(source)} has no events: it has columns, but no rows")
     read = {}
     for role, name in names.items():
         values = table.drop_in_place(role)
