@@ -121,7 +121,7 @@ def test_types_that_differ_are_brought_together_or_refused(tmp_path):
 
 def test_the_digest_is_of_contents_and_partitions_not_of_names(tmp_path):
     def digest(path) -> str:
-        return SourceFiles(path, ReadOptions()).digest()
+        return SourceFiles(path, ReadOptions()).digests().whole
 
     folder = write(tmp_path / "in", "csv", "dt=1/a.csv", "dt=2/a.csv", "dt=3/a.csv")
     known = digest(folder)

@@ -34,7 +34,7 @@ from blossomrec.data.reading.features import FeatureColumns, read_features
 from blossomrec.data.reading.kinds import CONTEXT_KINDS, parse_kinds
 from blossomrec.data.reading.options import EventOptions, PrepareOptions
 from blossomrec.data.reading.tables import EventTable, describe, read_table
-from blossomrec.data.source_keys import content_key, file_key, keys_of_files
+from blossomrec.data.source_keys import content_key, file_keys
 from blossomrec.data.units import ORDER, UNITS, unit_of_times
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.data.windows import boundaries
@@ -58,7 +58,8 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
     del events, table, kinds, context
     _check_enough(describe(source), users, items)
     arrays = arrays.sorted()
-    key = file_key(source, options) or content_key((users, items), arrays, fields)
+    whole, files = file_keys(source, options)
+    key = whole or content_key((users, items), arrays, fields)
     arrays, ties = order_ties(arrays, options.ties, describe(source))
     arrays, dropped = drop_events(arrays, options)
     kept_users, kept_items, arrays = _renumber(users, items, arrays)
@@ -100,7 +101,7 @@ def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
         "fields": fields.to_dict(),
         "options": options.recorded(),
         # What is taken in already, so that no append takes it in again.
-        "sources": dict.fromkeys(keys_of_files(source, options), 0) | {key: read},
+        "sources": dict.fromkeys(files, 0) | {key: read},
         "summary": summary,
     }
     user_vocabulary, item_vocabulary = Vocabulary(kept_users), Vocabulary(kept_items)

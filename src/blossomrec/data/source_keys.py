@@ -13,23 +13,16 @@ import polars as pl
 from blossomrec.data.event_arrays import EventArrays
 from blossomrec.data.fields import EventFields
 from blossomrec.data.identity import array_digest
-from blossomrec.data.reading.files import SourceFiles
+from blossomrec.data.reading.files import SourceDigests, SourceFiles
 from blossomrec.data.reading.options import ReadOptions
 from blossomrec.data.vocabulary import Vocabulary
 
 
-def file_key(source: Any, options: ReadOptions) -> str | None:
-    """A digest of the content of a source's files; None for a frame."""
-    if isinstance(source, (str, Path)):
-        return SourceFiles(Path(source), options).digest()
-    return None
-
-
-def keys_of_files(source: Any, options: ReadOptions) -> dict[str, Path]:
-    """Each of a source's files by the key that it has alone; none for a frame."""
+def file_keys(source: Any, options: ReadOptions) -> SourceDigests:
+    """Digests of the content of a source's files; of a frame None, and no files."""
     if isinstance(source, (str, Path)):
         return SourceFiles(Path(source), options).digests()
-    return {}
+    return SourceDigests(None, {})
 
 
 def content_key(ids: Sequence[pl.Series], events: EventArrays, fields: EventFields) -> str:
@@ -40,10 +33,10 @@ def content_key(ids: Sequence[pl.Series], events: EventArrays, fields: EventFiel
         events: with positions in those.
         fields: names of the kinds and categories of the events, each sorted.
     """
-    found = hashlib.sha256(json.dumps(fields.to_dict()).encode())
+    digest = hashlib.sha256(json.dumps(fields.to_dict()).encode())
     for one in ids:
-        found.update(Vocabulary(one).fingerprint.encode())
+        digest.update(Vocabulary(one).fingerprint.encode())
     for name, array in vars(events).items():
         if array is not None:
-            found.update(f"{name} {array_digest(array)}\n".encode())
-    return found.hexdigest()
+            digest.update(f"{name} {array_digest(array)}\n".encode())
+    return digest.hexdigest()

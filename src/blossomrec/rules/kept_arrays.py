@@ -55,6 +55,8 @@ class KeptArrays:
 
     def _put(self, key: Hashable, array: np.ndarray) -> None:
         size = array.nbytes + _text_bytes(key) + OVERHEAD
+        if size > self.budget:
+            return
         with self._lock:
             _, before = self._kept.pop(key, (None, 0))
             self._kept[key] = array, size

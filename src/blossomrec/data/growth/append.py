@@ -21,7 +21,7 @@ from blossomrec.data.log import ITEMS, USERS, EventLog
 from blossomrec.data.log_folder import changing
 from blossomrec.data.reading.columns import Column
 from blossomrec.data.reading.features import FeatureColumns, read_features
-from blossomrec.data.source_keys import file_key, keys_of_files
+from blossomrec.data.source_keys import file_keys
 from blossomrec.errors import ConfigError, DataError
 
 # An append opens them all: with so many, one of them merges the log first.
@@ -39,10 +39,10 @@ def append_events(source: Any, folder: Path, options: AppendOptions) -> Appended
             merge_segments(change)
         log = GrownLog(folder, change.description)
         sources = change.description.setdefault("sources", {})
-        key = options.key or file_key(source, options.reading(log.base))
+        whole, files = file_keys(source, options.reading(log.base))
+        key = options.key or whole
         if key in sources:
             return Appended(str(key), is_new=False)
-        files = keys_of_files(source, options.reading(log.base))
         if options.key is None:
             _check_files(files, sources)
         new_events = NewEvents(source, log.base, options)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import polars as pl
@@ -33,6 +34,13 @@ class _File:
     path: Path
     kind: str
     partition: dict[str, str | None]
+
+
+class SourceDigests(NamedTuple):
+    """SHA-256 of all files of a source together, and each file by the one that it has alone."""
+
+    whole: str | None
+    files: dict[str, Path]
 
 
 class SourceFiles:
@@ -89,20 +97,21 @@ class SourceFiles:
             table = _with_integers(table, [role for role in names if str(names[role]) in paths])
         return table, [one.height for one in tables], lines if self.textual else None
 
-    def digest(self) -> str:
-        """Of the content of all files, and of what their folders say; not of their names."""
-        parts = sorted(map(_told, self.files))
-        if len(parts) == 1:
-            return next(iter(self.digests()))
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def digests(self) -> dict[str, Path]:
-        """Each file by the digest that it has alone."""
-        found = {}
-        for one in self.files:
-            own = hashlib.sha256(_told(one).encode()).hexdigest() if one.partition else None
-            found[own or digest(one.path)] = one.path
-        return found
+    def digests(self) -> SourceDigests:
+        """Of the content of the files and of what their folders say, not of their names."""
+        contents = [digest(one.path) for one in self.files]
+        told = [
+            f"{sorted(one.partition.items())} {content}"
+            for one, content in zip(self.files, contents, strict=True)
+        ]
+        own = [
+            _hashed(text) if one.partition else content
+            for one, text, content in zip(self.files, told, contents, strict=True)
+        ]
+        whole = own[0] if len(own) == 1 else _hashed("\n".join(sorted(told)))
+        return SourceDigests(
+            whole, {key: one.path for key, one in zip(own, self.files, strict=True)}
+        )
 
     def _text(self, file: _File) -> TextFile:
         return TextFile.of(file.path, file.kind, self._options)
@@ -118,9 +127,8 @@ class SourceFiles:
         return read_parquet(file.path, names), 0
 
 
-def _told(file: _File) -> str:
-    """What the folders of a file say, and the digest of its content."""
-    return f"{sorted(file.partition.items())} {digest(file.path)}"
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _found(path: Path) -> Iterator[_File]:
