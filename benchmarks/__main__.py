@@ -48,6 +48,10 @@ VERBS = {
         "speed.event_cost:measure_events",
         "Time of one more event of one user on a processor, by model and history.",
     ),
+    "loss": (
+        "speed.catalogue_loss:measure_loss",
+        "Time and memory of the exact softmax over a large catalogue, beside its products.",
+    ),
     "bulk": (
         "speed.bulk_rate:measure_bulk",
         "Users for whom a catalogue is ranked in a second, with and without rules.",

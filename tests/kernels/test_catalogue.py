@@ -27,39 +27,62 @@ def relative_error(value, exact):
     return float((value.double() - exact.double()).norm() / exact.double().norm())
 
 
-@pytest.mark.parametrize("limit", [1, 1 << 14, 1 << 26], ids=["columns", "some", "one"])
+@pytest.fixture(params=[1, 3, 16], ids="{} processors".format, autouse=True)
+def processors(request, monkeypatch):
+    """Rows and items are cut into other parts on other devices."""
+    monkeypatch.setattr(catalogue_loss, "_processors", lambda device: request.param)
+
+
+def losses_and_gradients(hidden, weight, targets, shares=None):
+    lse, losses, of_rows = catalogue_loss.row_losses(hidden, weight, targets, differentiate=True)
+    of_items = catalogue_loss.catalogue_gradient(hidden, weight, targets, lse, shares)
+    assert {each.dtype for each in (lse, losses, of_rows, of_items)} == {torch.float32}
+    alone = catalogue_loss.row_losses(hidden, weight, targets, differentiate=False)
+    assert torch.equal(alone[0], lse) and torch.equal(alone[1], losses) and alone[2] is None
+    return lse, losses, (of_rows, of_items)
+
+
 @pytest.mark.parametrize(
-    "rows, items, size", [(1, 1, 16), (37, 129, 8), (150, 101, 50), (530, 300, 64)]
+    "rows, items, size",
+    [(1, 1, 16), (37, 129, 8), (150, 101, 50), (530, 300, 64), (130, 700, 16), (128, 256, 150)],
 )
-def test_sum_and_gradients(rows, items, size, limit):
-    hidden, weight, targets = problem(rows, items, size)
-    loss, gradients = catalogue_loss.summed_cross_entropy(hidden, weight, targets, limit, True)
-    exact = [each.double().requires_grad_() for each in (hidden, weight)]
-    expected = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="sum")
-    assert float(loss) == pytest.approx(float(expected.detach()), abs=1e-5 * rows)
-    for value, other in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
-        assert value.dtype == torch.float32
-        assert float((value - other).norm()) < 1e-3 * float(other.norm()) + 1e-5
-    assert catalogue_loss.summed_cross_entropy(hidden, weight, targets, limit, False)[1] == []
-
-
-@pytest.mark.parametrize("limit", [1 << 12, 1 << 26], ids=["some", "one"])
-def test_rows_without_target_count_nothing(limit):
-    hidden, weight, targets = problem(37, 129, 8)
-    targets[[0, 5, 36]] = -1
-    loss, gradients = catalogue_loss.summed_cross_entropy(hidden, weight, targets, limit, True)
+def test_losses_and_gradients(rows, items, size):
+    hidden, weight, targets = problem(rows, items, size, scale=64**-0.5)
+    lse, losses, gradients = losses_and_gradients(hidden, weight, targets)
     exact = [each.double().requires_grad_() for each in (hidden, weight)]
     logits = exact[0] @ exact[1].T
-    expected = F.cross_entropy(logits, targets, reduction="sum", ignore_index=-1)
-    assert relative_error(loss, expected.detach()) < 1e-5
+    expected = F.cross_entropy(logits, targets, reduction="none")
+    assert (lse - logits.logsumexp(1)).abs().max() < 1e-5
+    assert (losses - expected).abs().max() < 1e-5
+    for value, other in zip(gradients, torch.autograd.grad(expected.sum(), exact), strict=True):
+        assert float((value - other).norm()) < 1e-3 * float(other.norm()) + 1e-5
+
+
+def test_rows_without_target_count_nothing():
+    hidden, weight, targets = problem(37, 129, 8)
+    targets[[0, 5, 36]] = -1
+    lse, losses, gradients = losses_and_gradients(hidden, weight, targets)
+    exact = [each.double().requires_grad_() for each in (hidden, weight)]
+    logits = exact[0] @ exact[1].T
+    expected = F.cross_entropy(logits, targets, reduction="none", ignore_index=-1)
+    assert relative_error(losses, expected.detach()) < 1e-5
+    assert (lse[[0, 5, 36]] == torch.inf).all()
     assert (gradients[0][[0, 5, 36]] == 0).all()
-    for value, other in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
+    for value, other in zip(gradients, torch.autograd.grad(expected.sum(), exact), strict=True):
         assert relative_error(value, other) < 1e-3
 
 
-@pytest.mark.parametrize("limit", [1 << 12, 1 << 26], ids=["some", "one"])
+def test_small_probabilities_have_gradients():
+    """One of 65,536 that are alike would be less than the smallest normal number in 16 bits."""
+    hidden, weight = (torch.zeros(n, 16, device=DEVICE).half() for n in (2, 1 << 16))
+    hidden[0, 0] = 1.0
+    targets = torch.tensor([3, -1], device=DEVICE)
+    _, _, (_, of_items) = losses_and_gradients(hidden, weight, targets)
+    assert float(of_items[5, 0]) == pytest.approx(1 / (1 << 16), rel=1e-3)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_rows_count_as_their_weights_say(monkeypatch, limit, scale):
+def test_rows_count_as_their_weights_say(monkeypatch, scale):
     monkeypatch.setattr(fused, "usable", lambda x: True)
     hidden, weight, targets = problem(150, 129, 50)
     targets[[0, 5, 36]] = -1
@@ -68,7 +91,7 @@ def test_rows_count_as_their_weights_say(monkeypatch, limit, scale):
     weights[10:40] = 0
     leaves = [each.float().requires_grad_() for each in (hidden, weight)]
     with torch.autocast(DEVICE, torch.float16):
-        loss = cross_entropy(*leaves, targets, weights, chunk_elements=limit // 8)
+        loss = cross_entropy(*leaves, targets, weights)
     exact = [each.double().requires_grad_() for each in (hidden, weight)]
     losses = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="none", ignore_index=-1)
     shares = weights.double() * (targets >= 0)
@@ -80,9 +103,8 @@ def test_rows_count_as_their_weights_say(monkeypatch, limit, scale):
     assert (gradients[0][10:40] == 0).all()
 
 
-@pytest.mark.parametrize("limit", [1 << 12, 1 << 26], ids=["some", "one"])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_rows_have_losses_and_gradients_of_their_own(monkeypatch, limit, scale):
+def test_rows_have_losses_and_gradients_of_their_own(monkeypatch, scale):
     monkeypatch.setattr(fused, "usable", lambda x: True)
     hidden, weight, targets = problem(150, 129, 50)
     targets[[0, 5, 36]] = -1
@@ -91,7 +113,7 @@ def test_rows_have_losses_and_gradients_of_their_own(monkeypatch, limit, scale):
     counts[10:40] = 0
     leaves = [each.float().requires_grad_() for each in (hidden, weight)]
     with torch.autocast(DEVICE, torch.float16):
-        losses = row_cross_entropy(*leaves, targets, chunk_elements=limit // 8)
+        losses = row_cross_entropy(*leaves, targets)
     exact = [each.double().requires_grad_() for each in (hidden, weight)]
     expected = F.cross_entropy(exact[0] @ exact[1].T, targets, reduction="none", ignore_index=-1)
     assert relative_error(losses.detach(), expected.detach()) < 1e-5
@@ -104,9 +126,9 @@ def test_rows_have_losses_and_gradients_of_their_own(monkeypatch, limit, scale):
 
 def test_large_logits():
     hidden, weight, targets = problem(40, 200, 16, scale=100.0)
-    loss, _ = catalogue_loss.summed_cross_entropy(hidden, weight, targets, 1 << 20, False)
-    expected = F.cross_entropy(hidden.double() @ weight.double().T, targets, reduction="sum")
-    assert relative_error(loss, expected) < 1e-6
+    _, losses, _ = losses_and_gradients(hidden, weight, targets)
+    expected = F.cross_entropy(hidden.double() @ weight.double().T, targets, reduction="none")
+    assert relative_error(losses, expected) < 1e-6
 
 
 def test_the_loss_takes_the_kernels_where_it_may(monkeypatch):
@@ -114,9 +136,9 @@ def test_the_loss_takes_the_kernels_where_it_may(monkeypatch):
     hidden, weight, targets = problem(37, 129, 8)
     leaves = [each.float().requires_grad_() for each in (hidden, weight)]
     found = []
-    kernel = catalogue_loss.summed_cross_entropy
+    kernel = catalogue_loss.row_losses
     monkeypatch.setattr(
-        catalogue_loss, "summed_cross_entropy", lambda *a: found.append(a) or kernel(*a)
+        catalogue_loss, "row_losses", lambda *a, **k: found.append(a) or kernel(*a, **k)
     )
     with torch.autocast(DEVICE, torch.float16):
         loss = cross_entropy(*leaves, targets)

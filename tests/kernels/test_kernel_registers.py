@@ -18,7 +18,8 @@ TYPES = {
     **dict.fromkeys(ROWS_16, "*bf16"),
     **dict.fromkeys(("bias", "shift", "sums", "angles", "lse", "target_logits"), "*fp32"),
     **dict.fromkeys(("importance", "losses", "slopes", "counted"), "*fp32"),
-    **dict.fromkeys(("means", "grad_means", "result", "partial"), "*fp32"),
+    **dict.fromkeys(("means", "grad_means", "result", "partial", "gradient"), "*fp32"),
+    **dict.fromkeys(("gradients", "shares"), "*fp32"),
     **dict.fromkeys(("block_keys", "grad_q", "grad_keys"), "*bf16"),
     **dict.fromkeys(("samples", "firsts", "first_blocks", "lows", "counts", "ends"), "*i64"),
     **{"drawn": "*fp32", "cu_seqlens": "*i32", "table": "*i32", "bounds": "*i64"},
@@ -85,8 +86,8 @@ def compile_all(folder):
     window = {"S": 16, "WINDOW": 32, "G": 2, "D": 16, "PLACES": 32, "COLUMNS": 32}
     sums = {"G": 2, "R": 4, "D": 16, "S": 16, "D_BLOCK": 16}
     sums |= {"QUERIES": block_mass.QUERIES, "BLOCKS": block_mass.BLOCKS}
-    items = {"D": 128, "D_BLOCK": 128, "SPAN": catalogue_loss.SPAN}
-    items |= {"ROWS": catalogue_loss.ROWS, "ITEMS": catalogue_loss.ITEMS}
+    items = {"D": 128, "D_BLOCK": 128, "MEAN": True, "SHARED": True}
+    items |= {"ROWS": catalogue_loss.HELD, "ITEMS": catalogue_loss.HELD}
     choice = {"G": 2, "R": 4, "CAUSAL": True, "PLACES": 4_096}
     distilling = {"G": 2, "R": 4, "D": 16, "D_BLOCK": 16, "H_BLOCK": 8, "S": 16, "STEPS": 14}
     distilling |= {
@@ -127,9 +128,9 @@ def compile_all(folder):
         (scan.scan_backward_kernel, chunk),
     ]
     wide = [
-        (catalogue_loss.lse_kernel, items, catalogue_loss.WARPS),
-        (catalogue_loss.loss_kernel, items, 4),
-        (catalogue_loss.excess_kernel, items, catalogue_loss.WARPS),
+        (catalogue_loss.rows_kernel, items, catalogue_loss.WARPS),
+        (catalogue_loss.loss_kernel, items | {"ROWS": catalogue_loss.LOSS_ROWS}, 4),
+        (catalogue_loss.items_kernel, items, catalogue_loss.WARPS),
         (block_mass.divergence_kernel, choice, 16),
     ]
     found = [compile_kernel(kernel, constants, folder) for kernel, constants in kernels]
@@ -149,7 +150,7 @@ def test_no_register_spills(tmp_path):
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}
-    for name in ("add_norm_kernel", "add_norm_backward_kernel", "excess_kernel"):
+    for name in ("add_norm_kernel", "add_norm_backward_kernel", "items_kernel"):
         assert found[name]["wide_accesses"] > 0, name
 
 

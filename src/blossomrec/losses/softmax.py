@@ -39,14 +39,15 @@ def cross_entropy(
         targets: int64 [M], each in 0 .. I-1, or negative where the row is not to count.
         row_weights: [M], how much each row counts in the mean, 0 or more; all alike without.
         chunk_elements: largest number of logits held at once; about four times as many float32
-            numbers is what the loss needs beside its gradients.
+            numbers is what the loss needs beside its gradients. The kernels hold none.
         may_fuse: use the kernels of a GPU where they take this; False asks for plain PyTorch.
     """
     dtype = _factor_type(hidden, weight)
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    summed = _by_kernels if may_fuse and _kernels_take(hidden, dtype) else _by_tiles
+    kernels = may_fuse and _kernels_take(hidden, dtype)
+    summed = _by_kernels if kernels else partial(_by_tiles, chunk_elements)
     return _CatalogueCrossEntropy.apply(
-        hidden, weight, targets, row_weights, dtype, partial(summed, chunk_elements, differentiate)
+        hidden, weight, targets, row_weights, dtype, partial(summed, differentiate)
     )
 
 
@@ -60,8 +61,8 @@ def row_cross_entropy(
 ) -> Tensor:
     """As :func:`cross_entropy`, the losses of single rows, [M], each with a gradient of its own.
 
-    They are 0 where the target is negative. Logits are computed again for the gradients, since how
-    much rows count is not known before.
+    They are 0 where the target is negative. Logits are computed again for the gradient of the
+    catalogue, since how much rows count is not known before.
 
     Args:
         hidden, weight, targets, chunk_elements, may_fuse: as of :func:`cross_entropy`.
@@ -83,35 +84,27 @@ def _factor_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, weight.dtype)
 
 
-def _scaled(hidden: Tensor, shares: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows by their shares [M], of what was not rounded yet, and rounded in the same pass."""
-    return torch.mul(hidden, shares[:, None], out=torch.empty_like(hidden, dtype=dtype))
-
-
 class _Rows(NamedTuple):
     """Predictions as the products take them.
 
     factors: [M, D]. targets: [M]. shares: [M], how much each row counts; None for all alike.
-    scaled: [M, D], factors by shares, of which the gradient of the catalogue is made.
     """
 
     factors: Tensor
     targets: Tensor
     shares: Tensor | None
-    scaled: Tensor
 
     @staticmethod
     def of(hidden: Tensor, targets: Tensor, weights: Tensor | None, dtype: torch.dtype) -> _Rows:
         factors = hidden.to(dtype)
         if weights is None:
-            return _Rows(factors, targets, None, factors)
+            return _Rows(factors, targets, None)
         exact = torch.promote_types(dtype, torch.float32)
-        shares = row_shares(weights.to(exact).masked_fill(targets < 0, 0.0))
-        return _Rows(factors, targets, shares, _scaled(hidden, shares, dtype))
+        return _Rows(factors, targets, row_shares(weights.to(exact).masked_fill(targets < 0, 0.0)))
 
     def part(self, rows: slice) -> _Rows:
         shares = None if self.shares is None else self.shares[rows]
-        return _Rows(self.factors[rows], self.targets[rows], shares, self.scaled[rows])
+        return _Rows(self.factors[rows], self.targets[rows], shares)
 
     def sum(self, losses: Tensor) -> Tensor:
         return losses.sum() if self.shares is None else (losses * self.shares).sum()
@@ -149,12 +142,13 @@ class _RowCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, dtype, chunk_elements, kernels):
         ctx.dtype, ctx.chunk_elements, ctx.kernels = dtype, chunk_elements, kernels
+        factors, items = hidden.to(dtype), weight.to(dtype)
         with torch.autocast(hidden.device.type, enabled=False):
-            factors, items = hidden.to(dtype), weight.to(dtype)
             if kernels:
-                from blossomrec.models.fused.catalogue_loss import row_lse
+                from blossomrec.models.fused.catalogue_loss import row_losses
 
-                lse, losses = row_lse(factors, items, targets)
+                wanted = hidden.requires_grad or weight.requires_grad
+                lse, losses, of_rows = row_losses(factors, items, targets, differentiate=wanted)
             else:
                 parts, width = _tiles(chunk_elements, factors, items)
                 # Of no rows at all, too.
@@ -163,40 +157,39 @@ class _RowCrossEntropy(torch.autograd.Function):
                     for part in parts or [slice(0)]
                 ]
                 lse, losses = (torch.cat(each) for each in zip(*found, strict=True))
-        ctx.save_for_backward(hidden, weight, targets, lse)
+                of_rows = None
+        ctx.save_for_backward(hidden, weight, targets, lse, of_rows)
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        hidden, weight, targets, lse = ctx.saved_tensors
+        hidden, weight, targets, lse, of_rows = ctx.saved_tensors
         # In 16 bits small gradients of rows would be lost.
         top = torch.nn.functional.pad(grad.abs(), (0, 1)).amax()
         shares = grad / torch.where(top > 0, top, 1.0)
+        items = weight.to(ctx.dtype)
+        rows = _Rows(hidden.to(ctx.dtype), targets, shares)
         with torch.autocast(hidden.device.type, enabled=False):
-            factors, items = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-            scaled = _scaled(hidden, shares, ctx.dtype)
-            of_hidden, of_weight = _row_gradients(
-                ctx, _Rows(factors, targets, None, scaled), items, lse
-            )
-        of_hidden = (of_hidden * grad[:, None]).to(hidden.dtype)
-        return of_hidden, (of_weight * top).to(weight.dtype), None, None, None, None
+            if ctx.kernels:
+                from blossomrec.models.fused.catalogue_loss import catalogue_gradient
+
+                of_items = catalogue_gradient(rows.factors, items, targets, lse, shares)
+            else:
+                of_rows, of_items = _tile_gradients(ctx.chunk_elements, rows, items, lse)
+        of_hidden = (of_rows * grad[:, None]).to(hidden.dtype)
+        return of_hidden, (of_items * top).to(weight.dtype), None, None, None, None
 
 
-def _row_gradients(ctx, rows: _Rows, items: Tensor, lse: Tensor) -> list[Tensor]:
+def _tile_gradients(
+    chunk_elements: int, rows: _Rows, items: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gradients [M, D], as if each row counted 1, and [I, D]."""
-    if ctx.kernels:
-        from blossomrec.models.fused.catalogue_loss import gradients_of_sum
-
-        limit = 8 * ctx.chunk_elements
-        return gradients_of_sum(rows.factors, items, rows.targets, lse, limit, rows.scaled)
-    exact = torch.promote_types(items.dtype, torch.float32)
-    gradients = [torch.zeros_like(each, dtype=exact) for each in (rows.factors, items)]
-    parts, width = _tiles(ctx.chunk_elements, rows.factors, items)
+    of_rows, of_items = _zeros(rows.factors, items)
+    parts, width = _tiles(chunk_elements, rows.factors, items)
     for part in parts:
-        tile = [gradients[0][part], gradients[1]]
-        _add_gradients(rows.part(part), items, width, lse[part], tile)
-    return gradients
+        _add_gradients(rows.part(part), items, width, lse[part], [of_rows[part], of_items])
+    return of_rows, of_items
 
 
 def _kernels_take(hidden: Tensor, dtype: torch.dtype) -> bool:
@@ -208,15 +201,18 @@ def _kernels_take(hidden: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _by_kernels(
-    chunk_elements: int, differentiate: bool, rows: _Rows, items: Tensor
+    differentiate: bool, rows: _Rows, items: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Summed loss and gradients, as :func:`_by_tiles`, on a GPU in 16 bits."""
-    from blossomrec.models.fused.catalogue_loss import summed_cross_entropy
+    from blossomrec.models.fused.catalogue_loss import catalogue_gradient, row_losses
 
-    # In 16 bits eight times as many gradients of logits take what four float32 tiles take.
-    limit = 8 * chunk_elements
-    factors, targets, shares, scaled = rows
-    return summed_cross_entropy(factors, items, targets, limit, differentiate, shares, scaled)
+    lse, losses, of_rows = row_losses(
+        rows.factors, items, rows.targets, differentiate=differentiate
+    )
+    if of_rows is None:
+        return rows.sum(losses), []
+    of_items = catalogue_gradient(rows.factors, items, rows.targets, lse, rows.shares)
+    return rows.sum(losses), [of_rows, of_items]
 
 
 def _by_tiles(
@@ -228,16 +224,19 @@ def _by_tiles(
     rows do not.
     """
     factors = rows.factors
-    exact = torch.promote_types(factors.dtype, torch.float32)
     parts, width = _tiles(chunk_elements, factors, items)
-    total = factors.new_zeros((), dtype=exact)
-    gradients = []
-    if differentiate:
-        gradients = [torch.zeros_like(each, dtype=exact) for each in (factors, items)]
+    total = factors.new_zeros((), dtype=torch.promote_types(factors.dtype, torch.float32))
+    gradients = _zeros(factors, items) if differentiate else []
     for part in parts:
         tile = [each[part] for each in gradients[:1]] + gradients[1:]
         total += _add_rows(rows.part(part), items, width, tile)
     return total, gradients
+
+
+def _zeros(*like: Tensor) -> list[Tensor]:
+    """Zeros in which products of tensors like these are summed."""
+    exact = [torch.promote_types(each.dtype, torch.float32) for each in like]
+    return [torch.zeros_like(each, dtype=dtype) for each, dtype in zip(like, exact, strict=True)]
 
 
 def _tiles(chunk_elements: int, factors: Tensor, items: Tensor) -> tuple[list[slice], int]:
@@ -285,14 +284,15 @@ def _add_gradients(
     logits: Tensor | None = None,
 ) -> None:
     """Add to the gradients [M, D] and [I, D] of some rows; logits of a single tile are used up."""
-    factors, targets = rows.factors, rows.targets
+    factors, targets, shares = rows
     for column in _columns(items, width):
         tile = product(factors, items[column].T) if logits is None else logits
         excess = tile.sub_(lse[:, None]).exp_()
         _subtract_targets(excess, targets, column.start)
-        excess = excess.to(factors.dtype)
-        gradients[0] += product(excess, items[column])
-        gradients[1][column] += product(excess.T, rows.scaled)
+        gradients[0] += product(excess.to(factors.dtype), items[column])
+        if shares is not None:
+            excess *= shares[:, None]
+        gradients[1][column] += product(excess.to(factors.dtype).T, factors)
 
 
 def _columns(items: Tensor, width: int) -> list[slice]:

@@ -1,36 +1,32 @@
 # A kernel takes numbers where it declares constexpr.
 # pyright: reportArgumentType=false, reportCallIssue=false
-"""Softmax over a catalogue: log-sum-exp (lse) without logits in memory, their gradients in 16 bits.
+"""Softmax over a catalogue by kernels: neither logits nor their gradients are ever in memory.
 
-Logits are made twice, which costs less than one trip of float32 numbers to memory and back. The two
-products that follow the gradient of the logits are the matrix library's.
+Two passes make what three products would: one the logarithm of each row's summed exponentials (lse)
+together with the gradient of the row, which is the mean of the item vectors less the target's; the
+other one makes logits again, and of them the gradient of the catalogue.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 from torch import Tensor
-from torch.nn.functional import pad
 
-from blossomrec.attention.backends.gpu.products import product
-from blossomrec.models.fused.kernels.catalogue_loss import (
-    excess_kernel,
-    loss_kernel,
-    lse_kernel,
-)
+from blossomrec.models.fused.kernels.catalogue_loss import items_kernel, loss_kernel, rows_kernel
 
 LARGEST_SIZE = 256
-ROWS, ITEMS, WARPS = 128, 128, 8
-# Tiles of items that a program goes through when it makes gradients of logits.
-SPAN = 4
-# Programs that fill a GPU: rows are few where a batch is small, so items are split as well.
-PROGRAMS = 264
-# The matrix library wants rows of a multiple of this.
-ALIGNMENT = 64
-# Fewer rows than this in a tile would spend more time on adding up the gradient of the catalogue
-# than on the products themselves.
-TILE_ROWS = 512
+WARPS = 8
+# What one program holds of one side, and the tile of the other side that it sees at a time.
+HELD = 128
+# Rows of a program that brings parts together.
+LOSS_ROWS = 16
+# One side is cut into parts where the other alone would leave processors idle: into as many as
+# keep this share of them busy, but no more than this many.
+BUSY = 0.95
+LARGEST_PARTS = 32
 
 
 def takes(hidden: Tensor, dtype: torch.dtype) -> bool:
@@ -38,127 +34,118 @@ def takes(hidden: Tensor, dtype: torch.dtype) -> bool:
     return dtype.itemsize == 2 and hidden.shape[1] <= LARGEST_SIZE
 
 
-def summed_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    limit: int,
-    differentiate: bool,
-    shares: Tensor | None = None,
-    scaled: Tensor | None = None,
-) -> tuple[Tensor, list[Tensor]]:
-    """Sum of the cross-entropy of all rows, and its gradients.
+def row_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, differentiate: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The cross-entropy of each row, and its gradient in the row.
 
     Args:
         hidden: [M, D], M at least 1, in 16 bits.
         weight: [I, D] in the same type.
         targets: int64 [M], negative where the row is not to count.
-        limit: gradients of logits that are held at a time.
-        differentiate: whether gradients are wanted.
-        shares: float32 [M], how much each row counts in the sum; all alike without.
-        scaled: [M, D], ``hidden`` by ``shares`` in the type of ``hidden``, where they are given.
+        differentiate: whether the gradient is wanted.
 
     Returns:
-        float32 scalar, and the gradients of ``hidden``, without the shares, and of ``weight``, in
-        float32, none if not wanted.
+        float32: logarithm of the row's summed exponentials [M], loss [M], gradient [M, D]. Without
+        a target they are infinity and zeros.
     """
-    hidden, weight = hidden.contiguous(), weight.contiguous()
-    lse, losses = row_lse(hidden, weight, targets)
-    loss = losses.sum() if shares is None else (losses * shares).sum()
-    if not differentiate:
-        return loss, []
-    scaled = hidden if scaled is None else scaled
-    return loss, gradients_of_sum(hidden, weight, targets, lse, limit, scaled)
-
-
-def gradients_of_sum(
-    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, limit: int, scaled: Tensor
-) -> list[Tensor]:
-    """Gradients of the summed cross-entropy, as of :func:`summed_cross_entropy`.
-
-    Args:
-        lse: of :func:`row_lse`, float32 [M].
-        scaled: [M, D], ``hidden`` by how much each row counts.
-    """
-    hidden, weight, lse = hidden.contiguous(), weight.contiguous(), lse.contiguous()
-    rows, items = len(hidden), len(weight)
-    height = min(max(limit // items, TILE_ROWS), rows)
-    width = min(_aligned(max(1, limit // height - ALIGNMENT)), _aligned(items))
-    # Zero rows after the last item let the last tile be as wide as the others.
-    padded = pad(weight, (0, 0, 0, -items % width))
-    whole = height == rows and width >= items
-    gradients = []
-    if not whole:
-        gradients = [torch.zeros_like(each, dtype=torch.float32) for each in (hidden, padded)]
-    buffer = hidden.new_empty(height, width)
-    for first in range(0, rows, height):
-        part = slice(first, first + height)
-        factors = hidden[part]
-        excess = buffer[: len(factors)]
-        for start in range(0, items, width):
-            columns = slice(start, start + width)
-            spans, heights = triton.cdiv(width, SPAN * ITEMS), triton.cdiv(len(factors), ROWS)
-            excess_kernel[(spans, heights)](
-                factors,
-                weight,
-                targets[part],
-                lse[part],
-                excess,
-                len(factors),
-                items,
-                start,
-                width,
-                SPAN=SPAN,
-                **_form(hidden),
-            )
-            products = product(excess, padded[columns]), product(excess.T, scaled[part])
-            if whole:
-                gradients = list(products)
-                continue
-            gradients[0][part] += products[0]
-            gradients[1][columns] += products[1]
-    return [gradients[0], gradients[1][:items]]
-
-
-def row_lse(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithm of each row's summed exponentials, and its loss, float32 [M].
-
-    Without a target nothing is likely and nothing is lost: infinity and zero.
-    """
-    hidden, weight = hidden.contiguous(), weight.contiguous()
-    tiles, heights = triton.cdiv(len(weight), ITEMS), triton.cdiv(len(hidden), ROWS)
-    each = triton.cdiv(tiles, min(tiles, triton.cdiv(PROGRAMS, heights)))
-    parts = triton.cdiv(tiles, each)
-    partial = hidden.new_empty(parts, len(hidden), dtype=torch.float32)
-    target_logits, lse, losses = hidden.new_empty(3, len(hidden), dtype=torch.float32).unbind()
-    lse_kernel[(heights, parts)](
+    hidden, weight, (rows, size) = hidden.contiguous(), weight.contiguous(), hidden.shape
+    form = _form(hidden)
+    heights, tiles = triton.cdiv(rows, HELD), triton.cdiv(len(weight), form["SEEN"])
+    parts, each = _cut(heights, tiles, hidden.device)
+    partial = hidden.new_empty(parts, rows, dtype=torch.float32)
+    means = hidden.new_empty(parts if differentiate else 0, rows, size, dtype=torch.float32)
+    lse, losses = hidden.new_empty(2, rows, dtype=torch.float32).unbind()
+    gradient = hidden.new_empty(hidden.shape, dtype=torch.float32) if differentiate else None
+    shape = {"D": size, "D_BLOCK": form["D_BLOCK"], "MEAN": differentiate}
+    rows_kernel[(heights, parts)](
+        hidden,
+        weight,
+        partial,
+        means,
+        rows,
+        len(weight),
+        each,
+        ROWS=HELD,
+        ITEMS=form["SEEN"],
+        num_warps=WARPS,
+        num_stages=form["num_stages"],
+        **shape,
+    )
+    loss_kernel[(triton.cdiv(rows, LOSS_ROWS),)](
         hidden,
         weight,
         targets,
         partial,
-        target_logits,
+        means,
+        lse,
+        losses,
+        # Not written to where it is not wanted.
+        means if gradient is None else gradient,
+        rows,
+        parts,
+        ROWS=LOSS_ROWS,
+        **shape,
+    )
+    return lse, losses, gradient
+
+
+def catalogue_gradient(
+    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, shares: Tensor | None = None
+) -> Tensor:
+    """Gradient of the summed losses of rows in the catalogue, float32 [I, D].
+
+    Args:
+        hidden, weight, targets: as of :func:`row_losses`.
+        lse: float32 [M], as it returned it.
+        shares: float32 [M], how much each row counts in the sum, -1 to 1; all 1 without.
+    """
+    hidden, weight, (items, size) = hidden.contiguous(), weight.contiguous(), weight.shape
+    form = _form(hidden)
+    widths, tiles = triton.cdiv(items, HELD), triton.cdiv(len(hidden), form["SEEN"])
+    parts, each = _cut(widths, tiles, hidden.device)
+    gradients = hidden.new_empty(parts, items, size, dtype=torch.float32)
+    items_kernel[(widths, parts)](
+        hidden,
+        weight,
+        targets,
+        lse,
+        lse if shares is None else shares.contiguous(),
+        gradients,
         len(hidden),
-        len(weight),
+        items,
         each,
-        **_form(hidden),
+        D=size,
+        D_BLOCK=form["D_BLOCK"],
+        ROWS=form["SEEN"],
+        ITEMS=HELD,
+        SHARED=shares is not None,
+        num_warps=WARPS,
+        num_stages=form["num_stages"],
     )
-    loss_kernel[(triton.cdiv(len(hidden), ROWS),)](
-        partial, targets, target_logits, lse, losses, len(hidden), parts, ROWS=ROWS
-    )
-    return lse, losses
+    return gradients[0] if parts == 1 else gradients.sum(0)
 
 
-def _aligned(number: int) -> int:
-    return triton.cdiv(number, ALIGNMENT) * ALIGNMENT
+def _cut(held: int, tiles: int, device: torch.device) -> tuple[int, int]:
+    """Into how many parts the other side is cut, and how many of its tiles each has."""
+    processors, best = _processors(device), (0.0, 1, tiles)
+    for wanted in range(1, min(LARGEST_PARTS, tiles) + 1):
+        each = triton.cdiv(tiles, wanted)
+        parts = triton.cdiv(tiles, each)
+        busy = held * tiles / (triton.cdiv(held * parts, processors) * processors * each)
+        best = max(best, (busy, parts, each), key=lambda one: one[0])
+        if best[0] >= BUSY:
+            break
+    return best[1:]
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _form(hidden: Tensor) -> dict[str, int]:
-    size = hidden.shape[1]
-    return {
-        "D": size,
-        "D_BLOCK": max(16, triton.next_power_of_2(size)),
-        "ROWS": ROWS,
-        "ITEMS": ITEMS,
-        "num_warps": WARPS,
-        "num_stages": 3 if size <= 128 else 2,
-    }
+    size = max(16, triton.next_power_of_2(hidden.shape[1]))
+    return {"D_BLOCK": size, "SEEN": 128 if size <= 128 else 64, "num_stages": 3}

@@ -1,5 +1,9 @@
 # type: ignore -- the bodies are Triton, which Python's types do not describe
-"""Softmax over the catalogue tile by tile."""
+"""Softmax over the catalogue tile by tile, as attention from rows to items and back.
+
+A row's probabilities are never in memory: with its logarithm of summed exponentials (lse) the mean
+of the item vectors is made in the same pass, as attention makes the mean of its values.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,53 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOG_2 = tl.constexpr(0.6931471805599453)
+# Probabilities are rounded to 16 bits times this, a power of two, or float16 would lose small ones.
+SHIFT = tl.constexpr(10.0)
+UNIT = tl.constexpr(1024.0)
+
+
+@triton.jit
+def _add_items(
+    state,
+    factors,
+    weight,
+    first,
+    items,
+    D: tl.constexpr,
+    ITEMS: tl.constexpr,
+    D_BLOCK: tl.constexpr,
+    MEAN: tl.constexpr,
+    CUT: tl.constexpr,
+):
+    """Maximum, sum and weighted sum of vectors, of rows of which a tile of items is seen as well.
+
+    CUT: the last items are beyond the catalogue.
+    """
+    top, total, mean = state
+    item, column = tl.arange(0, ITEMS), tl.arange(0, D_BLOCK)
+    place = first.to(tl.int64) * D + (item[:, None] * D + column[None])
+    known = (column < D)[None]
+    if CUT:
+        known = known & (first + item < items)[:, None]
+    vectors = tl.load(weight + place, mask=known, other=0.0)
+    logits = tl.dot(factors, tl.trans(vectors)) * LOG2_E
+    if CUT:
+        logits = tl.where((first + item < items)[None], logits, float("-inf"))
+    higher = tl.maximum(top, tl.max(logits, 1))
+    likely = tl.exp2(logits - higher[:, None])
+    less = tl.exp2(top - higher)
+    total = total * less + tl.sum(likely, 1)
+    if MEAN:
+        mean = tl.dot(likely.to(vectors.dtype), vectors, mean * less[:, None])
+    return higher, total, mean
 
 
 @triton.jit(do_not_specialize=["rows", "items", "tiles"])
-def lse_kernel(
+def rows_kernel(
     hidden,
     weight,
-    targets,
     lse,
-    target_logits,
+    means,
     rows,
     items,
     tiles,
@@ -24,91 +66,200 @@ def lse_kernel(
     ROWS: tl.constexpr,
     ITEMS: tl.constexpr,
     D_BLOCK: tl.constexpr,
+    MEAN: tl.constexpr,
 ):
-    """Logarithm of the summed exponentials over a part of the items, [parts, rows]."""
+    """Of each row and each part of the items: lse [parts, rows] and mean vector [parts, rows, D].
+
+    A part has ``tiles`` tiles of items. MEAN: whether mean vectors are wanted.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, D_BLOCK)
     held = (row < rows)[:, None] & (column < D)[None]
-    factors = tl.load(hidden + row.to(tl.int64)[:, None] * D + column[None], mask=held, other=0.0)
-    top = tl.full([ROWS], -1.0e30, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
+    place = row.to(tl.int64)[:, None] * D + column[None]
+    factors = tl.load(hidden + place, mask=held, other=0.0)
     first = tl.program_id(1) * tiles * ITEMS
-    for step in range(tiles):
-        item = first + step * ITEMS + tl.arange(0, ITEMS)
-        place = item.to(tl.int64)[:, None] * D + column[None]
-        known = (item < items)[:, None] & (column < D)[None]
-        vectors = tl.load(weight + place, mask=known, other=0.0)
-        logits = tl.dot(factors, tl.trans(vectors)) * LOG2_E
-        logits = tl.where((item < items)[None], logits, float("-inf"))
-        higher = tl.maximum(top, tl.max(logits, 1))
-        total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(logits - higher[:, None]), 1)
-        top = higher
-    place = tl.program_id(1).to(tl.int64) * rows + row
-    tl.store(lse + place, (top + tl.log2(total)) * LOG_2, mask=row < rows)
-    if tl.program_id(1) == 0:
-        target = tl.load(targets + row, mask=row < rows, other=0)
-        known = held & (target >= 0)[:, None]
-        vectors = tl.load(weight + target[:, None] * D + column[None], mask=known, other=0.0)
-        logits = tl.sum(factors.to(tl.float32) * vectors.to(tl.float32), 1)
-        tl.store(target_logits + row, logits, mask=row < rows)
+    end = tl.minimum(first + tiles * ITEMS, items)
+    whole = first + (end - first) // ITEMS * ITEMS
+    top = tl.full([ROWS], -1.0e30, tl.float32)
+    mean = tl.zeros([ROWS, D_BLOCK if MEAN else 1], tl.float32)
+    state = (top, tl.zeros([ROWS], tl.float32), mean)
+    for tile in range((whole - first) // ITEMS):
+        start = first + tile * ITEMS
+        state = _add_items(
+            state, factors, weight, start, items, D, ITEMS, D_BLOCK, MEAN, CUT=False
+        )
+    if whole < end:
+        state = _add_items(state, factors, weight, whole, items, D, ITEMS, D_BLOCK, MEAN, CUT=True)
+    top, total, mean = state
+    part = tl.program_id(1).to(tl.int64) * rows
+    tl.store(lse + part + row, (top + tl.log2(total)) * LOG_2, mask=row < rows)
+    if MEAN:
+        tl.store(means + part * D + place, mean / total[:, None], mask=held)
 
 
 @triton.jit(do_not_specialize=["rows", "parts"])
-def loss_kernel(partial, targets, target_logits, lse, losses, rows, parts, ROWS: tl.constexpr):
-    """Log-sum-exp over all items from those of the parts, and losses, [rows]."""
+def loss_kernel(
+    hidden,
+    weight,
+    targets,
+    partial,
+    means,
+    lse,
+    losses,
+    gradient,
+    rows,
+    parts,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    D_BLOCK: tl.constexpr,
+    MEAN: tl.constexpr,
+):
+    """Over all items, from what there is of their parts: lse and losses [rows], gradient [rows, D].
+
+    The gradient of a row's loss is the mean vector less the target's. Where there is no target
+    nothing is likely and nothing is lost.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
+    column = tl.arange(0, D_BLOCK)
+    held = inside[:, None] & (column < D)[None]
+    place = row.to(tl.int64)[:, None] * D + column[None]
+    target = tl.load(targets + row, mask=inside, other=-1)
+    counted = target >= 0
     top = tl.full([ROWS], -1.0e30, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
+    mean = tl.zeros([ROWS, D_BLOCK], tl.float32)
+    span = rows.to(tl.int64)
     for part in range(parts):
-        value = tl.load(partial + part * rows + row, mask=inside, other=0.0)
+        first = part * span
+        value = tl.load(partial + first + row, mask=inside, other=0.0)
         higher = tl.maximum(top, value)
-        total = total * tl.exp(top - higher) + tl.exp(value - higher)
+        less, share = tl.exp(top - higher), tl.exp(value - higher)
+        total = total * less + share
+        if MEAN:
+            vectors = tl.load(means + first * D + place, mask=held, other=0.0)
+            mean = mean * less[:, None] + vectors * share[:, None]
         top = higher
-    counted = tl.load(targets + row, mask=inside, other=-1) >= 0
     row_lse = top + tl.log(total)
-    loss = row_lse - tl.load(target_logits + row, mask=inside, other=0.0)
+    known = held & counted[:, None]
+    theirs = tl.load(weight + target[:, None] * D + column[None], mask=known, other=0.0)
+    theirs = theirs.to(tl.float32)
+    factors = tl.load(hidden + place, mask=held, other=0.0)
+    loss = row_lse - tl.sum(factors.to(tl.float32) * theirs, 1)
     tl.store(losses + row, tl.where(counted, loss, 0.0), mask=inside)
     tl.store(lse + row, tl.where(counted, row_lse, float("inf")), mask=inside)
+    if MEAN:
+        of_row = tl.where(counted[:, None], mean / total[:, None] - theirs, 0.0)
+        tl.store(gradient + place, of_row, mask=held)
 
 
-@triton.jit(do_not_specialize=["rows", "items"])
-def excess_kernel(
+@triton.jit
+def _add_rows(
+    total,
+    vectors,
+    item,
+    hidden,
+    targets,
+    lse,
+    shares,
+    first,
+    rows,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,
+    D_BLOCK: tl.constexpr,
+    SHARED: tl.constexpr,
+    CUT: tl.constexpr,
+):
+    """Gradient [ITEMS, D] of a tile of items, times UNIT, to which a tile of rows is added.
+
+    SHARED: rows count as ``shares`` say, not alike. CUT: the last rows are not there.
+    """
+    row, column = first + tl.arange(0, ROWS), tl.arange(0, D_BLOCK)
+    place = first.to(tl.int64) * D + (tl.arange(0, ROWS)[:, None] * D + column[None])
+    held, inside = (column < D)[None], None
+    if CUT:
+        inside = row < rows
+        held = held & inside[:, None]
+    factors = tl.load(hidden + place, mask=held, other=0.0)
+    target = tl.load(targets + row, mask=inside)
+    row_lse = tl.load(lse + row, mask=inside)
+    if CUT:
+        target = tl.where(inside, target, -1)
+        row_lse = tl.where(inside, row_lse, float("inf"))
+    logits = tl.dot(vectors, tl.trans(factors))
+    excess = tl.exp2(logits * LOG2_E - (row_lse * LOG2_E - SHIFT)[None])
+    excess -= tl.where(item[:, None] == target[None], UNIT, 0.0)
+    if SHARED:
+        share = tl.load(shares + row, mask=inside)
+        if CUT:
+            share = tl.where(inside, share, 0.0)
+        excess *= share[None]
+    return tl.dot(excess.to(factors.dtype), factors, total)
+
+
+@triton.jit(do_not_specialize=["rows", "items", "tiles"])
+def items_kernel(
     hidden,
     weight,
     targets,
     lse,
-    excess,
+    shares,
+    gradients,
     rows,
     items,
-    start,
-    width,
+    tiles,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     ITEMS: tl.constexpr,
     D_BLOCK: tl.constexpr,
-    SPAN: tl.constexpr,
+    SHARED: tl.constexpr,
 ):
-    """Gradient of the logits, probability less 1 at the target, [rows, width] from item ``start``.
+    """Gradient of the summed loss of each part of the rows, [parts, items, D].
 
-    Zero beyond the last item. One program takes ``SPAN`` tiles of items.
+    A part has ``tiles`` tiles of rows.
     """
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     column = tl.arange(0, D_BLOCK)
-    held = (row < rows)[:, None] & (column < D)[None]
-    factors = tl.load(hidden + row.to(tl.int64)[:, None] * D + column[None], mask=held, other=0.0)
-    row_lse = tl.load(lse + row, mask=row < rows, other=0.0) * LOG2_E
-    target = tl.load(targets + row, mask=row < rows, other=-1)
-    for step in range(SPAN):
-        offset = (tl.program_id(0) * SPAN + step) * ITEMS + tl.arange(0, ITEMS)
-        item = start + offset
-        known = (item < items)[:, None] & (column < D)[None]
-        place = item.to(tl.int64)[:, None] * D + column[None]
-        vectors = tl.load(weight + place, mask=known, other=0.0)
-        logits = tl.dot(factors, tl.trans(vectors)) * LOG2_E
-        value = tl.exp2(logits - row_lse[:, None])
-        value -= (item[None] == target[:, None]).to(tl.float32)
-        value = tl.where((item < items)[None], value, 0.0)
-        place = row.to(tl.int64)[:, None] * width + offset[None]
-        inside = (row < rows)[:, None] & (offset < width)[None]
-        tl.store(excess + place, value.to(excess.dtype.element_ty), mask=inside)
+    known = (item < items)[:, None] & (column < D)[None]
+    place = item.to(tl.int64)[:, None] * D + column[None]
+    vectors = tl.load(weight + place, mask=known, other=0.0)
+    first = tl.program_id(1) * tiles * ROWS
+    end = tl.minimum(first + tiles * ROWS, rows)
+    whole = first + (end - first) // ROWS * ROWS
+    total = tl.zeros([ITEMS, D_BLOCK], tl.float32)
+    for tile in range((whole - first) // ROWS):
+        total = _add_rows(
+            total,
+            vectors,
+            item,
+            hidden,
+            targets,
+            lse,
+            shares,
+            first + tile * ROWS,
+            rows,
+            D,
+            ROWS,
+            D_BLOCK,
+            SHARED,
+            CUT=False,
+        )
+    if whole < end:
+        total = _add_rows(
+            total,
+            vectors,
+            item,
+            hidden,
+            targets,
+            lse,
+            shares,
+            whole,
+            rows,
+            D,
+            ROWS,
+            D_BLOCK,
+            SHARED,
+            CUT=True,
+        )
+    part = tl.program_id(1).to(tl.int64) * items * D
+    tl.store(gradients + part + place, total / UNIT, mask=known)
