@@ -6,8 +6,8 @@ Item vectors are parameters in float32, cast to bfloat16 as a training does; the
 float32 again. No implementation can leave out three matrix products: the floor is their operations
 at the rate that the matrix library reaches on this device with a large square product, and
 ``products`` are these three by that library, with logits in memory. Liger's kernels and those of
-cut-cross-entropy are measured where they are installed. Before anything is timed, loss and
-gradients are compared with their definition in float64. It needs neither polars nor cyclopts:
+cut-cross-entropy are measured where they are installed. Each line says how far loss and gradients are from their
+definition in float64. It needs neither polars nor cyclopts:
 
     from benchmarks.speed.catalogue_loss import measure_loss
     measure_loss(items=[50_000], rows=[8_192])
@@ -106,8 +106,8 @@ def products(problem: Problem) -> None:
         logits @ weight, logits.T @ part
 
 
-def check(name: str, loss: Loss, device: str, size: int) -> None:
-    """Raise BlossomRecError where loss or gradients are not those of the definition."""
+def error(loss: Loss, device: str, size: int) -> float:
+    """Largest error of loss and gradients, as a share of their largest value by definition."""
     problem = Problem.of(CHECKED["rows"], CHECKED["items"], size, device)
     exact = [
         each.detach().double().requires_grad_()
@@ -115,10 +115,10 @@ def check(name: str, loss: Loss, device: str, size: int) -> None:
     ]
     expected = F.cross_entropy(exact[0] @ exact[1].T, problem.targets)
     wanted = [expected.detach(), *torch.autograd.grad(expected, exact)]
-    for value, other in zip(problem.step(loss), wanted, strict=True):
-        error = float((value.double() - other).abs().max() / other.abs().max())
-        if not error < TOLERANCE:
-            raise BlossomRecError(f"{name} is {error:.1e} away from the definition")
+    return max(
+        float((value.double() - other).abs().max() / other.abs().max())
+        for value, other in zip(problem.step(loss), wanted, strict=True)
+    )
 
 
 def product_rate(device: str) -> float:
@@ -129,23 +129,32 @@ def product_rate(device: str) -> float:
 
 
 def lines(
-    rows: int, items: int, size: int, device: str, rate: float
+    rows: int, items: int, size: int, device: str, rate: float, errors: dict[str, float]
 ) -> Iterator[dict[str, Any]]:
-    """A line of each implementation, its time beside the floor of the same run."""
+    """A line of each implementation, its time beside the floor of the same run.
+
+    Args:
+        rate: of :func:`product_rate`.
+        errors: of the implementations, by name.
+    """
     problem = Problem.of(rows, items, size, device)
     floor = 1e3 * 3 * 2 * rows * items * size / rate
-    shape = {"bench": "loss", "rows": rows, "items": items, "hidden": size, "dtype": "bfloat16"}
     runs = {PRODUCTS: partial(products, problem)}
     runs |= {name: partial(problem.step, loss) for name, loss in losses().items()}
     for name, run in runs.items():
         time = milliseconds(run, device)
         yield {
-            **shape,
+            "bench": "loss",
             "impl": name,
+            "rows": rows,
+            "items": items,
+            "hidden": size,
+            "dtype": "bfloat16",
             "forward_backward_ms": round(time, 4),
             "floor_ms": round(floor, 4),
             "product_tflops": round(rate / 1e12, 1),
             "peak_mib": round(peak_mib(run, device), 1),
+            "error": errors.get(name),
             **provenance(device),
         }
 
@@ -166,16 +175,17 @@ def measure_loss(
         out: JSONL file to which a line for each measurement is appended
 
     Raises:
-        BlossomRecError: loss or gradients of an implementation are wrong; nothing is timed.
+        BlossomRecError: loss or gradients are wrong; nothing is timed.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rate = product_rate(device)
     for size in sizes or [128]:
-        for name, loss in losses().items():
-            check(name, loss, device, size)
+        errors = {name: round(error(loss, device, size), 5) for name, loss in losses().items()}
+        if not errors[OURS] < TOLERANCE:
+            raise BlossomRecError(f"the loss is {errors[OURS]:.1e} away from its definition")
         for count in items or [50_000, 1_000_000]:
             for height in rows or [8_192, 65_536]:
-                for line in lines(height, count, size, device, rate):
+                for line in lines(height, count, size, device, rate, errors):
                     print(json.dumps(line), flush=True)
                     if out is not None:
                         append_result(out, line)

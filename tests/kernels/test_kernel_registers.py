@@ -86,8 +86,11 @@ def compile_all(folder):
     window = {"S": 16, "WINDOW": 32, "G": 2, "D": 16, "PLACES": 32, "COLUMNS": 32}
     sums = {"G": 2, "R": 4, "D": 16, "S": 16, "D_BLOCK": 16}
     sums |= {"QUERIES": block_mass.QUERIES, "BLOCKS": block_mass.BLOCKS}
-    items = {"D": 128, "D_BLOCK": 128, "MEAN": True, "SHARED": True}
-    items |= {"ROWS": catalogue_loss.HELD, "ITEMS": catalogue_loss.HELD}
+    softmax = {"D": 128, "D_BLOCK": 128, "MEAN": True, "SHARED": True}
+    height, seen, warps = catalogue_loss.ROWS_FORMS[128]
+    of_rows = (softmax | {"ROWS": height, "ITEMS": seen}, warps)
+    width, seen, warps = catalogue_loss.ITEMS_FORMS[128]
+    of_items = (softmax | {"ITEMS": width, "ROWS": seen}, warps)
     choice = {"G": 2, "R": 4, "CAUSAL": True, "PLACES": 4_096}
     distilling = {"G": 2, "R": 4, "D": 16, "D_BLOCK": 16, "H_BLOCK": 8, "S": 16, "STEPS": 14}
     distilling |= {
@@ -128,9 +131,9 @@ def compile_all(folder):
         (scan.scan_backward_kernel, chunk),
     ]
     wide = [
-        (catalogue_loss.rows_kernel, items, catalogue_loss.WARPS),
-        (catalogue_loss.loss_kernel, items | {"ROWS": catalogue_loss.LOSS_ROWS}, 4),
-        (catalogue_loss.items_kernel, items, catalogue_loss.WARPS),
+        (catalogue_loss.rows_kernel, *of_rows),
+        (catalogue_loss.loss_kernel, softmax | {"ROWS": catalogue_loss.LOSS_ROWS}, 4),
+        (catalogue_loss.items_kernel, *of_items),
         (block_mass.divergence_kernel, choice, 16),
     ]
     found = [compile_kernel(kernel, constants, folder) for kernel, constants in kernels]
