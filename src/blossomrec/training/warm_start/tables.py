@@ -234,8 +234,8 @@ def _own_history(new: SequenceModel, old: SequenceModel) -> dict[str, Origin]:
     for n, (mine, theirs) in enumerate(
         zip(new.own_history.scales, old.own_history.scales, strict=True)
     ):
-        known = cast(Scale, theirs).starts.numpy()
-        rows = np.searchsorted(known, cast(Scale, mine).starts.numpy(), side="right") - 1
+        known, starts = (cast(Scale, one).starts.cpu().numpy() for one in (theirs, mine))
+        rows = np.searchsorted(known, starts, side="right") - 1
         for name in ("of_item", "of_counts"):
             weight = f"own_history.scales.{n}.{name}.weight"
             found[weight] = Origin((weight,), rows)
