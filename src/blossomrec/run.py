@@ -173,6 +173,9 @@ def bring_up_to_date(config: Any, version: int = 1) -> None:
     # Written before there was another.
     model.setdefault("fusion", "gated")
     model.setdefault("near_bias", "on")
+    if model["near_bias"] == "auto":
+        # Once it was decided by what the model is trained for.
+        model["near_bias"] = "off" if model.get("backbone") == "bert4rec" else "on"
     if model.get("attention_impl") == "native":
         model["attention_impl"] = "cpu"
     later = ("time_gap", "request_time", "content", "event_kinds", "request_kind", "context")

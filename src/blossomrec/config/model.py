@@ -113,8 +113,8 @@ class ModelConfig:
     fusion: Literal["gated", "union"] = option(
         "union", "Blossom: one softmax over both paths, or two and a gate, as published"
     )
-    near_bias: Switch = option(
-        "auto", "Blossom: learn how much more or less near keys count; auto: in causal models"
+    near_bias: Literal["on", "off"] = option(
+        "off", "Blossom: learn how much more or less near keys count in the softmax over both paths"
     )
     gate: Literal["independent", "convex"] = option(
         "independent", "Blossom: weights of the two paths, as published, or ones that sum up to 1"

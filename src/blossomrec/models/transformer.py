@@ -47,10 +47,8 @@ def build_blossom(
 def blossom_spec(config: ModelConfig, *, causal: bool) -> BlossomSpec:
     """The definition of Blossom attention that a configuration stands for."""
     names = {one.name for one in fields(BlossomSpec)} - {"causal", "near_bias"}
-    # Models that fill in masked events ranked worse with such a bias.
-    near_bias = causal if config.near_bias == "auto" else config.near_bias == "on"
     options = {name: getattr(config, name) for name in names}
-    return BlossomSpec(causal=causal, near_bias=near_bias, **options)
+    return BlossomSpec(causal=causal, near_bias=config.near_bias == "on", **options)
 
 
 class SwiGLU(nn.Module):
