@@ -22,6 +22,7 @@ PRESETS: dict[str, Preset] = DATASETS | {
     "ml-1m-timed": Preset(**LONG),
     "ml-latest-samples": Preset(**LONG),
 }
+LONG_DATASETS = ("completejourney", "ml-1m-timed", "ml-latest-samples")
 # Where users come back to items, so that their own can be mixed in.
 REPEATING = ("completejourney", "assist2017", "online-retail-2", "unix-commands")
 # Those that know when something happened, not only what came first.
@@ -194,6 +195,15 @@ TABLES = {
             "2 key/value heads": blossom(kv_heads=2),
         },
     ),
+    "near-bias": PaperTable(
+        "The bias on near keys",
+        (*PAPER_DATASETS, *LONG_DATASETS),
+        {
+            "dense attention": SASREC[DENSE],
+            "no bias, the default": blossom(),
+            "with a bias": blossom(near_bias="on"),
+        },
+    ),
     "parameters": PaperTable(
         "Parameters",
         STUDIED,
@@ -206,7 +216,7 @@ TABLES = {
     ),
     "lengths": PaperTable(
         "Longest histories",
-        ("completejourney", "ml-1m-timed", "ml-latest-samples", *REPEATING[1:]),
+        (*LONG_DATASETS, *REPEATING[1:]),
         {
             **_by_name(SASREC[DENSE], SASREC[BLOSSOM]),
             **REPEATS,

@@ -19,8 +19,10 @@ Line = dict[str, Any]
 RANKINGS = ("full", "uni100")
 # Backbones in which the option attention has no effect, and what they have in its place.
 FIXED_ATTENTION = {"gru4rec": None, "mamba4rec": "mamba", "hstu": "hstu"}
-# What decides where and how a training runs, not what comes of it.
+# What decides where and how a training runs, or what comes of one that brings a run up to date, not
+# what comes of it.
 NO_OPTIONS = ("device", "graph", "checkpoint_overhead", "tensorboard", "attention_impl", "seed")
+NO_OPTIONS += ("replay",)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Training:
         if (line.get("dataset"), line.get("seed")) != (self.dataset, self.seed):
             return False
         told = line.get("options")
-        return bool(told) and _defaults() | told == _defaults() | self.options
+        return bool(told) and _deciding(told) == _deciding(self.options)
 
     def run(self, runs: Path) -> Path:
         """The run folder, one for each set of options."""
@@ -94,6 +96,12 @@ class Training:
             "repeats": model.get("repeats") == "on",
             "options": self.options,
         }
+
+
+def _deciding(options: Line) -> Line:
+    """Options with the defaults of those that are not told, without those that decide nothing."""
+    told = _defaults() | options
+    return {name: value for name, value in told.items() if name not in NO_OPTIONS}
 
 
 @cache

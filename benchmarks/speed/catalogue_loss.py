@@ -86,14 +86,16 @@ def losses() -> dict[str, Loss]:
     with suppress(ImportError):
         from cut_cross_entropy import linear_cross_entropy
 
-        found["cut-cross-entropy"] = lambda hidden, weight, targets: linear_cross_entropy(
-            hidden, weight.bfloat16(), targets
-        )
-        # Gradients below the precision of bfloat16 are left out in the form above.
-        found["cut-cross-entropy exact"] = lambda hidden, weight, targets: linear_cross_entropy(
-            hidden, weight.bfloat16(), targets, impl="cce_exact"
-        )
+        # It leaves out gradients below the precision of bfloat16 unless told not to.
+        for name, filters in (("cut-cross-entropy", "high"), ("cut-cross-entropy, all", None)):
+            found[name] = partial(_cut_cross_entropy, linear_cross_entropy, filters)
     return found
+
+
+def _cut_cross_entropy(
+    loss: Loss, filters: str | None, hidden: Tensor, weight: Tensor, targets: Tensor
+) -> Tensor:
+    return loss(hidden, weight.bfloat16(), targets, filter_eps=filters)  # pyright: ignore
 
 
 def products(problem: Problem) -> None:

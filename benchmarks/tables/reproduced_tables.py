@@ -236,6 +236,7 @@ def efficiency() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "reproduce-accuracy": accuracy,
     "reproduce-ablation": lambda: choices("ablation"),
+    "reproduce-near-bias": lambda: choices("near-bias"),
     "reproduce-parameters": lambda: choices("parameters"),
     "reproduce-lengths": lengths,
     "reproduce-by-length": by_length,

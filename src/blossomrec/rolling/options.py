@@ -62,7 +62,7 @@ class RollingOptions:
 class UpdateOptions:
     """How yesterday's model is brought up to date, where that is other than the first training."""
 
-    epochs: int = option(10, "epochs of an update", low=1)
+    epochs: int = option(5, "epochs of an update", low=1)
     minutes: float = option(0.0, "minutes after which an update ends; 0 for no limit", low=0)
     learning_rate: float = option(1e-3, "peak learning rate of an update", low=0)
     tokens_per_batch: int = option(
