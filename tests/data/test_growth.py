@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blossomrec.data.growth import append, merge
+from blossomrec.data.growth.append import append_items
 from blossomrec.data.growth.compact import compact_folder
 from blossomrec.data.log import EventLog
 from blossomrec.data.log_folder import LogChange, changing
@@ -233,6 +234,48 @@ class TestTables:
             "other": [1, 2, 3],
         }
     )
+
+    @pytest.mark.parametrize("fields", [{}, FIELDS], ids=["plain", "fields"])
+    def test_a_table_of_items_comes_without_events(self, tmp_path, fields):
+        log = EventLog.prepare(FIRST, tmp_path / "log", items=self.ITEMS, **fields)
+        before = told(log)
+        self.MORE.write_parquet(tmp_path / "more.parquet")
+        new = append_items(log.folder, tmp_path / "more.parquet")
+        assert (new.is_new, new.events, new.users, new.items) == (True, 0, 0, 2)
+        # It stands between events that are there and others.
+        assert log.append(SECOND).late == 2
+        grown = EventLog.open(log.folder)
+        assert [one[:2] for one in told(grown)["b"]] == [(70, 0), (50, 1), (70, 3), (90, 3)]
+        items, titles = grown.item_vocabulary.read().to_list(), grown.item_features["title"]
+        assert items == [60, 70, 50, 40, 30, 90, 80]
+        words = ["", "seventy", "new fifty", "forty", "thirty", "ninety", ""]
+        assert [titles[row] for row in range(7)] == words
+        assert grown.summary["appended_events"] == 5 and told(log) == before
+
+    def test_the_last_table_of_items_is_known(self, tmp_path):
+        log = EventLog.prepare(FIRST, tmp_path / "log", items=self.ITEMS)
+        paths = {name: tmp_path / f"{name}.parquet" for name in ("first", "more", "copy")}
+        for name, table in zip(paths, (self.ITEMS, self.MORE, self.MORE), strict=True):
+            table.write_parquet(paths[name])
+        assert append_items(log.folder, paths["more"]).is_new
+        title = EventLog.open(log.folder).item_features["title"]
+        assert title[2] == "new fifty"
+        folder = (log.folder / "log.json").read_bytes()
+        assert not append_items(log.folder, paths["copy"]).is_new
+        assert (log.folder / "log.json").read_bytes() == folder
+        # What came before it, or comes with events in between, is another one again.
+        assert append_items(log.folder, paths["first"]).is_new
+        assert EventLog.open(log.folder).item_features["title"][2] == "fifty"
+        log.append(SECOND, items=paths["more"])
+        assert append_items(log.folder, paths["first"]).is_new
+        assert EventLog.open(log.folder).item_features["title"][2] == "fifty"
+
+    def test_a_table_of_items_needs_one_to_add_to(self, tmp_path):
+        log = EventLog.prepare(FIRST, tmp_path / "log")
+        self.MORE.write_parquet(tmp_path / "more.parquet")
+        with pytest.raises(ConfigError, match="has no table of items to add to"):
+            append_items(log.folder, tmp_path / "more.parquet")
+        assert sorted(os.listdir(log.folder)) == ["events", "items", "log.json", "users"]
 
     def test_rows_are_added_and_replaced(self, tmp_path):
         users = pl.DataFrame({"user_id": ["a", "b"], "age": [30, 40]})
