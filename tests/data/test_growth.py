@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +167,18 @@ class TestAppend:
         assert counts == [1, 2, 1, 2, 1]
         whole = EventLog.prepare(pl.concat([FIRST, SECOND]), **FIELDS)
         assert told(EventLog.open(log.folder)) == told(whole)
+
+
+def test_an_append_takes_no_pytorch(tmp_path):
+    log = EventLog.prepare(FIRST, tmp_path / "log")
+    SECOND.write_parquet(tmp_path / "second.parquet")
+    code = (
+        "import sys; from blossomrec.cli import main; assert main(sys.argv[1:]) == 0; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    asked = ["append", log.folder, tmp_path / "second.parquet"]
+    subprocess.run([sys.executable, "-c", code, *asked], check=True, capture_output=True)
+    assert EventLog.open(log.folder).num_events == 10
 
 
 class TestOnce:
