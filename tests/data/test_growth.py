@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data.growth import append, merge
+from blossomrec.data.growth import append, grown_log, merge
 from blossomrec.data.growth.append import append_items
 from blossomrec.data.growth.compact import compact_folder
 from blossomrec.data.log import EventLog
@@ -167,6 +167,35 @@ class TestAppend:
         assert counts == [1, 2, 1, 2, 1]
         whole = EventLog.prepare(pl.concat([FIRST, SECOND]), **FIELDS)
         assert told(EventLog.open(log.folder)) == told(whole)
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    """64 MiB of numbers on disk."""
+    np.save(tmp_path / "numbers.npy", np.arange(2**23))
+    return np.load(tmp_path / "numbers.npy", mmap_mode="r")
+
+
+def test_values_are_read_in_pieces(mapped, monkeypatch):
+    monkeypatch.setattr(grown_log, "VALUES_AT_ONCE", 3)
+    for places in ([], [5], [2**23 - 1, 0, 7, 7, 2**22, 1, 2]):
+        assert grown_log.values_at(mapped, np.array(places, np.int64)).tolist() == places
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it")
+def test_pages_of_values_that_lie_far_apart_do_not_stay(mapped, monkeypatch):
+    """Those around each value would be the whole array."""
+    monkeypatch.setattr(grown_log, "VALUES_AT_ONCE", 64)
+
+    def mapped_mib():
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssFile:")[1].split()[0]) / 1024
+
+    before, places = mapped_mib(), np.arange(0, 2**23, 2**12)
+    assert (grown_log.values_at(mapped, places) == places).all()
+    assert mapped_mib() - before < 16
+    # Read by the mapping that stays, they do.
+    assert (mapped[places] == places).all() and mapped_mib() - before > 48
 
 
 def test_an_append_takes_no_pytorch(tmp_path):

@@ -14,7 +14,7 @@ from blossomrec.data.growth.segment import OPTIONAL, FeatureRows, OpenSegment
 from blossomrec.data.log import ITEMS, LOG_FILE, USERS, EventLog
 from blossomrec.data.log_folder import segment_names
 
-# Values read from one mapping of an array; the system may map 16 pages for each of them.
+# Values read by one mapping of an array. The system may map 16 pages for each of them: 64 MiB.
 VALUES_AT_ONCE = 1_024
 
 
@@ -61,7 +61,7 @@ class GrownLog:
         """Of user rows, int64 [n], whether they have events, and the time of the last one."""
         known = users < self.base.num_users
         times = np.zeros(len(users), self.base.timestamps.dtype)
-        times[known] = _values_at(self.base.timestamps, self.base.offsets[users[known] + 1] - 1)
+        times[known] = values_at(self.base.timestamps, self.base.offsets[users[known] + 1] - 1)
         for segment in self.segments:
             there, last = segment.last_times(users)
             later = ~known[there] | (last > times[there])
@@ -115,7 +115,7 @@ class GrownLog:
         return low
 
 
-def _values_at(array: np.ndarray, places: np.ndarray) -> np.ndarray:
+def values_at(array: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Values of a memory-mapped array at places that lie far apart, at a memory that is bounded.
 
     The system maps the pages around each place that is read: by and by, the whole array.
