@@ -4,7 +4,8 @@
 
 The log is made of parts of random events, the first one prepared, the others appended and merged.
 Each measurement runs in a process of its own; peak memory is all that the process ever held, also
-pages of the log that the system had in memory anyway.
+pages of the log that the system had in memory anyway, and PyTorch, which the bench imports and an
+append does not.
 """
 
 from __future__ import annotations

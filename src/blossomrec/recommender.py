@@ -16,10 +16,8 @@ from blossomrec.config import (
     RunConfig,
     with_options,
 )
-from blossomrec.data.batch import pack
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.history import (
-    History,
     KnownHistories,
     columns_of,
     given_history,
@@ -33,15 +31,16 @@ from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError, one_of, true_or_false, whole_number
 from blossomrec.evaluation import Evaluation, metrics, scoring
-from blossomrec.evaluation.top_k import top_k
 from blossomrec.files import TemporaryFolder
 from blossomrec.models.inputs import resolve_inputs
 from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.recommendation.ranked_history import check_days, ranked_after
 from blossomrec.recommendation.ranked_users import Ranked, UserRanker
 from blossomrec.recommendation.request import Request
 from blossomrec.recommendation.user_histories import UserHistories
 from blossomrec.rules import Rules
 from blossomrec.rules.catalogue import item_rules
+from blossomrec.rules.rules import refuse_contradiction
 from blossomrec.run import (
     Known,
     RunInfo,
@@ -294,7 +293,7 @@ class BlossomRec:
         else:
             rows = known_rows(log.user_vocabulary, users, "user")
         given = {"filter_viewed": filter_viewed, "items": items, "max_len": max_len, "kind": kind}
-        request = self._request(k, **given, at=self._moment(log, at), rules=rules)
+        request = self._user_request(k, at, rules=rules, **given)
         known.warn_of_unknown(rows)
         ranker = self._ranker(request, len(rows))
         return self._users_frame(Ranked.join(list(ranker.ranked(rows))))
@@ -354,8 +353,7 @@ class BlossomRec:
         rows = np.arange(log.num_users)
         if users is not None:
             rows = listed_users(users, log.user_vocabulary, unknown)
-        at = self._moment(log, options.pop("at", None))
-        request = self._request(k, at=at, **options)
+        request = self._user_request(k, options.pop("at", None), **options)
         files = {"shards": shards, "rows_per_file": rows_per_file}
         job = make_job(log, model, self.config, rows, request, **files)
         known.warn_of_unknown(rows)
@@ -377,6 +375,7 @@ class BlossomRec:
         unknown: Literal["skip", "refuse"] = "skip",
         at: Moment | None = None,
         kind: str | None = None,
+        rules: Rules | None = None,
     ) -> pl.DataFrame:
         """The ``k`` best next items after any events, oldest first.
 
@@ -388,6 +387,9 @@ class BlossomRec:
             unknown: what to do with items the model does not know: "skip" them with a warning, or
                 "refuse" the history.
             at: the moment for which is recommended; None where it is not known.
+            rules: as of ``recommend``. ``exclude_seen_days`` needs ``at``, from which it counts,
+                and the ``timestamp`` of the events; ``fallback`` needs a log, and is for a history
+                without a known item.
 
         Returns:
             Columns item_id, score, rank (from 1).
@@ -395,7 +397,8 @@ class BlossomRec:
         Raises:
             DataError: an unknown item where they are refused, or no known item at all; a column is
                 missing, unknown or of another length.
-            ConfigError: an option is out of bounds or of a wrong type.
+            ConfigError: an option is out of bounds or of a wrong type, or a rule lacks what it
+                needs.
 
         Example:
             >>> events = {"item_id": [7, 9], "timestamp": [1_700_000_000, 1_700_000_060]}
@@ -405,7 +408,7 @@ class BlossomRec:
         one_of("unknown", unknown, ("skip", "refuse"))
         columns = columns_of(history)
         ids = as_ids(columns["item_id"], "item", ordered=True)
-        filter_viewed, rows = self._filters(filter_viewed), vocabulary.rows(ids)
+        rows = vocabulary.rows(ids)
         strangers = [item for item, row in zip(ids, rows, strict=True) if row < 0]
         if strangers and unknown == "refuse":
             known_rows(vocabulary, ids, "item")
@@ -416,12 +419,13 @@ class BlossomRec:
                 stacklevel=2,
             )
         known = given_history(rows, columns, model.fields)[rows >= 0]
-        if not len(known):
+        if not len(known) and (rules is None or rules.fallback == "none"):
             what = f"the history {shown_ids(ids)}" if ids else "an empty history"
             raise DataError(f"{what} has no item that the model knows")
+        check_days(rules, columns, at)
         given = {"filter_viewed": filter_viewed, "items": items, "max_len": max_len, "kind": kind}
-        request = self._request(k, **given, at=as_second("at", at))
-        return self._frame({}, *self._rank(known, request))
+        request = self._request(k, **given, at=as_second("at", at), rules=rules)
+        return self._frame({}, *ranked_after(known, model, request))
 
     def similar_items(self, items: Iterable[Any], k: int = 10) -> pl.DataFrame:
         """The ``k`` items whose embeddings are closest, by cosine, to each given one.
@@ -455,24 +459,6 @@ class BlossomRec:
             }
         )
 
-    def _rank(
-        self, history: History, request: Request
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Item row, score and rank of everything recommended after a history."""
-        model, _ = self._ready()
-        width = len(model.fields.context)
-        shown = history[-request.max_len :].asked_for(request.moment, request.kind, context=width)
-        rows, scores = top_k(
-            model,
-            pack([shown], model.inputs),
-            request.k,
-            seen=[history.items] if request.filter_viewed else None,
-            items=request.items,
-            device=model.item_embeddings.weight.device,
-        )
-        found = rows >= 0
-        return rows[found], scores[found], np.nonzero(found)[1] + 1
-
     def _request(
         self,
         k: int,
@@ -486,10 +472,8 @@ class BlossomRec:
     ) -> Request:
         """What is asked for, checked; ``at`` in seconds."""
         model, vocabulary = self._ready()
-        if rules is not None and rules.exclude_seen_days is not None and filter_viewed is False:
-            raise ConfigError(
-                "filter_viewed is False, but exclude_seen_days leaves viewed items out"
-            )
+        if rules is not None:
+            refuse_contradiction(filter_viewed, rules.exclude_seen_days)
         request = Request(
             k=min(whole_number("k", k), vocabulary.size),
             filter_viewed=self._filters(filter_viewed),
@@ -500,8 +484,19 @@ class BlossomRec:
         )
         if rules is None:
             return request
+        return request.ruled(item_rules(rules, model, vocabulary, self.log, self._item_table))
+
+    def _user_request(self, k: int, at: Moment | None, **options: Any) -> Request:
+        """The same for users of the log; for the time of its last event, where none is given."""
         log = self._histories().log
-        return request.ruled(item_rules(rules, model, vocabulary, log, self._item_table))
+        moment = log.last_second if at is None and log.has_times else as_second("at", at)
+        request = self._request(k, at=moment, **options)
+        days = None if request.rules is None else request.rules.exclude_seen_days
+        if days is not None and not log.has_times:
+            raise ConfigError(
+                f"exclude_seen_days is {days}: the times of {log.folder} only tell an order"
+            )
+        return request
 
     def _ranker(self, request: Request, users: int) -> UserRanker:
         """What ranks for so many users of the log."""
@@ -509,11 +504,6 @@ class BlossomRec:
         log = self._histories().log
         histories = UserHistories(log, model, vocabulary, self._users, request)
         return UserRanker(model, histories, request, at_once=users)
-
-    @staticmethod
-    def _moment(log: EventLog, at: Moment | None) -> int:
-        """The moment for which is recommended to users of a log, in seconds."""
-        return log.last_second if at is None and log.has_times else as_second("at", at)
 
     def _limit(self, max_len: int | None) -> int:
         """Events of a history that the model sees."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data.growth import append, merge
+from blossomrec.data.growth import append, grown_log, merge
+from blossomrec.data.growth.append import append_items
 from blossomrec.data.growth.compact import compact_folder
 from blossomrec.data.log import EventLog
 from blossomrec.data.log_folder import LogChange, changing
@@ -166,6 +169,47 @@ class TestAppend:
         assert told(EventLog.open(log.folder)) == told(whole)
 
 
+@pytest.fixture
+def mapped(tmp_path):
+    """64 MiB of numbers on disk."""
+    np.save(tmp_path / "numbers.npy", np.arange(2**23))
+    return np.load(tmp_path / "numbers.npy", mmap_mode="r")
+
+
+def test_values_are_read_in_pieces(mapped, monkeypatch):
+    monkeypatch.setattr(grown_log, "VALUES_AT_ONCE", 3)
+    for places in ([], [5], [2**23 - 1, 0, 7, 7, 2**22, 1, 2]):
+        assert grown_log.values_at(mapped, np.array(places, np.int64)).tolist() == places
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it")
+def test_pages_of_values_that_lie_far_apart_do_not_stay(mapped, monkeypatch):
+    """Those around each value would be the whole array."""
+    monkeypatch.setattr(grown_log, "VALUES_AT_ONCE", 64)
+
+    def mapped_mib():
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssFile:")[1].split()[0]) / 1024
+
+    before, places = mapped_mib(), np.arange(0, 2**23, 2**12)
+    assert (grown_log.values_at(mapped, places) == places).all()
+    assert mapped_mib() - before < 16
+    # Read by the mapping that stays, they do.
+    assert (mapped[places] == places).all() and mapped_mib() - before > 48
+
+
+def test_an_append_takes_no_pytorch(tmp_path):
+    log = EventLog.prepare(FIRST, tmp_path / "log")
+    SECOND.write_parquet(tmp_path / "second.parquet")
+    code = (
+        "import sys; from blossomrec.cli import main; assert main(sys.argv[1:]) == 0; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    asked = ["append", log.folder, tmp_path / "second.parquet"]
+    subprocess.run([sys.executable, "-c", code, *asked], check=True, capture_output=True)
+    assert EventLog.open(log.folder).num_events == 10
+
+
 class TestOnce:
     @pytest.mark.parametrize("folder", ["days", "days/dt=1"], ids=["plain", "partition"])
     def test_files_of_a_folder_are_known_one_by_one(self, tmp_path, folder):
@@ -233,6 +277,48 @@ class TestTables:
             "other": [1, 2, 3],
         }
     )
+
+    @pytest.mark.parametrize("fields", [{}, FIELDS], ids=["plain", "fields"])
+    def test_a_table_of_items_comes_without_events(self, tmp_path, fields):
+        log = EventLog.prepare(FIRST, tmp_path / "log", items=self.ITEMS, **fields)
+        before = told(log)
+        self.MORE.write_parquet(tmp_path / "more.parquet")
+        new = append_items(log.folder, tmp_path / "more.parquet")
+        assert (new.is_new, new.events, new.users, new.items) == (True, 0, 0, 2)
+        # It stands between events that are there and others.
+        assert log.append(SECOND).late == 2
+        grown = EventLog.open(log.folder)
+        assert [one[:2] for one in told(grown)["b"]] == [(70, 0), (50, 1), (70, 3), (90, 3)]
+        items, titles = grown.item_vocabulary.read().to_list(), grown.item_features["title"]
+        assert items == [60, 70, 50, 40, 30, 90, 80]
+        words = ["", "seventy", "new fifty", "forty", "thirty", "ninety", ""]
+        assert [titles[row] for row in range(7)] == words
+        assert grown.summary["appended_events"] == 5 and told(log) == before
+
+    def test_the_last_table_of_items_is_known(self, tmp_path):
+        log = EventLog.prepare(FIRST, tmp_path / "log", items=self.ITEMS)
+        paths = {name: tmp_path / f"{name}.parquet" for name in ("first", "more", "copy")}
+        for name, table in zip(paths, (self.ITEMS, self.MORE, self.MORE), strict=True):
+            table.write_parquet(paths[name])
+        assert append_items(log.folder, paths["more"]).is_new
+        title = EventLog.open(log.folder).item_features["title"]
+        assert title[2] == "new fifty"
+        folder = (log.folder / "log.json").read_bytes()
+        assert not append_items(log.folder, paths["copy"]).is_new
+        assert (log.folder / "log.json").read_bytes() == folder
+        # What came before it, or comes with events in between, is another one again.
+        assert append_items(log.folder, paths["first"]).is_new
+        assert EventLog.open(log.folder).item_features["title"][2] == "fifty"
+        log.append(SECOND, items=paths["more"])
+        assert append_items(log.folder, paths["first"]).is_new
+        assert EventLog.open(log.folder).item_features["title"][2] == "fifty"
+
+    def test_a_table_of_items_needs_one_to_add_to(self, tmp_path):
+        log = EventLog.prepare(FIRST, tmp_path / "log")
+        self.MORE.write_parquet(tmp_path / "more.parquet")
+        with pytest.raises(ConfigError, match="has no table of items to add to"):
+            append_items(log.folder, tmp_path / "more.parquet")
+        assert sorted(os.listdir(log.folder)) == ["events", "items", "log.json", "users"]
 
     def test_rows_are_added_and_replaced(self, tmp_path):
         users = pl.DataFrame({"user_id": ["a", "b"], "age": [30, 40]})

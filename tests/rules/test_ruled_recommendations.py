@@ -11,7 +11,7 @@ import pytest
 from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.recommender import BlossomRec
-from blossomrec.rules import Rules
+from blossomrec.rules import RERANKERS, Rules
 from command_line import refuse
 from small_options import SMALL
 
@@ -100,8 +100,23 @@ def test_what_was_seen_long_ago_may_come_again(recommender):
     assert len(late) == 10
     left_out = set(recommender.items.read()) - set(found["item_id"])
     assert left_out == set(recommender.items.ids(late))
-    with pytest.raises(ConfigError, match="filter_viewed is False, but exclude_seen_days"):
-        recommender.recommend([user], rules=rules, filter_viewed=False)
+
+
+@pytest.mark.parametrize(
+    "viewed, words", [(False, "leaves viewed items out"), (True, "lets older ones come again")]
+)
+def test_of_viewed_items_one_thing_is_said(recommender, viewed, words, tmp_path):
+    rules = Rules(exclude_seen_days=3)
+    told = f"filter_viewed is {viewed}, but exclude_seen_days {words}: give one of them"
+    options = {"rules": rules, "filter_viewed": viewed}
+    history = {"item_id": [50_003], "timestamp": [1_700_000_000]}
+    with pytest.raises(ConfigError, match=told):
+        recommender.recommend([1001], **options)
+    with pytest.raises(ConfigError, match=told):
+        recommender.recommend_all(tmp_path / "out.parquet", k=5, **options)
+    with pytest.raises(ConfigError, match=told):
+        recommender.recommend_history(history, at=1_700_000_060, **options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_diversity_changes_the_order_by_vectors_of_the_model(recommender):
@@ -211,6 +226,77 @@ def test_days_need_times(ordered_log, place):
     other = BlossomRec.from_pretrained(place / "run", ordered_log)
     with pytest.raises(ConfigError, match="only tell an order"):
         other.recommend([1001], rules=Rules(exclude_seen_days=3))
+
+
+def history_of(log, user):
+    """All events of a user, as they are given by hand, and the moment after them."""
+    (row,) = log.user_vocabulary.rows([user])
+    history = log.history(row)
+    given = {
+        "item_id": log.item_vocabulary.ids(history.items),
+        "timestamp": history.times.tolist(),
+    }
+    return given, int(history.times[-1]) + 30
+
+
+@pytest.fixture
+def backwards(monkeypatch):
+    """A re-ranker that gives what it gets from the last to the first."""
+    monkeypatch.setattr(RERANKERS, "_registered", {})
+
+    @RERANKERS.register("backwards")
+    def reranker(candidates):
+        assert candidates.user in (None, 1001) and candidates.at > 0 and candidates.history
+        return [*zip(candidates.items, candidates.scores, strict=True)][::-1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"filter": "price < 20 and not sold_out"},
+        {"boost": [('brand == "a"', 0.5)], "max_per": {"brand": 2}},
+        {"diversity": 0.6},
+        {"exclude_seen_days": 10 * 60 / 86_400},
+        {"exclude_seen_days": 10 * 60 / 86_400, "filter": "price < 20", "max_per": {"brand": 3}},
+        {"reranker": "backwards", "rerank_depth": 9},
+        {"reranker": "backwards", "rerank_depth": 20, "max_per": {"brand": 1}},
+        {"fallback": "recent-popularity"},
+    ],
+)
+def test_a_history_that_is_given_is_ruled_as_that_of_a_user(recommender, backwards, options):
+    rules = Rules(**options)
+    given, at = history_of(recommender.log, 1001)
+    wanted = recommender.recommend([1001], 8, at=at, rules=rules)
+    found = recommender.recommend_history(given, 8, at=at, rules=rules)
+    assert found.drop("score").equals(wanted.drop("user_id", "score"))
+    assert np.allclose(found["score"], wanted["score"], atol=1e-5)
+
+
+def test_a_history_without_a_known_item_gets_the_fallback(recommender):
+    rules = Rules(fallback="recent-popularity", filter="price < 20", max_per={"brand": 2})
+    with pytest.warns(UserWarning, match="are unknown and skipped"):
+        found = recommender.recommend_history([1, 2], 5, rules=rules)
+    assert found.equals(recommender.recommend_history([], 5, rules=rules))
+    empty = Rules(fallback="recent-popularity")
+    assert recommender.recommend_history([], 80, rules=empty)["score"].is_sorted(descending=True)
+    for other in (None, Rules(filter="price < 20")):
+        with pytest.raises(DataError, match="an empty history has no item"):
+            recommender.recommend_history([], 5, rules=other)
+
+
+def test_what_a_rule_lacks_for_a_history_is_named(recommender):
+    given, at = history_of(recommender.log, 1001)
+    days, fallback = Rules(exclude_seen_days=3), Rules(fallback="recent-popularity")
+    with pytest.raises(ConfigError, match=r"exclude_seen_days is 3: .* comes without timestamps"):
+        recommender.recommend_history(given["item_id"], at=at, rules=days)
+    with pytest.raises(ConfigError, match="exclude_seen_days is 3: at, from which they count"):
+        recommender.recommend_history(given, rules=days)
+    # A log is needed for the fallback alone.
+    recommender.log = None
+    found = recommender.recommend_history(given, 80, at=at, rules=Rules(filter="price < 20"))
+    assert 0 < found.height < 80
+    with pytest.raises(ConfigError, match=r"fallback is 'recent-popularity': .* there is none"):
+        recommender.recommend_history(given, at=at, rules=fallback)
 
 
 def test_rules_on_the_command_line_and_in_files(cli, capsys, place, recommender, items, tmp_path):

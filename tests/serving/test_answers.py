@@ -211,8 +211,9 @@ def test_items_switched_off_are_not_recommended(run, item_ids, tmp_path, one_thr
         assert server.recommend(history=item_ids[:2], items=off[:2]) == []
         again = server.post("/v1/similar", {"items": item_ids[:1]})["items"][0]["similar"]
         assert again[0]["item"] == close[1]["item"]
-        assert server.post("/v1/items", {"on": off}) == {"off": []}
-        assert server.client.get("/v1/items").json() == {"off": []}
+        none = {"off": [], "unknown_items": []}
+        assert server.post("/v1/items", {"on": off}) == none
+        assert server.client.get("/v1/items").json() == none
         assert [one["item"] for one in server.recommend(history=item_ids[:2], k=80)] == before
 
 

@@ -172,12 +172,6 @@ def test_bad_requests_for_similar_items(server, body, field):
     assert answer.json()["error"]["field"] == field
 
 
-def test_items_that_are_switched_must_be_known(server, item_ids):
-    answer = server.client.post("/v1/items", json={"off": [item_ids[0], "none"]})
-    assert server.refused(answer, 422, "unknown_item")["field"] == "off[1]"
-    assert server.client.get("/v1/items").json() == {"off": []}
-
-
 @pytest.mark.parametrize(
     "content, status, code",
     [

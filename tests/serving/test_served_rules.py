@@ -255,6 +255,13 @@ WRONG = [
         None,
         "exclude_seen_days leaves viewed items out",
     ),
+    (
+        {"exclude_seen_days": 3, "filter_viewed": True},
+        "filter_viewed",
+        True,
+        None,
+        "exclude_seen_days lets older ones come again",
+    ),
 ]
 
 

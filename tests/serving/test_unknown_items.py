@@ -100,6 +100,51 @@ def test_unknown_items_are_refused_where_that_is_wanted(refusing, item_ids):
         assert refusing.refused(answer, 422, "unknown_item")["field"] == "history[1]"
 
 
+def test_items_that_are_switched_must_be_known_where_that_is_wanted(refusing, item_ids):
+    answer = refusing.client.post("/v1/items", json={"off": [item_ids[0], "none"]})
+    assert refusing.refused(answer, 422, "unknown_item")["field"] == "off[1]"
+    assert refusing.client.get("/v1/items").json() == {"off": [], "unknown_items": []}
+
+
+def test_unknown_items_are_switched_off_and_on(server, item_ids):
+    before = server.recommend(history=item_ids[:2], k=80)
+    answer = server.post("/v1/items", {"off": ["new", item_ids[5], "7"]})
+    assert answer == {"off": [*sorted([7, item_ids[5]]), "new"], "unknown_items": [7, "new"]}
+    assert server.client.get("/v1/items").json() == answer
+    after = server.recommend(history=item_ids[:2], k=80)
+    assert [one["item"] for one in after] == [
+        one["item"] for one in before if one["item"] != item_ids[5]
+    ]
+    answer = server.post("/v1/items", {"on": ["new", 7, item_ids[5]]})
+    assert answer == {"off": [], "unknown_items": []}
+    answer = server.client.post("/v1/items", json={"off": ["a\tb"]})
+    assert server.refused(answer, 422, "invalid")["field"] == "off[0]"
+
+
+def test_an_item_that_is_off_stays_off_once_a_model_knows_it(
+    tiny_log, larger_log, tmp_path, one_thread
+):
+    old, new = write_run(tmp_path / "old", tiny_log), write_run(tmp_path / "new", larger_log)
+    current = tmp_path / "current"
+    current.symlink_to(old)
+    every = larger_log.item_vocabulary.ids(np.arange(larger_log.num_items)).to_list()
+    known = tiny_log.item_vocabulary.rows(every) >= 0
+    added = [item for item, there in zip(every, known, strict=True) if not there]
+    history, store = every[:2], tmp_path / "events.sqlite"
+    with Server(current, store) as server:
+        answer = server.post("/v1/items", {"off": [str(added[0])]})
+        assert answer == {"off": added[:1], "unknown_items": added[:1]}
+    # It is durable, and holds for the next model, in the same process or another one.
+    with Server(current, store) as server:
+        current.unlink()
+        current.symlink_to(new)
+        server.reload()
+        off = [one["item"] for one in server.recommend(history=history, k=90)]
+        assert added[0] not in off and added[1] in off
+        assert server.post("/v1/items", {"on": [added[0]]})["off"] == []
+        assert added[0] in [one["item"] for one in server.recommend(history=history, k=90)]
+
+
 def test_the_client_tells_of_unknown_items(server, item_ids, monkeypatch):
     def ask(self, method, path, body=None, **_):
         answer = server.client.request(method, path, json=body)

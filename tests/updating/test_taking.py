@@ -31,6 +31,13 @@ def take(world: World, **options):
         store.close()
 
 
+def go_back(world: World, copy: Path) -> None:
+    """Put an older copy in the place of the store."""
+    shutil.copy(copy, world.path)
+    for rest in ("-wal", "-shm"):
+        Path(f"{world.path}{rest}").unlink(missing_ok=True)
+
+
 def test_what_the_store_was_filled_from_is_not_taken_again(fresh):
     before = fresh.logged()
     assert take(fresh)[1:] == (0, 0, 0, None)
@@ -143,14 +150,46 @@ def test_an_older_copy_of_the_store_is_matched(fresh, tmp_path):
     shutil.copy(fresh.path, tmp_path / "copy.sqlite")
     fresh.add("user 3", [102, 103], day=2)
     take(fresh)
-    shutil.copy(tmp_path / "copy.sqlite", fresh.path)
-    for rest in ("-wal", "-shm"):
-        Path(f"{fresh.path}{rest}").unlink(missing_ok=True)
+    go_back(fresh, tmp_path / "copy.sqlite")
     fresh.add("user 3", [110], day=3)
     # What the copy lacks stays in the log, and what came since is new.
     before = fresh.logged()
     assert take(fresh).events == 1
     assert fresh.logged() - before == {("user 3", "110", START + 3 * DAY): 1}
+
+
+def test_an_older_copy_in_which_a_user_went_further_is_matched(fresh, tmp_path):
+    """More events than were taken, of which the first are not those that were."""
+    fresh.add("user 3", [100, 101], day=1)
+    take(fresh)
+    shutil.copy(fresh.path, tmp_path / "copy.sqlite")
+    fresh.add("user 3", [102, 103], day=2)
+    fresh.add("user 4", [104], day=2)
+    take(fresh)
+    go_back(fresh, tmp_path / "copy.sqlite")
+    fresh.add("user 3", [110, 111, 112], day=3)
+    # As many as were taken: it shows with the next one.
+    fresh.add("user 4", [120], day=3)
+    before = fresh.logged()
+    assert take(fresh).events == 3
+    new = {("user 3", str(110 + n), START + 3 * DAY + n): 1 for n in range(3)}
+    assert fresh.logged() - before == new
+    fresh.add("user 4", [121], day=4)
+    assert take(fresh).events == 2
+    new |= {("user 4", "120", START + 3 * DAY): 1, ("user 4", "121", START + 4 * DAY): 1}
+    assert fresh.logged() - before == new and not fresh.stored() - fresh.logged()
+    assert take(fresh) is None
+
+
+def test_positions_of_an_earlier_version_are_gone_on_from(fresh):
+    fresh.add("user 3", [100, 101], day=1)
+    take(fresh)
+    (path,) = fresh.runs.glob("store/*/positions.parquet")
+    pl.read_parquet(path).drop("last").write_parquet(path)
+    assert take(fresh) is None
+    fresh.add("user 3", [102], day=2)
+    assert take(fresh).events == 1
+    assert fresh.logged() == fresh.stored()
 
 
 def test_a_store_that_lacks_deletions_is_an_older_copy(fresh, tmp_path):
@@ -159,9 +198,7 @@ def test_a_store_that_lacks_deletions_is_an_older_copy(fresh, tmp_path):
     shutil.copy(fresh.path, tmp_path / "copy.sqlite")
     fresh.delete("user 4")
     take(fresh)
-    shutil.copy(tmp_path / "copy.sqlite", fresh.path)
-    for rest in ("-wal", "-shm"):
-        Path(f"{fresh.path}{rest}").unlink(missing_ok=True)
+    go_back(fresh, tmp_path / "copy.sqlite")
     before = fresh.logged()
     with pytest.raises(RunError, match="counts 1 deletions fewer than at the last update"):
         take(fresh)

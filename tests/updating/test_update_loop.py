@@ -108,6 +108,46 @@ def test_a_catalogue_comes_with_the_events(tmp_path, one_thread):
     assert list(log.item_features["genre"].names) == ["a", "b", "c"]
 
 
+def test_a_catalogue_comes_without_events(tmp_path, one_thread):
+    table = pl.DataFrame({"item_id": range(100, 150), "genre": ["a", "b"] * 25})
+    world = World(tmp_path).begin(items=table)
+    world.update()
+    path, before = tmp_path / "items.parquet", world.logged()
+    pl.DataFrame({"item_id": [100, 7_777], "genre": ["c", "a"]}).write_parquet(path)
+    line = world.update(items=path)
+    assert list(line["taken_in"].values()) == [{"items": 1, "table": str(path)}]
+    assert not line["taken"] and "nothing to bring up to date" in line["why"]
+    log = EventLog.open(world.log)
+    assert log.item_features is not None and log.num_items == 51
+    (row,) = log.item_vocabulary.rows([100])
+    assert log.item_features["genre"][row] == ["c"]
+    assert not (world.runs / "00002").exists()
+    assert world.logged() == before and world.current() == "00001"
+    # What it says is known.
+    line = world.update(items=path)
+    assert (line["why"], line["taken_in"]) == ("nothing is new", {})
+
+
+def test_files_of_several_kinds_are_read_each_by_its_own(world, tmp_path):
+    day = walks(range(40, 44))
+    folder = tmp_path / "tables"
+    (folder / "more").mkdir(parents=True)
+    parts = [day.filter(user_id=f"user {user}") for user in range(40, 44)]
+    parts[0].write_csv(folder / "a.csv")
+    parts[1].write_parquet(folder / "b.parquet")
+    parts[2].write_csv(folder / "more/c.tsv", separator="\t")
+    (folder / "README").write_text("no table")
+    line = world.update(store=None, events=[folder], tolerance=1.0)
+    told = [(one["table"], one["events"]) for one in line["taken_in"].values()]
+    files = (folder / name for name in ("a.csv", "b.parquet", "more/c.tsv"))
+    assert told == [(str(file), len(part)) for file, part in zip(files, parts, strict=False)]
+    before = world.logged()
+    parts[3].write_csv(folder / "d.txt")
+    with pytest.raises(DataError, match=r"d\.txt ends in '\.txt': known are \.parquet"):
+        world.update(store=None, events=[folder / "*.*"])
+    assert world.logged() == before
+
+
 def test_the_last_runs_are_kept_and_those_in_use_and_before(world, monkeypatch):
     decisions = iter([True, False, False, False, True])
     monkeypatch.setattr(loop, "judge", lambda *_, **__: _verdict(next(decisions)))
@@ -287,6 +327,17 @@ def test_wrong_input_is_named_and_nothing_is_written(world, tmp_path):
     left = {world.runs / "update.json"}
     assert set(world.runs.rglob("*")) - set(before) <= left
     assert [seconds_of(one) for one in ("90s", "5m", "2h", "1d")] == [90, 300, 7_200, 86_400]
+
+
+@pytest.mark.parametrize("damage", [None, "log.json"])
+def test_without_a_log_nothing_is_made(tmp_path, damage):
+    world = World(tmp_path)
+    if damage:
+        world.log.mkdir()
+        (world.log / damage).write_text("{")
+    with pytest.raises(DataError, match=r"log\.json"):
+        world.update(store=None)
+    assert not world.runs.exists()
 
 
 def test_options_that_are_not_given_are_those_of_the_run_in_use(world):

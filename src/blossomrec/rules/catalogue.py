@@ -186,27 +186,23 @@ def item_rules(
     rules: Rules,
     model: SequenceModel,
     items: Vocabulary,
-    log: EventLog,
+    log: EventLog | None,
     kept: FeatureTable | None,
 ) -> ItemRules:
-    """Rules for the catalogue of a model and the users of a log.
+    """Rules for the catalogue of a model.
 
     Args:
         items: the catalogue.
+        log: whose table of items and whose events count; None for none.
         kept: the table of items that is kept with the model; None for none. Rules that bring a
             table go by that, and a log that has one goes before what is kept: prices and stocks
             are then those of the day.
 
     Raises:
-        ConfigError: an expression does not fit the table, or a column is no category; days are to
-            count and the log has no times.
+        ConfigError: an expression does not fit the table, or a column is no category; the fallback
+            is to be counted and there is no log.
         DataError: the filter leaves no item, or a table cannot be read.
     """
-    if rules.exclude_seen_days is not None and not log.has_times:
-        raise ConfigError(
-            f"exclude_seen_days is {rules.exclude_seen_days}: the times of {log.folder} only tell "
-            "an order"
-        )
     table = ItemTable(items, item_features(rules.items, items, log, kept))
     vectors = directions(model) if rules.diversity else _no_vectors
     # Asked once: what is kept is in use anyway.
@@ -214,6 +210,10 @@ def item_rules(
     refuse_nothing(rules, found)
     if rules.fallback == "none":
         return found
+    if log is None:
+        raise ConfigError(
+            f"fallback is {rules.fallback!r}: it is counted in a log, and there is none"
+        )
     return replace(found, fallback=recent_shares(log, items))
 
 

@@ -131,6 +131,20 @@ class Rules:
         }
 
 
+def refuse_contradiction(filter_viewed: bool | None, days: float | None) -> None:
+    """Raise RuleError where a request says of viewed items both which days count and all or none.
+
+    Args:
+        filter_viewed: as the request says it; None where it does not.
+        days: its ``exclude_seen_days``.
+    """
+    if days is None or filter_viewed is None:
+        return
+    does = "lets older ones come again" if filter_viewed else "leaves viewed items out"
+    message = f"filter_viewed is {filter_viewed}, but exclude_seen_days {does}: give one of them"
+    raise RuleError(message, "filter_viewed", filter_viewed)
+
+
 def check_expression(name: str, text: Any) -> None:
     """Raise RuleError, naming the option, where a text is no expression."""
     if not isinstance(text, str):

@@ -252,7 +252,10 @@ class Client:
             return 0
 
     def switch(self, off: Iterable[ItemId] = (), on: Iterable[ItemId] = ()) -> list[ItemId]:
-        """Switch items off or on again; gives all that are off."""
+        """Switch items off or on again; gives all that are off.
+
+        Those that the model does not know yet are off for one that does.
+        """
         names = {"off": off, "on": on}
         body = {name: as_ids(items, name, ordered=False) for name, items in names.items()}
         return self._ask("POST", "/v1/items", body)["off"]

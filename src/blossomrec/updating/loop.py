@@ -14,7 +14,8 @@ from typing import Any
 
 from blossomrec.config import RunConfig
 from blossomrec.data.identity import differences, identity_digest
-from blossomrec.data.log import EventLog
+from blossomrec.data.log import LOG_FILE, LOG_FORMAT, EventLog
+from blossomrec.data.vocabulary import read_description
 from blossomrec.errors import ConfigError, DataError, RunError, TrainingError
 from blossomrec.files import locked, remove
 from blossomrec.recommender import BlossomRec
@@ -57,13 +58,15 @@ def update(
 
     Raises:
         RunError: another update is at work, the folder is damaged, or the store is another one.
-        DataError: the log does not take the events; nothing is lost.
+        DataError: there is no log, or it does not take the events; nothing is lost.
         TrainingInterrupted: a signal came in training; the next update goes on with it.
 
     Example:
         >>> update("log", "runs", options=DailyOptions(store="events.sqlite"))["why"]
     """
     folder = Runs(runs)
+    # Before anything is made for it.
+    read_description(Path(log) / LOG_FILE, LOG_FORMAT, "a prepared log of events")
     with locked(folder.folder):
         given = (options or DailyOptions()).checked()
         return _Update(Path(log), folder, config, given, tell, progress).carry_out()
@@ -94,9 +97,10 @@ class _Update:
             if "run" not in self.state:
                 self._take_in()
             log = EventLog.open(self.log)
-            if "run" not in self.state and not self._begin(log):
+            if "run" in self.state or self._begin(log):
+                self._decide(log)
+            elif not self._offer_again():
                 return self._nothing()
-            self._decide(log)
         return self._apply()
 
     def _drop_left(self) -> None:
@@ -126,6 +130,18 @@ class _Update:
             if log.digest in (last, known and identity_digest(known)):
                 return False
         self.state |= {"run": self.runs.next_name(), "from": current}
+        self._save()
+        return True
+
+    def _offer_again(self) -> bool:
+        """Take the run that a server did not take the last time; False where there is none."""
+        line = self.runs.not_served()
+        if line is None:
+            return False
+        run, before = line["rolled_back"], line["used"]
+        self.tell(f"{self.runs.path(run)} is offered again: {line['why']}")
+        decision = {"taken": True, "why": f"offered again: {line['why']}"}
+        self.state |= {"run": run, "from": before, "decision": decision}
         self._save()
         return True
 
@@ -212,7 +228,7 @@ class _Update:
             refused = [one.told for one in served if not one.took]
             if refused and before is not None:
                 why = f"a server did not take it: {refused[0]}"
-                go_back(self.runs, run, before, why=why)
+                go_back(self.runs, run, before, why=why, not_served=True)
                 take_new_run(self.runs, before, self.options.wait)
                 self.tell(f"{self.runs.link} leads to {before} again: {why}")
                 line = line | {"taken": False, "why": why}

@@ -49,8 +49,13 @@ def roll_back(
     return line
 
 
-def go_back(runs: Runs, run: str, before: str, *, why: str) -> dict[str, Any]:
+def go_back(
+    runs: Runs, run: str, before: str, *, why: str, not_served: bool = False
+) -> dict[str, Any]:
     """Use an earlier run in place of the one in use, and write a line of the history.
+
+    Args:
+        not_served: it is left since a server did not take it, and is to be offered again.
 
     Raises:
         RunError: the earlier one is not there, or another one is in use by now.
@@ -61,6 +66,8 @@ def go_back(runs: Runs, run: str, before: str, *, why: str) -> dict[str, Any]:
         if runs.current() != run:
             raise RunError(f"{runs.link} leads to {runs.current()} by now, not to {run}")
         line = {"started": time.time(), "rolled_back": run, "used": before, "why": why}
+        if not_served:
+            line["not_served"] = True
         runs.use(before)
         runs.record(line)
     return line

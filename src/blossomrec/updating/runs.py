@@ -101,6 +101,16 @@ class Runs:
         taken = [line for line in self.history() if line.get("run") == name and line.get("taken")]
         return taken[-1].get("from") if taken else None
 
+    def not_served(self) -> dict[str, Any] | None:
+        """The line of the way back from a run that a server did not take, where nothing has come
+        into use since and the run is there; None otherwise."""
+        changes = [one for one in self.history() if one.get("taken") or "rolled_back" in one]
+        line = changes[-1] if changes else {}
+        there = line.get("not_served") and line["used"] == self.current()
+        if not there or not (self.path(line["rolled_back"]) / "model.safetensors").is_file():
+            return None
+        return line
+
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
         """Hold what ``current`` and the history are changed under, for a moment."""

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from blossomrec.data.growth.append import append_events
+from blossomrec.data.growth.append import append_events, append_items
 from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.log import EventLog
-from blossomrec.data.reading.files import SourceFiles
+from blossomrec.data.reading.files import found_files
 from blossomrec.errors import ConfigError, DataError, NoEventsError
 from blossomrec.serving.stores import store_opener
 from blossomrec.serving.stores.store import EventStore
@@ -42,21 +42,27 @@ def take_in(log: Path, folder: Path, options: DailyOptions) -> Iterator[TakenIn]
     _check_items(log, options.items)
     taking = Taking(folder, log)
     if options.store is None:
-        taking.finish(options.items)
+        taking.finish()
     else:
         with opened(options.store) as (store, name):
-            taken = taking.take(store, name, restored=options.restored, items=options.items)
+            taken = taking.take(store, name, restored=options.restored)
         if taken is not None:
             yield _from_store(taken)
-    for file in _files(options.events or (), log):
+    for file in [one.path for source in options.events or () for one in found_files(Path(source))]:
         try:
-            new = append_events(file, log, AppendOptions(items=options.items))
+            new = append_events(file, log, AppendOptions())
         except NoEventsError:
             # Of a day on which nothing happened; the tables of other days are taken.
             continue
         if new.is_new:
             counts = {"events": new.events, "table": str(file)}
             yield TakenIn(new.key, counts, f"{new.events:,} new events from {file}")
+    if options.items is not None:
+        new = append_items(log, options.items)
+        if new.is_new:
+            counts = {"items": new.items, "table": str(options.items)}
+            told = f"the table of items {options.items} is taken, with {new.items:,} new items"
+            yield TakenIn(new.key, counts, told)
     if again := taking.forget_again():
         told = f"{again:,} users who were deleted in the store came with tables, and are forgotten"
         yield TakenIn(f"forgotten-{time.time()}", {"forgotten": again}, told)
@@ -101,11 +107,3 @@ def _check_items(log: Path, items: Path | None) -> None:
             f"items is {str(items)!r}, but {log} has no table of items to add to: prepare it with "
             "--items"
         )
-
-
-def _files(sources: Any, log: Path) -> list[Path]:
-    """The files of tables, folders and patterns, in order."""
-    if not sources:
-        return []
-    reading = AppendOptions().reading(EventLog.open(log))
-    return [one.path for source in sources for one in SourceFiles(Path(source), reading).files]

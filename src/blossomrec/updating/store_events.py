@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +24,12 @@ class Position(NamedTuple):
     Attributes:
         number: of the user in the store; who was deleted and is back has another one.
         taken: the first events, which are in the log.
+        last: a digest of the last one of those; None where it is not known.
     """
 
     number: int
     taken: int
+    last: int | None = None
 
 
 @dataclass
@@ -65,8 +68,9 @@ def find_new(store: EventStore, before: dict[str, Position], folder: Path) -> Ne
     """Look through a store for what was not taken before.
 
     Of a user whose position is known, events behind it are new. Of another one, or where the store
-    has fewer events than were taken, those are new that the log does not have, by item and time:
-    the store may have been filled from the log, or from a copy.
+    has fewer events than were taken, or another one at the position, those are new that the log
+    does not have, by item and time: the store may have been filled from the log, or be an older
+    copy of what it was.
 
     Args:
         before: how far events were taken.
@@ -112,11 +116,16 @@ def _look(
     history: _InLog,
 ) -> None:
     """Take the new events of one user."""
-    is_same = before is not None and before.number == there.number
-    if before is not None and not is_same:
-        found.deleted.append(user)
-    matched = before is None or (is_same and there.taken < before.taken)
-    start = before.taken if is_same and not matched and before is not None else 0
+    if before is not None and before.number == there.number:
+        if before.taken == there.taken:
+            found.positions[user] = before
+            return
+        start = before.taken if _goes_on(store, user, there, before) else 0
+        matched, last = not start, before.last if start else None
+    else:
+        start, matched, last = 0, before is None, None
+        if before is not None:
+            found.deleted.append(user)
     known = history.of(user) if matched else None
     while start < there.taken:
         tail = store.tail(user, there.number, start, EVENTS_TOGETHER)
@@ -126,7 +135,28 @@ def _look(
         new = range(len(tail.items))
         found.add(user, tail, new if known is None else known.without(tail))
         start += len(tail.items)
-    found.positions[user] = Position(there.number, start)
+        last = _digest(tail)
+    found.positions[user] = Position(there.number, start, last)
+
+
+def _goes_on(store: EventStore, user: str, there: Position, before: Position) -> bool:
+    """Whether a user's history goes on from the one whose first events were taken.
+
+    In an older copy of the store another event may have taken the place of the last one.
+    """
+    if before.last is None or not 0 < before.taken < there.taken:
+        return before.taken < there.taken
+    tail = store.tail(user, there.number, before.taken - 1, 1)
+    if tail is None or tail.number != there.number or not tail.items:
+        # Deleted just now: the next update finds out.
+        return True
+    return _digest(tail) == before.last
+
+
+def _digest(tail: Tail) -> int:
+    """64 bits that tell the last event of a tail from others of the user."""
+    event = f"{tail.items[-1]} {tail.times[-1]!r}".encode()
+    return int.from_bytes(hashlib.blake2b(event, digest_size=8).digest())
 
 
 class _InLog:

@@ -55,22 +55,19 @@ class Taking:
     def __init__(self, folder: Path, log: Path):
         self.folder, self.log = folder / STORE, log
 
-    def take(
-        self, store: EventStore, name: str, *, restored: bool = False, items: Path | None = None
-    ) -> Taken | None:
+    def take(self, store: EventStore, name: str, *, restored: bool = False) -> Taken | None:
         """Append what is new in the store, and forget who was deleted there; None for nothing.
 
         Args:
             name: of the store, without secrets.
             restored: the store is another one, or an older copy: nobody who is missing is taken for
                 deleted.
-            items: table of items, as of ``EventLog.append``.
 
         Raises:
             RunError: it is another store than before, or an older copy, and this is not told.
             DataError: the log does not take the events.
         """
-        self.finish(items)
+        self.finish()
         told = self._told()
         if told and told["store"] != name and not restored:
             raise RunError(
@@ -85,10 +82,10 @@ class Taking:
         batch = self._written(store, name, told, restored)
         if batch is None:
             return None
-        self.finish(items)
+        self.finish()
         return batch
 
-    def finish(self, items: Path | None = None) -> None:
+    def finish(self) -> None:
         """Append the newest batch, where that may not have been done."""
         for old in self._batches()[:-1]:
             remove(old)
@@ -100,8 +97,7 @@ class Taking:
             # Once the events are there, those of a user who was deleted and is back are new ones.
             forget_users(self.log, told["deleted"])
             if told["events"]:
-                options = AppendOptions(key=told["key"], items=items)
-                append_events(folder / EVENTS, self.log, options)
+                append_events(folder / EVENTS, self.log, AppendOptions(key=told["key"]))
         write_json(folder / TOLD, told | {"done": True, "deleted": []})
         (folder / EVENTS).unlink(missing_ok=True)
         flush(folder)
@@ -181,8 +177,14 @@ class Taking:
                 "user": list(new.positions),
                 "number": [one.number for one in new.positions.values()],
                 "taken": [one.taken for one in new.positions.values()],
+                "last": [one.last for one in new.positions.values()],
             }
-            schema = {"user": pl.String, "number": pl.UInt64, "taken": pl.Int64}
+            schema = {
+                "user": pl.String,
+                "number": pl.UInt64,
+                "taken": pl.Int64,
+                "last": pl.UInt64,
+            }
             pl.DataFrame(columns, schema).write_parquet(folder / POSITIONS)
             write_json(folder / TOLD, batch)
 
@@ -210,8 +212,11 @@ class Taking:
         path = self._batches()[-1] / POSITIONS
         try:
             table = pl.read_parquet(path)
-            rows = table.select("user", "number", "taken").iter_rows()
-            return {user: Position(number, taken) for user, number, taken in rows}
+            if "last" not in table.columns:
+                # Written before it was kept.
+                table = table.with_columns(last=None)
+            rows = table.select("user", "number", "taken", "last").iter_rows()
+            return {user: Position(*position) for user, *position in rows}
         except (OSError, pl.exceptions.PolarsError) as error:
             raise RunError(f"{path} is damaged: {error}") from error
 

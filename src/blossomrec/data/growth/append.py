@@ -1,4 +1,4 @@
-"""Appending a table of events to a log: one more segment, at the cost of what is appended."""
+"""Appending tables to a log: one more segment, at the cost of what is appended."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from blossomrec.data.growth.new_events import NewEvents, as_ids_of
 from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.growth.segment import FeatureRows, Segment
 from blossomrec.data.log import ITEMS, USERS, EventLog
-from blossomrec.data.log_folder import changing
+from blossomrec.data.log_folder import LogChange, changing
 from blossomrec.data.reading.columns import Column
 from blossomrec.data.reading.features import FeatureColumns, read_features
 from blossomrec.data.source_keys import file_keys
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.files import digest
 
 # An append opens them all: with so many, one of them merges the log first.
 MAX_SEGMENTS = 256
 LARGEST_ROW = np.iinfo(np.int32).max
+# Of ``log.json``: digest of the table of items that was appended last.
+APPENDED_ITEMS = "appended_items"
 
 
 def append_events(source: Any, folder: Path, options: AppendOptions) -> Appended:
@@ -35,9 +38,7 @@ def append_events(source: Any, folder: Path, options: AppendOptions) -> Appended
     See :meth:`blossomrec.EventLog.append`.
     """
     with changing(folder) as change:
-        if len(change.description.get("segments", ())) >= MAX_SEGMENTS:
-            merge_segments(change)
-        log = GrownLog(folder, change.description)
+        log = _open(change)
         sources = change.description.setdefault("sources", {})
         whole, files = file_keys(source, options.reading(log.base))
         key = options.key or whole
@@ -55,7 +56,41 @@ def append_events(source: Any, folder: Path, options: AppendOptions) -> Appended
             told |= segment.save(place)
             sources |= dict.fromkeys(files, 0) | {key: new.events}
             change.description["fields"] = new_events.fields.to_dict()
+            if options.items is not None:
+                # Another one than was appended alone, or the same one in another form.
+                change.description.pop(APPENDED_ITEMS, None)
     return new
+
+
+def append_items(folder: Path, table: Path) -> Appended:
+    """Append a table of items without events; what is new.
+
+    What it says of an item, known or new, replaces what was known of that. Where it is the one that
+    was appended last, by its content, nothing changes.
+
+    Raises:
+        ConfigError: the log has no table of items to add to.
+        DataError: the table does not fit the log; the message names column, row and value. Or
+            another process writes the log.
+    """
+    options = AppendOptions(items=table)
+    with changing(folder) as change:
+        key = digest(table)
+        if change.description.get(APPENDED_ITEMS) == key:
+            return Appended(key, is_new=False)
+        log = _open(change)
+        segment = _segment(log, NewEvents.none(str(table), log.base), options)
+        with change.new_segment() as (place, told):
+            told |= segment.save(place)
+            change.description[APPENDED_ITEMS] = key
+    return Appended(key, is_new=True, items=len(segment.ids[ITEMS]), unit=log.base.time_unit)
+
+
+def _open(change: LogChange) -> GrownLog:
+    """The log whose lock is held, with room for one more segment."""
+    if len(change.description.get("segments", ())) >= MAX_SEGMENTS:
+        merge_segments(change)
+    return GrownLog(change.folder, change.description)
 
 
 def _check_files(files: Mapping[str, Path], sources: Mapping[str, int]) -> None:

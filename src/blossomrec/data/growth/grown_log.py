@@ -14,6 +14,9 @@ from blossomrec.data.growth.segment import OPTIONAL, FeatureRows, OpenSegment
 from blossomrec.data.log import ITEMS, LOG_FILE, USERS, EventLog
 from blossomrec.data.log_folder import segment_names
 
+# Values read by one mapping of an array. The system may map 16 pages for each of them: 64 MiB.
+VALUES_AT_ONCE = 1_024
+
 
 class GrownLog:
     """The generation and the segments that ``log.json`` names.
@@ -58,7 +61,7 @@ class GrownLog:
         """Of user rows, int64 [n], whether they have events, and the time of the last one."""
         known = users < self.base.num_users
         times = np.zeros(len(users), self.base.timestamps.dtype)
-        times[known] = self.base.timestamps[self.base.offsets[users[known] + 1] - 1]
+        times[known] = values_at(self.base.timestamps, self.base.offsets[users[known] + 1] - 1)
         for segment in self.segments:
             there, last = segment.last_times(users)
             later = ~known[there] | (last > times[there])
@@ -110,3 +113,18 @@ class GrownLog:
             low = np.where(before, middle + 1, low)
             high = np.where(unsure & ~before, middle, high)
         return low
+
+
+def values_at(array: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Values of a memory-mapped array at places that lie far apart, at a memory that is bounded.
+
+    The system maps the pages around each place that is read: by and by, the whole array.
+    """
+    assert isinstance(array, np.memmap) and array.filename is not None
+    found = np.empty(len(places), array.dtype)
+    for start in range(0, len(places), VALUES_AT_ONCE):
+        piece = slice(start, start + VALUES_AT_ONCE)
+        # A mapping of its own, whose pages go with it.
+        own = np.memmap(array.filename, array.dtype, "r", array.offset, array.shape)
+        found[piece] = own[places[piece]]
+    return found

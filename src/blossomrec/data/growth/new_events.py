@@ -11,6 +11,7 @@ import polars as pl
 from blossomrec.data.event_arrays import EventArrays, encode_fields, order_ties
 from blossomrec.data.fields import EventFields
 from blossomrec.data.growth.options import AppendOptions
+from blossomrec.data.growth.segment import OPTIONAL
 from blossomrec.data.log import EventLog
 from blossomrec.data.preparation import encode_events
 from blossomrec.data.reading.columns import Column
@@ -61,6 +62,21 @@ class NewEvents:
         arrays, _ = order_ties(arrays, how, self.source)
         self.fields = _grown(log.fields, fields, self.source)
         self.events = _translated(arrays, fields, self.fields)
+
+    @classmethod
+    def none(cls, source: str, log: EventLog) -> NewEvents:
+        """No events, beside a table of something else."""
+        self = cls.__new__(cls)
+        self.source, self.key, self.fields = source, "", log.fields
+        self.users, self.items = (
+            pl.Series("id", dtype=getattr(pl, one.dtype))
+            for one in (log.user_vocabulary, log.item_vocabulary)
+        )
+        columns = {name: getattr(log, name) for name in OPTIONAL}
+        columns |= {"items": log.items, "times": log.timestamps}
+        empty = {name: np.asarray(one[:0]) for name, one in columns.items() if one is not None}
+        self.events = EventArrays(np.empty(0, np.int32), **empty)
+        return self
 
 
 def _as_known(table: EventTable, source: str, options: ReadOptions, log: EventLog) -> pl.DataFrame:

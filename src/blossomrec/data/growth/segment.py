@@ -117,8 +117,10 @@ class OpenSegment:
 
     def last_times(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of the users it has events of, and when the last one of those is."""
-        places = np.searchsorted(self.users, users).clip(max=len(self.users) - 1)
-        there = np.asarray(self.users[places] == users)
+        places = np.searchsorted(self.users, users)
+        # A table of items alone is a segment without events.
+        there = places < len(self.users)
+        there[there] = self.users[places[there]] == users[there]
         return there, np.asarray(self.columns["times"][self.offsets[places[there] + 1] - 1])
 
     def ids(self, table: str) -> pl.Series | None:

@@ -28,7 +28,7 @@ _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
 @dataclass(frozen=True)
-class _File:
+class TableFile:
     """A file, its kind, and what its path says: ``{"dt": "2024-01-01"}`` for ``dt=2024-01-01/``."""
 
     path: Path
@@ -59,7 +59,7 @@ class SourceFiles:
 
     def __init__(self, path: Path, options: ReadOptions):
         self._path, self._options = path, options
-        self.files = list(_found(path))
+        self.files = list(found_files(path))
         kinds = {one.kind for one in self.files}
         if len(kinds) > 1:
             raise DataError(
@@ -113,10 +113,10 @@ class SourceFiles:
             whole, {key: one.path for key, one in zip(own, self.files, strict=True)}
         )
 
-    def _text(self, file: _File) -> TextFile:
+    def _text(self, file: TableFile) -> TextFile:
         return TextFile.of(file.path, file.kind, self._options)
 
-    def _read_file(self, file: _File, names: Mapping[str, str]) -> tuple[pl.DataFrame, int]:
+    def _read_file(self, file: TableFile, names: Mapping[str, str]) -> tuple[pl.DataFrame, int]:
         if not names:
             # Rows are counted all the same.
             first = self.columns()[0]
@@ -131,7 +131,12 @@ def _hashed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _found(path: Path) -> Iterator[_File]:
+def found_files(path: Path) -> Iterator[TableFile]:
+    """The files that a path stands for, each of whatever kind; see :class:`SourceFiles`.
+
+    Raises:
+        DataError: there is no such file, or one is of an unknown kind.
+    """
     if path.is_dir():
         if (path / "log.json").is_file():
             raise DataError(f"{path} is a prepared log: give a table of events")
@@ -152,7 +157,7 @@ def _found(path: Path) -> Iterator[_File]:
         tables, root = [path], path.parent
     root = _above_partitions(root)
     for one in tables:
-        yield _File(one, _kind(one), _partition(one.relative_to(root)))
+        yield TableFile(one, _kind(one), _partition(one.relative_to(root)))
 
 
 def _before_pattern(path: Path) -> Path:
@@ -182,7 +187,7 @@ def _partition(path: Path) -> dict[str, str | None]:
     return found
 
 
-def _partition_columns(file: _File, names: Mapping[str, str]) -> list[pl.Expr]:
+def _partition_columns(file: TableFile, names: Mapping[str, str]) -> list[pl.Expr]:
     return [
         pl.lit(file.partition[str(name)], dtype=pl.String).alias(role)
         for role, name in names.items()

@@ -26,7 +26,7 @@ from blossomrec.rules.catalogue import (
 )
 from blossomrec.rules.item_table import ItemTable
 from blossomrec.rules.kept_arrays import KeptArrays
-from blossomrec.rules.rules import RuleError
+from blossomrec.rules.rules import RuleError, refuse_contradiction
 from blossomrec.serving.refusals import Refusal, unavailable
 
 # Of these a request has its own, or those of the server.
@@ -108,9 +108,7 @@ class ServedRules:
         Raises:
             RuleError: one is wrong, or does not go with ``filter_viewed``.
         """
-        if given.get("exclude_seen_days") is not None and filter_viewed is False:
-            message = "filter_viewed is false, but exclude_seen_days leaves viewed items out"
-            raise RuleError(message, "filter_viewed", False)
+        refuse_contradiction(filter_viewed, given.get("exclude_seen_days"))
         ours = {name: getattr(self._given, name) for name in ONE_OF_BOTH}
         if filter_viewed is not None:
             ours["exclude_seen_days"] = None

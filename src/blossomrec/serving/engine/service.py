@@ -277,10 +277,14 @@ class Service:
         return deleted
 
     async def switch(self, off: Sequence[ItemId], on: Sequence[ItemId]) -> list[ItemId]:
-        """Switch items off (they are not recommended) or on again; gives all that are off."""
+        """Switch items off (they are not recommended) or on again; gives all that are off.
+
+        Those that the version does not know are off for one that does.
+        """
+        keep = self._keeps_unknown
         off, on = (
             [
-                self.version.catalogue.stored(item, f"{name}[{index}]", keep=False)
+                self.version.catalogue.stored(item, f"{name}[{index}]", keep=keep)
                 for index, item in enumerate(items)
             ]
             for name, items in (("off", off), ("on", on))

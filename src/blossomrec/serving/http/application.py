@@ -21,7 +21,7 @@ from blossomrec.serving.http import schemas
 from blossomrec.serving.http.middleware import RequestMiddleware
 from blossomrec.serving.http.pages import add_page, add_reference
 from blossomrec.serving.refusals import Refusal, plain, shown
-from blossomrec.serving.stores.store import Context, Event
+from blossomrec.serving.stores.store import Context, Event, ItemId
 
 DESCRIPTION = "Recommendations from the whole history of a user, which grows event by event."
 MOST_SHOWN = 1_000
@@ -252,17 +252,20 @@ def _add_titles(app: FastAPI, service: Service, titles: Mapping[str, str]) -> No
 
 
 def _add_operation(app: FastAPI, service: Service) -> None:
+    def told(off: list[ItemId]) -> Any:
+        return _sent({"off": off, "unknown_items": service.version.catalogue.unknown(off)})
+
     @app.get("/v1/items", tags=["operation"])
     async def items_off() -> schemas.Off:
         """Items that are switched off."""
-        return _sent({"off": await service.off()})
+        return told(await service.off())
 
     @app.post("/v1/items", responses=_described(BAD), tags=["operation"])
     async def switch_items(body: schemas.SwitchIn) -> schemas.Off:
         """Switch items off, so that they are never recommended, or on again."""
         for name in ("off", "on"):
             _check_size(name, getattr(body, name), service.config.max_items)
-        return _sent({"off": await service.switch(body.off, body.on)})
+        return told(await service.switch(body.off, body.on))
 
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> dict[str, bool]:

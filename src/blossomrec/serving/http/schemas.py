@@ -384,6 +384,9 @@ class Off(BaseModel):
     """Items that are switched off."""
 
     off: list[ItemId]
+    unknown_items: list[ItemId] = Field(
+        description="those of them that the model does not know yet: they are off for one that does"
+    )
 
 
 class TitlesIn(_Strict):
