@@ -21,8 +21,9 @@ class CpuParts(Parts):
     ) -> Tensor:
         return selector_loss(q, k, block_keys, cu_seqlens, **given, shares=block_shares)
 
-    def extend(self, q, k, v, gates, layer, step_, compression, spec, rotary=None):
-        return step.extend(q, k, v, gates, layer, step_, compression, spec, rotary)
+    def extend_layer(self, x, weights, output, gates, layer, step_, compression, spec, rotary=None):
+        given = layer, step_, compression, spec, rotary
+        return step.extend_layer(x, weights, output, gates, *given)
 
 
 def block_shares(
