@@ -121,7 +121,7 @@ class BlossomAttention(nn.Module, KeepsStates):
         """
         backend = self.backend(x)
         q, k, v, gates = self.project(x, cu_seqlens, rotary)
-        block_keys = backend.parts.block_keys(self.compress, k, cu_seqlens)
+        block_keys = backend.parts.keys_to_choose_by(self.compress, k, cu_seqlens, self.spec)
         out, selected = self.attend(q, k, v, block_keys, gates, cu_seqlens, backend)
         loss = None
         if distil_rows is not None and self.spec.selects:

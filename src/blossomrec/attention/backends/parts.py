@@ -70,6 +70,16 @@ class Parts:
         """Keys of all complete blocks, [J, G, d], of rotated keys [T, G, d]."""
         return compression(k, cu_seqlens)
 
+    def keys_to_choose_by(
+        self,
+        compression: MeanCompression | MLPCompression,
+        k: Tensor,
+        cu_seqlens: Tensor,
+        spec: BlossomSpec,
+    ) -> Tensor:
+        """As :meth:`block_keys`; any numbers for histories of which all blocks are selected."""
+        return self.block_keys(compression, k, cu_seqlens)
+
     def selector_loss(
         self, q: Tensor, k: Tensor, block_keys: Tensor, cu_seqlens: Tensor, **given: Any
     ) -> Tensor:

@@ -3,7 +3,7 @@
 
 #include "vectors.h"
 
-// to [rows, count] = x [rows, size] times weights [count, size], and the bias [count] if there is one.
+// to [rows, count] = x [rows, size] times weights [count, size], and the bias [count] if there is.
 static void project(
     const float *x, int64_t rows, int64_t size, const float *weights, const float *bias,
     int64_t count, float *to
