@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from blossomrec.attention.api import blossom_attention, resolve
 from blossomrec.attention.backends import Backend
@@ -122,7 +121,7 @@ class BlossomAttention(nn.Module, KeepsStates):
         """
         backend = self.backend(x)
         q, k, v, gates = self.project(x, cu_seqlens, rotary)
-        block_keys = backend.parts.block_keys(self.compress, k, cu_seqlens)
+        block_keys = backend.parts.keys_to_choose_by(self.compress, k, cu_seqlens, self.spec)
         out, selected = self.attend(q, k, v, block_keys, gates, cu_seqlens, backend)
         loss = None
         if distil_rows is not None and self.spec.selects:
@@ -175,10 +174,7 @@ class BlossomAttention(nn.Module, KeepsStates):
 
         Gates are [T, H, 2], or the bias of a union, [T, H, 1].
         """
-        weights = Projections(
-            self.query.weight, self.key.weight, self.value.weight, *self._gate_parameters()
-        )
-        parts = self.backend(x).parts
+        weights, parts = self._projections(), self.backend(x).parts
         q, k, v, gates = parts.project(x, weights, cu_seqlens, self.heads, self.spec, rotary)
         return q, k, v, self._fixed_gates(q) if gates is None else gates
 
@@ -186,13 +182,11 @@ class BlossomAttention(nn.Module, KeepsStates):
         """Keys of all complete blocks, [J, G, d], of rotated keys [T, G, d]; see ``compress``."""
         return self.backend(k.flatten(1)).parts.block_keys(self.compress, k, cu_seqlens)
 
-    def _gates(self, x: Tensor) -> Tensor:
-        """Weights of the long-term and the short-term path, [T, H, 2]; of a union [T, H, 1]."""
-        weight, bias = self._gate_parameters()
-        if weight is None:
-            return self._fixed_gates(x)
-        gates = linear(x, weight, bias).view(len(x), self.heads.queries, self.spec.gate_size)
-        return gates if self.spec.is_union else gates.sigmoid()
+    def _projections(self) -> Projections:
+        # As attributes they would be looked up again and again: half the time of one more event.
+        own = cast("dict[str, nn.Linear]", self._modules)
+        weights = own["query"].weight, own["key"].weight, own["value"].weight
+        return Projections(*weights, *self._gate_parameters())
 
     def _fixed_gates(self, x: Tensor) -> Tensor:
         """Of one path alone, in the type of x, [T, H, 2]; of a union without bias [T, H, 1]."""
@@ -208,14 +202,13 @@ class BlossomAttention(nn.Module, KeepsStates):
 
         Of a union [H, D] and [H].
         """
-        if self.gate is None:
+        gate = self.gate
+        if gate is None:
             return None, None
         if self.spec.is_union or self.spec.gate == "independent":
-            return self.gate.weight, self.gate.bias
+            return gate.weight, gate.bias
         # sigmoid(-z) is 1 - sigmoid(z).
-        weight, bias = (
-            torch.stack((x, -x), 1).flatten(0, 1) for x in (self.gate.weight, self.gate.bias)
-        )
+        weight, bias = (torch.stack((x, -x), 1).flatten(0, 1) for x in (gate.weight, gate.bias))
         return weight, bias
 
     @property
@@ -252,13 +245,12 @@ class BlossomAttention(nn.Module, KeepsStates):
             step: where the events go.
             rotary: as of :meth:`forward`.
         """
-        heads = self.heads
-        q = self.query(x).view(len(x), heads.queries, heads.size)
-        k, v = (each(x).view(len(x), heads.keys, heads.size) for each in (self.key, self.value))
-        gates, parts = self._gates(x), self.backend(x).parts
+        weights = self._projections()
+        gates = self._fixed_gates(x) if weights.gate is None else None
         given = layer, step, self.compress, self.spec, rotary
-        out, selected = parts.extend(q, k, v, gates, *given)
-        return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)
+        parts = self.backend(x).parts
+        hidden, selected, gates = parts.extend_layer(x, weights, self.output.weight, gates, *given)
+        return AttentionOutput(hidden, None, selected, gates)
 
     @torch.no_grad()
     def prefill(

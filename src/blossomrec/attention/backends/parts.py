@@ -61,11 +61,7 @@ class Parts:
         else:
             q, k = rotate_by(q, rotary), rotate_by(k, rotary)
         v = linear(x, weights.value).unflatten(-1, (heads.keys, heads.size))
-        gates = None
-        if weights.gate is not None:
-            gates = linear(x, weights.gate, weights.gate_bias)
-            gates = gates.view(len(x), heads.queries, spec.gate_size)
-            gates = gates if spec.is_union else gates.sigmoid()
+        gates = None if weights.gate is None else gates_of(x, weights, heads.queries, spec)
         return q, k, v, gates
 
     def block_keys(
@@ -73,6 +69,16 @@ class Parts:
     ) -> Tensor:
         """Keys of all complete blocks, [J, G, d], of rotated keys [T, G, d]."""
         return compression(k, cu_seqlens)
+
+    def keys_to_choose_by(
+        self,
+        compression: MeanCompression | MLPCompression,
+        k: Tensor,
+        cu_seqlens: Tensor,
+        spec: BlossomSpec,
+    ) -> Tensor:
+        """As :meth:`block_keys`; any numbers for histories of which all blocks are selected."""
+        return self.block_keys(compression, k, cu_seqlens)
 
     def selector_loss(
         self, q: Tensor, k: Tensor, block_keys: Tensor, cu_seqlens: Tensor, **given: Any
@@ -83,6 +89,39 @@ class Parts:
     def captures_steps(self, target: Target) -> bool:
         """Whether :meth:`extend` never waits for the device, as a CUDA graph needs it."""
         return False
+
+    def extend_layer(
+        self,
+        x: Tensor,
+        weights: Projections,
+        output: Tensor,
+        gates: Tensor | None,
+        layer: PagedLayer,
+        step: Step,
+        compression: MeanCompression | MLPCompression,
+        spec: BlossomSpec,
+        rotary: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The whole layer for new events over pages: projections, :meth:`extend`, and the output.
+
+        Args:
+            x: [E, D], the events of ``step``, in its order.
+            output: [D, H * d], weight of the output's projection.
+            gates: those of all events where ``weights`` have none.
+            layer, step, compression, spec, rotary: as of :meth:`extend`.
+
+        Returns:
+            Hidden [E, D], and of :meth:`extend` the selected blocks and the gates.
+        """
+        size = layer.layout.size
+        q, k, v = (
+            linear(x, weight).unflatten(-1, (-1, size))
+            for weight in (weights.query, weights.key, weights.value)
+        )
+        if gates is None:
+            gates = gates_of(x, weights, q.shape[1], spec)
+        out, selected = self.extend(q, k, v, gates, layer, step, compression, spec, rotary)
+        return linear(out.flatten(1), output), selected, gates
 
     def extend(
         self,
@@ -119,3 +158,10 @@ class Parts:
             eager.append(k, v, layer, step)
             eager.close_blocks(layer, step, compression)
             return eager.attend(q, gates, layer, step, spec)
+
+
+def gates_of(x: Tensor, weights: Projections, heads: int, spec: BlossomSpec) -> Tensor:
+    """Of events [T, D]: weights of both paths, sigmoids [T, H, 2], or a union's bias, [T, H, 1]."""
+    assert weights.gate is not None
+    gates = linear(x, weights.gate, weights.gate_bias).view(len(x), heads, spec.gate_size)
+    return gates if spec.is_union else gates.sigmoid()

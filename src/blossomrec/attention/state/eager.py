@@ -49,7 +49,7 @@ def close_blocks(
     layer: PagedLayer, step: Step, compression: MeanCompression | MLPCompression
 ) -> None:
     """Write the keys of the blocks that the events of ``step`` have completed."""
-    if not len(step.closing):
+    if not step.closes:
         return
     closing = step.closing.long()
     block_keys = compression.pool(_windows(layer, step, closing)).to(layer.block_keys.dtype)

@@ -295,7 +295,7 @@ class PagedStates:
         pad_to: int | None,
     ) -> Step:
         """The step of the ``counts`` events behind the states, whose rows have their pages."""
-        size, known, count = self.block_size, self._known, np.array(counts, np.int64)
+        size, known = self.block_size, self._known
         single = max(counts, default=1) == min(counts, default=1) == 1
         position = [state.length for state in states]
         if single and pad_to is None and len(rows) < MANY:
@@ -305,11 +305,13 @@ class PagedStates:
             page = [known.item(row, at // size - gone) for row, at, gone in where]
             closing = [event for event, at in enumerate(position) if at % size == size - 1]
             events = len(rows)
-            numbers = torch.tensor((*user, *position, *first, *page, *closing), dtype=torch.int32)
+            parts = np.array((*user, *position, *first, *page, *closing), np.int32)
+            numbers = torch.from_numpy(parts)
             return Step(events, size, self.table, known, self._moved(numbers), numbers)
         user, first, _ = _numbers(rows)
         position = np.array(position, np.int64)
         if not single:
+            count = np.array(counts, np.int64)
             user, first, start = (each.repeat(count) for each in (user, first, position))
             position = start + np.arange(len(start)) - (count.cumsum() - count).repeat(count)
         closing = np.flatnonzero(position % size == size - 1)

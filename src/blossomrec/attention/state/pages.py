@@ -151,6 +151,11 @@ class Step:
         return self.numbers[4 * self.events :]
 
     @property
+    def closes(self) -> bool:
+        """Whether an event completes its block; of a step of fixed size any may."""
+        return self.numbers.shape[0] > 4 * self.events
+
+    @property
     def user(self) -> Tensor:
         """Row of each event's user in the table, int32 [E]."""
         return self.rows[0]

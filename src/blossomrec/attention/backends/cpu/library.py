@@ -37,8 +37,9 @@ class Step(ctypes.Structure):
     """``struct Step`` of ``source/step.h``, which says what the fields are."""
 
     _fields_ = _fields(
-        "q k v gates frequencies angles pages block_keys table places out selected",
-        "rows width groups pairs top_n window sinks is_union threads",
+        "x query key value gate gate_bias output gates "
+        "frequencies angles pages block_keys table places hidden selected",
+        "rows size width groups pairs top_n window sinks is_union threads",
     )
 
 

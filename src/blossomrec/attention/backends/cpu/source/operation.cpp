@@ -9,7 +9,7 @@
 #include "step.h"
 
 // Work that a thread is worth its start for: about a tenth of a millisecond.
-constexpr int FEW_TILES = 4, FEW_EVENTS = 8, FEW_SAMPLES = 16;
+constexpr int FEW_TILES = 4, FEW_APPENDED = 16, FEW_EVENTS = 2, FEW_SAMPLES = 16;
 
 // Whether all selected blocks are complete, eligible ones of the event's history.
 static Status check_selection(Problem &problem, const Chunks &chunks) {
@@ -92,15 +92,20 @@ extern "C" int blossom_backward(Problem *problem) {
         });
 }
 
-// Turns queries and keys of the new events, and puts keys and values where they are kept.
+// Puts keys and values of the new events where they are kept.
 extern "C" int blossom_append(Step *step) {
-    append(*step);
-    return FINE;
+    return in_parallel(
+        pieces_of(*step), step->threads, FEW_APPENDED, append_room(*step),
+        [&](int64_t piece, Vector *scratch) {
+            append_events(*step, piece * EVENTS_AT_ONCE, scratch);
+        });
 }
 
-// Attention of the new events, whose block keys must be there.
+// Hidden of the new events, whose block keys must be there.
 extern "C" int blossom_step(Step *step) {
     return in_parallel(
-        step->rows, step->threads, FEW_EVENTS, StepScratch(*step, nullptr).arena.used,
-        [&](int64_t row, Vector *scratch) { step_event(*step, row, scratch); });
+        pieces_of(*step), step->threads, FEW_EVENTS, StepScratch(*step, nullptr).arena.used,
+        [&](int64_t piece, Vector *scratch) {
+            step_events(*step, piece * EVENTS_AT_ONCE, scratch);
+        });
 }

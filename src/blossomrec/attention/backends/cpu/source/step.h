@@ -1,23 +1,42 @@
-// New events of users whose keys, values and block keys are kept: causal, without gradients.
+// A layer's new events of users whose keys, values and block keys are kept: causal, without
+// gradients. Projections are made here too: of a few events, calls would take longer than they do.
 #pragma once
 
 #include "threads.h"
 #include "problem.h"
+#include "projection.h"
 
 // Memory is in pages of one block each; a table says which pages hold a user's blocks.
 struct Step {
-    const float *q, *k, *v;    // [t, H, d] and [t, G, d], not yet rotated
-    const float *gates;        // [t, H, 2]; of a union the bias, [t, H, 1]
+    const float *x;            // [t, size]
+    const float *query, *key, *value;  // weights, [H * d, size] and [G * d, size]
+    const float *gate, *gate_bias;     // [H * per, size] and [H * per]; null where gates are given
+    const float *output;       // weights, [size, H * d]
+    float *gates;              // [t, H, per], of a union one, the bias; else two
     const float *frequencies;  // [pairs], by which the first 2 * pairs numbers of a head rotate
     const float *angles;       // [t, 2, pairs], cosine and sine that they rotate by; else null
     float *pages;              // [P, G, S, 2d]
     const float *block_keys;   // [P, G, d]
     const int32_t *table;      // [users, width]
     const int32_t *places;     // [4, t]: user, position, first block held, own page
-    float *out;                // [t, H, d]
+    float *hidden;             // [t, size]
     int32_t *selected;         // [t, G, n]
-    int64_t rows, width, groups, pairs, top_n, window, sinks, is_union, threads;
+    int64_t rows, size, width, groups, pairs, top_n, window, sinks, is_union, threads;
+
+    int64_t heads() const { return groups * R; }
+    int64_t per() const { return is_union ? 1 : 2; }
 };
+
+// Events that a thread takes together.
+constexpr int64_t EVENTS_AT_ONCE = 4;
+
+static inline int64_t pieces_of(const Step &step) {
+    return (step.rows + EVENTS_AT_ONCE - 1) / EVENTS_AT_ONCE;
+}
+
+static inline int64_t piece_size(const Step &step, int64_t first) {
+    return step.rows - first < EVENTS_AT_ONCE ? step.rows - first : EVENTS_AT_ONCE;
+}
 
 // A new event; blocks and keys are counted from the oldest that its user holds.
 struct Event {
@@ -80,18 +99,26 @@ struct Turn {
     }
 };
 
-static void append(const Step &step) {
-    for (int64_t row = 0; row < step.rows; row++) {
-        const int64_t position = step.places[step.rows + row];
-        const int64_t page = step.places[3 * step.rows + row];
-        const Turn turn(step, row, position);
+// Puts keys and values of the events from `first` on where they are kept.
+static void append_events(const Step &step, int64_t first, Vector *room) {
+    const int64_t rows = piece_size(step, first), count = step.groups * D;
+    float *const keys = (float *)room, *const values = keys + EVENTS_AT_ONCE * count;
+    project(step.x + first * step.size, rows, step.size, step.key, nullptr, count, keys);
+    project(step.x + first * step.size, rows, step.size, step.value, nullptr, count, values);
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t position = step.places[step.rows + first + row];
+        const int64_t page = step.places[3 * step.rows + first + row];
+        const Turn turn(step, first + row, position);
         for (int64_t group = 0; group < step.groups; group++) {
-            const int64_t from = (row * step.groups + group) * D;
             float *to = step.pages + ((page * step.groups + group) * S + position % S) * 2 * D;
-            turn(step.k + from, to);
-            memcpy(to + D, step.v + from, sizeof(float) * D);
+            turn(keys + row * count + group * D, to);
+            memcpy(to + D, values + row * count + group * D, sizeof(float) * D);
         }
     }
+}
+
+static inline int64_t append_room(const Step &step) {
+    return (2 * EVENTS_AT_ONCE * step.groups * D + LANES - 1) / LANES;
 }
 
 constexpr int SCORED_AT_ONCE = 64;
@@ -100,14 +127,16 @@ constexpr int SCORED_AT_ONCE = 64;
 template <class Row>
 static inline void score_rows(Row row, int64_t count, const float *q, float *scores) {
     int64_t first = 0;
+    Vector query[ROW_VECTORS];
+    for (int d = 0; D % LANES == 0 && d < ROW_VECTORS; d++) query[d] = load(q + d * LANES);
     if (D % LANES == 0)
         for (; first + LANES <= count; first += LANES) {
             Vector products[LANES];
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; i++) {
                 const float *key = row(first + i);
-                products[i] = load(key) * load(q);
-                for (int d = LANES; d < D; d += LANES) products[i] += load(key + d) * load(q + d);
+                products[i] = load(key) * query[0];
+                for (int d = 1; d < ROW_VECTORS; d++) products[i] += load(key + d * LANES) * query[d];
             }
             store(scores + first, totals(products));
         }
@@ -147,14 +176,15 @@ static void choose(
         int32_t gaps = 0;
         for (int i = 0; i < some; i++) gaps |= pages[i] - pages[0] - i;
         for (int64_t group = 0; group < groups; group++) {
-            const float *keys = step.block_keys + group * D;
+            const float *const keys = step.block_keys + group * D;
+            const float *const first = keys + pages[0] * groups * D;
             float score[SCORED_AT_ONCE], *worst = best + group * count + count - 1;
             // Pages that follow each other need not be looked up, nor waited for.
             if (gaps)
                 score_rows([&](int64_t i) { return keys + pages[i] * groups * D; }, some,
                            mean + group * D, score);
             else
-                score_rows([&](int64_t i) { return keys + (pages[0] + i) * groups * D; }, some,
+                score_rows([first, groups](int64_t i) { return first + i * (groups * D); }, some,
                            mean + group * D, score);
             for (int i = 0; i < some; i++) {
                 // Most have none that is needed.
@@ -183,14 +213,16 @@ static inline int64_t most_near(const Step &step) { return step.window + 64 + st
 struct StepScratch {
     Arena arena;
     const float **far, **near;  // the keys; the near ones of the first group, and in `far` as well
-    float *q, *mean;            // [G, R, d] and [G, d]
+    float *q, *out;             // [EVENTS_AT_ONCE, G, R, d]
+    float *mean;                // [G, d]
     float *best;                // [G, n]
     float *scores;              // [R, keys]
 
     StepScratch(const Step &step, Vector *from) : arena{from} {
         far = arena.take<const float *>(most_far(step) + most_near(step));
         near = arena.take<const float *>(most_near(step));
-        q = arena.take<float>(step.groups * R * D);
+        q = arena.take<float>(EVENTS_AT_ONCE * step.heads() * D);
+        out = arena.take<float>(EVENTS_AT_ONCE * step.heads() * D);
         mean = arena.take<float>(step.groups * D);
         best = arena.take<float>(step.groups * step.top_n);
         scores = arena.take<float>(R * (most_far(step) + most_near(step) + LANES));
@@ -246,13 +278,14 @@ static void attend_keys(
     }
 }
 
-static void step_event(const Step &step, int64_t row, Vector *room) {
-    const StepScratch scratch(step, room);
+// q and out [G, R, d], of which q is turned here.
+static void attend_event(
+    const Step &step, int64_t row, const StepScratch &scratch, float *q, float *out
+) {
     const Event event(step, row);
-    const int64_t heads = step.groups * R, groups = step.groups, at = event.place(), own = at / S;
+    const int64_t heads = step.heads(), groups = step.groups, at = event.place(), own = at / S;
     const Turn turn(step, row, event.position);
-    for (int64_t head = 0; head < heads; head++)
-        turn(step.q + (row * heads + head) * D, scratch.q + head * D);
+    for (int64_t head = 0; head < heads; head++) turn(q + head * D, q + head * D);
     // Alike for all groups: the keys of the pattern, then the sinks that it does not lead to.
     int64_t near_count = 0;
     const auto take = [&](int64_t back) { scratch.near[near_count++] = event.key(at - back, 0); };
@@ -268,16 +301,15 @@ static void step_event(const Step &step, int64_t row, Vector *room) {
             fetch(scratch.near[key] + group * S * 2 * D, 1);
 
     int32_t *chosen = step.selected + row * groups * step.top_n;
-    choose(event, scratch.q, own, scratch.mean, scratch.best, chosen);
+    choose(event, q, own, scratch.mean, scratch.best, chosen);
     for (int64_t i = 0; i < groups * step.top_n; i++)
         if (chosen[i] >= 0) fetch(event.key(chosen[i] * (int64_t)S, i / step.top_n), S);
 
-    float *out = step.out + row * heads * D;
     memset(out, 0, sizeof(float) * heads * D);
-    const float *gates = step.gates + row * heads * (step.is_union ? 1 : 2);
+    const float *gates = step.gates + row * heads * step.per();
     // The short-term path goes first: its keys were asked for first.
     for (int64_t group = 0; group < groups && !step.is_union; group++)
-        attend_keys({scratch.near, near_count, group * S * 2 * D, 0}, scratch.q + group * R * D,
+        attend_keys({scratch.near, near_count, group * S * 2 * D, 0}, q + group * R * D,
                     gates + group * R * 2 + 1, scratch.scores, out + group * R * D);
     for (int64_t group = 0; group < groups; group++, chosen += step.top_n) {
         int64_t count = 0;
@@ -297,8 +329,26 @@ static void step_event(const Step &step, int64_t row, Vector *room) {
             chosen[i] += event.first;
         }
         add_block(own, at % S + 1);
-        attend_keys({scratch.far, count, 0, biased}, scratch.q + group * R * D,
-                    gates + group * R * (step.is_union ? 1 : 2), scratch.scores,
-                    out + group * R * D);
+        attend_keys({scratch.far, count, 0, biased}, q + group * R * D,
+                    gates + group * R * step.per(), scratch.scores, out + group * R * D);
     }
+}
+
+// Hidden of the events from `first` on.
+static void step_events(const Step &step, int64_t first, Vector *room) {
+    const StepScratch scratch(step, room);
+    const int64_t rows = piece_size(step, first), size = step.heads() * D;
+    const float *x = step.x + first * step.size;
+    project(x, rows, step.size, step.query, nullptr, size, scratch.q);
+    if (step.gate) {
+        const int64_t count = step.heads() * step.per();
+        float *gates = step.gates + first * count;
+        project(x, rows, step.size, step.gate, step.gate_bias, count, gates);
+        for (int64_t i = 0; i < rows * count && !step.is_union; i++)
+            gates[i] = 1 / (1 + expf(-gates[i]));
+    }
+    for (int64_t row = 0; row < rows; row++)
+        attend_event(step, first + row, scratch, scratch.q + row * size, scratch.out + row * size);
+    float *hidden = step.hidden + first * step.size;
+    project(scratch.out, rows, size, step.output, nullptr, step.size, hidden);
 }
