@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from blossomrec.config import LARGEST_SEED
-from blossomrec.losses import NegativeSampler
+from blossomrec.config import LARGEST_SEED, TrainingConfig
+from blossomrec.losses import NegativeSampler, build_loss
 from blossomrec.losses.sampling import _mixed, uniform
 
 MASK = (1 << 64) - 1
@@ -78,6 +78,14 @@ def test_the_last_item_of_a_large_catalogue_can_be_drawn():
     items, log_q = NegativeSampler(len(counts), counts=counts).sample(1000)
     assert 900 < (items == len(counts) - 1).sum() <= 1000
     assert log_q.isfinite().all()
+
+
+def test_a_training_of_before_goes_on_with_a_stream_of_its_own():
+    loss = build_loss(TrainingConfig(loss="bpr", negatives=4), np.ones(30), 30)
+    loss.draw(torch.device("cpu"))
+    with pytest.warns(UserWarning, match="items of a new stream"):
+        loss.load_state_dict({"generator": torch.Generator().get_state()})
+    assert loss.state_dict()["drawn"] == 1
 
 
 @pytest.mark.gpu

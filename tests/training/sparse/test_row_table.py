@@ -108,6 +108,23 @@ def test_a_table_that_has_caught_up_is_the_dense_one(monkeypatch, rule, steps, e
         torch.testing.assert_close(table.rows_state[name], moments[name], rtol=error, atol=0)
 
 
+def test_a_rate_on_the_device_is_that_of_the_moment():
+    """As a captured step sees it."""
+    found, rate = [], torch.zeros(())
+    for on_device in (True, False):
+        table = RowTable("items", nn.Parameter(start()), LazyAdamW(), rate_factor=2.0)
+        table.set_rate(rate)
+        for step in range(30):
+            (places,) = table.take(rows_of(step))
+            gradients(F.embedding(places, table.vectors), step).backward()
+            rate.fill_(2.0 ** -(step % 7))
+            if not on_device:
+                table.set_rate(2.0 ** -(step % 7))
+            table.step()
+        found.append(table.weight.detach())
+    assert torch.equal(*found)
+
+
 def test_rows_that_nothing_is_known_of_stay_where_they_are():
     table = by_rows(LazyAdamW(), 300)
     table.catch_up()

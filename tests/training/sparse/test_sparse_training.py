@@ -287,9 +287,9 @@ def test_a_replayed_step_is_the_step(tiny_log, split, options, backbone):
         update = build_update(parts, 1.0)
         update.warm_up = warm_up
         values = [
-            torch.stack(tuple(update(step, 0.01).values()))
+            torch.stack(tuple(update(step, 0.01 / (1 + number)).values()))
             for epoch in range(3)
-            for step in steps_of(parts, epoch)
+            for number, step in enumerate(steps_of(parts, epoch))
         ]
         if parts.table is not None:
             parts.table.catch_up()

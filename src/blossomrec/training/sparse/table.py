@@ -59,7 +59,7 @@ class RowTable:
         self.left[0] = 1.0
         self._shrinking = rule.ratio ** torch.arange(LONGEST_AGE + 1, dtype=exact, device=device)
         self._in_turn = torch.arange(-(-len(weight) // LONGEST_AGE), device=device)
-        self._rate = torch.zeros((), dtype=exact, device=device)
+        self._rate: float | Tensor = 0.0
         self.mean: Tensor | None = None
         self.vectors: Tensor | None = None
 
@@ -69,11 +69,11 @@ class RowTable:
         return self.mean
 
     def set_rate(self, rate: float | Tensor) -> None:
-        """Let the next step have this learning rate, times ``rate_factor``."""
-        if isinstance(rate, Tensor):
-            self._rate = rate.double() * self.rate_factor
-        else:
-            self._rate = torch.full_like(self.moved[0], rate * self.rate_factor)
+        """Let the next steps have this learning rate, times ``rate_factor``.
+
+        A tensor is looked at when a step is taken, so that a captured one sees what it holds then.
+        """
+        self._rate = rate
 
     @torch.no_grad()
     def take(self, *given: Tensor) -> Sequence[Tensor]:
@@ -94,7 +94,8 @@ class RowTable:
         self.steps += 1
         self.updates += 1
         rows, step = self._rows, self.steps.double()
-        force = self.rule.force(step, self._rate)
+        rate = torch.ones_like(step) * self._rate * self.rate_factor
+        force = self.rule.force(step, rate)
         state = {name: each[rows] for name, each in self.rows_state.items()}
         weight, state = self.rule.update(self.weight[rows], gradient, state, step, force)
         self._grow_older(force)
