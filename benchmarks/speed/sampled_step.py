@@ -151,6 +151,7 @@ def training_step(
 def captured(step: Callable[[], None]) -> Callable[[], None]:
     """Several replays of a step as a CUDA graph."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             step()

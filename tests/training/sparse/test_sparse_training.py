@@ -48,10 +48,20 @@ def steps_of(parts, epoch=0):
 def test_the_gradient_of_the_rows_is_that_of_the_table(tiny_log, split, backbone, loss, graph):
     if (backbone, graph) == ("gru4rec", "on"):
         pytest.skip("takes no batches of one shape")
+    options = {"backbone": backbone, "loss": loss, "graph": graph, "negatives": 9}
+    same_gradients(tiny_log, split, **options)
+
+
+def test_so_it_is_where_targets_count_differently(tiny_events, split):
+    weighted = tiny_events.with_columns(w=pl.int_range(pl.len()) % 4)
+    log = EventLog.prepare(weighted, weight="w")
+    same_gradients(log, split, loss="sampled_softmax", negatives=9)
+
+
+def same_gradients(log, split, **options):
     found = []
     for name in ("adamw", "lazy_adamw"):
-        options = {"backbone": backbone, "loss": loss, "graph": graph, "negatives": 9}
-        parts = parts_of(tiny_log, split, table_optimizer=name, **options)
+        parts = parts_of(log, split, table_optimizer=name, **options)
         losses = parts.objective(steps_of(parts)[0])
         parts.fabric.backward(losses.total)
         gradient = parts.model.item_embeddings.weight.grad
