@@ -36,6 +36,14 @@ VERBS = {
         "accuracy.feature_study:measure_features",
         "Times, moments, content and kinds among the inputs, beside ids alone.",
     ),
+    "sampled": (
+        "accuracy.sampled_study:measure_sampled",
+        "Accuracy for equal time with the softmax over all items, and over a sample of them.",
+    ),
+    "sampled-step": (
+        "speed.sampled_step:measure_sampled_step",
+        "Time and peak memory of a training step with a catalogue of a million items.",
+    ),
     "growth": (
         "speed.bench_growth:measure_growth",
         "Time and peak memory of appending to a large log, of merging it and of forgetting a user.",

@@ -233,7 +233,7 @@ def test_a_sample_of_nothing_but_the_target_is_finite(loss):
         assert each.isfinite().all()
 
 
-@pytest.mark.parametrize("loss", SAMPLED)
+@pytest.mark.parametrize("loss", ["gbce", "bpr"])
 def test_sampled_losses_under_autocast_are_in_float32(loss):
     hidden, weight, targets = problem(dtype=torch.float32)
     config = TrainingConfig(loss=loss, negatives=16)

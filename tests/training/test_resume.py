@@ -122,6 +122,14 @@ def test_a_killed_training_resumes_to_the_same_numbers(tiny_log, undisturbed, tm
         {"backbone": "mamba4rec", "residual": "gated"},
         {"backbone": "gru4rec", "repeats": "on", "ema_decay": 0.8},
         {"loss": "gbce", "norm": "post", "validate_every": 2, "patience": 1},
+        {
+            **{"loss": "sampled_softmax", "uniform_share": 0.5, "schedule": "cosine"},
+            **{"table_optimizer": "lazy_adamw", "ema_decay": 0.9, "validate_every": 2},
+        },
+        {
+            **{"backbone": "bert4rec", "loss": "gbce", "table_optimizer": "rowwise_adagrad"},
+            **{"table_learning_rate": 0.05, "ema_decay": 0.9},
+        },
     ],
 )
 @pytest.mark.parametrize("step", [4, 16, 22])

@@ -12,7 +12,7 @@ from blossomrec.training import state as stored
 from blossomrec.training.average import WeightAverage
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.setup import build_optimizer
-from blossomrec.training.state import TrainingState
+from blossomrec.training.state import Stored, TrainingState
 
 CPU = torch.device("cpu")
 
@@ -66,16 +66,16 @@ def test_restored_parts_go_on_as_the_captured_ones():
     for _ in range(3):
         step(*first)
     state = TrainingState(epoch=2, step=3, durations=[0.5, 1.5], best={"ndcg@10": 0.25})
-    tensors, numbers = stored.capture(state, *captured)
+    tensors, numbers = stored.capture(state, Stored(*captured))
     expected = [step(*first) for _ in range(3)]
     others = parts(2)
-    assert stored.restore(tensors, numbers, *others) == state
+    assert stored.restore(tensors, numbers, Stored(*others)) == state
     assert [step(*others[:4]) for _ in range(3)] == expected
 
 
 def test_captured_tensors_are_copies_that_share_nothing():
     all_parts = parts(1)
-    tensors, _ = stored.capture(TrainingState(), *all_parts)
+    tensors, _ = stored.capture(TrainingState(), Stored(*all_parts))
     before = tensors["model.item_embeddings.weight"].clone()
     step(*all_parts[:4])
     assert torch.equal(tensors["model.item_embeddings.weight"], before)
@@ -84,8 +84,8 @@ def test_captured_tensors_are_copies_that_share_nothing():
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "sampled_softmax"])
 def test_a_fresh_optimizer_and_any_loss_can_be_stored(loss):
-    tensors, numbers = stored.capture(TrainingState(), *parts(1, loss))
-    assert stored.restore(tensors, numbers, *parts(2, loss)) == TrainingState()
+    tensors, numbers = stored.capture(TrainingState(), Stored(*parts(1, loss)))
+    assert stored.restore(tensors, numbers, Stored(*parts(2, loss))) == TrainingState()
 
 
 def test_the_next_epoch_begins_with_empty_sums():

@@ -10,6 +10,7 @@ from small_training import logged, outcome, small_config, small_train
 from blossomrec.attention import selector
 from blossomrec.data.batches import ClozeBatches, TrainingBatches
 from blossomrec.errors import ConfigError
+from blossomrec.losses import LOSSES, SampledLoss
 from blossomrec.models import build_model, fused
 from blossomrec.training.objective import device_steps
 from blossomrec.training.setup import build_parts, open_fabric
@@ -214,10 +215,13 @@ def test_losses_are_those_of_batches_as_they_come(tiny_log, tmp_path):
     [
         ({"backbone": "gru4rec"}, "gru4rec"),
         ({"backbone": "hstu"}, "hstu"),
-        ({"loss": "bpr"}, "loss is 'bpr'"),
+        ({"loss": "own"}, "loss is 'own'"),
     ],
 )
-def test_a_graph_that_cannot_be_is_refused_where_asked_for(tiny_log, split, options, named):
+def test_a_graph_that_cannot_be_is_refused_where_asked_for(
+    tiny_log, split, monkeypatch, options, named
+):
+    monkeypatch.setitem(LOSSES._registered, "own", SampledLoss)
     with pytest.raises(ConfigError, match=f"graph is 'on', but .*{named}"):
         parts_of(tiny_log, split, **options)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blossomrec.config.options import LARGEST_SEED, Switch, named, option
+from blossomrec.errors import ConfigError
 from blossomrec.registry import LOSSES
 
 
@@ -15,6 +16,12 @@ class TrainingConfig:
 
     loss: str = named(LOSSES, "cross_entropy", "training loss, the first over the whole catalogue")
     negatives: int = option(256, "sampled items per batch for the sampled losses", low=1)
+    uniform_share: float = option(
+        0.0,
+        "sampled_softmax: share of the sampled items drawn uniformly, the others by their events",
+        low=0,
+        high=1,
+    )
     gbce_t: float = option(
         0.75, "gBCE calibration, 0 is plain BCE, 1 removes overconfidence", low=0, high=1
     )
@@ -46,6 +53,18 @@ class TrainingConfig:
     tokens_per_batch: int = option(4_096, "events in a batch, all users together", low=1)
     learning_rate: float = option(1e-3, "peak learning rate of AdamW", low=0)
     weight_decay: float = option(0.01, "decoupled weight decay on matrices", low=0)
+    table_optimizer: Literal["adamw", "lazy_adamw", "rowwise_adagrad"] = option(
+        "adamw",
+        "what updates the embeddings of items: adamw all of them at every step; the others, with a "
+        "sampled loss and without content, those of the batch: lazy_adamw to the same numbers, "
+        "rowwise_adagrad with one number of state an item",
+    )
+    table_learning_rate: float = option(
+        0.0,
+        "peak learning rate of the embeddings of items where table_optimizer is not adamw; 0 for "
+        "learning_rate",
+        low=0,
+    )
     warmup_steps: int = option(
         100, "steps over which the learning rate rises, at most a tenth of all", low=0
     )
@@ -77,3 +96,12 @@ class TrainingConfig:
         high=1,
     )
     tensorboard: bool = option(False, "also write TensorBoard logs (extra: track)")
+
+    def check_together(self, where: str = "") -> None:
+        """Raise ConfigError where options do not fit each other."""
+        if self.table_learning_rate and self.table_optimizer == "adamw":
+            raise ConfigError(
+                f"{where}table_learning_rate is {self.table_learning_rate:g}, but "
+                f"{where}table_optimizer is 'adamw', which has learning_rate: leave it away, or "
+                "choose lazy_adamw or rowwise_adagrad"
+            )

@@ -19,7 +19,8 @@ from blossomrec.errors import ConfigError
 from blossomrec.registry import LOSSES, lazily
 
 if TYPE_CHECKING:
-    from blossomrec.losses.sampled import NegativeSampler, SampledLoss, bpr, gbce, sampled_softmax
+    from blossomrec.losses.sampled import SampledLoss, bpr, gbce, sampled_softmax
+    from blossomrec.losses.sampling import NegativeSampler
     from blossomrec.losses.softmax import cross_entropy
 
 __all__ = [
@@ -36,10 +37,13 @@ __all__ = [
     "weighted_mean",
 ]
 
-_SAMPLED = ("NegativeSampler", "SampledLoss", "bpr", "gbce", "sampled_softmax")
+_SAMPLED = ("SampledLoss", "bpr", "gbce", "sampled_softmax")
 __getattr__ = lazily(
     __name__,
-    {"cross_entropy": "blossomrec.losses.softmax"}
+    {
+        "cross_entropy": "blossomrec.losses.softmax",
+        "NegativeSampler": "blossomrec.losses.sampling",
+    }
     | dict.fromkeys(_SAMPLED, "blossomrec.losses.sampled"),
 )
 
@@ -94,7 +98,7 @@ class TrainingLoss:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors from which :meth:`load_state_dict` goes on, such as a generator's state."""
+        """Tensors from which :meth:`load_state_dict` goes on, such as how much was drawn."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

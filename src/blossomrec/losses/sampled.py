@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+import warnings
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,33 +13,8 @@ from torch import Tensor
 
 from blossomrec.config import TrainingConfig
 from blossomrec.losses import TrainingLoss, row_shares, weighted_mean
-
-
-class NegativeSampler:
-    """Draws items with replacement from a fixed distribution; its stream can be saved and resumed.
-
-    Args:
-        num_items: size of the catalogue.
-        counts: [I] training events of each item, for sampling by popularity (each count plus one,
-            so that every item can be drawn); uniform without.
-        seed: start of the stream.
-    """
-
-    def __init__(self, num_items: int, *, counts: Any = None, seed: int = 0):
-        self.generator = torch.Generator().manual_seed(seed)
-        shares = torch.ones(num_items, dtype=torch.float64)
-        if counts is not None:
-            shares += torch.as_tensor(np.asarray(counts), dtype=torch.float64)
-        self.probabilities = shares / shares.sum()
-        # A search in the running sum has no limit on the catalogue, as torch.multinomial has.
-        self.cumulative = self.probabilities.cumsum(0)
-
-    def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """``count`` items, int64, and their log-probabilities, float32, both on the CPU."""
-        draws = torch.rand(count, generator=self.generator, dtype=torch.float64)
-        items = torch.searchsorted(self.cumulative, draws * self.cumulative[-1], right=True)
-        items = items.clamp(max=len(self.cumulative) - 1)
-        return items, self.probabilities[items].log().float()
+from blossomrec.losses.sampled_gradients import CHUNK_ELEMENTS, mean_loss
+from blossomrec.losses.sampling import NegativeSampler
 
 
 def sampled_softmax(
@@ -47,6 +24,8 @@ def sampled_softmax(
     negatives: Tensor,
     log_q: Tensor,
     row_weights: Tensor | None = None,
+    *,
+    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Tensor:
     """Softmax cross-entropy with the sum over the catalogue estimated from a sample.
 
@@ -55,18 +34,24 @@ def sampled_softmax(
     removed and the target, which is always there, is not corrected: the sum that the loss divides
     by is then estimated without bias.
 
+    Logits exist for some rows at a time, and gradients are computed together with the loss. Under
+    autocast the factors of the products have the autocast type; sums and softmax are float32 or
+    better.
+
     Args:
         hidden: [M, D].
         weight: [I, D].
-        targets: int64 [M].
+        targets: int64 [M], negative where the row is not to count.
         negatives: int64 [N], drawn with replacement, the same for every row.
         log_q: [N], log-probability with which each was drawn.
         row_weights: [M], how much each row counts in the mean; all alike without.
+        chunk_elements: largest number of logits held at once, but for those of a single row.
     """
-    positive, negative = _sampled_logits(hidden, weight, targets, negatives)
-    negative = negative - (log_q + np.log(len(negatives)))
-    losses = torch.cat([positive[:, None], negative], dim=1).logsumexp(1) - positive
-    return weighted_mean(losses, row_weights)
+    # Unlike indexing, an embedding lookup has a gradient that is summed in a fixed order.
+    rows = hidden, F.embedding(targets.clamp(min=0), weight), targets
+    sample = negatives, -(log_q.double() + math.log(len(negatives)))
+    vectors = F.embedding(negatives, weight)
+    return mean_loss(rows, vectors, sample, row_weights, chunk_elements=chunk_elements)
 
 
 def gbce(
@@ -77,6 +62,7 @@ def gbce(
     row_weights: Tensor | None = None,
     *,
     t: float,
+    num_items: int | None = None,
 ) -> Tensor:
     """Generalised binary cross-entropy (Petrov and Macdonald, gSASRec, RecSys 2023).
 
@@ -86,16 +72,18 @@ def gbce(
     Args:
         hidden: [M, D].
         weight: [I, D].
-        targets: int64 [M].
+        targets: int64 [M], negative where the row is not to count.
         negatives: int64 [N], drawn uniformly, the same for every row; hits of the target count 0.
         row_weights: [M], how much each row counts in the mean; all alike without.
         t: calibration, 0 is plain binary cross-entropy, 1 removes all overconfidence.
+        num_items: size of the catalogue, where ``weight`` has some of its rows; I without.
     """
     positive, negative = _sampled_logits(hidden, weight, targets, negatives)
-    alpha = min(len(negatives) / max(len(weight) - 1, 1), 1.0)
+    catalogue = len(weight) if num_items is None else num_items
+    alpha = min(len(negatives) / max(catalogue - 1, 1), 1.0)
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
     row_losses = beta * F.softplus(-positive) + F.softplus(negative).sum(1)
-    return weighted_mean(row_losses, row_weights) / (len(negatives) + 1)
+    return weighted_mean(row_losses, _counted(targets, row_weights)) / (len(negatives) + 1)
 
 
 def bpr(
@@ -110,18 +98,22 @@ def bpr(
     Args:
         hidden: [M, D].
         weight: [I, D].
-        targets: int64 [M].
+        targets: int64 [M], negative where the row is not to count.
         negatives: int64 [N], the same for every row; pairs whose items are the same are left out.
         row_weights: [M], how much each pair of a row counts in the mean; all alike without.
     """
     positive, negative = _sampled_logits(hidden, weight, targets, negatives)
     pairs, losses = negatives != targets[:, None], F.softplus(negative - positive[:, None])
-    if row_weights is None:
-        return losses.sum() / pairs.sum().clamp(min=1)
-    shares = row_shares(row_weights)
+    shares = row_shares(_counted(targets, row_weights))
     counted = (shares * pairs.sum(1)).sum()
     # Nothing is lost where nothing counts, whatever it is divided by.
     return (losses.sum(1) * shares).sum() / torch.where(counted > 0, counted, 1.0)
+
+
+def _counted(targets: Tensor, row_weights: Tensor | None) -> Tensor:
+    """How much each row counts, [M]: nothing without a target."""
+    there = targets >= 0
+    return there.float() if row_weights is None else row_weights * there
 
 
 def _sampled_logits(
@@ -132,7 +124,7 @@ def _sampled_logits(
     with torch.autocast(hidden.device.type, enabled=False):
         hidden = hidden.to(exact)
         # Unlike indexing, an embedding lookup has a gradient that is summed in a fixed order.
-        positive = (hidden * F.embedding(targets, weight).to(exact)).sum(1)
+        positive = (hidden * F.embedding(targets.clamp(min=0), weight).to(exact)).sum(1)
         negative = hidden @ F.embedding(negatives, weight).to(exact).T
     return positive, negative.masked_fill(negatives == targets[:, None], -torch.inf)
 
@@ -141,15 +133,24 @@ class SampledLoss(TrainingLoss):
     """Base of the losses over ``config.negatives`` items that are drawn anew for every batch.
 
     Attributes:
-        by_popularity: items are drawn by their training events, not uniformly.
+        by_popularity: items are drawn by their training events, but for ``config.uniform_share``
+            of them; uniformly where it is False.
+        sparse: whether ``weight`` may be the rows of the targets and the sample alone, as it is
+            where the rest of the item table is not touched.
     """
 
     by_popularity: ClassVar[bool] = False
+    sparse: ClassVar[bool] = False
 
     def __init__(self, config: TrainingConfig, item_counts: np.ndarray):
         super().__init__(config, item_counts)
-        counts = item_counts if self.by_popularity else None
-        self.sampler = NegativeSampler(len(item_counts), counts=counts, seed=config.seed)
+        self.num_items = len(item_counts)
+        self.sampler = NegativeSampler(
+            self.num_items,
+            counts=item_counts if self.by_popularity else None,
+            uniform_share=config.uniform_share,
+            seed=config.seed,
+        )
 
     def __call__(
         self,
@@ -158,11 +159,13 @@ class SampledLoss(TrainingLoss):
         targets: Tensor,
         row_weights: Tensor | None = None,
     ) -> Tensor:
-        negatives, log_q = self.sampler.sample(self.config.negatives)
-        sample = negatives.to(hidden.device), log_q.to(hidden.device)
         # A loss that takes no weights is never given any.
         weights = () if row_weights is None else (row_weights,)
-        return self.of_sample(hidden, weight, targets, *sample, *weights)
+        return self.of_sample(hidden, weight, targets, *self.draw(hidden.device), *weights)
+
+    def draw(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The next negatives, int64 [N], and their log-probabilities [N]; nothing waits."""
+        return self.sampler.sample(self.config.negatives, device)
 
     def of_sample(
         self,
@@ -177,17 +180,27 @@ class SampledLoss(TrainingLoss):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"generator": self.sampler.generator.get_state()}
+        return {"seed": self.sampler.seed, "drawn": self.sampler.drawn}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.sampler.generator.set_state(state["generator"])
+        if "drawn" not in state:
+            warnings.warn(
+                "the training was begun when items were sampled by another generator: it goes on "
+                "with items of a new stream",
+                stacklevel=2,
+            )
+            return
+        self.sampler.seed.copy_(state["seed"])
+        self.sampler.drawn.copy_(state["drawn"])
 
 
 class SampledSoftmax(SampledLoss):
     """:func:`sampled_softmax` of items that are drawn by popularity."""
 
     by_popularity = True
+    captured = True
     weighted = True
+    sparse = True
 
     def of_sample(self, hidden, weight, targets, negatives, log_q, row_weights=None):
         return sampled_softmax(hidden, weight, targets, negatives, log_q, row_weights)
@@ -196,16 +209,21 @@ class SampledSoftmax(SampledLoss):
 class GBCE(SampledLoss):
     """:func:`gbce`, calibrated by ``config.gbce_t``."""
 
+    captured = True
     weighted = True
+    sparse = True
 
     def of_sample(self, hidden, weight, targets, negatives, log_q, row_weights=None):
-        return gbce(hidden, weight, targets, negatives, row_weights, t=self.config.gbce_t)
+        options = {"t": self.config.gbce_t, "num_items": self.num_items}
+        return gbce(hidden, weight, targets, negatives, row_weights, **options)
 
 
 class BPR(SampledLoss):
     """:func:`bpr`."""
 
+    captured = True
     weighted = True
+    sparse = True
 
     def of_sample(self, hidden, weight, targets, negatives, log_q, row_weights=None):
         return bpr(hidden, weight, targets, negatives, row_weights)

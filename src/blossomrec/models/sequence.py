@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -102,6 +103,7 @@ class SequenceModel(nn.Module):
         self.own_history: OwnHistory | None = None
         self.tables = Tables()
         self._vectors: Tensor | None = None
+        self._rows: Tensor | None = None
 
     def attach(self, tables: Tables) -> None:
         """Add what the configuration asks for besides ids; see :func:`build_model`."""
@@ -357,6 +359,8 @@ class SequenceModel(nn.Module):
         of the items, drawn anew with each call, goes without the embedding of its id, so that the
         rest learns to stand alone; items without a training event always do.
         """
+        if self._rows is not None:
+            return self._rows
         weight = self.item_embeddings.weight
         if self.content is None:
             return weight
@@ -373,6 +377,18 @@ class SequenceModel(nn.Module):
             self._vectors = vectors
         return vectors
 
+    @contextmanager
+    def on_rows(self, vectors: Tensor) -> Iterator[None]:
+        """Within, ``vectors`` [K, D] are all items that there are, and events name rows of them.
+
+        For a model without content, and a step that needs no other items.
+        """
+        self._rows = vectors
+        try:
+            yield
+        finally:
+            self._rows = None
+
     def train(self, mode: bool = True) -> Self:
         """See ``nn.Module.train``; what was kept of the weights is let go."""
         self._vectors = None
@@ -382,7 +398,8 @@ class SequenceModel(nn.Module):
         """Vectors of the catalogue's items, [I, D]: the output matrix."""
         vectors = self.item_vectors() if vectors is None else vectors
         # The gradient of a part would be a copy of it.
-        return vectors if len(vectors) == self.num_items else vectors[: self.num_items]
+        whole = self._rows is not None or len(vectors) == self.num_items
+        return vectors if whole else vectors[: self.num_items]
 
     def asked(self, batch: Batch) -> Asked | None:
         """What :meth:`ask` is told after each event; None for a model that nothing is told."""

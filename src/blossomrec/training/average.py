@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from blossomrec.training.sparse.table import RowTable
+
 
 class WeightAverage:
     """The exponential moving average of a model's trainable weights.
@@ -19,6 +21,8 @@ class WeightAverage:
     Args:
         model: on the device it is trained on.
         decay: a step; 0 for no average, so that nothing is kept.
+        table: what keeps the average of one of the weights itself, row by row as they are needed;
+            :meth:`in_place` is for a table that has caught up.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -29,18 +33,25 @@ class WeightAverage:
         ...     metrics = validate(model)  # of weights half a step behind
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: nn.Module, decay: float, table: RowTable | None = None):
         self.decay = decay
         named = model.named_parameters() if decay else ()
         trained = {name: one for name, one in named if one.requires_grad}
         self.names, self.weights = list(trained), [one.detach() for one in trained.values()]
-        self.means = [one.clone() for one in self.weights]
+        of_rows = [table is not None and one is table.weight for one in trained.values()]
+        self.means = [
+            table.start_average(decay) if table is not None and rows else one.clone()
+            for one, rows in zip(self.weights, of_rows, strict=True)
+        ]
+        both = zip(self.means, self.weights, of_rows, strict=True)
+        self._updated = [(mean, one) for mean, one, rows in both if not rows]
 
     def update(self, step: int) -> None:
         """Take in the weights as they are after ``step``, counted from 1."""
-        if self.means:
+        if self._updated:
             decay = min(self.decay, (1 + step) / (10 + step))
-            get_ema_multi_avg_fn(decay)(self.means, self.weights, step)
+            means, weights = map(list, zip(*self._updated, strict=True))
+            get_ema_multi_avg_fn(decay)(means, weights, step)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

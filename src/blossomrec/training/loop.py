@@ -101,7 +101,7 @@ def train(
         same = identity(config, log, split)
         checkpoint = find_checkpoint(run, checkpoints, resume, same)
         if began is not None and checkpoint is None:
-            began = began.taken_over(model, parts.optimizer, log, split.train_end)
+            began = began.taken_over(model, parts.optimizer, log, split.train_end, parts.table)
         _describe_run(run, config, log, split, model, began)
         validation = Validation(model, log, split.valid, config, parts.fabric)
         display = open_display(progress, config.training.epochs)

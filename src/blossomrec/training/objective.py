@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from blossomrec.data.batch import Batch
-from blossomrec.losses import TrainingLoss, weighted_mean
+from blossomrec.losses import SampledLoss, TrainingLoss, weighted_mean
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.training.shape import Shape
+from blossomrec.training.sparse import RowTable
 
 
 class Losses(NamedTuple):
@@ -27,16 +30,51 @@ class Objective(nn.Module):
     """The model with its loss, as one module whose ``forward`` is the whole of a training step.
 
     In one ``forward`` because that is where precision, and gradients across devices, are handled.
+
+    Args:
+        table: what gives the item vectors of a step, and gets their gradient; None where they are
+            the model's.
     """
 
-    def __init__(self, model: SequenceModel, loss: TrainingLoss, *, selector_weight: float):
+    def __init__(
+        self,
+        model: SequenceModel,
+        loss: TrainingLoss,
+        *,
+        selector_weight: float,
+        table: RowTable | None = None,
+    ):
         super().__init__()
         self.model = model
         self.loss = loss
         self.selector_weight = selector_weight
+        self.table = table
 
     def forward(self, step: Step) -> Losses:
         """Losses of a batch with targets, on the device of the model."""
+        if self.table is None:
+            return self._losses(step, self.loss)
+        return self._of_rows(self.table, step)
+
+    def _of_rows(self, table: RowTable, step: Step) -> Losses:
+        """The losses, where of all items there are those of the batch and of the sample alone."""
+        batch, loss = step.batch, cast(SampledLoss, self.loss)
+        assert batch.targets is not None
+        negatives, log_q = loss.draw(batch.items.device)
+        # Where there is no target, no other row is needed for it.
+        there = batch.targets >= 0
+        targets = torch.where(there, batch.targets, batch.items)
+        items, targets, negatives = table.take(batch.items, targets, negatives)
+        batch = replace(batch, items=items, targets=torch.where(there, targets, -1))
+
+        def of_sample(hidden: Tensor, weight: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+            return loss.of_sample(hidden, weight, targets, negatives, log_q, *weights)
+
+        assert table.vectors is not None
+        with self.model.on_rows(table.vectors):
+            return self._losses(step.of(batch), of_sample)
+
+    def _losses(self, step: Step, loss_of: Callable[..., Tensor]) -> Losses:
         batch, distilled = step.batch, self.selector_weight > 0
         encoded = self.model.encode(batch, distil_rows=step.distil_rows if distilled else None)
         assert batch.targets is not None
@@ -46,7 +84,7 @@ class Objective(nn.Module):
         counted = None if batch.target_weights is None else step.predicted(batch.target_weights)
         if self.model.own_history is None:
             given = () if counted is None else (counted,)
-            loss = self.loss(hidden, weight, targets, *given)
+            loss = loss_of(hidden, weight, targets, *given)
         else:
             losses = self.loss.rows(hidden, weight, targets)
             losses = self.model.mixed_losses(losses, encoded, batch, step.rows)
@@ -91,6 +129,12 @@ class Step:
     def predicted(self, events: Tensor) -> Tensor:
         """The entries, of [T, ...], of the events that are predicted from."""
         return events if self.rows is None else events.index_select(0, self.rows)
+
+    def of(self, batch: Batch) -> Step:
+        """The same of a batch of the same events."""
+        step = copy.copy(self)
+        step.batch = batch
+        return step
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Step:
         """The same with ``function`` applied to every tensor."""

@@ -32,15 +32,23 @@ from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerModel, blossom_spec
 from blossomrec.training.objective import Objective
 from blossomrec.training.shape import Shape, graph_shape
+from blossomrec.training.sparse import RowTable, build_table
 from blossomrec.training.warm_start.batches import NewEventBatches
 
 _UNDECAYED_MODULES = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 _UNDECAYED_NAMES = ("bias", "position", "embedding", "rates")
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; matrices decay, biases, norms, embeddings, positions and rates of decay do not."""
+def build_optimizer(
+    model: nn.Module, config: TrainingConfig, table: RowTable | None = None
+) -> torch.optim.AdamW:
+    """AdamW; matrices decay, biases, norms, embeddings, positions and rates of decay do not.
+
+    What ``table`` updates is left out.
+    """
     decayed, undecayed = split_parameters(model)
+    if table is not None:
+        undecayed = [each for each in undecayed if each is not table.weight]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": undecayed, "weight_decay": 0.0},
@@ -131,7 +139,8 @@ class Parts:
 
     ``objective`` and ``stepper`` are the model with its loss and the optimizer as Fabric wraps
     them, ``model`` and ``optimizer`` the bare ones, which are stored. ``shape`` is that of all
-    batches where a step is one CUDA graph, None elsewhere.
+    batches where a step is one CUDA graph, None elsewhere. ``table`` are the item embeddings where
+    a step updates some rows of them, None where the optimizer has them.
     """
 
     fabric: Fabric
@@ -143,6 +152,7 @@ class Parts:
     batches: TrainingBatches
     learning_rate: LearningRate
     shape: Shape | None
+    table: RowTable | None = None
 
 
 def build_parts(
@@ -161,7 +171,8 @@ def build_parts(
 
     Raises:
         ConfigError: the model was built for another catalogue, ``training.graph`` is on where
-            there can be none, or targets do not count alike and loss or backbone cannot have it.
+            there can be none, ``training.table_optimizer`` wants rows where all are needed, or
+            targets do not count alike and loss or backbone cannot have it.
         DataError: there is nothing to train on.
     """
     if model.num_items != log.num_items:
@@ -181,12 +192,13 @@ def build_parts(
     loss = build_loss(config.training, counts, log.num_items, may_fuse=model.may_fuse)
     # Before the optimizer is built, whose fused form wants the parameters where they will stay.
     model.to(fabric.device)
-    optimizer = build_optimizer(model, config.training)
-    objective = Objective(model, loss, selector_weight=config.model.selector_weight)
+    table = build_table(model, loss, config.training)
+    optimizer = build_optimizer(model, config.training, table)
+    objective = Objective(model, loss, selector_weight=config.model.selector_weight, table=table)
     wrapped, stepper = fabric.setup(objective, optimizer)
     rate = LearningRate(config.training, config.training.epochs * batches.steps(0))
     shape = graph_shape(config, batches, fabric.device)
-    return Parts(fabric, model, optimizer, loss, wrapped, stepper, batches, rate, shape)
+    return Parts(fabric, model, optimizer, loss, wrapped, stepper, batches, rate, shape, table)
 
 
 def _check_weighted(batches: TrainingBatches, config: RunConfig) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from blossomrec.losses import TrainingLoss
 from blossomrec.training.average import WeightAverage
+from blossomrec.training.sparse.table import RowTable
 
 CPU = torch.device("cpu")
 
@@ -104,42 +105,42 @@ class TrainingState:
         self.selector_sum = None
 
 
-def capture(
-    state: TrainingState,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss: TrainingLoss,
-    average: WeightAverage,
-    device: torch.device,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint holds besides numbers and random generators.
+
+    ``table`` has one of the model's parameters where the optimizer does not.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: TrainingLoss
+    average: WeightAverage
+    device: torch.device
+    table: RowTable | None = None
+
+
+def capture(state: TrainingState, parts: Stored) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A copy, in host memory, of all there is to store: tensors by name, and JSON-ready numbers."""
-    random_tensors, random_numbers = capture_generators(device)
-    parts = {
-        "model": model.state_dict(),
-        "optimizer": _optimizer_tensors(model, optimizer),
-        "loss": loss.state_dict(),
-        "average": average.state_dict(),
+    random_tensors, random_numbers = capture_generators(parts.device)
+    stored = {
+        "model": parts.model.state_dict(),
+        "optimizer": _optimizer_tensors(parts),
+        "loss": parts.loss.state_dict(),
+        "average": parts.average.state_dict(),
         "random": random_tensors,
     }
-    tensors = {f"{part}.{name}": t for part, named in parts.items() for name, t in named.items()}
+    tensors = {f"{part}.{name}": t for part, named in stored.items() for name, t in named.items()}
     return host_copy(tensors), {"training": asdict(state), "random": random_numbers}
 
 
-def restore(
-    tensors: dict[str, Tensor],
-    numbers: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss: TrainingLoss,
-    average: WeightAverage,
-    device: torch.device,
-) -> TrainingState:
+def restore(tensors: dict[str, Tensor], numbers: dict[str, Any], parts: Stored) -> TrainingState:
     """Put everything, random generators included, back to where ``capture`` found it."""
-    model.load_state_dict(_part(tensors, "model"))
-    load_optimizer_state(model, optimizer, optimizer_state(tensors))
-    loss.load_state_dict(_part(tensors, "loss"))
-    average.load_state_dict(_part(tensors, "average"))
-    restore_generators(_part(tensors, "random"), numbers["random"], device)
+    parts.model.load_state_dict(_part(tensors, "model"))
+    load_optimizer_state(parts.model, parts.optimizer, optimizer_state(tensors), parts.table)
+    parts.loss.load_state_dict(_part(tensors, "loss"))
+    parts.average.load_state_dict(_part(tensors, "average"))
+    restore_generators(_part(tensors, "random"), numbers["random"], parts.device)
     known = {entry.name for entry in fields(TrainingState)}
     return TrainingState(**{k: v for k, v in numbers["training"].items() if k in known})
 
@@ -152,12 +153,14 @@ def host_copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{name}:{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+def _optimizer_tensors(parts: Stored) -> dict[str, Tensor]:
+    states = {
+        name: parts.optimizer.state.get(parameter, {})
+        for name, parameter in parts.model.named_parameters()
     }
+    if parts.table is not None:
+        states[parts.table.name] = parts.table.state_dict()
+    return {f"{name}:{key}": each for name, of in states.items() for key, each in of.items()}
 
 
 def optimizer_state(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -170,14 +173,22 @@ def optimizer_state(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def load_optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, named: dict[str, dict[str, Tensor]]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    named: dict[str, dict[str, Tensor]],
+    table: RowTable | None = None,
 ) -> None:
-    """Put the state of each parameter, by name, into the optimizer."""
+    """Put the state of each parameter, by name, into the optimizer, that of a table into it."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-    states = {index: named[name] for index, name in enumerate(ordered) if name in named}
+    # What row-wise AdaGrad has kept says nothing to AdamW.
+    states = {
+        index: named[name] for index, name in enumerate(ordered) if "exp_avg" in named.get(name, {})
+    }
     # Through the optimizer's own loading, which knows where and how it wants its tensors.
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    if table is not None:
+        table.load_state_dict(named.get(table.name, {}))
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

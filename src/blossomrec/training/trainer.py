@@ -97,7 +97,7 @@ class Trainer:
         self.state = TrainingState()
         self.device = parts.fabric.device
         self.update = build_update(parts, config.clip_norm)
-        self.average = WeightAverage(parts.model, config.ema_decay)
+        self.average = WeightAverage(parts.model, config.ema_decay, parts.table)
         self.watch = LossWatch(self.device)
         self.pace = Pace(self.config.checkpoint_overhead)
         self._clock = time.monotonic()
@@ -109,7 +109,7 @@ class Trainer:
             keep: the weights to begin with are worth keeping, until there are better ones.
         """
         if checkpoint is not None:
-            self.state = stored.restore(checkpoint.tensors, checkpoint.state, *self._stored_parts())
+            self.state = stored.restore(checkpoint.tensors, checkpoint.state, self._stored())
             if checkpoint.best is not None:
                 # The weights in the run folder may be from epochs that are to be trained again.
                 self.checkpoints.publish(checkpoint.best)
@@ -212,6 +212,9 @@ class Trainer:
         state = self.state
         last = state.epoch + 1 == self.config.epochs or self._time_is_up()
         validated, better = {}, False
+        if self.parts.table is not None:
+            # After every epoch, validated or not: how sums are rounded depends on when.
+            self.parts.table.catch_up()
         if last or (state.epoch + 1) % self.config.validate_every == 0:
             with self.average.in_place():
                 validated, better = self._validate()
@@ -265,14 +268,16 @@ class Trainer:
         self._account(self.watch.flush())
         state = self.state
         state.log_size = self.log.size
-        tensors, numbers = stored.capture(state, *self._stored_parts())
+        tensors, numbers = stored.capture(state, self._stored())
         self._finite(tensors)
         self.checkpoints.save(state.step, tensors, {**numbers, "identity": self.identity})
         self.pace.saved(time.monotonic() - begun)
 
-    def _stored_parts(self) -> tuple[Any, ...]:
+    def _stored(self) -> stored.Stored:
         parts = self.parts
-        return parts.model, parts.optimizer, parts.loss, self.average, self.device
+        return stored.Stored(
+            parts.model, parts.optimizer, parts.loss, self.average, self.device, parts.table
+        )
 
     def _finite(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same tensors; TrainingError where one of them holds NaN or infinity."""

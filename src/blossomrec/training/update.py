@@ -34,6 +34,8 @@ class Update:
         """Let the optimizer's next step have this learning rate."""
         for group in self.parts.optimizer.param_groups:
             group["lr"] = rate
+        if self.parts.table is not None:
+            self.parts.table.set_rate(rate)
 
     def run(self, step: Step) -> Values:
         """Update the weights with the learning rate that is set."""
@@ -43,6 +45,8 @@ class Update:
         norm = self._clip()
         parts.stepper.step()
         parts.stepper.zero_grad(set_to_none=True)
+        if parts.table is not None:
+            parts.table.step()
         values = {"loss": losses.loss.detach(), "gradient norm": norm}
         if losses.selector is not None:
             values["selector loss"] = losses.selector.detach()
@@ -50,7 +54,11 @@ class Update:
 
     def _clip(self) -> Tensor:
         """Norm of all gradients before they were clipped."""
-        parameters = [p for p in self.parts.model.parameters() if p.grad is not None]
+        parameters: list[Tensor] = [p for p in self.parts.model.parameters() if p.grad is not None]
+        table = self.parts.table
+        if table is not None and table.vectors is not None:
+            # One row for each item, so that their norm is that of the gradient of all items.
+            parameters.append(table.vectors)
         # Never asked whether it is finite: the answer would have to come from the device.
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.clip_norm > 0:

@@ -24,6 +24,8 @@ from blossomrec.run import (
     write_weights,
 )
 from blossomrec.training.checkpoint import Checkpoints
+from blossomrec.training.sparse import RowTable
+from blossomrec.training.state import load_optimizer_state
 from blossomrec.training.warm_start.seen import seen_events
 from blossomrec.training.warm_start.weights import check_architecture, take_over
 
@@ -56,11 +58,19 @@ class Ancestor:
         optimizer: torch.optim.Optimizer,
         log: EventLog,
         train_end: np.ndarray,
+        table: RowTable | None = None,
     ) -> Ancestor:
-        """Begin a model and its optimizer as this run; the same, telling what was taken."""
+        """Begin a model and its optimizer as this run; the same, telling what was taken.
+
+        Args:
+            table: what has one of the model's parameters where the optimizer does not.
+        """
         items = known_ids(open_vocabulary(self.run, read_run_config(self.run)), log.item_vocabulary)
-        taken = take_over(model, optimizer, self.run, items, log, train_end)
-        told = {"items_kept": taken.kept, "items_new": taken.new, "moments": taken.moments}
+        taken = take_over(model, self.run, items, log, train_end)
+        moments = bool(taken.moments)
+        if moments:
+            load_optimizer_state(model, optimizer, taken.moments, table)
+        told = {"items_kept": taken.kept, "items_new": taken.new, "moments": moments}
         return replace(self, told=self.told | told, placed=taken.placed)
 
     def remember(self, run: Path) -> None:

@@ -30,6 +30,9 @@ from blossomrec.training.warm_start.tables import (
 # Options of a model that may be others than those of the run that is brought up to date.
 FREE = ("max_len", "dropout", "id_dropout", "selector_weight", "attention_impl")
 
+# What optimizers keep of every number, or of every row.
+MOMENTS = ("exp_avg", "exp_avg_sq", "square_sum")
+
 
 def check_architecture(given: ModelConfig, known: ModelConfig, run: Path) -> None:
     """Raise ConfigError, naming the option, unless both are the same model."""
@@ -49,28 +52,22 @@ class Taken:
     Attributes:
         kept, new: items with the embedding that they had, and those without one.
         placed: of the new ones, how many begin by their events, by content alone, by neither.
-        moments: whether the moments of the optimizer were there.
+        moments: state of the optimizer by parameter; empty where there was none.
     """
 
     kept: int
     new: int
     placed: tuple[int, int, int]
-    moments: bool
+    moments: dict[str, dict[str, Tensor]]
 
 
 def take_over(
-    model: SequenceModel,
-    optimizer: torch.optim.Optimizer,
-    run: Path,
-    items: np.ndarray,
-    log: EventLog,
-    train_end: np.ndarray,
+    model: SequenceModel, run: Path, items: np.ndarray, log: EventLog, train_end: np.ndarray
 ) -> Taken:
-    """Begin a model as the published weights of a run, and an optimizer with its moments.
+    """Begin a model as the published weights of a run; an optimizer may begin with its moments.
 
     Args:
         model: of the same architecture, for the items and tables of ``log``.
-        optimizer: of ``model``.
         items: int64 [I], row of each item of the log in the run, -1 for one it does not know.
         train_end: int64 [U], how many of each user's first events may be trained on.
 
@@ -95,7 +92,7 @@ def take_over(
         )
     model.load_state_dict(model.state_dict() | weights)
     placed = _place(model, log, train_end, fresh) if fresh.any() else (0, 0, 0)
-    moments = _take_moments(model, optimizer, found, run)
+    moments = _moments(model, found, run)
     new = int((items < 0).sum())
     return Taken(len(items) - new, new, placed, moments)
 
@@ -150,27 +147,29 @@ def _place(
     return new.told
 
 
-def _take_moments(
-    model: SequenceModel, optimizer: torch.optim.Optimizer, found: Mapping[str, Origin], run: Path
-) -> bool:
-    """Take the optimizer's state from the run's newest checkpoint; whether one was there."""
+def _moments(
+    model: SequenceModel, found: Mapping[str, Origin], run: Path
+) -> dict[str, dict[str, Tensor]]:
+    """The optimizer's state in the run's newest checkpoint, for the parameters of this model."""
     checkpoint = Checkpoints(run / "checkpoints").peek()
     if checkpoint is None:
-        return False
+        return {}
     known = stored.optimizer_state(checkpoint.tensors)
-    shapes = {name: one["exp_avg"] for name, one in known.items() if "exp_avg" in one}
     states = {}
     for name, parameter in model.named_parameters():
         origin = found.get(name, Origin((name,), np.arange(len(parameter))))
-        if not origin.names or any(each not in shapes for each in origin.names):
+        theirs = [known.get(each, {}) for each in origin.names]
+        keys = [key for key in MOMENTS if theirs and all(key in each for each in theirs)]
+        if not keys:
             continue
-        if name not in found and shapes[name].shape != parameter.shape:
+        if name not in found and len(theirs[0][keys[0]]) != len(parameter):
             continue
-        like = torch.zeros(parameter.shape)
-        step = max(known[each]["step"] for each in origin.names)
+        step = max(each["step"] for each in theirs)
         states[name] = {"step": step.clone()} | {
-            key: origin.taken({each: known[each][key] for each in origin.names}, like)
-            for key in ("exp_avg", "exp_avg_sq")
+            key: origin.taken(
+                {each: known[each][key] for each in origin.names},
+                torch.zeros(parameter.shape[: theirs[0][key].ndim]),
+            )
+            for key in keys
         }
-    stored.load_optimizer_state(model, optimizer, states)
-    return bool(states)
+    return states

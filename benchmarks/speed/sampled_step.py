@@ -1,0 +1,175 @@
+"""One step of training with a catalogue of a million items: time, and memory at most.
+
+Random histories of one length; the model, its loss, gradients, clipping, optimizer and moving
+average, as a training has them. On a GPU the step is a CUDA graph and memory is what torch had
+allocated, weights and moments included; on a processor it is a call and what the process held.
+Each form is a process of its own.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from benchmarks.results import append_result, provenance
+from benchmarks.speed.instruments.memory import alone, peak_of_process
+from benchmarks.speed.instruments.timing import seconds
+from blossomrec.config import ModelConfig, TrainingConfig, check
+from blossomrec.data.batch import Batch
+from blossomrec.errors import ConfigError
+from blossomrec.losses import build_loss
+from blossomrec.models.sequence import build_model
+from blossomrec.training.average import WeightAverage
+from blossomrec.training.objective import Objective, Step
+from blossomrec.training.sparse import build_table
+
+SAMPLED = {"loss": "sampled_softmax", "uniform_share": 0.5}
+FORMS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "sampled": SAMPLED,
+    "sampled, lazy_adamw": SAMPLED | {"table_optimizer": "lazy_adamw"},
+    "sampled, rowwise_adagrad": SAMPLED | {"table_optimizer": "rowwise_adagrad"},
+}
+OFF: dict[str, Any] = dict.fromkeys(
+    ("time_gap", "request_time", "content", "event_kinds", "repeats"), "off"
+)
+WARM_UP, REPLAYS = 3, 5
+
+
+def measure_sampled_step(
+    *,
+    items: int = 1_000_000,
+    events: int = 131_072,
+    length: int = 1_024,
+    hidden_size: int = 128,
+    negatives: list[int] | None = None,
+    forms: list[str] | None = None,
+    ema_decay: float = 0.998,
+    rounds: int = 5,
+    device: str = "auto",
+    out: Path | None = None,
+) -> None:
+    """Time and peak memory of a training step over a large catalogue.
+
+    Args:
+        items: in the catalogue
+        events: of a batch
+        length: of each history
+        hidden_size: size of the vectors of items
+        negatives: sampled items, each measured; 1024 and 8192 without it
+        forms: exact; sampled; sampled, lazy_adamw; sampled, rowwise_adagrad; all without it
+        ema_decay: of the moving average; 0 for none
+        rounds: how often a step is timed
+        device: cuda or cpu; auto takes a GPU if there is one
+        out: JSONL file that gets a line for each form
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name in forms or FORMS:
+        if name not in FORMS:
+            raise ConfigError(f"no form {name!r}: choose from {'; '.join(FORMS)}")
+        for count in (negatives or [1_024, 8_192]) if FORMS[name] else [1]:
+            training = {"negatives": count, "ema_decay": ema_decay, **FORMS[name]}
+            check(TrainingConfig(**training))
+            size = {"items": items, "events": events, "length": length, "hidden_size": hidden_size}
+            found = alone(measured, size, training, rounds, device)
+            line = {"bench": "sampled step", "form": name, **size, **found}
+            line["negatives"] = count if FORMS[name] else None
+            print(line, flush=True)
+            if out is not None:
+                append_result(out, {**line, **provenance(device)})
+
+
+def measured(
+    size: dict[str, int], training: dict[str, Any], rounds: int, device: str
+) -> dict[str, Any]:
+    """Milliseconds of a step, and MiB at most."""
+    step = training_step(size, TrainingConfig(**training), device)
+    if device == "cuda":
+        step = captured(step)
+    times = [seconds(step, device) for _ in range(rounds + 1)][1:]
+    cuda = device == "cuda"
+    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else peak_of_process()
+    return {
+        "ms": round(1e3 * statistics.median(times) / (REPLAYS if cuda else 1), 3),
+        "peak_mib": round(peak, 1),
+        "rounds": rounds,
+    }
+
+
+def training_step(
+    size: dict[str, int], training: TrainingConfig, device: str
+) -> Callable[[], None]:
+    """A step on the same batch, over and over."""
+    torch.manual_seed(0)
+    events, length, items = size["events"], min(size["length"], size["events"]), size["items"]
+    config = ModelConfig(max_len=length, hidden_size=size["hidden_size"], **OFF)
+    model = build_model(config, items).to(device).train()
+    # As frequencies of items are: many events for few of them.
+    counts = np.random.default_rng(0).permutation(events * 50 // np.arange(1, items + 1))
+    loss = build_loss(training, counts, items, may_fuse=model.may_fuse)
+    table = build_table(model, loss, training)
+    objective = Objective(model, loss, selector_weight=config.selector_weight, table=table)
+    dense = [one for one in model.parameters() if table is None or one is not table.weight]
+    cuda = device == "cuda"
+    optimizer = torch.optim.AdamW(
+        # Which weights decay makes no difference in time, but embeddings do not.
+        dense,
+        lr=training.learning_rate,
+        weight_decay=0.0,
+        fused=cuda,
+        capturable=cuda,
+    )
+    average = WeightAverage(model, training.ema_decay, table)
+    given = _drawn(counts, events, length).to(device)
+
+    def step() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=cuda):
+            losses = objective(Step(given, None, events))
+        losses.total.backward()
+        clipped = [one for one in dense if one.grad is not None]
+        if table is not None and table.vectors is not None:
+            clipped = [*clipped, table.vectors]
+        norm = get_total_norm([one.grad for one in clipped if one.grad is not None])
+        clip_grads_with_norm_(clipped, training.clip_norm, norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if table is not None:
+            table.set_rate(training.learning_rate)
+            table.step()
+        average.update(1_000)
+
+    return step
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """Several replays of a step as a CUDA graph."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+
+    def replayed() -> None:
+        for _ in range(REPLAYS):
+            graph.replay()
+
+    return replayed
+
+
+def _drawn(counts: np.ndarray, events: int, length: int) -> Batch:
+    """Histories of items by their frequency, each event's target the next one's item."""
+    cumulative = torch.from_numpy(counts.cumsum())
+    draws = (torch.rand(events + 1, dtype=torch.float64) * int(cumulative[-1])).long()
+    items = torch.searchsorted(cumulative, draws, right=True).clamp(max=len(counts) - 1)
+    edges = torch.arange(0, events + length, length).clamp(max=events).unique()
+    return Batch(items[:-1], edges.to(torch.int32), length, targets=items[1:])

@@ -1,0 +1,165 @@
+"""Softmax over a target and shared negatives, with its gradients, in memory that is bounded.
+
+:func:`summed_loss` is the whole computation, loss and gradients at once, of plain tensors; what
+stands around it looks vectors up, sees to types and takes the mean.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from blossomrec.attention.backends.gpu.products import compute_dtype, product
+from blossomrec.losses import row_shares
+
+CHUNK_ELEMENTS = 1 << 23
+
+
+class Predicted(NamedTuple):
+    """Predictions: what is compared with items.
+
+    Attributes:
+        hidden: [M, D].
+        targets: int64 [M], what the target is called among ``Negatives.items``.
+        vectors: of the targets, [M, D].
+        shares: how much each row counts in the sum, [M]; 0 for none.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    vectors: Tensor
+    shares: Tensor
+
+
+class Negatives(NamedTuple):
+    """Items that every target is compared with, but where one is the target itself.
+
+    Attributes:
+        items: int64 [N].
+        vectors: [N, D].
+        bias: added to the logit of each, [N].
+    """
+
+    items: Tensor
+    vectors: Tensor
+    bias: Tensor
+
+
+class Gradients(NamedTuple):
+    """Of the summed loss; those of single rows without their shares, which come last.
+
+    Attributes:
+        hidden, targets: [M, D], float32 or better.
+        negatives: [N, D], likewise.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    negatives: Tensor
+
+
+def summed_loss(
+    rows: Predicted, sample: Negatives, chunk_elements: int, differentiate: bool
+) -> tuple[Tensor, Gradients | None]:
+    """Summed loss of all rows by their shares and, if wanted, its gradients.
+
+    The loss of a row is log(exp(s+) + sum of exp(s_n + bias_n)) - s+, where the sum leaves out
+    hits of the target.
+
+    Args:
+        rows, sample: factors of one type; bias and shares are float32 or better.
+        chunk_elements: largest number of logits held at once, but for those of a single row.
+    """
+    exact = sample.bias.dtype
+    positive = (rows.hidden.to(exact) * rows.vectors.to(exact)).sum(1)
+    total, gradients = positive.new_zeros(()), None
+    if differentiate:
+        kinds = (rows.hidden, rows.vectors, sample.vectors)
+        gradients = Gradients(*(torch.zeros_like(each, dtype=exact) for each in kinds))
+    height = max(1, chunk_elements // max(1, len(sample.items)))
+    for start in range(0, len(positive), height):
+        part = slice(start, start + height)
+        chunk = Predicted(*(each[part] for each in rows))
+        logits = product(chunk.hidden, sample.vectors.T).add_(sample.bias)
+        logits.masked_fill_(sample.items == chunk.targets[:, None], -torch.inf)
+        lse = torch.logaddexp(logits.logsumexp(1), positive[part])
+        total += ((lse - positive[part]) * chunk.shares).sum()
+        if gradients is not None:
+            shares = logits.sub_(lse[:, None]).exp_()
+            _add_gradients(chunk, sample, shares, part, gradients)
+    return total, gradients
+
+
+def _add_gradients(
+    chunk: Predicted, sample: Negatives, shares: Tensor, part: slice, gradients: Gradients
+) -> None:
+    """Gradients of a part of the rows, given the probabilities of the negatives, [rows, N]."""
+    dtype, exact = chunk.hidden.dtype, shares.dtype
+    others = shares.sum(1, keepdim=True)
+    shares, factors = shares.to(dtype), chunk.hidden.to(exact)
+    towards = product(shares, sample.vectors)
+    gradients.hidden[part] = towards.sub_(others * chunk.vectors.to(exact))
+    gradients.targets[part] = -others * factors
+    gradients.negatives.add_(product(shares.T, (factors * chunk.shares[:, None]).to(dtype)))
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, positives, vectors, targets, sample, row_weights, options):
+        dtype, chunk_elements, differentiate = options
+        ctx.dtypes = hidden.dtype, positives.dtype, vectors.dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        there = targets >= 0
+        weights = there.to(exact) if row_weights is None else row_weights.to(exact) * there
+        shares = row_shares(weights)
+        with torch.autocast(hidden.device.type, enabled=False):
+            rows = Predicted(hidden.to(dtype), targets, positives.to(dtype), shares)
+            items, bias = sample
+            negatives = Negatives(items, vectors.to(dtype), bias.to(exact))
+            total, gradients = summed_loss(rows, negatives, chunk_elements, differentiate)
+        # One share is 1 where anything counts.
+        ctx.counted = shares.sum().clamp(min=1)
+        ctx.save_for_backward(shares[:, None], *(gradients or ()))
+        return total / ctx.counted
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        # The mean is taken here: dividing earlier would underflow in float16 factors.
+        shares, of_hidden, of_targets, of_negatives = ctx.saved_tensors
+        factor = grad / ctx.counted
+        scaled = (of_hidden * shares, of_targets * shares, of_negatives)
+        found = [(each * factor).to(dtype) for each, dtype in zip(scaled, ctx.dtypes, strict=True)]
+        return *found, None, None, None, None
+
+
+def mean_loss(
+    rows: tuple[Tensor, Tensor, Tensor],
+    vectors: Tensor,
+    sample: tuple[Tensor, Tensor],
+    row_weights: Tensor | None = None,
+    *,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> Tensor:
+    """Mean of the losses of :func:`summed_loss`, differentiable in all vectors.
+
+    Args:
+        rows: hidden [M, D], vectors of the targets [M, D] and targets, int64 [M], negative where
+            the row is not to count.
+        vectors: of the negatives, [N, D].
+        sample: the negatives, int64 [N], and what is added to their logits, [N].
+        row_weights: [M], how much each row counts in the mean; all alike without.
+        chunk_elements: as of :func:`summed_loss`.
+    """
+    hidden, positives, targets = rows
+    dtype = compute_dtype(hidden)
+    if dtype == hidden.dtype:
+        dtype = torch.promote_types(dtype, vectors.dtype)
+    differentiate = torch.is_grad_enabled() and any(
+        each.requires_grad for each in (hidden, positives, vectors)
+    )
+    options = dtype, chunk_elements, differentiate
+    return _SampledSoftmax.apply(hidden, positives, vectors, targets, sample, row_weights, options)
