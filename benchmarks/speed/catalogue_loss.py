@@ -6,8 +6,8 @@ Item vectors are parameters in float32, cast to bfloat16 as a training does; the
 float32 again. No implementation can leave out three matrix products: the floor is their operations
 at the rate that the matrix library reaches on this device with a large square product, and
 ``products`` are these three by that library, with logits in memory. Liger's kernels and those of
-cut-cross-entropy are measured where they are installed. Each line says how far loss and gradients are from their
-definition in float64. It needs neither polars nor cyclopts:
+cut-cross-entropy are measured where they are installed. Each line says how far loss and gradients
+are from their definition in float64. It needs neither polars nor cyclopts:
 
     from benchmarks.speed.catalogue_loss import measure_loss
     measure_loss(items=[50_000], rows=[8_192])

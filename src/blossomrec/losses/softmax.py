@@ -200,9 +200,7 @@ def _kernels_take(hidden: Tensor, dtype: torch.dtype) -> bool:
     return catalogue_loss.takes(hidden, dtype)
 
 
-def _by_kernels(
-    differentiate: bool, rows: _Rows, items: Tensor
-) -> tuple[Tensor, list[Tensor]]:
+def _by_kernels(differentiate: bool, rows: _Rows, items: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Summed loss and gradients, as :func:`_by_tiles`, on a GPU in 16 bits."""
     from blossomrec.models.fused.catalogue_loss import catalogue_gradient, row_losses
 

@@ -85,9 +85,7 @@ def rows_kernel(
     state = (top, tl.zeros([ROWS], tl.float32), mean)
     for tile in range((whole - first) // ITEMS):
         start = first + tile * ITEMS
-        state = _add_items(
-            state, factors, weight, start, items, D, ITEMS, D_BLOCK, MEAN, CUT=False
-        )
+        state = _add_items(state, factors, weight, start, items, D, ITEMS, D_BLOCK, MEAN, CUT=False)
     if whole < end:
         state = _add_items(state, factors, weight, whole, items, D, ITEMS, D_BLOCK, MEAN, CUT=True)
     top, total, mean = state
