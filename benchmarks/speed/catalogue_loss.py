@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,10 @@ class Problem:
         targets = torch.randint(items, (rows,), generator=generator, device=device)
         return Problem(hidden.requires_grad_(), weight.requires_grad_(), targets)
 
-    def step(self, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, loss: Loss) -> list[Tensor]:
         """Loss and gradients."""
         value = loss(self.hidden, self.weight, self.targets)
-        return value.detach(), *torch.autograd.grad(value, [self.hidden, self.weight])
+        return [value.detach(), *torch.autograd.grad(value, [self.hidden, self.weight])]
 
 
 def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -76,26 +77,24 @@ def losses() -> dict[str, Loss]:
     """Those that can be measured here, by name."""
     found: dict[str, Loss] = {OURS: ours}
     with suppress(ImportError):
-        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
-
-        def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-            out = LigerFusedLinearCrossEntropyFunction.apply(hidden, weight.bfloat16(), targets)
-            return out[0] if isinstance(out, tuple) else out
-
-        found["liger"] = liger
+        fused = import_module("liger_kernel.ops.fused_linear_cross_entropy")
+        found["liger"] = partial(_liger, fused.LigerFusedLinearCrossEntropyFunction)
     with suppress(ImportError):
-        from cut_cross_entropy import linear_cross_entropy
-
+        cut = import_module("cut_cross_entropy").linear_cross_entropy
         # It leaves out gradients below the precision of bfloat16 unless told not to.
         for name, filters in (("cut-cross-entropy", "high"), ("cut-cross-entropy, all", None)):
-            found[name] = partial(_cut_cross_entropy, linear_cross_entropy, filters)
+            found[name] = partial(_cut_cross_entropy, cut, filters)
     return found
 
 
+def _liger(function: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return function.apply(hidden, weight.bfloat16(), targets)[0]
+
+
 def _cut_cross_entropy(
-    loss: Loss, filters: str | None, hidden: Tensor, weight: Tensor, targets: Tensor
+    loss: Any, filters: str | None, hidden: Tensor, weight: Tensor, targets: Tensor
 ) -> Tensor:
-    return loss(hidden, weight.bfloat16(), targets, filter_eps=filters)  # pyright: ignore
+    return loss(hidden, weight.bfloat16(), targets, filter_eps=filters)
 
 
 def products(problem: Problem) -> None:
@@ -105,7 +104,7 @@ def products(problem: Problem) -> None:
     for start in range(0, len(hidden), height):
         part = hidden[start : start + height]
         logits = part @ weight.T
-        logits @ weight, logits.T @ part
+        _ = logits @ weight, logits.T @ part
 
 
 def error(loss: Loss, device: str, size: int) -> float:
