@@ -5,7 +5,7 @@ import torch
 from cuda_emulator import COMPILER, Emulator
 from inputs import AWKWARD, attend, random_inputs, relative_error
 
-from blossomrec.attention.backends.cuda import compiler, launch, operators
+from blossomrec.attention.backends.cuda import compiler, launch, listed, operators
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -13,19 +13,20 @@ TOLERANCE = {torch.bfloat16: 5e-3, torch.float16: 1e-3}
 NAMES = ("out", "q", "k", "v", "gates")
 B, H = torch.bfloat16, torch.float16
 REAL_KERNEL = compiler.kernel
+# What has nothing to do with how chosen blocks are got at, or takes long.
+once = pytest.mark.parametrize("kernels", [False], indirect=True, ids=["fetched"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels(tmp_path_factory):
-    """The compiled kernels, emulated where there is no GPU."""
-    if GPU:
-        yield
-        return
-    if COMPILER is None:
+@pytest.fixture(scope="module", autouse=True, params=[False, True], ids=["fetched", "listed"])
+def kernels(request, tmp_path_factory):
+    """The compiled kernels, emulated where there is no GPU; both ways to get at chosen blocks."""
+    if not GPU and COMPILER is None:
         pytest.skip("the kernels are emulated with a C++ compiler, and there is none")
-    emulator = Emulator(tmp_path_factory.mktemp("kernels"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "kernel", emulator.kernel)
+        patch.setattr(launch, "LISTED", frozenset(launch.HEAD_SIZES if request.param else ()))
+        if not GPU:
+            emulator = Emulator(tmp_path_factory.mktemp("kernels"))
+            patch.setattr(compiler, "kernel", emulator.kernel)
         forget()
         yield
     forget()
@@ -60,6 +61,7 @@ def check_parity(inputs, **form):
         assert relative_error(value, other) < TOLERANCE[inputs.q.dtype], name
 
 
+@once
 @pytest.mark.parametrize("dtype, causal", [(B, True), (H, False)], ids=str)
 def test_awkward_lengths_in_one_batch(dtype, causal):
     inputs = random_inputs([*AWKWARD, 0, 2], heads=8, groups=2, size=16, dtype=dtype)
@@ -76,6 +78,7 @@ def test_head_layouts(heads, groups, size, causal):
     check_parity(inputs, top_n=1, causal=causal)
 
 
+@once
 @pytest.mark.parametrize(
     "form",
     [dict(top_n=8, window=20), dict(top_n=3, window=33, causal=False), dict(window=1)],
@@ -117,6 +120,7 @@ def test_a_block_chosen_by_everyone(monkeypatch, fusion):
     # Its inverse list is cut into many chunks, and events that choose nothing come last.
     monkeypatch.setattr(launch, "CHUNK", 16)
     monkeypatch.setattr(operators, "CHUNK", 16)
+    monkeypatch.setattr(listed, "CHUNK", 16)
     forget()
     hub = torch.full((150, 1, 4), -1, dtype=torch.int32, device=DEVICE)
     hub[32:, :, 0] = 1
@@ -128,9 +132,11 @@ def test_a_block_chosen_by_everyone(monkeypatch, fusion):
 
 def test_lists_of_more_than_16_bits(monkeypatch):
     monkeypatch.setattr(operators, "SHORT_LISTS", 4)
+    monkeypatch.setattr(listed, "SHORT_LISTS", 4)
     check_parity(random_inputs([40, 90], heads=2, groups=1, size=16, dtype=H))
 
 
+@once
 def test_equal_scores_choose_the_lower_block():
     inputs = random_inputs([16 * 24], heads=1, groups=1, size=16, dtype=H).to(DEVICE)
     inputs.block_keys[:] = 0.0
@@ -139,6 +145,7 @@ def test_equal_scores_choose_the_lower_block():
     assert selected[-1].flatten().tolist() == [0, 1, 2, 3]
 
 
+@once
 @pytest.mark.parametrize("top_n, causal", [(1, True), (4, True), (4, False)])
 @pytest.mark.parametrize("keys", [torch.bfloat16, torch.float32], ids=str)
 def test_selection_among_many_blocks(top_n, causal, keys):
@@ -180,6 +187,7 @@ def test_another_history_changes_nothing():
         assert torch.equal(a[others], b[others]), name
 
 
+@once
 def test_rows_at_any_stride():
     inputs = random_inputs([35], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
     expected, _ = attend(*inputs.all(), impl="cuda")
@@ -198,6 +206,7 @@ def test_no_events(lengths):
     assert selected.shape == (0, 2, 4)
 
 
+@once
 def test_the_operators_are_registered_in_full():
     inputs = random_inputs([18], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
     _, selected = attend(*inputs.all(), impl="cuda")
@@ -208,6 +217,7 @@ def test_the_operators_are_registered_in_full():
     torch.library.opcheck(operators.select_blocks, arguments)
 
 
+@once
 def test_compiled_as_one_graph():
     inputs = random_inputs([40, 3], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
     leaves = inputs.differentiable()
@@ -222,6 +232,7 @@ def test_compiled_as_one_graph():
         assert relative_error(value, other) < TOLERANCE[H]
 
 
+@once
 @pytest.mark.parametrize(
     "sizes, form, message",
     [
@@ -241,6 +252,7 @@ def test_what_the_kernels_do_not_take_is_named(sizes, form, message):
         attend(*inputs.all(), impl="cuda", **form)
 
 
+@once
 def test_tensors_elsewhere_are_named():
     with pytest.raises(compiler.CompilationError, match="pack_blocks needs an NVIDIA GPU, not cpu"):
         REAL_KERNEL("pack", "pack_blocks", {})(1, torch.zeros(1))

@@ -27,16 +27,18 @@ def described(monkeypatch):
 
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc, CUDA's compiler")
+@pytest.mark.parametrize("listed", [False, True], ids=["fetched", "listed"])
 @pytest.mark.parametrize("is_union", [0, 1], ids=["gated", "union"])
 @pytest.mark.parametrize("heads, groups, size", LAYOUTS, ids=str)
-def test_nothing_spills(heads, groups, size, is_union, tmp_path):
+def test_nothing_spills(heads, groups, size, is_union, listed, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "LISTED", frozenset([size] if listed else []))
     q = torch.empty(131_072, heads, size, dtype=torch.bfloat16, device="meta")
     selection = launch.selection_kernels(q, groups, 4, True, 1)
     attention = launch.attention_kernels(q, groups, [16, 4, 8, 0, 1, is_union], True)
     kernels = [*attention] if is_union else [*selection, *attention]
     programs = {program: constants for program, _, constants in kernels}
     for program, constants in programs.items():
-        source = tmp_path / f"{program}.cu"
+        source = tmp_path / f"{program.replace('/', '_')}.cu"
         source.write_text(compiler.source(program))
         defines = [f"-D{name}={value}" for name, value in constants.items()]
         flags = ["-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas", "-v", *defines]

@@ -27,11 +27,14 @@ CHUNK = 128
 STARTS_OF_A_WARP = 256
 # Lists whose numbers fit 16 bits.
 SHORT_LISTS = 1 << 15
+# Head sizes whose chosen blocks are fetched along the inverse lists, see listed.py. None are, as
+# long as it has not been measured on a GPU.
+LISTED: frozenset[int] = frozenset()
 # Warps of a multiprocessor at a time, by head size: what their registers leave room for.
 RESIDENT = {
-    16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
-    32: {"FORWARD": 9, "QUERIES": 10, "KEYS": 10, "LISTS": 12},
-    64: {"FORWARD": 8, "QUERIES": 8, "KEYS": 8, "LISTS": 8},
+    16: {"LISTED": 24, "FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
+    32: {"LISTED": 16, "FORWARD": 9, "QUERIES": 10, "KEYS": 10, "LISTS": 12},
+    64: {"LISTED": 12, "FORWARD": 8, "QUERIES": 8, "KEYS": 8, "LISTS": 8},
 }
 
 
@@ -88,6 +91,32 @@ class Attention(NamedTuple):
     backward_keys: Callable[..., None]
 
 
+class Listed(NamedTuple):
+    """Kernels of both paths, where chosen blocks are fetched along the inverse lists."""
+
+    pack_blocks: Callable[..., None]
+    choose_lists: Callable[..., None]
+    list_starts: Callable[..., None]
+    list_forward: Callable[..., None]
+    forward: Callable[..., None]
+    backward_queries: Callable[..., None]
+    list_sums: Callable[..., None]
+    backward_keys: Callable[..., None]
+    add_choices: Callable[..., None]
+
+
+# The program that a kernel is in.
+PROGRAMS = {"pack_blocks": "pack", "forward": "forward", "backward_queries": "backward_queries"}
+PROGRAMS |= dict.fromkeys(("list_starts", "list_sums", "backward_keys"), "backward_keys")
+LISTED_PROGRAMS = {
+    "pack_blocks": "pack",
+    **dict.fromkeys(("choose_lists", "list_starts", "list_forward", "add_choices"), "listed/lists"),
+    "forward": "listed/forward",
+    "backward_queries": "listed/backward_queries",
+    **dict.fromkeys(("list_sums", "backward_keys"), "listed/backward_keys"),
+}
+
+
 def selection_kernels(
     q: Tensor, groups: int, top_n: int, causal: bool, key_parts: int
 ) -> Selection:
@@ -95,7 +124,9 @@ def selection_kernels(
     return _selection(_sizes(q, groups, top_n), causal, key_parts)
 
 
-def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: bool) -> Attention:
+def attention_kernels(
+    q: Tensor, groups: int, numbers: list[int], short_lists: bool
+) -> Attention | Listed:
     """For histories of at most as many events as ``q`` has; ``numbers`` as operators take them."""
     _, top_n, window, _, causal, is_union = numbers
     pattern = Pattern.of(BLOCK_SIZE, window, 0, bool(causal), len(q))
@@ -104,7 +135,8 @@ def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: b
     # A kernel has one step at least, though it may have nothing to do in it.
     steps = max(1, -(-pattern.far // powers))
     short_path = (window, pattern.near, pattern.first_far, steps)
-    return _attention(sizes, short_path, bool(causal), bool(is_union), short_lists)
+    listed = sizes[2] in LISTED
+    return _attention(sizes, short_path, bool(causal), bool(is_union), short_lists, listed)
 
 
 def _sizes(q: Tensor, groups: int, top_n: int) -> tuple[int, int, int, int, bool]:
@@ -138,7 +170,8 @@ def _attention(
     causal: bool,
     is_union: bool,
     short_lists: bool,
-) -> Attention:
+    listed: bool,
+) -> Attention | Listed:
     names = ("WINDOW", "NEAR", "FIRST_FAR", "FAR_STEPS")
     constants = {
         **_constants(sizes, causal),
@@ -148,10 +181,12 @@ def _attention(
         "SHORT_LISTS": int(short_lists),
         **{f"WARPS_{name}": warps for name, warps in RESIDENT[sizes[2]].items()},
     }
-    programs = ("pack", "forward", "backward_queries", *["backward_keys"] * 3)
+    if listed:
+        found = {
+            name: compiler.kernel(program, name, constants)
+            for name, program in LISTED_PROGRAMS.items()
+        }
+        return Listed(**found)
     return Attention(
-        *(
-            compiler.kernel(program, name, constants)
-            for program, name in zip(programs, Attention._fields, strict=True)
-        )
+        **{name: compiler.kernel(program, name, constants) for name, program in PROGRAMS.items()}
     )

@@ -7,12 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from blossomrec.attention.backends.cuda import listed
 from blossomrec.attention.backends.cuda.launch import (
     BLOCK_SIZE,
     CHUNK,
     SHORT_LISTS,
     STARTS_OF_A_WARP,
     Attention,
+    Listed,
     attention_kernels,
     selection_kernels,
 )
@@ -77,6 +79,11 @@ def attend(
     tiles = len(table) * groups
     kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
     out, lse = q.new_empty(q.shape), q.new_empty(2, total, heads, dtype=torch.float32)
+    if isinstance(kernels, Listed):
+        packed = _packed(kernels, k, v, table, transposed=True)
+        rows, sizes = (q, k, v, gates, packed), (_scale(size), *_strides(q, k, v))
+        listed.forward(kernels, rows, selected, table, out, lse, sizes)
+        return out, lse
     kernels.forward(
         tiles,
         q,
@@ -115,6 +122,11 @@ def attend_backward(
     packed = _packed(kernels, k, v, table, transposed=False)
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     grad_gates, shifts = torch.empty_like(gates), torch.empty_like(lse)
+    if isinstance(kernels, Listed):
+        found = (grad_q, grad_k, grad_v, grad_gates)
+        rows, sizes = (q, k, v, gates, packed), (scale, *_strides(q, k, v))
+        listed.backward(kernels, rows, (selected, table), (out, lse, grad), found, sizes)
+        return found
     lists = torch.empty_like(selected, dtype=torch.int16 if short else torch.int32)
     kernels.backward_queries(
         tiles,
@@ -158,7 +170,9 @@ def attend_backward(
 register_gradient("cuda_attend", attend_backward, kept=2)
 
 
-def _packed(kernels: Attention, k: Tensor, v: Tensor, table: Tensor, *, transposed: bool) -> Tensor:
+def _packed(
+    kernels: Attention | Listed, k: Tensor, v: Tensor, table: Tensor, *, transposed: bool
+) -> Tensor:
     """Keys and values block by block as tensor cores take them, [tiles, G, 2, S, d]."""
     groups, size = k.shape[1:]
     packed = k.new_empty(len(table), groups, 2, BLOCK_SIZE, size)

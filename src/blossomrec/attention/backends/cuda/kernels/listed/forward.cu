@@ -1,0 +1,172 @@
+// Forward: one warp is one block of queries and one group of heads. What chosen blocks give comes
+// from the lists (lists.cu); near and far keys are scored here, all kept in registers, and joined.
+
+INLINE float top_of(const float (&scores)[4], int i, float top) {
+    return fmaxf(top, fmaxf(scores[i], scores[i + 2]));
+}
+
+// Scores to weights relative to the scaled top of their column, and their sums.
+INLINE void weigh(float (&scores)[4], const float (&top)[2], float (&total)[2], float scale) {
+    for (int i = 0; i < 4; ++i) {
+        scores[i] = exp_2(scores[i] * scale - top[i % 2]);
+        total[i % 2] += scores[i];
+    }
+}
+
+// The lse of each choice of the columns 2c and 2c + 1.
+INLINE void load_choices(
+    float (&chosen)[N][2], const float *logs, const Unit &unit, const Tile &at, int group
+) {
+    int place[2];
+    for (int i = 0; i < 2; ++i)
+        place[i] = ((at.start + min(unit.events[i], at.length - 1)) * G + group) * N * R
+            + unit.heads[i];
+    for (int j = 0; j < N; ++j) load_two(chosen[j], logs + j * R, place);
+}
+
+INLINE void add_values(float (&mean)[STEPS][4], const uint4 (&values)[STEPS], uint2 weights) {
+    for (int s = 0; s < STEPS; ++s) product(mean[s], values[s], weights.x, weights.y);
+}
+
+extern "C" __global__ void __launch_bounds__(32, WARPS_FORWARD) forward(
+    const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
+    const Gates *__restrict__ gates, const uint4 *__restrict__ packed,
+    const u16 *__restrict__ means, const float *__restrict__ logs,
+    const int *__restrict__ table, u16 *__restrict__ out, float *__restrict__ lse, int events, float scale, int q_event, int q_head,
+    int k_event, int k_head, int v_event, int v_head
+) {
+    const int lane = this_lane(), number = blockIdx.x / G, group = blockIdx.x % G;
+    const Tile at(table, number);
+    if (at.empty()) return;
+    k = row_at(k, at.start, k_event) + group * k_head;
+    v = row_at(v, at.start, v_event) + group * v_head;
+    const uint4 *home = packed_block(packed, number - at.block, group, lane);
+    const NearPattern pattern(lane / 4, lane % 4);
+
+#pragma unroll 1
+    for (int u = 0; u < UNITS; ++u) {
+        const int first = at.first() + u * EVENTS;
+        if (first >= at.length) return;
+        const Unit unit(lane, first, at.length);
+        uint2 queries[STEPS];
+        load_columns(queries, row_at(q, at.start + unit.event, q_event)
+            + (group * R + unit.head) * q_head, unit);
+
+        float bias[2];
+        load_bias(bias, gates, unit, at, group, scale);
+
+        // Of the long-term path: the lse of each choice, and scores with the own block.
+        float chosen[N][2], own_long[4];
+        load_choices(chosen, logs, unit, at, group);
+        // Short-term scores: near blocks, among them the own one, and far powers of two.
+        float near[NEAR_STEPS][4], far[FAR_TOTAL > 0 ? FAR_TOTAL : 1][4];
+        for (int step = 0; step < NEAR_STEPS; ++step) {
+            start(near[step], bias);
+            uint4 keys[STEPS];
+            const uint4 *place = block_at(home, near_block(at, step));
+            load_matrix(keys, place);
+            multiply(near[step], keys, queries);
+            hide_unseen(near[step], own_long, pattern, bias, at, u * EVENTS, step, unit.g);
+        }
+        for (int step = 0; step < FAR_TOTAL; ++step) {
+            for (int i = 0; i < 4; ++i) far[step][i] = -INFINITE;
+            if (!far_step_needed(step, at.first(), at.length)) continue;
+            const FarKeys keys(step, unit.g, first, at.length);
+            uint4 rows[STEPS];
+            load_far(rows, k, keys, k_event, unit.c);
+            float scores[4];
+            start(scores, bias);
+            multiply(scores, rows, queries);
+            for (int i = 0; i < 4; ++i)
+                if (keys.held[i / 2] && (2 * unit.c + i % 2) / R == keys.event[i / 2])
+                    far[step][i] = scores[i];
+        }
+
+        float top[SOFTMAXES][2], total[SOFTMAXES][2];   // [long or short][column]
+        for (int i = 0; i < 2; ++i) {
+            // Columns behind the end see nothing and must not give NaN.
+            float tops[SOFTMAXES];
+            for (int path = 0; path < SOFTMAXES; ++path) tops[path] = -1e30f;
+            if (!UNION) tops[0] = top_of(own_long, i, tops[0]);
+            for (int step = 0; step < NEAR_STEPS; ++step)
+                tops[OF_SHORT] = top_of(near[step], i, tops[OF_SHORT]);
+            for (int step = 0; step < FAR_TOTAL; ++step)
+                tops[OF_SHORT] = top_of(far[step], i, tops[OF_SHORT]);
+            for (int path = 0; path < SOFTMAXES; ++path)
+                top[path][i] = max_of_rows(tops[path]) * scale, total[path][i] = 0.0f;
+            for (int j = 0; j < N; ++j) top[0][i] = fmaxf(top[0][i], chosen[j][i]);
+        }
+        if (!UNION) weigh(own_long, top[0], total[0], scale);
+        for (int step = 0; step < NEAR_STEPS; ++step)
+            weigh(near[step], top[OF_SHORT], total[OF_SHORT], scale);
+        for (int step = 0; step < FAR_TOTAL; ++step)
+            weigh(far[step], top[OF_SHORT], total[OF_SHORT], scale);
+
+        float mean[SOFTMAXES][STEPS][4];
+        for (int path = 0; path < SOFTMAXES; ++path)
+            for (int s = 0; s < STEPS; ++s) clear(mean[path][s]);
+        for (int step = 0; step < NEAR_STEPS; ++step) {
+            const uint4 *place = block_at(home, near_block(at, step));
+            uint4 near_values[STEPS];
+            load_matrix(near_values, place + STEPS * 32);
+            add_values(mean[OF_SHORT], near_values, as_rows(near[step]));
+            if (!UNION && step == OWN) add_values(mean[0], near_values, as_rows(own_long));
+        }
+        for (int step = 0; step < FAR_TOTAL; ++step) {
+            if (!far_step_needed(step, at.first(), at.length)) continue;
+            const FarKeys keys(step, unit.g, first, at.length);
+            uint4 rows[STEPS];
+            load_far(rows, v, keys, v_event, unit.c);
+            for (int s = 0; s < STEPS; ++s) rows[s] = turned(rows[s]);
+            add_values(mean[OF_SHORT], rows, as_rows(far[step]));
+        }
+
+        float gate[2][2], factor[SOFTMAXES][2];
+        int places[2];
+        places_of(places, unit, at, group);
+        load_gates(gate, gates, places);
+        for (int path = 0; path < SOFTMAXES; ++path)
+            for (int i = 0; i < 2; ++i) {
+                total[path][i] = sum_of_rows(total[path][i]);
+                for (int j = 0; j < N && path == 0; ++j) {
+                    chosen[j][i] = exp_2(chosen[j][i] - top[0][i]);
+                    total[0][i] += chosen[j][i];
+                }
+                factor[path][i] = quotient(gate[path][i], total[path][i]);
+            }
+        float shares[N];   // of each choice, for column g
+        for (int j = 0; j < N; ++j) {
+            for (int i = 0; i < 2; ++i) chosen[j][i] *= factor[0][i];
+            const float first = from_lane(chosen[j][0], unit.g / 2);
+            const float second = from_lane(chosen[j][1], unit.g / 2);
+            shares[j] = unit.inside ? (unit.g % 2 ? second : first) : 0.0f;
+        }
+        if (unit.g == 0)
+            for (int i = 0; i < 2; ++i)
+                for (int path = 0; path < 2; ++path)
+                    if (unit.events[i] < at.length)
+                        // Of a union, that by which scores without the bias become weights.
+                        lse[path * events * HEADS + places[i]] =
+                            top[path * OF_SHORT][i] + log_2(total[path * OF_SHORT][i])
+                            - (UNION && path ? bias[i] * scale : 0.0f);
+        u16 *row = row_at(out, (at.start + unit.event) * HEADS + group * R + unit.head, D);
+        const u16 *choices = row_at(means, ((at.start + unit.event) * G + group) * N, R * D)
+            + unit.head * D + 4 * unit.c;
+        for (int s = 0; s < STEPS; ++s) {
+            float result[4];
+            for (int i = 0; i < 4; ++i)
+                result[i] = mean[0][s][i] * factor[0][i % 2]
+                    + (UNION ? 0.0f : mean[OF_SHORT][s][i] * factor[OF_SHORT][i % 2]);
+            const uint2 near_keys = as_rows(result);
+            float sum[4] = {low(near_keys.x), high(near_keys.x), low(near_keys.y), high(near_keys.y)};
+            for (int j = 0; j < N; ++j) {
+                const uint2 x = four(choices + j * R * D + 16 * s, shares[j] > 0.0f);
+                sum[0] += shares[j] * low(x.x), sum[1] += shares[j] * high(x.x);
+                sum[2] += shares[j] * low(x.y), sum[3] += shares[j] * high(x.y);
+            }
+            if (unit.inside)
+                *reinterpret_cast<uint2 *>(row + 16 * s + 4 * unit.c) =
+                    make_uint2(pair(sum[0], sum[1]), pair(sum[2], sum[3]));
+        }
+    }
+}
