@@ -27,7 +27,7 @@ def relative_error(value, exact):
     return float((value.double() - exact.double()).norm() / exact.double().norm())
 
 
-@pytest.fixture(params=[1, 3, 16], ids="{} processors".format, autouse=True)
+@pytest.fixture(params=[3], autouse=True)
 def processors(request, monkeypatch):
     """Rows and items are cut into other parts on other devices."""
     monkeypatch.setattr(catalogue_loss, "_processors", lambda device: request.param)
@@ -43,8 +43,16 @@ def losses_and_gradients(hidden, weight, targets, shares=None):
 
 
 @pytest.mark.parametrize(
-    "rows, items, size",
-    [(1, 1, 16), (37, 129, 8), (150, 101, 50), (530, 300, 64), (130, 700, 16), (128, 256, 150)],
+    "processors, rows, items, size",
+    [
+        (1, 1, 1, 16),
+        (3, 37, 129, 8),
+        (16, 150, 101, 50),
+        (1, 530, 300, 64),
+        (16, 130, 700, 16),
+        (3, 128, 256, 150),
+    ],
+    indirect=["processors"],
 )
 def test_losses_and_gradients(rows, items, size):
     hidden, weight, targets = problem(rows, items, size, scale=64**-0.5)
