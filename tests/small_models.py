@@ -26,9 +26,10 @@ TRANSFORMERS = [
 ]
 TRANSFORMERS += [
     pytest.param(
-        {"backbone": backbone, "attention": "blossom", "fusion": "union"}, id=f"{backbone}-union"
+        {"backbone": backbone, "attention": "blossom", "fusion": "union", "near_bias": bias},
+        id=f"{backbone}-union",
     )
-    for backbone in ("sasrec", "bert4rec")
+    for backbone, bias in (("sasrec", "on"), ("bert4rec", "off"))
 ]
 ALL_MODELS = TRANSFORMERS + [
     pytest.param({"backbone": "gru4rec", "norm": norm}, id=f"gru4rec-{norm}")

@@ -443,7 +443,7 @@ def test_plain_attention_means_a_plain_loss_and_plain_layers(monkeypatch, tiny_l
 
     def by_kernels(*arguments):
         used.append("loss")
-        return by_tiles(*arguments)
+        return by_tiles(1 << 23, *arguments)
 
     def add_norm(x, attended, norm, p):
         used.append("layer")

@@ -16,7 +16,7 @@ FORMS = [
     {"norm": "pre", "layers": 3},
     {"compress": "mean"},
     {"fusion": "union"},
-    {"fusion": "union", "near_bias": "off"},
+    {"fusion": "union", "near_bias": "on"},
     {"attention": "full"},
     {"attention": "window"},
 ]

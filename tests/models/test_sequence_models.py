@@ -159,8 +159,7 @@ def test_start_values(options):
             assert not linear.bias.any()
         if isinstance(layer.attention, BlossomAttention):
             gate, spec = layer.attention.gate, layer.attention.spec
-            # The union of what fills in masked events has no bias.
-            assert (gate is None) == (spec.is_union and not spec.causal)
+            assert (gate is None) == (spec.is_union and not spec.near_bias)
             if gate is not None:
                 assert not gate.weight.any()
                 start = [0.0] if spec.is_union else [-2.0, 2.0]
