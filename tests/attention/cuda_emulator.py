@@ -55,7 +55,7 @@ class Emulator:
         flags = [f"-D{key}={value}" for key, value in constants]
         text = f'#include "{LANES}"\n{source}\n{CALLS}{calls}'
         digest = hashlib.sha256("".join((text, LANES.read_text(), *flags)).encode()).hexdigest()
-        library = self.folder / f"{program.replace('/', '-')}-{digest[:16]}.so"
+        library = self.folder / f"{program}-{digest[:16]}.so"
         if not library.exists():
             library.with_suffix(".cpp").write_text(text)
             command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *flags]

@@ -5,7 +5,7 @@ import torch
 from cuda_emulator import COMPILER, Emulator
 from inputs import AWKWARD, attend, random_inputs, relative_error
 
-from blossomrec.attention.backends.cuda import compiler, launch, listed, operators
+from blossomrec.attention.backends.cuda import compiler, launch, operators
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -120,7 +120,6 @@ def test_a_block_chosen_by_everyone(monkeypatch, fusion):
     # Its inverse list is cut into many chunks, and events that choose nothing come last.
     monkeypatch.setattr(launch, "CHUNK", 16)
     monkeypatch.setattr(operators, "CHUNK", 16)
-    monkeypatch.setattr(listed, "CHUNK", 16)
     forget()
     hub = torch.full((150, 1, 4), -1, dtype=torch.int32, device=DEVICE)
     hub[32:, :, 0] = 1
@@ -132,7 +131,6 @@ def test_a_block_chosen_by_everyone(monkeypatch, fusion):
 
 def test_lists_of_more_than_16_bits(monkeypatch):
     monkeypatch.setattr(operators, "SHORT_LISTS", 4)
-    monkeypatch.setattr(listed, "SHORT_LISTS", 4)
     check_parity(random_inputs([40, 90], heads=2, groups=1, size=16, dtype=H))
 
 

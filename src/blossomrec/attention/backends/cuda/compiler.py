@@ -23,10 +23,7 @@ PROGRAMS = {
     "forward": ("warp.cuh", "pattern.cuh", "unit.cuh", "forward.cu"),
     "backward_queries": ("warp.cuh", "pattern.cuh", "unit.cuh", "backward_queries.cu"),
     "backward_keys": ("warp.cuh", "pattern.cuh", "unit.cuh", "backward_keys.cu"),
-    **{
-        f"listed/{name}": ("warp.cuh", "pattern.cuh", "unit.cuh", f"listed/{name}.cu")
-        for name in ("lists", "forward", "backward_queries", "backward_keys")
-    },
+    "lists": ("warp.cuh", "pattern.cuh", "unit.cuh", "lists.cu"),
 }
 WARP = 32
 

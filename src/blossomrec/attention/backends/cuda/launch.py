@@ -27,8 +27,8 @@ CHUNK = 128
 STARTS_OF_A_WARP = 256
 # Lists whose numbers fit 16 bits.
 SHORT_LISTS = 1 << 15
-# Head sizes whose chosen blocks are fetched along the inverse lists, see listed.py. None are, as
-# long as it has not been measured on a GPU.
+# Head sizes whose chosen blocks are fetched along the inverse lists, once for many events (see
+# lists.cu), instead of by each event. None are, as long as it has not been measured on a GPU.
 LISTED: frozenset[int] = frozenset()
 # Warps of a multiprocessor at a time, by head size: what their registers leave room for.
 RESIDENT = {
@@ -81,7 +81,7 @@ class Selection(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Kernels of both paths."""
+    """Kernels of both paths; the last three are for chosen blocks along the inverse lists."""
 
     pack_blocks: Callable[..., None]
     forward: Callable[..., None]
@@ -89,32 +89,9 @@ class Attention(NamedTuple):
     list_starts: Callable[..., None]
     list_sums: Callable[..., None]
     backward_keys: Callable[..., None]
-
-
-class Listed(NamedTuple):
-    """Kernels of both paths, where chosen blocks are fetched along the inverse lists."""
-
-    pack_blocks: Callable[..., None]
     choose_lists: Callable[..., None]
-    list_starts: Callable[..., None]
     list_forward: Callable[..., None]
-    forward: Callable[..., None]
-    backward_queries: Callable[..., None]
-    list_sums: Callable[..., None]
-    backward_keys: Callable[..., None]
     add_choices: Callable[..., None]
-
-
-# The program that a kernel is in.
-PROGRAMS = {"pack_blocks": "pack", "forward": "forward", "backward_queries": "backward_queries"}
-PROGRAMS |= dict.fromkeys(("list_starts", "list_sums", "backward_keys"), "backward_keys")
-LISTED_PROGRAMS = {
-    "pack_blocks": "pack",
-    **dict.fromkeys(("choose_lists", "list_starts", "list_forward", "add_choices"), "listed/lists"),
-    "forward": "listed/forward",
-    "backward_queries": "listed/backward_queries",
-    **dict.fromkeys(("list_sums", "backward_keys"), "listed/backward_keys"),
-}
 
 
 def selection_kernels(
@@ -124,9 +101,7 @@ def selection_kernels(
     return _selection(_sizes(q, groups, top_n), causal, key_parts)
 
 
-def attention_kernels(
-    q: Tensor, groups: int, numbers: list[int], short_lists: bool
-) -> Attention | Listed:
+def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: bool) -> Attention:
     """For histories of at most as many events as ``q`` has; ``numbers`` as operators take them."""
     _, top_n, window, _, causal, is_union = numbers
     pattern = Pattern.of(BLOCK_SIZE, window, 0, bool(causal), len(q))
@@ -171,7 +146,7 @@ def _attention(
     is_union: bool,
     short_lists: bool,
     listed: bool,
-) -> Attention | Listed:
+) -> Attention:
     names = ("WINDOW", "NEAR", "FIRST_FAR", "FAR_STEPS")
     constants = {
         **_constants(sizes, causal),
@@ -179,14 +154,13 @@ def _attention(
         "UNION": int(is_union),
         "CHUNK": CHUNK,
         "SHORT_LISTS": int(short_lists),
+        "LISTED": int(listed),
         **{f"WARPS_{name}": warps for name, warps in RESIDENT[sizes[2]].items()},
     }
-    if listed:
-        found = {
-            name: compiler.kernel(program, name, constants)
-            for name, program in LISTED_PROGRAMS.items()
-        }
-        return Listed(**found)
+    programs = ("pack", "forward", "backward_queries", *["backward_keys"] * 3, *["lists"] * 3)
     return Attention(
-        **{name: compiler.kernel(program, name, constants) for name, program in PROGRAMS.items()}
+        *(
+            compiler.kernel(program, name, constants)
+            for program, name in zip(programs, Attention._fields, strict=True)
+        )
     )

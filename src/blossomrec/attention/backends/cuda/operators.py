@@ -7,14 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from blossomrec.attention.backends.cuda import listed
+from blossomrec.attention.backends.cuda import compiler, launch
 from blossomrec.attention.backends.cuda.launch import (
     BLOCK_SIZE,
     CHUNK,
     SHORT_LISTS,
     STARTS_OF_A_WARP,
     Attention,
-    Listed,
     attention_kernels,
     selection_kernels,
 )
@@ -78,20 +77,39 @@ def attend(
     table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
     tiles = len(table) * groups
     kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
+    packed = _packed(kernels, k, v, table, transposed=True)
+    means, logs = _of_choices(q, selected)
+    if len(means):
+        lists = torch.empty_like(selected, dtype=_list_type(tiles))
+        kernels.choose_lists(tiles, selected, table, lists, len(table))
+        order, ordered, starts = _inverse(kernels, lists, tiles)
+        entries = len(order)
+        kernels.list_forward(
+            -(-entries // CHUNK),
+            q,
+            packed,
+            table,
+            order,
+            ordered,
+            starts,
+            means,
+            logs,
+            entries,
+            tiles,
+            _scale(size),
+            *_strides(q),
+        )
     out, lse = q.new_empty(q.shape), q.new_empty(2, total, heads, dtype=torch.float32)
-    if isinstance(kernels, Listed):
-        packed = _packed(kernels, k, v, table, transposed=True)
-        rows, sizes = (q, k, v, gates, packed), (_scale(size), *_strides(q, k, v))
-        listed.forward(kernels, rows, selected, table, out, lse, sizes)
-        return out, lse
     kernels.forward(
         tiles,
         q,
         k,
         v,
         gates,
-        _packed(kernels, k, v, table, transposed=True),
+        packed,
         selected,
+        means,
+        logs,
         table,
         out,
         lse,
@@ -112,22 +130,19 @@ def attend_backward(
     """
     q, k, v, gates, selected, cu_seqlens = given
     out, lse = kept
-    total, _, size = q.shape
+    total, heads, size = q.shape
     groups, scale, grad, gates = k.shape[1], _scale(size), grad.contiguous(), gates.contiguous()
     q, k, v = map(_rows, (q, k, v))
     table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
     tiles = len(table) * groups
-    short = tiles < SHORT_LISTS
-    kernels = attention_kernels(q, groups, numbers, short)
+    kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
     packed = _packed(kernels, k, v, table, transposed=False)
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     grad_gates, shifts = torch.empty_like(gates), torch.empty_like(lse)
-    if isinstance(kernels, Listed):
-        found = (grad_q, grad_k, grad_v, grad_gates)
-        rows, sizes = (q, k, v, gates, packed), (scale, *_strides(q, k, v))
-        listed.backward(kernels, rows, (selected, table), (out, lse, grad), found, sizes)
-        return found
-    lists = torch.empty_like(selected, dtype=torch.int16 if short else torch.int32)
+    parts, slopes = _of_choices(q, selected)
+    # Without what chosen blocks give, which is added last.
+    of_near = torch.empty_like(lse) if len(parts) else grad_gates
+    lists = torch.empty_like(selected, dtype=_list_type(tiles))
     kernels.backward_queries(
         tiles,
         q,
@@ -141,7 +156,7 @@ def attend_backward(
         lse,
         grad,
         grad_q,
-        grad_gates,
+        of_near,
         shifts,
         lists,
         len(table),
@@ -149,30 +164,62 @@ def attend_backward(
         scale,
         *_strides(q, k, v),
     )
-    # Sorted as they are told apart by place, each list is in the order of its events.
-    ordered, order = lists.flatten().sort(stable=True)
-    entries = len(ordered)
+    order, ordered, starts = _inverse(kernels, lists, tiles)
+    entries = len(order)
     chunks = -(-entries // CHUNK)
-    starts = q.new_empty(tiles + 1, dtype=torch.int32)
     sums = q.new_empty(chunks, 2, BLOCK_SIZE, size, dtype=torch.float32)
-    kernels.list_starts(entries // STARTS_OF_A_WARP + 1, ordered, starts, entries, tiles)
-    rows, of_paths = (q, gates, packed, table), (lse, shifts, grad)
+    rows, of_paths, of_choices = (
+        (q, gates, packed, table),
+        (lse, shifts, grad),
+        (sums, parts, slopes),
+    )
     sizes = (scale, *_strides(q))
     kernels.list_sums(
-        chunks, *rows, *of_paths, order, starts, ordered, sums, entries, tiles, *sizes
+        chunks, *rows, *of_paths, order, starts, ordered, *of_choices, entries, tiles, *sizes
     )
     kernels.backward_keys(
-        tiles, *rows, *of_paths, grad_k, grad_v, order, starts, sums, total, *sizes
+        tiles, *rows, *of_paths, grad_k, grad_v, order, starts, *of_choices, total, *sizes
     )
+    if len(parts):
+        warps = -(-grad_q.numel() // (4 * compiler.WARP))
+        kernels.add_choices(
+            warps, selected, parts, slopes, of_near, grad_q, grad_gates, total * heads
+        )
     return grad_q, grad_k, grad_v, grad_gates
 
 
 register_gradient("cuda_attend", attend_backward, kept=2)
 
 
-def _packed(
-    kernels: Attention | Listed, k: Tensor, v: Tensor, table: Tensor, *, transposed: bool
-) -> Tensor:
+def _of_choices(q: Tensor, selected: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for what R heads get from each choice, [T, G, n, R, d], and a number beside it.
+
+    Of no choice where events fetch their blocks themselves.
+    """
+    shape = (*selected.shape, q.shape[1] // selected.shape[1], q.shape[2])
+    rows = q.new_empty(shape if q.shape[2] in launch.LISTED else (0, *shape[1:]))
+    return rows, rows.new_empty(rows.shape[:-1], dtype=torch.float32)
+
+
+def _list_type(lists: int) -> torch.dtype:
+    return torch.int16 if lists < SHORT_LISTS else torch.int32
+
+
+def _inverse(kernels: Attention, lists: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Inverse lists, given which list each choice is in, see backward_keys.cu.
+
+    Returns:
+        places in the flattened selection, list after list, int64; the list of each; where each list
+        begins, int32 [count + 1].
+    """
+    # Sorted as they are told apart by place, each list is in the order of its events.
+    ordered, order = lists.flatten().sort(stable=True)
+    starts, entries = lists.new_empty(count + 1, dtype=torch.int32), len(order)
+    kernels.list_starts(entries // STARTS_OF_A_WARP + 1, ordered, starts, entries, count)
+    return order, ordered, starts
+
+
+def _packed(kernels: Attention, k: Tensor, v: Tensor, table: Tensor, *, transposed: bool) -> Tensor:
     """Keys and values block by block as tensor cores take them, [tiles, G, 2, S, d]."""
     groups, size = k.shape[1:]
     packed = k.new_empty(len(table), groups, 2, BLOCK_SIZE, size)

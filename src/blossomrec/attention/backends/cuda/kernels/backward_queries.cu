@@ -8,6 +8,16 @@
 // A union has one softmax, whose shift is grad . out: all its keys and values are fetched once. The
 // gradient of the bias is the sum of those of the scores it is added to, and as all scores' sum up
 // to 0, minus the sum of the others. The mean of both suffers half as much by the rounding of out.
+//
+// LISTED: what chosen blocks give comes along the lists (backward_keys.cu) and is added afterwards
+// (lists.cu). `grad_gates` are then sums [SOFTMAXES, T, H]: of a union, gradients of scores with the
+// bias less those of others; else gradients of both gates, that of the long-term path without its
+// chosen blocks.
+#if LISTED
+typedef float GateGradient;
+#else
+typedef Gates GateGradient;
+#endif
 
 // Scores to weights, given the lse of each column; adds up weight * slope.
 INLINE void weigh_again(
@@ -44,6 +54,7 @@ INLINE void row_products(
     for (int i = 0; i < 2; ++i) sums[i] = from_lane(sum, 4 * (2 * c + i));
 }
 
+#if !LISTED
 // Writes numbers of the columns 2c and 2c + 1.
 INLINE void store_two(
     u16 *to, const float (&x)[2], const int (&place)[2], const Unit &unit, const Tile &at
@@ -55,15 +66,16 @@ INLINE void store_two(
         if (unit.events[i] < at.length) to[place[i]] = (u16)(pair(x[i], 0.0f) & 0xffff);
 #endif
 }
+#endif
 
 extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
     const Gates *__restrict__ gates, const uint4 *__restrict__ packed,
     const int *__restrict__ selected, const int *__restrict__ table, const u16 *__restrict__ out,
     const float *__restrict__ lse, const u16 *__restrict__ grad, u16 *__restrict__ grad_q,
-    Gates *__restrict__ grad_gates, float *__restrict__ shifts, List *__restrict__ lists, int tiles,
-    int events, float scale, int q_event, int q_head, int k_event, int k_head, int v_event,
-    int v_head
+    GateGradient *__restrict__ grad_gates, float *__restrict__ shifts, List *__restrict__ lists,
+    int tiles, int events, float scale, int q_event, int q_head, int k_event, int k_head,
+    int v_event, int v_head
 ) {
     const int lane = this_lane(), number = blockIdx.x / G, group = blockIdx.x % G;
     const Tile at(table, number);
@@ -79,8 +91,10 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
         const int first = at.first() + u * EVENTS;
         if (first >= at.length) return;
         const Unit unit(lane, first, at.length);
+#if !LISTED
         int chosen[EVENTS * N];
         load_choices(chosen, selected, at, group, first);
+#endif
         uint2 queries[STEPS], grads[STEPS], outs[STEPS];
         load_columns(queries, row_at(q, at.start + unit.event, q_event)
             + (group * R + unit.head) * q_head, unit);
@@ -175,6 +189,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
             steepen(far[step], slopes[step], gate[1], lost[1]);
             add_keys(sum, rows, as_rows(far[step]));
         }
+#if !LISTED
         for (int j = 0; j < N; ++j) {
             float scores[4], score_slopes[4];
             clear(scores), clear(score_slopes);
@@ -194,15 +209,28 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
             for (int e = 0; e < EVENTS; ++e)
                 add_keys(sum, keys[e], zero_unless(unit.owns(e), rows));
         }
+#endif
         for (int i = 0; i < 2; ++i) {
             // Summed up over the keys, this shift is free of the rounding of the output.
             if (!UNION) shift[0][i] = sum_of_rows(shift[0][i]);
-            if (UNION) bias_slopes[i] = 0.5f * sum_of_rows(bias_slopes[i]);
+            if (UNION) bias_slopes[i] = (LISTED ? 1.0f : 0.5f) * sum_of_rows(bias_slopes[i]);
         }
         for (int s = 0; s < STEPS; ++s) {
             for (int i = 0; i < 4; ++i) sum[s][i] *= scale * LN_2;
             store_columns(row_at(grad_q, row, D), sum[s], unit, s);
         }
+#if LISTED
+        for (int i = 0; i < 2; ++i) {
+            if (unit.g || unit.events[i] >= at.length) continue;
+            grad_gates[places[i]] = UNION ? bias_slopes[i] : shift[0][i];
+            if (!UNION)
+                grad_gates[plane + places[i]] = shifts[plane + places[i]] = shift[OF_SHORT][i];
+            // The sum over all keys is not there yet: what grad . out leaves is that of a gate that
+            // is open.
+            const bool closed = !UNION && gate[0][i] == 0.0f;
+            shifts[places[i]] = closed ? 0.0f : quotient(lost[0][i], gate[0][i]);
+        }
+#else
         if (unit.g == 0) {
             if (UNION) store_two((u16 *)grad_gates, bias_slopes, places, unit, at);
             for (int i = 0; i < 2; ++i) {
@@ -212,6 +240,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
                     shifts[path * plane + places[i]] = UNION ? lost[0][i] : shift[path][i];
             }
         }
+#endif
         // The inverse list that each choice belongs to, for the kernel of the keys.
         if (lane < EVENTS * N && first + lane / N < at.length) {
             const int place = ((at.start + first + lane / N) * G + group) * N + lane % N;

@@ -1,9 +1,8 @@
-// Inverse lists: the choices of all events sorted by the block they chose, list after list. `order`
-// has their places in the flattened selection, 64 bits each, `sorted` their lists, `starts` where
-// each list begins. List `tile * G + group` is that of a block; the last one is of no block.
-//
-// Along the lists a block is fetched once for many events, which come in turn to it. What an event
-// gets from each of its blocks is written down in the place of its choice and added up later.
+// Chosen blocks along the inverse lists (see backward_keys.cu), for the form LISTED. A block is
+// fetched once, and the events that chose it come in turn to it, R heads of each. What they get from
+// it is written down in the place of the choice, [T, G, N, R, D], and added up by those who go
+// through the events. The larger the heads, the less has to move than if each event fetched its N
+// blocks of SIZE keys and values. `sorted` has the list of each entry; the last list is of no block.
 
 extern "C" __global__ void __launch_bounds__(32) choose_lists(
     const int *__restrict__ selected, const int *__restrict__ table, List *__restrict__ lists,
@@ -20,23 +19,11 @@ extern "C" __global__ void __launch_bounds__(32) choose_lists(
     }
 }
 
-#define STARTS_OF_A_WARP 256
-
-extern "C" __global__ void __launch_bounds__(32) list_starts(
-    const List *__restrict__ sorted, int *__restrict__ starts, int entries, int lists
-) {
-    const int first = blockIdx.x * STARTS_OF_A_WARP + threadIdx.x;
-    for (int at = first; at < first + STARTS_OF_A_WARP && at <= entries; at += 32) {
-        const int last = at < entries ? sorted[at] : lists;
-        for (int list = at ? sorted[at - 1] + 1 : 0; list <= last; ++list) starts[list] = at;
-    }
-}
-
 #define COLUMNS 2   // products of eight columns side by side
 
-// Queries of the entries of a list from `at` on, one entry EVENTS times in eight columns.
+// Queries of the entries of a list from `at` on: EVENTS of them are eight columns.
 struct Entries {
-    int entry[COLUMNS];         // of column g
+    int entry[COLUMNS];         // place in the selection, of column g
     bool held[COLUMNS];
     uint2 queries[COLUMNS][STEPS];
 
@@ -134,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_LISTED) list_forward(
 // Adds what came along the lists to the gradients of queries and of gates.
 //
 // slopes [T, G, N, R]: of each choice the sum of the gradients of its scores, of a union, else of
-// weights times slopes. near [SOFTMAXES, T, H]: the same of the near keys; see backward_queries.cu.
+// weights times slopes. near [SOFTMAXES, T, H]: `grad_gates` of backward_queries.cu.
 extern "C" __global__ void __launch_bounds__(32) add_choices(
     const int *__restrict__ selected, const u16 *__restrict__ parts,
     const float *__restrict__ slopes, const float *__restrict__ near, u16 *__restrict__ grad_q,
