@@ -1,7 +1,7 @@
 """One step of training with a catalogue of a million items: time, and memory at most.
 
-Random histories of one length; the model, its loss, gradients, clipping, optimizer and moving
-average, as a training has them. On a GPU the step is a CUDA graph and memory is what torch had
+Random histories of one length; all else is that of a training: model, loss, gradients, clipping,
+optimizer and moving average. On a GPU the step is a CUDA graph and memory is what torch had
 allocated, weights and moments included; on a processor it is a call and what the process held.
 Each form is a process of its own.
 """
@@ -11,11 +11,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from benchmarks.results import append_result, provenance
 from benchmarks.speed.instruments.memory import alone, peak_of_process
@@ -24,10 +23,13 @@ from blossomrec.config import ModelConfig, TrainingConfig, check
 from blossomrec.data.batch import Batch
 from blossomrec.errors import ConfigError
 from blossomrec.losses import build_loss
-from blossomrec.models.sequence import build_model
+from blossomrec.models.sequence import SequenceModel, build_model
 from blossomrec.training.average import WeightAverage
 from blossomrec.training.objective import Objective, Step
+from blossomrec.training.setup import Parts, build_optimizer, open_fabric
 from blossomrec.training.sparse import build_table
+from blossomrec.training.state import seeded
+from blossomrec.training.update import GraphUpdate, Update
 
 SAMPLED = {"loss": "sampled_softmax", "uniform_share": 0.5}
 FORMS: dict[str, dict[str, Any]] = {
@@ -39,7 +41,8 @@ FORMS: dict[str, dict[str, Any]] = {
 OFF: dict[str, Any] = dict.fromkeys(
     ("time_gap", "request_time", "content", "event_kinds", "repeats"), "off"
 )
-WARM_UP, REPLAYS = 3, 5
+# Steps before one is timed: the graph is captured in the last of them.
+WARM_UP = 4
 
 
 def measure_sampled_step(
@@ -90,80 +93,50 @@ def measured(
     size: dict[str, int], training: dict[str, Any], rounds: int, device: str
 ) -> dict[str, Any]:
     """Milliseconds of a step, and MiB at most."""
-    step = training_step(size, TrainingConfig(**training), device)
-    if device == "cuda":
-        step = captured(step)
-    times = [seconds(step, device) for _ in range(rounds + 1)][1:]
+    training = {"device": device, **training}
+    step, _ = training_step(size, TrainingConfig(**training))
+    for _ in range(WARM_UP):
+        step()
+    times = [seconds(step, device) for _ in range(rounds)]
     cuda = device == "cuda"
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else peak_of_process()
     return {
-        "ms": round(1e3 * statistics.median(times) / (REPLAYS if cuda else 1), 3),
+        "ms": round(1e3 * statistics.median(times), 3),
         "peak_mib": round(peak, 1),
         "rounds": rounds,
     }
 
 
 def training_step(
-    size: dict[str, int], training: TrainingConfig, device: str
-) -> Callable[[], None]:
-    """A step on the same batch, over and over."""
-    torch.manual_seed(0)
+    size: dict[str, int], training: TrainingConfig
+) -> tuple[Callable[[], None], SequenceModel]:
+    """A step on the same batch, over and over, as a training takes it, and the model."""
     events, length, items = size["events"], min(size["length"], size["events"]), size["items"]
     config = ModelConfig(max_len=length, hidden_size=size["hidden_size"], **OFF)
-    model = build_model(config, items).to(device).train()
-    # As frequencies of items are: many events for few of them.
-    counts = np.random.default_rng(0).permutation(events * 50 // np.arange(1, items + 1))
+    fabric = open_fabric(training)
+    with seeded(0):
+        model = build_model(config, items).to(fabric.device).train()
+        # As frequencies of items are: many events for few of them.
+        counts = np.random.default_rng(0).permutation(events * 50 // np.arange(1, items + 1))
+        batch = _drawn(counts, events, length).to(fabric.device)
     loss = build_loss(training, counts, items, may_fuse=model.may_fuse)
     table = build_table(model, loss, training)
+    optimizer = build_optimizer(model, training, table)
     objective = Objective(model, loss, selector_weight=config.selector_weight, table=table)
-    dense = [one for one in model.parameters() if table is None or one is not table.weight]
-    cuda = device == "cuda"
-    optimizer = torch.optim.AdamW(
-        # Which weights decay makes no difference in time, but embeddings do not.
-        dense,
-        lr=training.learning_rate,
-        weight_decay=0.0,
-        fused=cuda,
-        capturable=cuda,
-    )
+    wrapped, stepper = fabric.setup(objective, optimizer)
+    # Neither batches nor their rates take part in a step.
+    nothing = cast(Any, None)
+    parts = Parts(fabric, model, optimizer, loss, wrapped, stepper, nothing, nothing, None, table)
+    update = GraphUpdate(Update(parts, training.clip_norm))
     average = WeightAverage(model, training.ema_decay, table)
-    given = _drawn(counts, events, length).to(device)
+    # Of the shape of a graph, as all batches of one.
+    given = Step(batch, None, events, padded=True)
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=cuda):
-            losses = objective(Step(given, None, events))
-        losses.total.backward()
-        clipped = [one for one in dense if one.grad is not None]
-        if table is not None and table.vectors is not None:
-            clipped = [*clipped, table.vectors]
-        norm = get_total_norm([one.grad for one in clipped if one.grad is not None])
-        clip_grads_with_norm_(clipped, training.clip_norm, norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if table is not None:
-            table.set_rate(training.learning_rate)
-            table.step()
+        update(given, training.learning_rate)
         average.update(1_000)
 
-    return step
-
-
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """Several replays of a step as a CUDA graph."""
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            step()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        step()
-
-    def replayed() -> None:
-        for _ in range(REPLAYS):
-            graph.replay()
-
-    return replayed
+    return step, model
 
 
 def _drawn(counts: np.ndarray, events: int, length: int) -> Batch:
