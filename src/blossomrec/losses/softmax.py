@@ -42,8 +42,7 @@ def cross_entropy(
             numbers is what the loss needs beside its gradients. The kernels hold none.
         may_fuse: use the kernels of a GPU where they take this; False asks for plain PyTorch.
     """
-    dtype = _factor_type(hidden, weight)
-    differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    dtype, differentiate = _factor_type(hidden, weight), _differentiable(hidden, weight)
     kernels = may_fuse and _kernels_take(hidden, dtype)
     summed = _by_kernels if kernels else partial(_by_tiles, chunk_elements)
     return _CatalogueCrossEntropy.apply(
@@ -74,7 +73,13 @@ def row_cross_entropy(
     """
     dtype = _factor_type(hidden, weight)
     kernels = may_fuse and _kernels_take(hidden, dtype)
-    return _RowCrossEntropy.apply(hidden, weight, targets, dtype, chunk_elements, kernels)
+    options = chunk_elements, kernels, _differentiable(hidden, weight)
+    return _RowCrossEntropy.apply(hidden, weight, targets, dtype, options)
+
+
+def _differentiable(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether gradients are wanted."""
+    return torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
 
 
 def _factor_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -140,15 +145,17 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
 
 class _RowCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, dtype, chunk_elements, kernels):
+    def forward(ctx, hidden, weight, targets, dtype, options):
+        chunk_elements, kernels, differentiate = options
         ctx.dtype, ctx.chunk_elements, ctx.kernels = dtype, chunk_elements, kernels
         factors, items = hidden.to(dtype), weight.to(dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             if kernels:
                 from blossomrec.models.fused.catalogue_loss import row_losses
 
-                wanted = hidden.requires_grad or weight.requires_grad
-                lse, losses, of_rows = row_losses(factors, items, targets, differentiate=wanted)
+                lse, losses, of_rows = row_losses(
+                    factors, items, targets, differentiate=differentiate
+                )
             else:
                 parts, width = _tiles(chunk_elements, factors, items)
                 # Of no rows at all, too.
@@ -178,7 +185,7 @@ class _RowCrossEntropy(torch.autograd.Function):
             else:
                 of_rows, of_items = _tile_gradients(ctx.chunk_elements, rows, items, lse)
         of_hidden = (of_rows * grad[:, None]).to(hidden.dtype)
-        return of_hidden, (of_items * top).to(weight.dtype), None, None, None, None
+        return of_hidden, (of_items * top).to(weight.dtype), None, None, None
 
 
 def _tile_gradients(

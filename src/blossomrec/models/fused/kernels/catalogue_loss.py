@@ -12,9 +12,10 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOG_2 = tl.constexpr(0.6931471805599453)
-# Probabilities are rounded to 16 bits times this, a power of two, or float16 would lose small ones.
+# Probabilities are rounded to 16 bits times UNIT, 2 to the power of SHIFT, or float16 would lose
+# small ones.
 SHIFT = tl.constexpr(10.0)
-UNIT = tl.constexpr(1024.0)
+UNIT = tl.constexpr(2.0**10)
 
 
 @triton.jit
