@@ -162,7 +162,10 @@ def _moments(
         keys = [key for key in MOMENTS if theirs and all(key in each for each in theirs)]
         if not keys:
             continue
-        if name not in found and len(theirs[0][keys[0]]) != len(parameter):
+        # Row-wise AdaGrad keeps a number of each row.
+        known_of = [theirs[0][key] for key in keys]
+        fits = all(each.shape == parameter.shape[: each.ndim] for each in known_of)
+        if name not in found and not fits:
             continue
         step = max(each["step"] for each in theirs)
         states[name] = {"step": step.clone()} | {
