@@ -19,8 +19,8 @@ Line = dict[str, Any]
 RANKINGS = ("full", "uni100")
 # Backbones in which the option attention has no effect, and what they have in its place.
 FIXED_ATTENTION = {"gru4rec": None, "mamba4rec": "mamba", "hstu": "hstu"}
-# What decides where and how a training runs, or what comes of one that brings a run up to date, not
-# what comes of it.
+# What decides nothing of what comes of a training: where and how it runs, its seed, and what only
+# counts where a run is brought up to date.
 NO_OPTIONS = ("device", "graph", "checkpoint_overhead", "tensorboard", "attention_impl", "seed")
 NO_OPTIONS += ("replay",)
 

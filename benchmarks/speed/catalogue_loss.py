@@ -42,7 +42,7 @@ SQUARE = {"cpu": 1_024, "cuda": 8_192}
 CHUNK = 1 << 33
 # Of rounding to 16 bits, of the largest gradient.
 TOLERANCE = 2e-2
-# Every so many rows of the catalogue have an exact gradient in the check.
+# What loss and gradients are compared on.
 CHECKED = {"rows": 1_024, "items": 20_011}
 
 
