@@ -15,6 +15,7 @@ from collections.abc import Callable
 from benchmarks.speed.length_plots import draw, fingerprint
 from benchmarks.tables import (
     accuracy_tables,
+    catalogue_tables,
     claims,
     data_tables,
     feature_tables,
@@ -52,6 +53,7 @@ def _machine(line: Line) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     **accuracy_tables.TABLES,
+    **catalogue_tables.TABLES,
     **speed_tables.TABLES,
     **claims.TABLES,
     **data_tables.TABLES,

@@ -1,0 +1,60 @@
+"""Tables of what a large catalogue costs in training, from results/speed.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.tables.measured_lines import Line, read, table
+
+NAMES = {
+    "products": "the three products, logits in memory",
+    "blossomrec": "BlossomRec",
+    "liger": "Liger",
+    "cut-cross-entropy": "cut-cross-entropy",
+    "cut-cross-entropy, all": "cut-cross-entropy, all gradients",
+}
+
+
+def _lines(bench: str) -> list[Line]:
+    """Lines of a bench on a GPU, those of the machine and the code that were measured last."""
+    found = [
+        line
+        for line in read("speed.jsonl")
+        if line["bench"] == bench and "NVIDIA" in line["hardware"]
+    ]
+    same = ("hardware", "commit")
+    return [line for line in found if all(line[each] == found[-1][each] for each in same)]
+
+
+def loss() -> str:
+    """Time and memory of the exact softmax, beside its products and other kernels."""
+    lines = sorted(_lines("loss"), key=lambda line: (line["items"], line["rows"]))
+    rows = [
+        [
+            f"{line['rows']:,} x {line['items']:,}: {NAMES[line['impl']]}",
+            f"{line['forward_backward_ms']:,.2f}",
+            f"{line['forward_backward_ms'] / line['floor_ms']:.2f}",
+            f"{line['peak_mib']:,.0f}",
+            "" if line["error"] is None else f"{100 * line['error']:.1f} %",
+        ]
+        for line in lines
+    ]
+    header = ["predictions x items: implementation", "forward and backward, ms"]
+    return table([*header, "of the floor", "peak MiB", "largest error"], rows)
+
+
+def sampled_step() -> str:
+    """Time and memory of a training step, by what it minimises and what updates the items."""
+    rows = [
+        [
+            f"{line['items']:,} items, {line['events']:,} events: {line['form']}",
+            f"{line['negatives']:,}" if line["negatives"] else "",
+            f"{line['ms']:,.1f}",
+            f"{line['peak_mib']:,.0f}",
+        ]
+        for line in _lines("sampled step")
+    ]
+    return table(["catalogue, batch: loss", "sampled items", "step, ms", "peak MiB"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"loss": loss, "sampled-step": sampled_step}

@@ -1,0 +1,70 @@
+"""The tables of large catalogues, from lines whose answers are known."""
+
+import pytest
+from markdown_cells import cells
+
+from benchmarks.tables import catalogue_tables
+
+
+def loss_line(impl, rows, took, *, commit="b", hardware="NVIDIA H200", error=0.0024):
+    return {
+        "bench": "loss",
+        "impl": impl,
+        "rows": rows,
+        "items": 50_000,
+        "forward_backward_ms": took,
+        "floor_ms": 2.0,
+        "peak_mib": 1_234.4,
+        "error": error,
+        "hardware": hardware,
+        "commit": commit,
+    }
+
+
+def step_line(form, negatives, took):
+    return {
+        "bench": "sampled step",
+        "form": form,
+        "items": 1_000_000,
+        "events": 131_072,
+        "negatives": negatives,
+        "ms": took,
+        "peak_mib": 3_834.7,
+        "hardware": "NVIDIA H200",
+        "commit": "b",
+    }
+
+
+LINES = [
+    # Of other code, of a processor, of another benchmark.
+    loss_line("blossomrec", 8_192, 9.0, commit="a"),
+    loss_line("blossomrec", 8_192, 900.0, hardware="AMD"),
+    {"bench": "attention", "hardware": "NVIDIA H200", "commit": "b"},
+    loss_line("blossomrec", 65_536, 8.0),
+    loss_line("products", 8_192, 3.0, error=None),
+    loss_line("blossomrec", 8_192, 5.0),
+    step_line("exact", None, 270.54),
+    step_line("sampled", 8_192, 19.4),
+]
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch):
+    monkeypatch.setattr(catalogue_tables, "read", lambda name: LINES)
+
+
+def test_the_loss_beside_its_floor_by_problem():
+    rows = cells(catalogue_tables.loss())
+    assert rows == [
+        ["8,192 x 50,000: the three products, logits in memory", "3.00", "1.50", "1,234", ""],
+        ["8,192 x 50,000: BlossomRec", "5.00", "2.50", "1,234", "0.2 %"],
+        ["65,536 x 50,000: BlossomRec", "8.00", "4.00", "1,234", "0.2 %"],
+    ]
+
+
+def test_steps_by_loss_and_sampled_items():
+    rows = cells(catalogue_tables.sampled_step())
+    assert rows == [
+        ["1,000,000 items, 131,072 events: exact", "", "270.5", "3,835"],
+        ["1,000,000 items, 131,072 events: sampled", "8,192", "19.4", "3,835"],
+    ]
