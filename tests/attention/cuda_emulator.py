@@ -27,7 +27,8 @@ static void invoke(void (*kernel)(A...), void **given) {
 """
 CALL = """
 extern "C" void run_{name}(void **given, int warps) {{
-    launch([](void **each) {{ invoke({name}, each); }}, given, warps);
+    const int all = (warps + TOGETHER - 1) / TOGETHER * TOGETHER;
+    launch([](void **each) {{ invoke({name}, each); }}, given, all, TOGETHER);
 }}
 """
 

@@ -136,8 +136,8 @@ static void run_lane() {
     swapcontext(&lanes::contexts[lanes::current], &lanes::scheduler);
 }
 
-// Runs the warps of a grid one after another; a thread block is a warp.
-static void launch(Body kernel, void **given, int warps) {
+// Runs the warps of a grid one after another, `together` of them in a thread block.
+static void launch(Body kernel, void **given, int warps, int together) {
     static thread_local std::vector<std::vector<char>> stacks(32, std::vector<char>(1 << 17));
     body = kernel, arguments = given;
     for (int warp = 0; warp < warps; ++warp) {
@@ -156,7 +156,8 @@ static void launch(Body kernel, void **given, int warps) {
             for (int i = 0; i < 32; ++i) {
                 if (lanes::done[i]) continue;
                 ++left;
-                lanes::current = i, blockIdx.x = warp, threadIdx.x = i;
+                lanes::current = i;
+                blockIdx.x = warp / together, threadIdx.x = warp % together * 32 + i;
                 swapcontext(&lanes::scheduler, &lanes::contexts[i]);
             }
         }

@@ -14,16 +14,21 @@ NAMES = ("out", "q", "k", "v", "gates")
 B, H = torch.bfloat16, torch.float16
 REAL_KERNEL = compiler.kernel
 # What has nothing to do with how chosen blocks are got at, or takes long.
-once = pytest.mark.parametrize("kernels", [False], indirect=True, ids=["fetched"])
+once = pytest.mark.parametrize("kernels", [(False, 1)], indirect=True, ids=str)
 
 
-@pytest.fixture(scope="module", autouse=True, params=[False, True], ids=["fetched", "listed"])
+@pytest.fixture(scope="module", autouse=True, params=[(False, 1), (True, 4)], ids=str)
 def kernels(request, tmp_path_factory):
-    """The compiled kernels, emulated where there is no GPU; both ways to get at chosen blocks."""
+    """The compiled kernels, emulated where there is no GPU.
+
+    Both ways to get at chosen blocks; one warp in a block of threads, and some together.
+    """
     if not GPU and COMPILER is None:
         pytest.skip("the kernels are emulated with a C++ compiler, and there is none")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "LISTED", frozenset(launch.HEAD_SIZES if request.param else ()))
+        listed, together = request.param
+        patch.setattr(launch, "LISTED", frozenset(launch.HEAD_SIZES if listed else ()))
+        patch.setattr(launch, "TOGETHER", dict.fromkeys(launch.HEAD_SIZES, together))
         if not GPU:
             emulator = Emulator(tmp_path_factory.mktemp("kernels"))
             patch.setattr(compiler, "kernel", emulator.kernel)

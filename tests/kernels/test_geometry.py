@@ -27,14 +27,15 @@ def cu_seqlens(request, monkeypatch):
     return torch.tensor([0, *request.param], device=DEVICE).cumsum(0).to(torch.int32)
 
 
-@pytest.mark.parametrize("tile", [16, 64])
-def test_every_row_has_one_tile(cu_seqlens, tile):
+@pytest.mark.parametrize("tile, together", [(16, 1), (64, 1), (16, 4)])
+def test_every_row_has_one_tile(cu_seqlens, tile, together):
     expected, blocks = [], 0
     for history, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
         for number in range(-(-(end - start) // tile)):
             expected.append([start, end - start, number, history, blocks])
         blocks += (end - start) // 16
-    table = geometry.tile_table(cu_seqlens, int(cu_seqlens[-1]), tile, 16)
+    table = geometry.tile_table(cu_seqlens, int(cu_seqlens[-1]), tile, 16, together)
+    assert len(table) % together == 0
     assert table.dtype == torch.int32
     assert table[: len(expected)].tolist() == expected
     assert (table[len(expected) :, 1] == 0).all()

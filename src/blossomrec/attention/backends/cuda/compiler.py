@@ -23,7 +23,7 @@ PROGRAMS = {
     "forward": ("warp.cuh", "pattern.cuh", "unit.cuh", "forward.cu"),
     "backward_queries": ("warp.cuh", "pattern.cuh", "unit.cuh", "backward_queries.cu"),
     "backward_keys": ("warp.cuh", "pattern.cuh", "unit.cuh", "backward_keys.cu"),
-    "lists": ("warp.cuh", "pattern.cuh", "unit.cuh", "lists.cu"),
+    "choices": ("warp.cuh", "pattern.cuh", "unit.cuh", "choices.cu"),
 }
 WARP = 32
 
@@ -45,11 +45,14 @@ def kernel(program: str, name: str, constants: Mapping[str, int]) -> Callable[..
         name: of a function in it.
         constants: values of the names that the source leaves open.
 
+    ``TOGETHER`` among the constants are the warps of a block of threads, which share a first-level
+    cache; 1 without it.
+
     Returns:
         A function of the number of warps and of the kernel's arguments: tensors, integers (32 bits)
         and floats (float32). It launches on the current stream of the first tensor's device.
     """
-    defines = tuple(sorted(constants.items()))
+    defines, together = tuple(sorted(constants.items())), constants.get("TOGETHER", 1)
     functions: dict[int, ctypes.c_void_p] = {}
 
     def launch(warps: int, *arguments: Any) -> None:
@@ -62,11 +65,12 @@ def kernel(program: str, name: str, constants: Mapping[str, int]) -> Callable[..
             functions[device] = _function(_module(program, defines, device), name)
         values = [as_argument(each) for each in arguments]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        size = (-(-warps // together), together * WARP)
         if device == torch.cuda.current_device():
-            _launch(functions[device], warps, pointers, device)
+            _launch(functions[device], size, pointers, device)
         else:
             with torch.cuda.device(device):
-                _launch(functions[device], warps, pointers, device)
+                _launch(functions[device], size, pointers, device)
 
     return launch
 
@@ -78,10 +82,10 @@ def as_argument(value: Any) -> Any:
     return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int(value)
 
 
-def _launch(function: ctypes.c_void_p, warps: int, pointers: Any, device: int) -> None:
+def _launch(function: ctypes.c_void_p, size: tuple[int, int], pointers: Any, device: int) -> None:
     stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
     launched = _driver().cuLaunchKernel(
-        function, warps, 1, 1, WARP, 1, 1, 0, stream, pointers, None
+        function, size[0], 1, 1, size[1], 1, 1, 0, stream, pointers, None
     )
     _check(launched, "launch of a kernel")
 

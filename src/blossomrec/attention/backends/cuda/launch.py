@@ -27,15 +27,18 @@ CHUNK = 128
 STARTS_OF_A_WARP = 256
 # Lists whose numbers fit 16 bits.
 SHORT_LISTS = 1 << 15
-# Head sizes whose chosen blocks are fetched along the inverse lists, once for many events (see
-# lists.cu), instead of by each event. None are, as long as it has not been measured on a GPU.
+# Head sizes for which gradients of queries from chosen blocks come along the inverse lists, as
+# those of keys do: a block is fetched once, for all events that chose it, but as much as N queries
+# is written down in between.
 LISTED: frozenset[int] = frozenset()
 # Warps of a multiprocessor at a time, by head size: what their registers leave room for.
 RESIDENT = {
-    16: {"LISTED": 24, "FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
-    32: {"LISTED": 16, "FORWARD": 9, "QUERIES": 10, "KEYS": 10, "LISTS": 12},
-    64: {"LISTED": 12, "FORWARD": 8, "QUERIES": 8, "KEYS": 8, "LISTS": 8},
+    16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
+    32: {"FORWARD": 9, "QUERIES": 10, "KEYS": 10, "LISTS": 12},
+    64: {"FORWARD": 8, "QUERIES": 8, "KEYS": 8, "LISTS": 8},
 }
+# Of them, how many share a block of threads.
+TOGETHER = {16: 1, 32: 1, 64: 1}
 
 
 @cache
@@ -81,7 +84,7 @@ class Selection(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Kernels of both paths; the last three are for chosen blocks along the inverse lists."""
+    """Kernels of both paths; the last one is for LISTED head sizes."""
 
     pack_blocks: Callable[..., None]
     forward: Callable[..., None]
@@ -89,8 +92,6 @@ class Attention(NamedTuple):
     list_starts: Callable[..., None]
     list_sums: Callable[..., None]
     backward_keys: Callable[..., None]
-    choose_lists: Callable[..., None]
-    list_forward: Callable[..., None]
     add_choices: Callable[..., None]
 
 
@@ -128,6 +129,7 @@ def _constants(sizes: tuple[int, int, int, int, bool], causal: bool) -> dict[str
         "BF16": int(is_bfloat16),
         "QUERY_BF16": int(is_bfloat16),
         "CAUSAL": int(causal),
+        "TOGETHER": 1,
     }
 
 
@@ -155,9 +157,10 @@ def _attention(
         "CHUNK": CHUNK,
         "SHORT_LISTS": int(short_lists),
         "LISTED": int(listed),
+        "TOGETHER": TOGETHER[sizes[2]],
         **{f"WARPS_{name}": warps for name, warps in RESIDENT[sizes[2]].items()},
     }
-    programs = ("pack", "forward", "backward_queries", *["backward_keys"] * 3, *["lists"] * 3)
+    programs = ("pack", "forward", "backward_queries", *["backward_keys"] * 3, "choices")
     return Attention(
         *(
             compiler.kernel(program, name, constants)

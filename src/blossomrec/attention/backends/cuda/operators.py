@@ -74,31 +74,10 @@ def attend(
     total, heads, size = q.shape
     groups, gates = k.shape[1], gates.contiguous()
     q, k, v = map(_rows, (q, k, v))
-    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
+    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE, launch.TOGETHER[size])
     tiles = len(table) * groups
     kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
     packed = _packed(kernels, k, v, table, transposed=True)
-    means, logs = _of_choices(q, selected)
-    if len(means):
-        lists = torch.empty_like(selected, dtype=_list_type(tiles))
-        kernels.choose_lists(tiles, selected, table, lists, len(table))
-        order, ordered, starts = _inverse(kernels, lists, tiles)
-        entries = len(order)
-        kernels.list_forward(
-            -(-entries // CHUNK),
-            q,
-            packed,
-            table,
-            order,
-            ordered,
-            starts,
-            means,
-            logs,
-            entries,
-            tiles,
-            _scale(size),
-            *_strides(q),
-        )
     out, lse = q.new_empty(q.shape), q.new_empty(2, total, heads, dtype=torch.float32)
     kernels.forward(
         tiles,
@@ -108,8 +87,6 @@ def attend(
         gates,
         packed,
         selected,
-        means,
-        logs,
         table,
         out,
         lse,
@@ -133,7 +110,7 @@ def attend_backward(
     total, heads, size = q.shape
     groups, scale, grad, gates = k.shape[1], _scale(size), grad.contiguous(), gates.contiguous()
     q, k, v = map(_rows, (q, k, v))
-    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
+    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE, launch.TOGETHER[size])
     tiles = len(table) * groups
     kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
     packed = _packed(kernels, k, v, table, transposed=False)
@@ -194,7 +171,7 @@ register_gradient("cuda_attend", attend_backward, kept=2)
 def _of_choices(q: Tensor, selected: Tensor) -> tuple[Tensor, Tensor]:
     """Room for what R heads get from each choice, [T, G, n, R, d], and a number beside it.
 
-    Of no choice where events fetch their blocks themselves.
+    None where events fetch their blocks themselves.
     """
     shape = (*selected.shape, q.shape[1] // selected.shape[1], q.shape[2])
     rows = q.new_empty(shape if q.shape[2] in launch.LISTED else (0, *shape[1:]))

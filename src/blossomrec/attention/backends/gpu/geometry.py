@@ -37,15 +37,17 @@ def tile_bounds(cu_seqlens: Tensor, tile: int, block_size: int) -> Tensor:
 
 
 @per_batch
-def tile_table(cu_seqlens: Tensor, total: int, tile: int, block_size: int) -> Tensor:
+def tile_table(
+    cu_seqlens: Tensor, total: int, tile: int, block_size: int, together: int = 1
+) -> Tensor:
     """The tiles of ``tile`` rows that the histories are cut into, int32 [tiles, 5].
 
     Fields: first packed row and length of the history, number of the tile inside it, number of the
-    history, row of its first block key. There is room for as many tiles as ``total`` rows can need;
-    the tiles in excess belong to a history without events.
+    history, row of its first block key. There is room for as many tiles as ``total`` rows can need,
+    rounded up to a multiple of ``together``; those in excess belong to a history without events.
     """
     bounds, histories = tile_bounds(cu_seqlens, tile, block_size), len(cu_seqlens) - 1
-    tiles = total // tile + histories
+    tiles = -(-(total // tile + histories) // together) * together
     table = cu_seqlens.new_empty(tiles, 5, dtype=torch.int32)
     if tiles:
         grid = (triton.cdiv(tiles, ANSWERS),)

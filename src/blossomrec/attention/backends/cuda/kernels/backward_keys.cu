@@ -113,10 +113,10 @@ struct Sums {
 // CHUNK apart, and those of two lists more than that.
 #define STARTS_OF_A_WARP 256
 
-extern "C" __global__ void __launch_bounds__(32) list_starts(
+extern "C" __global__ void __launch_bounds__(32 * TOGETHER) list_starts(
     const List *__restrict__ sorted, int *__restrict__ starts, int entries, int lists
 ) {
-    const int first = blockIdx.x * STARTS_OF_A_WARP + threadIdx.x;
+    const int first = this_warp() * STARTS_OF_A_WARP + this_lane();
     for (int at = first; at < first + STARTS_OF_A_WARP && at <= entries; at += 32) {
         const int last = at < entries ? sorted[at] : lists;
         for (int list = at ? sorted[at - 1] + 1 : 0; list <= last; ++list) starts[list] = at;
@@ -217,7 +217,7 @@ INLINE float4 row_of(const float (&x)[2 * STEPS][4], int s, int half) {
 
 #define SUM_STRIDE (4 * STEPS * 32)   // float4 of the sums of one chunk
 
-extern "C" __global__ void __launch_bounds__(32, WARPS_LISTS) list_sums(
+extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_LISTS / TOGETHER) list_sums(
     const u16 *__restrict__ q, const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
     const int *__restrict__ table, const float *__restrict__ lse,
     const float *__restrict__ shifts, const u16 *__restrict__ grad, const int *__restrict__ order,
@@ -225,9 +225,10 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_LISTS) list_sums(
     float4 *__restrict__ sums, u16 *__restrict__ parts, float *__restrict__ slopes, int entries,
     int lists, float scale, int q_event, int q_head
 ) {
-    const int lane = this_lane(), chunk = blockIdx.x;
+    const int lane = this_lane(), chunk = this_warp();
     // Only the lists of the first and the last place can have a chunk that begins in between.
     const int first = chunk * CHUNK, last = min(first + CHUNK, entries) - 1;
+    if (first >= entries) return;
     int list = sorted[first], low, high;
     for (int turn = 0; ; ++turn) {
         if (list >= lists) return;
@@ -395,7 +396,7 @@ INLINE void add_far(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32, WARPS_KEYS) backward_keys(
+extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_KEYS / TOGETHER) backward_keys(
     const u16 *__restrict__ q, const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
     const int *__restrict__ table, const float *__restrict__ lse,
     const float *__restrict__ shifts, const u16 *__restrict__ grad, u16 *__restrict__ grad_k,
@@ -403,7 +404,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_KEYS) backward_keys(
     const float4 *__restrict__ chunk_sums, u16 *__restrict__ parts, float *__restrict__ slopes,
     int events, float scale, int q_event, int q_head
 ) {
-    const int lane = this_lane(), number = blockIdx.x / G, group = blockIdx.x % G;
+    const int lane = this_lane(), number = this_tile(), group = this_group();
     const Tile at(table, number);
     if (at.empty()) return;
     const Queries from(
@@ -411,7 +412,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_KEYS) backward_keys(
     const NearPattern pattern(lane / 4, lane % 4);
     const Block block(packed, number, group, lane);
     Sums sums;
-    const int low = starts[blockIdx.x], high = starts[blockIdx.x + 1];
+    const int list = number * G + group, low = starts[list], high = starts[list + 1];
     const int key = at.first_event() + lane / 4;
     add_list(sums, {parts, slopes}, block, from, order, low, min(low + CHUNK, high), key, lane, scale);
 #pragma unroll 1

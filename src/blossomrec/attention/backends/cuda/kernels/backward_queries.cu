@@ -68,7 +68,7 @@ INLINE void store_two(
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries(
+extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_QUERIES / TOGETHER) backward_queries(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
     const Gates *__restrict__ gates, const uint4 *__restrict__ packed,
     const int *__restrict__ selected, const int *__restrict__ table, const u16 *__restrict__ out,
@@ -77,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) backward_queries
     int tiles, int events, float scale, int q_event, int q_head, int k_event, int k_head,
     int v_event, int v_head
 ) {
-    const int lane = this_lane(), number = blockIdx.x / G, group = blockIdx.x % G;
+    const int lane = this_lane(), number = this_tile(), group = this_group();
     const Tile at(table, number);
     if (at.empty()) return;
     const int plane = events * HEADS;

@@ -1,6 +1,5 @@
 // Forward: one warp is one block of queries and one group of heads. Softmaxes are over scores that
-// are all kept in registers. LISTED: what chosen blocks give comes from the lists (lists.cu), and is
-// joined here with what near and far keys do.
+// are all kept in registers.
 
 INLINE float top_of(const float (&scores)[4], int i, float top) {
     return fmaxf(top, fmaxf(scores[i], scores[i + 2]));
@@ -14,47 +13,18 @@ INLINE void weigh(float (&scores)[4], const float (&top)[2], float (&total)[2], 
     }
 }
 
-// The lse of each choice of the columns 2c and 2c + 1.
-INLINE void load_logs(
-    float (&chosen)[N][2], const float *logs, const Unit &unit, const Tile &at, int group
-) {
-    int place[2];
-    for (int i = 0; i < 2; ++i)
-        place[i] = ((at.start + min(unit.events[i], at.length - 1)) * G + group) * N * R
-            + unit.heads[i];
-    for (int j = 0; j < N; ++j) load_two(chosen[j], logs + j * R, place);
-}
-
-// Adds the means of the choices to a result C, whose rows are 16 numbers of a head, and writes it.
-INLINE void store_joined(
-    u16 *row, const u16 *means, const float (&shares)[N], const float (&c)[4], const Unit &unit,
-    int s
-) {
-    const uint2 others = as_rows(c);
-    float sum[4] = {low(others.x), high(others.x), low(others.y), high(others.y)};
-    for (int j = 0; j < N; ++j) {
-        const uint2 x = four(means + j * R * D + 16 * s, shares[j] > 0.0f);
-        sum[0] += shares[j] * low(x.x), sum[1] += shares[j] * high(x.x);
-        sum[2] += shares[j] * low(x.y), sum[3] += shares[j] * high(x.y);
-    }
-    if (unit.inside)
-        *reinterpret_cast<uint2 *>(row + 16 * s + 4 * unit.c) =
-            make_uint2(pair(sum[0], sum[1]), pair(sum[2], sum[3]));
-}
-
 INLINE void add_values(float (&mean)[STEPS][4], const uint4 (&values)[STEPS], uint2 weights) {
     for (int s = 0; s < STEPS; ++s) product(mean[s], values[s], weights.x, weights.y);
 }
 
-extern "C" __global__ void __launch_bounds__(32, WARPS_FORWARD) forward(
+extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGETHER) forward(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
     const Gates *__restrict__ gates, const uint4 *__restrict__ packed,
-    const int *__restrict__ selected, const u16 *__restrict__ means,
-    const float *__restrict__ logs, const int *__restrict__ table, u16 *__restrict__ out,
+    const int *__restrict__ selected, const int *__restrict__ table, u16 *__restrict__ out,
     float *__restrict__ lse, int events, float scale, int q_event, int q_head,
     int k_event, int k_head, int v_event, int v_head
 ) {
-    const int lane = this_lane(), number = blockIdx.x / G, group = blockIdx.x % G;
+    const int lane = this_lane(), number = this_tile(), group = this_group();
     const Tile at(table, number);
     if (at.empty()) return;
     k = row_at(k, at.start, k_event) + group * k_head;
@@ -75,10 +45,6 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_FORWARD) forward(
         load_bias(bias, gates, unit, at, group, scale);
 
         float own_long[4];   // long-term scores with the own block
-#if LISTED
-        float chosen[N][2];   // the lse of each choice
-        load_logs(chosen, logs, unit, at, group);
-#else
         int chosen[EVENTS * N];
         load_choices(chosen, selected, at, group, first);
         float far_long[N][4];
@@ -91,7 +57,6 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_FORWARD) forward(
             }
             hide_unchosen(far_long[j], chosen, j, unit, selected, at, group);
         }
-#endif
         // Short-term scores: near blocks, among them the own one, and far powers of two.
         float near[NEAR_STEPS][4], far[FAR_TOTAL > 0 ? FAR_TOTAL : 1][4];
         for (int step = 0; step < NEAR_STEPS; ++step) {
@@ -122,23 +87,16 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_FORWARD) forward(
             float tops[SOFTMAXES];
             for (int path = 0; path < SOFTMAXES; ++path) tops[path] = -1e30f;
             if (!UNION) tops[0] = top_of(own_long, i, tops[0]);
-#if !LISTED
             for (int j = 0; j < N; ++j) tops[0] = top_of(far_long[j], i, tops[0]);
-#endif
             for (int step = 0; step < NEAR_STEPS; ++step)
                 tops[OF_SHORT] = top_of(near[step], i, tops[OF_SHORT]);
             for (int step = 0; step < FAR_TOTAL; ++step)
                 tops[OF_SHORT] = top_of(far[step], i, tops[OF_SHORT]);
             for (int path = 0; path < SOFTMAXES; ++path)
                 top[path][i] = max_of_rows(tops[path]) * scale, total[path][i] = 0.0f;
-#if LISTED
-            for (int j = 0; j < N; ++j) top[0][i] = fmaxf(top[0][i], chosen[j][i]);
-#endif
         }
         if (!UNION) weigh(own_long, top[0], total[0], scale);
-#if !LISTED
         for (int j = 0; j < N; ++j) weigh(far_long[j], top[0], total[0], scale);
-#endif
         for (int step = 0; step < NEAR_STEPS; ++step)
             weigh(near[step], top[OF_SHORT], total[OF_SHORT], scale);
         for (int step = 0; step < FAR_TOTAL; ++step)
@@ -147,7 +105,6 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_FORWARD) forward(
         float mean[SOFTMAXES][STEPS][4];
         for (int path = 0; path < SOFTMAXES; ++path)
             for (int s = 0; s < STEPS; ++s) clear(mean[path][s]);
-#if !LISTED
         for (int j = 0; j < N; ++j) {
             const uint2 weights = as_rows(far_long[j]);
             for (int e = 0; e < EVENTS; ++e) {
@@ -156,7 +113,6 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_FORWARD) forward(
                 add_values(mean[0], values, zero_unless(unit.owns(e), weights));
             }
         }
-#endif
         for (int step = 0; step < NEAR_STEPS; ++step) {
             const uint4 *place = block_at(home, near_block(at, step));
             uint4 near_values[STEPS];
@@ -180,12 +136,6 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_FORWARD) forward(
         for (int path = 0; path < SOFTMAXES; ++path)
             for (int i = 0; i < 2; ++i) {
                 total[path][i] = sum_of_rows(total[path][i]);
-#if LISTED
-                for (int j = 0; j < N && path == 0; ++j) {
-                    chosen[j][i] = exp_2(chosen[j][i] - top[0][i]);
-                    total[0][i] += chosen[j][i];
-                }
-#endif
                 factor[path][i] = quotient(gate[path][i], total[path][i]);
             }
         if (unit.g == 0)
@@ -197,27 +147,12 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_FORWARD) forward(
                             top[path * OF_SHORT][i] + log_2(total[path * OF_SHORT][i])
                             - (UNION && path ? bias[i] * scale : 0.0f);
         u16 *row = row_at(out, (at.start + unit.event) * HEADS + group * R + unit.head, D);
-#if LISTED
-        float shares[N];   // of each choice, for column g
-        for (int j = 0; j < N; ++j) {
-            for (int i = 0; i < 2; ++i) chosen[j][i] *= factor[0][i];
-            const float even = from_lane(chosen[j][0], unit.g / 2);
-            const float odd = from_lane(chosen[j][1], unit.g / 2);
-            shares[j] = unit.inside ? (unit.g % 2 ? odd : even) : 0.0f;
-        }
-        const u16 *from = row_at(means, ((at.start + unit.event) * G + group) * N, R * D)
-            + unit.head * D + 4 * unit.c;
-#endif
         for (int s = 0; s < STEPS; ++s) {
             float result[4];
             for (int i = 0; i < 4; ++i)
                 result[i] = mean[0][s][i] * factor[0][i % 2]
                     + (UNION ? 0.0f : mean[OF_SHORT][s][i] * factor[OF_SHORT][i % 2]);
-#if LISTED
-            store_joined(row, from, shares, result, unit, s);
-#else
             store_columns(row, result, unit, s);
-#endif
         }
     }
 }

@@ -1,12 +1,12 @@
 // Keys and values of every block, as tensor cores take them: a block is one contiguous run.
 
-extern "C" __global__ void __launch_bounds__(32) pack_blocks(
+extern "C" __global__ void __launch_bounds__(32 * TOGETHER) pack_blocks(
     const u16 *__restrict__ k, const u16 *__restrict__ v, const int *__restrict__ table,
     uint4 *__restrict__ packed, int k_event, int k_head, int v_event, int v_head,
     int transposed
 ) {
     const int lane = this_lane(), g = lane / 4, c = lane % 4;
-    const int tile = blockIdx.x / G, group = blockIdx.x % G;
+    const int tile = this_tile(), group = this_group();
     const Tile at(table, tile);
     if (at.empty()) return;
     const int upper = at.first() + g, lower = upper + 8;

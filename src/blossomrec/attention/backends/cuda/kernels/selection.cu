@@ -10,10 +10,10 @@ INLINE void split(float x, float y, u32 (&parts)[3]) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32) split_keys(
+extern "C" __global__ void __launch_bounds__(32 * TOGETHER) split_keys(
     const float *__restrict__ keys, u16 *__restrict__ parts, int count
 ) {
-    const int place = blockIdx.x * 32 + threadIdx.x;
+    const int place = this_warp() * 32 + this_lane();
     if (place >= count) return;
     u32 all[3];
     split(keys[place], 0.0f, all);
@@ -76,14 +76,14 @@ INLINE void merge(Best best, int (&chosen)[N]) {
             }
 }
 
-extern "C" __global__ void __launch_bounds__(32) select_blocks(
+extern "C" __global__ void __launch_bounds__(32 * TOGETHER) select_blocks(
     const u16 *__restrict__ q, const u16 *__restrict__ keys, const int *__restrict__ table,
     int *__restrict__ selected, int tiles, int rows, int q_event, int q_head
 ) {
-    const int lane = threadIdx.x, g = lane / 4, c = lane % 4;
+    const int lane = this_lane(), g = lane / 4, c = lane % 4;
     // The last blocks of a history have the most to look at: they go first.
-    const int group = blockIdx.x % G;
-    const Tile at(table, tiles - 1 - blockIdx.x / G);
+    const int group = this_group();
+    const Tile at(table, tiles - 1 - this_tile());
     if (at.empty()) return;
     const int complete = at.length / SIZE;
     const int reach = CAUSAL ? min(at.block, complete) : complete;

@@ -201,3 +201,11 @@ INLINE void load_matrix(uint4 (&x)[STEPS], const uint4 *place) {
 }
 
 INLINE int this_lane() { return threadIdx.x & 31; }
+INLINE int warp_of_block() { return TOGETHER > 1 ? threadIdx.x / 32 : 0; }
+INLINE int this_warp() { return blockIdx.x * TOGETHER + warp_of_block(); }
+
+// What a warp works on, where each has a tile and a group of heads. Those that share a first-level
+// cache have the same group and tiles side by side: what one fetches, another may want, too. There
+// are as many tiles as TOGETHER divides.
+INLINE int this_group() { return blockIdx.x % G; }
+INLINE int this_tile() { return blockIdx.x / G * TOGETHER + warp_of_block(); }
