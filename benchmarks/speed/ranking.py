@@ -85,7 +85,8 @@ class Problem:
 
     def ours(self, k: int) -> tuple[Tensor, Tensor]:
         top = ProductTopK(self.vectors, k, self.offsets, score_elements=SCORE_ELEMENTS)
-        return top.of(self.queries.float(), self.seen)
+        left_out = None if self.seen is None else self.seen.on(self.queries.device)
+        return top.of(self.queries.float(), left_out)
 
     def product(self) -> None:
         for _ in self._products():
@@ -98,8 +99,7 @@ class Problem:
             if self.offsets is not None:
                 scores += self.offsets.to(scores.dtype)
             if self.seen is not None:
-                pairs = (torch.from_numpy(each) for each in self.seen.part(start, stop))
-                scores[tuple(each.to(scores.device) for each in pairs)] = -torch.inf
+                scores[self.seen.part(start, stop).on(scores.device)] = -torch.inf
             found.append(scores.topk(k))
             start = stop
         values, rows = zip(*found, strict=True)
@@ -122,7 +122,7 @@ def error(problem: Problem, k: int) -> float:
     if some.offsets is not None:
         exact += some.offsets
     if some.seen is not None:
-        exact[tuple(torch.from_numpy(each).to(exact.device) for each in some.seen)] = -torch.inf
+        exact[some.seen.on(exact.device)] = -torch.inf
     best = exact.topk(k).values
     there = best > -torch.inf
     if not torch.equal(rows >= 0, there):

@@ -30,6 +30,11 @@ def few_items_seen(users, items, most=6):
     return [rng.choice(items, min(items, rng.integers(0, most + 1)), False) for _ in range(users)]
 
 
+def pairs(items):
+    """Items to leave out for one query after another."""
+    return None if items is None else Seen.of(items).on(torch.device(DEVICE))
+
+
 def check(found, queries, vectors, k, *, offsets=None, seen=None):
     """Every list is one that a sort could give, but for items that are as good as equal."""
     rows, scores = found
@@ -80,7 +85,7 @@ def test_the_best_items(users, items, size, k, filtered, exactly):
         offsets[1::4] = 0.5
         seen = few_items_seen(users, items)
     top = ProductTopK(vectors, k, offsets, score_elements=ALL)
-    found = top.of(queries, None if seen is None else Seen.of(seen))
+    found = top.of(queries, pairs(seen))
     check(found, queries, vectors, k, offsets=offsets, seen=seen)
     assert not exactly
 
@@ -97,7 +102,7 @@ def test_few_groups_of_many_are_scored(monkeypatch, exactly):
     monkeypatch.setattr(catalogue_scores.GroupedCatalogue, "scores", counted)
     best = (queries @ vectors.T).topk(10).indices.cpu().numpy()
     seen = [np.concatenate([own, [0]]) for own in best]
-    found = ProductTopK(vectors, 5, score_elements=ALL).of(queries, Seen.of(seen))
+    found = ProductTopK(vectors, 5, score_elements=ALL).of(queries, pairs(seen))
     check(found, queries, vectors, 5, seen=seen)
     assert looked_at and max(looked_at) <= 5 + 11 + 5
     assert not exactly
@@ -133,7 +138,7 @@ def test_equal_scores_stand_in_order_of_item_row():
 def test_all_items_are_left_out():
     queries, vectors = problem(4, 600, 8)
     seen = [np.arange(600), np.arange(1, 600), np.arange(0), np.arange(0)]
-    found = ProductTopK(vectors, 3, score_elements=ALL).of(queries, Seen.of(seen))
+    found = ProductTopK(vectors, 3, score_elements=ALL).of(queries, pairs(seen))
     check(found, queries, vectors, 3, seen=seen)
     assert found[0][:2].tolist() == [[-1, -1, -1], [0, -1, -1]]
     nothing = torch.full((600,), -torch.inf, device=DEVICE)
@@ -147,10 +152,10 @@ def test_a_list_depends_on_no_other_query():
     # Some have to be scored exactly.
     vectors[100:400] = vectors[100]
     seen = few_items_seen(10, 1_500, most=40)
-    rows, scores = ProductTopK(vectors, 9, score_elements=ALL).of(queries, Seen.of(seen))
-    parts = ProductTopK(vectors, 9, score_elements=1).of(queries, Seen.of(seen))
+    rows, scores = ProductTopK(vectors, 9, score_elements=ALL).of(queries, pairs(seen))
+    parts = ProductTopK(vectors, 9, score_elements=1).of(queries, pairs(seen))
     assert torch.equal(rows, parts[0]) and torch.equal(scores, parts[1])
-    some = ProductTopK(vectors, 9, score_elements=ALL).of(queries[7:9], Seen.of(seen[7:9]))
+    some = ProductTopK(vectors, 9, score_elements=ALL).of(queries[7:9], pairs(seen[7:9]))
     assert torch.equal(rows[7:9], some[0]) and torch.equal(scores[7:9], some[1])
 
 
@@ -239,8 +244,54 @@ def test_other_scorers_do_without(model):
 
     model.__class__ = Otherwise
     assert vectors(model) is None
-    repeating = ModelConfig(backbone="sasrec", hidden_size=16, layers=1, repeats="on")
-    assert vectors(build_model(repeating, 50)) is None
+
+
+@pytest.mark.parametrize("times", [1, 40])
+def test_the_logarithm_of_summed_exponentials(times):
+    queries, vectors = problem(150, 1_000, 50, scale=0.3 * times)
+    lse = catalogue_scores.GroupedCatalogue(vectors).lse(queries)
+    exact = queries.double() @ vectors.double().T
+    error = (lse - exact.logsumexp(1)).abs().max() / exact.abs().max()
+    assert lse.dtype == torch.float32 and float(error) < 1e-6
+
+
+@pytest.fixture
+def mixing(monkeypatch):
+    """A model that mixes in the items of the histories, unlike at its start."""
+    monkeypatch.setattr(fused, "usable", lambda x: True)
+    torch.manual_seed(0)
+    config = ModelConfig(backbone="sasrec", hidden_size=16, layers=1, max_len=8, repeats="on")
+    model = build_model(config, 300).to(DEVICE).eval()
+    assert model.own_history is not None
+    for parameter in model.own_history.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("seen", ["nothing", "some", "all"])
+def test_own_items_are_mixed_in(mixing, monkeypatch, seen):
+    sums, original = [], catalogue_scores.GroupedCatalogue.lse
+    monkeypatch.setattr(
+        catalogue_scores.GroupedCatalogue, "lse", lambda *a: sums.append(a) or original(*a)
+    )
+    histories = [np.arange(1, 7) * n % 40 for n in range(1, 15)]
+    wanted = {"nothing": None, "some": [each[:3] for each in histories], "all": histories}[seen]
+    left_out = None if wanted is None else Seen.of(wanted)
+    boosts = np.linspace(0, 0.5, 300, dtype=np.float32)
+    items = np.arange(0, 300, 2)
+
+    def top():
+        found = TopK(mixing, 8, len(histories), items=items, boosts=boosts, device=DEVICE)
+        return found.of(pack(histories), left_out)
+
+    rows, scores = top()
+    assert len(sums) == (seen != "all")
+    monkeypatch.setattr(fused, "usable", lambda x: False)
+    expected = top()
+    assert (rows == expected[0]).all()
+    np.testing.assert_allclose(scores, expected[1], rtol=1e-5, atol=1e-5)
+    own = [np.isin(row, history).any() for row, history in zip(rows, histories, strict=True)]
+    assert any(own) == (seen != "all")
 
 
 @pytest.mark.gpu
@@ -254,5 +305,5 @@ def test_a_large_catalogue_on_a_gpu(size, dtype, exactly):
     offsets[::2] = -torch.inf
     best = (queries @ vectors.float().T).topk(150).indices.cpu().numpy()
     top = ProductTopK(vectors, 100, offsets, score_elements=scoring.SCORE_ELEMENTS)
-    check(top.of(queries, Seen.of(list(best))), queries, vectors, 100, offsets=offsets, seen=best)
+    check(top.of(queries, pairs(list(best))), queries, vectors, 100, offsets=offsets, seen=best)
     assert not exactly

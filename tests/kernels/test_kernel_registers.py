@@ -32,8 +32,9 @@ RANKING = "blossomrec.models.fused.kernels.catalogue_scores"
 RANKING_TYPES = {
     **dict.fromkeys(("queries", "units", "offsets", "upper", "scores", "vectors"), "*fp32"),
     **dict.fromkeys(("query_sizes", "query_errors", "group_sizes", "group_errors"), "*fp32"),
-    **dict.fromkeys(("rounding", "lowest"), "fp32"),
-    **{"rounded": "*fp16", "table": "*fp16", "chosen": "*i64"},
+    **dict.fromkeys(("rounding", "lowest", "rest_unit"), "fp32"),
+    **dict.fromkeys(("rounded", "rests", "table", "table_rests"), "*fp16"),
+    **{"lse": "*fp32", "chosen": "*i64"},
 }
 # Kernels in which ``rows`` is a number, and sizes that are multiples of 16 where it matters.
 SCAN = "blossomrec.models.peers.kernels.scan"
@@ -106,6 +107,8 @@ def compile_all(folder):
     groups |= {"GROUP": catalogue_scores.GROUP, "LANES": catalogue_scores.LANES}
     height, seen, *ranking = catalogue_scores.FORMS[128]
     of_groups = groups | {"ROWS": height, "ITEMS": seen}
+    height, seen, *summing = catalogue_scores.LSE_FORMS[128]
+    of_sums = groups | {"ROWS": height, "ITEMS": seen}
     choice = {"G": 2, "R": 4, "CAUSAL": True, "PLACES": 4_096}
     distilling = {"G": 2, "R": 4, "D": 16, "D_BLOCK": 16, "H_BLOCK": 8, "S": 16, "STEPS": 14}
     distilling |= {
@@ -151,6 +154,7 @@ def compile_all(folder):
         (catalogue_loss.items_kernel, *of_items),
         (block_mass.divergence_kernel, choice, 16),
         (catalogue_scores.group_bounds_kernel, of_groups, *ranking),
+        (catalogue_scores.lse_kernel, of_sums, *summing),
         (catalogue_scores.group_scores_kernel, groups, catalogue_scores.SCORE_WARPS),
     ]
     found = [compile_kernel(kernel, constants, folder) for kernel, constants in kernels]
@@ -166,7 +170,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 33
+    assert len(found) == 34
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}

@@ -9,7 +9,7 @@ score depends on nothing but its two vectors, and the result on no margin and no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +18,12 @@ from torch.nn.functional import pad
 from blossomrec.evaluation import scoring
 from blossomrec.models import fused
 
-if TYPE_CHECKING:
-    from blossomrec.evaluation.top_k import Seen
-
+# Rows of queries and item rows, int64 [N].
+Pairs = tuple[Tensor, Tensor]
 LARGEST_K = 1_024
-# Groups looked at besides one for each item wanted: a share of these, and for items seen, in each
-# of which the best item may be left out.
-SPARE, SPARE_SHARE, SPARE_SEEN = 16, 0.25, 512
+# Groups looked at besides one for each item wanted: a share of these, and one for each item that
+# is left out, which may be the best of it, as long as these are no more.
+SPARE, SPARE_SHARE, SPARE_LEFT_OUT = 16, 0.25, 512
 # Groups of which the best is looked for first.
 COARSE = 32
 
@@ -34,7 +33,7 @@ def vectors_for(scorer: Any, k: int) -> Tensor | None:
 
     They are called for when it is in evaluation mode.
     """
-    if k > LARGEST_K or scoring.mixes_own(scorer) or not hasattr(scorer, "score_vectors"):
+    if k > LARGEST_K or not hasattr(scorer, "score_vectors"):
         return None
     vectors = scorer.score_vectors()
     if vectors is None or not fused.usable(vectors):
@@ -47,7 +46,8 @@ def vectors_for(scorer: Any, k: int) -> Tensor | None:
 class ProductTopK:
     """The k items whose vectors have the largest products with a query, equal ones by item row.
 
-    Memory is that of the vectors in 16 bits and of ``score_elements`` bounds, about twice.
+    Memory is that of the vectors in 16 bits, twice where own items are mixed in, and a few times
+    that of ``score_elements`` bounds.
 
     Args:
         vectors: [I, D] on a GPU, float32 or in 16 bits; they are not changed meanwhile.
@@ -67,30 +67,69 @@ class ProductTopK:
         self._rows = max(1, score_elements // self._catalogue.num_groups)
         self._block_rows = max(1, score_elements // (2 * len(self._catalogue.offsets)))
 
-    def of(self, queries: Tensor, seen: Seen | None = None) -> tuple[Tensor, Tensor]:
+    def of(self, queries: Tensor, left_out: Pairs | None = None) -> tuple[Tensor, Tensor]:
         """Item rows int64 [n, k], best first, and their scores float32 [n, k].
 
         -1 and -inf stand where fewer than k items are left.
 
         Args:
             queries: float32 [n, D].
-            seen: items to leave out.
+            left_out: items that some of the queries must not have.
 
         Raises:
             TrainingError: a score is not a number.
         """
+        nothing = torch.empty(0, dtype=torch.int64, device=queries.device)
+        histories, items = left_out or (nothing, nothing)
         found = []
         for start in range(0, len(queries), self._rows):
             stop = min(start + self._rows, len(queries))
-            some = None if seen is None else seen.part(start, stop)
-            found.append(self._part(queries[start:stop], some))
+            theirs = (histories >= start) & (histories < stop)
+            some = histories[theirs] - start, items[theirs]
+            found.append(self._part(queries[start:stop], *some))
         rows, scores = zip(*found, strict=True)
         return torch.cat(rows), torch.cat(scores)
 
-    def _part(self, queries: Tensor, seen: Seen | None) -> tuple[Tensor, Tensor]:
+    def of_mixed(
+        self, scorer: Any, queries: scoring.Queries, left_out: Pairs | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same where a scorer mixes the items of the histories into its scores.
+
+        Their scores differ from products: they are made for themselves, and the best of all others
+        are looked for. Where none of them is wanted, as of histories that are left out, the sums
+        over the catalogue that they need are not made either.
+        """
+        states, own, catalogue = queries.states, queries.own, self._catalogue
+        if own is None:
+            return self.of(states, left_out)
+        pairs = own.history, own.items
+        wanted = torch.ones_like(own.items, dtype=torch.bool)
+        if left_out is not None:
+            keys = (rows * catalogue.num_items + items for rows, items in (pairs, left_out))
+            wanted = ~torch.isin(*keys)
+            if not wanted.any():
+                return self.of(states, left_out)
+            pairs = torch.cat((left_out[0], pairs[0])), torch.cat((left_out[1], pairs[1]))
+        found = catalogue.pair_scores(states, own.history, own.items)
+        mixed = scorer.own_scores(states, catalogue.lse(states), own, found)
+        mixed = (mixed + catalogue.offsets[own.items]).masked_fill(~wanted, -torch.inf)
+        scoring.refuse_nan(mixed)
+        rows, scores = self.of(states, pairs)
+        counts = own.history.bincount(minlength=len(states))
+        first = counts.cumsum(0) - counts
+        inside = torch.arange(len(own.items), device=rows.device) - first[own.history]
+        longest = int(counts.max())
+        own_rows = rows.new_zeros(len(rows), longest)
+        own_scores = scores.new_full((len(rows), longest), -torch.inf)
+        own_rows[own.history, inside], own_scores[own.history, inside] = own.items, mixed
+        rows, scores = scoring.in_order(
+            torch.cat((rows.clamp(min=0), own_rows), 1), torch.cat((scores, own_scores), 1)
+        )
+        return rows[:, : self._k], scores[:, : self._k]
+
+    def _part(self, queries: Tensor, histories: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         k, device = self._k, queries.device
-        longest, histories, items = _pairs(seen, len(queries), device)
-        rows, scores, sure = self._likely(queries, longest, histories, items)
+        rows, scores, sure = self._likely(queries, histories, items)
         rest = (~sure).nonzero().squeeze(1)
         for start in range(0, len(rest), self._block_rows):
             some = rest[start : start + self._block_rows]
@@ -103,17 +142,17 @@ class ProductTopK:
         return rows, scores
 
     def _likely(
-        self, queries: Tensor, longest: int, histories: Tensor, items: Tensor
+        self, queries: Tensor, histories: Tensor, items: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The best items of the groups with the largest bounds, and whether they are it, bool [n].
 
         Args:
-            longest: number of items that were seen by a query, at most.
-            histories, items: what was seen, int64 [N].
+            histories, items: what is left out, int64 [N].
         """
         k, catalogue, kernels = self._k, self._catalogue, self._kernels
         bounds, rounded = catalogue.bounds(queries)
-        wanted = k + int(SPARE_SHARE * k) + SPARE + min(longest, SPARE_SEEN)
+        most = int(histories.bincount(minlength=len(queries)).max())
+        wanted = k + int(SPARE_SHARE * k) + SPARE + min(most, SPARE_LEFT_OUT)
         wanted = min(wanted, catalogue.num_groups)
         upper, groups = _largest(bounds, wanted)
         group, inside = kernels.places_of(items)
@@ -121,8 +160,8 @@ class ProductTopK:
         numbers = torch.arange(wanted, dtype=torch.int32, device=groups.device)
         place = bounds.view(torch.int32).fill_(-1).scatter_(1, groups, numbers.expand_as(groups))
         at = place[histories, group].long()
-        # The best of a group that was seen may be left out, and the last groups may be empty.
-        counted = pad(groups < catalogue.num_groups - kernels.LANES, (0, 1))
+        # The best of a group may be left out; -1 is the column behind all.
+        counted = torch.ones(len(queries), wanted + 1, dtype=torch.bool, device=groups.device)
         counted[histories, at] = False
         reached = self._reached(rounded, upper, groups, counted[:, :wanted])
         # Bounds fall, so that these are the first ones.
@@ -133,9 +172,8 @@ class ProductTopK:
         kept = (at >= 0) & (at < width)
         found[histories[kept], at[kept], inside[kept]] = -torch.inf
         found = found.flatten(1)
-        scores, picked = pad(found, (0, k + 1 - min(k + 1, found.shape[1])), value=-torch.inf).topk(
-            k + 1
-        )
+        missing = max(0, k + 1 - found.shape[1])
+        scores, picked = pad(found, (0, missing), value=-torch.inf).topk(k + 1)
         lowest, following = scores[:, k - 1], scores[:, k]
         scores, picked = scores[:, :k], picked[:, :k].clamp(max=found.shape[1] - 1)
         rows = kernels.items_of(chosen.gather(1, picked // kernels.GROUP), picked % kernels.GROUP)
@@ -159,15 +197,6 @@ class ProductTopK:
         first = counted & (number <= self._k)
         least = lower.masked_fill(~first, torch.inf).amin(1)
         return least.masked_fill(number[:, -1] < self._k, -torch.inf)
-
-
-def _pairs(seen: Seen | None, queries: int, device: torch.device) -> tuple[int, Tensor, Tensor]:
-    """How many items a query has seen at most, and queries and items, int64 [N]."""
-    if seen is None:
-        nothing = torch.empty(0, dtype=torch.int64, device=device)
-        return 0, nothing, nothing
-    histories, items = (torch.from_numpy(each).to(device) for each in seen)
-    return int(histories.bincount(minlength=queries).max()), histories, items
 
 
 def _largest(bounds: Tensor, count: int) -> tuple[Tensor, Tensor]:

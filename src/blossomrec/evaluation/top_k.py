@@ -30,6 +30,10 @@ class Seen(NamedTuple):
         joined = np.concatenate([*items, np.empty(0, np.int64)]).astype(np.int64)
         return Seen(np.repeat(np.arange(len(lengths)), lengths), joined)
 
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The same on a device."""
+        return torch.from_numpy(self.histories).to(device), torch.from_numpy(self.items).to(device)
+
     def part(self, start: int, stop: int) -> Seen:
         """Of the histories start .. stop-1."""
         first, end = np.searchsorted(self.histories, [start, stop])
@@ -194,20 +198,22 @@ class TopK:
         Raises:
             TrainingError: a score is not a number.
         """
-        n, found = batch.num_histories, list[tuple[np.ndarray, np.ndarray]]()
+        n, lists = batch.num_histories, list[tuple[np.ndarray, np.ndarray]]()
         with scoring.scoring_mode(self.scorer):
             queries = scoring.Queries.of(self.scorer, batch.to(self.device))
             if reordering is None and self._products is not None:
+                left_out = None if seen is None else seen.on(self.device)
                 with scoring.full_precision(self.device):
-                    return self._padded(*_arrays(self._products.of(queries.states, seen)))
+                    found = self._products.of_mixed(self.scorer, queries, left_out)
+                return self._padded(*_arrays(found))
             for start in range(0, n, self._block.rows):
                 stop = min(start + self._block.rows, n)
                 with scoring.full_precision(self.device):
                     filled = self._block.fill(queries.part(start, stop))
                 some = None if seen is None else seen.part(start, stop)
                 later = None if reordering is None else reordering.after(start)
-                found.append(self.pick(filled, some, later))
-        rows, scores = zip(*found, strict=True)
+                lists.append(self.pick(filled, some, later))
+        rows, scores = zip(*lists, strict=True)
         return np.concatenate(rows), np.concatenate(scores)
 
     def of_all(
@@ -228,8 +234,7 @@ class TopK:
         if self._boosts is not None:
             block[:, : self.scorer.num_items] += self._boosts
         if seen is not None:
-            histories, items = (torch.from_numpy(each).to(block.device) for each in seen)
-            block[histories, items] = -torch.inf
+            block[seen.on(block.device)] = -torch.inf
         num_items = self.scorer.num_items
         if self._choice is None and reordering is None:
             # A list longer than the catalogue would only be padding.

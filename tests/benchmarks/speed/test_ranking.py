@@ -46,8 +46,8 @@ def test_both_ways_give_the_same_lists(filtered):
 def test_nothing_is_timed_where_a_list_is_wrong(what, tmp_path, monkeypatch):
     original = ranking.ProductTopK.of
 
-    def wrong(self, queries, seen=None):
-        rows, scores = original(self, queries, seen)
+    def wrong(self, queries, left_out=None):
+        rows, scores = original(self, queries, left_out)
         return (rows.roll(1, 0), scores) if what == "items" else (rows, scores + 1e-3)
 
     monkeypatch.setattr(ranking.ProductTopK, "of", wrong)

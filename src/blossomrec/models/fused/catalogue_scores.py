@@ -12,6 +12,7 @@ of whatever size fit.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch import Tensor
 from blossomrec.models.fused.kernels.catalogue_scores import (
     group_bounds_kernel,
     group_scores_kernel,
+    lse_kernel,
 )
 
 LARGEST_SIZE = 256
@@ -32,8 +34,14 @@ FORMS = {128: (256, 64, 8, 3), 256: (128, 64, 8, 3)}
 # Stripes of a program.
 EACH = 16
 SCORE_WARPS = 2
+# The same for sums of exponentials, and tiles of a program: always as many, so that a sum depends
+# on nothing but its user.
+LSE_FORMS = {128: (128, 64, 8, 3), 256: (64, 64, 4, 2)}
+LSE_TILES = 256
 # Largest exponent of a rounded number, one less than float16 has.
 EXPONENT = 15
+# In units, what 1 in a rest stands for.
+REST_UNIT = 2.0**-11
 # Items that are rounded at a time.
 ROUNDED_ROWS = 1 << 16
 # Of the product of two norms, for each number: what sums lose in float32, in tensor cores as well.
@@ -68,8 +76,12 @@ class Rounded:
         exact = vectors.float() / units[:, None]
         values = exact.half()
         lost = (exact - values.float()).norm(dim=1) * units
-        padded = F.pad(values, (0, _block(vectors.shape[1]) - vectors.shape[1]))
-        return Rounded(padded, units, exact.norm(dim=1) * units, lost)
+        return Rounded(_padded(values), units, exact.norm(dim=1) * units, lost)
+
+    def rests(self, vectors: Tensor) -> Tensor:
+        """What was lost of the vectors in units, float16 [N, D_BLOCK], as numbers of REST_UNIT."""
+        exact = _padded(vectors.float() / self.units[:, None])
+        return ((exact - self.values.float()) / REST_UNIT).half()
 
 
 class GroupedCatalogue:
@@ -98,12 +110,23 @@ class GroupedCatalogue:
         sizes, errors = vectors.new_zeros(2, padded, dtype=torch.float32).unbind()
         for start in range(0, self.num_items, ROUNDED_ROWS):
             stop = min(start + ROUNDED_ROWS, self.num_items)
-            part = Rounded.of(vectors[start:stop], self._unit.expand(stop - start))
+            part = self._rounded(start, stop)
             self._table[start:stop] = part.values
             sizes[start:stop], errors[start:stop] = part.sizes, part.errors
         self._sizes, self._errors = (
             each.view(self.stripes, GROUP, LANES).amax(1).flatten() for each in (sizes, errors)
         )
+
+    def _rounded(self, start: int, stop: int) -> Rounded:
+        return Rounded.of(self.vectors[start:stop], self._unit.expand(stop - start))
+
+    @cached_property
+    def _rests(self) -> Tensor:
+        rests = torch.zeros_like(self._table)
+        for start in range(0, self.num_items, ROUNDED_ROWS):
+            stop = min(start + ROUNDED_ROWS, self.num_items)
+            rests[start:stop] = self._rounded(start, stop).rests(self.vectors[start:stop])
+        return rests
 
     def bounds(self, queries: Tensor) -> tuple[Tensor, Rounded]:
         """What no score of a group exceeds, float32 [n, G], and the queries that were rounded.
@@ -116,9 +139,7 @@ class GroupedCatalogue:
         errors = rounded.errors * (1 + 2**-10) + rounded.sizes * (SUM_ERROR * queries.shape[1])
         rounded = Rounded(rounded.values, rounded.units, rounded.sizes * (1 + 2**-10), errors)
         bounds = queries.new_empty(len(queries), self.num_groups)
-        height, width, warps, stages = next(
-            form for largest, form in FORMS.items() if queries.shape[1] <= largest
-        )
+        height, width, warps, stages = _form(FORMS, queries.shape[1])
         grid = triton.cdiv(len(queries), height), triton.cdiv(self.stripes, EACH)
         group_bounds_kernel[grid](
             rounded.values,
@@ -175,6 +196,36 @@ class GroupedCatalogue:
         )
         return scores
 
+    def lse(self, queries: Tensor) -> Tensor:
+        """Logarithms of summed exponentials of all scores without offsets, float32 [n]."""
+        rounded = Rounded.of(queries, _unit(queries.abs().amax(1)))
+        height, width, warps, stages = _form(LSE_FORMS, queries.shape[1])
+        parts = triton.cdiv(self.num_items, width * LSE_TILES)
+        lse = queries.new_empty(parts, len(queries))
+        lse_kernel[(triton.cdiv(len(queries), height), parts)](
+            rounded.values,
+            rounded.rests(queries),
+            self._table,
+            self._rests,
+            rounded.units * self._unit,
+            lse,
+            len(queries),
+            self.num_items,
+            LSE_TILES,
+            REST_UNIT,
+            D_BLOCK=self._table.shape[1],
+            ROWS=height,
+            ITEMS=width,
+            num_warps=warps,
+            num_stages=stages,
+        )
+        return lse.double().logsumexp(0).float()
+
+    def pair_scores(self, queries: Tensor, rows: Tensor, items: Tensor) -> Tensor:
+        """Exact scores of items by the queries in some rows, without offsets, float32 [N]."""
+        parts = zip(rows.split(ROUNDED_ROWS), items.split(ROUNDED_ROWS), strict=True)
+        return torch.cat([(queries[row] * self.vectors[item]).sum(1) for row, item in parts])
+
     def all_scores(self, queries: Tensor) -> Tensor:
         """Exact scores of all items, by item, float32 [n, I in whole stripes]."""
         groups = torch.arange(self.num_groups, device=queries.device).expand(len(queries), -1)
@@ -192,10 +243,18 @@ def places_of(items: Tensor) -> tuple[Tensor, Tensor]:
     return items // STRIPE * LANES + items % LANES, items % STRIPE // LANES
 
 
+def _form(forms: dict[int, tuple[int, int, int, int]], size: int) -> tuple[int, int, int, int]:
+    return next(form for largest, form in forms.items() if size <= largest)
+
+
 def _unit(largest: Tensor) -> Tensor:
     """Powers of two by which numbers as large as ``largest`` are divided, to fit float16."""
     exponent = torch.frexp(largest).exponent - EXPONENT
     return torch.ldexp(torch.ones_like(largest), exponent.clamp(-100, 100))
+
+
+def _padded(x: Tensor) -> Tensor:
+    return F.pad(x, (0, _block(x.shape[1]) - x.shape[1]))
 
 
 def _block(size: int) -> int:

@@ -11,6 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+LOG_2 = tl.constexpr(0.6931471805599453)
+
 
 @triton.jit(do_not_specialize=["users", "stripes", "each"])
 def group_bounds_kernel(
@@ -103,3 +106,51 @@ def group_scores_kernel(
     found = tl.where(found < lowest, lowest, found)
     found += tl.load(offsets + item, mask=there, other=float("-inf"))
     tl.store(scores + program * GROUP + inside, found)
+
+
+@triton.jit(do_not_specialize=["users", "items", "tiles"])
+def lse_kernel(
+    rounded,
+    rests,
+    table,
+    table_rests,
+    units,
+    lse,
+    users,
+    items,
+    tiles,
+    rest_unit,
+    D_BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    ITEMS: tl.constexpr,
+):
+    """Logarithms of summed exponentials of scores, [parts, users]; a part has ``tiles`` tiles.
+
+    Rests are what rounding took from both sides, in 16 bits; with them a score is one of float32,
+    but for the product of two rests.
+    """
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, D_BLOCK)
+    held = row < users
+    place = row.to(tl.int64)[:, None] * D_BLOCK + column[None]
+    factors = tl.load(rounded + place, mask=held[:, None], other=0.0)
+    factor_rests = tl.load(rests + place, mask=held[:, None], other=0.0)
+    unit = tl.load(units + row, mask=held, other=0.0) * LOG2_E
+    item = tl.arange(0, ITEMS)
+    first = tl.program_id(1) * tiles
+    last = tl.minimum(first + tiles, tl.cdiv(items, ITEMS))
+    top = tl.full([ROWS], -1.0e30, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    for tile in range(last - first):
+        start = (first + tile) * ITEMS
+        inside = start.to(tl.int64) * D_BLOCK + (item[:, None] * D_BLOCK + column[None])
+        vectors = tl.trans(tl.load(table + inside))
+        vector_rests = tl.trans(tl.load(table_rests + inside))
+        small = tl.dot(factors, vector_rests)
+        small = tl.dot(factor_rests, vectors, small)
+        scores = (tl.dot(factors, vectors) + small * rest_unit) * unit[:, None]
+        scores = tl.where((start + item < items)[None], scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(scores - higher[:, None]), 1)
+        top = higher
+    part = tl.program_id(1).to(tl.int64) * users
+    tl.store(lse + part + row, (top + tl.log2(total)) * LOG_2, mask=held)
