@@ -60,6 +60,10 @@ VERBS = {
         "speed.catalogue_loss:measure_loss",
         "Time and memory of the exact softmax over a large catalogue, beside its products.",
     ),
+    "ranking": (
+        "speed.ranking:measure_ranking",
+        "Time and memory of the best items of a large catalogue, beside the bare product.",
+    ),
     "bulk": (
         "speed.bulk_rate:measure_bulk",
         "Users for whom a catalogue is ranked in a second, with and without rules.",

@@ -7,6 +7,7 @@ of two states of the code, never stand together.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, Layout
 from benchmarks.tables.measured_lines import Line, read, table
@@ -41,7 +42,8 @@ def lines(bench: str, gpu: bool) -> list[Line]:
         for line in found
         if all(line[each] == found[-1][each] for each in ("hardware", "commit"))
     ]
-    return sorted(last, key=lambda line: line["length"])
+    # What has no length stays in the order in which it was measured.
+    return sorted(last, key=lambda line: line.get("length", 0))
 
 
 def layout(line: Line) -> Layout:
@@ -242,6 +244,43 @@ def backends_accuracy() -> str:
     return table(header, rows)
 
 
+def ranking() -> str:
+    """The best items for many users, beside the bare product and beside ``torch.topk``."""
+    return ranking_rows(lines("ranking", gpu=True))
+
+
+def ranking_rows(lines: list[Line]) -> str:
+    """The table of such lines."""
+
+    def key(line: Line, *names: str) -> tuple[Any, ...]:
+        return tuple(line[name] for name in ("impl", "items", "hidden", "dtype", *names))
+
+    measured = {key(line, "k", "filters"): line for line in lines}
+    rows = []
+    for line in measured.values():
+        if line["impl"] != "blossomrec":
+            continue
+        bare = measured["product", *key(line)[1:], None, False]
+        other = measured["topk", *key(line, "k", "filters")[1:]]
+        rate = line["users_per_second"]
+        rows.append(
+            [
+                f"{line['items']:,}",
+                str(line["hidden"]),
+                line["dtype"],
+                str(line["k"]),
+                "half, 200 seen" if line["filters"] else "",
+                f"{1e3 * line['seconds']:.1f}",
+                f"{rate:,}",
+                f"{bare['users_per_second'] / rate:.2f}",
+                f"{rate / other['users_per_second']:.1f}",
+                f"{line['peak_mib']:,.0f}",
+            ]
+        )
+    header = ["items", "D", "vectors", "k", "left out", "ms", "users a second"]
+    return table([*header, "of the time of the product", "times topk", "peak MiB"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "attention-gpu": lambda: attention(gpu=True),
     "attention-cpu": lambda: attention(gpu=False),
@@ -251,6 +290,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training-speed": training,
     "incremental": lambda: incremental(gpu=False),
     "incremental-gpu": lambda: incremental(gpu=True),
+    "ranking-gpu": ranking,
     "backends": backends,
     "backends-use": backends_used,
     "backends-accuracy": backends_accuracy,

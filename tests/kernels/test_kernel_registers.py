@@ -27,6 +27,15 @@ TYPES = {
     **dict.fromkeys(("seed", "starts", "numbers", "rows", "targets", "owns"), "*i64"),
     **dict.fromkeys(("eps", "scale"), "fp32"),
 }
+# Kernels with names of their own.
+RANKING = "blossomrec.models.fused.kernels.catalogue_scores"
+RANKING_TYPES = {
+    **dict.fromkeys(("queries", "units", "offsets", "upper", "scores", "vectors"), "*fp32"),
+    **dict.fromkeys(("query_sizes", "query_errors", "group_sizes", "group_errors"), "*fp32"),
+    **dict.fromkeys(("rounding", "lowest", "rest_unit"), "fp32"),
+    **dict.fromkeys(("rounded", "rests", "table", "table_rests"), "*fp16"),
+    **{"lse": "*fp32", "chosen": "*i64"},
+}
 # Kernels in which ``rows`` is a number, and sizes that are multiples of 16 where it matters.
 SCAN = "blossomrec.models.peers.kernels.scan"
 SCAN_COUNTS = ("total", "channels", "size", "chunks", "numbers")
@@ -46,6 +55,8 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
         counts = kernel.fn.__module__.split(".")[-1] not in ("block_mass", "importance", "sampling")
         kind = "i32" if name == "rows" and counts else None
         kind = kind or TYPES.get(name, "i32")
+        if kernel.fn.__module__ == RANKING:
+            kind = RANKING_TYPES.get(name, "i32")
         if kernel.fn.__module__ == SCAN:
             # Nothing but float32, and numbers of something.
             kind = "i32" if name in SCAN_COUNTS else "*fp32"
@@ -62,6 +73,7 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
     command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", assembly, "-o", f"{assembly}.cubin"]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return name, {
+        "registers": int(re.search(r"Used (\d+) registers", report)[1]),
         "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", report)[1]),
         "shared_bytes": compiled.metadata.shared,
         "wide_accesses": len(re.findall(r"(?:ld|st)\.global\S*\.v4\.b32", compiled.asm["ptx"])),
@@ -75,7 +87,7 @@ def compile_all(folder):
         sampling,
         windows,
     )
-    from blossomrec.models.fused import catalogue_loss, norm
+    from blossomrec.models.fused import catalogue_loss, catalogue_scores, norm
     from blossomrec.models.peers import scan_kernels
     from blossomrec.models.peers.kernels import scan
 
@@ -91,6 +103,12 @@ def compile_all(folder):
     of_rows = (softmax | {"ROWS": height, "ITEMS": seen}, warps)
     width, seen, warps = catalogue_loss.ITEMS_FORMS[128]
     of_items = (softmax | {"ITEMS": width, "ROWS": seen}, warps)
+    groups = {"D": 128, "D_BLOCK": 128}
+    groups |= {"GROUP": catalogue_scores.GROUP, "LANES": catalogue_scores.LANES}
+    height, seen, *ranking = catalogue_scores.FORMS[128]
+    of_groups = groups | {"ROWS": height, "ITEMS": seen}
+    height, seen, *summing = catalogue_scores.LSE_FORMS[128]
+    of_sums = groups | {"ROWS": height, "ITEMS": seen}
     choice = {"G": 2, "R": 4, "CAUSAL": True, "PLACES": 4_096}
     distilling = {"G": 2, "R": 4, "D": 16, "D_BLOCK": 16, "H_BLOCK": 8, "S": 16, "STEPS": 14}
     distilling |= {
@@ -135,9 +153,12 @@ def compile_all(folder):
         (catalogue_loss.loss_kernel, softmax | {"ROWS": catalogue_loss.LOSS_ROWS}, 4),
         (catalogue_loss.items_kernel, *of_items),
         (block_mass.divergence_kernel, choice, 16),
+        (catalogue_scores.group_bounds_kernel, of_groups, *ranking),
+        (catalogue_scores.lse_kernel, of_sums, *summing),
+        (catalogue_scores.group_scores_kernel, groups, catalogue_scores.SCORE_WARPS),
     ]
     found = [compile_kernel(kernel, constants, folder) for kernel, constants in kernels]
-    found += [compile_kernel(kernel, constants, folder, warps) for kernel, constants, warps in wide]
+    found += [compile_kernel(kernel, constants, folder, *form) for kernel, constants, *form in wide]
     return dict(found)
 
 
@@ -149,10 +170,13 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 31
+    assert len(found) == 34
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}
+    # Two programs share a processor, so that one multiplies while the other looks for maxima.
+    assert found["group_bounds_kernel"]["registers"] <= 128
+    assert 2 * (found["group_bounds_kernel"]["shared_bytes"] + 1_024) <= 233_472
     for name in ("add_norm_kernel", "add_norm_backward_kernel", "items_kernel"):
         assert found[name]["wide_accesses"] > 0, name
 

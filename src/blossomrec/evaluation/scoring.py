@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,12 +94,12 @@ class ScoreBlock:
         if score_elements < 1:
             raise ConfigError(f"score_elements is {score_elements}: it must be at least 1")
         self.scorer = scorer
-        width = -(-scorer.num_items // GROUP) * GROUP
+        self.width = width = -(-scorer.num_items // GROUP) * GROUP
         affordable = max(1, score_elements // width)
         self.tile_rows = min(TILE_ROWS, affordable, histories)
         tiles = min(affordable // self.tile_rows, -(-histories // self.tile_rows))
         self.rows = max(1, tiles) * self.tile_rows
-        self.buffer = torch.full((self.rows, width), -torch.inf, device=device)
+        self._device = device
         self.starts = range(0, scorer.num_items, TILE_ITEMS)
         self.left_out = None
         if items is not None:
@@ -107,6 +108,11 @@ class ScoreBlock:
                 self.starts = (np.unique(items // TILE_ITEMS) * TILE_ITEMS).tolist()
             self.left_out = torch.ones(width, dtype=torch.bool, device=device)
             self.left_out[torch.from_numpy(items).to(device)] = False
+
+    @cached_property
+    def buffer(self) -> Tensor:
+        """Made when it is first needed, and not where the best items are found without."""
+        return torch.full((self.rows, self.width), -torch.inf, device=self._device)
 
     def fill(self, queries: Queries) -> Tensor:
         """Scores [len(queries), width] of at most ``rows`` queries, a view of the buffer."""
@@ -207,12 +213,26 @@ def best(block: Tensor, k: int) -> tuple[Tensor, Tensor]:
         for row in range(0, len(block), step)
     ]
     rows, scores = (torch.cat(column) for column in zip(*parts, strict=True))
-    rows = rows.masked_fill(scores == -torch.inf, -1)
+    rows = _without_left_out(rows, scores)
     missing = (0, k - rows.shape[1])
     return (
         torch.nn.functional.pad(rows, missing, value=-1),
         torch.nn.functional.pad(scores, missing, value=-torch.inf),
     )
+
+
+def in_order(rows: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Item rows and scores [n, k], best first, equal scores in order of item row.
+
+    -1 stands for an item with a score of -inf.
+    """
+    picked = _order(scores, rows).sort(descending=True).indices
+    rows, scores = rows.gather(1, picked), scores.gather(1, picked)
+    return _without_left_out(rows, scores), scores
+
+
+def _without_left_out(rows: Tensor, scores: Tensor) -> Tensor:
+    return rows.masked_fill(scores == -torch.inf, -1)
 
 
 def _best_of_groups(block: Tensor, maxima: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blossomrec.evaluation import scoring
+from blossomrec.evaluation.product_top_k import ProductTopK, vectors_for
 
 if TYPE_CHECKING:
     from blossomrec.data.batch import Batch
@@ -27,6 +29,10 @@ class Seen(NamedTuple):
         lengths = [len(each) for each in items]
         joined = np.concatenate([*items, np.empty(0, np.int64)]).astype(np.int64)
         return Seen(np.repeat(np.arange(len(lengths)), lengths), joined)
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The same on a device."""
+        return torch.from_numpy(self.histories).to(device), torch.from_numpy(self.items).to(device)
 
     def part(self, start: int, stop: int) -> Seen:
         """Of the histories start .. stop-1."""
@@ -134,10 +140,11 @@ class TopK:
     """The k items with the highest scores of each history, equal scores in order of item row.
 
     One buffer of scores serves all batches; its size depends on neither them nor the catalogue,
-    and neither does a list.
+    and neither does a list. On a GPU there is none where scores are products of vectors: see
+    :class:`ProductTopK`.
 
     Args:
-        scorer: as for ``evaluate``; it already lies on ``device``.
+        scorer: as for ``evaluate``; it already lies on ``device``, and does not change meanwhile.
         k: items wanted for each history.
         histories: of the largest batch, which bounds the buffer.
         items: the only item rows that may be recommended, int64, rising; None for all.
@@ -159,14 +166,27 @@ class TopK:
         score_elements: int | None = None,
     ):
         self.scorer, self.k, self.device, self._choice = scorer, k, torch.device(device), choice
+        elements = scoring.SCORE_ELEMENTS if score_elements is None else score_elements
+        self._score_elements = elements
         self._block = scoring.ScoreBlock(
-            scorer,
-            histories,
-            device=self.device,
-            score_elements=scoring.SCORE_ELEMENTS if score_elements is None else score_elements,
-            items=items,
+            scorer, histories, device=self.device, score_elements=elements, items=items
         )
         self._boosts = None if boosts is None else torch.from_numpy(boosts).to(self.device)
+
+    @cached_property
+    def _products(self) -> ProductTopK | None:
+        """Finds the top of the list where that takes no scores in memory."""
+        k = min(self.k, self.scorer.num_items)
+        vectors = None if self._choice is not None else vectors_for(self.scorer, k)
+        if vectors is None:
+            return None
+        left_out, offsets = self._block.left_out, self._boosts
+        if left_out is not None:
+            offsets = (
+                vectors.new_zeros(len(vectors), dtype=torch.float32) if offsets is None else offsets
+            )
+            offsets = offsets.masked_fill(left_out[: len(vectors)], -torch.inf)
+        return ProductTopK(vectors, k, offsets, score_elements=self._score_elements)
 
     def of(
         self, batch: Batch, seen: Seen | None = None, reordering: Reordering | None = None
@@ -178,24 +198,29 @@ class TopK:
         Raises:
             TrainingError: a score is not a number.
         """
-        n, found = batch.num_histories, list[tuple[np.ndarray, np.ndarray]]()
+        n, lists = batch.num_histories, list[tuple[np.ndarray, np.ndarray]]()
         with scoring.scoring_mode(self.scorer):
             queries = scoring.Queries.of(self.scorer, batch.to(self.device))
+            if reordering is None and self._products is not None:
+                left_out = None if seen is None else seen.on(self.device)
+                with scoring.full_precision(self.device):
+                    found = self._products.of_mixed(self.scorer, queries, left_out)
+                return self._padded(*_arrays(found))
             for start in range(0, n, self._block.rows):
                 stop = min(start + self._block.rows, n)
                 with scoring.full_precision(self.device):
                     filled = self._block.fill(queries.part(start, stop))
                 some = None if seen is None else seen.part(start, stop)
                 later = None if reordering is None else reordering.after(start)
-                found.append(self.pick(filled, some, later))
-        rows, scores = zip(*found, strict=True)
+                lists.append(self.pick(filled, some, later))
+        rows, scores = zip(*lists, strict=True)
         return np.concatenate(rows), np.concatenate(scores)
 
     def of_all(
         self, scores: np.ndarray, reordering: Reordering | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Item rows int64 [k] and scores float32 [k] by scores, float32 [I], that all share."""
-        block = torch.full((1, self._block.buffer.shape[1]), -torch.inf, device=self.device)
+        block = torch.full((1, self._block.width), -torch.inf, device=self.device)
         block[0, : len(scores)] = torch.from_numpy(scores)
         if self._block.left_out is not None:
             block.masked_fill_(self._block.left_out, -torch.inf)
@@ -209,19 +234,24 @@ class TopK:
         if self._boosts is not None:
             block[:, : self.scorer.num_items] += self._boosts
         if seen is not None:
-            histories, items = (torch.from_numpy(each).to(block.device) for each in seen)
-            block[histories, items] = -torch.inf
-        # A list longer than the catalogue would only be padding; it is added at the end.
-        k, kept = self.k, min(self.k, self.scorer.num_items)
-        rows = np.full((len(block), k), -1, dtype=np.int64)
-        scores = np.full((len(block), k), -np.inf, dtype=np.float32)
+            block[seen.on(block.device)] = -torch.inf
+        num_items = self.scorer.num_items
         if self._choice is None and reordering is None:
-            rows[:, :kept], scores[:, :kept] = _arrays(scoring.best(block, kept))
-            return rows, scores
-        found = choose(block, k, self.scorer.num_items, self._choice, reordering)
+            # A list longer than the catalogue would only be padding.
+            return self._padded(*_arrays(scoring.best(block, min(self.k, num_items))))
+        found = choose(block, self.k, num_items, self._choice, reordering)
+        rows, scores = self._padded(*np.empty((2, len(block), 0)))
         for history, (chosen, valued) in enumerate(found):
             rows[history, : len(chosen)], scores[history, : len(chosen)] = chosen, valued
         return rows, scores
+
+    def _padded(self, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lists of k items from shorter ones."""
+        missing = (0, 0), (0, self.k - rows.shape[1])
+        return (
+            np.pad(rows, missing, constant_values=-1).astype(np.int64, copy=False),
+            np.pad(scores, missing, constant_values=-np.inf).astype(np.float32, copy=False),
+        )
 
 
 def _arrays(tensors: tuple[Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:

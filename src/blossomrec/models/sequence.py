@@ -505,6 +505,14 @@ class SequenceModel(nn.Module):
         assert self.own_history is not None
         return self.own_history.scores(queries, lse, own, scores)
 
+    def score_vectors(self) -> Tensor | None:
+        """Vectors of the items, [I, D], whose products with queries are :meth:`scores`.
+
+        None where a backbone makes its scores in another way, or no kernel may rank by them.
+        """
+        own = type(self).scores is not SequenceModel.scores
+        return None if own or not self.may_fuse else self.output_weight()
+
     @torch.no_grad()
     def scores(self, queries: Tensor, start: int, stop: int) -> Tensor:
         """Scores of the items start .. stop-1, float32 [B, stop - start].
