@@ -340,5 +340,12 @@ def test_rules_on_the_command_line_and_in_files(cli, capsys, place, recommender,
 )
 def test_wrong_rules_on_the_command_line(capsys, place, options, words):
     refuse(capsys, "recommend", place / "run", "--user", "1001", *options, words=words)
-    asked = ["recommend", place / "run", "--history", "50003", "--filter", "price < 9"]
-    refuse(capsys, *asked, words=["--history takes no rules"])
+
+
+def test_rules_for_a_history_on_the_command_line(cli, capsys, place, recommender):
+    asked = ["recommend", place / "run", "--history", "50003", "--k", 4, "--json"]
+    shown = cli(*asked, "--filter", "price < 25", "--boost", "sold_out: -1")
+    rules = Rules(filter="price < 25", boost=[("sold_out", -1)])
+    wanted = recommender.recommend_history([50_003], k=4, rules=rules)
+    assert pl.read_json(shown.encode())["item_id"].to_list() == wanted["item_id"].to_list()
+    refuse(capsys, *asked, "--exclude-seen-days", 3, words=["exclude_seen_days", "timestamp"])

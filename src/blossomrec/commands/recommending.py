@@ -53,18 +53,14 @@ def recommend(
     if [user is not None, history is not None, bulk.users is not None, bulk.all].count(True) != 1:
         raise ConfigError("give either --user or --history, or --all or --users with --out")
     bulk.check()
-    rules = by_rule.rules()
-    if rules is not None and history is not None:
-        raise ConfigError("--history takes no rules: give --user, --users or --all")
     if unknown is not None and history is None and bulk.users is None:
         raise ConfigError(f"unknown is {unknown}: only --history and --users may hold unknown ids")
     recommender = BlossomRec.from_pretrained(run, log, device=device)
     chosen: dict[str, Any] = vars(options) | {
         "items": _ids("items", options.items),
         "at": moment_of("at", options.at),
+        "rules": by_rule.rules(),
     }
-    if history is None:
-        chosen["rules"] = rules
     if bulk.out is not None:
         chosen |= {"shards": bulk.shards, "rows_per_file": bulk.rows_per_file}
         written = recommender.recommend_all(
