@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SITE_READY := $(VENV)/.ready-site
 
-.PHONY: demo test lint docs site wheel clean
+.PHONY: demo test lint docs site site-tools wheel clean
 
 demo: $(READY)
 	$(BIN)/blossomrec demo runs/demo
 
-# Two processes with one thread each are faster than one process with two.
+# Two processes with one thread each are faster than one process with two. Each takes half of the
+# tests, so that what the tests of a file share is made once, and at the end some of the other's.
+# The many processes that tests start find the code compiled.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 PYTHONDONTWRITEBYTECODE= \
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Without the cache: it does not notice that an imported module became one of our own.
 lint: $(READY)
@@ -36,6 +39,8 @@ docs: $(READY)
 # with --quiet, which would drop it before it is counted.
 site: $(SITE_READY)
 	$(BIN)/mkdocs build --strict
+
+site-tools: $(SITE_READY)
 
 $(SITE_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

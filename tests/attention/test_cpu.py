@@ -45,6 +45,12 @@ def fresh(monkeypatch, tmp_path):
     return tmp_path / "cache" / "blossomrec" / "cpu"
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Libraries that are only to be there are not optimised, which takes most of the time."""
+    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-O0"))
+
+
 @needs_compiler
 @FUSIONS
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
@@ -219,25 +225,26 @@ def test_other_types_are_refused_by_name_and_left_to_pytorch(dtype):
 
 
 @needs_compiler
-@FUSIONS
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other names")
 @pytest.mark.parametrize(
     "flag, block_size, size", [("-march=x86-64", 16, 16), ("-march=x86-64-v3", 4, 6)]
 )
-def test_narrower_vectors(fresh, monkeypatch, flag, block_size, size, fusion):
+def test_narrower_vectors(fresh, monkeypatch, flag, block_size, size):
     """Processors whose registers hold 4 or 8 numbers."""
     monkeypatch.setattr(compiler, "native_flag", lambda: flag)
-    inputs = random_inputs([*AWKWARD, 0, 2], size=size, block_size=block_size, fusion=fusion)
-    form = dict(block_size=block_size, sinks=2, causal=False, fusion=fusion)
-    exact = inputs.to(dtype=torch.float64)
-    leaves = exact.differentiable()
-    out, chosen = attend(*exact.all(), impl="reference", **form)
-    direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-    expected = [out.detach(), *torch.autograd.grad(out, leaves, direction.double())]
-    values, selected = outputs_and_gradients(inputs, **form)
-    assert torch.equal(selected, chosen)
-    for name, value, other in zip(NAMES, values, expected, strict=True):
-        assert relative_error(value, other) < 1e-5, name
+    for fusion in ("gated", "union"):
+        sizes = dict(size=size, block_size=block_size, fusion=fusion)
+        inputs = random_inputs([*AWKWARD, 0, 2], **sizes)
+        form = dict(block_size=block_size, sinks=2, causal=False, fusion=fusion)
+        exact = inputs.to(dtype=torch.float64)
+        leaves = exact.differentiable()
+        out, chosen = attend(*exact.all(), impl="reference", **form)
+        direction = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        expected = [out.detach(), *torch.autograd.grad(out, leaves, direction.double())]
+        values, selected = outputs_and_gradients(inputs, **form)
+        assert torch.equal(selected, chosen), fusion
+        for name, value, other in zip(NAMES, values, expected, strict=True):
+            assert relative_error(value, other) < 1e-5, f"{name}, {fusion}"
 
 
 def check_absence(reason):
@@ -305,7 +312,7 @@ def test_a_user_without_a_home(fresh, monkeypatch):
 
 @needs_compiler
 @pytest.mark.parametrize("change", ["mode", "link"])
-def test_a_library_that_others_may_write_to_is_not_loaded(fresh, change, tmp_path):
+def test_a_library_that_others_may_write_to_is_not_loaded(fresh, quick, change, tmp_path):
     path = compiler.build(HEAD_SIZE=8, HEADS_PER_GROUP=2, BLOCK_SIZE=16)
     if change == "mode":
         path.chmod(0o722)
@@ -323,7 +330,7 @@ def test_a_folder_of_another_user_is_not_used(fresh):
 
 
 @needs_compiler
-def test_compiled_once_and_named_by_what_it_is_made_of(fresh, monkeypatch, tmp_path):
+def test_compiled_once_and_named_by_what_it_is_made_of(fresh, quick, monkeypatch, tmp_path):
     constants = dict(HEAD_SIZE=8, HEADS_PER_GROUP=2, BLOCK_SIZE=16)
     first = compiler.build(**constants)
     before = first.stat().st_mtime_ns
@@ -345,11 +352,12 @@ def test_compiled_once_and_named_by_what_it_is_made_of(fresh, monkeypatch, tmp_p
 
 
 @needs_compiler
-def test_threads_and_processes_that_compile_at_once(fresh):
+def test_threads_and_processes_that_compile_at_once(fresh, quick):
     constants = dict(HEAD_SIZE=2, HEADS_PER_GROUP=1, BLOCK_SIZE=16)
     program = (
-        "from blossomrec.attention.backends.cpu.library import Library; "
-        "Library(2, 1, 16)._functions.blossom_forward"
+        "from blossomrec.attention.backends.cpu import compiler, library\n"
+        f"compiler.FLAGS = {compiler.FLAGS}\n"
+        "library.Library(2, 1, 16)._functions.blossom_forward"
     )
     other = subprocess.Popen([sys.executable, "-c", program])
     built = []

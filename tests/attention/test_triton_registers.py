@@ -126,19 +126,25 @@ def compile_all(heads, groups, size, dtype, fusion, folder):
     return dict(compile_kernel(*kernel, dtype, folder) for kernel in kernels)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_no_register_spills(form, tmp_path):
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """What all forms take; kernels that are the same in two of them are compiled once."""
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    folder = tmp_path_factory.mktemp("registers")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(folder / "cache")}
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, __file__, *map(str, form), str(tmp_path)]
+    command = [sys.executable, __file__, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_no_register_spills(form, compiled):
+    found = compiled[str(form)]
     assert len(found) == 9
     assert {name: use for name, use in found.items() if use["spilled_bytes"] > SPILL_LIMIT} == {}
 
 
 if __name__ == "__main__":
-    *sizes, dtype, fusion, folder = sys.argv[1:]
-    print(json.dumps(compile_all(*map(int, sizes), dtype, fusion, folder)))
+    print(json.dumps({str(form): compile_all(*form, sys.argv[1]) for form in FORMS}))

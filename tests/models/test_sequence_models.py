@@ -208,10 +208,12 @@ def test_dropout_follows_attention_and_feed_forward():
 
 
 def test_rooms_of_models_and_losses_do_without_polars():
+    """And do not import PyTorch's compiler, which takes as long as the rest of it."""
     program = (
         "import sys; sys.modules['polars'] = None; from blossomrec.models import *; "
         "from blossomrec.losses import *; import blossomrec.models.baselines.ease; "
-        "[BACKBONES.get(name) for name in BACKBONES]; [LOSSES.get(name) for name in LOSSES]"
+        "[BACKBONES.get(name) for name in BACKBONES]; [LOSSES.get(name) for name in LOSSES]; "
+        "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention.backends import Backend
+from blossomrec.attention.backends.tracing import looked_up
 from blossomrec.attention.spec import BlossomSpec, Heads, Inputs, Target
 
 FOLDER = "blossomrec.attention.backends"
@@ -129,7 +130,7 @@ def resolve(
 
 # While a graph is traced the answer is looked up, not traced itself. Objects made in the graph are
 # not there yet: it takes and gives plain values.
-@torch.compiler.assume_constant_result
+@looked_up
 def _choose_traced(
     impl: str, dtype: torch.dtype, device: str, queries: int, keys: int, size: int, *spec: Any
 ) -> str:

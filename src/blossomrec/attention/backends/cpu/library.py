@@ -6,10 +6,9 @@ import ctypes
 import os
 from functools import cache
 
-import torch
-
 from blossomrec.attention.backends.code_cache import NotBuiltError
 from blossomrec.attention.backends.cpu.compiler import build
+from blossomrec.attention.backends.tracing import looked_up
 
 # Set to 0, the operator is neither compiled nor used.
 SWITCH = "BLOSSOMREC_CPU_BACKEND"
@@ -89,7 +88,7 @@ def library(head_dim: int, per_group: int, block_size: int) -> Library:
 
 
 # While a graph is traced the answer is looked up, not traced itself.
-@torch.compiler.assume_constant_result
+@looked_up
 def missing(head_dim: int, per_group: int, block_size: int) -> str:
     """Why there is no library for such heads; empty where there is one."""
     found = _find(head_dim, per_group, block_size)
