@@ -7,11 +7,14 @@ what another number wrote.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -45,7 +48,8 @@ def save_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks, num_rows
         for name, each in tensors.items()
     }
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    save(given, storage_writer=writer, process_group=ranks.aside)
+    with _plain_errors():
+        save(given, storage_writer=writer, process_group=ranks.aside)
 
 
 def load_shards(
@@ -67,7 +71,7 @@ def load_shards(
             given[name] = _whole(local, num_rows, mesh)
         else:
             given[name] = torch.empty(size, dtype=dtype)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _plain_errors():
         # That one process reads alone is meant.
         warnings.filterwarnings("ignore", message="torch.distributed is")
         group = None if ranks is None else ranks.aside
@@ -75,6 +79,16 @@ def load_shards(
     return {
         name: each.to_local() if isinstance(each, DTensor) else each for name, each in given.items()
     }
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise OSError with what went wrong at one of the ranks."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (reason, _) = next(iter(error.failures.items()))
+        raise OSError(f"rank {rank}: {reason}") from error
 
 
 def _whole(local: Tensor, num_rows: int, mesh: DeviceMesh | None) -> DTensor:
