@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from blossomrec.errors import BlossomRecError, ConfigError
+from blossomrec.errors import BlossomRecError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -187,24 +187,15 @@ def launched() -> bool:
 
 
 @contextmanager
-def open_ranks(devices: int, device: str) -> Iterator[Ranks]:
+def open_ranks(device: str) -> Iterator[Ranks]:
     """Within, the ranks that torchrun started; this process alone where it did not.
 
     Where they are open already, they stay open.
 
     Args:
-        devices: how many are asked for; torchrun's number goes before it.
-        device: "cpu" or "cuda".
-
-    Raises:
-        ConfigError: several are asked for and there is one process.
+        device: "cpu" or "cuda", of which each gets its own.
     """
     if not launched():
-        if devices > 1:
-            raise ConfigError(
-                f"training.devices is {devices}, but this is one process: start it by blossomrec "
-                "train, or by torchrun"
-            )
         yield ALONE
         return
     global _open

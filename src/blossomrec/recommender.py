@@ -146,7 +146,7 @@ class BlossomRec:
         self.config = resolve_inputs(self._begun(from_run), log)
         split, training = make_split(log, self.config.evaluation), self.config.training
         device = resolve_device(training.device, "training.device")
-        with open_ranks(training.devices, device) as ranks, seeded(training.seed):
+        with open_ranks(device) as ranks, seeded(training.seed):
             model = build_model(self.config.model, log.num_items, log.tables, ranks)
             self.training = train(
                 model,

@@ -67,7 +67,7 @@ def train(
         launch(resolved, [*given, *(name for name, wanted in flags.items() if wanted)], again)
         return
     device = resolve_device(training.device, "training.device")
-    with reported(), open_ranks(training.devices, device) as ranks:
+    with reported(), open_ranks(device) as ranks:
         events = ranks.in_turn(lambda: EventLog.open(log))
         if verbose and ranks.first:
             print(json.dumps(to_dict(resolved), indent=2), flush=True)

@@ -95,6 +95,11 @@ def train(
     run, ranks = Path(run), ranks or ALONE
     check(config)
     check_resume(resume)
+    if ranks.alone and config.training.devices > 1:
+        raise ConfigError(
+            f"training.devices is {config.training.devices}, but this is one process: start it by "
+            "blossomrec train, or by torchrun"
+        )
     check_vocabulary(run, log)
     run_log = RunLog(run, tensorboard=config.training.tensorboard) if ranks.first else NoLog()
     given = None if ancestor is None else Path(ancestor)

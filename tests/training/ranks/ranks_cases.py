@@ -73,5 +73,5 @@ def both_ranks(log: EventLog, folder: Path, ranks: Ranks) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with open_ranks(1, "cpu") as opened:
+    with open_ranks("cpu") as opened:
         both_ranks(EventLog.open(sys.argv[1]), Path(sys.argv[2]), opened)

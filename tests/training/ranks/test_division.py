@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_training import small_config
+from small_training import small_config, small_train
 
 from blossomrec.data.batch import pack
 from blossomrec.data.batches import TrainingBatches
@@ -15,7 +15,7 @@ from blossomrec.errors import ConfigError
 from blossomrec.losses.catalogue import CrossEntropy
 from blossomrec.models import build_model
 from blossomrec.models.sasrec import SASRec
-from blossomrec.ranks import Ranks, open_ranks
+from blossomrec.ranks import Ranks
 from blossomrec.training.setup import build_parts, open_fabric
 from blossomrec.training.sharded.division import Division, divided
 
@@ -92,11 +92,12 @@ def test_parts_of_a_model_are_those_of_the_whole(monkeypatch, backbone):
             assert all(torch.equal(weight, dict(each.named_parameters())[name]) for each in parts)
 
 
-def test_what_cannot_be_shared_is_refused(tiny_log, split, monkeypatch):
+def test_what_cannot_be_shared_is_refused(tiny_log, split, monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="too few for each rank"):
         build_model(small_config().model, 2, ranks=Ranks(2, 3))
     with pytest.raises(ConfigError, match="devices is 2, but this is one process"):
-        open_ranks(2, "cpu").__enter__()
+        small_train(tiny_log, small_config(devices=2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
     def refuse(reason, **options):
         config, ranks = small_config(**options), Ranks(0, 2)

@@ -16,7 +16,7 @@ from small_training import logged
 
 from blossomrec.data.log import EventLog
 from blossomrec.recommender import BlossomRec
-from blossomrec.training.checkpoint import Checkpoints
+from blossomrec.training.checkpoint import Checkpoint, Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,12 @@ def assert_same_training(one: Path, two: Path) -> None:
         np.testing.assert_allclose(others[name], weight, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def newest(run: Path) -> Checkpoint:
+    found = Checkpoints(run / "checkpoints").newest()
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_train_what_one_does(trained, name):
     one = trained / "one" / name
@@ -87,8 +93,7 @@ def test_as_many_ranks_go_on_to_the_bit(trained):
     whole, broken = trained / "whole", trained / "broken"
     assert logged(whole) == logged(broken)
     assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
-    states = [Checkpoints(run / "checkpoints").newest() for run in (whole, broken)]
-    mine, theirs = (state.tensors for state in states)
+    mine, theirs = (newest(run).tensors for run in (whole, broken))
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
         np.testing.assert_array_equal(tensor, theirs[name], err_msg=name)
@@ -112,4 +117,4 @@ def test_a_damaged_shard_is_passed_over(trained):
     content[-1] ^= 1
     shard.write_bytes(content)
     with pytest.warns(UserWarning, match="was altered"):
-        assert Checkpoints(run / "checkpoints").newest().path == first
+        assert newest(run).path == first

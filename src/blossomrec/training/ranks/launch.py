@@ -44,7 +44,9 @@ def launch(config: RunConfig, arguments: Sequence[str], again: str) -> None:
     count = config.training.devices
     _check_devices(config)
     # What is told of a failed rank is told here, in one line.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL + 1)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).disabled = True
     # As many threads together as one process would have.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     options = LaunchConfig(
