@@ -7,7 +7,6 @@ rank 0 of 1, which has nothing to tell.
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +64,16 @@ class Ranks:
         start = (self.rank if rank is None else rank) * each
         return range(min(start, total), min(start + each, total))
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within something that all do, say plainly that another rank is gone, which is why most
+        of it fails: RankLostError."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise RankLostError(f"rank {self.rank} lost another rank: {reason}") from error
+
     def agree(self, *numbers: int) -> tuple[int, ...]:
         """The largest that any rank gives of each number."""
         if self.alone:
@@ -73,7 +82,7 @@ class Ranks:
         import torch.distributed as dist
 
         shared = torch.tensor(numbers, dtype=torch.int64)
-        with _together(self):
+        with self.together():
             dist.all_reduce(shared, dist.ReduceOp.MAX)
         return tuple(shared.tolist())
 
@@ -88,7 +97,7 @@ class Ranks:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
-        with _together(self):
+        with self.together():
             dist.all_gather_object(found, value, self.aside if aside else None)
         return found
 
@@ -101,7 +110,7 @@ class Ranks:
     def gather(self, x: Tensor) -> Tensor:
         """The rows of all ranks, [N * n, ...] of [n, ...], the same n everywhere."""
         out = x.new_empty(self.size * len(x), *x.shape[1:])
-        with _together(self):
+        with self.together():
             _named("all_gather_single", "all_gather_into_tensor")(out, x.contiguous())
         return out
 
@@ -109,14 +118,14 @@ class Ranks:
         """Sum over all ranks, in place."""
         import torch.distributed as dist
 
-        with _together(self):
+        with self.together():
             dist.all_reduce(x)
         return x
 
     def sum_to_owners(self, x: Tensor) -> Tensor:
         """Of the sum over all ranks, [N * n, ...], the rows of this one, [n, ...]."""
         out = x.new_empty(len(x) // self.size, *x.shape[1:])
-        with _together(self):
+        with self.together():
             _named("reduce_scatter_single", "reduce_scatter_tensor")(out, x.contiguous())
         return out
 
@@ -131,7 +140,7 @@ class Ranks:
         import torch.distributed as dist
 
         out = x.new_empty(sum(received), *x.shape[1:])
-        with _together(self):
+        with self.together():
             dist.all_to_all_single(out, x.contiguous(), list(received), list(sent))
         return out
 
@@ -150,7 +159,7 @@ class Ranks:
         for rank in range(1, self.size):
             for start in range(0, sizes[rank], rows):
                 count = min(rows, sizes[rank] - start)
-                with _together(self):
+                with self.together():
                     if self.rank == rank:
                         dist.send(x[start : start + count].contiguous(), 0)
                     elif self.first:
@@ -160,18 +169,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-@contextmanager
-def _together(ranks: Ranks) -> Iterator[None]:
-    """Say plainly that another rank is gone, which is why most operations of all ranks fail."""
-    try:
-        yield
-    except pickle.PickleError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise RankLostError(f"rank {ranks.rank} lost another rank: {reason}") from error
 
 
 def _named(now: str, before: str) -> Callable[..., Any]:

@@ -105,11 +105,13 @@ class Trainer:
                     self._save()
                 if signum:
                     raise TrainingInterrupted(signum)
-            self.checkpoints.finish()
         except TrainingError as error:
+            self.checkpoints.finish()
             kept = self.checkpoints.latest
             last = f"the last good checkpoint is {kept}" if kept else "no checkpoint was saved yet"
             raise TrainingError(f"{error}: training stopped, {last}") from error
+        finally:
+            self.checkpoints.finish()
         return reason
 
     def _reason_to_stop(self) -> str | None:

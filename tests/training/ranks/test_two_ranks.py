@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from blossomrec.training.checkpoint import Checkpoint, Checkpoints
 
 @pytest.fixture(scope="module")
 def log(tiny_events, tmp_path_factory) -> EventLog:
-    """The tiny log with a table of its items."""
+    """The tiny log with a table of its items, and events that do not count alike."""
     items = tiny_events["item_id"].unique().sort()
     rng = np.random.default_rng(0)
     table = pl.DataFrame(
@@ -32,7 +33,8 @@ def log(tiny_events, tmp_path_factory) -> EventLog:
         }
     )
     folder = tmp_path_factory.mktemp("shared") / "log"
-    return EventLog.prepare(tiny_events, folder, items=table)
+    events = tiny_events.with_columns(weight=pl.int_range(pl.len()) % 4 / 2)
+    return EventLog.prepare(events, folder, items=table, weight="weight")
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +111,10 @@ def test_a_run_of_two_ranks_is_a_run_like_others(trained, log):
     assert [len(load_file(each)[table]) for each in shards] == [41, 40]
 
 
-def test_a_damaged_shard_is_passed_over(trained):
-    run = trained / "two" / "sasrec"
-    first, last = sorted((run / "checkpoints").glob("step-*"))
+def test_a_damaged_shard_is_passed_over(trained, tmp_path):
+    # It was saved where it was broken off, and at its end.
+    run = shutil.copytree(trained / "broken", tmp_path / "run")
+    *_, first, last = sorted((run / "checkpoints").glob("step-*"))
     shard = max((last / "shards").iterdir())
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1

@@ -130,6 +130,8 @@ def reported() -> Iterator[None]:
         ErrorHandler().record_exception(error)
         told = os.environ["TORCHELASTIC_RUN_ID"].startswith(OURS)
         # Of ours the launcher tells; of a rank that was lost torchrun does.
-        if isinstance(error, RankLostError) or (told and isinstance(error, BlossomRecError)):
+        if isinstance(error, RankLostError) or (
+            told and isinstance(error, BlossomRecError | OSError)
+        ):
             raise SystemExit(1) from None
         raise

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from blossomrec.ranks import Ranks
+from blossomrec.ranks import ALONE, Ranks
 
 TABLE = "item_embeddings.weight"
 # What is in parts of all that is stored: the table, its average, and what an optimizer keeps of
@@ -48,7 +48,7 @@ def save_shards(folder: Path, tensors: dict[str, Tensor], ranks: Ranks, num_rows
         for name, each in tensors.items()
     }
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    with _plain_errors():
+    with _plain_errors(), ranks.together():
         save(given, storage_writer=writer, process_group=ranks.aside)
 
 
@@ -71,7 +71,7 @@ def load_shards(
             given[name] = _whole(local, num_rows, mesh)
         else:
             given[name] = torch.empty(size, dtype=dtype)
-    with warnings.catch_warnings(), _plain_errors():
+    with warnings.catch_warnings(), _plain_errors(), (ranks or ALONE).together():
         # That one process reads alone is meant.
         warnings.filterwarnings("ignore", message="torch.distributed is")
         group = None if ranks is None else ranks.aside
