@@ -453,7 +453,7 @@ def test_plain_attention_means_a_plain_loss_and_plain_layers(monkeypatch, tiny_l
         return x
 
     by_tiles = softmax._by_tiles
-    monkeypatch.setattr(softmax, "_kernels_take", lambda *_: True)
+    monkeypatch.setattr(softmax, "kernels_take", lambda *_: True)
     monkeypatch.setattr(softmax, "_by_kernels", by_kernels)
     monkeypatch.setattr(fused, "usable", lambda _: True)
     for module, function in (("norm", add_norm), ("feed_forward", feed_forward_norm)):

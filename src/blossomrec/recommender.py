@@ -34,6 +34,7 @@ from blossomrec.evaluation import Evaluation, metrics, scoring
 from blossomrec.files import TemporaryFolder
 from blossomrec.models.inputs import resolve_inputs
 from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.ranks import launched, open_ranks
 from blossomrec.recommendation.ranked_history import check_days, ranked_after
 from blossomrec.recommendation.ranked_users import Ranked, UserRanker
 from blossomrec.recommendation.request import Request
@@ -122,6 +123,9 @@ class BlossomRec:
                 meeting by their ids, and is trained on the events of ``log`` that it was not, or on
                 all, ``events="all"``. Options that are not given are those of the run.
 
+        Under torchrun all ranks call it. What they trained lies in the run folder, which
+        :meth:`from_pretrained` opens; no rank keeps the whole model.
+
         Returns:
             self.
 
@@ -132,15 +136,18 @@ class BlossomRec:
 
         log = log if isinstance(log, EventLog) else EventLog.prepare(log)
         temporary = None
+        if run is None and launched():
+            raise ConfigError("fit needs the folder of the run where ranks train together: give it")
         if run is None:
             # Once the weights are in memory, nothing of it is needed any more.
             temporary = TemporaryFolder()
             run = temporary.path / "run"
         # As it was given, not as it was decided for another log before.
         self.config = resolve_inputs(self._begun(from_run), log)
-        split = make_split(log, self.config.evaluation)
-        with seeded(self.config.training.seed):
-            model = build_model(self.config.model, log.num_items, log.tables)
+        split, training = make_split(log, self.config.evaluation), self.config.training
+        device = resolve_device(training.device, "training.device")
+        with open_ranks(device) as ranks, seeded(training.seed):
+            model = build_model(self.config.model, log.num_items, log.tables, ranks)
             self.training = train(
                 model,
                 log,
@@ -150,9 +157,11 @@ class BlossomRec:
                 resume=resume,
                 progress=progress,
                 ancestor=from_run,
+                ranks=ranks,
             )
             self.log = log
-            self._load(run, resolve_device(self.config.training.device))
+            if ranks.alone:
+                self._load(run, device)
         return self
 
     @classmethod

@@ -187,7 +187,7 @@ LOSSES: Registry[type[TrainingLoss]] = Registry(
     "loss",
     "blossomrec.losses",
     {
-        "cross_entropy": "blossomrec.losses.softmax:CrossEntropy",
+        "cross_entropy": "blossomrec.losses.catalogue:CrossEntropy",
         "sampled_softmax": "blossomrec.losses.sampled:SampledSoftmax",
         "gbce": "blossomrec.losses.sampled:GBCE",
         "bpr": "blossomrec.losses.sampled:BPR",

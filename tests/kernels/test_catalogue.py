@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton")
 
-from blossomrec.losses import cross_entropy
+from blossomrec.losses import cross_entropy, sharded
 from blossomrec.losses.softmax import row_cross_entropy
 from blossomrec.models import fused
 from blossomrec.models.fused import catalogue_loss
@@ -160,3 +160,27 @@ def test_the_loss_takes_the_kernels_where_it_may(monkeypatch):
     # Without autocast the sums are float32 products, which the kernels do not make.
     cross_entropy(*leaves, targets)
     assert len(found) == 1
+
+
+def test_parts_of_a_catalogue_make_the_whole():
+    hidden, weight, targets = problem(37, 129, 24, scale=24**-0.5)
+    targets[3] = -1
+    lse, losses, (of_rows, of_items) = losses_and_gradients(hidden, weight, targets)
+    parts = []
+    for first, stop in ((0, 70), (70, 129)):
+        items, here = weight[first:stop], (targets >= first) & (targets < stop)
+        local = torch.where(here, targets - first, stop - first).where(targets >= 0, -1)
+        own, gradient = sharded._own_items(hidden, items, local, 0, True)
+        parts.append((items, local, own, gradient))
+    together = torch.stack([own for _, _, own, _ in parts])
+    whole = together[:, 0].logsumexp(0)
+    torch.testing.assert_close(whole, lse)
+    counted = targets >= 0
+    torch.testing.assert_close((whole - together[:, 1].sum(0))[counted], losses[counted])
+    for items, local, own, gradient in parts:
+        sharded._to_all_items(gradient, items, local, own[0], whole)
+    torch.testing.assert_close(sum(part[3] for part in parts), of_rows, rtol=1e-3, atol=1e-4)
+    found = [
+        catalogue_loss.catalogue_gradient(hidden, items, local, whole) for items, local, *_ in parts
+    ]
+    torch.testing.assert_close(torch.cat(found), of_items, rtol=1e-3, atol=1e-4)

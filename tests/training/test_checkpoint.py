@@ -171,7 +171,7 @@ def tamper(checkpoints, part: str, description: dict) -> None:
 def test_a_file_elsewhere_is_refused(checkpoints, tmp_path, part, name):
     (tmp_path / "secret").write_text("secret")
     save(checkpoints, 1)
-    described = module._description(tmp_path / "secret") | {"name": name}
+    described = module.described(tmp_path / "secret") | {"name": name}
     if name == "/secret":
         described["name"] = str(tmp_path / "secret")
     tamper(checkpoints, part, described)

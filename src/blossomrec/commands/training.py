@@ -50,23 +50,35 @@ def train(
         quiet: show nothing but errors
     """
     from blossomrec.data.log import EventLog
+    from blossomrec.device import resolve_device
+    from blossomrec.ranks import launched, open_ranks
     from blossomrec.recommender import BlossomRec
     from blossomrec.training import TrainingInterrupted
+    from blossomrec.training.ranks.launch import launch, reported
 
     resolved = RunConfig(model, training, evaluation)
     check(resolved)
-    events = EventLog.open(log)
-    if verbose:
-        print(json.dumps(to_dict(resolved), indent=2), flush=True)
-    try:
-        recommender = BlossomRec(resolved).fit(
-            events, run, resume=resume, progress=not quiet, from_run=from_run
-        )
-    except TrainingInterrupted as stop:
-        command = shlex.join(["blossomrec", "train", str(log), str(run), "--resume", "auto"])
-        raise TrainingInterrupted(stop.signum, command) from stop
+    again = shlex.join(["blossomrec", "train", str(log), str(run), "--resume", "auto"])
+    if training.devices > 1 and not launched():
+        EventLog.open(log)
+        given = ["train", str(log), str(run), "--resume", resume]
+        given += [] if from_run is None else ["--from", str(from_run)]
+        flags = {"--verbose": verbose, "--quiet": quiet}
+        launch(resolved, [*given, *(name for name, wanted in flags.items() if wanted)], again)
+        return
+    device = resolve_device(training.device, "training.device")
+    with reported(), open_ranks(device) as ranks:
+        events = ranks.in_turn(lambda: EventLog.open(log))
+        if verbose and ranks.first:
+            print(json.dumps(to_dict(resolved), indent=2), flush=True)
+        try:
+            recommender = BlossomRec(resolved).fit(
+                events, run, resume=resume, progress=not quiet, from_run=from_run
+            )
+        except TrainingInterrupted as stop:
+            raise TrainingInterrupted(stop.signum, again) from stop
     result = recommender.training
-    if not quiet and result is not None:
+    if not quiet and ranks.first and result is not None:
         print(
             f"best epoch {result.best_epoch} of {result.epochs}"
             + (", " if result.best_epoch or from_run is None else " (as it began), ")

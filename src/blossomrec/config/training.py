@@ -82,6 +82,12 @@ class TrainingConfig:
     patience: int = option(10, "validations without a better NDCG@10 before training stops", low=1)
     seed: int = option(0, "seed of everything random", low=0, high=LARGEST_SEED)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")
+    devices: int = option(
+        1,
+        "ranks that train together on this machine, each on a GPU of its own where there are; "
+        "torchrun starts them on several",
+        low=1,
+    )
     precision: Literal["auto", "32-true", "bf16-mixed"] = option(
         "auto", "auto is bf16-mixed on a GPU and 32-true elsewhere"
     )

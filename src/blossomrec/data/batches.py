@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import queue
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -200,12 +201,24 @@ class TrainingBatches:
         """Targets that hardly a batch of so many events and histories has more of."""
         return tokens
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Generator[Batch]:
+    def epoch(
+        self,
+        epoch: int,
+        start_step: int = 0,
+        division: Callable[[Batch, tuple[int, int]], Any] | None = None,
+    ) -> Generator[Any]:
         """The batches of the epoch from ``start_step`` on, made ahead by a thread.
 
         Closing the iterator ends the thread.
+
+        Args:
+            division: what makes of a batch and its point, epoch and step, what is given instead.
         """
-        return prefetch(self._batches(epoch, start_step))
+        batches = self._batches(epoch, start_step)
+        if division is None:
+            return prefetch(batches)
+        points = ((epoch, step) for step in itertools.count(start_step))
+        return prefetch(map(division, batches, points))
 
     def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
         windows, cuts = self._planned(epoch)

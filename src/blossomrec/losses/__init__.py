@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from blossomrec.losses.sampled import SampledLoss, bpr, gbce, sampled_softmax
     from blossomrec.losses.sampling import NegativeSampler
     from blossomrec.losses.softmax import cross_entropy
+    from blossomrec.ranks import Ranks
 
 __all__ = [
     "LOSSES",
@@ -61,12 +62,14 @@ class TrainingLoss:
         weighted: whether it takes ``row_weights``; a training whose targets do not count alike
             refuses a loss that does not.
         by_row: whether it has :meth:`rows`, which a model that mixes in the user's own items needs.
+        sharded: whether it has :meth:`sharded_rows`, for a catalogue in parts.
         may_fuse: whether kernels of a GPU may be used; False asks for plain PyTorch.
     """
 
     captured: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
     by_row: ClassVar[bool] = False
+    sharded: ClassVar[bool] = False
     may_fuse: bool = True
 
     def __init__(self, config: TrainingConfig, item_counts: np.ndarray):
@@ -95,6 +98,13 @@ class TrainingLoss:
 
         Differentiable as the mean is; 0 where the target is negative.
         """
+        raise NotImplementedError
+
+    def sharded_rows(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, ranks: Ranks, **where: int
+    ) -> Tensor:
+        """As :meth:`rows`, where each rank has a part of the catalogue; see
+        :func:`blossomrec.losses.sharded.sharded_cross_entropy`."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -179,6 +179,15 @@ class SampledLoss(TrainingLoss):
         """The loss with these negatives, int64 [N], and their log-probabilities [N]."""
         raise NotImplementedError
 
+    def counted(
+        self, targets: Tensor, negatives: Tensor, row_weights: Tensor | None = None
+    ) -> Tensor:
+        """By what :meth:`of_sample` divides the sum over rows, but for a factor: a scalar.
+
+        So the mean over the rows of several ranks is made of the means of each.
+        """
+        return _counted(targets, row_weights).sum()
+
     def state_dict(self) -> dict[str, Tensor]:
         return {"seed": self.sampler.seed, "drawn": self.sampler.drawn}
 
@@ -227,3 +236,7 @@ class BPR(SampledLoss):
 
     def of_sample(self, hidden, weight, targets, negatives, log_q, row_weights=None):
         return bpr(hidden, weight, targets, negatives, row_weights)
+
+    def counted(self, targets, negatives, row_weights=None):
+        pairs = (negatives != targets[:, None]).sum(1)
+        return (_counted(targets, row_weights) * pairs).sum()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from blossomrec.attention.backends.gpu.products import product
-from blossomrec.losses import TrainingLoss, row_shares
+from blossomrec.losses import row_shares
 from blossomrec.models import fused
 
 # Fewer rows than this in a tile would spend more time on adding up the gradient of the catalogue
@@ -42,8 +42,8 @@ def cross_entropy(
             numbers is what the loss needs beside its gradients. The kernels hold none.
         may_fuse: use the kernels of a GPU where they take this; False asks for plain PyTorch.
     """
-    dtype, differentiate = _factor_type(hidden, weight), _differentiable(hidden, weight)
-    kernels = may_fuse and _kernels_take(hidden, dtype)
+    dtype, differentiate = factor_type(hidden, weight), _differentiable(hidden, weight)
+    kernels = may_fuse and kernels_take(hidden, dtype)
     summed = _by_kernels if kernels else partial(_by_tiles, chunk_elements)
     return _CatalogueCrossEntropy.apply(
         hidden, weight, targets, row_weights, dtype, partial(summed, differentiate)
@@ -71,8 +71,8 @@ def row_cross_entropy(
         >>> losses.exp().round()
         tensor([8., 1.])
     """
-    dtype = _factor_type(hidden, weight)
-    kernels = may_fuse and _kernels_take(hidden, dtype)
+    dtype = factor_type(hidden, weight)
+    kernels = may_fuse and kernels_take(hidden, dtype)
     options = chunk_elements, kernels, _differentiable(hidden, weight)
     return _RowCrossEntropy.apply(hidden, weight, targets, dtype, options)
 
@@ -82,14 +82,14 @@ def _differentiable(hidden: Tensor, weight: Tensor) -> bool:
     return torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
 
 
-def _factor_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
+def factor_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """Type of the factors of the products."""
     if torch.is_autocast_enabled(hidden.device.type):
         return torch.get_autocast_dtype(hidden.device.type)
     return torch.promote_types(hidden.dtype, weight.dtype)
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Predictions as the products take them.
 
     factors: [M, D]. targets: [M]. shares: [M], how much each row counts; None for all alike.
@@ -100,16 +100,16 @@ class _Rows(NamedTuple):
     shares: Tensor | None
 
     @staticmethod
-    def of(hidden: Tensor, targets: Tensor, weights: Tensor | None, dtype: torch.dtype) -> _Rows:
+    def of(hidden: Tensor, targets: Tensor, weights: Tensor | None, dtype: torch.dtype) -> Rows:
         factors = hidden.to(dtype)
         if weights is None:
-            return _Rows(factors, targets, None)
+            return Rows(factors, targets, None)
         exact = torch.promote_types(dtype, torch.float32)
-        return _Rows(factors, targets, row_shares(weights.to(exact).masked_fill(targets < 0, 0.0)))
+        return Rows(factors, targets, row_shares(weights.to(exact).masked_fill(targets < 0, 0.0)))
 
-    def part(self, rows: slice) -> _Rows:
+    def part(self, rows: slice) -> Rows:
         shares = None if self.shares is None else self.shares[rows]
-        return _Rows(self.factors[rows], self.targets[rows], shares)
+        return Rows(self.factors[rows], self.targets[rows], shares)
 
     def sum(self, losses: Tensor) -> Tensor:
         return losses.sum() if self.shares is None else (losses * self.shares).sum()
@@ -120,7 +120,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, row_weights, dtype, summed):
         ctx.dtypes = hidden.dtype, weight.dtype
         with torch.autocast(hidden.device.type, enabled=False):
-            rows = _Rows.of(hidden, targets, row_weights, dtype)
+            rows = Rows.of(hidden, targets, row_weights, dtype)
             # Never looked at: the answer would have to come from the device. One share is 1 where
             # anything counts.
             ctx.counted = rows.sum(targets >= 0).clamp(min=1)
@@ -157,10 +157,10 @@ class _RowCrossEntropy(torch.autograd.Function):
                     factors, items, targets, differentiate=differentiate
                 )
             else:
-                parts, width = _tiles(chunk_elements, factors, items)
+                parts, width = tiles(chunk_elements, factors, items)
                 # Of no rows at all, too.
                 found = [
-                    _tile_lse(factors[part], targets[part], items, width)[:2]
+                    tile_lse(factors[part], targets[part], items, width)[:2]
                     for part in parts or [slice(0)]
                 ]
                 lse, losses = (torch.cat(each) for each in zip(*found, strict=True))
@@ -176,30 +176,30 @@ class _RowCrossEntropy(torch.autograd.Function):
         top = torch.nn.functional.pad(grad.abs(), (0, 1)).amax()
         shares = grad / torch.where(top > 0, top, 1.0)
         items = weight.to(ctx.dtype)
-        rows = _Rows(hidden.to(ctx.dtype), targets, shares)
+        rows = Rows(hidden.to(ctx.dtype), targets, shares)
         with torch.autocast(hidden.device.type, enabled=False):
             if ctx.kernels:
                 from blossomrec.models.fused.catalogue_loss import catalogue_gradient
 
                 of_items = catalogue_gradient(rows.factors, items, targets, lse, shares)
             else:
-                of_rows, of_items = _tile_gradients(ctx.chunk_elements, rows, items, lse)
+                of_rows, of_items = tile_gradients(ctx.chunk_elements, rows, items, lse)
         of_hidden = (of_rows * grad[:, None]).to(hidden.dtype)
         return of_hidden, (of_items * top).to(weight.dtype), None, None, None
 
 
-def _tile_gradients(
-    chunk_elements: int, rows: _Rows, items: Tensor, lse: Tensor
+def tile_gradients(
+    chunk_elements: int, rows: Rows, items: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients [M, D], as if each row counted 1, and [I, D]."""
     of_rows, of_items = _zeros(rows.factors, items)
-    parts, width = _tiles(chunk_elements, rows.factors, items)
+    parts, width = tiles(chunk_elements, rows.factors, items)
     for part in parts:
         _add_gradients(rows.part(part), items, width, lse[part], [of_rows[part], of_items])
     return of_rows, of_items
 
 
-def _kernels_take(hidden: Tensor, dtype: torch.dtype) -> bool:
+def kernels_take(hidden: Tensor, dtype: torch.dtype) -> bool:
     if not len(hidden) or not fused.usable(hidden):
         return False
     from blossomrec.models.fused import catalogue_loss
@@ -207,7 +207,7 @@ def _kernels_take(hidden: Tensor, dtype: torch.dtype) -> bool:
     return catalogue_loss.takes(hidden, dtype)
 
 
-def _by_kernels(differentiate: bool, rows: _Rows, items: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _by_kernels(differentiate: bool, rows: Rows, items: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Summed loss and gradients, as :func:`_by_tiles`, on a GPU in 16 bits."""
     from blossomrec.models.fused.catalogue_loss import catalogue_gradient, row_losses
 
@@ -221,7 +221,7 @@ def _by_kernels(differentiate: bool, rows: _Rows, items: Tensor) -> tuple[Tensor
 
 
 def _by_tiles(
-    chunk_elements: int, differentiate: bool, rows: _Rows, items: Tensor
+    chunk_elements: int, differentiate: bool, rows: Rows, items: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Summed loss, and its gradients [M, D] and [I, D] if they are wanted.
 
@@ -229,7 +229,7 @@ def _by_tiles(
     rows do not.
     """
     factors = rows.factors
-    parts, width = _tiles(chunk_elements, factors, items)
+    parts, width = tiles(chunk_elements, factors, items)
     total = factors.new_zeros((), dtype=torch.promote_types(factors.dtype, torch.float32))
     gradients = _zeros(factors, items) if differentiate else []
     for part in parts:
@@ -244,7 +244,7 @@ def _zeros(*like: Tensor) -> list[Tensor]:
     return [torch.zeros_like(each, dtype=dtype) for each, dtype in zip(like, exact, strict=True)]
 
 
-def _tiles(chunk_elements: int, factors: Tensor, items: Tensor) -> tuple[list[slice], int]:
+def tiles(chunk_elements: int, factors: Tensor, items: Tensor) -> tuple[list[slice], int]:
     """Parts of the rows that are taken together, and how many items are."""
     count = len(factors)
     height = min(max(chunk_elements // len(items), TILE_ROWS), chunk_elements, count)
@@ -253,16 +253,16 @@ def _tiles(chunk_elements: int, factors: Tensor, items: Tensor) -> tuple[list[sl
     return [slice(start, start + height) for start in starts], width
 
 
-def _add_rows(rows: _Rows, items: Tensor, width: int, gradients: list[Tensor]) -> Tensor:
+def _add_rows(rows: Rows, items: Tensor, width: int, gradients: list[Tensor]) -> Tensor:
     """Summed loss of some rows; adds to their ``gradients``, [M, D] and [I, D], if given."""
-    lse, losses, logits = _tile_lse(rows.factors, rows.targets, items, width)
+    lse, losses, logits = tile_lse(rows.factors, rows.targets, items, width)
     if gradients:
         # A single tile is still there; several are computed again rather than kept.
         _add_gradients(rows, items, width, lse, gradients, logits if width >= len(items) else None)
     return rows.sum(losses)
 
 
-def _tile_lse(
+def tile_lse(
     factors: Tensor, targets: Tensor, items: Tensor, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp and losses of some rows, [rows], and the logits of the last columns."""
@@ -281,7 +281,7 @@ def _tile_lse(
 
 
 def _add_gradients(
-    rows: _Rows,
+    rows: Rows,
     items: Tensor,
     width: int,
     lse: Tensor,
@@ -318,17 +318,3 @@ def _subtract_targets(probabilities: Tensor, targets: Tensor, start: int) -> Non
     inside = (place >= 0) & (place < probabilities.shape[1])
     place = place.clamp(0, probabilities.shape[1] - 1)[:, None]
     probabilities.scatter_add_(1, place, -inside[:, None].to(probabilities.dtype))
-
-
-class CrossEntropy(TrainingLoss):
-    """:func:`cross_entropy`."""
-
-    captured = True
-    weighted = True
-    by_row = True
-
-    def __call__(self, hidden, weight, targets, row_weights=None):
-        return cross_entropy(hidden, weight, targets, row_weights, may_fuse=self.may_fuse)
-
-    def rows(self, hidden, weight, targets):
-        return row_cross_entropy(hidden, weight, targets, may_fuse=self.may_fuse)

@@ -35,6 +35,7 @@ FEW = 256
 SINGLY = 4
 # Columns of a product are a multiple of this: for others a GPU has no fast kernel.
 ALIGNMENT = 8
+WHOLE = slice(None)
 
 
 # The smallest gap, in whole seconds, of each bucket from 1 on.
@@ -381,21 +382,25 @@ class Content(nn.Module):
     Args:
         features: by name; their arrays become buffers, which are saved with the table.
         size: D.
+        rows: which of the table's it has; all without.
     """
 
-    def __init__(self, features: Mapping[str, Feature], size: int):
+    def __init__(self, features: Mapping[str, Feature], size: int, rows: range | None = None):
         super().__init__()
+        held = WHOLE if rows is None else slice(rows.start, rows.stop)
         self.categories = nn.ModuleList(
-            _Categories(one, size) for one in features.values() if isinstance(one, Categories)
+            _Categories(one, size, rows=held)
+            for one in features.values()
+            if isinstance(one, Categories)
         )
         self.numbers = nn.ModuleList(
-            _Projected(one, size)
+            _Projected(one, size, held)
             for one in features.values()
             if isinstance(one, (Numbers, Vectors))
         )
 
     def forward(self) -> Tensor:
-        """Vectors of all rows, [R, D]."""
+        """Vectors of all rows that it has, [R, D]."""
         return torch.stack([part() for part in (*self.categories, *self.numbers)]).sum(0)
 
     @property
@@ -410,10 +415,13 @@ class _Lists(nn.Module):
     values: Tensor
     offsets: Tensor
 
-    def __init__(self, feature: Categories):
+    def __init__(self, feature: Categories, rows: slice = WHOLE):
         super().__init__()
-        _keep(self, values=feature.values.astype(np.int64), offsets=feature.offsets)
-        self.longest = int(np.diff(feature.offsets).max(initial=1))
+        first, stop, _ = rows.indices(len(feature))
+        offsets = feature.offsets[first : stop + 1]
+        values = feature.values[offsets[0] : offsets[-1]].astype(np.int64)
+        _keep(self, values=values, offsets=offsets - offsets[0])
+        self.longest = int(np.diff(offsets).max(initial=1))
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers of rows, and whether they are any: int64 and bool [B, longest]."""
@@ -431,11 +439,11 @@ class _Lists(nn.Module):
 class _Categories(nn.Module):
     """The sum of the embeddings of each row's categories."""
 
-    def __init__(self, feature: Categories, size: int, std: float = 0.02):
+    def __init__(self, feature: Categories, size: int, std: float = 0.02, rows: slice = WHOLE):
         super().__init__()
         self.bag = nn.EmbeddingBag(feature.size, size, mode="sum", include_last_offset=True)
         nn.init.normal_(self.bag.weight, std=std)
-        self.lists = _Lists(feature)
+        self.lists = _Lists(feature, rows)
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """Of some rows, int64 [B], or of all, [R, D]."""
@@ -450,9 +458,9 @@ class _Projected(nn.Module):
 
     values: Tensor
 
-    def __init__(self, feature: Numbers | Vectors, size: int):
+    def __init__(self, feature: Numbers | Vectors, size: int, rows: slice):
         super().__init__()
-        values = _scaled(feature)
+        values = _scaled(feature, rows)
         self.project = nn.Linear(values.shape[1], size, bias=False)
         nn.init.normal_(self.project.weight, std=0.02)
         _keep(self, values=values)
@@ -486,13 +494,16 @@ def scale_of(feature: Feature) -> tuple[float, float]:
     return 0.0, float(length or 1.0)
 
 
-def _scaled(feature: Numbers | Vectors) -> np.ndarray:
-    """Numbers [R, 1] or vectors [R, d] of a common size, float32; 0 where they are missing."""
+def _scaled(feature: Numbers | Vectors, rows: slice = WHOLE) -> np.ndarray:
+    """Numbers [R, 1] or vectors [R, d] of a common size, float32; 0 where they are missing.
+
+    rows: those that are wanted, by the scale of all.
+    """
     mean, scale = scale_of(feature)
     if isinstance(feature, Numbers):
-        values = np.asarray(feature.values, np.float64)
+        values = np.asarray(feature.values[rows], np.float64)
         return np.where(np.isnan(values), 0.0, (values - mean) / scale)[:, None].astype(np.float32)
-    values = np.asarray(feature.values)
+    values = np.asarray(feature.values[rows])
     known = np.asarray(np.isfinite(values).all(axis=1))
     # In 32 bits, as the vectors are.
     scaled = np.nan_to_num(values, nan=0.0) / np.float32(scale)

@@ -23,6 +23,8 @@ from blossomrec.models.features import Asked, Content, EventInputs, UserContent,
 from blossomrec.models.inputs import inputs_of, seen_fields
 from blossomrec.models.own_history import OwnHistory
 from blossomrec.models.own_history.items import OwnItems
+from blossomrec.models.shard import held_rows, sharded, start_table
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.registry import BACKBONES
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class SequenceModel(nn.Module):
         extra_rows: embeddings besides the catalogue's, from row I on.
 
     Attributes:
+        held: rows of the item table that it has: all, unless ranks share them.
         causal: whether an event sees only itself and what came before.
         captured: whether a training step may be a CUDA graph: ``encode`` takes batches that are
             padded to one shape, and never waits for the device.
@@ -89,13 +92,13 @@ class SequenceModel(nn.Module):
 
     def __init__(self, config: ModelConfig, num_items: int, *, extra_rows: int = 0):
         super().__init__()
-        self.config, self.num_items, self._extra_rows = config, num_items, extra_rows
-        self.item_embeddings = nn.Embedding(num_items + extra_rows, config.hidden_size)
+        self.config, self.num_items, self.extra_rows = config, num_items, extra_rows
+        self.held = held_rows(num_items + extra_rows)
+        self.item_embeddings = start_table(num_items + extra_rows, config.hidden_size)
         post = config.norm == "post"
         self.embedding_norm = nn.LayerNorm(config.hidden_size) if post else nn.Identity()
         self.final_norm = nn.Identity() if post else nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
-        nn.init.normal_(self.item_embeddings.weight, std=0.02)
         self.content: Content | None = None
         self.user_content: UserContent | None = None
         self.event_inputs: EventInputs | None = None
@@ -135,8 +138,9 @@ class SequenceModel(nn.Module):
             told = {"gap": asks, "clock": asks and clock, "kinds": wanted}
             self.request_inputs = EventInputs(size, **told, may_fuse=self.may_fuse)
         if config.content == "on":
-            self.content = Content(self._table("content", tables.items, self.num_items), size)
-            self.register_buffer("trained", torch.ones(self.num_items, dtype=torch.bool))
+            table = self._table("content", tables.items, self.num_items)
+            self.content = Content(table, size, self.held_items)
+            self.register_buffer("trained", torch.ones(len(self.held_items), dtype=torch.bool))
         if config.repeats == "on":
             timed = "times" in inputs_of(config)
             self.own_history = OwnHistory(size, config.max_len, timed=timed)
@@ -147,6 +151,18 @@ class SequenceModel(nn.Module):
         found = "none" if table is None else f"one of {table.num_rows} rows"
         needed = f"a table of {rows} items" if rows else "a table of users"
         raise ConfigError(f"model.{option} is 'on': {needed} is needed, {found} was given")
+
+    @property
+    def held_items(self) -> range:
+        """Items of the catalogue among the rows that it has."""
+        return range(self.held.start, min(self.held.stop, self.num_items))
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are trained, those of other ranks included."""
+        there = sum(one.numel() for one in self.parameters())
+        others = self.num_items + self.extra_rows - len(self.held)
+        return there + others * self.config.hidden_size
 
     @property
     def features(self) -> FeatureTable | None:
@@ -182,7 +198,8 @@ class SequenceModel(nn.Module):
     def mark_trained(self, items: np.ndarray) -> None:
         """Tell which items have a training event, bool [I]; with content it makes a difference."""
         if self.content is not None:
-            self.trained.copy_(torch.from_numpy(items))
+            held = self.held_items
+            self.trained.copy_(torch.from_numpy(items[held.start : held.stop]))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -355,6 +372,7 @@ class SequenceModel(nn.Module):
     def item_vectors(self) -> Tensor:
         """What items are at input and output, [I, D], and what rows besides them are, from row I.
 
+        Where ranks share the table, those of the rows that this one has.
         Embeddings of their ids and, with content, what the table says of them. In training a share
         of the items, drawn anew with each call, goes without the embedding of its id, so that the
         rest learns to stand alone; items without a training event always do.
@@ -369,10 +387,10 @@ class SequenceModel(nn.Module):
             return self._vectors
         ids = self.trained
         if self.training:
-            draws = torch.rand(self.num_items, device=weight.device)
+            draws = torch.rand(len(ids), device=weight.device)
             ids = ids & (draws >= self.config.id_dropout)
-        items = weight[: self.num_items] * ids[:, None] + self.content()
-        vectors = torch.cat((items, weight[self.num_items :])) if self._extra_rows else items
+        items = weight[: len(ids)] * ids[:, None] + self.content()
+        vectors = torch.cat((items, weight[len(ids) :])) if self.extra_rows else items
         if kept:
             self._vectors = vectors
         return vectors
@@ -381,7 +399,7 @@ class SequenceModel(nn.Module):
     def on_rows(self, vectors: Tensor) -> Iterator[None]:
         """Within, ``vectors`` [K, D] are all items that there are, and events name rows of them.
 
-        For a model without content, and a step that needs no other items.
+        For a step that needs no other items, and vectors with the content in them.
         """
         self._rows = vectors
         try:
@@ -398,8 +416,8 @@ class SequenceModel(nn.Module):
         """Vectors of the catalogue's items, [I, D]: the output matrix."""
         vectors = self.item_vectors() if vectors is None else vectors
         # The gradient of a part would be a copy of it.
-        whole = self._rows is not None or len(vectors) == self.num_items
-        return vectors if whole else vectors[: self.num_items]
+        count = len(self.held_items)
+        return vectors if self._rows is not None or len(vectors) == count else vectors[:count]
 
     def asked(self, batch: Batch) -> Asked | None:
         """What :meth:`ask` is told after each event; None for a model that nothing is told."""
@@ -533,13 +551,20 @@ def batch_sizes(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def build_model(config: ModelConfig, num_items: int, tables: Tables | None = None) -> SequenceModel:
+def build_model(
+    config: ModelConfig,
+    num_items: int,
+    tables: Tables | None = None,
+    ranks: Ranks | None = None,
+) -> SequenceModel:
     """The model that ``config.backbone`` names, with start values from PyTorch's generator.
 
     Args:
         config: the architecture; an input that is neither "on" nor "off" is off.
         num_items: size of the catalogue.
         tables: what is known of items, users and events, such as ``log.tables``.
+        ranks: who share the item table; this one's model has its rows, with the numbers that they
+            have in the whole, and all the rest.
 
     Raises:
         ConfigError: an option is out of bounds or does not fit another one, or there are no items.
@@ -547,7 +572,12 @@ def build_model(config: ModelConfig, num_items: int, tables: Tables | None = Non
     check(config, "model.")
     if num_items < 1:
         raise ConfigError(f"num_items is {num_items}: a catalogue needs at least 1 item")
-    model = BACKBONES.get(config.backbone)(config, num_items)
+    with sharded(ranks or ALONE):
+        model = BACKBONES.get(config.backbone)(config, num_items)
+    if not len(model.held_items):
+        raise ConfigError(
+            f"num_items is {num_items}: too few for each rank to have some of them, choose fewer"
+        )
     # Last, so that a model without other inputs begins with the numbers that it always began with.
     model.attach(Tables() if tables is None else tables)
     return model

@@ -26,6 +26,8 @@ FORMAT = 1
 STEP = re.compile(r"step-\d{10}")
 BEST = re.compile(r"best-\d{10}\.safetensors")
 TENSORS = "tensors.safetensors"
+SHARDS = "shards"
+SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
@@ -42,9 +44,10 @@ class Checkpoint:
 class Checkpoints:
     """The folder ``checkpoints/`` of a run: ``step-*/`` and the ``best-*.safetensors`` they need.
 
-    A checkpoint is a folder with ``tensors.safetensors`` and ``state.json``; the latter holds the
-    size and SHA-256 of every file it relies on, and its own, so that damage shows. Whatever else
-    lies in ``checkpoints/`` is nobody's: it is neither read nor removed.
+    A checkpoint is a folder with ``tensors.safetensors``, or in ``shards/`` the files of several
+    ranks, and ``state.json``; the latter holds the size and SHA-256 of every file it relies on, and
+    its own, so that damage shows. Whatever else lies in ``checkpoints/`` is nobody's: it is neither
+    read nor removed.
     """
 
     def __init__(self, folder: Path):
@@ -60,8 +63,11 @@ class Checkpoints:
         """Publish the best weights so far; the checkpoints saved from now on refer to them."""
         path = self.folder / f"best-{step:010d}.safetensors"
         write_weights(path, weights)
-        self._best = _description(path)
+        self._best = described(path)
         self.publish(path)
+
+    def finish(self) -> None:
+        """Wait until what was saved is on disk."""
 
     def publish(self, best: Path) -> None:
         """Make ``best`` the ``model.safetensors`` of the run."""
@@ -73,16 +79,15 @@ class Checkpoints:
         path = self.folder / f"step-{step:010d}"
         with new_folder(path) as folder:
             save_file(tensors, folder / TENSORS)
-            content = {
-                "format": FORMAT,
-                "tensors": _description(folder / TENSORS),
-                "best": self._best,
-                "state": state,
-            }
-            text = json.dumps({"sha256": _content_digest(content), "content": content})
-            (folder / "state.json").write_text(text)
+            self._describe(folder, described(folder / TENSORS), state)
         self.latest = path
         self._prune()
+
+    def _describe(self, folder: Path, tensors: Any, state: dict[str, Any]) -> None:
+        """Write ``state.json``; ``tensors`` describes their file, or a list of several ranks'."""
+        content = {"format": FORMAT, "tensors": tensors, "best": self._best, "state": state}
+        text = json.dumps({"sha256": _content_digest(content), "content": content})
+        (folder / "state.json").write_text(text)
 
     def newest(self) -> Checkpoint | None:
         """The newest undamaged checkpoint, None where there is none at all.
@@ -120,13 +125,26 @@ class Checkpoints:
         if content["format"] != FORMAT:
             raise ValueError(f"it has format {content['format']!r}, not {FORMAT}")
         tensors, best = content["tensors"], content["best"]
-        _verify(path, tensors, re.compile(re.escape(TENSORS)))
+        shared = isinstance(tensors, list)
+        for each in tensors if shared else [tensors]:
+            place = path / SHARDS if shared else path
+            _verify(place, each, SHARD if shared else re.compile(re.escape(TENSORS)))
+        if shared:
+            _refuse_others(path / SHARDS, {each["name"] for each in tensors})
         if best is not None:
             _verify(self.folder, best, BEST)
         if not isinstance(content["state"], dict):
             raise ValueError("state.json holds no state")
         found = self.folder / best["name"] if best is not None else None
-        return Checkpoint(path, load_file(path / TENSORS), content["state"], found), best
+        return Checkpoint(path, self._load(path, shared), content["state"], found), best
+
+    def _load(self, path: Path, shared: bool) -> dict[str, torch.Tensor]:
+        """All tensors of a checkpoint, which several ranks wrote or one."""
+        if not shared:
+            return load_file(path / TENSORS)
+        from blossomrec.training.sharded.shards import load_shards
+
+        return load_shards(path / SHARDS)
 
     def _paths(self) -> list[Path]:
         found = (path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name))
@@ -176,7 +194,8 @@ class Pace:
         self._since = time.monotonic()
 
 
-def _description(path: Path) -> dict[str, Any]:
+def described(path: Path) -> dict[str, Any]:
+    """Name, size and SHA-256 of a file."""
     return {"name": path.name, "size": path.stat().st_size, "sha256": digest(path)}
 
 
@@ -193,6 +212,13 @@ def _verify(folder: Path, expected: dict[str, Any], names: re.Pattern[str]) -> N
         raise ValueError(f"{name} has {size} bytes, not {shortened(expected['size'])}")
     if digest(path) != expected["sha256"]:
         raise ValueError(f"{name} was altered")
+
+
+def _refuse_others(folder: Path, names: set[str]) -> None:
+    """ValueError where a folder of which all is read has something that is not named."""
+    others = {path.name for path in folder.iterdir()} - names
+    if others or not names:
+        raise ValueError(f"{SHARDS} holds {shortened(sorted(others))} besides what is named")
 
 
 def _best_of(path: Path) -> str | None:

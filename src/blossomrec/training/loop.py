@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import statistics
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from blossomrec.config import RunConfig, check
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Split
+from blossomrec.errors import ConfigError
 from blossomrec.files import locked
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.run import check_vocabulary, read_weights, write_run_config
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.progress import open_display
 from blossomrec.training.resume import Resume, check_resume, find_checkpoint, identity
-from blossomrec.training.setup import build_parts, describe, open_fabric
+from blossomrec.training.setup import Fabric, build_parts, describe, open_fabric
 from blossomrec.training.state import TrainingState, seeded
-from blossomrec.training.trainer import AfterEpoch, Trainer, Validation
+from blossomrec.training.trainer import AfterEpoch, Trainer
+from blossomrec.training.validation import Validation
 from blossomrec.training.warm_start.ancestor import Ancestor, find_ancestor
 from blossomrec.training.warm_start.seen import write_seen
-from blossomrec.training.watch import Interrupts, RunLog
+from blossomrec.training.watch import Interrupts, NoLog, RunLog
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def train(
     progress: bool = True,
     after_epoch: AfterEpoch | None = None,
     ancestor: str | Path | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainingResult:
     """Train ``model`` and leave the run folder ``run`` with its best weights.
 
@@ -77,6 +81,9 @@ def train(
         ancestor: folder of a run that is brought up to date: the model begins as its published
             weights, by external ids, and by default is trained on the events that it was not.
             A training that is resumed knows it.
+        ranks: who train together, of which this one has built the model with its rows of the item
+            table; all call this, and rank 0 alone writes and shows anything. Afterwards the model
+            is in pieces: it is to be opened from the run folder.
 
     Raises:
         ConfigError: an option is wrong, or differs from that of the run that is resumed.
@@ -85,26 +92,39 @@ def train(
         TrainingError: a loss, gradient or weight is not finite; the last checkpoint stays.
         TrainingInterrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
     """
-    run = Path(run)
+    run, ranks = Path(run), ranks or ALONE
     check(config)
     check_resume(resume)
+    if ranks.alone and config.training.devices > 1:
+        raise ConfigError(
+            f"training.devices is {config.training.devices}, but this is one process: start it by "
+            "blossomrec train, or by torchrun"
+        )
     check_vocabulary(run, log)
-    run_log = RunLog(run, tensorboard=config.training.tensorboard)
+    run_log = RunLog(run, tensorboard=config.training.tensorboard) if ranks.first else NoLog()
     given = None if ancestor is None else Path(ancestor)
     began = find_ancestor(run, given, log, split.train_end, config)
+    if began is not None and not ranks.alone:
+        raise ConfigError(
+            f"{run} begins as {began.run}: a run is brought up to date by one process, not by "
+            f"{ranks.size} ranks"
+        )
     seen = None if began is None else began.seen
     if began is not None:
         model.keep_scales(began.fields)
-    parts = build_parts(model, log, split.train_end, config, open_fabric(config.training), seen)
-    with locked(run), seeded(config.training.seed, parts.fabric.device):
-        checkpoints = Checkpoints(run / "checkpoints")
+    fabric = open_fabric(config.training, ranks)
+    parts = build_parts(model, log, split.train_end, config, fabric, seen, ranks)
+    lock = locked(run) if ranks.first else nullcontext()
+    with lock, seeded(config.training.seed, fabric.device):
+        checkpoints = _checkpoints(run, model, ranks)
         same = identity(config, log, split)
         checkpoint = find_checkpoint(run, checkpoints, resume, same)
         if began is not None and checkpoint is None:
             began = began.taken_over(model, parts.optimizer, log, split.train_end, parts.table)
-        _describe_run(run, config, log, split, model, began)
-        validation = Validation(model, log, split.valid, config, parts.fabric)
-        display = open_display(progress, config.training.epochs)
+        if ranks.first:
+            _describe_run(run, config, log, split, model, began)
+        validation = _validation(model, log, split, config, fabric, ranks)
+        display = open_display(progress and ranks.first, config.training.epochs)
         told = describe(parts, validation.count, log, config, run) if progress else []
         for line in [*told, *(began.lines() if began is not None else ())]:
             display.note(line)
@@ -116,10 +136,34 @@ def train(
             stopped = trainer.run(interrupts)
         if trainer.state.best_epoch and began is not None:
             write_seen(run, log, split.train_end)
-        if trainer.state.best_epoch or began is not None:
+        if ranks.alone and (trainer.state.best_epoch or began is not None):
             model.load_state_dict(read_weights(run / "model.safetensors"))
     model.eval()
     return _result(trainer.state, stopped)
+
+
+def _checkpoints(run: Path, model: SequenceModel, ranks: Ranks) -> Checkpoints:
+    folder = run / "checkpoints"
+    if ranks.alone:
+        return Checkpoints(folder)
+    from blossomrec.training.ranks.checkpoints import ShardedCheckpoints
+
+    return ShardedCheckpoints(folder, ranks, model)
+
+
+def _validation(
+    model: SequenceModel,
+    log: EventLog,
+    split: Split,
+    config: RunConfig,
+    fabric: Fabric,
+    ranks: Ranks,
+) -> Validation:
+    if ranks.alone:
+        return Validation(model, log, split.valid, config, fabric)
+    from blossomrec.training.ranks.validation import SharedValidation
+
+    return SharedValidation(model, log, split.valid, config, fabric, ranks=ranks)
 
 
 def _describe_run(

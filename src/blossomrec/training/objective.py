@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,14 +86,26 @@ class Objective(nn.Module):
             given = () if counted is None else (counted,)
             loss = loss_of(hidden, weight, targets, *given)
         else:
-            losses = self.loss.rows(hidden, weight, targets)
+            losses = self._rows(step, hidden, weight, targets)
             losses = self.model.mixed_losses(losses, encoded, batch, step.rows)
             there = targets >= 0
-            loss = weighted_mean(losses, there.float() if counted is None else counted * there)
+            loss = self._mean(step, losses, there.float() if counted is None else counted * there)
         if not distilled or encoded.selector_loss is None:
             return Losses(loss, loss, None)
-        total = loss + self.selector_weight * encoded.selector_loss
-        return Losses(total, loss, encoded.selector_loss)
+        selector = self._distilled(step, encoded.selector_loss)
+        return Losses(loss + self.selector_weight * selector, loss, selector)
+
+    def _rows(self, step: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Losses of single rows, [M]."""
+        return self.loss.rows(hidden, weight, targets)
+
+    def _mean(self, step: Any, losses: Tensor, weights: Tensor) -> Tensor:
+        """The mean of losses of single rows, [M], by how much each counts."""
+        return weighted_mean(losses, weights)
+
+    def _distilled(self, step: Any, loss: Tensor) -> Tensor:
+        """The loss of the selector as it is added."""
+        return loss
 
 
 class Step:
@@ -125,6 +137,11 @@ class Step:
         self.batch, self.rows, self.num_targets = batch, rows, num_targets
         self.importance = num_targets if importance is None else importance
         self.padded, self._distil_rows = padded, distil_rows
+
+    @property
+    def num_events(self) -> int:
+        """Of the batch."""
+        return len(self.batch.items)
 
     def predicted(self, events: Tensor) -> Tensor:
         """The entries, of [T, ...], of the events that are predicted from."""

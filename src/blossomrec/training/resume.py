@@ -23,7 +23,7 @@ Resume = Literal["auto", "never"]
 CHANGEABLE = frozenset(
     f"training.{name}"
     for name in (
-        *("epochs", "minutes", "patience", "device", "graph"),
+        *("epochs", "minutes", "patience", "device", "devices", "graph"),
         *("checkpoint_overhead", "tensorboard"),
     )
 )

@@ -11,7 +11,7 @@ import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -30,10 +30,14 @@ from blossomrec.losses import LOSSES, TrainingLoss, build_loss
 from blossomrec.models.inputs import check_repeats, repeated_share
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerModel, blossom_spec
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.training.objective import Objective
 from blossomrec.training.shape import Shape, graph_shape
 from blossomrec.training.sparse import RowTable, build_table
 from blossomrec.training.warm_start.batches import NewEventBatches
+
+if TYPE_CHECKING:
+    from blossomrec.training.sharded.division import Division
 
 _UNDECAYED_MODULES = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 _UNDECAYED_NAMES = ("bias", "position", "embedding", "rates")
@@ -103,8 +107,8 @@ except ImportError:
     from lightning.fabric import Fabric  # pyright: ignore[reportMissingImports]
 
 
-def open_fabric(config: TrainingConfig) -> Fabric:
-    """Fabric on one device, in the precision asked for.
+def open_fabric(config: TrainingConfig, ranks: Ranks | None = None) -> Fabric:
+    """Fabric on one device, in the precision asked for; that of this rank where there are several.
 
     Raises:
         ConfigError: ``device`` is cuda and there is none.
@@ -114,7 +118,9 @@ def open_fabric(config: TrainingConfig) -> Fabric:
         # It would announce its precision, and tips, where silence was asked for.
         logging.getLogger(name).setLevel(logging.WARNING)
     precision = resolve_precision(config, device)
-    return Fabric(accelerator=device, devices=1, precision=precision)
+    # Fabric is told of one process: what ranks do together is not its own.
+    devices = [ranks.local] if ranks is not None and device == "cuda" else 1
+    return Fabric(accelerator=device, devices=devices, precision=precision)
 
 
 def resolve_precision(config: TrainingConfig, device: str) -> Literal["32-true", "bf16-mixed"]:
@@ -140,7 +146,8 @@ class Parts:
     ``objective`` and ``stepper`` are the model with its loss and the optimizer as Fabric wraps
     them, ``model`` and ``optimizer`` the bare ones, which are stored. ``shape`` is that of all
     batches where a step is one CUDA graph, None elsewhere. ``table`` are the item embeddings where
-    a step updates some rows of them, None where the optimizer has them.
+    a step updates some rows of them, None where the optimizer has them. ``ranks`` train together,
+    and ``division`` gives this one its part of each batch; None alone.
     """
 
     fabric: Fabric
@@ -153,6 +160,8 @@ class Parts:
     learning_rate: LearningRate
     shape: Shape | None
     table: RowTable | None = None
+    ranks: Ranks = ALONE
+    division: Division | None = None
 
 
 def build_parts(
@@ -162,17 +171,20 @@ def build_parts(
     config: RunConfig,
     fabric: Fabric,
     seen: np.ndarray | None = None,
+    ranks: Ranks | None = None,
 ) -> Parts:
     """Everything for training ``model``, which is moved to the device of ``fabric``.
 
     Args:
         seen: how many of each user's first events the run has been trained on that the model
             begins as, int64 [U]; None where it begins by itself.
+        ranks: who train together, of which this one has built the model; None for one alone.
 
     Raises:
         ConfigError: the model was built for another catalogue, ``training.graph`` is on where
-            there can be none, ``training.table_optimizer`` wants rows where all are needed, or
-            targets do not count alike and loss or backbone cannot have it.
+            there can be none, ``training.table_optimizer`` wants rows where all are needed, targets
+            do not count alike and loss or backbone cannot have it, or several ranks cannot train
+            it.
         DataError: there is nothing to train on.
     """
     if model.num_items != log.num_items:
@@ -194,11 +206,24 @@ def build_parts(
     model.to(fabric.device)
     table = build_table(model, loss, config.training)
     optimizer = build_optimizer(model, config.training, table)
-    objective = Objective(model, loss, selector_weight=config.model.selector_weight, table=table)
+    ranks, division = ranks or ALONE, None
+    options = {"selector_weight": config.model.selector_weight, "table": table}
+    if ranks.alone:
+        objective = Objective(model, loss, **options)
+        shape = graph_shape(config, batches, fabric.device)
+    else:
+        from blossomrec.training.sharded import build
+
+        build.check_shared(config, loss)
+        objective, shape = build.ShardedObjective(model, loss, ranks=ranks, **options), None
+        division = build.divide(model, loss, config, ranks)
     wrapped, stepper = fabric.setup(objective, optimizer)
     rate = LearningRate(config.training, config.training.epochs * batches.steps(0))
-    shape = graph_shape(config, batches, fabric.device)
-    return Parts(fabric, model, optimizer, loss, wrapped, stepper, batches, rate, shape, table)
+    return Parts(
+        *(fabric, model, optimizer, loss, wrapped, stepper, batches, rate, shape, table),
+        ranks=ranks,
+        division=division,
+    )
 
 
 def _check_weighted(batches: TrainingBatches, config: RunConfig) -> None:
@@ -238,7 +263,7 @@ def describe(
     up to date; what targets count, unless they all count the same; whether own items are mixed in;
     and a warning where the log is small."""
     steps, training = parts.batches.steps(0), config.training
-    parameters = sum(one.numel() for one in parts.model.parameters())
+    parameters = parts.model.num_parameters
     cases = f"{validation_cases:,} validation cases" if validation_cases else "no validation"
     minutes = f" or {training.minutes:g} minutes" if training.minutes else ""
     lines = [
@@ -272,7 +297,8 @@ def _device(training: TrainingConfig, parts: Parts) -> str:
     device = parts.fabric.device
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     graph = ", steps as a CUDA graph" if parts.shape and device.type == "cuda" else ""
-    return f"{device.type}{name}, {resolve_precision(training, device.type)}{graph}"
+    ranks = "" if parts.ranks.alone else f"{parts.ranks.size} ranks, "
+    return f"{ranks}{device.type}{name}, {resolve_precision(training, device.type)}{graph}"
 
 
 def _attention(config: RunConfig, parts: Parts) -> str:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from blossomrec.config import RunConfig, TrainingConfig
-from blossomrec.data.log import EventLog
-from blossomrec.data.split import Cases
+from blossomrec.config import TrainingConfig
 from blossomrec.errors import TrainingError
-from blossomrec.evaluation import RankingOptions, evaluate, resolve_filter_seen
-from blossomrec.models.sequence import SequenceModel
 from blossomrec.training import state as stored
 from blossomrec.training.average import WeightAverage
 from blossomrec.training.checkpoint import Checkpoint, Checkpoints, Pace
 from blossomrec.training.objective import Step, device_steps
 from blossomrec.training.progress import Silence
-from blossomrec.training.setup import Fabric, Parts, peak_mib
+from blossomrec.training.ranks.update import ShardedUpdate
+from blossomrec.training.setup import Parts, peak_mib
 from blossomrec.training.state import TrainingState
 from blossomrec.training.update import build_update
+from blossomrec.training.validation import Validation
 from blossomrec.training.watch import (
     Interrupts,
     LossWatch,
@@ -37,43 +35,6 @@ from blossomrec.training.watch import (
 DECISIVE = "ndcg@10"
 # Called with each line of the log; training ends where it gives True.
 AfterEpoch = Callable[[Mapping[str, Any]], bool]
-
-
-class Validation:
-    """Metrics by name on a fixed sample of the validation cases; falsy when there are none.
-
-    The model encodes in the precision of the training; scores are compared in float32.
-    """
-
-    def __init__(
-        self, model: SequenceModel, log: EventLog, cases: Cases, config: RunConfig, fabric: Fabric
-    ):
-        self.model, self.log, self.fabric = model, log, fabric
-        self.count = min(len(cases.users), config.training.validation_users)
-        self.cases = cases.sample(self.count, config.training.seed)
-        self.options = RankingOptions(
-            filter_seen=resolve_filter_seen(config.evaluation, log),
-            ks=sorted({10, *config.evaluation.ks}),
-        )
-        # Without gradients an event takes less than a quarter of the memory.
-        self.tokens_per_batch = 4 * config.training.tokens_per_batch
-
-    def __bool__(self) -> bool:
-        return self.count > 0
-
-    def __call__(self) -> dict[str, float]:
-        """Rank the targets of the sample among all items."""
-        self.model.eval()
-        with torch.inference_mode(), self.fabric.autocast():
-            evaluation = evaluate(
-                self.model,
-                self.log,
-                self.cases,
-                self.options,
-                device=self.fabric.device,
-                tokens_per_batch=self.tokens_per_batch,
-            )
-        return evaluation.metrics
 
 
 class Trainer:
@@ -96,7 +57,8 @@ class Trainer:
         self.config = config
         self.state = TrainingState()
         self.device = parts.fabric.device
-        self.update = build_update(parts, config.clip_norm)
+        build = build_update if parts.ranks.alone else ShardedUpdate
+        self.update = build(parts, config.clip_norm)
         self.average = WeightAverage(parts.model, config.ema_decay, parts.table)
         self.watch = LossWatch(self.device)
         self.pace = Pace(self.config.checkpoint_overhead)
@@ -138,15 +100,18 @@ class Trainer:
             while (reason := self._reason_to_stop()) is None:
                 self._train_epoch(interrupts)
                 self._finish_epoch()
-                over = interrupts.received is not None or self._reason_to_stop() is not None
-                if over or self.pace.due():
+                due, signum, _ = self._asked(interrupts)
+                if due or signum or self._reason_to_stop() is not None:
                     self._save()
-                if interrupts.received is not None:
-                    raise TrainingInterrupted(interrupts.received)
+                if signum:
+                    raise TrainingInterrupted(signum)
         except TrainingError as error:
+            self.checkpoints.finish()
             kept = self.checkpoints.latest
             last = f"the last good checkpoint is {kept}" if kept else "no checkpoint was saved yet"
             raise TrainingError(f"{error}: training stopped, {last}") from error
+        finally:
+            self.checkpoints.finish()
         return reason
 
     def _reason_to_stop(self) -> str | None:
@@ -159,6 +124,10 @@ class Trainer:
         return "minutes" if self._time_is_up() else None
 
     def _time_is_up(self) -> bool:
+        """The same on all ranks, by the clock of any."""
+        return self.config.minutes > 0 and bool(self.parts.ranks.agree(self._own_time_is_up())[0])
+
+    def _own_time_is_up(self) -> bool:
         seconds = self.state.seconds + time.monotonic() - self._clock
         return 0 < self.config.minutes <= seconds / 60
 
@@ -167,19 +136,33 @@ class Trainer:
         self._tick(training=False)
         self.display.start_epoch(state.epoch + 1, batches.steps(state.epoch), state.epoch_step)
         self.parts.objective.train()
-        ahead = batches.epoch(state.epoch, state.epoch_step)
-        with closing(cast(Generator, ahead)):
-            for step in device_steps(ahead, self.device, self.parts.shape):
+        with closing(batches.epoch(state.epoch, state.epoch_step, self.parts.division)) as ahead:
+            for step in self._steps(ahead):
                 self._account(self._take(step))
-                if self.pace.due() or interrupts.received is not None:
+                # Of many ranks, the hosts meet as often as losses come back from a device.
+                if not self.parts.ranks.alone and state.step % self.watch.interval:
+                    continue
+                due, signum, over = self._asked(interrupts)
+                if due or signum:
                     self._tick(training=True)
                     self._save()
-                if interrupts.received is not None:
-                    raise TrainingInterrupted(interrupts.received)
-                if self._time_is_up():
+                if signum:
+                    raise TrainingInterrupted(signum)
+                if over:
                     break
         self._account(self.watch.flush())
         self._tick(training=True)
+
+    def _steps(self, ahead: Iterator[Any]) -> Iterator[Step]:
+        if self.parts.division is None:
+            return device_steps(ahead, self.device, self.parts.shape)
+        return self.parts.division.steps(ahead, self.device)
+
+    def _asked(self, interrupts: Interrupts) -> tuple[int, ...]:
+        """Whether a checkpoint is due, by which signal training is to stop (0 for none), and
+        whether its time is up: the same on all ranks."""
+        asked = self.pace.due(), interrupts.received or 0, self._own_time_is_up()
+        return self.parts.ranks.agree(*asked)
 
     def _take(self, step: Step) -> list[Reading]:
         """One update of the weights; gives the readings of earlier steps that came back."""
@@ -189,8 +172,8 @@ class Trainer:
         state.step += 1
         state.epoch_step += 1
         self.average.update(state.step)
-        events = len(step.batch.items)
-        record = StepRecord(state.epoch + 1, state.step, rate, events, step.importance)
+        epoch, events = state.epoch + 1, step.num_events
+        record = StepRecord(epoch, state.step, rate, events, step.importance)
         return self.watch.push(record, values)
 
     def _account(self, readings: list[Reading]) -> None:
@@ -222,7 +205,8 @@ class Trainer:
         record = self._record(validated, better)
         self.log.write(record)
         self.display.finish_epoch(record)
-        self._told_to_stop = self.after_epoch is not None and self.after_epoch(record)
+        told = self.after_epoch is not None and self.after_epoch(record)
+        self._told_to_stop = bool(self.parts.ranks.agree(told)[0])
         state.next_epoch()
 
     def _validate(self) -> tuple[dict[str, float], bool]:
@@ -266,6 +250,7 @@ class Trainer:
         """Write a checkpoint, unless something in it is not finite."""
         begun = time.monotonic()
         self._account(self.watch.flush())
+        self.checkpoints.finish()
         state = self.state
         state.log_size = self.log.size
         tensors, numbers = stored.capture(state, self._stored())
@@ -281,13 +266,19 @@ class Trainer:
 
     def _finite(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same tensors; TrainingError where one of them holds NaN or infinity."""
-        for name, value in tensors.items():
-            if value.is_floating_point() and not bool(value.isfinite().all()):
-                rate = self.parts.learning_rate(self.state.step - 1)
-                raise TrainingError(
-                    f"{name} is not finite after epoch {self.state.epoch + 1}, "
-                    f"step {self.state.step}, learning rate {rate:g}"
-                )
+        wrong = (
+            name
+            for name, value in tensors.items()
+            if value.is_floating_point() and not bool(value.isfinite().all())
+        )
+        # Of the item table every rank has others.
+        found = next((each for each in self.parts.ranks.gathered(next(wrong, None)) if each), None)
+        if found is not None:
+            rate = self.parts.learning_rate(self.state.step - 1)
+            raise TrainingError(
+                f"{found} is not finite after epoch {self.state.epoch + 1}, "
+                f"step {self.state.step}, learning rate {rate:g}"
+            )
         return tensors
 
     def _tick(self, *, training: bool) -> None:

@@ -42,14 +42,19 @@ class Update:
         parts = self.parts
         losses = parts.objective(step)
         parts.fabric.backward(losses.total)
-        norm = self._clip()
+        values = {"loss": losses.loss.detach()}
+        if losses.selector is not None:
+            values["selector loss"] = losses.selector.detach()
+        values = self._reduced(values)
+        values = {"loss": values["loss"], "gradient norm": self._clip()} | values
         parts.stepper.step()
         parts.stepper.zero_grad(set_to_none=True)
         if parts.table is not None:
             parts.table.step()
-        values = {"loss": losses.loss.detach(), "gradient norm": norm}
-        if losses.selector is not None:
-            values["selector loss"] = losses.selector.detach()
+        return values
+
+    def _reduced(self, values: Values) -> Values:
+        """The values, and the gradients in place, of the whole batch."""
         return values
 
     def _clip(self) -> Tensor:

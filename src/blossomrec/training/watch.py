@@ -56,7 +56,7 @@ class LossWatch:
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self._interval = INTERVAL if self._cuda else 1
+        self.interval = INTERVAL if self._cuda else 1
         self._pending: list[_Sent] = []
         self._travelling: _Group | None = None
 
@@ -67,7 +67,7 @@ class LossWatch:
             TrainingError: a value that came back is not finite.
         """
         self._pending.append((record, tuple(values), torch.stack(tuple(values.values()))))
-        return self._exchange() if len(self._pending) >= self._interval else []
+        return self._exchange() if len(self._pending) >= self.interval else []
 
     def flush(self) -> list[Reading]:
         """Wait for every step pushed so far; raises like ``push``."""
@@ -210,6 +210,26 @@ class RunLog:
         for target in (self._file, self._writer):
             if target is not None:
                 target.close()
+
+
+class NoLog(RunLog):
+    """The log of a rank that does not write it."""
+
+    def __init__(self) -> None:
+        """There is no file."""
+
+    @property
+    def size(self) -> int:
+        return 0
+
+    def start(self, size: int, step: int) -> None:
+        """Write nothing, as all of it."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Nobody reads it here."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _summary_writer() -> type:

@@ -44,7 +44,8 @@ def row_losses(
     Args:
         hidden: [M, D], M at least 1, in 16 bits.
         weight: [I, D] in the same type.
-        targets: int64 [M], negative where the row is not to count.
+        targets: int64 [M], negative where the row is not to count; I or more where the target is
+            another item than these, so that the loss is the logarithm of the sum.
         differentiate: whether the gradient is wanted.
 
     Returns:
@@ -85,6 +86,7 @@ def row_losses(
         # Not written to where it is not wanted.
         means if gradient is None else gradient,
         rows,
+        len(weight),
         parts,
         ROWS=LOSS_ROWS,
         **shape,

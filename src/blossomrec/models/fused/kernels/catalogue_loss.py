@@ -96,7 +96,7 @@ def rows_kernel(
         tl.store(means + part * D + place, mean / total[:, None], mask=held)
 
 
-@triton.jit(do_not_specialize=["rows", "parts"])
+@triton.jit(do_not_specialize=["rows", "items", "parts"])
 def loss_kernel(
     hidden,
     weight,
@@ -107,6 +107,7 @@ def loss_kernel(
     losses,
     gradient,
     rows,
+    items,
     parts,
     D: tl.constexpr,
     ROWS: tl.constexpr,
@@ -116,7 +117,7 @@ def loss_kernel(
     """Over all items, from what there is of their parts: lse and losses [rows], gradient [rows, D].
 
     The gradient of a row's loss is the mean vector less the target's. Where there is no target
-    nothing is likely and nothing is lost.
+    nothing is likely and nothing is lost; one that is not among these items takes nothing away.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -140,7 +141,7 @@ def loss_kernel(
             mean = mean * less[:, None] + vectors * share[:, None]
         top = higher
     row_lse = top + tl.log(total)
-    known = held & counted[:, None]
+    known = held & (counted & (target < items))[:, None]
     theirs = tl.load(weight + target[:, None] * D + column[None], mask=known, other=0.0)
     theirs = theirs.to(tl.float32)
     factors = tl.load(hidden + place, mask=held, other=0.0)

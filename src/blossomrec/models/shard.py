@@ -1,0 +1,62 @@
+"""Models that have a part of the item table: which rows, and the numbers that these begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import nn
+
+from blossomrec.ranks import ALONE, Ranks
+
+STD = 0.02
+# Numbers that are drawn at a time where most of them are another rank's; the generator gives the
+# same in pieces as at once where these are no fewer, and a multiple of this.
+PIECE, FEWEST = 1 << 24, 16
+
+_ranks: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)
+
+
+@contextmanager
+def sharded(ranks: Ranks) -> Iterator[None]:
+    """Within, a model that is built has the rows of the item table that are this rank's."""
+    token = _ranks.set(ranks)
+    try:
+        yield
+    finally:
+        _ranks.reset(token)
+
+
+def held_rows(total: int) -> range:
+    """Which of the rows of a table a model that is built has: all, but within :func:`sharded`."""
+    return _ranks.get().rows(total)
+
+
+def start_table(total: int, size: int) -> nn.Embedding:
+    """The rows of :func:`held_rows`, with the numbers that they have in the whole table."""
+    held = held_rows(total)
+    if len(held) == total:
+        table = nn.Embedding(total, size)
+        nn.init.normal_(table.weight, std=STD)
+        return table
+    weight = torch.empty(len(held), size)
+    # The whole table draws twice: what PyTorch begins with, and what takes its place.
+    for _ in range(2):
+        _draw(weight.view(-1), total * size, held.start * size)
+    return nn.Embedding(len(held), size, _weight=weight)
+
+
+def _draw(kept: torch.Tensor, total: int, first: int) -> None:
+    """Draw ``total`` numbers and keep those from ``first`` on."""
+    start = 0
+    while start < total:
+        stop = start + PIECE
+        if total - stop < FEWEST:
+            stop = total
+        drawn = torch.empty(stop - start).normal_(std=STD)
+        low, high = max(start, first), min(stop, first + len(kept))
+        if low < high:
+            kept[low - first : high - first] = drawn[low - start : high - start]
+        start = stop

@@ -1,0 +1,35 @@
+"""The parts of a training that are others where ranks share it."""
+
+from __future__ import annotations
+
+from blossomrec.config import RunConfig
+from blossomrec.errors import ConfigError
+from blossomrec.losses import SampledLoss, TrainingLoss
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.ranks import Ranks
+from blossomrec.registry import BACKBONES
+from blossomrec.training.sharded.division import Division
+from blossomrec.training.sharded.objective import ShardedObjective
+
+__all__ = ["ShardedObjective", "check_shared", "divide"]
+
+
+def check_shared(config: RunConfig, loss: TrainingLoss) -> None:
+    """Raise ConfigError where a backbone, a loss or a graph is not for several ranks."""
+    model, training, reason = config.model, config.training, ""
+    if not BACKBONES.get(model.backbone).takes_features:
+        reason = f"model.backbone {model.backbone!r} does not say that it takes item_vectors"
+    elif not (loss.sharded or (isinstance(loss, SampledLoss) and loss.sparse)):
+        reason = f"training.loss {training.loss!r} needs the vectors of all items"
+    elif training.graph == "on":
+        reason = "training.graph is 'on', and a step of several ranks is none"
+    if reason:
+        raise ConfigError(f"the training is shared by ranks, but {reason}: choose another, or one")
+
+
+def divide(model: SequenceModel, loss: TrainingLoss, config: RunConfig, ranks: Ranks) -> Division:
+    """What gives this rank its part of each batch."""
+    # Own items are told from the target by its place.
+    with_targets = isinstance(loss, SampledLoss) or model.own_history is not None
+    num_rows = model.num_items + model.extra_rows
+    return Division(ranks, num_rows, config.training.seed, with_targets=with_targets)

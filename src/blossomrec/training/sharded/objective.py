@@ -1,0 +1,122 @@
+"""What is minimised where ranks share the item table: this rank's part of it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blossomrec.losses import SampledLoss
+from blossomrec.ranks import Ranks
+from blossomrec.training.objective import Losses, Objective
+from blossomrec.training.sharded.division import SharedStep
+
+
+class ShardedObjective(Objective):
+    """The model with its loss, on a part of a batch and a part of the item table.
+
+    Vectors of the items that the part meets are fetched from the ranks that have them, and their
+    gradients go back there. A loss over the whole catalogue is computed where the items are, a
+    sampled one where the events are. The sum of ``total`` over the ranks is the loss of the batch.
+
+    Args:
+        ranks: who share the table.
+        options: as of :class:`Objective`.
+    """
+
+    def __init__(self, *given: Any, ranks: Ranks, **options: Any):
+        super().__init__(*given, **options)
+        self.ranks = ranks
+
+    def forward(self, step: SharedStep) -> Losses:
+        if isinstance(self.loss, SampledLoss):
+            return self._of_sample(step, self.loss)
+        held = self.model.item_vectors()
+        step.items = self.model.output_weight(held)
+        fetched = self._fetched(step, held, step.share.traffic.sent)
+
+        def of_rows(hidden: Tensor, weight: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+            counted = weights[0] if weights else torch.ones_like(targets, dtype=torch.float32)
+            return self._mean(step, self._rows(step, hidden, weight, targets), counted)
+
+        with self.model.on_rows(fetched):
+            return self._losses(step, of_rows)
+
+    def _of_sample(self, step: SharedStep, loss: SampledLoss) -> Losses:
+        """The losses of the own part, with the same negatives on all ranks."""
+        wanted, sent, first = step.share.traffic.wanted, step.share.traffic.sent, self._first
+        negatives, log_q = loss.draw(wanted.device)
+        here = (negatives >= first) & (negatives < first + len(self.model.held_items))
+        # Of those that other ranks have, any row stands here: it gets no gradient.
+        local = torch.where(here, negatives - first, 0)
+        if self.table is None:
+            held = self.model.item_vectors()
+        else:
+            sent, local = self.table.take(sent, local)
+            held = cast(Tensor, self.table.vectors)
+        fetched = self._fetched(step, held, sent)
+        drawn = _Summed.apply(F.embedding(local, held) * here[:, None], self.ranks)
+        # A negative that the part meets anyway has the place that it has there.
+        place = torch.searchsorted(wanted, negatives).clamp(max=len(wanted) - 1)
+        behind = len(wanted) + torch.arange(len(negatives), device=wanted.device)
+        places = torch.where(wanted[place] == negatives, place, behind)
+
+        def of_sample(hidden: Tensor, weight: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
+            mean = loss.of_sample(hidden, weight, targets, places, log_q, *weights)
+            own = loss.counted(targets, places, *weights)
+            whole = self.ranks.sum_(own.detach().clone())
+            return mean * (own / torch.where(whole > 0, whole, 1.0))
+
+        with self.model.on_rows(torch.cat((fetched, drawn))):
+            return self._losses(step, of_sample)
+
+    def _fetched(self, step: SharedStep, held: Tensor, sent: Tensor) -> Tensor:
+        """Vectors of the wanted rows, [K, D], given those of the own ones."""
+        counts = step.share.traffic.sent_counts, step.share.traffic.received_counts
+        # Unlike indexing, an embedding lookup has a gradient that is summed in a fixed order.
+        return _Exchanged.apply(F.embedding(sent, held), self.ranks, *counts)
+
+    @property
+    def _first(self) -> int:
+        return self.model.held.start
+
+    def _rows(self, step: SharedStep, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        targets, longest = step.predicted(step.share.targets), step.share.longest
+        where = {"first": self._first, "longest": longest}
+        return self.loss.sharded_rows(hidden, step.items, targets, self.ranks, **where)
+
+    def _mean(self, step: SharedStep, losses: Tensor, weights: Tensor) -> Tensor:
+        # Where nothing counts the sum is 0.
+        return (losses * weights).sum() / (step.share.importance or 1.0)
+
+    def _distilled(self, step: SharedStep, loss: Tensor) -> Tensor:
+        return loss * step.share.event_share
+
+
+class _Exchanged(torch.autograd.Function):
+    """Rows that go to other ranks for those that come from them; gradients go the way back."""
+
+    @staticmethod
+    def forward(ctx, x, ranks, sent, received):
+        ctx.back = ranks, received, sent
+        return ranks.exchange(x, sent, received)
+
+    @staticmethod
+    def backward(ctx, grad):
+        ranks, sent, received = ctx.back
+        return ranks.exchange(grad, sent, received), None, None, None
+
+
+class _Summed(torch.autograd.Function):
+    """The sum over all ranks, of which each has a gradient."""
+
+    @staticmethod
+    def forward(ctx, x, ranks):
+        ctx.ranks = ranks
+        return ranks.sum_(x.clone())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.ranks.sum_(grad.clone()), None

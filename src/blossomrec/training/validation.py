@@ -1,0 +1,49 @@
+"""Validation during training: the model among all items on a sample of the validation cases."""
+
+from __future__ import annotations
+
+import torch
+
+from blossomrec.config import RunConfig
+from blossomrec.data.log import EventLog
+from blossomrec.data.split import Cases
+from blossomrec.evaluation import RankingOptions, evaluate, resolve_filter_seen
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.training.setup import Fabric
+
+
+class Validation:
+    """Metrics by name on a fixed sample of the validation cases; falsy when there are none.
+
+    The model encodes in the precision of the training; scores are compared in float32.
+    """
+
+    def __init__(
+        self, model: SequenceModel, log: EventLog, cases: Cases, config: RunConfig, fabric: Fabric
+    ):
+        self.model, self.log, self.fabric = model, log, fabric
+        self.count = min(len(cases.users), config.training.validation_users)
+        self.cases = cases.sample(self.count, config.training.seed)
+        self.options = RankingOptions(
+            filter_seen=resolve_filter_seen(config.evaluation, log),
+            ks=sorted({10, *config.evaluation.ks}),
+        )
+        # Without gradients an event takes less than a quarter of the memory.
+        self.tokens_per_batch = 4 * config.training.tokens_per_batch
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def __call__(self) -> dict[str, float]:
+        """Rank the targets of the sample among all items."""
+        self.model.eval()
+        with torch.inference_mode(), self.fabric.autocast():
+            evaluation = evaluate(
+                self.model,
+                self.log,
+                self.cases,
+                self.options,
+                device=self.fabric.device,
+                tokens_per_batch=self.tokens_per_batch,
+            )
+        return evaluation.metrics

@@ -1,0 +1,113 @@
+"""How batches are divided, and rows told apart, without a second process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_training import small_config, small_train
+
+from blossomrec.data.batch import pack
+from blossomrec.data.batches import TrainingBatches
+from blossomrec.errors import ConfigError
+from blossomrec.losses.catalogue import CrossEntropy
+from blossomrec.models import build_model
+from blossomrec.models.sasrec import SASRec
+from blossomrec.ranks import Ranks
+from blossomrec.training.setup import build_parts, open_fabric
+from blossomrec.training.sharded.division import Division, divided
+
+
+def shares_of(batch, size, *, with_targets=False, num_rows=20):
+    divisions = [
+        Division(Ranks(rank, size), num_rows, 7, with_targets=with_targets) for rank in range(size)
+    ]
+    return [each(batch, (0, 3)) for each in divisions]
+
+
+def batch_with_targets(tiny_log, split, tokens=300):
+    batches = TrainingBatches(
+        tiny_log, split.train_end, max_len=20, tokens_per_batch=tokens, seed=0
+    )
+    return next(batches.epoch(0))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_parts_are_even_and_have_every_history_once(size):
+    lengths = np.random.default_rng(0).integers(1, 50, 40)
+    parts = divided(lengths, size)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(40))
+    totals = [int(lengths[part].sum()) for part in parts]
+    assert max(totals) - min(totals) <= lengths.max()
+
+
+@pytest.mark.parametrize("with_targets", [True, False])
+def test_rows_that_are_sent_are_those_that_are_wanted(tiny_log, split, with_targets):
+    batch = batch_with_targets(tiny_log, split)
+    size, num_rows = 3, tiny_log.num_items
+    shares = shares_of(batch, size, with_targets=with_targets, num_rows=num_rows)
+    items, targets = [], []
+    for rank, share in enumerate(shares):
+        arrived = []
+        for owner, other in enumerate(shares):
+            counts = other.traffic.sent_counts
+            assert counts[rank] == share.traffic.received_counts[owner]
+            part = other.traffic.sent.split(counts)[rank]
+            arrived.append(part + Ranks(owner, size).rows(num_rows).start)
+        assert torch.cat(arrived).tolist() == share.traffic.wanted.tolist()
+        items.append(share.traffic.wanted[share.batch.items])
+        targets.append(share.targets)
+        if with_targets:
+            assert torch.equal(share.traffic.wanted[share.batch.targets], share.targets)
+    pairs = sorted(zip(torch.cat(items).tolist(), torch.cat(targets).tolist(), strict=True))
+    assert pairs == sorted(zip(batch.items.tolist(), batch.targets.tolist(), strict=True))
+    assert sum(share.event_share for share in shares) == pytest.approx(1)
+    assert len({share.seed for share in shares}) == size
+
+
+def test_a_rank_without_a_history_has_one_that_does_not_count():
+    batch = pack([[1, 2, 3], [4, 5]])
+    shares = shares_of(replace(batch, targets=batch.items + 1), 3)
+    idle = shares[2]
+    assert len(idle.targets) == 2 and (idle.targets == -1).all()
+    assert idle.event_share == 0 and idle.importance == 5 and idle.longest == 3
+
+
+@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec"])
+def test_parts_of_a_model_are_those_of_the_whole(monkeypatch, backbone):
+    monkeypatch.setattr("blossomrec.models.shard.PIECE", 160)
+    config = small_config(backbone=backbone).model
+    models = []
+    for ranks in (Ranks(), Ranks(0, 3), Ranks(1, 3), Ranks(2, 3)):
+        torch.manual_seed(0)
+        models.append(build_model(config, 101, ranks=ranks))
+    whole, *parts = models
+    table = torch.cat([each.item_embeddings.weight for each in parts])
+    assert torch.equal(table, whole.item_embeddings.weight)
+    assert {each.num_parameters for each in models} == {whole.num_parameters}
+    for name, weight in whole.named_parameters():
+        if name != "item_embeddings.weight":
+            assert all(torch.equal(weight, dict(each.named_parameters())[name]) for each in parts)
+
+
+def test_what_cannot_be_shared_is_refused(tiny_log, split, monkeypatch, tmp_path):
+    with pytest.raises(ConfigError, match="too few for each rank"):
+        build_model(small_config().model, 2, ranks=Ranks(2, 3))
+    with pytest.raises(ConfigError, match="devices is 2, but this is one process"):
+        small_train(tiny_log, small_config(devices=2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+    def refuse(reason, **options):
+        config, ranks = small_config(**options), Ranks(0, 2)
+        model = build_model(config.model, tiny_log.num_items, ranks=ranks)
+        fabric = open_fabric(config.training)
+        with pytest.raises(ConfigError, match=reason):
+            build_parts(model, tiny_log, split.train_end, config, fabric, ranks=ranks)
+
+    refuse("graph is 'on'", graph="on")
+    monkeypatch.setattr(CrossEntropy, "sharded", False)
+    refuse("'cross_entropy' needs the vectors of all items")
+    monkeypatch.setattr(SASRec, "takes_features", False)
+    refuse("'sasrec' does not say that it takes item_vectors")
