@@ -64,6 +64,10 @@ VERBS = {
         "speed.ranking:measure_ranking",
         "Time and memory of the best items of a large catalogue, beside the bare product.",
     ),
+    "scale": (
+        "speed.scale:measure_scale",
+        "Events a second of training on one GPU and on several, and memory of the catalogue.",
+    ),
     "bulk": (
         "speed.bulk_rate:measure_bulk",
         "Users for whom a catalogue is ranked in a second, with and without rules.",

@@ -19,14 +19,16 @@ import torch
 from benchmarks.results import append_result, provenance
 from benchmarks.speed.instruments.memory import alone, peak_of_process
 from benchmarks.speed.instruments.timing import seconds
-from blossomrec.config import ModelConfig, TrainingConfig, check
+from blossomrec.config import ModelConfig, RunConfig, TrainingConfig, check
 from blossomrec.data.batch import Batch
 from blossomrec.errors import ConfigError
 from blossomrec.losses import build_loss
 from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.training.average import WeightAverage
 from blossomrec.training.objective import Objective, Step
 from blossomrec.training.setup import Parts, build_optimizer, open_fabric
+from blossomrec.training.sharded.build import ShardedObjective, divide
 from blossomrec.training.sparse import build_table
 from blossomrec.training.state import seeded
 from blossomrec.training.update import GraphUpdate, Update
@@ -111,38 +113,59 @@ def training_step(
     size: dict[str, int], training: TrainingConfig
 ) -> tuple[Callable[[], None], SequenceModel]:
     """A step on the same batch, over and over, as a training takes it, and the model."""
-    events, length, items = size["events"], min(size["length"], size["events"]), size["items"]
-    config = ModelConfig(max_len=length, hidden_size=size["hidden_size"], **OFF)
-    fabric = open_fabric(training)
-    with seeded(0):
-        model = build_model(config, items).to(fabric.device).train()
-        # As frequencies of items are: many events for few of them.
-        counts = np.random.default_rng(0).permutation(events * 50 // np.arange(1, items + 1))
-        batch = _drawn(counts, events, length).to(fabric.device)
-    loss = build_loss(training, counts, items, may_fuse=model.may_fuse)
-    table = build_table(model, loss, training)
-    optimizer = build_optimizer(model, training, table)
-    objective = Objective(model, loss, selector_weight=config.selector_weight, table=table)
-    wrapped, stepper = fabric.setup(objective, optimizer)
-    # Neither batches nor their rates take part in a step.
-    nothing = cast(Any, None)
-    parts = Parts(fabric, model, optimizer, loss, wrapped, stepper, nothing, nothing, None, table)
+    parts, counts = training_parts(size, training)
+    batch = drawn(counts, size["events"], size["length"]).to(parts.fabric.device)
     update = GraphUpdate(Update(parts, training.clip_norm))
-    average = WeightAverage(model, training.ema_decay, table)
+    average = WeightAverage(parts.model, training.ema_decay, parts.table)
     # Of the shape of a graph, as all batches of one.
-    given = Step(batch, None, events, padded=True)
+    given = Step(batch, None, size["events"], padded=True)
 
     def step() -> None:
         update(given, training.learning_rate)
         average.update(1_000)
 
-    return step, model
+    return step, parts.model
 
 
-def _drawn(counts: np.ndarray, events: int, length: int) -> Batch:
+def training_parts(
+    size: dict[str, int], training: TrainingConfig, ranks: Ranks = ALONE
+) -> tuple[Parts, np.ndarray]:
+    """What a training is made of but for its batches and rates, and how often items occur, [I].
+
+    Args:
+        ranks: who train together.
+    """
+    items, length = size["items"], min(size["length"], size["events"])
+    model_config = ModelConfig(max_len=length, hidden_size=size["hidden_size"], **OFF)
+    config = RunConfig(model=model_config, training=training)
+    fabric = open_fabric(training, ranks)
+    with seeded(0):
+        model = build_model(config.model, items, ranks=ranks).to(fabric.device).train()
+    # As frequencies of items are: many events for few of them.
+    counts = np.random.default_rng(0).permutation(size["events"] * 50 // np.arange(1, items + 1))
+    loss = build_loss(training, counts, items, may_fuse=model.may_fuse)
+    table = build_table(model, loss, training)
+    optimizer = build_optimizer(model, training, table)
+    options = {"selector_weight": config.model.selector_weight, "table": table}
+    division = None
+    if ranks.alone:
+        objective = Objective(model, loss, **options)
+    else:
+        objective = ShardedObjective(model, loss, ranks=ranks, **options)
+        division = divide(model, loss, config, ranks)
+    wrapped, stepper = fabric.setup(objective, optimizer)
+    # Neither batches nor their rates take part in a step.
+    nothing = cast(Any, None)
+    given = (fabric, model, optimizer, loss, wrapped, stepper, nothing, nothing, None, table)
+    return Parts(*given, ranks=ranks, division=division), counts
+
+
+def drawn(counts: np.ndarray, events: int, length: int, seed: int = 0) -> Batch:
     """Histories of items by their frequency, each event's target the next one's item."""
-    cumulative = torch.from_numpy(counts.cumsum())
-    draws = (torch.rand(events + 1, dtype=torch.float64) * int(cumulative[-1])).long()
+    cumulative, length = torch.from_numpy(counts.cumsum()), min(length, events)
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(events + 1, dtype=torch.float64, generator=generator)
+    draws = (draws * int(cumulative[-1])).long()
     items = torch.searchsorted(cumulative, draws, right=True).clamp(max=len(counts) - 1)
     edges = torch.arange(0, events + length, length).clamp(max=events).unique()
     return Batch(items[:-1], edges.to(torch.int32), length, targets=items[1:])

@@ -1,4 +1,4 @@
-"""Tables of what a large catalogue costs in training, from results/speed.jsonl."""
+"""Tables of what a large catalogue costs in training, from results/speed.jsonl and scale.jsonl."""
 
 from __future__ import annotations
 
@@ -15,13 +15,9 @@ NAMES = {
 }
 
 
-def _lines(bench: str) -> list[Line]:
+def _lines(bench: str, name: str = "speed.jsonl") -> list[Line]:
     """Lines of a bench on a GPU, those of the machine and the code that were measured last."""
-    found = [
-        line
-        for line in read("speed.jsonl")
-        if line["bench"] == bench and "NVIDIA" in line["hardware"]
-    ]
+    found = [line for line in read(name) if line["bench"] == bench and "NVIDIA" in line["hardware"]]
     same = ("hardware", "commit")
     return [line for line in found if all(line[each] == found[-1][each] for each in same)]
 
@@ -57,4 +53,31 @@ def sampled_step() -> str:
     return table(["catalogue, batch: loss", "sampled items", "step, ms", "peak MiB"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"loss": loss, "sampled-step": sampled_step}
+def scale() -> str:
+    """Events a second on several GPUs beside one, and memory of the item table on each."""
+    lines, rows = _lines("scale", "scale.jsonl"), []
+    what = ("items", "length", "loss", "hidden_size")
+    alone = {tuple(line[name] for name in what): line for line in lines if line["gpus"] == 1}
+    for line in lines:
+        one = alone.get(tuple(line[name] for name in what))
+        rate = line["events_per_second"]
+        rows.append(
+            [
+                f"{line['items']:,} items, histories of {line['length']:,}: {line['loss']}",
+                str(line["gpus"]),
+                f"{line['tokens_per_rank']:,}",
+                f"{rate / 1e6:.2f}",
+                "" if one is None else f"{rate / one['events_per_second']:.2f}",
+                f"{line['peak_mib']:,.0f}",
+                f"{line['table_mib']:,.0f}",
+            ]
+        )
+    header = ["catalogue: loss", "GPUs", "events of each", "million events a second"]
+    return table([*header, "of one GPU's", "peak MiB", "table MiB"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "loss": loss,
+    "sampled-step": sampled_step,
+    "scale": scale,
+}

@@ -35,6 +35,23 @@ def step_line(form, negatives, took):
     }
 
 
+def scale_line(gpus, tokens_per_rank, rate, *, items=1_000_000):
+    return {
+        "bench": "scale",
+        "gpus": gpus,
+        "items": items,
+        "length": 4_096,
+        "tokens_per_rank": tokens_per_rank,
+        "loss": "exact",
+        "hidden_size": 128,
+        "events_per_second": rate,
+        "peak_mib": 9_000.2,
+        "table_mib": 2_441.4 / gpus,
+        "hardware": "NVIDIA H200",
+        "commit": "b",
+    }
+
+
 LINES = [
     # Of other code, of a processor, of another benchmark.
     loss_line("blossomrec", 8_192, 9.0, commit="a"),
@@ -46,11 +63,17 @@ LINES = [
     step_line("exact", None, 270.54),
     step_line("sampled", 8_192, 19.4),
 ]
+SCALE = [
+    scale_line(1, 65_536, 500_000),
+    scale_line(2, 65_536, 960_000),
+    scale_line(2, 32_768, 900_000, items=10_000_000),
+]
 
 
 @pytest.fixture(autouse=True)
 def measured(monkeypatch):
-    monkeypatch.setattr(catalogue_tables, "read", lambda name: LINES)
+    files = {"speed.jsonl": LINES, "scale.jsonl": SCALE}
+    monkeypatch.setattr(catalogue_tables, "read", files.__getitem__)
 
 
 def test_the_loss_beside_its_floor_by_problem():
@@ -67,4 +90,22 @@ def test_steps_by_loss_and_sampled_items():
     assert rows == [
         ["1,000,000 items, 131,072 events: exact", "", "270.5", "3,835"],
         ["1,000,000 items, 131,072 events: sampled", "8,192", "19.4", "3,835"],
+    ]
+
+
+def test_several_gpus_beside_one_where_one_was_measured():
+    rows = cells(catalogue_tables.scale())
+    of_a_million = "1,000,000 items, histories of 4,096: exact"
+    assert rows == [
+        [of_a_million, "1", "65,536", "0.50", "1.00", "9,000", "2,441"],
+        [of_a_million, "2", "65,536", "0.96", "1.92", "9,000", "1,221"],
+        [
+            "10,000,000 items, histories of 4,096: exact",
+            "2",
+            "32,768",
+            "0.90",
+            "",
+            "9,000",
+            "1,221",
+        ],
     ]

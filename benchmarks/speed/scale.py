@@ -1,0 +1,214 @@
+"""Training over large catalogues on one GPU and on several of one machine.
+
+    python -m benchmarks scale --out results/scale.jsonl
+
+Histories are random and of one length; all else is that of a training: batches are divided on the
+host while the last step runs, vectors travel, the loss is shared, the optimizer updates its rows.
+One GPU replays its step as a CUDA graph, several take theirs operation by operation, as in a
+training. Each case is a job of its own, started as torchrun starts ranks; its time is that of the
+slowest rank. It needs neither polars nor cyclopts:
+
+    from benchmarks.speed.scale import measure_scale
+    measure_scale(gpus=[1, 2])
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.results import append_result, provenance
+from benchmarks.speed.instruments.memory import peak_of_process
+from benchmarks.speed.instruments.timing import synchronize
+from benchmarks.speed.sampled_step import drawn, training_parts
+from blossomrec.config import TrainingConfig
+from blossomrec.data.batches import prefetch
+from blossomrec.errors import BlossomRecError, ConfigError
+from blossomrec.ranks import Ranks, open_ranks
+from blossomrec.training.average import WeightAverage
+from blossomrec.training.objective import Step
+from blossomrec.training.ranks.update import ShardedUpdate
+from blossomrec.training.setup import Parts
+from blossomrec.training.update import GraphUpdate, Update
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "sampled": {
+        "loss": "sampled_softmax",
+        "negatives": 8_192,
+        "uniform_share": 0.5,
+        "table_optimizer": "lazy_adamw",
+    },
+}
+# Different batches, taken in turn; steps before the clock starts, and while it runs.
+BATCHES, WARM_UP, STEPS = 4, 6, 20
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class ScaleCase:
+    """What is trained, and on how many ranks.
+
+    Attributes:
+        tokens_per_rank: events of a batch that each rank has.
+    """
+
+    gpus: int
+    items: int
+    length: int
+    tokens_per_rank: int
+    loss: str
+    hidden_size: int
+
+
+def cases(
+    gpus: Iterable[int],
+    items: Iterable[int],
+    lengths: Iterable[int],
+    tokens: int,
+    losses: Iterable[str],
+    hidden_size: int,
+) -> Iterator[ScaleCase]:
+    """As many events for each rank as one has alone, and as many for all together."""
+    for each, loss, length, count in itertools.product(items, losses, lengths, gpus):
+        for of_rank in dict.fromkeys((tokens, tokens // count)):
+            yield ScaleCase(count, each, length, of_rank, loss, hidden_size)
+
+
+def measure_scale(
+    *,
+    gpus: list[int] | None = None,
+    items: list[int] | None = None,
+    lengths: list[int] | None = None,
+    tokens: int = 65_536,
+    losses: list[str] | None = None,
+    hidden_size: int = 128,
+    device: str = "auto",
+    out: Path | None = None,
+) -> None:
+    """Events that one GPU and several train on in a second, and what a catalogue takes of each.
+
+    Args:
+        gpus: how many train together, one after another; 1 and all there are without it
+        items: in the catalogue; 1000000 without it
+        lengths: of each history; 200 and 4096 without it
+        tokens: events of a batch of one GPU alone
+        losses: exact, sampled; both without it
+        hidden_size: size of the vectors of items
+        device: cuda or cpu, where ranks are processes; auto takes GPUs if there are any
+        out: JSONL file that gets a line for each case
+
+    Raises:
+        ConfigError: a loss is unknown, or there are fewer GPUs.
+        BlossomRecError: a case failed; the message tells what it printed last.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    there = torch.cuda.device_count() if device == "cuda" else None
+    counts = gpus or sorted({1, there or 2})
+    for name in losses or LOSSES:
+        if name not in LOSSES:
+            raise ConfigError(f"no loss {name!r}: choose from {', '.join(LOSSES)}")
+    if there is not None and max(counts) > there:
+        raise ConfigError(f"gpus contains {max(counts)}, but there are {there}")
+    sizes = (items or [1_000_000], lengths or [200, 4_096], tokens, losses or list(LOSSES))
+    for case in cases(counts, *sizes, hidden_size):
+        line = {"bench": "scale", **asdict(case), **_job(case, device)}
+        print(json.dumps(line), flush=True)
+        if out is not None:
+            append_result(out, {**line, **provenance(device)})
+
+
+def _job(case: ScaleCase, device: str) -> dict[str, Any]:
+    """What the ranks of a case found."""
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "found.json"
+        command = [sys.executable]
+        if case.gpus > 1:
+            command += ["-m", "torch.distributed.run", "--standalone"]
+            command += ["--nproc-per-node", str(case.gpus)]
+        command += ["-m", "benchmarks.speed.scale", json.dumps(asdict(case)), device, str(told)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode or not told.exists():
+            raise BlossomRecError(f"{case} failed: {done.stderr[-2_000:]}")
+        return json.loads(told.read_text())
+
+
+def time_steps(case: ScaleCase, device: str, ranks: Ranks) -> dict[str, Any]:
+    """Time of a step, and memory of this rank; all ranks call this."""
+    events = case.tokens_per_rank * case.gpus
+    size = {"items": case.items, "events": events, "length": case.length}
+    size["hidden_size"] = case.hidden_size
+    training = TrainingConfig(**{"device": device, **LOSSES[case.loss]})
+    parts, counts = training_parts(size, training, ranks)
+    average = WeightAverage(parts.model, training.ema_decay, parts.table)
+    batches = [drawn(counts, events, case.length, seed) for seed in range(BATCHES)]
+    if parts.division is None:
+        update, steps = GraphUpdate(Update(parts, training.clip_norm)), _whole(batches, parts)
+    else:
+        update = ShardedUpdate(parts, training.clip_norm)
+        points = ((0, number) for number in itertools.count())
+        ahead = prefetch(map(parts.division, itertools.cycle(batches), points))
+        steps = parts.division.steps(ahead, parts.fabric.device)
+
+    def take(count: int) -> None:
+        for number, step in enumerate(itertools.islice(steps, count)):
+            update(step, training.learning_rate)
+            average.update(1_000 + number)
+
+    take(WARM_UP)
+    synchronize(device)
+    ranks.agree(0)
+    began = perf_counter()
+    take(STEPS)
+    synchronize(device)
+    took = perf_counter() - began
+    cuda = device == "cuda"
+    peak = torch.cuda.max_memory_allocated() if cuda else peak_of_process() * 2**20
+    nanoseconds, peak, of_table = ranks.agree(
+        int(took * 1e9), int(peak), _table_bytes(parts, average)
+    )
+    seconds = nanoseconds / 1e9 / STEPS
+    return {
+        "events_per_second": round(events / seconds),
+        "step_ms": round(1e3 * seconds, 3),
+        "peak_mib": round(peak / 2**20, 1),
+        "table_mib": round(of_table / 2**20, 1),
+    }
+
+
+def _whole(batches: list[Any], parts: Parts) -> Iterator[Step]:
+    """Steps of one GPU alone, each of the shape of its graph."""
+    cuda = parts.fabric.device.type == "cuda"
+    steps = [Step(batch, None, len(batch.items), padded=True) for batch in batches]
+    return itertools.cycle([step.map(Tensor.pin_memory) if cuda else step for step in steps])
+
+
+def _table_bytes(parts: Parts, average: WeightAverage) -> int:
+    """What this rank keeps of the item table: weights, gradient, optimizer state, average."""
+    held = parts.model.item_embeddings.weight
+    kept = [held, *average.means, *parts.optimizer.state.get(held, {}).values()]
+    if parts.table is not None:
+        kept += vars(parts.table).values()
+    rows = [one for one in kept if isinstance(one, Tensor) and one.ndim and len(one) == len(held)]
+    whole = sum({one.data_ptr(): one.nbytes for one in rows}.values())
+    return whole + (held.nbytes if parts.table is None else 0)
+
+
+if __name__ == "__main__":
+    asked, where, path = sys.argv[1:]
+    with open_ranks(where) as opened:
+        found = time_steps(ScaleCase(**json.loads(asked)), where, opened)
+        if opened.first:
+            Path(path).write_text(json.dumps(found))

@@ -1,0 +1,43 @@
+"""One rank and two are measured on the same training."""
+
+import json
+
+import pytest
+
+from benchmarks.speed import scale
+from blossomrec.errors import BlossomRecError, ConfigError
+
+
+def test_as_many_events_for_each_rank_and_for_all(tmp_path):
+    out = tmp_path / "scale.jsonl"
+    scale.measure_scale(
+        gpus=[1, 2], items=[300], lengths=[16], tokens=64, losses=["exact"], hidden_size=16,
+        device="cpu", out=out,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line["gpus"], line["tokens_per_rank"]) for line in lines] == [
+        (1, 64),
+        (2, 64),
+        (2, 32),
+    ]
+    one, *both = (line["table_mib"] for line in lines)
+    # Weights, gradient, two moments and the average.
+    assert one == pytest.approx(5 * 301 * 16 * 4 / 2**20, abs=0.06)
+    assert both == [pytest.approx(one / 2, abs=0.06)] * 2
+    assert all(line["events_per_second"] > 0 and line["peak_mib"] > 0 for line in lines)
+
+
+def test_a_sampled_loss_keeps_no_gradient_of_all_items(monkeypatch):
+    case = scale.ScaleCase(1, 400, 16, 64, "sampled", 16)
+    monkeypatch.setitem(scale.LOSSES["sampled"], "negatives", 8)
+    found = scale.time_steps(case, "cpu", scale.Ranks())
+    assert found["table_mib"] < 5 * 401 * 16 * 4 / 2**20
+
+
+def test_what_cannot_be_measured_is_named():
+    with pytest.raises(ConfigError, match="no loss 'all': choose from exact, sampled"):
+        scale.measure_scale(losses=["all"], device="cpu")
+    with pytest.raises(BlossomRecError, match=r"(?s)failed: .*hidden_size is 7"):
+        scale.measure_scale(
+            gpus=[1], items=[50], lengths=[8], tokens=16, hidden_size=7, device="cpu"
+        )
