@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 
 from blossomrec.data.log import EventLog
+
+if TYPE_CHECKING:
+    import polars as pl
 
 if not torch.cuda.is_available():
     # Kernels are interpreted; Triton reads this when it is first imported, by whomever.
@@ -27,6 +30,8 @@ TINY_ITEMS = 80
 
 def _events(histories: list[np.ndarray]) -> pl.DataFrame:
     """Histories of item numbers as a table with scattered ids, in order of time."""
+    import polars as pl
+
     lengths = [len(history) for history in histories]
     events = pl.DataFrame(
         {
@@ -59,6 +64,8 @@ def tiny_log(tiny_events, tmp_path_factory) -> EventLog:
 @pytest.fixture(scope="session")
 def ordered_log(tiny_events, tmp_path_factory) -> EventLog:
     """``tiny_events`` with positions in place of times."""
+    import polars as pl
+
     places = tiny_events.with_columns(timestamp=pl.int_range(pl.len()))
     return EventLog.prepare(places, tmp_path_factory.mktemp("ordered") / "log")
 
@@ -76,6 +83,8 @@ def repeat_log(tmp_path_factory) -> EventLog:
 def kind_log(tiny_events, tmp_path_factory) -> EventLog:
     """``tiny_events`` with clicks, carts, purchases and events of no known kind, weights of 0 to 2,
     and a shop and a price as their context."""
+    import polars as pl
+
     rng = np.random.default_rng(5)
     count = len(tiny_events)
     events = tiny_events.with_columns(
