@@ -135,6 +135,28 @@ def test_who_is_deleted_between_two_looks_is_no_damage(redis_server, monkeypatch
     there.close()
 
 
+@pytest.mark.parametrize("look", ["zscore", "zrevrank"])
+def test_a_list_goes_on_behind_who_is_deleted_meanwhile(redis_server, monkeypatch, look):
+    redis_server.ask("FLUSHDB")
+    here, there = redis_server.open(), redis_server.open()
+    for user in ("carl", "ben", "anna"):
+        append(there, user, "milk")
+    first, *others = here.members(9)
+    looked = getattr(here._redis, look)
+
+    def deleted_behind(*key):
+        found = looked(*key)
+        with there.transaction():
+            there.delete(first.user)
+        return found
+
+    monkeypatch.setattr(here._redis, look, deleted_behind)
+    # The place may be that of a moment ago: the last of them stands behind it in any case.
+    assert here.members(9, first.cursor)[-1] == others[-1]
+    here.close()
+    there.close()
+
+
 def test_snapshots_are_rid_of_the_deleted_too(start):
     place = start("--appendonly", "yes", "--appendfsync", "always", "--save", "3600 1")
     store = place.open()

@@ -238,8 +238,9 @@ class RedisStore:
 
     def _place_behind(self, last: Time, user: str) -> int:
         """How many users come before those behind a cursor."""
-        if self._redis.zscore(key_of("recent"), user) == float(last):
-            return self._redis.zrevrank(key_of("recent"), user) + 1
+        place = self._redis.zrevrank(key_of("recent"), user)
+        if place is not None and self._redis.zscore(key_of("recent"), user) == float(last):
+            return place + 1
         # The user has had another event since, or is deleted: the place is among equal times.
         later = self._redis.zcount(key_of("recent"), f"({last!r}", "+inf")
         equal = self._redis.zrevrangebyscore(key_of("recent"), repr(last), repr(last))
