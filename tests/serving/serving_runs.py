@@ -149,9 +149,10 @@ def count_calls(monkeypatch: Any, model: SequenceModel) -> list[list[int]]:
 
 
 class Process:
-    """``blossomrec serve`` in a process of its own, on a free port.
+    """``blossomrec serve`` in a process of its own.
 
     Args:
+        port: 0 takes any that is free.
         files: that it may have open, where it is not as many as this process.
     """
 
@@ -160,12 +161,13 @@ class Process:
         run: Path,
         store: Path | str,
         *flags: Any,
+        port: int = 0,
         files: int | None = None,
         **environment: str,
     ):
         command = [] if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"']
         command += [sys.executable, "-m", "blossomrec", "serve", str(run), "--store", str(store)]
-        command += ["--port", "0", "--device", "cpu", "--threads", "1", *map(str, flags)]
+        command += ["--port", str(port), "--device", "cpu", "--threads", "1", *map(str, flags)]
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

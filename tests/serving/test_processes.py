@@ -1,6 +1,7 @@
 """Servers in processes of their own: start, signals, kill -9, the client."""
 
 import asyncio
+import errno
 import random
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ from loads import KILLS, TAKEN, Load, metrics, stored_keys, until
 from places import metric
 from serving_runs import Process, write_run
 
+from blossomrec.config import ServingConfig
+from blossomrec.errors import RunError
 from blossomrec.serving import Client, ServerError
+from blossomrec.serving.http import server as http_server
 from blossomrec.serving.http.connections import ConnectionLimits
 from blossomrec.serving.http.server import _Server
 from blossomrec.serving.metrics import Metrics
@@ -205,6 +210,54 @@ def test_the_client_says_whose_request_it_is():
         thread.join(20)
     assert heard[0][b"x-user"] == b"X-User: %C3%A4%20b\r\n"
     assert b"x-user" not in heard[1]
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_what_a_proxy_could_not_pass_on_is_sent_again(status):
+    """Where that is safe: events with keys, and what changes nothing."""
+    asked = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200 if len(asked) == 2 else status)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        with Client(f"http://127.0.0.1:{proxy.server_port}") as client:
+            client.append("anna", [{"item": 1, "key": "k"}])
+            assert len(asked) == 2 and asked[0] == asked[1]
+            with pytest.raises(ServerError) as refused:
+                client.append("anna", [1])
+        proxy.shutdown()
+    assert refused.value.status == status and len(asked) == 3
+
+
+def test_a_server_takes_no_connection_before_it_can_answer(run, tmp_path, monkeypatch):
+    """A balancer would wait for it, instead of asking another."""
+    taken = []
+
+    class Service:
+        def __init__(self, *_, **__):
+            with socket.socket() as client:
+                taken.append(client.connect_ex(("127.0.0.1", port)))
+            raise RunError("far enough")
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(http_server, "Service", Service)
+    where = {"host": "127.0.0.1", "port": port, "device": "cpu", "threads": 1, "drain": 1.0}
+    with pytest.raises(RunError):
+        http_server.run_server(run, str(tmp_path / "e.sqlite"), ServingConfig(), **where)
+    assert taken == [errno.ECONNREFUSED]
 
 
 def test_a_missing_extra_is_named(run, tmp_path):

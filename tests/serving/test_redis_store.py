@@ -105,6 +105,58 @@ def test_a_server_that_was_emptied_is_not_taken_for_the_one_before(redis_server,
         assert close(server.recommend(user_id="anna"), wanted)
 
 
+@pytest.mark.parametrize("come_back", [False, True])
+def test_who_is_deleted_between_two_looks_is_no_damage(redis_server, monkeypatch, come_back):
+    """Another server may delete whom this one is reading."""
+    redis_server.ask("FLUSHDB")
+    here, there = redis_server.open(), redis_server.open()
+    look = here._found
+
+    def looked(user):
+        found = look(user)
+        monkeypatch.undo()
+        with there.transaction():
+            there.delete(user)
+        if come_back:
+            append(there, user, "bread")
+        return found
+
+    for read in (lambda: here.tail("anna", 0, 0, 9), lambda: here.profile("anna", 9)):
+        append(there, "anna", "milk", "eggs")
+        monkeypatch.setattr(here, "_found", looked)
+        found = read()
+        assert (found is not None) == come_back
+        if found is not None:
+            assert found.length == 1
+            assert found == read()
+            with there.transaction():
+                there.delete("anna")
+    here.close()
+    there.close()
+
+
+@pytest.mark.parametrize("look", ["zscore", "zrevrank"])
+def test_a_list_goes_on_behind_who_is_deleted_meanwhile(redis_server, monkeypatch, look):
+    redis_server.ask("FLUSHDB")
+    here, there = redis_server.open(), redis_server.open()
+    for user in ("carl", "ben", "anna"):
+        append(there, user, "milk")
+    first, *others = here.members(9)
+    looked = getattr(here._redis, look)
+
+    def deleted_behind(*key):
+        found = looked(*key)
+        with there.transaction():
+            there.delete(first.user)
+        return found
+
+    monkeypatch.setattr(here._redis, look, deleted_behind)
+    # The place may be that of a moment ago: the last of them stands behind it in any case.
+    assert here.members(9, first.cursor)[-1] == others[-1]
+    here.close()
+    there.close()
+
+
 def test_snapshots_are_rid_of_the_deleted_too(start):
     place = start("--appendonly", "yes", "--appendfsync", "always", "--save", "3600 1")
     store = place.open()

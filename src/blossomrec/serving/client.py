@@ -29,6 +29,8 @@ from blossomrec.serving.given import (
 
 # What a server says that has done nothing of what it was asked for.
 NOTHING_DONE = ("overloaded", "stopping", "too_many_connections")
+# Statuses after which a request may have been carried out: of the server, or of a proxy before it.
+UNAVAILABLE = (502, 503, 504)
 # Ids in a warning.
 MOST_SHOWN = 5
 # The server closes a connection that was idle; the request then goes over a new one.
@@ -64,9 +66,9 @@ class ServerError(BlossomRecError):
 class Client:
     """Talks to one server over one connection that is kept; one thread uses it.
 
-    A request that is refused because the server is busy is sent again, after the time the
-    server asks for. Events are sent again only where each has a key: without, a lost answer would
-    leave open whether they are stored.
+    A request that is refused because the server is busy, or away behind a proxy, is sent again,
+    after the time that the answer asks for. Events are sent again only where each has a key:
+    without, a lost answer would leave open whether they are stored.
 
     Ids are text or whole numbers; lists of them may be lists, tuples, arrays of NumPy, columns of
     pandas or Polars, or anything else that gives one after the other. What is none of these, such
@@ -294,7 +296,7 @@ class Client:
                 return answer
             except ServerError as error:
                 # A busy server has done nothing; one that timed out may have.
-                repeat = error.code in NOTHING_DONE or (again and error.status == 503)
+                repeat = error.code in NOTHING_DONE or (again and error.status in UNAVAILABLE)
                 if not repeat or not left:
                     raise
                 time.sleep(self._wait)

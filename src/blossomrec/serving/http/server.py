@@ -121,6 +121,9 @@ def run_server(
             address, bound = listening.getsockname()[:2]
             server = _Server(settings, service, limits, (run, local_url(address, bound)))
             shown = f"[{address}]" if ":" in address else address
+            # Not before it can answer: a balancer passes over whoever takes no connection.
+            with _served_on(host, port):
+                listening.listen(BACKLOG)
             # At once, for whoever waits for it at the other end of a pipe.
             print(
                 f"serving {run} at http://{shown}:{bound}/ (a page to try it; requests at /docs), "
@@ -195,20 +198,26 @@ def read_token(host: str) -> str | None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes any that is free."""
+    """A socket of its own, which does not listen yet; port 0 takes any that is free."""
     if not 0 <= port < 2**16:
         raise ConfigError(f"port is {port}: it must be from 0 to {2**16 - 1}")
-    try:
+    with _served_on(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen(BACKLOG)
+    return listening
+
+
+@contextlib.contextmanager
+def _served_on(host: str, port: int) -> Iterator[None]:
+    """Inside, an address that cannot be had is a ConfigError."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"host {host!r}, port {port} cannot be served on: {error}") from error
-    return listening
 
 
 def _is_loopback(host: str) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import redis
@@ -178,27 +178,34 @@ class RedisStore:
         staged.commands.append(["HSET", key_of("user", user), *state])
 
     def tail(self, user: str, number: int, start: int, limit: int) -> Tail | None:
-        found = self._found(user)
-        if not found.number:
-            return None
-        if found.number != number or start > found.length:
-            start = 0
-        if start == found.length:
-            return Tail(found.number, start, found.length, [], [])
-        end = min(start + limit, found.length) - 1
-        events = self._events(found.number, start, end)
-        return Tail.of(found.number, start, found.length, events)
+        def wanted(found: User) -> range:
+            first = start if found.number == number and start <= found.length else 0
+            return range(first, min(first + limit, found.length))
 
-    def _events(self, number: int, first: int, end: int) -> list[list[Any]]:
-        return list(map(json.loads, self._redis.lrange(key_of("events", number), first, end)))
+        found, span, events = self._span(user, wanted)
+        return Tail.of(found.number, span.start, found.length, events) if found.number else None
 
     def profile(self, user: str, last: int) -> Profile | None:
-        found = self._found(user)
-        if not found.number:
-            return None
-        first = max(0, found.length - last)
-        events = self._events(found.number, first, found.length - 1) if last else []
-        return Profile(found.length, [Event(*event) for event in events])
+        found, _, events = self._span(
+            user, lambda found: range(max(0, found.length - last), found.length)
+        )
+        return Profile(found.length, [Event(*event) for event in events]) if found.number else None
+
+    def _span(
+        self, user: str, wanted: Callable[[User], range]
+    ) -> tuple[User, range, list[list[Any]]]:
+        """A user, and those of the events that are wanted of what was found."""
+        while True:
+            found = self._found(user)
+            span = wanted(found)
+            texts: list[str] = []
+            if span:
+                key = key_of("events", found.number)
+                texts = self._redis.lrange(key, span.start, span.stop - 1)
+            # Between the two looks another server may have deleted the user. One whose number is
+            # the same has lost events.
+            if len(texts) == len(span) or self._found(user).number == found.number:
+                return found, span, list(map(json.loads, texts))
 
     def delete(self, user: str) -> int:
         staged, state = self._open(), self._state(user)
@@ -231,8 +238,9 @@ class RedisStore:
 
     def _place_behind(self, last: Time, user: str) -> int:
         """How many users come before those behind a cursor."""
-        if self._redis.zscore(key_of("recent"), user) == float(last):
-            return self._redis.zrevrank(key_of("recent"), user) + 1
+        place = self._redis.zrevrank(key_of("recent"), user)
+        if place is not None and self._redis.zscore(key_of("recent"), user) == float(last):
+            return place + 1
         # The user has had another event since, or is deleted: the place is among equal times.
         later = self._redis.zcount(key_of("recent"), f"({last!r}", "+inf")
         equal = self._redis.zrevrangebyscore(key_of("recent"), repr(last), repr(last))
