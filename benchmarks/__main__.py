@@ -44,6 +44,10 @@ VERBS = {
         "speed.sampled_step:measure_sampled_step",
         "Time and peak memory of a training step with a catalogue of a million items.",
     ),
+    "data-sizes": (
+        "speed.bench_data:measure_sizes",
+        "Time, peak memory and disk of preparing folders of Parquet files of several sizes.",
+    ),
     "growth": (
         "speed.bench_growth:measure_growth",
         "Time and peak memory of appending to a large log, of merging it and of forgetting a user.",

@@ -1,6 +1,7 @@
-"""Time and peak memory of preparing ten million events, and of ranking a million items.
+"""Time and peak memory of preparing events, and of ranking a million items.
 
     python -m benchmarks data --out results/data.jsonl
+    python -m benchmarks data-sizes --events 1000000 10000000 --out results/data.jsonl
 
 Each measurement runs in a process of its own; peak memory is all that the process ever held.
 """
@@ -10,15 +11,18 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from cyclopts import Parameter
 
 from benchmarks.results import append_result, provenance
 from benchmarks.speed.instruments.memory import alone, peak_of_process
+from blossomrec.errors import whole_number
 
 EVENTS, USERS, ITEMS = 10_000_000, 100_000, 200_000
 RANKED_ITEMS, RANKED_USERS, HIDDEN = 1_000_000, 10_000, 64
+SIZES = (1_000_000, 10_000_000, 50_000_000, 200_000_000)
 SOURCES = ("integers.parquet", "integers.csv", "strings.csv")
 
 
@@ -49,6 +53,28 @@ def prepare(folder: Path, source: str) -> dict[str, Any]:
     start = time.perf_counter()
     log = EventLog.prepare(folder / source, folder / "log")
     return {"bench": "prepare", "source": source, "events": log.num_events} | _cost(start)
+
+
+def write_folder(folder: Path, events: int) -> None:
+    """Simulated events as Parquet files, of users who have a hundred each on average."""
+    from blossomrec.data.simulate import SimulationConfig, simulate_folder
+
+    size = SimulationConfig(
+        users=events // 100, items=ITEMS, events_per_user=100, max_events=2_000, interests=200
+    )
+    simulate_folder(size, folder)
+
+
+def prepare_folder(source: Path, log: Path) -> dict[str, Any]:
+    """Read, check, sort and write a folder of Parquet files; bytes are those of the log."""
+    from blossomrec.data.log import EventLog
+
+    start = time.perf_counter()
+    events = EventLog.prepare(source, log).num_events
+    seconds = time.perf_counter() - start
+    size = sum(path.stat().st_size for path in log.rglob("*") if path.is_file())
+    line = {"bench": "prepare folder", "events": events, "events_per_second": int(events / seconds)}
+    return line | {"files": len(list(source.iterdir())), "bytes": size} | _cost(start)
 
 
 def rank(ranking: Any) -> dict[str, Any]:
@@ -103,3 +129,25 @@ def measure_data(*, out: Path = Path("results/data.jsonl")) -> None:
         line = alone(rank, ranking)
         append_result(out, line)
         print(f"{ranking}: {line['seconds']} s, {line['peak_mib']} MiB")
+
+
+def measure_sizes(
+    *,
+    events: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = SIZES,
+    out: Path = Path("results/data.jsonl"),
+) -> None:
+    """Time and peak memory of preparing folders of Parquet files of several sizes.
+
+    Args:
+        events: numbers of events, about
+        out: JSONL file to which a line for each measurement is appended
+    """
+    for size in events:
+        whole_number("events", size, low=1_000)
+        with tempfile.TemporaryDirectory() as folder:
+            source, log = Path(folder) / "events", Path(folder) / "log"
+            alone(write_folder, source, size)
+            line = alone(prepare_folder, source, log)
+        append_result(out, line)
+        told = f"{line['seconds']} s, {line['events_per_second']:,} events a second"
+        print(f"{line['events']:,}: {told}, {line['peak_mib']} MiB", flush=True)

@@ -17,6 +17,24 @@ def preparing() -> str:
     return table(["source", "events", "seconds", "peak MiB"], rows)
 
 
+def preparing_folders() -> str:
+    """Time, memory and disk of reading and writing logs of several sizes."""
+    rows = [
+        [
+            f"{line['events']:,}",
+            str(line["files"]),
+            f"{line['seconds']:,.0f}",
+            f"{line['events_per_second']:,}",
+            f"{line['peak_mib']:,.0f}",
+            f"{line['bytes'] / 2**20:,.0f}",
+        ]
+        for line in read("data.jsonl")
+        if line["bench"] == "prepare folder"
+    ]
+    header = ["events", "files", "seconds", "events a second", "peak MiB", "MiB on disk"]
+    return table(header, rows)
+
+
 def ranking() -> str:
     """Time and memory of ranking a large catalogue."""
     rows = [
@@ -57,5 +75,6 @@ def bulk() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "bulk": bulk,
     "prepare": preparing,
+    "prepare-folders": preparing_folders,
     "ranking": ranking,
 }

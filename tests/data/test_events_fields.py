@@ -15,7 +15,8 @@ import pytest
 from rich.console import Console
 
 from blossomrec.cli import main
-from blossomrec.data.event_arrays import EventArrays, drop_events, rank_fields, shuffle_ties
+from blossomrec.data.event_arrays import EventArrays, shuffle_ties
+from blossomrec.data.field_counts import FieldCounts
 from blossomrec.data.fields import ContextField, EventFields
 from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
@@ -23,6 +24,7 @@ from blossomrec.data.preparation import summary_table
 from blossomrec.data.reading import kinds as limits
 from blossomrec.data.reading.options import Filters
 from blossomrec.errors import ConfigError, DataError
+from events_in_parts import filtered
 
 NAN = float("nan")
 START = 1_700_000_000
@@ -457,6 +459,13 @@ def arrays(rows: list[tuple[int, int, int, int]]) -> EventArrays:
     return EventArrays(users, items, times.astype(np.int64), None, kinds, context)
 
 
+def with_ranked_names(events: EventArrays, fields: EventFields) -> tuple[EventArrays, EventFields]:
+    counts = FieldCounts(fields)
+    counts.add(events)
+    named, renumbered = counts.without_unused(ranked=True)
+    return renumbered(events), named
+
+
 class TestArrays:
     def test_kinds_and_context_go_along(self):
         mixed = arrays([(1, 5, 3, 1), (0, 4, 2, 2), (1, 6, 1, 3), (0, 4, 1, 4)])
@@ -468,12 +477,12 @@ class TestArrays:
 
     def test_duplicates_have_the_same_kind(self):
         events = arrays([(0, 4, 1, 1), (0, 4, 1, 2), (0, 4, 1, 1), (0, 4, 2, 1)])
-        kept, _ = drop_events(events, Filters(drop_duplicates=True))
+        kept, _ = filtered(events, Filters(drop_duplicates=True))
         assert kept.context is not None and kept.context[:, 0].tolist() == [0, 1, 3]
 
     def test_repeats_have_the_same_kind(self):
         events = arrays([(0, 4, 1, 1), (0, 4, 2, 1), (0, 4, 3, 2), (0, 4, 4, 1), (1, 4, 5, 1)])
-        kept, _ = drop_events(events, Filters(merge_repeats=True))
+        kept, _ = filtered(events, Filters(merge_repeats=True))
         assert kept.context is not None and kept.context[:, 0].tolist() == [0, 2, 3, 4]
 
     def test_the_order_of_ties_depends_on_what_events_are(self):
@@ -493,10 +502,10 @@ class TestArrays:
     def test_names_without_events_are_left_out(self):
         events = arrays([(0, 4, 1, 3), (0, 5, 2, 3), (1, 4, 1, 1)])
         fields = EventFields(("a", "b", "c"), (ContextField("n", "category", ("x", "y", "z")),))
-        ranked, named = rank_fields(events, fields)
+        ranked, named = with_ranked_names(events, fields)
         assert named.kinds == ("c", "a")
         assert ranked.kinds is not None and ranked.kinds.tolist() == [1, 1, 2]
         assert named.context[0].names == ("x", "y")
         assert ranked.context is not None and ranked.context[:, 0].tolist() == [0, 1, 2]
         unknown = EventArrays(**vars(events) | {"kinds": np.zeros(3, np.int32)})
-        assert rank_fields(unknown, fields)[0].kinds is None
+        assert with_ranked_names(unknown, fields)[0].kinds is None

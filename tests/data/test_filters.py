@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data.event_arrays import EventArrays, drop_events
+from blossomrec.data.event_arrays import EventArrays
 from blossomrec.data.reading.options import Filters
 from blossomrec.errors import ConfigError
+from events_in_parts import filtered
 
 some_events = st.lists(
     st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=60
@@ -28,6 +29,7 @@ def arrays(rows) -> EventArrays:
 
 
 def rows(events: EventArrays) -> list[tuple[int, int, int, float]]:
+    assert events.weights is not None
     columns = (events.users, events.items, events.times, events.weights)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
@@ -59,10 +61,11 @@ def core_by_loops(events, filters):
 @given(
     rows_given=some_events,
     filters=st.builds(Filters, st.integers(1, 4), st.integers(1, 4), st.booleans(), st.booleans()),
+    at_once=st.sampled_from([1, 7, 1000]),
 )
-def test_filters_agree_with_loops_and_count_what_they_drop(rows_given, filters):
+def test_filters_agree_with_loops_and_count_what_they_drop(rows_given, filters, at_once):
     events = arrays(rows_given).sorted()
-    kept, dropped = drop_events(events, filters)
+    kept, dropped = filtered(events, filters, at_once)
     assert rows(kept) == core_by_loops(rows(events), filters)
     assert sum(entry["events"] for entry in dropped) == len(rows_given) - len(kept.items)
 
@@ -83,7 +86,7 @@ def test_has_repeats(rows_given):
 
 def test_reasons_are_told_apart():
     events = arrays([(0, 0, 0), (0, 0, 0), (0, 1, 1), (0, 1, 2), (1, 1, 0), (1, 2, 1), (2, 1, 0)])
-    _, dropped = drop_events(events.sorted(), Filters(2, 2, True, True))
+    _, dropped = filtered(events.sorted(), Filters(2, 2, True, True))
     assert dropped == [
         {"reason": "same user, item and timestamp", "events": 1},
         {"reason": "repeat of the event before", "events": 1},

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossomrec.data.growth import merge
+from blossomrec.data import event_files
 from blossomrec.data.growth.append import append_events
 from blossomrec.data.growth.compact import compact_folder
 from blossomrec.data.growth.forget import forget_user
@@ -86,7 +86,7 @@ def test_killed_at_any_step_there_is_the_old_log_or_the_new(tmp_path, monkeypatc
         folder = tmp_path / str(at)
         shutil.copytree(tmp_path / "start", folder)
         with pytest.MonkeyPatch.context() as dying:
-            death = Death(dying, at, ((merge, "append_array"),))
+            death = Death(dying, at, ((event_files, "append_array"),))
             with contextlib.suppress(KilledError):
                 step(folder)
         copy = tmp_path / "copy"

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from blossomrec.data import preparation
+from blossomrec.data import event_files
 from blossomrec.data.log import EventLog
 from blossomrec.data.preparation import summary_table
 from blossomrec.errors import ConfigError, DataError
@@ -171,14 +171,14 @@ class TestRefusals:
     def test_a_failure_while_writing_leaves_the_old_log(self, tmp_path, monkeypatch):
         EventLog.prepare(EVENTS, tmp_path / "log")
         before = snapshot(tmp_path)
-        original = np.save
+        original = event_files.append_array
 
-        def full_disk(path, array):
-            if "timestamps" in str(path):
+        def full_disk(file, array):
+            if "timestamps" in file.name:
                 raise OSError("no space left")
-            original(path, array)
+            original(file, array)
 
-        monkeypatch.setattr(preparation.np, "save", full_disk)
+        monkeypatch.setattr(event_files, "append_array", full_disk)
         with pytest.raises(DataError, match=r"log cannot be written: no space left"):
             EventLog.prepare(EVENTS[:5], tmp_path / "log")
         assert snapshot(tmp_path) == before

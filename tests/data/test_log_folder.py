@@ -96,15 +96,15 @@ def test_killed_at_any_step_there_is_the_old_log_or_the_new(tmp_path, monkeypatc
 CHILD = """
 import sys, time
 import polars as pl
-from blossomrec.data import preparation
+from blossomrec.data import event_files
 from blossomrec.data.log import EventLog
-save = preparation.np.save
-def waiting(path, array):
-    save(path, array)
-    if "timestamps" in str(path):
+append = event_files.append_array
+def waiting(file, array):
+    append(file, array)
+    if "timestamps" in file.name:
         print("there", flush=True)
         time.sleep(600)
-preparation.np.save = waiting
+event_files.append_array = waiting
 EventLog.prepare(pl.DataFrame({"user_id": [4, 5], "item_id": [8, 9], "timestamp": [1, 2]}), %r)
 """
 

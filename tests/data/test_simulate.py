@@ -15,6 +15,7 @@ from blossomrec.data.simulate import (
     PurchaseConfig,
     SimulationConfig,
     simulate,
+    simulate_folder,
     simulate_purchases,
 )
 from blossomrec.errors import ConfigError
@@ -239,3 +240,24 @@ def test_speed():
     config = SimulationConfig(users=10_000, items=20_000, events_per_user=100.0, interests=200)
     assert simulate(config).height == pytest.approx(1_000_000, rel=0.01)
     assert time.process_time() - start < 10
+
+
+def test_a_folder_has_the_same_character_in_files_of_some_users(tmp_path):
+    config = SimulationConfig(users=401, items=600, events_per_user=40, fashion_share=0.3)
+    total = simulate_folder(config, tmp_path / "in", users_at_once=100)
+    names = [path.name for path in sorted((tmp_path / "in").iterdir())]
+    assert names == [f"part-0000{part}.parquet" for part in range(4)]
+    files = [pl.read_parquet(tmp_path / "in" / name) for name in names]
+    assert [one["user_id"].n_unique() for one in files] == [100, 100, 100, 101]
+    assert all(one["timestamp"].is_sorted() for one in files)
+    events = pl.concat(files)
+    assert events.height == total and events["user_id"].n_unique() == 401
+    assert abs(total / 401 / 40 - 1) < 0.1
+    # What is in fashion is so in all files, and popular items are the same ones.
+    most = [set(one["item_id"].value_counts(sort=True)["item_id"].head(60)) for one in files]
+    assert len(set.intersection(*most)) > 20
+    again = simulate_folder(config, tmp_path / "again", users_at_once=100)
+    assert again == total
+    assert pl.read_parquet(tmp_path / "again" / names[0]).equals(files[0])
+    with pytest.raises(ConfigError, match="users_at_once is 1: it must be at least 2"):
+        simulate_folder(config, tmp_path / "in", users_at_once=1)

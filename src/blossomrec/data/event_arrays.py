@@ -1,10 +1,10 @@
-"""Events as arrays: in the order of a log, equal times ordered, repeated and rare ones dropped."""
+"""Events as arrays: in the order of a log, equal times ordered."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,8 +13,6 @@ from blossomrec.data.fields import ContextField, EventFields
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from blossomrec.data.reading.options import Filters
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def encode_fields(
     """Kinds, int32 [E], and context, float32 [E, C], of checked events, and their names.
 
     Names are numbered in order of their letters, and numbers are not measured yet: as
-    :func:`rank_fields` does for the events that are left.
+    ``FieldCounts`` does for the events that are left.
 
     Args:
         kinds, context: as of ``EventTable``.
@@ -101,116 +99,6 @@ def _encode_names(values: pl.Series) -> tuple[tuple[str, ...], np.ndarray]:
     numbers = pl.Series(np.arange(1, len(names) + 1, dtype=np.int32))
     found = values.replace_strict(names, numbers, default=0, return_dtype=pl.Int32)
     return tuple(names.to_list()), found.to_numpy()
-
-
-def rank_fields(events: EventArrays, fields: EventFields) -> tuple[EventArrays, EventFields]:
-    """The events with names in falling order of events, then of name, and numbers measured.
-
-    Names that none of the events has are left out; kinds are, where no event has any.
-    """
-    kinds, names = events.kinds, fields.kinds
-    if kinds is not None:
-        names, numbers = _rank_names(names, kinds)
-        kinds = numbers[kinds] if names else None
-    columns, values = list[ContextField](), list[np.ndarray]()
-    for number, column in enumerate(fields.context):
-        assert events.context is not None
-        given = events.context[:, number]
-        known = ~np.isnan(given)
-        if column.kind == "category":
-            codes = np.where(known, given, 0).astype(np.int32)
-            kept, numbers = _rank_names(column.names, codes)
-            columns.append(replace(column, names=kept))
-            values.append(np.where(known, numbers[codes], np.nan).astype(np.float32))
-        else:
-            columns.append(_measured(column, given[known].astype(np.float64)))
-            values.append(given)
-    context = np.stack(values, 1) if values else None
-    return replace(events, kinds=kinds, context=context), EventFields(names, tuple(columns))
-
-
-def _rank_names(names: tuple[str, ...], codes: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names in falling order of events, and for each code, 0 too, its new number, int32."""
-    counts = np.bincount(codes, minlength=len(names) + 1)[1:]
-    order = np.argsort(-counts, kind="stable")
-    order = order[counts[order] > 0]
-    numbers = np.zeros(len(names) + 1, np.int32)
-    numbers[order + 1] = np.arange(1, len(order) + 1)
-    return tuple(names[place] for place in order.tolist()), numbers
-
-
-def _measured(column: ContextField, values: np.ndarray) -> ContextField:
-    if not len(values):
-        return column
-    # Of values that are all the same the mean is rounded, and the deviation not quite 0.
-    same = values.min() == values.max()
-    deviation = 1.0 if same else float(values.std())
-    return replace(column, mean=float(values.mean()), deviation=deviation)
-
-
-def drop_events(events: EventArrays, filters: Filters) -> tuple[EventArrays, list[dict[str, Any]]]:
-    """The sorted events that remain, and what was dropped: one {reason, events} per filter in use.
-
-    Duplicates go first. Merging repeats and dropping rare users and items then alternate until
-    neither finds any more, as each can make work for the other.
-    """
-    counts: dict[str, int] = {}
-    if filters.drop_duplicates:
-        events = _keep(events, ~_is_duplicate(events), counts, "same user, item and timestamp")
-    before = -1
-    while before != len(events.items) > 0:
-        before = len(events.items)
-        if filters.merge_repeats:
-            events = _keep(events, ~_is_repeat(events), counts, "repeat of the event before")
-        events = _drop_rare(events, filters, counts)
-    return events, [{"reason": reason, "events": count} for reason, count in counts.items()]
-
-
-def _keep(
-    events: EventArrays, kept: np.ndarray, counts: dict[str, int], reason: str
-) -> EventArrays:
-    dropped = int(len(kept) - np.count_nonzero(kept))
-    counts[reason] = counts.get(reason, 0) + dropped
-    return events.take(kept) if dropped else events
-
-
-def _is_duplicate(events: EventArrays) -> np.ndarray:
-    keys = [events.times, events.items, events.users]
-    if events.kinds is not None:
-        keys.insert(0, events.kinds)
-    order = np.lexsort(keys)
-    same = np.ones(len(order) - 1, dtype=bool)
-    for values in keys:
-        ordered = values[order]
-        same &= ordered[1:] == ordered[:-1]
-    duplicate = np.zeros(len(order), dtype=bool)
-    duplicate[order[1:]] = same
-    return duplicate
-
-
-def _is_repeat(events: EventArrays) -> np.ndarray:
-    repeat = np.ones(len(events.items), dtype=bool)
-    repeat[:1] = False
-    for values in (events.users, events.items, events.kinds):
-        if values is not None:
-            repeat[1:] &= values[1:] == values[:-1]
-    return repeat
-
-
-def _drop_rare(events: EventArrays, filters: Filters, counts: dict[str, int]) -> EventArrays:
-    """Iterated core: until every user and every item left has enough events."""
-    few_user = f"user with fewer than {filters.min_user_events} events"
-    few_item = f"item with fewer than {filters.min_item_events} events"
-    before = -1
-    while before != len(events.items) > 0:
-        before = len(events.items)
-        if filters.min_user_events > 1:
-            common = np.bincount(events.users) >= filters.min_user_events
-            events = _keep(events, common[events.users], counts, few_user)
-        if filters.min_item_events > 1 and len(events.items):
-            common = np.bincount(events.items) >= filters.min_item_events
-            events = _keep(events, common[events.items], counts, few_item)
-    return events
 
 
 # Fewer steps than these prove nothing about how a table is sorted.
@@ -242,6 +130,12 @@ class Ties:
             descending=int(np.count_nonzero(tied & (items[1:] < items[:-1]))),
         )
 
+    def __add__(self, others: Ties) -> Ties:
+        """Of the events of more users."""
+        return Ties(
+            *(one + other for one, other in zip(astuple(self), astuple(others), strict=True))
+        )
+
     @property
     def share_ascending(self) -> float:
         """Among the tied steps to another item; 0 where there is none."""
@@ -252,6 +146,21 @@ class Ties:
         """Whether the order of tied events is that of their ids, and so tells the next item."""
         enough = self.ascending + self.descending >= MIN_STEPS
         return enough and self.share_ascending > MAX_ASCENDING
+
+    def shuffled(self, ties: Literal["auto", "keep", "shuffle"], source: str) -> bool:
+        """Whether tied events are to be shuffled.
+
+        "auto" says so, with a warning that names ``source``, where their order is that of the ids.
+        """
+        leaks = self.sorted_by_item
+        if ties == "auto" and leaks:
+            warnings.warn(
+                f"{source}: events with equal times are shuffled, as their order is none: "
+                f"{self.share_ascending:.1%} of {self.ascending + self.descending:,} steps "
+                "between them lead to a higher item id (the option ties decides)",
+                stacklevel=2,
+            )
+        return ties == "shuffle" or (ties == "auto" and leaks)
 
     def summary(self, shuffled: bool) -> dict[str, Any]:
         return {
@@ -264,23 +173,12 @@ class Ties:
 
 def order_ties(
     events: EventArrays, ties: Literal["auto", "keep", "shuffle"], source: str
-) -> tuple[EventArrays, dict[str, Any]]:
-    """Sorted events with their ties as they are or shuffled, and what to say of it in a summary.
+) -> EventArrays:
+    """Sorted events with their ties as they are or shuffled, as :meth:`Ties.shuffled` says.
 
-    events: sorted by user and time, with item numbers in order of id. "auto" shuffles, with a
-    warning that names ``source``, where the order is that of the ids.
+    events: sorted by user and time, with item numbers in order of id.
     """
-    counted = Ties.of(events)
-    leaks = counted.sorted_by_item
-    if ties == "auto" and leaks:
-        warnings.warn(
-            f"{source}: events with equal times are shuffled, as their order is none: "
-            f"{counted.share_ascending:.1%} of {counted.ascending + counted.descending:,} steps "
-            "between them lead to a higher item id (the option ties decides)",
-            stacklevel=2,
-        )
-    shuffled = ties == "shuffle" or (ties == "auto" and leaks)
-    return shuffle_ties(events) if shuffled else events, counted.summary(shuffled)
+    return shuffle_ties(events) if Ties.of(events).shuffled(ties, source) else events
 
 
 def shuffle_ties(events: EventArrays) -> EventArrays:

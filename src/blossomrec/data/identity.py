@@ -18,42 +18,41 @@ def log_identity(
     users: str,
     items: str,
     offsets: np.ndarray,
-    item_rows: np.ndarray,
-    times: np.ndarray,
-    weights: np.ndarray | None,
+    digests: Mapping[str, str],
     num_items: int,
     more: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Counts and SHA-256 digests of the parts of a log, by the words a message has for them.
 
-    users, items: fingerprints of the vocabularies; more: digests of what only some logs have. The
-    arrays are those of ``EventLog``.
+    users, items: fingerprints of the vocabularies; offsets: of ``EventLog``; digests: of its arrays
+    ``items``, ``times`` and, if there are any, ``weights``; more: of what only some logs have.
     """
     return {
         "users": len(offsets) - 1,
         "items": int(num_items),
-        "events": len(item_rows),
+        "events": int(offsets[-1]),
         "user ids": users,
         "item ids": items,
         "lengths of histories": array_digest(offsets),
-        "items of the events": array_digest(item_rows),
-        "times": array_digest(times),
-        "weights": "none" if weights is None else array_digest(weights),
+        "items of the events": digests["items"],
+        "times": digests["times"],
+        "weights": digests.get("weights", "none"),
         **(more or {}),
     }
 
 
-def fields_identity(
-    fields: EventFields, kinds: np.ndarray | None, context: np.ndarray | None
-) -> dict[str, str]:
-    """Digests of kinds and context together with their names, of those that are there."""
-    told, digests = fields.to_dict(), {}
-    for name, array in (("kinds", kinds), ("context", context)):
-        if array is not None:
+def fields_identity(fields: EventFields, digests: Mapping[str, str]) -> dict[str, str]:
+    """Digests of kinds and context together with their names, of those that are there.
+
+    digests: of the arrays ``kinds`` and ``context``.
+    """
+    told, whole = fields.to_dict(), {}
+    for name in ("kinds", "context"):
+        if name in digests:
             names = json.dumps(told[name], sort_keys=True)
-            whole = f"{array_digest(array)} {names}".encode()
-            digests[f"{name} of the events"] = hashlib.sha256(whole).hexdigest()
-    return digests
+            both = f"{digests[name]} {names}".encode()
+            whole[f"{name} of the events"] = hashlib.sha256(both).hexdigest()
+    return whole
 
 
 def identity_digest(identity: Mapping[str, Any]) -> str:
@@ -75,8 +74,29 @@ def differences(known: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 
 def array_digest(array: np.ndarray) -> str:
     """SHA-256 of the type, shape and values of an array, the same on every machine."""
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}\n".encode())
-    # Of empty arrays there is no memory to look at.
-    digest.update(array.data.cast("B") if array.size else b"")
-    return digest.hexdigest()
+    whole = ArrayDigest(array.dtype, array.shape)
+    whole.add(array)
+    return whole.hexdigest()
+
+
+def array_digests(**arrays: np.ndarray | None) -> dict[str, str]:
+    """The same of several, by name, without those that are None."""
+    return {name: array_digest(each) for name, each in arrays.items() if each is not None}
+
+
+class ArrayDigest:
+    """The digest of an array that comes in pieces, one after another along its first axis."""
+
+    def __init__(self, dtype: np.dtype, shape: tuple[int, ...]):
+        self._dtype = dtype.newbyteorder("<")
+        self._digest = hashlib.sha256(f"{self._dtype.str} {shape}\n".encode())
+
+    def add(self, piece: np.ndarray) -> None:
+        """Take in the next piece."""
+        piece = np.ascontiguousarray(piece, dtype=self._dtype)
+        # Of empty arrays there is no memory to look at.
+        self._digest.update(piece.data.cast("B") if piece.size else b"")
+
+    def hexdigest(self) -> str:
+        """The digest of all pieces."""
+        return self._digest.hexdigest()

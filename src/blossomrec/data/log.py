@@ -13,7 +13,7 @@ import numpy as np
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.fields import EventFields, Tables
 from blossomrec.data.history import History
-from blossomrec.data.identity import identity_digest, log_identity
+from blossomrec.data.identity import array_digests, identity_digest, log_identity
 from blossomrec.data.units import (
     ORDER,
     UNITS,
@@ -333,9 +333,7 @@ class EventLog:
             self.user_vocabulary.fingerprint,
             self.item_vocabulary.fingerprint,
             self.offsets,
-            self.items,
-            self.timestamps,
-            self.weights,
+            array_digests(items=self.items, times=self.timestamps, weights=self.weights),
             self.num_items,
         )
 

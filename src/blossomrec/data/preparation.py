@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import polars as pl
 
-from blossomrec.data.event_arrays import (
-    EventArrays,
-    drop_events,
-    encode_fields,
-    order_ties,
-    rank_fields,
-)
+from blossomrec.data.event_arrays import EventArrays, encode_fields, order_ties
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.fields import EventFields
 from blossomrec.data.identity import fields_identity, log_identity
@@ -29,99 +23,123 @@ from blossomrec.data.log import (
     USERS,
 )
 from blossomrec.data.log_folder import check_replaceable, new_generation
+from blossomrec.data.preparing.columns import TimeColumn
+from blossomrec.data.preparing.filters import drop_events
+from blossomrec.data.preparing.reading import ReadEvents
+from blossomrec.data.preparing.sorting import SortedEvents
 from blossomrec.data.reading.columns import Column
 from blossomrec.data.reading.features import FeatureColumns, read_features
 from blossomrec.data.reading.kinds import CONTEXT_KINDS, parse_kinds
 from blossomrec.data.reading.options import EventOptions, PrepareOptions
-from blossomrec.data.reading.tables import EventTable, describe, read_table
+from blossomrec.data.reading.tables import EventTable, describe
 from blossomrec.data.source_keys import content_key, file_keys
 from blossomrec.data.units import ORDER, UNITS, unit_of_times
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.data.windows import boundaries
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.files import remove
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def prepare_folder(source: Any, folder: Path, options: PrepareOptions) -> None:
-    """Write ``source`` to ``folder`` as a prepared log, all of it or, on an error, nothing."""
+    """Write ``source`` to ``folder`` as a prepared log, all of it or, on an error, nothing.
+
+    Memory is that of a batch of the table, of a part of the events, of users and items, and of
+    their tables; the events are on disk in between, in the folder that the log's are going to be.
+    """
     check_replaceable(folder)
-    table = read_table(source, options, options.weight, options.kind, context_columns(options))
-    events, lines, read = table.events, table.lines, table.events.height
-    unit = _time_unit(events["timestamp"], options.time_unit)
-    users, items, arrays = encode_events(events)
-    fields, kinds, context = encode_fields(
-        events["kind"] if "kind" in events.columns else None, table.context
-    )
-    arrays = replace(arrays, kinds=kinds, context=context)
-    del events, table, kinds, context
+    description = dict[str, Any]()
+    with new_generation(folder, description) as places:
+        # In a folder that the next one sweeps, should this process be killed.
+        spilled = places[EVENTS] / "spilled"
+        spilled.mkdir()
+        _prepare(source, options, places, spilled, description)
+        remove(spilled)
+
+
+def _prepare(
+    source: Any,
+    options: PrepareOptions,
+    places: dict[str, Path],
+    spilled: Path,
+    description: dict[str, Any],
+) -> None:
+    read = ReadEvents(source, options, context_columns(options), spilled / "read")
+    unit = _time_unit(read.times, options.time_unit)
+    users, items = read.users, read.items
     _check_enough(describe(source), users, items)
-    arrays = arrays.sorted()
     whole, files = file_keys(source, options)
-    key = whole or content_key((users, items), arrays, fields)
-    arrays, ties = order_ties(arrays, options.ties, describe(source))
-    arrays, dropped = drop_events(arrays, options)
-    kept_users, kept_items, arrays = _renumber(users, items, arrays)
-    if any(entry["events"] for entry in dropped):
-        reasons = ", ".join(f"{e['events']:,} ({e['reason']})" for e in dropped if e["events"])
-        _check_enough(
-            f"{describe(source)}, after dropping {reasons} events,", kept_users, kept_items
+    with SortedEvents(read, spilled / "sorted", hashed=whole is None) as events:
+        key = whole or content_key((users, items), events.digests, read.fields)
+        ties = events.order_ties(options.ties, describe(source))
+        dropped = drop_events(events.parts, events.item_counts, options)
+        counts = events.user_counts()
+        kept_users, kept_items = np.flatnonzero(counts), _by_events(events.item_counts)
+        if any(entry["events"] for entry in dropped):
+            reasons = ", ".join(f"{e['events']:,} ({e['reason']})" for e in dropped if e["events"])
+            _check_enough(
+                f"{describe(source)}, after dropping {reasons} events,",
+                users.gather(kept_users),
+                items.gather(kept_items),
+            )
+        written = events.write(
+            places[EVENTS],
+            _row_numbers(kept_users, len(users)),
+            _row_numbers(kept_items, len(items)),
         )
-    arrays, fields = rank_fields(arrays, fields)
-    item_features, kept_items = _item_features(options, items, kept_items)
-    user_features = _user_features(options, users, kept_users)
-    tables = {USERS: user_features, ITEMS: item_features}
+    met = len(kept_items)
+    item_features, kept_ids = _item_features(options, items, items.gather(kept_items))
+    ids = {USERS: users.gather(kept_users), ITEMS: kept_ids}
+    tables = {USERS: _user_features(options, users, ids[USERS]), ITEMS: item_features}
     tables = {name: each for name, each in tables.items() if each is not None}
-    offsets = boundaries(np.bincount(arrays.users, minlength=len(kept_users)))
-    summary = summarize(offsets, arrays.times, unit) | {
-        "items": len(kept_items),
-        "items_without_events": len(kept_items) - int(arrays.items.max()) - 1,
+    offsets = boundaries(counts[kept_users])
+    np.save(places[EVENTS] / "offsets.npy", offsets)
+    vocabularies = {name: Vocabulary(each) for name, each in ids.items()}
+    for name, vocabulary in vocabularies.items():
+        vocabulary.save(places[name])
+    for name, features in tables.items():
+        features.save(places[name] / FEATURES)
+    summary = summarize(offsets, written.first, written.last, unit) | {
+        "items": len(ids[ITEMS]),
+        "items_without_events": len(ids[ITEMS]) - met,
         **{
             FEATURE_TABLES[name]: tables[name].summary() if name in tables else None
             for name in FEATURE_TABLES
         },
-        **summarize_fields(fields, arrays),
-        "lines": lines,
-        "events_read": read,
-        "has_repeats": arrays.has_repeats(),
+        **written.fields_summary,
+        "lines": read.lines,
+        "events_read": read.num_events,
+        "has_repeats": written.has_repeats,
         "ties": ties,
-        "weights": arrays.weights is not None,
+        "weights": "weights" in written.digests,
         "dropped": dropped,
         "dropped_users": len(users) - len(kept_users),
-        "dropped_items": len(items) - len(kept_items),
+        "dropped_items": len(items) - met,
     }
-    description = {
+    description |= {
         "format": GENERATION_FORMAT,
         **{name: summary[name] for name in ("users", "items", "events", "has_repeats")},
-        "weights": arrays.weights is not None,
+        "weights": summary["weights"],
         "time_unit": unit,
         "source": describe(source),
         **{FEATURE_TABLES[name]: name in tables for name in FEATURE_TABLES},
-        "fields": fields.to_dict(),
+        "fields": written.fields.to_dict(),
         "options": options.recorded(),
         # What is taken in already, so that no append takes it in again.
-        "sources": dict.fromkeys(files, 0) | {key: read},
+        "sources": dict.fromkeys(files, 0) | {key: read.num_events},
         "summary": summary,
     }
-    user_vocabulary, item_vocabulary = Vocabulary(kept_users), Vocabulary(kept_items)
     description["identity"] = log_identity(
-        user_vocabulary.fingerprint,
-        item_vocabulary.fingerprint,
+        vocabularies[USERS].fingerprint,
+        vocabularies[ITEMS].fingerprint,
         offsets,
-        arrays.items,
-        arrays.times,
-        arrays.weights,
-        len(kept_items),
+        written.digests,
+        len(ids[ITEMS]),
         {FEATURE_TABLES[name].replace("_", " "): each.digest for name, each in tables.items()}
-        | fields_identity(fields, arrays.kinds, arrays.context),
+        | fields_identity(written.fields, written.digests),
     )
-    with new_generation(folder, description) as places:
-        _write_arrays(places[EVENTS], offsets, arrays)
-        user_vocabulary.save(places[USERS])
-        item_vocabulary.save(places[ITEMS])
-        for name, features in tables.items():
-            features.save(places[name] / FEATURES)
 
 
 def context_columns(options: EventOptions) -> dict[str, str | None]:
@@ -184,22 +202,13 @@ def _kind(ids: pl.Series) -> str:
     return "text" if ids.dtype == pl.String else "integers"
 
 
-def _time_unit(times: pl.Series, given: str) -> str:
+def _time_unit(times: TimeColumn, given: str) -> str:
     """What the times of a checked table are in; datetimes are in microseconds by now."""
-    if times.dtype == pl.Datetime:
+    if times.datetimes:
         if given not in ("auto", "microseconds", ORDER):
             raise ConfigError(f"time_unit is {given!r}: the table has datetimes, which need none")
         return ORDER if given == ORDER else "microseconds"
-    return unit_of_times(times.min(), times.max()) if given == "auto" else given  # pyright: ignore[reportArgumentType]
-
-
-def _write_arrays(folder: Path, offsets: np.ndarray, arrays: EventArrays) -> None:
-    np.save(folder / "offsets.npy", offsets)
-    np.save(folder / "items.npy", arrays.items)
-    np.save(folder / "timestamps.npy", arrays.times)
-    for name in ("weights", "kinds", "context"):
-        if (array := getattr(arrays, name)) is not None:
-            np.save(folder / f"{name}.npy", array)
+    return unit_of_times(times.first, times.last) if given == "auto" else given
 
 
 def encode_events(events: pl.DataFrame) -> tuple[pl.Series, pl.Series, EventArrays]:
@@ -224,7 +233,7 @@ def order_table(
     there = "kind" in table.events.columns
     fields, *numbers = encode_fields(table.events["kind"] if there else None, table.context)
     events = replace(events, kinds=numbers[0], context=numbers[1])
-    events, _ = order_ties(events.sorted(), ties, source)
+    events = order_ties(events.sorted(), ties, source)
     times = pl.Series(events.times).cast(table.events["timestamp"].dtype)
     columns = {"user_id": users.gather(events.users), "item_id": items.gather(events.items)}
     return pl.DataFrame(columns | {"timestamp": times}), fields, events
@@ -236,22 +245,10 @@ def _codes(values: pl.Series) -> tuple[pl.Series, np.ndarray]:
     return ids, values.replace_strict(ids, numbers, return_dtype=pl.Int32).to_numpy()
 
 
-def _renumber(
-    users: pl.Series, items: pl.Series, arrays: EventArrays
-) -> tuple[pl.Series, pl.Series, EventArrays]:
-    """Rows without gaps: users in order of id, items in falling order of events, then of id."""
-    user_counts = np.bincount(arrays.users, minlength=len(users))
-    item_counts = np.bincount(arrays.items, minlength=len(items))
-    kept_users = np.flatnonzero(user_counts)
-    kept_items = np.flatnonzero(item_counts)
-    kept_items = kept_items[np.argsort(-item_counts[kept_items], kind="stable")]
-    return (
-        users.gather(kept_users),
-        items.gather(kept_items),
-        arrays.renumbered(
-            _row_numbers(kept_users, len(users)), _row_numbers(kept_items, len(items))
-        ),
-    )
+def _by_events(counts: np.ndarray) -> np.ndarray:
+    """Places of those that have events, in falling order of these, then of place: int64."""
+    there = np.flatnonzero(counts)
+    return there[np.argsort(-counts[there], kind="stable")]
 
 
 def _row_numbers(kept: np.ndarray, size: int) -> np.ndarray:
@@ -276,11 +273,13 @@ _MOST_KINDS = 10
 _UNITS_SHOWN = {ORDER: "an order, no points in time"}
 
 
-def summarize(offsets: np.ndarray, timestamps: np.ndarray, unit: str) -> dict[str, Any]:
+def summarize(
+    offsets: np.ndarray, first: int | float, last: int | float, unit: str
+) -> dict[str, Any]:
     """Counts, percentiles of history length, share of long histories and time span.
 
-    offsets: int64 [U+1]; timestamps: numbers [E]; unit: one of
-    ``UNITS``, or "order". The result is ready for JSON.
+    offsets: int64 [U+1]; first, last: times; unit: one of ``UNITS``, or "order". The result is
+    ready for JSON.
     """
     lengths = np.diff(offsets)
     percentiles = np.percentile(lengths, _PERCENTILES)
@@ -293,44 +292,12 @@ def summarize(offsets: np.ndarray, timestamps: np.ndarray, unit: str) -> dict[st
             "max": int(lengths.max()),
         },
         "share_over": {str(n): float((lengths > n).mean()) for n in _LONG_HISTORIES},
-        "time": _time_span(timestamps, unit),
+        "time": _time_span(first, last, unit),
     }
 
 
-def summarize_fields(fields: EventFields, events: EventArrays) -> dict[str, Any]:
-    """Of the kinds their events, of each column of the context its kind, size and share known."""
-    counts = np.bincount(events.kinds, minlength=1) if events.kinds is not None else np.zeros(1)
-    context = np.empty((0, 0)) if events.context is None else events.context
-    known = [int(np.count_nonzero(~np.isnan(column))) for column in context.T]
-    return told_fields(fields, counts, known, len(events.users))
-
-
-def told_fields(
-    fields: EventFields, kinds: np.ndarray, known: Sequence[int], events: int
-) -> dict[str, Any]:
-    """The same, of counts.
-
-    Args:
-        kinds: events of each kind, the unknown one first.
-        known: of each column of the context, in how many events it is known.
-        events: all of them.
-    """
-    names = dict(zip(("", *fields.kinds), map(int, kinds), strict=True))
-    unknown = names.pop("")
-    columns = list[dict[str, Any]]()
-    for column, count in zip(fields.context, known, strict=True):
-        told: dict[str, Any] = {"name": column.name, "kind": column.kind, "known": count / events}
-        if column.kind == "category":
-            told["size"] = len(column.names)
-        else:
-            told |= {"mean": column.mean, "deviation": column.deviation}
-        columns.append(told)
-    return {"kinds": names, "events_of_unknown_kind": unknown, "context": columns}
-
-
-def _time_span(timestamps: np.ndarray, unit: str) -> dict[str, Any]:
+def _time_span(first: int | float, last: int | float, unit: str) -> dict[str, Any]:
     """First and last time as numbers, their unit and, unless that is order, both in ISO 8601."""
-    first, last = timestamps.min().item(), timestamps.max().item()
     span: dict[str, Any] = {"first": first, "last": last, "unit": unit}
     if unit != ORDER:
         ends = (first / UNITS[unit], last / UNITS[unit])

@@ -12,14 +12,15 @@ nothing but earlier purchases of the user.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from blossomrec.config import check, option
 from blossomrec.data.windows import boundaries, positions_within
-from blossomrec.errors import ConfigError
+from blossomrec.errors import ConfigError, whole_number
 
 _START = 1_672_531_200  # 2023-01-01
 _SPAN = 2 * 365 * 86_400
@@ -68,10 +69,55 @@ def simulate(config: SimulationConfig) -> pl.DataFrame:
     return _frame(config, users, items, times, rng).sort("timestamp", maintain_order=True)
 
 
+def simulate_folder(config: SimulationConfig, folder: Path, users_at_once: int = 20_000) -> int:
+    """Events as of :func:`simulate`, written to Parquet files of so many users each.
+
+    Memory is that of a file, of the ids and of the fashions. The items, and which of them are in
+    fashion when, are the same in all files. Each file is in order of time.
+
+    Args:
+        config: of all users together.
+        folder: a new one, or one without files of these names: ``part-00000.parquet``, ...
+        users_at_once: of a file; the last one may have fewer, or one more.
+
+    Returns:
+        How many events there are.
+
+    Raises:
+        ConfigError: the options do not fit together.
+    """
+    _check(config)
+    whole_number("users_at_once", users_at_once, low=2)
+    rng = np.random.default_rng(config.seed)
+    ids, fashions = _scattered_ids(config.items, rng), _draw_fashions(config, rng)
+    # The last file takes a single user that is left over.
+    parts = max(1, -(-(config.users - 1) // users_at_once))
+    folder.mkdir(parents=True, exist_ok=True)
+    total = 0
+    for part in range(parts):
+        count = users_at_once if part < parts - 1 else config.users - part * users_at_once
+        rng = np.random.default_rng([config.seed, part])
+        one = replace(config, users=count)
+        users, items, times = _draw_events(one, rng, fashions)
+        # Of every file they are spread over the same range, and in no other file.
+        user_ids = _scattered_ids(count, rng) * parts + part
+        frame = pl.DataFrame(
+            {"user_id": user_ids[users], "item_id": ids[items], "timestamp": times}
+        )
+        frame.sort("timestamp", maintain_order=True).write_parquet(
+            folder / f"part-{part:05}.parquet"
+        )
+        total += len(users)
+    return total
+
+
 def _draw_events(
-    config: SimulationConfig, rng: np.random.Generator
+    config: SimulationConfig, rng: np.random.Generator, fashions: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers of user and item and the time of every event, by user, then time."""
+    """Numbers of user and item and the time of every event, by user, then time.
+
+    fashions: as of ``_draw_fashions``, drawn here without them.
+    """
     lengths = _history_lengths(config, rng)
     users = np.repeat(np.arange(config.users, dtype=np.int32), lengths)
     sessions = _draw_sessions(config, lengths, rng)
@@ -80,7 +126,7 @@ def _draw_events(
     walking = elsewhere >= config.fashion_share + config.noise
     items = np.empty(len(users), dtype=np.int64)
     items[walking] = _walk(config, users[walking], sessions.take(walking), rng)
-    _place_elsewhere(config, items, times, elsewhere, rng)
+    _place_elsewhere(config, items, times, elsewhere, rng, fashions)
     if not config.repeats:
         _replace_repeats(config, users, items, rng)
     return users, items, times
@@ -330,15 +376,22 @@ def _cumulated(steps: np.ndarray, group: np.ndarray) -> np.ndarray:
     return result
 
 
+def _draw_fashions(config: SimulationConfig, rng: np.random.Generator) -> np.ndarray:
+    """Items in fashion in each period: int64 [periods, items]."""
+    return rng.integers(0, config.items, (_FASHION_PERIODS, _FASHION_ITEMS))
+
+
 def _place_elsewhere(
     config: SimulationConfig,
     items: np.ndarray,
     times: np.ndarray,
     elsewhere: np.ndarray,
     rng: np.random.Generator,
+    fashions: np.ndarray | None,
 ) -> None:
     """Overwrite shares of the events by items in fashion at the time and by any items."""
-    fashions = rng.integers(0, config.items, (_FASHION_PERIODS, _FASHION_ITEMS))
+    if fashions is None:
+        fashions = _draw_fashions(config, rng)
     chosen = np.flatnonzero(elsewhere < config.fashion_share)
     period = np.minimum((times[chosen] - _START) * _FASHION_PERIODS // _SPAN, _FASHION_PERIODS - 1)
     items[chosen] = fashions[period, _zipf(_FASHION_ITEMS, len(chosen), rng)]

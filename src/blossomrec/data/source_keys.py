@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from blossomrec.data.event_arrays import EventArrays
 from blossomrec.data.fields import EventFields
-from blossomrec.data.identity import array_digest
 from blossomrec.data.reading.files import SourceDigests, SourceFiles
 from blossomrec.data.reading.options import ReadOptions
 from blossomrec.data.vocabulary import Vocabulary
@@ -25,18 +23,17 @@ def file_keys(source: Any, options: ReadOptions) -> SourceDigests:
     return SourceDigests(None, {})
 
 
-def content_key(ids: Sequence[pl.Series], events: EventArrays, fields: EventFields) -> str:
+def content_key(ids: Sequence[pl.Series], digests: Mapping[str, str], fields: EventFields) -> str:
     """A digest of events by user, then time.
 
     Args:
         ids: of users and of items, each sorted.
-        events: with positions in those.
+        digests: of the arrays of the events, with positions in those, in order of ``EventArrays``.
         fields: names of the kinds and categories of the events, each sorted.
     """
     digest = hashlib.sha256(json.dumps(fields.to_dict()).encode())
     for one in ids:
         digest.update(Vocabulary(one).fingerprint.encode())
-    for name, array in vars(events).items():
-        if array is not None:
-            digest.update(f"{name} {array_digest(array)}\n".encode())
+    for name, each in digests.items():
+        digest.update(f"{name} {each}\n".encode())
     return digest.hexdigest()

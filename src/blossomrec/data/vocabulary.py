@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Ids in a table; ids that are an array of whole numbers, which earlier versions do not read.
 _TABLE_FORMAT, _ARRAY_FORMAT = 1, 2
 _DTYPES = ("Int64", "UInt64", "String")
+# As text of Python, each takes many times its bytes.
+_IDS_AT_ONCE = 1_000_000
 
 
 class Vocabulary:
@@ -345,7 +347,8 @@ def _fingerprint(ids: pl.Series | np.ndarray) -> str:
     if not isinstance(ids, np.ndarray) and kind == "String":
         # The lengths make ["ab", "c"] and ["a", "bc"] differ.
         digest.update(ids.str.len_bytes().to_numpy().astype("<u4").tobytes())
-        digest.update("".join(ids).encode())
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            digest.update("".join(ids[start : start + _IDS_AT_ONCE]).encode())
     else:
         array = ids if isinstance(ids, np.ndarray) else ids.to_numpy()
         digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())

@@ -13,9 +13,9 @@ import numpy as np
 from blossomrec.data.event_arrays import EventArrays
 from blossomrec.data.feature_rows import taken_rows
 from blossomrec.data.features import Categories, FeatureTable
+from blossomrec.data.field_counts import FieldCounts
 from blossomrec.data.growth.feature_rows import without_unused
-from blossomrec.data.growth.field_counts import FieldCounts
-from blossomrec.data.identity import fields_identity, log_identity
+from blossomrec.data.identity import array_digests, fields_identity, log_identity
 from blossomrec.data.log import (
     EVENTS,
     FEATURE_TABLES,
@@ -212,6 +212,8 @@ def _described(
         "has_repeats": log.has_repeats,
     }
     ends = {"first": times.min().item(), "last": times.max().item()} if len(times) else {}
+    names = {"items": "items", "times": "timestamps"} | {n: n for n in OPTIONAL}
+    contents = array_digests(**{name: arrays.get(file) for name, file in names.items()})
     digests = {
         FEATURE_TABLES[name].replace("_", " "): each.digest
         for name, each in tables.items()
@@ -229,10 +231,8 @@ def _described(
             found[USERS][0].fingerprint,
             found[ITEMS][0].fingerprint,
             arrays["offsets"],
-            arrays["items"],
-            times,
-            arrays.get("weights"),
+            contents,
             found[ITEMS][0].size,
-            digests | fields_identity(fields, arrays.get("kinds"), arrays.get("context")),
+            digests | fields_identity(fields, contents),
         ),
     }

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from blossomrec.data.event_arrays import EventArrays
+from blossomrec.data.event_files import EVENTS_AT_ONCE, EventFiles
 from blossomrec.data.features import FeatureTable
+from blossomrec.data.field_counts import FieldCounts
 from blossomrec.data.fields import EventFields
 from blossomrec.data.growth.feature_rows import grown_table
-from blossomrec.data.growth.field_counts import FieldCounts
 from blossomrec.data.growth.grown_log import GrownLog
 from blossomrec.data.identity import fields_identity, log_identity
 from blossomrec.data.log import (
@@ -27,10 +29,6 @@ from blossomrec.data.log import (
 from blossomrec.data.preparation import summarize
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.data.windows import boundaries, fill
-
-# Of a piece; a user with more is a piece alone.
-EVENTS_AT_ONCE = 2_000_000
-_COLUMNS = {"items": "items", "times": "timestamps"}
 
 
 def merge(
@@ -62,13 +60,13 @@ def merge(
     offsets = boundaries(lengths)
     np.save(places[EVENTS] / "offsets.npy", offsets)
     found = _Written(fields, log.num_items)
-    with _EventFiles(places[EVENTS], int(offsets[-1])) as files:
+    with EventFiles(places[EVENTS], int(offsets[-1])) as files:
         for events in _pieces(log, forgotten):
             if renumbered is not None:
                 events = renumbered(events)
             files.write(events)
             found.add(events, log, forgotten)
-    _describe(log, description, places, tables, found)
+    _describe(log, description, places, tables, found, files.digests())
 
 
 def _pieces(log: GrownLog, forgotten: np.ndarray | None) -> Iterator[EventArrays]:
@@ -80,43 +78,6 @@ def _pieces(log: GrownLog, forgotten: np.ndarray | None) -> Iterator[EventArrays
         yield events
 
 
-class _EventFiles:
-    """The arrays of the events of a generation, written one piece after another."""
-
-    def __init__(self, folder: Path, length: int):
-        self._folder, self._length = folder, length
-        self._files: dict[str, BinaryIO] = {}
-
-    def write(self, events: EventArrays) -> None:
-        for name, array in vars(events).items():
-            if array is not None and name != "users":
-                append_array(self._file(name, array), array)
-
-    def _file(self, name: str, array: np.ndarray) -> BinaryIO:
-        if name not in self._files:
-            file = (self._folder / f"{_COLUMNS.get(name, name)}.npy").open("wb")
-            self._files[name] = file
-            header = {
-                "descr": np.lib.format.dtype_to_descr(array.dtype),
-                "fortran_order": False,
-                "shape": (self._length, *array.shape[1:]),
-            }
-            np.lib.format.write_array_header_1_0(file, header)
-        return self._files[name]
-
-    def __enter__(self) -> _EventFiles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
-
-
-def append_array(file: BinaryIO, array: np.ndarray) -> None:
-    """Write the values of an array at the end of a file."""
-    file.write(np.ascontiguousarray(array).data)
-
-
 class _Written:
     """What is counted of events while they are written."""
 
@@ -124,10 +85,15 @@ class _Written:
         self.counts = FieldCounts(fields)
         self.items = np.zeros(num_items, np.int64)
         self.has_repeats = False
+        self.ends: tuple[Any, Any] = (math.inf, -math.inf)
 
     def add(self, events: EventArrays, log: GrownLog, forgotten: np.ndarray | None) -> None:
         self.counts.add(events)
         self.items += np.bincount(events.items, minlength=len(self.items))
+        if len(events.times):
+            first, last = self.ends
+            ends = events.times.min().item(), events.times.max().item()
+            self.ends = min(first, ends[0]), max(last, ends[1])
         if not self.has_repeats:
             self.has_repeats = _has_repeats(events, log, forgotten)
 
@@ -170,14 +136,12 @@ def _describe(
     places: dict[str, Path],
     tables: dict[str, tuple[Vocabulary, FeatureTable | None]],
     found: _Written,
+    digests: dict[str, str],
 ) -> None:
-    arrays = {
-        path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
-        for path in places[EVENTS].iterdir()
-    }
+    offsets = np.load(places[EVENTS] / "offsets.npy", mmap_mode="r", allow_pickle=False)
     users, items = tables[USERS][0], tables[ITEMS][0]
     fields = found.counts.measured()
-    summary = summarize(arrays["offsets"], arrays["timestamps"], log.base.time_unit)
+    summary = summarize(offsets, *found.ends, log.base.time_unit)
     # How the first table was read, and what was dropped from it, goes on to be told.
     summary = log.base.summary | summary | found.counts.summary(fields)
     appended = sum(len(one.columns["items"]) for one in log.segments)
@@ -192,13 +156,11 @@ def _describe(
     identity = log_identity(
         users.fingerprint,
         items.fingerprint,
-        arrays["offsets"],
-        arrays["items"],
-        arrays["timestamps"],
-        arrays.get("weights"),
+        offsets,
+        digests,
         items.size,
         {FEATURE_TABLES[table].replace("_", " "): each.digest for table, each in features.items()}
-        | fields_identity(fields, arrays.get("kinds"), arrays.get("context")),
+        | fields_identity(fields, digests),
     )
     description.pop("segments", None)
     description |= {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
+import numpy as np
 import polars as pl
 
 from blossomrec.errors import DataError
@@ -31,7 +33,9 @@ class Column:
     """The values of one column and where they come from.
 
     source, name: what errors call the table and the column; textual: the source knows only text,
-    so that the type is to be found out; files: the files of a source of several, with their rows.
+    so that the type is to be found out; files: the files of a source of several, with their rows;
+    rows: of the table, from 0, that the values stand in, in order, if not all from the first one
+    on; counts: how many rows have each of distinct values; whole: no more values follow.
     """
 
     source: str
@@ -39,13 +43,16 @@ class Column:
     values: pl.Series
     textual: bool = False
     files: tuple[tuple[str, int], ...] = ()
+    rows: Sequence[int] | np.ndarray | None = None
+    counts: np.ndarray | None = None
+    whole: bool = True
 
     def with_values(self, values: pl.Series) -> Column:
         return replace(self, values=values)
 
     def place(self, row: int) -> str:
-        """Source, column and row, from 1, of a row from 0: of several files the one it is in."""
-        source = self.source
+        """Source, column and row, from 1, of a value from 0: of several files the one it is in."""
+        source, row = self.source, row if self.rows is None else int(self.rows[row])
         for path, rows in self.files:
             if row < rows:
                 source = path
@@ -58,8 +65,15 @@ class Column:
         rows = wrong.fill_null(False).arg_true()
         if len(rows) == 0:
             return
-        others = f" (and {len(rows) - 1:,} more rows)" if len(rows) > 1 else ""
+        more = self.count(wrong) - 1
+        least = "" if self.whole else "at least "
+        others = f" (and {least}{more:,} more rows)" if more else ""
         raise DataError(f"{self.place(rows[0])}: {self._shown(rows[0])} {why}{others}{hint}")
+
+    def count(self, chosen: pl.Series) -> int:
+        """Rows of the table that have the values at which ``chosen`` is true."""
+        places = chosen.fill_null(False).arg_true()
+        return len(places) if self.counts is None else int(self.counts[places.to_numpy()].sum())
 
     def _shown(self, row: int) -> str:
         value = self.values.slice(row, 1)

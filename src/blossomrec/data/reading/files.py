@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import polars as pl
 
 from blossomrec.data.reading.options import ReadOptions, find_columns
-from blossomrec.data.reading.text import TEXT_FILES, TextFile
+from blossomrec.data.reading.text import ROWS_AT_ONCE, TEXT_FILES, TextFile
 from blossomrec.errors import DataError
 from blossomrec.files import digest
 
@@ -74,28 +74,49 @@ class SourceFiles:
         inside = parquet_columns(first.path) if not self.textual else self._text(first).columns()
         return [name for name in inside if name not in first.partition] + list(first.partition)
 
-    def read(self, names: Mapping[str, str]) -> tuple[pl.DataFrame, list[int], int | None]:
-        """Columns named by the keys of ``names``, the rows of each file, and the lines of all.
+    def batches(self, names: Mapping[str, str]) -> Iterator[Batch]:
+        """Columns named by the keys of ``names``, some rows at a time; of each file one at least.
+
+        All have the same types.
 
         Raises:
             DataError: a file cannot be read, lacks a column, or has it in another type.
         """
-        tables, lines = [], 0
+        common = self._common_types(names)
+        for number, file in enumerate(self.files):
+            there = {role: name for role, name in names.items() if str(name) not in file.partition}
+            for table, lines in self._read_file(file, there):
+                table = table.with_columns(_partition_columns(file, names)).select(*names)
+                if common is not None:
+                    table = _as_types(table, common)
+                yield Batch(table, number, lines)
+
+    def _common_types(self, names: Mapping[str, str]) -> pl.DataFrame | None:
+        """No rows, in types that fit all files; None where they are text, or those of one file."""
+        if self.textual or (len(self.files) == 1 and not self.files[0].partition):
+            return None
+        # Of a file that has rows, one that tells nothing but what stands in its path.
+        tables = []
         for file in self.files:
             there = {role: name for role, name in names.items() if str(name) not in file.partition}
-            table, count = self._read_file(file, there)
-            tables.append(table.with_columns(_partition_columns(file, names)).select(*names))
-            lines += count
+            with _parquet_errors(file.path), any_time_zone():
+                scan = pl.scan_parquet(file.path, glob=False)
+                table = _selected(str(file.path), scan, there).clear().collect()
+                rows = scan.select(pl.len()).collect().item() if file.partition else 0
+            one = pl.DataFrame({"row": [0] * min(rows, 1)})
+            one = one.with_columns(
+                *(pl.lit(None, dtype=dtype).alias(role) for role, dtype in table.schema.items()),
+                *_partition_columns(file, names),
+            )
+            tables.append(one.select(*names))
         try:
             table = pl.concat(tables, how="vertical_relaxed")
         except pl.exceptions.PolarsError as error:
             raise DataError(
                 f"{self._path} has columns of different types: {first_line(error)}"
             ) from error
-        if not self.textual:
-            paths = {name for file in self.files for name in file.partition}
-            table = _with_integers(table, [role for role in names if str(names[role]) in paths])
-        return table, [one.height for one in tables], lines if self.textual else None
+        in_paths = set[str].intersection(*(set(file.partition) for file in self.files))
+        return _with_integers(table, [r for r in names if str(names[r]) in in_paths]).clear()
 
     def digests(self) -> SourceDigests:
         """Of the content of the files and of what their folders say, not of their names."""
@@ -116,15 +137,24 @@ class SourceFiles:
     def _text(self, file: TableFile) -> TextFile:
         return TextFile.of(file.path, file.kind, self._options)
 
-    def _read_file(self, file: TableFile, names: Mapping[str, str]) -> tuple[pl.DataFrame, int]:
-        if not names:
-            # Rows are counted all the same.
-            first = self.columns()[0]
-            table, lines = self._read_file(file, {"row": first})
-            return table, lines
+    def _read_file(
+        self, file: TableFile, names: Mapping[str, str]
+    ) -> Iterator[tuple[pl.DataFrame, int]]:
+        # Where all that is asked for stands in the path, rows are counted all the same.
+        names = names or {"row": self.columns()[0]}
         if self.textual:
-            return self._text(file).read_columns(names)
-        return read_parquet(file.path, names), 0
+            yield from self._text(file).batches(names)
+        else:
+            for table in _parquet_batches(file.path, names):
+                yield table, 0
+
+
+class Batch(NamedTuple):
+    """Neighbouring rows of a file of several, and with the first of a text file its lines."""
+
+    table: pl.DataFrame
+    file: int
+    lines: int
 
 
 def _hashed(text: str) -> str:
@@ -199,15 +229,32 @@ def _with_integers(table: pl.DataFrame, roles: Sequence[str]) -> pl.DataFrame:
     """Columns of the paths as integers or dates, where all of their values are such."""
     for role in roles:
         values = table[role]
-        if values.dtype != pl.String or values.null_count() == len(values):
+        if values.null_count() == len(values):
             continue
         if values.str.contains(_INTEGER).all():
             table = table.with_columns(values.cast(pl.Int64))
-        elif (dates := values.str.to_date("%Y-%m-%d", strict=False)).null_count() == (
-            values.null_count()
-        ):
+        elif (dates := _as_dates(values)).null_count() == values.null_count():
             table = table.with_columns(dates)
     return table
+
+
+def _as_dates(values: pl.Series) -> pl.Series:
+    return values.str.to_date("%Y-%m-%d", strict=False)
+
+
+def _as_types(table: pl.DataFrame, common: pl.DataFrame) -> pl.DataFrame:
+    """The table in types that are known to fit its values."""
+    dates = [
+        _as_dates(table[role])
+        for role, dtype in common.schema.items()
+        if dtype == pl.Date and table[role].dtype == pl.String
+    ]
+    integers = [
+        table[role].cast(pl.Int64)
+        for role, dtype in common.schema.items()
+        if dtype == pl.Int64 and table[role].dtype == pl.String
+    ]
+    return pl.concat([common, table.with_columns(*dates, *integers)], how="vertical_relaxed")
 
 
 def _suffix(path: Path) -> str:
@@ -231,11 +278,23 @@ def _kind(path: Path) -> str:
     return kind
 
 
-def read_parquet(path: Path, names: Mapping[str, str]) -> pl.DataFrame:
-    """Columns named by the keys of ``names``."""
+def _parquet_batches(path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+    """Columns named by the keys of ``names``, some rows at a time, none at least."""
+    start, rows = 0, 1
+    while start < rows:
+        with _parquet_errors(path), any_time_zone():
+            scan = pl.scan_parquet(path, glob=False)
+            rows = scan.select(pl.len()).collect().item()
+            # A scan in batches would read ahead of whoever takes them.
+            table = _selected(str(path), scan, names).slice(start, ROWS_AT_ONCE).collect()
+        yield table
+        start += ROWS_AT_ONCE
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
     try:
-        with any_time_zone():
-            return read_polars(str(path), pl.scan_parquet(path, glob=False), names)
+        yield
     except pl.exceptions.DuplicateError as error:
         raise DataError(f"{path} has several columns of one name: {first_line(error)}") from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
@@ -246,23 +305,38 @@ def read_parquet(path: Path, names: Mapping[str, str]) -> pl.DataFrame:
 
 def parquet_columns(path: Path) -> list[str]:
     """Names of the columns of a Parquet file."""
-    try:
-        with any_time_zone():
-            return pl.scan_parquet(path, glob=False).collect_schema().names()
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as Parquet (is it truncated?): {first_line(error)}"
-        ) from error
+    with _parquet_errors(path), any_time_zone():
+        return pl.scan_parquet(path, glob=False).collect_schema().names()
 
 
-def read_polars(
+def polars_batches(
     source: str, frame: pl.DataFrame | pl.LazyFrame, names: Mapping[str, str]
-) -> pl.DataFrame:
-    """Columns named by the keys of ``names``; ``source`` is what errors call the frame."""
-    there = frame.lazy().collect_schema().names()
+) -> Iterator[pl.DataFrame]:
+    """Columns named by the keys of ``names``, some rows at a time, none at least.
+
+    source: what errors call the frame.
+    """
+    selected = _selected(source, frame.lazy(), names)
+    if isinstance(frame, pl.DataFrame):
+        yield from (
+            selected.collect().iter_slices(ROWS_AT_ONCE) if frame.height else (selected.collect(),)
+        )
+        return
+    met = False
+    for table in selected.collect_batches(
+        chunk_size=ROWS_AT_ONCE, maintain_order=True, engine="streaming"
+    ):
+        yield table
+        met = True
+    if not met:
+        yield selected.clear().collect()
+
+
+def _selected(source: str, frame: pl.LazyFrame, names: Mapping[str, str]) -> pl.LazyFrame:
+    """Columns named by the keys of ``names``."""
+    there = frame.collect_schema().names()
     places = find_columns(source, there, list(names.values()))
-    columns = [pl.col(there[p]).alias(name) for name, p in zip(names, places, strict=True)]
-    return frame.lazy().select(columns).collect()
+    return frame.select(pl.col(there[p]).alias(name) for name, p in zip(names, places, strict=True))
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def _padded_twins(distinct: pl.Series) -> pl.Series:
 def _warn(column: Column, ids: pl.Series, what: str, hint: str) -> None:
     shown = ", ".join(map(repr, ids.head(_EXAMPLES).to_list()))
     shown += ", ..." if len(ids) > _EXAMPLES else ""
-    events = int(column.values.is_in(ids.implode()).sum())
+    events = column.count(column.values.is_in(ids.implode()))
     warnings.warn(
         f"{column.source}, column {column.name!r}: ids {what} are taken as ids of their own: "
         f"{shown} (ids: {len(ids):,}, events: {events:,}){hint}",

@@ -149,7 +149,7 @@ def _warn_of_strays(column: Column) -> None:
     """Tell of the first text that is no number where most are, so that they count as categories."""
     given = column.values.is_not_null() & (column.values != "")
     strays = given & _as_numbers(column.values).is_null()
-    share = 1 - len(strays.arg_true()) / max(len(given.arg_true()), 1)
+    share = 1 - column.count(strays) / max(column.count(given), 1)
     if 0.5 < share < 1 and not column.name.lower().endswith("_id"):
         row = strays.arg_true()[0]
         warnings.warn(

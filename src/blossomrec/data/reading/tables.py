@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
@@ -14,12 +14,16 @@ from blossomrec.data.reading.files import (
     SourceFiles,
     any_time_zone,
     first_line,
-    read_polars,
+    polars_batches,
 )
 from blossomrec.data.reading.ids import read_ids
 from blossomrec.data.reading.kinds import read_context, read_event_kinds
 from blossomrec.data.reading.options import ReadOptions, find_columns
+from blossomrec.data.reading.text import ROWS_AT_ONCE
 from blossomrec.errors import DataError, MissingExtraError, NoEventsError
+
+# What the role of a column of the context begins with.
+CONTEXT = "context "
 
 
 @dataclass(frozen=True)
@@ -74,18 +78,16 @@ def read_table(
 
     Raises DataError that names table, column, row (from 1, the header not counted) and value.
     """
-    names = {"user_id": options.user, "item_id": options.item, "timestamp": options.timestamp}
-    names |= {role: name for role, name in (("weight", weight), ("kind", kind)) if name is not None}
-    around = {f"context {name}": name for name in context or ()}
-    names |= around
-    _refuse_shared(names)
-    table, files, lines = _load(source, names, options)
+    names = column_roles(options, weight, kind, context or ())
+    around = {role: name for role, name in names.items() if role.startswith(CONTEXT)}
+    batches = SourceBatches(source, names, options)
+    table = pl.concat(batches)
     if table.height == 0:
-        raise NoEventsError(f"{describe(source)} has no events: it has columns, but no rows")
-    read = {}
+        raise no_events(source)
+    read, files = {}, tuple(batches.files)
     for role, name in names.items():
         values = table.drop_in_place(role)
-        column = Column(describe(source), name, values, lines is not None, files)
+        column = Column(describe(source), name, values, batches.textual, files)
         kind_of_context = context.get(name) if context and role in around else None
         read[role] = (
             read_context(column, kind_of_context, sparse=sparse)
@@ -93,7 +95,26 @@ def read_table(
             else _read(role, column, options, sparse=sparse)
         )
     columns = {str(name): read.pop(role) for role, name in around.items()}
-    return EventTable(pl.DataFrame(read), lines, columns, files)
+    return EventTable(pl.DataFrame(read), batches.lines, columns, files)
+
+
+def column_roles(
+    options: ReadOptions, weight: str | None, kind: str | None, context: Iterable[str]
+) -> dict[str, str]:
+    """Names of columns by what they are to be; those of the context by CONTEXT and their name.
+
+    Raises DataError where one is to be two things.
+    """
+    names = {"user_id": options.user, "item_id": options.item, "timestamp": options.timestamp}
+    names |= {role: name for role, name in (("weight", weight), ("kind", kind)) if name is not None}
+    names |= {f"{CONTEXT}{name}": name for name in context}
+    _refuse_shared(names)
+    return names
+
+
+def no_events(source: Any) -> NoEventsError:
+    """What is raised of a table without rows."""
+    return NoEventsError(f"{describe(source)} has no events: it has columns, but no rows")
 
 
 def _refuse_shared(names: Mapping[str, Any]) -> None:
@@ -131,8 +152,8 @@ def read_all(source: Any, options: ReadOptions) -> tuple[pl.DataFrame, bool]:
         DataError: as of ``read_events``.
     """
     names = {name: name for name in _column_names(source, options)}
-    loaded = _load(source, names, options)
-    return loaded.table, loaded.lines is not None
+    batches = SourceBatches(source, names, options)
+    return pl.concat(batches), batches.textual
 
 
 def _column_names(source: Any, options: ReadOptions) -> list[str]:
@@ -143,28 +164,73 @@ def _column_names(source: Any, options: ReadOptions) -> list[str]:
     return list(getattr(source, "columns", ()))
 
 
-class _Loaded(NamedTuple):
-    """Columns as they are, the rows of each file they are from, and the lines of text files."""
+class SourceBatches:
+    """Columns of a source as they are, neighbouring rows at a time; all batches of one type.
 
-    table: pl.DataFrame
-    files: tuple[tuple[str, int], ...] = ()
-    lines: int | None = None
+    Args:
+        source: as of :func:`read_table`.
+        names: of its columns, by what they are called here.
+        options: as of :func:`read_table`.
 
+    Attributes:
+        files: paths of the files that were read so far, in order, with the rows of each; none of a
+            frame.
+        lines: of these files, the headers and blank lines too; None where they are no text.
+        whole: whether the batch that was given last is known to be all there is.
 
-def _load(source: Any, names: Mapping[str, str], options: ReadOptions) -> _Loaded:
-    if isinstance(source, (str, Path)):
-        files = SourceFiles(Path(source), options)
-        table, rows, lines = files.read(names)
-        paths = (str(one.path) for one in files.files)
-        return _Loaded(table, tuple(zip(paths, rows, strict=True)), lines)
-    if isinstance(source, (pl.DataFrame, pl.LazyFrame)):
-        return _Loaded(read_polars(describe(source), source, names))
-    if is_pandas(source):
-        return _Loaded(read_pandas(describe(source), source, names))
-    raise DataError(
-        f"a {type(source).__name__} is not a table of events: give a path, a polars or a pandas "
-        "frame"
-    )
+    Raises:
+        DataError: it is no table, or a column is missing or cannot be read.
+    """
+
+    def __init__(self, source: Any, names: Mapping[str, str], options: ReadOptions):
+        self._source, self._names = source, names
+        self._files: SourceFiles | None = None
+        self.files = list[tuple[str, int]]()
+        if isinstance(source, (str, Path)):
+            self._files = SourceFiles(Path(source), options)
+        elif not (isinstance(source, (pl.DataFrame, pl.LazyFrame)) or is_pandas(source)):
+            raise DataError(
+                f"a {type(source).__name__} is not a table of events: give a path, a polars or a "
+                "pandas frame"
+            )
+        self.lines = 0 if self.textual else None
+        self.whole = False
+
+    @property
+    def textual(self) -> bool:
+        """Whether the source knows only text."""
+        return self._files is not None and self._files.textual
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        """Batches of up to ROWS_AT_ONCE rows, several small files in one."""
+        parts, rows, given = list[pl.DataFrame](), 0, False
+        for table in self._tables():
+            if parts and rows + table.height > ROWS_AT_ONCE:
+                yield pl.concat(parts)
+                parts, rows, given = [], 0, True
+            parts.append(table)
+            rows += table.height
+        self.whole = not given
+        yield pl.concat(parts)
+
+    def _tables(self) -> Iterator[pl.DataFrame]:
+        if self._files is not None:
+            yield from self._of_files(self._files)
+            return
+        name, frame = describe(self._source), self._source
+        if is_pandas(frame):
+            frame, names = read_pandas(name, frame, self._names), {n: n for n in self._names}
+        else:
+            names = self._names
+        yield from polars_batches(name, frame, names)
+
+    def _of_files(self, files: SourceFiles) -> Iterator[pl.DataFrame]:
+        for table, number, lines in files.batches(self._names):
+            before = self.files.pop()[1] if number < len(self.files) else 0
+            self.files.append((str(files.files[number].path), before + table.height))
+            if self.lines is not None:
+                self.lines += lines
+            yield table
 
 
 def is_pandas(source: Any) -> bool:

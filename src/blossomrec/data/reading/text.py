@@ -27,6 +27,8 @@ _POLARS_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 _FILE_ERRORS = (UnicodeDecodeError, csv.Error, OSError, EOFError, zlib.error)
 _LONGEST_SHOWN = 80
 _CHUNK = 1 << 22
+# Of a table, rows that are read at a time.
+ROWS_AT_ONCE = 2_000_000
 _WITHOUT_PUSHDOWN = pl.QueryOptFlags(projection_pushdown=False)
 
 
@@ -60,8 +62,10 @@ class TextFile:
         except _FILE_ERRORS as error:
             raise DataError(f"{self.path} cannot be read: {error}") from error
 
-    def read_columns(self, names: Mapping[str, str]) -> tuple[pl.DataFrame, int]:
-        """Columns of text, named by the keys of ``names``, and the number of lines of the file.
+    def batches(self, names: Mapping[str, str]) -> Iterator[tuple[pl.DataFrame, int]]:
+        """Columns of text, named by the keys of ``names``, some rows at a time, in their order.
+
+        With the first of them comes the number of lines of the file, with the others 0.
 
         Raises DataError for a row that has too many fields, is not UTF-8, or (unless
         ``multiline``) has a quoted field that is not closed on its line.
@@ -73,21 +77,38 @@ class TextFile:
         except _FILE_ERRORS as error:
             raise DataError(f"{self.path} cannot be read: {error}") from error
         rows = _Rows(self, before + 1, len(header))
+        read = self._scan(before + 1, len(header), dict(zip(names, places, strict=True)))
+        tables = _without_last_blanks(self._checked(read, rows, lines - before - 1))
+        for number, table in enumerate(tables):
+            yield table, 0 if number else lines
+
+    def _checked(self, read: pl.LazyFrame, rows: _Rows, expected: int) -> Iterator[pl.DataFrame]:
+        """Batches of rows; the last one only once all are known to be as many as ``expected``."""
+        table, height = read.clear().collect(), 0
         try:
-            table = self._scan(before + 1, len(header), dict(zip(names, places, strict=True)))
+            # The reader counts the fields of a row only where it reads them all.
+            for following in read.collect_batches(
+                chunk_size=ROWS_AT_ONCE,
+                maintain_order=True,
+                engine="streaming",
+                optimizations=_WITHOUT_PUSHDOWN,
+            ):
+                if table.height:
+                    yield table
+                table, height = following, height + following.height
         except (*_POLARS_ERRORS, OSError) as error:
             rows.refuse_bad_row()
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise DataError(f"{self.path} cannot be read as text of columns: {reason}") from error
-        if not self.multiline and table.height != lines - before - 1:
+        if not self.multiline and height != expected:
             rows.refuse_bad_row()
             raise DataError(
-                f"{self.path} has {lines - before - 1:,} lines below its header, but "
-                f"{table.height:,} rows: is a field quoted that should not be?"
+                f"{self.path} has {expected:,} lines below its header, but "
+                f"{height:,} rows: is a field quoted that should not be?"
             )
-        return _without_last_blanks(table), lines
+        yield table
 
-    def _scan(self, skipped: int, width: int, places: Mapping[str, int]) -> pl.DataFrame:
+    def _scan(self, skipped: int, width: int, places: Mapping[str, int]) -> pl.LazyFrame:
         """Columns by position, below ``skipped`` lines, of rows that have ``width`` fields."""
         scan = pl.scan_csv(
             self.path,
@@ -99,9 +120,7 @@ class TextFile:
             quote_char=self.quote,
             glob=False,
         )
-        columns = [pl.col(str(place)).alias(name) for name, place in places.items()]
-        # The reader counts the fields of a row only where it reads them all.
-        return scan.select(columns).collect(engine="streaming", optimizations=_WITHOUT_PUSHDOWN)
+        return scan.select(pl.col(str(place)).alias(name) for name, place in places.items())
 
     def _read_header(self) -> tuple[int, list[str]]:
         """The number of blank lines before the header, and the names in it."""
@@ -217,10 +236,21 @@ class _Rows:
             raise csv.Error(f"{_shown(row)}: {error}") from error
 
 
-def _without_last_blanks(table: pl.DataFrame) -> pl.DataFrame:
+def _without_last_blanks(tables: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
     """Blank lines at the end are no events; elsewhere they keep their row and are refused."""
-    blank = table.select(pl.all_horizontal(pl.all().is_null())).to_series()
-    return table.head(len(blank) - int(blank.reverse().cum_min().sum())) if blank.any() else table
+    table, blank, met = pl.DataFrame(), 0, False
+    for table in tables:
+        nulls = table.select(pl.all_horizontal(pl.all().is_null())).to_series()
+        last = int(nulls.reverse().cum_min().sum()) if nulls.any() else 0
+        if last == table.height:
+            blank += last
+            continue
+        if blank:
+            yield table.clear(blank)
+        yield table.head(table.height - last)
+        blank, met = last, True
+    if not met:
+        yield table.clear()
 
 
 def _shown(line: str) -> str:

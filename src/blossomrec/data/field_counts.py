@@ -52,19 +52,33 @@ class FieldCounts:
         return replace(self._fields, context=tuple(columns))
 
     def summary(self, fields: EventFields) -> dict[str, Any]:
-        """What ``summary`` of a log says of them."""
-        from blossomrec.data.preparation import told_fields
+        """What ``summary`` of a log says of them: of kinds their events, of each column of the
+        context its kind, its size and the share of events in which it is known."""
+        names = dict(zip(("", *fields.kinds), map(int, self._kinds), strict=True))
+        unknown = names.pop("")
+        columns = list[dict[str, Any]]()
+        for column, counts in zip(fields.context, self._columns, strict=True):
+            share = int(counts.sum()) / self._events
+            told: dict[str, Any] = {"name": column.name, "kind": column.kind, "known": share}
+            if column.kind == "category":
+                told["size"] = len(column.names)
+            else:
+                told |= {"mean": column.mean, "deviation": column.deviation}
+            columns.append(told)
+        return {"kinds": names, "events_of_unknown_kind": unknown, "context": columns}
 
-        known = [int(counts.sum()) for counts in self._columns]
-        return told_fields(fields, self._kinds, known, self._events)
+    def without_unused(
+        self, *, ranked: bool = False
+    ) -> tuple[EventFields, Callable[[EventArrays], EventArrays]]:
+        """The fields without names that no event has, and what gives events their numbers.
 
-    def without_unused(self) -> tuple[EventFields, Callable[[EventArrays], EventArrays]]:
-        """The fields without names that no event has, and what gives events their numbers."""
-        kinds, kind_numbers = _kept(self._fields.kinds, self._kinds)
+        ranked: names in falling order of events; those with equally many stay in their order.
+        """
+        kinds, kind_numbers = _kept(self._fields.kinds, self._kinds, ranked)
         columns, numbers = [], []
         for column, counts in zip(self._fields.context, self._columns, strict=True):
             if column.kind == "category":
-                names, new = _kept(column.names, counts)
+                names, new = _kept(column.names, counts, ranked)
                 columns.append(replace(column, names=names))
                 numbers.append(new)
             else:
@@ -87,9 +101,12 @@ class FieldCounts:
         return EventFields(kinds, tuple(columns)), renumbered
 
 
-def _kept(names: tuple[str, ...], counts: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+def _kept(
+    names: tuple[str, ...], counts: np.ndarray, ranked: bool
+) -> tuple[tuple[str, ...], np.ndarray]:
     """The names that are met, and for each number, 0 too, its new one: int32."""
-    used = np.flatnonzero(counts[1:])
+    order = np.argsort(-counts[1:], kind="stable") if ranked else np.arange(len(names))
+    used = order[counts[1:][order] > 0]
     numbers = np.zeros(len(counts), np.int32)
     numbers[used + 1] = np.arange(1, len(used) + 1)
     return tuple(names[place] for place in used.tolist()), numbers
