@@ -1,6 +1,7 @@
 """How many users, and items for them, are ranked in a second and written to files.
 
     python -m benchmarks bulk --out results/bulk.jsonl
+    python -m benchmarks bulk --engine ray --users 50000
 
 A model of random weights ranks a simulated catalogue for every user of a simulated log, as
 ``blossomrec recommend RUN --all`` does; once as it is, once by rules. Each is a process of its own;
@@ -14,7 +15,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from cyclopts import Parameter
@@ -41,7 +42,7 @@ class BulkSize:
     hidden: int = option(64, "size of the vectors of items", low=8)
 
 
-def rank_all(size: BulkSize, name: str) -> dict[str, Any]:
+def rank_all(size: BulkSize, name: str, engine: Literal["local", "ray"]) -> dict[str, Any]:
     """Write the recommendations of all users by some of the ``RULES``."""
     import torch
 
@@ -56,11 +57,14 @@ def rank_all(size: BulkSize, name: str) -> dict[str, Any]:
         # Of others on the same cores, which a figure is no better than.
         load, start = os.getloadavg()[0], time.perf_counter()
         out = Path(folder) / "recommendations.parquet"
-        written = recommender.recommend_all(out, k=size.k, rules=rules, progress=False)
+        written = recommender.recommend_all(
+            out, k=size.k, rules=rules, engine=engine, progress=False
+        )
         seconds = time.perf_counter() - start
         return {
             "bench": "bulk",
             "rules": name,
+            "engine": engine,
             "users": written.users,
             "items": recommender.log.num_items,
             "events": recommender.log.num_events,
@@ -115,14 +119,17 @@ def random_run(size: BulkSize, folder: Path) -> None:
 def measure_bulk(
     *,
     size: Annotated[BulkSize, Parameter(name="*")] = BulkSize(),
+    engine: Literal["local", "ray"] = "local",
     out: Path = Path("results/bulk.jsonl"),
 ) -> None:
     """Users for whom a catalogue is ranked in a second, with and without rules.
 
     Args:
+        engine: who computes; Ray is started on this machine, and its start and end are part of the
+            time, but the memory of its workers is not counted
         out: JSONL file to which a line for each measurement is appended
     """
     for name in RULES:
-        line = alone(rank_all, size, name)
+        line = alone(rank_all, size, name, engine)
         append_result(out, line)
         print(f"rules: {name}: {line['users_per_second']:,} users/s, {line['peak_mib']} MiB")

@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import uuid
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -35,10 +36,15 @@ _held: set[io.FileIO] = set()
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; what was written there replaces it at the end."""
+def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; what was written there replaces it at the end.
+
+    ``shared``: other processes may be replacing it, too, so that the temporary path is of its own;
+    what a killed one leaves is then nobody's.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    own = f".{uuid.uuid4().hex}" if shared else ""
+    temporary = path.with_name(f".{path.name}{own}.tmp")
     temporary.touch()
     mode = temporary.stat().st_mode
     try:

@@ -316,6 +316,7 @@ class BlossomRec:
         shards: int | None = None,
         rows_per_file: int | None = None,
         unknown: Literal["refuse", "skip"] = "refuse",
+        engine: Literal["local", "ray"] = "local",
         progress: bool = True,
         **options: Any,
     ) -> Written:
@@ -335,6 +336,8 @@ class BlossomRec:
             rows_per_file: write files of at most so many rows.
             unknown: "refuse" a list with users who are not in the log, or "skip" them with a
                 warning.
+            engine: "local" computes in this process, "ray" by the workers of Ray, which is joined
+                as its variable ``RAY_ADDRESS`` says or else started on this machine.
             progress: show on standard error how it goes.
             options: ``filter_viewed``, ``items``, ``max_len``, ``at``, ``kind`` and ``rules``
                 of ``recommend``.
@@ -347,11 +350,13 @@ class BlossomRec:
         Example:
             >>> recommender.recommend_all("recommendations.parquet", k=50)
         """
-        from blossomrec.recommendation.bulk import write_all
+        from blossomrec.recommendation.bulk import open_engine, write_all
         from blossomrec.recommendation.job import make_job
         from blossomrec.recommendation.output import Output
+        from blossomrec.recommendation.parts import PartWriter
         from blossomrec.recommendation.user_list import listed_users
 
+        compute = open_engine(engine)
         model, vocabulary = self._ready()
         known = self._histories()
         log, folder = known.log, shards is not None or rows_per_file is not None
@@ -366,12 +371,17 @@ class BlossomRec:
         files = {"shards": shards, "rows_per_file": rows_per_file}
         job = make_job(log, model, self.config, rows, request, **files)
         known.warn_of_unknown(rows)
-        return write_all(
-            Output.of(job, Path(out), folder=folder),
-            lambda: self._ranker(request, len(rows)),
-            self._users_frame,
-            progress=progress,
-        )
+
+        def make_ranker() -> UserRanker:
+            now = self._histories().log
+            # A worker elsewhere has opened it later.
+            if now.digest != job.told["digest of the log"]:
+                raise DataError(f"{now.folder} has changed since the job began: begin it again")
+            return self._ranker(request, len(rows))
+
+        output = Output.of(job, Path(out), folder=folder)
+        writer = PartWriter(output, make_ranker, self._users_frame)
+        return write_all(writer, compute, progress=progress)
 
     def recommend_history(
         self,

@@ -64,7 +64,7 @@ def recommend(
     if bulk.out is not None:
         chosen |= {"shards": bulk.shards, "rows_per_file": bulk.rows_per_file}
         written = recommender.recommend_all(
-            bulk.out, bulk.users, k, unknown=unknown or "refuse", **chosen
+            bulk.out, bulk.users, k, unknown=unknown or "refuse", engine=bulk.engine, **chosen
         )
         print(f"{written.rows:,} items for {written.users:,} users are in {bulk.out}")
         return

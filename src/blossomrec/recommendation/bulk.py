@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from blossomrec.errors import one_of
 from blossomrec.files import locked, remove
 from blossomrec.recommendation.bulk_progress import Silence, open_display
 from blossomrec.recommendation.output import Output
-from blossomrec.recommendation.ranked_users import Ranked, UserRanker
+from blossomrec.recommendation.parts import Engine, PartWriter, write_here
+
+ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,21 @@ class Written:
     rows: int
 
 
+def open_engine(name: str) -> Engine:
+    """The engine "local" or "ray".
+
+    Raises:
+        ConfigError: another name.
+        MissingExtraError: Ray is not installed.
+    """
+    if one_of("engine", name, ENGINES) == "local":
+        return write_here
+    from blossomrec.recommendation.on_ray import load_ray, write_on_ray
+
+    load_ray()
+    return write_on_ray
+
+
 class BulkInterrupted(KeyboardInterrupt):
     """A job was told to stop; the same call goes on. ``command`` is empty for the same command."""
 
@@ -37,25 +55,19 @@ class BulkInterrupted(KeyboardInterrupt):
     signum = signal.SIGINT
 
 
-def write_all(
-    output: Output,
-    make_ranker: Callable[[], UserRanker],
-    as_frame: Callable[[Ranked], pl.DataFrame],
-    *,
-    progress: bool,
-) -> Written:
+def write_all(writer: PartWriter, engine: Engine, *, progress: bool) -> Written:
     """Do what of a job is not done, and join it.
 
     Args:
-        output: where it goes; what lies there of this job is kept.
-        make_ranker: gives what ranks; called only where something is left to be ranked.
-        as_frame: recommendations by external ids.
+        writer: of its parts; what lies at its output of this job is kept.
+        engine: has them written.
         progress: show on standard error how it goes.
 
     Raises:
         RunError: something else lies there, or another process is writing it.
         BulkInterrupted: it was stopped by the keyboard.
     """
+    output = writer.output
     output.refuse_other()
     users = len(output.job.users)
     left = [number for number, path in enumerate(output.files) if not _done(output, number, path)]
@@ -65,7 +77,7 @@ def write_all(
         with locked(output.work), open_display(progress, users) as display:
             output.describe()
             try:
-                _work(output, left, make_ranker, as_frame, display)
+                _work(left, writer, engine, display)
             except KeyboardInterrupt as stop:
                 done = f"{display.done:,} of {users:,} users are done"
                 raise BulkInterrupted(f"stopped, {done}") from stop
@@ -79,29 +91,19 @@ def _done(output: Output, number: int, path: Path) -> bool:
     return output.is_whole(path, (first, last))
 
 
-def _work(
-    output: Output,
-    left: list[int],
-    make_ranker: Callable[[], UserRanker],
-    as_frame: Callable[[Ranked], pl.DataFrame],
-    display: Silence,
-) -> None:
-    job = output.job
-    missing = {
-        part
-        for file in left
-        for part in job.parts(file)
-        if not output.is_whole(output.part(part), part)
-    }
-    display.begin(len(job.users) - sum(stop - start for start, stop in missing))
-    ranker = make_ranker() if missing else None
-    for file in left:
-        parts = job.parts(file)
-        for part in parts:
-            if ranker is not None and part in missing:
-                found = list[Ranked]()
-                for each in ranker.ranked(job.users[slice(*part)]):
-                    found.append(each)
-                    display.advance(each.asked)
-                output.write_part(as_frame(Ranked.join(found)), part)
-        output.join(output.files[file], parts)
+def _work(left: list[int], writer: PartWriter, engine: Engine, display: Silence) -> None:
+    output, job = writer.output, writer.output.job
+    there = output.parts_there()
+    missing = {file: set(job.parts(file)) - there for file in left}
+    file_of = {part: file for file, parts in missing.items() for part in sorted(parts)}
+    display.begin(len(job.users) - sum(stop - first for first, stop in file_of))
+    for file, parts in missing.items():
+        if not parts:
+            output.join(output.files[file], job.parts(file))
+    if file_of:
+        with contextlib.closing(engine(writer, list(file_of), display.advance)) as written:
+            for part in written:
+                file = file_of[part]
+                missing[file].remove(part)
+                if not missing[file]:
+                    output.join(output.files[file], job.parts(file))

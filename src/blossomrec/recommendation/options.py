@@ -57,6 +57,10 @@ class BulkOptions:
     )
     shards: int | None = option(None, "write so many files, of as many users each")
     rows_per_file: int | None = option(None, "write files of at most so many rows")
+    engine: Literal["local", "ray"] = option(
+        "local",
+        "who computes: this process, or the workers of Ray, on one machine or many (extra: ray)",
+    )
 
     def check(self) -> None:
         """Raise ConfigError unless there is a place for what is written, and nothing else."""
@@ -65,6 +69,8 @@ class BulkOptions:
             raise ConfigError("--all and --users need --out, and nothing else takes it")
         if not in_bulk and (self.shards is not None or self.rows_per_file is not None):
             raise ConfigError("--shards and --rows-per-file are for --all and --users")
+        if not in_bulk and self.engine != "local":
+            raise ConfigError(f"--engine is {self.engine}: it is for --all and --users")
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,25 @@ class Output:
         """Whether a file is there and holds what this job says for these users."""
         return path.exists() and _stamp(path) == self._stamped(users)
 
+    def parts_there(self) -> set[tuple[int, int]]:
+        """The parts that are whole, of all files.
+
+        The folder is listed, since a network disk may long remember that a file was not there.
+        """
+        there = {path.name for path in self.work.iterdir()}
+        return {
+            part
+            for file in range(len(self.files))
+            for part in self.job.parts(file)
+            if self.part(part).name in there and self.is_whole(self.part(part), part)
+        }
+
     def write_part(self, frame: pl.DataFrame, users: tuple[int, int]) -> None:
-        """Write the recommendations of a part."""
-        with replacing(self.part(users)) as temporary:
+        """Write the recommendations of a part.
+
+        Several processes may do so at once: one that only seems to be dead may go on.
+        """
+        with replacing(self.part(users), shared=True) as temporary:
             frame.write_parquet(temporary, metadata=self._metadata(users))
 
     def join(self, path: Path, parts: Sequence[tuple[int, int]]) -> None:

@@ -1,0 +1,125 @@
+"""The engine that has the workers of Ray, on one machine or many, compute the parts of a job."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from blossomrec.errors import MissingExtraError, RunError
+from blossomrec.recommendation.parts import Advance, PartsWritten, PartWriter, Users
+
+# A part whose workers die again and again needs more memory than there is, or breaks them.
+RETRIES = 5
+
+
+def load_ray() -> Any:
+    """The package; MissingExtraError without it."""
+    # Read when it is imported: reports to its makers are for those who want to send them.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingExtraError(error.name or "ray", "ray") from error
+    return ray
+
+
+def write_on_ray(writer: PartWriter, parts: Sequence[Users], advance: Advance) -> PartsWritten:
+    """Ray places and restarts the workers, and repeats what one had under way that died.
+
+    Each has a GPU where the model is on one, else a core, and writes its parts itself: the log and
+    the folder of the output are to be found on all machines, under the same paths.
+
+    Raises:
+        RunError: the cluster has no GPU, or no core; workers died again and again.
+        BlossomRecError: as a worker raised it.
+    """
+    ray = load_ray()
+    with _connected(ray):
+        # Opened by the worker, so that what is wrong with it is raised as by any other call: in a
+        # list Ray leaves a reference as it is.
+        pickled = [ray.put(_pickled(ray, writer))]
+        waiting = iter(parts)
+        # Calls that are not answered, each with its worker and its part; opening has none.
+        under_way: dict[Any, tuple[Any, Users | None]] = {
+            worker.open.remote(pickled): (worker, None)
+            for worker in _workers(ray, writer.output.job.told["device"], len(parts))
+        }
+        while under_way:
+            (call,), _ = ray.wait(list(under_way))
+            worker, part = under_way.pop(call)
+            _raise_what_failed(ray, call, part)
+            following = next(waiting, None)
+            if following is not None:
+                under_way[worker.write.remote(pickled, following)] = worker, following
+            if part is not None:
+                advance(part[1] - part[0])
+                yield part
+
+
+class Worker:
+    """Writes parts in a process of Ray's, for which it opens a pickled writer once."""
+
+    def __init__(self):
+        self._writer: PartWriter | None = None
+
+    def open(self, pickled: list[Any]) -> None:
+        """Have the model before the first part; a worker that is there again has it with one."""
+        self._opened(pickled)
+
+    def write(self, pickled: list[Any], part: Users) -> None:
+        self._opened(pickled).write(part, lambda users: None)
+
+    def _opened(self, pickled: list[Any]) -> PartWriter:
+        writer = self._writer
+        if writer is None:
+            ray = load_ray()
+            writer = self._writer = ray.cloudpickle.loads(ray.get(pickled[0]))
+        return writer
+
+
+def _pickled(ray: Any, writer: PartWriter) -> bytes:
+    """The writer for other processes, whose working folder may be another one."""
+    output = replace(writer.output, work=writer.output.work.resolve())
+    return ray.cloudpickle.dumps(replace(writer, output=output))
+
+
+def _workers(ray: Any, device: str, limit: int) -> list[Any]:
+    """As many as the cluster has room for, at most so many."""
+    kind = "GPU" if device == "cuda" else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if not there:
+        raise RunError(f"engine is 'ray': the cluster has no {kind} for the model")
+    start = ray.remote(Worker).options(
+        num_cpus=1, num_gpus=int(kind == "GPU"), max_restarts=-1, max_task_retries=RETRIES
+    )
+    return [start.remote() for _ in range(min(there, limit))]
+
+
+def _raise_what_failed(ray: Any, call: Any, part: Users | None) -> None:
+    try:
+        ray.get(call)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayActorError as error:
+        what = "opened the model" if part is None else f"wrote users {part[0]:,} to {part[1]:,}"
+        raise RunError(
+            f"engine is 'ray': {RETRIES + 1} workers that {what} died, perhaps for lack of memory; "
+            "the logs of Ray tell more"
+        ) from error
+
+
+@contextlib.contextmanager
+def _connected(ray: Any) -> Iterator[None]:
+    """Be connected: as before, to the cluster that Ray knows of, or to one that is started here."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
