@@ -64,6 +64,10 @@ class Worker:
     """Writes parts in a process of Ray's, for which it opens a pickled writer once."""
 
     def __init__(self):
+        import torch
+
+        # There is one for each core, whatever OMP_NUM_THREADS is where Ray was started.
+        torch.set_num_threads(1)
         self._writer: PartWriter | None = None
 
     def open(self, pickled: list[Any]) -> None:
