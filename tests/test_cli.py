@@ -463,9 +463,9 @@ FLAGS = {
         "model log on ranking filter-seen split last-events kinds ks own-metrics out device"
     ),
     "recommend": (
-        "run user history k log all users out shards rows-per-file engine items filter-viewed max-len "
-        "at kind filter boost max-per diversity exclude-seen-days fallback reranker rerank-depth "
-        "item-table unknown json device"
+        "run user history k log all users out shards rows-per-file engine items filter-viewed "
+        "max-len at kind filter boost max-per diversity exclude-seen-days fallback reranker "
+        "rerank-depth item-table unknown json device"
     ),
 }
 
