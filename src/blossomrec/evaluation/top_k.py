@@ -140,8 +140,7 @@ class TopK:
     """The k items with the highest scores of each history, equal scores in order of item row.
 
     One buffer of scores serves all batches; its size depends on neither them nor the catalogue,
-    and neither does a list. On a GPU there is none where scores are products of vectors: see
-    :class:`ProductTopK`.
+    and neither does a list. There is none where :class:`ProductTopK` ranks instead.
 
     Args:
         scorer: as for ``evaluate``; it already lies on ``device``, and does not change meanwhile.
