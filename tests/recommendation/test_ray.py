@@ -177,13 +177,13 @@ def test_a_log_that_has_grown_is_refused_by_a_worker(
     log = EventLog.prepare(tiny_events, tmp_path / "log")
     other = recommender.__copy__()
     other.log = log
-    pickled = on_ray._pickled
+    for_others = on_ray._for_others
 
-    def late(ray, writer):
+    def late(writer):
         log.append(tiny_events.head(1).with_columns(timestamp=2_000_000_000))
-        return pickled(ray, writer)
+        return for_others(writer)
 
-    monkeypatch.setattr(on_ray, "_pickled", late)
+    monkeypatch.setattr(on_ray, "_for_others", late)
     with pytest.raises(DataError, match=r"log has changed since .* began"):
         write(other, tmp_path / "recs.parquet", FEW, 9, engine="ray")
 

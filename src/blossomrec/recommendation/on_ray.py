@@ -41,11 +41,11 @@ def write_on_ray(writer: PartWriter, parts: Sequence[Users], advance: Advance) -
     with _connected(ray):
         # Opened by the worker, so that what is wrong with it is raised as by any other call: in a
         # list Ray leaves a reference as it is.
-        pickled = [ray.put(_pickled(ray, writer))]
+        shared = [ray.put(_for_others(writer))]
         waiting = iter(parts)
         # Calls that are not answered, each with its worker and its part; opening has none.
         under_way: dict[Any, tuple[Any, Users | None]] = {
-            worker.open.remote(pickled): (worker, None)
+            worker.open.remote(shared): (worker, None)
             for worker in _workers(ray, writer.output.job.told["device"], len(parts))
         }
         while under_way:
@@ -54,14 +54,17 @@ def write_on_ray(writer: PartWriter, parts: Sequence[Users], advance: Advance) -
             _raise_what_failed(ray, call, part)
             following = next(waiting, None)
             if following is not None:
-                under_way[worker.write.remote(pickled, following)] = worker, following
+                under_way[worker.write.remote(shared, following)] = worker, following
             if part is not None:
                 advance(part[1] - part[0])
                 yield part
 
 
 class Worker:
-    """Writes parts in a process of Ray's, for which it opens a pickled writer once."""
+    """Writes parts in a process of Ray's, where it opens the writer once.
+
+    Its methods take the reference to the writer, alone in a list.
+    """
 
     def __init__(self):
         import torch
@@ -70,25 +73,29 @@ class Worker:
         torch.set_num_threads(1)
         self._writer: PartWriter | None = None
 
-    def open(self, pickled: list[Any]) -> None:
+    def open(self, shared: list[Any]) -> None:
         """Have the model before the first part; a worker that is there again has it with one."""
-        self._opened(pickled)
+        self._opened(shared)
 
-    def write(self, pickled: list[Any], part: Users) -> None:
-        self._opened(pickled).write(part, lambda users: None)
+    def write(self, shared: list[Any], part: Users) -> None:
+        self._opened(shared).write(part, lambda users: None)
 
-    def _opened(self, pickled: list[Any]) -> PartWriter:
-        writer = self._writer
-        if writer is None:
+    def _opened(self, shared: list[Any]) -> PartWriter:
+        if self._writer is None:
             ray = load_ray()
-            writer = self._writer = ray.cloudpickle.loads(ray.get(pickled[0]))
-        return writer
+            try:
+                self._writer = ray.get(shared[0])
+            except ray.exceptions.RaySystemError as error:
+                # What its own parts raised, such as a log that has changed.
+                raise error.client_exc from None
+        assert self._writer is not None
+        return self._writer
 
 
-def _pickled(ray: Any, writer: PartWriter) -> bytes:
-    """The writer for other processes, whose working folder may be another one."""
+def _for_others(writer: PartWriter) -> PartWriter:
+    """The writer for processes whose working folder may be another one."""
     output = replace(writer.output, work=writer.output.work.resolve())
-    return ray.cloudpickle.dumps(replace(writer, output=output))
+    return replace(writer, output=output)
 
 
 def _workers(ray: Any, device: str, limit: int) -> list[Any]:
