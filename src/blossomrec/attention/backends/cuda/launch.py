@@ -29,7 +29,7 @@ STARTS_OF_A_WARP = 256
 SHORT_LISTS = 1 << 15
 # Head sizes for which gradients of queries from chosen blocks come along the inverse lists, as
 # those of keys do: a block is fetched once, for all events that chose it, but as much as N queries
-# is written down in between.
+# is written down in between. None, until its numbers have been compared on a GPU.
 LISTED: frozenset[int] = frozenset()
 # Warps of a multiprocessor at a time, by head size: what their registers leave room for.
 RESIDENT = {
