@@ -18,10 +18,7 @@ def read(name: str) -> list[Line]:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose first column is text and the others numbers; words without rows."""
-    rows = list(rows)
-    if not rows:
-        return "Not measured yet.\n"
+    """A Markdown table whose first column is text and the others numbers."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     lines = [header, rule, *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

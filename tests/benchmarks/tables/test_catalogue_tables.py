@@ -109,8 +109,3 @@ def test_several_gpus_beside_one_where_one_was_measured():
             "1,221",
         ],
     ]
-
-
-def test_what_nobody_has_measured_is_said(monkeypatch):
-    monkeypatch.setattr(catalogue_tables, "read", lambda name: [])
-    assert catalogue_tables.scale() == "Not measured yet.\n"
