@@ -42,7 +42,7 @@ def check(found, queries, vectors, k, *, offsets=None, seen=None):
     error = 1e-6 * float(queries.norm(dim=1).max() * vectors.float().norm(dim=1).max())
     if offsets is not None:
         exact = exact + offsets.double()
-    for number, items in enumerate(seen or []):
+    for number, items in enumerate([] if seen is None else seen):
         exact[number, torch.from_numpy(items).to(DEVICE)] = -torch.inf
     best = exact.sort(descending=True).values[:, :k]
     there = best > -torch.inf
@@ -204,7 +204,6 @@ def test_the_largest_bounds(coarse, monkeypatch):
 @pytest.fixture
 def model(monkeypatch):
     monkeypatch.setattr(fused, "usable", lambda x: True)
-    monkeypatch.setattr(product_top_k, "BY_DEFAULT", True)
     torch.manual_seed(0)
     config = ModelConfig(backbone="sasrec", hidden_size=16, layers=1, max_len=8)
     return build_model(config, 500).to(DEVICE).eval()
@@ -260,7 +259,6 @@ def test_the_logarithm_of_summed_exponentials(times):
 def mixing(monkeypatch):
     """A model that mixes in the items of the histories, unlike at its start."""
     monkeypatch.setattr(fused, "usable", lambda x: True)
-    monkeypatch.setattr(product_top_k, "BY_DEFAULT", True)
     torch.manual_seed(0)
     config = ModelConfig(backbone="sasrec", hidden_size=16, layers=1, max_len=8, repeats="on")
     model = build_model(config, 300).to(DEVICE).eval()

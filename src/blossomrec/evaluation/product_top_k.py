@@ -21,8 +21,6 @@ from blossomrec.models import fused
 # Rows of queries and item rows, int64 [N].
 Pairs = tuple[Tensor, Tensor]
 LARGEST_K = 1_024
-# Whether scorers are ranked here by default: not before it has been measured on a GPU.
-BY_DEFAULT = False
 # Groups looked at besides one for each item wanted: a share of these, and one for each item that
 # is left out, which may be the best of it, as long as these are no more.
 SPARE, SPARE_SHARE, SPARE_LEFT_OUT = 16, 0.25, 512
@@ -35,7 +33,7 @@ def vectors_for(scorer: Any, k: int) -> Tensor | None:
 
     They are called for when it is in evaluation mode.
     """
-    if not BY_DEFAULT or k > LARGEST_K or not hasattr(scorer, "score_vectors"):
+    if k > LARGEST_K or not hasattr(scorer, "score_vectors"):
         return None
     vectors = scorer.score_vectors()
     if vectors is None or not fused.usable(vectors):
