@@ -132,6 +132,39 @@ def test_rows_have_losses_and_gradients_of_their_own(monkeypatch, scale):
     assert (gradients[0][10:40] == 0).all()
 
 
+@pytest.mark.parametrize("processors", [1, 16], indirect=True)
+@pytest.mark.parametrize("rows, items, size", [(37, 1, 8), (150, 129, 50), (40, 300, 64)])
+def test_a_sample_leaves_out_targets_and_adds_to_logits(rows, items, size):
+    hidden, weight, targets = problem(rows, items, size, scale=64**-0.5)
+    generator = torch.Generator().manual_seed(1)
+    numbers = torch.randint(items, (items,), generator=generator).to(DEVICE) + 7
+    targets, bias = targets + 7, torch.randn(items, generator=generator).to(DEVICE)
+    targets[[0, 5, 36]] = -1
+    sample, others = catalogue_loss.Sample(numbers, bias), torch.randn(rows, generator=generator)
+    given = hidden, weight, targets
+    lse, losses, of_rows = catalogue_loss.row_losses(*given, differentiate=True, sample=sample)
+    exact = [each.double().requires_grad_() for each in (hidden, weight)]
+    logits = exact[0] @ exact[1].T + bias.double()
+    logits = logits.masked_fill(numbers == targets[:, None], -torch.inf)
+    counted, wanted = targets >= 0, logits.logsumexp(1)
+    there = counted & (wanted > -torch.inf)
+    assert torch.allclose(lse[there].double(), wanted[there], atol=1e-5)
+    assert (lse[counted & ~there] == -torch.inf).all()
+    assert (lse[~counted] == torch.inf).all() and (losses[~counted] == 0).all()
+    assert (of_rows[~there] == 0).all()
+    # Of a larger sum, as of one with the target in it.
+    whole = torch.logaddexp(wanted.detach(), others.to(DEVICE).double())
+    shares = torch.rand(rows, generator=generator).to(DEVICE)
+    lse = whole.float().masked_fill(~counted, torch.inf)
+    of_items = catalogue_loss.catalogue_gradient(*given, lse, shares, sample)
+    sums = (torch.logaddexp(wanted, others.to(DEVICE).double()) * shares)[counted].sum()
+    (expected,) = torch.autograd.grad(sums, exact[1], retain_graph=True)
+    assert float((of_items - expected).norm()) < 1e-3 * float(expected.norm()) + 1e-5
+    if there.any():
+        (expected,) = torch.autograd.grad(wanted[there].sum(), exact[0])
+        assert relative_error(of_rows[there], expected[there]) < 1e-3
+
+
 def test_large_logits():
     hidden, weight, targets = problem(40, 200, 16, scale=100.0)
     _, losses, _ = losses_and_gradients(hidden, weight, targets)

@@ -67,7 +67,8 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
     options = {"num_warps": warps, "num_stages": stages}
     compiled = compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     # One that is compiled in two forms stands there twice.
-    name = kernel.fn.__name__ + "_relu" * constants.get("RELU", False)
+    forms = ("RELU", "SAMPLE")
+    name = "_".join([kernel.fn.__name__, *(f.lower() for f in forms if constants.get(f))])
     assembly = Path(folder, f"{name}.ptx")
     assembly.write_text(compiled.asm["ptx"])
     command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", assembly, "-o", f"{assembly}.cubin"]
@@ -98,11 +99,12 @@ def compile_all(folder):
     window = {"S": 16, "WINDOW": 32, "G": 2, "D": 16, "PLACES": 32, "COLUMNS": 32}
     sums = {"G": 2, "R": 4, "D": 16, "S": 16, "D_BLOCK": 16}
     sums |= {"QUERIES": block_mass.QUERIES, "BLOCKS": block_mass.BLOCKS}
-    softmax = {"D": 128, "D_BLOCK": 128, "MEAN": True, "SHARED": True}
+    softmax = {"D": 128, "D_BLOCK": 128, "MEAN": True, "SHARED": True, "SAMPLE": False}
     height, seen, warps = catalogue_loss.ROWS_FORMS[128]
-    of_rows = (softmax | {"ROWS": height, "ITEMS": seen}, warps)
-    width, seen, warps = catalogue_loss.ITEMS_FORMS[128]
-    of_items = (softmax | {"ITEMS": width, "ROWS": seen}, warps)
+    of_rows = softmax | {"ROWS": height, "ITEMS": seen}
+    width, seen, items_warps = catalogue_loss.ITEMS_FORMS[128]
+    of_items = softmax | {"ITEMS": width, "ROWS": seen}
+    sample = {"SAMPLE": True}
     groups = {"D": 128, "D_BLOCK": 128}
     groups |= {"GROUP": catalogue_scores.GROUP, "LANES": catalogue_scores.LANES}
     height, seen, *ranking = catalogue_scores.FORMS[128]
@@ -149,9 +151,11 @@ def compile_all(folder):
         (scan.scan_backward_kernel, chunk),
     ]
     wide = [
-        (catalogue_loss.rows_kernel, *of_rows),
+        (catalogue_loss.rows_kernel, of_rows, warps),
+        (catalogue_loss.rows_kernel, of_rows | sample, warps),
         (catalogue_loss.loss_kernel, softmax | {"ROWS": catalogue_loss.LOSS_ROWS}, 4),
-        (catalogue_loss.items_kernel, *of_items),
+        (catalogue_loss.items_kernel, of_items, items_warps),
+        (catalogue_loss.items_kernel, of_items | sample, items_warps),
         (block_mass.divergence_kernel, choice, 16),
         (catalogue_scores.group_bounds_kernel, of_groups, *ranking),
         (catalogue_scores.lse_kernel, of_sums, *summing),
@@ -170,7 +174,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 34
+    assert len(found) == 36
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}

@@ -10,6 +10,7 @@ import torch
 
 from blossomrec.config import TrainingConfig
 from blossomrec.losses import NegativeSampler, build_loss, cross_entropy, sampled_softmax
+from blossomrec.models import fused
 from largest_output import LargestOutput
 
 ROWS, ITEMS, SIZE, COUNT = 37, 101, 8, 60
@@ -92,6 +93,29 @@ def test_under_autocast_only_the_factors_are_rounded(dtype):
     for one, other in zip(ours, torch.autograd.grad(exact, rounded), strict=True):
         assert one.dtype == torch.float32
         assert error(one, other) < 5e-3
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kernels_hold_no_logits_and_find_the_same(monkeypatch, weighted):
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    given = [each.detach().to(device) for each in problem(torch.float32)]
+    hidden, weight, *others, weights = given
+    # A row whose target is all that was drawn.
+    few = others[0], others[0][2].expand(3), others[2][:3]
+    for sample in (others, few):
+        found = []
+        for usable in (False, True):
+            monkeypatch.setattr(fused, "usable", lambda x, usable=usable: usable)
+            leaves = [each.clone().requires_grad_() for each in (hidden, weight)]
+            with LargestOutput() as largest, torch.autocast(device, torch.float16):
+                loss = sampled_softmax(*leaves, *sample, weights if weighted else None)
+            found.append([loss.detach(), *torch.autograd.grad(3 * loss, leaves)])
+        if sample is others:
+            assert largest.elements < ROWS * COUNT
+        for one, other in zip(*found, strict=True):
+            assert torch.isfinite(one).all()
+            assert error(one, other) < 2e-3
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "both"])

@@ -26,6 +26,7 @@ def sampled_softmax(
     row_weights: Tensor | None = None,
     *,
     chunk_elements: int = CHUNK_ELEMENTS,
+    may_fuse: bool = True,
 ) -> Tensor:
     """Softmax cross-entropy with the sum over the catalogue estimated from a sample.
 
@@ -34,8 +35,8 @@ def sampled_softmax(
     removed and the target, which is always there, is not corrected: the sum that the loss divides
     by is then estimated without bias.
 
-    Logits exist for some rows at a time, and gradients are computed together with the loss. Under
-    autocast the factors of the products have the autocast type; sums and softmax are float32 or
+    Logits exist for some rows at a time, with kernels of a GPU nowhere in memory, and gradients are
+    computed together with the loss. Under autocast the factors of the products have the autocast type; sums and softmax are float32 or
     better.
 
     Args:
@@ -46,12 +47,14 @@ def sampled_softmax(
         log_q: [N], log-probability with which each was drawn.
         row_weights: [M], how much each row counts in the mean; all alike without.
         chunk_elements: largest number of logits held at once, but for those of a single row.
+        may_fuse: whether kernels of a GPU may be used.
     """
     # Unlike indexing, an embedding lookup has a gradient that is summed in a fixed order.
     rows = hidden, F.embedding(targets.clamp(min=0), weight), targets
     sample = negatives, -(log_q.double() + math.log(len(negatives)))
     vectors = F.embedding(negatives, weight)
-    return mean_loss(rows, vectors, sample, row_weights, chunk_elements=chunk_elements)
+    options = {"chunk_elements": chunk_elements, "may_fuse": may_fuse}
+    return mean_loss(rows, vectors, sample, row_weights, **options)
 
 
 def gbce(
@@ -212,7 +215,8 @@ class SampledSoftmax(SampledLoss):
     sparse = True
 
     def of_sample(self, hidden, weight, targets, negatives, log_q, row_weights=None):
-        return sampled_softmax(hidden, weight, targets, negatives, log_q, row_weights)
+        given = hidden, weight, targets, negatives, log_q, row_weights
+        return sampled_softmax(*given, may_fuse=self.may_fuse)
 
 
 class GBCE(SampledLoss):

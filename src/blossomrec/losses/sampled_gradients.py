@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from blossomrec.attention.backends.gpu.products import compute_dtype, product
 from blossomrec.losses import row_shares
+from blossomrec.losses.softmax import kernels_take
 
 CHUNK_ELEMENTS = 1 << 23
 
@@ -93,6 +94,30 @@ def summed_loss(
     return total, gradients
 
 
+def summed_by_kernels(
+    rows: Predicted, sample: Negatives, differentiate: bool
+) -> tuple[Tensor, Gradients | None]:
+    """As :func:`summed_loss`, on a GPU in 16 bits: logits are nowhere in memory.
+
+    The kernels are those of the catalogue; the targets, one for each row, come on top.
+    """
+    from blossomrec.models.fused.catalogue_loss import Sample, catalogue_gradient, row_losses
+
+    hidden, vectors = rows.hidden.float(), rows.vectors.float()
+    given = rows.hidden, sample.vectors, rows.targets
+    drawn, counted = Sample(sample.items, sample.bias), rows.targets >= 0
+    others, _, means = row_losses(*given, differentiate=differentiate, sample=drawn)
+    positive = (hidden * vectors).sum(1)
+    lse = torch.logaddexp(others, positive)
+    total = ((lse - positive).where(counted, 0.0) * rows.shares).sum()
+    if means is None:
+        return total, None
+    # Of all that is likely, what the negatives have.
+    likely = (others - lse).where(counted, -torch.inf).exp()[:, None]
+    of_negatives = catalogue_gradient(*given, lse, rows.shares, drawn)
+    return total, Gradients(likely * (means - vectors), -likely * hidden, of_negatives)
+
+
 def _add_gradients(
     chunk: Predicted, sample: Negatives, shares: Tensor, part: slice, gradients: Gradients
 ) -> None:
@@ -109,7 +134,7 @@ def _add_gradients(
 class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, positives, vectors, targets, sample, row_weights, options):
-        dtype, chunk_elements, differentiate = options
+        dtype, chunk_elements, differentiate, may_fuse = options
         ctx.dtypes = hidden.dtype, positives.dtype, vectors.dtype
         exact = torch.promote_types(dtype, torch.float32)
         there = targets >= 0
@@ -119,7 +144,10 @@ class _SampledSoftmax(torch.autograd.Function):
             rows = Predicted(hidden.to(dtype), targets, positives.to(dtype), shares)
             items, bias = sample
             negatives = Negatives(items, vectors.to(dtype), bias.to(exact))
-            total, gradients = summed_loss(rows, negatives, chunk_elements, differentiate)
+            if may_fuse and kernels_take(hidden, dtype):
+                total, gradients = summed_by_kernels(rows, negatives, differentiate)
+            else:
+                total, gradients = summed_loss(rows, negatives, chunk_elements, differentiate)
         # One share is 1 where anything counts.
         ctx.counted = shares.sum().clamp(min=1)
         ctx.save_for_backward(shares[:, None], *(gradients or ()))
@@ -143,6 +171,7 @@ def mean_loss(
     row_weights: Tensor | None = None,
     *,
     chunk_elements: int = CHUNK_ELEMENTS,
+    may_fuse: bool = True,
 ) -> Tensor:
     """Mean of the losses of :func:`summed_loss`, differentiable in all vectors.
 
@@ -153,6 +182,7 @@ def mean_loss(
         sample: the negatives, int64 [N], and what is added to their logits, [N].
         row_weights: [M], how much each row counts in the mean; all alike without.
         chunk_elements: as of :func:`summed_loss`.
+        may_fuse: whether kernels of a GPU may be used, which hold no logits at all.
     """
     hidden, positives, targets = rows
     dtype = compute_dtype(hidden)
@@ -161,5 +191,5 @@ def mean_loss(
     differentiate = torch.is_grad_enabled() and any(
         each.requires_grad for each in (hidden, positives, vectors)
     )
-    options = dtype, chunk_elements, differentiate
+    options = dtype, chunk_elements, differentiate, may_fuse
     return _SampledSoftmax.apply(hidden, positives, vectors, targets, sample, row_weights, options)

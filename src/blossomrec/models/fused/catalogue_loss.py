@@ -10,6 +10,7 @@ other one makes logits again, and of them the gradient of the catalogue.
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -31,13 +32,30 @@ BUSY = 0.95
 LARGEST_PARTS = 32
 
 
+class Sample(NamedTuple):
+    """What items that are a sample of a catalogue are called, and what is added to their logits.
+
+    Attributes:
+        numbers: int64 [I]; one that is a row's target does not count for that row.
+        bias: float32 [I].
+    """
+
+    numbers: Tensor
+    bias: Tensor
+
+
 def takes(hidden: Tensor, dtype: torch.dtype) -> bool:
     """Whether the kernels take factors of this size, and type under autocast."""
     return dtype.itemsize == 2 and hidden.shape[1] <= LARGEST_SIZE
 
 
 def row_losses(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, differentiate: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    differentiate: bool,
+    sample: Sample | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The cross-entropy of each row, and its gradient in the row.
 
@@ -47,6 +65,9 @@ def row_losses(
         targets: int64 [M], negative where the row is not to count; I or more where the target is
             another item than these, so that the loss is the logarithm of the sum.
         differentiate: whether the gradient is wanted.
+        sample: what the items are among those of a catalogue. Targets are numbers of the catalogue
+            then, the loss is the logarithm of the sum, and a row for which no item counts has that
+            of 0 and a gradient of zeros.
 
     Returns:
         float32: logarithm of the row's summed exponentials [M], loss [M], gradient [M, D]. Without
@@ -64,6 +85,8 @@ def row_losses(
     rows_kernel[(heights, parts)](
         hidden,
         weight,
+        targets,
+        *_of_sample(sample, targets),
         partial,
         means,
         rows,
@@ -71,10 +94,14 @@ def row_losses(
         each,
         ROWS=height,
         ITEMS=width,
+        SAMPLE=sample is not None,
         num_warps=warps,
         num_stages=STAGES,
         **shape,
     )
+    if sample is not None:
+        # The target is none of these items.
+        targets = torch.where(targets >= 0, len(weight), -1)
     loss_kernel[(triton.cdiv(rows, LOSS_ROWS),)](
         hidden,
         weight,
@@ -95,13 +122,18 @@ def row_losses(
 
 
 def catalogue_gradient(
-    hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor, shares: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    lse: Tensor,
+    shares: Tensor | None = None,
+    sample: Sample | None = None,
 ) -> Tensor:
     """Gradient of the summed losses of rows in the catalogue, float32 [I, D].
 
     Args:
-        hidden, weight, targets: as of :func:`row_losses`.
-        lse: float32 [M], as it returned it.
+        hidden, weight, targets, sample: as of :func:`row_losses`.
+        lse: float32 [M], as it returned it, or of a larger sum.
         shares: float32 [M], how much each row counts in the sum, -1 to 1; all 1 without.
     """
     hidden, weight, (items, size) = hidden.contiguous(), weight.contiguous(), weight.shape
@@ -113,6 +145,7 @@ def catalogue_gradient(
         hidden,
         weight,
         targets,
+        *_of_sample(sample, targets),
         lse,
         lse if shares is None else shares.contiguous(),
         gradients,
@@ -124,10 +157,18 @@ def catalogue_gradient(
         ROWS=height,
         ITEMS=width,
         SHARED=shares is not None,
+        SAMPLE=sample is not None,
         num_warps=warps,
         num_stages=STAGES,
     )
     return gradients[0] if parts == 1 else gradients.sum(0)
+
+
+def _of_sample(sample: Sample | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """What a kernel is given for a sample; something that it does not read where there is none."""
+    if sample is None:
+        return targets, targets
+    return sample.numbers.contiguous(), sample.bias.contiguous()
 
 
 def _cut(held: int, tiles: int, device: torch.device) -> tuple[int, int]:

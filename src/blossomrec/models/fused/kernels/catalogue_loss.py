@@ -3,6 +3,9 @@
 
 A row's probabilities are never in memory: with its logarithm of summed exponentials (lse) the mean
 of the item vectors is made in the same pass, as attention makes the mean of its values.
+
+The items may be a sample, by numbers of their own and with what is added to their logits; of those,
+the ones that have the number of a row's target do not count for that row.
 """
 
 from __future__ import annotations
@@ -16,19 +19,25 @@ LOG_2 = tl.constexpr(0.6931471805599453)
 # small ones.
 SHIFT = tl.constexpr(10.0)
 UNIT = tl.constexpr(2.0**10)
+# Less than any sum of exponentials, of which the largest is 1.
+LEAST = tl.constexpr(1.0e-30)
 
 
 @triton.jit
 def _add_items(
     state,
     factors,
+    target,
     weight,
+    numbers,
+    bias,
     first,
     items,
     D: tl.constexpr,
     ITEMS: tl.constexpr,
     D_BLOCK: tl.constexpr,
     MEAN: tl.constexpr,
+    SAMPLE: tl.constexpr,
     CUT: tl.constexpr,
 ):
     """Maximum, sum and weighted sum of vectors, of rows of which a tile of items is seen as well.
@@ -43,6 +52,11 @@ def _add_items(
         known = known & (first + item < items)[:, None]
     vectors = tl.load(weight + place, mask=known, other=0.0)
     logits = tl.dot(factors, tl.trans(vectors)) * LOG2_E
+    if SAMPLE:
+        number = tl.load(numbers + first + item, mask=first + item < items, other=-1)
+        added = tl.load(bias + first + item, mask=first + item < items, other=0.0)
+        logits += added[None] * LOG2_E
+        logits = tl.where(number[None] == target[:, None], float("-inf"), logits)
     if CUT:
         logits = tl.where((first + item < items)[None], logits, float("-inf"))
     higher = tl.maximum(top, tl.max(logits, 1))
@@ -58,6 +72,9 @@ def _add_items(
 def rows_kernel(
     hidden,
     weight,
+    targets,
+    numbers,
+    bias,
     lse,
     means,
     rows,
@@ -68,16 +85,22 @@ def rows_kernel(
     ITEMS: tl.constexpr,
     D_BLOCK: tl.constexpr,
     MEAN: tl.constexpr,
+    SAMPLE: tl.constexpr,
 ):
     """Of each row and each part of the items: lse [parts, rows] and mean vector [parts, rows, D].
 
-    A part has ``tiles`` tiles of items. MEAN: whether mean vectors are wanted.
+    A part has ``tiles`` tiles of items. MEAN: whether mean vectors are wanted. Targets, numbers and
+    bias are those of a SAMPLE.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, D_BLOCK)
     held = (row < rows)[:, None] & (column < D)[None]
     place = row.to(tl.int64)[:, None] * D + column[None]
     factors = tl.load(hidden + place, mask=held, other=0.0)
+    if SAMPLE:
+        target = tl.load(targets + row, mask=row < rows, other=-1)
+    else:
+        target = row
     first = tl.program_id(1) * tiles * ITEMS
     end = tl.minimum(first + tiles * ITEMS, items)
     whole = first + (end - first) // ITEMS * ITEMS
@@ -85,15 +108,45 @@ def rows_kernel(
     mean = tl.zeros([ROWS, D_BLOCK if MEAN else 1], tl.float32)
     state = (top, tl.zeros([ROWS], tl.float32), mean)
     for tile in range((whole - first) // ITEMS):
-        start = first + tile * ITEMS
-        state = _add_items(state, factors, weight, start, items, D, ITEMS, D_BLOCK, MEAN, CUT=False)
+        state = _add_items(
+            state,
+            factors,
+            target,
+            weight,
+            numbers,
+            bias,
+            first + tile * ITEMS,
+            items,
+            D,
+            ITEMS,
+            D_BLOCK,
+            MEAN,
+            SAMPLE,
+            CUT=False,
+        )
     if whole < end:
-        state = _add_items(state, factors, weight, whole, items, D, ITEMS, D_BLOCK, MEAN, CUT=True)
+        state = _add_items(
+            state,
+            factors,
+            target,
+            weight,
+            numbers,
+            bias,
+            whole,
+            items,
+            D,
+            ITEMS,
+            D_BLOCK,
+            MEAN,
+            SAMPLE,
+            CUT=True,
+        )
     top, total, mean = state
     part = tl.program_id(1).to(tl.int64) * rows
     tl.store(lse + part + row, (top + tl.log2(total)) * LOG_2, mask=row < rows)
     if MEAN:
-        tl.store(means + part * D + place, mean / total[:, None], mask=held)
+        # Of a sample there may be nothing that counts.
+        tl.store(means + part * D + place, mean / tl.maximum(total, LEAST)[:, None], mask=held)
 
 
 @triton.jit(do_not_specialize=["rows", "items", "parts"])
@@ -149,7 +202,8 @@ def loss_kernel(
     tl.store(losses + row, tl.where(counted, loss, 0.0), mask=inside)
     tl.store(lse + row, tl.where(counted, row_lse, float("inf")), mask=inside)
     if MEAN:
-        of_row = tl.where(counted[:, None], mean / total[:, None] - theirs, 0.0)
+        mean = mean / tl.maximum(total, LEAST)[:, None]
+        of_row = tl.where(counted[:, None], mean - theirs, 0.0)
         tl.store(gradient + place, of_row, mask=held)
 
 
@@ -157,7 +211,8 @@ def loss_kernel(
 def _add_rows(
     total,
     vectors,
-    item,
+    number,
+    added,
     hidden,
     targets,
     lse,
@@ -168,6 +223,7 @@ def _add_rows(
     ROWS: tl.constexpr,
     D_BLOCK: tl.constexpr,
     SHARED: tl.constexpr,
+    SAMPLE: tl.constexpr,
     CUT: tl.constexpr,
 ):
     """Gradient [ITEMS, D] of a tile of items, times UNIT, to which a tile of rows is added.
@@ -187,8 +243,13 @@ def _add_rows(
         target = tl.where(inside, target, -1)
         row_lse = tl.where(inside, row_lse, float("inf"))
     logits = tl.dot(vectors, tl.trans(factors))
+    if SAMPLE:
+        logits += added[:, None]
     excess = tl.exp2(logits * LOG2_E - (row_lse * LOG2_E - SHIFT)[None])
-    excess -= tl.where(item[:, None] == target[None], UNIT, 0.0)
+    if SAMPLE:
+        excess = tl.where(number[:, None] == target[None], 0.0, excess)
+    else:
+        excess -= tl.where(number[:, None] == target[None], UNIT, 0.0)
     if SHARED:
         share = tl.load(shares + row, mask=inside)
         if CUT:
@@ -202,6 +263,8 @@ def items_kernel(
     hidden,
     weight,
     targets,
+    numbers,
+    bias,
     lse,
     shares,
     gradients,
@@ -213,16 +276,22 @@ def items_kernel(
     ITEMS: tl.constexpr,
     D_BLOCK: tl.constexpr,
     SHARED: tl.constexpr,
+    SAMPLE: tl.constexpr,
 ):
     """Gradient of the summed loss of each part of the rows, [parts, items, D].
 
-    A part has ``tiles`` tiles of rows.
+    A part has ``tiles`` tiles of rows. Numbers and bias are those of a SAMPLE.
     """
     item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     column = tl.arange(0, D_BLOCK)
     known = (item < items)[:, None] & (column < D)[None]
     place = item.to(tl.int64)[:, None] * D + column[None]
     vectors = tl.load(weight + place, mask=known, other=0.0)
+    if SAMPLE:
+        number = tl.load(numbers + item, mask=item < items, other=-1)
+        added = tl.load(bias + item, mask=item < items, other=0.0)
+    else:
+        number, added = item, item
     first = tl.program_id(1) * tiles * ROWS
     end = tl.minimum(first + tiles * ROWS, rows)
     whole = first + (end - first) // ROWS * ROWS
@@ -231,7 +300,8 @@ def items_kernel(
         total = _add_rows(
             total,
             vectors,
-            item,
+            number,
+            added,
             hidden,
             targets,
             lse,
@@ -242,13 +312,15 @@ def items_kernel(
             ROWS,
             D_BLOCK,
             SHARED,
+            SAMPLE,
             CUT=False,
         )
     if whole < end:
         total = _add_rows(
             total,
             vectors,
-            item,
+            number,
+            added,
             hidden,
             targets,
             lse,
@@ -259,6 +331,7 @@ def items_kernel(
             ROWS,
             D_BLOCK,
             SHARED,
+            SAMPLE,
             CUT=True,
         )
     part = tl.program_id(1).to(tl.int64) * items * D
