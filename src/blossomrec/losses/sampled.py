@@ -36,8 +36,8 @@ def sampled_softmax(
     by is then estimated without bias.
 
     Logits exist for some rows at a time, with kernels of a GPU nowhere in memory, and gradients are
-    computed together with the loss. Under autocast the factors of the products have the autocast type; sums and softmax are float32 or
-    better.
+    computed together with the loss. Under autocast the factors of the products have the autocast
+    type; sums and softmax are float32 or better.
 
     Args:
         hidden: [M, D].

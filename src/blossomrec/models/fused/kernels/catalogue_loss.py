@@ -97,10 +97,7 @@ def rows_kernel(
     held = (row < rows)[:, None] & (column < D)[None]
     place = row.to(tl.int64)[:, None] * D + column[None]
     factors = tl.load(hidden + place, mask=held, other=0.0)
-    if SAMPLE:
-        target = tl.load(targets + row, mask=row < rows, other=-1)
-    else:
-        target = row
+    target = tl.load(targets + row, mask=row < rows, other=-1) if SAMPLE else row
     first = tl.program_id(1) * tiles * ITEMS
     end = tl.minimum(first + tiles * ITEMS, items)
     whole = first + (end - first) // ITEMS * ITEMS
