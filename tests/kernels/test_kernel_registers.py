@@ -36,6 +36,15 @@ RANKING_TYPES = {
     **dict.fromkeys(("rounded", "rests", "table", "table_rests"), "*fp16"),
     **{"lse": "*fp32", "chosen": "*i64"},
 }
+# Kernels of the rows of a table.
+LAZY = "blossomrec.models.fused.kernels.lazy_adamw"
+LAZY_ROWS = ("rows", "own", "seen", "updates")
+LAZY_NUMBERS = ("weight", "means", "squares", "average", "steps", "gradient")
+LAZY_TYPES = {
+    **dict.fromkeys(LAZY_ROWS, "*i64"),
+    **dict.fromkeys(LAZY_NUMBERS, "*fp32"),
+    **dict.fromkeys(("moved", "left", "behind", "force", "decay"), "*fp64"),
+}
 # Kernels in which ``rows`` is a number, and sizes that are multiples of 16 where it matters.
 SCAN = "blossomrec.models.peers.kernels.scan"
 SCAN_COUNTS = ("total", "channels", "size", "chunks", "numbers")
@@ -57,6 +66,8 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
         kind = kind or TYPES.get(name, "i32")
         if kernel.fn.__module__ == RANKING:
             kind = RANKING_TYPES.get(name, "i32")
+        if kernel.fn.__module__ == LAZY:
+            kind = LAZY_TYPES.get(name, "i32")
         if kernel.fn.__module__ == SCAN:
             # Nothing but float32, and numbers of something.
             kind = "i32" if name in SCAN_COUNTS else "*fp32"
@@ -88,7 +99,7 @@ def compile_all(folder):
         sampling,
         windows,
     )
-    from blossomrec.models.fused import catalogue_loss, catalogue_scores, norm
+    from blossomrec.models.fused import catalogue_loss, catalogue_scores, lazy_adamw, norm
     from blossomrec.models.peers import scan_kernels
     from blossomrec.models.peers.kernels import scan
 
@@ -111,6 +122,8 @@ def compile_all(folder):
     of_groups = groups | {"ROWS": height, "ITEMS": seen}
     height, seen, *summing = catalogue_scores.LSE_FORMS[128]
     of_sums = groups | {"ROWS": height, "ITEMS": seen}
+    betas = {"FIRST": 0.9, "SECOND": 0.999, "LOG_FIRST": -0.152, "LOG_SECOND": -0.00144}
+    rows = betas | {"D": 128, "D_BLOCK": 128, "ROWS": 8, "EPS": 1e-8, "AVERAGE": True}
     choice = {"G": 2, "R": 4, "CAUSAL": True, "PLACES": 4_096}
     distilling = {"G": 2, "R": 4, "D": 16, "D_BLOCK": 16, "H_BLOCK": 8, "S": 16, "STEPS": 14}
     distilling |= {
@@ -135,6 +148,8 @@ def compile_all(folder):
         (block_mass.mean_kernel, {"PLACES": 1_024}),
         (norm.add_norm_kernel, norms),
         (norm.add_norm_backward_kernel, norms),
+        (lazy_adamw.catch_up_kernel, rows),
+        (lazy_adamw.step_kernel, rows),
         (activation.activation_kernel, {"RELU": False, "ROWS": 4, "BLOCK": 256}),
         (activation.activation_backward_kernel, {"RELU": False, "ROWS": 4, "BLOCK": 256}),
         (projection.split_kernel, heads),
@@ -174,14 +189,15 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 36
+    assert len(found) == 38
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}
     # Two programs share a processor, so that one multiplies while the other looks for maxima.
     assert found["group_bounds_kernel"]["registers"] <= 128
     assert 2 * (found["group_bounds_kernel"]["shared_bytes"] + 1_024) <= 233_472
-    for name in ("add_norm_kernel", "add_norm_backward_kernel", "items_kernel"):
+    wide = ("add_norm_kernel", "add_norm_backward_kernel", "items_kernel")
+    for name in (*wide, "catch_up_kernel", "step_kernel"):
         assert found[name]["wide_accesses"] > 0, name
 
 

@@ -152,6 +152,21 @@ def test_in_float32_it_is_as_near_as_float32_goes():
     torch.testing.assert_close(table.mean.double(), mean, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("decay", [0, DECAY])
+def test_kernels_find_the_same(monkeypatch, decay):
+    pytest.importorskip("triton")
+    found = []
+    for usable in (True, False):
+        monkeypatch.setattr(tables.fused, "usable", lambda x, usable=usable: usable)
+        table = by_rows(LazyAdamW(), 60, decay=decay, dtype=torch.float32)
+        behind = table.seen.clone()
+        table.catch_up()
+        mean = () if table.mean is None else (table.mean,)
+        found.append((table.weight.detach(), *mean, *table.rows_state.values(), behind))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("age", [512, 500, 150])
 def test_no_row_is_older_than_is_allowed(monkeypatch, age):
     """Where the ages that are known of are fewer, more rows are brought up to date in turn."""

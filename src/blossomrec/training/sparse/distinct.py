@@ -13,8 +13,8 @@ class Distinct(NamedTuple):
     """The distinct rows among many.
 
     Attributes:
-        rows: int64 [K], rising; once there are no more of them the last one again.
-        own: where each of the K has its row first, int64 [K]: its own place, or that of the last.
+        rows: int64 [K], rising; once there are no more of them, all over again.
+        own: where each of the K has its row first, int64 [K].
         places: for each tensor of rows that was given, where its rows are among the K.
     """
 
@@ -31,13 +31,14 @@ def distinct(given: Sequence[Tensor], num_rows: int) -> Distinct:
     Example:
         >>> found = distinct([torch.tensor([7, 3]), torch.tensor([7])], 100)
         >>> found.rows.tolist(), [each.tolist() for each in found.places]
-        ([3, 7, 7], [[1, 0], [1]])
+        ([3, 7, 3], [[1, 0], [1]])
     """
     rising, order = torch.cat([each.flatten() for each in given]).sort()
     new = rising.diff() != 0
     rank = torch.nn.functional.pad(new, (1, 0)).cumsum(0)
     room = min(len(rising), num_rows)
-    own = torch.minimum(torch.arange(room, device=rising.device), rank[-1])
+    # All again instead of the last one: what writes to one row at once has to wait for each other.
+    own = torch.arange(room, device=rising.device) % (rank[-1] + 1)
     # The same number is written wherever two have the same place.
     rows = torch.zeros_like(rising).scatter_(0, rank, rising)[:room].index_select(0, own)
     places = torch.empty_like(rank).scatter_(0, order, rank).split([each.numel() for each in given])

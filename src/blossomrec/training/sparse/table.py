@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from blossomrec.models import fused
 from blossomrec.training.sparse.distinct import distinct
-from blossomrec.training.sparse.rules import Rule
+from blossomrec.training.sparse.rules import LazyAdamW, Rule
 
 # Steps within which every row is brought up to date, needed or not: so few that what happened to a
 # row since then is a number by its age.
@@ -80,7 +82,7 @@ class RowTable:
         """Where rows, int64 tensors of any shape, are in the ``vectors`` of the step."""
         turn = (self._in_turn + self.updates * len(self._in_turn)) % len(self.weight)
         self._rows, self._own, (*places, _) = distinct([*given, turn], len(self.weight))
-        self._catch_up(self._rows)
+        self._catch_up(self._rows, self._own)
         self.vectors = self.weight.detach().index_select(0, self._rows).requires_grad_()
         return places
 
@@ -88,14 +90,21 @@ class RowTable:
     def step(self) -> None:
         """Update the rows of :meth:`take` by the gradient of their ``vectors``."""
         assert self.vectors is not None and self.vectors.grad is not None
-        # A row that stands there twice is computed twice, from the same numbers.
-        gradient = self.vectors.grad.index_select(0, self._own)
-        self.vectors.grad = None
+        gradient, self.vectors.grad = self.vectors.grad, None
         self.steps += 1
         self.updates += 1
         rows, step = self._rows, self.steps.double()
         rate = torch.ones_like(step) * self._rate * self.rate_factor
         force = self.rule.force(step, rate)
+        if self._has_kernels():
+            from blossomrec.models.fused import lazy_adamw
+
+            table, decay = self._of_kernels(rows, self._own), self._decay_now
+            lazy_adamw.step(table, gradient, force, decay, LazyAdamW.betas, LazyAdamW.eps)
+            self._grow_older(force)
+            return
+        # A row that stands there twice is computed twice, from the same numbers.
+        gradient = gradient.index_select(0, self._own)
         state = {name: each[rows] for name, each in self.rows_state.items()}
         weight, state = self.rule.update(self.weight[rows], gradient, state, step, force)
         self._grow_older(force)
@@ -108,7 +117,7 @@ class RowTable:
     def catch_up(self) -> None:
         """Bring all rows up to date."""
         for piece in torch.arange(len(self.weight), device=self.weight.device).split(PIECE_ROWS):
-            self._catch_up(piece)
+            self._catch_up(piece, piece - piece[0])
 
     @property
     def _decay_now(self) -> Tensor:
@@ -126,8 +135,19 @@ class RowTable:
         self.left[1:] = decay * self.left[:-1]
         self.behind[1:] = decay * self.behind[:-1] + (1 - decay) * self.moved[1:]
 
-    def _catch_up(self, rows: Tensor) -> None:
-        """Bring rows up to date; one that is there several times gets the same each time."""
+    def _catch_up(self, rows: Tensor, own: Tensor) -> None:
+        """Bring rows up to date; one that is there several times gets the same each time.
+
+        Args:
+            own: where each has its row first, int64 [K].
+        """
+        if self._has_kernels():
+            from blossomrec.models.fused import lazy_adamw
+
+            by_age = self.moved, self.left, self.behind
+            table = self._of_kernels(rows, own)
+            lazy_adamw.catch_up(table, by_age, LazyAdamW.betas, LazyAdamW.eps)
+            return
         age = self.updates - self.seen[rows]
         weight, mean = self.weight[rows], None
         state = {name: each[rows] for name, each in self.rows_state.items()}
@@ -143,6 +163,17 @@ class RowTable:
             mean = None if mean is None else mean - by_age(self.behind) * direction
             weight = weight - by_age(self.moved) * direction
         self._put(rows, weight, self.rule.skipped(state, age.double()[:, None]), mean)
+
+    def _has_kernels(self) -> bool:
+        known = isinstance(self.rule, LazyAdamW) and self.weight.dtype == torch.float32
+        return known and fused.usable(self.weight)
+
+    def _of_kernels(self, rows: Tensor, own: Tensor) -> Any:
+        from blossomrec.models.fused.lazy_adamw import Rows
+
+        weight, kept = self.weight.detach(), self.rows_state
+        counted = self.seen, self.updates, self.steps
+        return Rows(rows, own, weight, kept["exp_avg"], kept["exp_avg_sq"], self.mean, *counted)
 
     def _put(
         self, rows: Tensor, weight: Tensor, state: dict[str, Tensor], mean: Tensor | None
