@@ -144,9 +144,8 @@ class RowTable:
         if self._has_kernels():
             from blossomrec.models.fused import lazy_adamw
 
-            by_age = self.moved, self.left, self.behind
-            table = self._of_kernels(rows, own)
-            lazy_adamw.catch_up(table, by_age, LazyAdamW.betas, LazyAdamW.eps)
+            table, ages = self._of_kernels(rows, own), (self.moved, self.left, self.behind)
+            lazy_adamw.catch_up(table, ages, LazyAdamW.betas, LazyAdamW.eps)
             return
         age = self.updates - self.seen[rows]
         weight, mean = self.weight[rows], None
