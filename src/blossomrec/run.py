@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.files import digest, flush, read_json, remove, replacing, write_json
 from blossomrec.models.inputs import seen_fields
 from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.ranks import ALONE, Ranks
 
 FORMAT = 2
 # The files whose content makes a version; the configuration has fingerprints of all others.
@@ -339,8 +340,13 @@ def save_model(run: str | Path, model: SequenceModel) -> None:
     write_weights(Path(run) / "model.safetensors", model.state_dict())
 
 
-def load_model(run: str | Path, device: str | torch.device = "cpu") -> SequenceModel:
+def load_model(
+    run: str | Path, device: str | torch.device = "cpu", ranks: Ranks = ALONE
+) -> SequenceModel:
     """Rebuild the trained model of a run folder, in evaluation mode.
+
+    Args:
+        ranks: who share the item table; this one's model has its rows, and no others are read.
 
     Raises:
         RunError: a file is missing or damaged, or the weights do not fit the configuration.
@@ -348,8 +354,8 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> SequenceM
     info, path = read_run_config(run), Path(run) / "model.safetensors"
     tables = open_tables(run, info)
     _check_shapes(path, info, tables)
-    model = build_model(info.config.model, info.num_items, tables)
-    model.load_state_dict(read_weights(path))
+    model = build_model(info.config.model, info.num_items, tables, ranks)
+    model.load_state_dict(_read_parts(path, model.parts))
     return model.to(device).eval()
 
 
@@ -389,6 +395,17 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file; RunError, naming the path, when it is missing or damaged."""
     with _weights_file(path):
         return load_file(path)
+
+
+def _read_parts(path: Path, parts: Mapping[str, range]) -> dict[str, torch.Tensor]:
+    """As :func:`read_weights`; of some tensors the rows that are named alone."""
+    found = {}
+    with _weights_file(path), safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            rows = parts.get(name)
+            whole = file.get_slice(name)
+            found[name] = file.get_tensor(name) if rows is None else whole[rows.start : rows.stop]
+    return found
 
 
 @contextlib.contextmanager

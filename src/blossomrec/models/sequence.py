@@ -158,6 +158,12 @@ class SequenceModel(nn.Module):
         return range(self.held.start, min(self.held.stop, self.num_items))
 
     @property
+    def parts(self) -> dict[str, range]:
+        """Of those tensors of its state that ranks share, which rows of the whole it has."""
+        shared = {"item_embeddings.weight": self.held, "trained": self.held_items}
+        return {name: rows for name, rows in shared.items() if name in self.state_dict()}
+
+    @property
     def num_parameters(self) -> int:
         """How many numbers are trained, those of other ranks included."""
         there = sum(one.numel() for one in self.parameters())

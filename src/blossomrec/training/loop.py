@@ -103,12 +103,7 @@ def train(
     check_vocabulary(run, log)
     run_log = RunLog(run, tensorboard=config.training.tensorboard) if ranks.first else NoLog()
     given = None if ancestor is None else Path(ancestor)
-    began = find_ancestor(run, given, log, split.train_end, config)
-    if began is not None and not ranks.alone:
-        raise ConfigError(
-            f"{run} begins as {began.run}: a run is brought up to date by one process, not by "
-            f"{ranks.size} ranks"
-        )
+    began = find_ancestor(run, given, log, split.train_end, config, ranks)
     seen = None if began is None else began.seen
     if began is not None:
         model.keep_scales(began.fields)
@@ -120,7 +115,7 @@ def train(
         same = identity(config, log, split)
         checkpoint = find_checkpoint(run, checkpoints, resume, same)
         if began is not None and checkpoint is None:
-            began = began.taken_over(model, parts.optimizer, log, split.train_end, parts.table)
+            began = began.taken_over(parts, log, split.train_end, checkpoints)
         if ranks.first:
             _describe_run(run, config, log, split, model, began)
         validation = _validation(model, log, split, config, fabric, ranks)
@@ -134,7 +129,7 @@ def train(
         with closing(run_log), display, Interrupts() as interrupts:
             trainer.start(checkpoint, keep=began is not None)
             stopped = trainer.run(interrupts)
-        if trainer.state.best_epoch and began is not None:
+        if trainer.state.best_epoch and began is not None and ranks.first:
             write_seen(run, log, split.train_end)
         if ranks.alone and (trainer.state.best_epoch or began is not None):
             model.load_state_dict(read_weights(run / "model.safetensors"))
