@@ -116,6 +116,18 @@ class Ranks:
             _named("all_gather_single", "all_gather_into_tensor")(out, x.contiguous())
         return out
 
+    def gather_pieces(self, x: Tensor) -> list[Tensor]:
+        """The rows of each rank, [n, ...] of [n, ...], of which there may be any number."""
+        if self.alone:
+            return [x]
+        import torch
+
+        sizes = self.gather(torch.tensor([len(x)], device=x.device)).tolist()
+        padded = x.new_zeros(max(1, *sizes), *x.shape[1:])
+        padded[: len(x)] = x
+        pieces = self.gather(padded).split(len(padded))
+        return [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
+
     def sum_(self, x: Tensor) -> Tensor:
         """Sum over all ranks, in place."""
         if self.alone:

@@ -18,7 +18,7 @@ from blossomrec.run import check_vocabulary, read_weights, write_run_config
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.progress import open_display
 from blossomrec.training.resume import Resume, check_resume, find_checkpoint, identity
-from blossomrec.training.setup import Fabric, build_parts, describe, open_fabric
+from blossomrec.training.setup import build_parts, describe, open_fabric
 from blossomrec.training.state import TrainingState, seeded
 from blossomrec.training.trainer import AfterEpoch, Trainer
 from blossomrec.training.validation import Validation
@@ -118,7 +118,7 @@ def train(
             began = began.taken_over(parts, log, split.train_end, checkpoints)
         if ranks.first:
             _describe_run(run, config, log, split, model, began)
-        validation = _validation(model, log, split, config, fabric, ranks)
+        validation = Validation(model, log, split.valid, config, fabric, ranks)
         display = open_display(progress and ranks.first, config.training.epochs)
         told = describe(parts, validation.count, log, config, run) if progress else []
         for line in [*told, *(began.lines() if began is not None else ())]:
@@ -144,21 +144,6 @@ def _checkpoints(run: Path, model: SequenceModel, ranks: Ranks) -> Checkpoints:
     from blossomrec.training.ranks.checkpoints import ShardedCheckpoints
 
     return ShardedCheckpoints(folder, ranks, model)
-
-
-def _validation(
-    model: SequenceModel,
-    log: EventLog,
-    split: Split,
-    config: RunConfig,
-    fabric: Fabric,
-    ranks: Ranks,
-) -> Validation:
-    if ranks.alone:
-        return Validation(model, log, split.valid, config, fabric)
-    from blossomrec.training.ranks.validation import SharedValidation
-
-    return SharedValidation(model, log, split.valid, config, fabric, ranks=ranks)
 
 
 def _describe_run(

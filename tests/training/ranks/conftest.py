@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from ranks_cases import BEGUN, CASES, PLAIN, RESUMED, run_case, run_from
+from ranks_cases import BEGUN, CASES, PLAIN, RESUMED, evaluated, run_case, run_from
 from two_periods import two_periods
 
 from blossomrec.data.log import EventLog
@@ -54,6 +54,7 @@ def trained(one_thread, log, periods, tmp_path_factory) -> Path:
     for name, options in BEGUN.items():
         run_case(periods["first"], options, folder / "first-one" / name)
         run_from(periods["both"], folder, name, "one-one")
+        evaluated(periods["first"], folder / "first-one" / name, folder / "evaluated-one")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", str(Path(__file__).with_name("ranks_cases.py"))]
     done = subprocess.run(

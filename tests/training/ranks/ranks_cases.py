@@ -22,6 +22,9 @@ from two_periods import SEES_ALL
 
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
+from blossomrec.evaluation import evaluate
+from blossomrec.evaluation.evaluation import save_evaluation
+from blossomrec.measure import evaluate_run
 from blossomrec.models import build_model
 from blossomrec.ranks import ALONE, Ranks, open_ranks
 from blossomrec.training import TrainingResult, train
@@ -101,6 +104,25 @@ def assert_same_training(one: Path, two: Path) -> None:
         np.testing.assert_allclose(others[name], weight, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+# How runs are evaluated, in blocks of few cases.
+EVALUATED: dict[str, dict[str, Any]] = {
+    "full": {"ranking": "full", "filter_seen": "yes"},
+    "all": {"ranking": "full", "filter_seen": "no"},
+    "sampled": {"ranking": "uni100"},
+}
+
+
+def evaluated(log: EventLog, run: Path, folder: Path, ranks: Ranks = ALONE) -> None:
+    """Measure a run in every way, with room for the scores of few cases."""
+    for name, options in EVALUATED.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("blossomrec.evaluation.on_shards.CASES", 16)
+            elements = evaluate.__kwdefaults__ | {"score_elements": 640, "tokens_per_batch": 90}
+            patch.setattr(evaluate, "__kwdefaults__", elements)
+            measured = evaluate_run(run, log, device="cpu", ranks=ranks, **options)
+        save_evaluation(measured, folder / run.name / f"{name}-{ranks.rank}.json")
+
+
 def both_ranks(log: EventLog, first: EventLog, both: EventLog, folder: Path, ranks: Ranks) -> None:
     for name, options in CASES.items():
         run_case(log, PLAIN | options, folder / "two" / name, ranks)
@@ -112,6 +134,7 @@ def both_ranks(log: EventLog, first: EventLog, both: EventLog, folder: Path, ran
     run_case(log, DRAWN, folder / "broken", ranks)
     for name, options in BEGUN.items():
         run_case(first, options, folder / "first-two" / name, ranks)
+        evaluated(first, folder / "first-one" / name, folder / "evaluated-two", ranks)
         for numbers in ("one-two", "two-two"):
             run_from(both, folder, name, numbers, ranks)
 
