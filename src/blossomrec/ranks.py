@@ -116,6 +116,20 @@ class Ranks:
             _named("all_gather_single", "all_gather_into_tensor")(out, x.contiguous())
         return out
 
+    def gather_later(self, x: Tensor) -> Callable[[], Tensor]:
+        """As :meth:`gather`, under way until what is given is called."""
+        out = x.new_empty(self.size * len(x), *x.shape[1:])
+        gather = _named("all_gather_single", "all_gather_into_tensor")
+        with self.together():
+            work = gather(out, x, async_op=True)
+
+        def gathered() -> Tensor:
+            with self.together():
+                work.wait()
+            return out
+
+        return gathered
+
     def gather_pieces(self, x: Tensor) -> list[Tensor]:
         """The rows of each rank, [n, ...] of [n, ...], of which there may be any number."""
         if self.alone:
