@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +36,14 @@ from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.files import digest, flush, read_json, remove, replacing, write_json
 from blossomrec.models.inputs import seen_fields
 from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.models.shard import unfilled
 from blossomrec.ranks import ALONE, Ranks
 
 FORMAT = 2
 # The files whose content makes a version; the configuration has fingerprints of all others.
 VERSIONED = ("config.json", "model.safetensors")
+# Of weights, read at a time.
+PIECE_BYTES = 64 << 20
 # What a training and its evaluations leave in a run folder, besides the model.
 TRAINED_ON, ANCESTOR = "trained_on", "ancestor.safetensors"
 OF_TRAINING = (
@@ -354,8 +357,9 @@ def load_model(
     info, path = read_run_config(run), Path(run) / "model.safetensors"
     tables = open_tables(run, info)
     _check_shapes(path, info, tables)
-    model = build_model(info.config.model, info.num_items, tables, ranks)
-    model.load_state_dict(_read_parts(path, model.parts))
+    with unfilled():
+        model = build_model(info.config.model, info.num_items, tables, ranks)
+    _read_into(model, path)
     return model.to(device).eval()
 
 
@@ -397,15 +401,22 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
 
 
-def _read_parts(path: Path, parts: Mapping[str, range]) -> dict[str, torch.Tensor]:
-    """As :func:`read_weights`; of some tensors the rows that are named alone."""
-    found = {}
+@torch.no_grad()
+def _read_into(model: SequenceModel, path: Path) -> None:
+    """Give a model the weights of a file, a few rows at a time: of a table that ranks share those
+    that it has, and no others are read."""
+    parts = model.parts
     with _weights_file(path), safe_open(path, "pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            rows = parts.get(name)
-            whole = file.get_slice(name)
-            found[name] = file.get_tensor(name) if rows is None else whole[rows.start : rows.stop]
-    return found
+        for name, weight in model.state_dict().items():
+            if not weight.ndim:
+                weight.copy_(file.get_tensor(name))
+                continue
+            first = parts[name].start if name in parts else 0
+            stored = file.get_slice(name)
+            rows = max(1, PIECE_BYTES // max(1, weight[:1].nbytes))
+            for start in range(0, len(weight), rows):
+                piece = weight[start : start + rows]
+                piece.copy_(stored[first + start : first + start + len(piece)])
 
 
 @contextlib.contextmanager

@@ -120,7 +120,10 @@ def train(
             _describe_run(run, config, log, split, model, began)
         validation = Validation(model, log, split.valid, config, fabric, ranks)
         display = open_display(progress and ranks.first, config.training.epochs)
-        told = describe(parts, validation.count, log, config, run) if progress else []
+        told = []
+        # Ranks look at the log together, whoever of them shows what is found.
+        if progress or not ranks.alone:
+            told = describe(parts, validation.count, log, config, run)
         for line in [*told, *(began.lines() if began is not None else ())]:
             display.note(line)
         trainer = Trainer(

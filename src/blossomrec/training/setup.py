@@ -272,7 +272,8 @@ def describe(
     if isinstance(parts.batches, NewEventBatches):
         lines.insert(4, f"events: {parts.batches.num_new:,} new, {training.replay:.0%} replay")
     if parts.model.own_history is not None:
-        share = repeated_share(log, make_split(log, config.evaluation).train_end)
+        train_end = make_split(log, config.evaluation).train_end
+        share = repeated_share(log, train_end, parts.ranks)
         lines.insert(2, f"repeats: own items mixed in, {share:.0%} of the training events are some")
     small = _too_large(parts, validation_cases, log, config)
     if small:

@@ -134,7 +134,10 @@ def _begun(
     if not (given / WEIGHTS).is_file():
         raise RunError(f"{given} has no weights yet: there is nothing to begin with")
     new = config.training.events == "new"
-    seen = seen_events(given, log, train_end) if new else np.zeros_like(train_end)
+    seen = np.zeros_like(train_end)
+    if new:
+        # Looks at the times of all users, which one rank does for all.
+        seen = ranks.told(seen_events(given, log, train_end) if ranks.first else seen)
     told = {"run": str(given.resolve()), "weights": _digest(given, ranks)}
     return Ancestor(given, told, info.fields, seen)
 
