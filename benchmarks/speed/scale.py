@@ -14,6 +14,7 @@ slowest rank. It needs neither polars nor cyclopts:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import subprocess
@@ -25,6 +26,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,13 +35,16 @@ from benchmarks.speed.instruments.memory import peak_of_process
 from benchmarks.speed.instruments.timing import synchronize
 from benchmarks.speed.sampled_step import drawn, training_parts
 from blossomrec.config import TrainingConfig
+from blossomrec.data.batch import Batch
 from blossomrec.data.batches import prefetch
+from blossomrec.data.windows import boundaries, gather_index
 from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.ranks import Ranks, open_ranks
 from blossomrec.training.average import WeightAverage
 from blossomrec.training.objective import Step
 from blossomrec.training.ranks.update import ShardedUpdate
 from blossomrec.training.setup import Parts
+from blossomrec.training.sharded.division import Division, Part
 from blossomrec.training.update import GraphUpdate, Update
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -158,8 +163,7 @@ def time_steps(case: ScaleCase, device: str, ranks: Ranks) -> dict[str, Any]:
         update, steps = GraphUpdate(Update(parts, training.clip_norm)), _whole(batches, parts)
     else:
         update = ShardedUpdate(parts, training.clip_norm)
-        points = ((0, number) for number in itertools.count())
-        ahead = prefetch(map(parts.division, itertools.cycle(batches), points))
+        ahead = prefetch(_parts(parts.division, batches))
         steps = parts.division.steps(ahead, parts.fabric.device)
 
     def take(count: int) -> None:
@@ -193,6 +197,22 @@ def _whole(batches: list[Any], parts: Parts) -> Iterator[Step]:
     cuda = parts.fabric.device.type == "cuda"
     steps = [Step(batch, None, len(batch.items), padded=True) for batch in batches]
     return itertools.cycle([step.map(Tensor.pin_memory) if cuda else step for step in steps])
+
+
+def _parts(division: Division, batches: list[Batch]) -> Iterator[Part]:
+    """This rank's part of one batch after another, again and again."""
+    for number, batch in enumerate(itertools.cycle(batches)):
+        lengths = batch.cu_seqlens.diff().numpy().astype(np.int64)
+        yield division(lengths, functools.partial(_some, batch), (0, number))
+
+
+def _some(batch: Batch, chosen: np.ndarray) -> Batch:
+    """What a batch has of some histories."""
+    edges = batch.cu_seqlens.numpy().astype(np.int64)
+    lengths = np.diff(edges)[chosen]
+    rows = torch.from_numpy(gather_index(edges[chosen], lengths))
+    cu_seqlens = torch.from_numpy(boundaries(lengths).astype(np.int32))
+    return batch.take(rows, cu_seqlens, int(lengths.max()))
 
 
 def _table_bytes(parts: Parts, average: WeightAverage) -> int:

@@ -20,6 +20,8 @@ from blossomrec.evaluation import Evaluation, RankingOptions, evaluate, resolve_
 from blossomrec.models.baselines import BASELINES
 from blossomrec.models.scorer import Scorer
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.ranks import ALONE, Ranks
+from blossomrec.registry import BACKBONES
 from blossomrec.run import RunInfo, load_model, open_users, read_run_config
 
 HeldOut = Literal["test", "valid"]
@@ -33,6 +35,7 @@ def evaluate_run(
     on: HeldOut = "test",
     device: str = "auto",
     own_metrics: Sequence[str] = (),
+    ranks: Ranks = ALONE,
     **options: Any,
 ) -> Evaluation:
     """Evaluate the best weights of a run folder.
@@ -41,6 +44,8 @@ def evaluate_run(
         log: the prepared log; None is the one the run was trained on, which must still be the same.
         on: which held-out events of the split that the run was trained with.
         own_metrics: see :class:`blossomrec.evaluation.RankingOptions`.
+        ranks: who evaluate together, each with a part of the item table; all call this, and all get
+            the evaluation.
         options: fields of :class:`EvaluationConfig` that override the run's own; None is no change.
 
     Raises:
@@ -54,13 +59,24 @@ def evaluate_run(
     events = open_log(run, info, log)
     config = override(info.config.evaluation, options)
     device = resolve_device(device)
-    protocol = _Protocol(config, on, device, own_metrics)
-    model, columns = load_seeing(run, info, events, device)
+    protocol = _Protocol(config, on, device, own_metrics, ranks)
+    _check_shared(info, ranks)
+    model, columns = load_seeing(run, info, events, device, ranks)
     return _evaluate(model, events, protocol, columns)
 
 
+def _check_shared(info: RunInfo, ranks: Ranks) -> None:
+    """Raise ConfigError where ranks cannot share the table of the run's model."""
+    backbone = info.config.model.backbone
+    if not ranks.alone and not BACKBONES.get(backbone).takes_features:
+        raise ConfigError(
+            f"model.backbone {backbone!r} does not say that it takes item_vectors: it is measured "
+            f"by one process, not by {ranks.size} ranks"
+        )
+
+
 def load_seeing(
-    run: str | Path, info: RunInfo, log: EventLog, device: str
+    run: str | Path, info: RunInfo, log: EventLog, device: str, ranks: Ranks = ALONE
 ) -> tuple[SequenceModel, dict[str, Any]]:
     """The model of a run, and the arrays [E] of a log that it takes, in its numbers.
 
@@ -68,7 +84,7 @@ def load_seeing(
         RunError: as of :func:`blossomrec.run.load_model`.
         DataError: the log has not what the model takes.
     """
-    model, users = load_model(run, device), open_users(run, info)
+    model, users = load_model(run, device, ranks), open_users(run, info)
     known = None if users is None else users[0]
     return model, known_columns(log, model.inputs, model.fields, known)
 
@@ -211,6 +227,7 @@ class _Protocol(NamedTuple):
     on: HeldOut
     device: str
     own_metrics: Sequence[str]
+    ranks: Ranks = ALONE
 
 
 def _evaluate(
@@ -226,4 +243,9 @@ def _evaluate(
         own_metrics=protocol.own_metrics,
     )
     cases = getattr(make_split(log, config), protocol.on)
-    return evaluate(scorer, log, cases, options, columns=columns, device=protocol.device)
+    return evaluate(
+        *(scorer, log, cases, options),
+        columns=columns,
+        device=protocol.device,
+        processes=protocol.ranks,
+    )

@@ -109,13 +109,43 @@ class Ranks:
 
     def gather(self, x: Tensor) -> Tensor:
         """The rows of all ranks, [N * n, ...] of [n, ...], the same n everywhere."""
+        if self.alone:
+            return x
         out = x.new_empty(self.size * len(x), *x.shape[1:])
         with self.together():
             _named("all_gather_single", "all_gather_into_tensor")(out, x.contiguous())
         return out
 
+    def gather_later(self, x: Tensor) -> Callable[[], Tensor]:
+        """As :meth:`gather`, under way until what is given is called."""
+        out = x.new_empty(self.size * len(x), *x.shape[1:])
+        gather = _named("all_gather_single", "all_gather_into_tensor")
+        with self.together():
+            work = gather(out, x, async_op=True)
+
+        def gathered() -> Tensor:
+            with self.together():
+                work.wait()
+            return out
+
+        return gathered
+
+    def gather_pieces(self, x: Tensor) -> list[Tensor]:
+        """The rows of each rank, [n, ...] of [n, ...], of which there may be any number."""
+        if self.alone:
+            return [x]
+        import torch
+
+        sizes = self.gather(torch.tensor([len(x)], device=x.device)).tolist()
+        padded = x.new_zeros(max(1, *sizes), *x.shape[1:])
+        padded[: len(x)] = x
+        pieces = self.gather(padded).split(len(padded))
+        return [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
+
     def sum_(self, x: Tensor) -> Tensor:
         """Sum over all ranks, in place."""
+        if self.alone:
+            return x
         import torch.distributed as dist
 
         with self.together():
@@ -143,6 +173,26 @@ class Ranks:
         with self.together():
             dist.all_to_all_single(out, x.contiguous(), list(received), list(sent))
         return out
+
+    def fetch(self, held: Tensor, total: int, wanted: Tensor) -> Tensor:
+        """Some of ``total`` rows of which each rank has those of :meth:`rows`, [K, ...].
+
+        Args:
+            held: the own rows, [n, ...].
+            wanted: int64 [K], any rows of the whole in any order; each rank wants its own.
+        """
+        if self.alone:
+            return held[wanted]
+        import torch
+
+        rising, places = wanted.unique(return_inverse=True)
+        starts = [self.rows(total, rank).start for rank in range(self.size)]
+        edges = torch.tensor([*starts, total], device=wanted.device)
+        asked = torch.searchsorted(rising, edges).diff()
+        each = [1] * self.size
+        sent, received = asked.tolist(), self.exchange(asked, each, each).tolist()
+        rows = self.exchange(rising, sent, received) - starts[self.rank]
+        return self.exchange(held[rows], received, sent)[places]
 
     def pieces(self, x: Tensor, sizes: Sequence[int], rows: int) -> Iterator[Tensor]:
         """On rank 0 the rows of all ranks one after another, at most ``rows`` at a time; nothing

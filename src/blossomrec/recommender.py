@@ -143,10 +143,11 @@ class BlossomRec:
             temporary = TemporaryFolder()
             run = temporary.path / "run"
         # As it was given, not as it was decided for another log before.
-        self.config = resolve_inputs(self._begun(from_run), log)
-        split, training = make_split(log, self.config.evaluation), self.config.training
-        device = resolve_device(training.device, "training.device")
-        with open_ranks(device) as ranks, seeded(training.seed):
+        given = self._begun(from_run)
+        device = resolve_device(given.training.device, "training.device")
+        with open_ranks(device) as ranks, seeded(given.training.seed):
+            self.config = resolve_inputs(given, log, ranks)
+            split = make_split(log, self.config.evaluation)
             model = build_model(self.config.model, log.num_items, log.tables, ranks)
             self.training = train(
                 model,

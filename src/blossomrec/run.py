@@ -36,10 +36,14 @@ from blossomrec.evaluation import resolve_filter_seen
 from blossomrec.files import digest, flush, read_json, remove, replacing, write_json
 from blossomrec.models.inputs import seen_fields
 from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.models.shard import unfilled
+from blossomrec.ranks import ALONE, Ranks
 
 FORMAT = 2
 # The files whose content makes a version; the configuration has fingerprints of all others.
 VERSIONED = ("config.json", "model.safetensors")
+# Of weights, read at a time.
+PIECE_BYTES = 64 << 20
 # What a training and its evaluations leave in a run folder, besides the model.
 TRAINED_ON, ANCESTOR = "trained_on", "ancestor.safetensors"
 OF_TRAINING = (
@@ -339,8 +343,13 @@ def save_model(run: str | Path, model: SequenceModel) -> None:
     write_weights(Path(run) / "model.safetensors", model.state_dict())
 
 
-def load_model(run: str | Path, device: str | torch.device = "cpu") -> SequenceModel:
+def load_model(
+    run: str | Path, device: str | torch.device = "cpu", ranks: Ranks = ALONE
+) -> SequenceModel:
     """Rebuild the trained model of a run folder, in evaluation mode.
+
+    Args:
+        ranks: who share the item table; this one's model has its rows, and no others are read.
 
     Raises:
         RunError: a file is missing or damaged, or the weights do not fit the configuration.
@@ -348,8 +357,9 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> SequenceM
     info, path = read_run_config(run), Path(run) / "model.safetensors"
     tables = open_tables(run, info)
     _check_shapes(path, info, tables)
-    model = build_model(info.config.model, info.num_items, tables)
-    model.load_state_dict(read_weights(path))
+    with unfilled():
+        model = build_model(info.config.model, info.num_items, tables, ranks)
+    _read_into(model, path)
     return model.to(device).eval()
 
 
@@ -389,6 +399,24 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file; RunError, naming the path, when it is missing or damaged."""
     with _weights_file(path):
         return load_file(path)
+
+
+@torch.no_grad()
+def _read_into(model: SequenceModel, path: Path) -> None:
+    """Give a model the weights of a file, a few rows at a time: of a table that ranks share those
+    that it has, and no others are read."""
+    parts = model.parts
+    with _weights_file(path), safe_open(path, "pt") as file:
+        for name, weight in model.state_dict().items():
+            if not weight.ndim:
+                weight.copy_(file.get_tensor(name))
+                continue
+            first = parts[name].start if name in parts else 0
+            stored = file.get_slice(name)
+            rows = max(1, PIECE_BYTES // max(1, weight[:1].nbytes))
+            for start in range(0, len(weight), rows):
+                piece = weight[start : start + rows]
+                piece.copy_(stored[first + start : first + start + len(piece)])
 
 
 @contextlib.contextmanager

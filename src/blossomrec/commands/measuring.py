@@ -64,6 +64,8 @@ def evaluate(
 ) -> None:
     """Measure a run, or a simple baseline, on the held-out events of a log.
 
+    Under torchrun ranks share the catalogue of a run.
+
     Args:
         log: prepared log; a run knows the one it was trained on
         on: which held-out events
@@ -71,23 +73,31 @@ def evaluate(
         device: where to compute
     """
     from blossomrec.data.log import EventLog
+    from blossomrec.device import resolve_device
     from blossomrec.evaluation.evaluation import evaluation_path, save_evaluation
     from blossomrec.measure import evaluate_baseline, evaluate_run
+    from blossomrec.ranks import launched, open_ranks
     from blossomrec.report.tables import evaluation_table
     from blossomrec.run import write_metrics
+    from blossomrec.training.ranks.launch import reported
 
     given = vars(options) | {"own_metrics": options.own_metrics or ()}
     if model in BASELINES:
         if log is None:
             raise ConfigError(f"--log is needed to evaluate {model}")
+        if launched():
+            raise ConfigError(f"{model} is measured by one process: leave torchrun away")
         measured = evaluate_baseline(model, EventLog.open(log), on=on, **given)
     else:
         try:
-            measured = evaluate_run(model, log, on=on, device=device, **given)
+            with reported(), open_ranks(resolve_device(device)) as ranks:
+                measured = evaluate_run(model, log, on=on, device=device, ranks=ranks, **given)
         except RunError as error:
             if Path(model).exists():
                 raise
             raise RunError(f"{error}, nor a baseline: {', '.join(BASELINES)}") from error
+        if not ranks.first:
+            return
     # Shown first: where nothing can be written, the work is not lost.
     show_part(evaluation_table(model, measured))
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 import queue
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
@@ -122,6 +122,25 @@ def _number(text: str) -> float:
         return math.nan
 
 
+class Division(Protocol):
+    """What chooses which histories of a batch are read, such as those of one rank of several."""
+
+    def __call__(
+        self,
+        lengths: np.ndarray,
+        read: Callable[[np.ndarray], Batch],
+        point: tuple[int, int],
+    ) -> Any:
+        """What is given instead of a batch.
+
+        Args:
+            lengths: of its histories, int64 [B].
+            read: gives what the batch has of some histories, by their numbers, rising.
+            point: epoch and step.
+        """
+        ...
+
+
 class TrainingBatches:
     """Windows of every training history in which each event predicts the next one.
 
@@ -205,26 +224,34 @@ class TrainingBatches:
         self,
         epoch: int,
         start_step: int = 0,
-        division: Callable[[Batch, tuple[int, int]], Any] | None = None,
+        division: Division | None = None,
     ) -> Generator[Any]:
         """The batches of the epoch from ``start_step`` on, made ahead by a thread.
 
         Closing the iterator ends the thread.
 
         Args:
-            division: what makes of a batch and its point, epoch and step, what is given instead.
+            division: chooses which histories of each batch are read, and makes of them what is
+                given instead.
         """
-        batches = self._batches(epoch, start_step)
-        if division is None:
-            return prefetch(batches)
-        points = ((epoch, step) for step in itertools.count(start_step))
-        return prefetch(map(division, batches, points))
+        return prefetch(self._batches(epoch, start_step, division))
 
-    def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, start_step: int, division: Division | None) -> Iterator[Any]:
         windows, cuts = self._planned(epoch)
         for step in range(start_step, len(cuts) - 1):
-            part = slice(cuts[step], cuts[step + 1])
-            yield self._batch(windows.starts[part], windows.lengths[part], epoch, step)
+            part, point = slice(cuts[step], cuts[step + 1]), (epoch, step)
+            read = functools.partial(self._read, windows, part, point)
+            yield read() if division is None else division(windows.lengths[part], read, point)
+
+    def _read(
+        self,
+        windows: Any,
+        part: slice,
+        point: tuple[int, int],
+        chosen: np.ndarray | None = None,
+    ) -> Batch:
+        """The batch of a part of an epoch's windows, or what it has of the chosen ones of them."""
+        return self._batch(windows.starts[part], windows.lengths[part], point, chosen)
 
     def _planned(self, epoch: int) -> tuple[Windows, np.ndarray]:
         """Shuffled windows of the epoch and the numbers of those with which batches start."""
@@ -239,7 +266,21 @@ class TrainingBatches:
         """How many events of each history are inputs: all but the last, which is only a target."""
         return train_events - 1
 
-    def _batch(self, starts: np.ndarray, lengths: np.ndarray, epoch: int, step: int) -> Batch:
+    def _batch(
+        self,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        point: tuple[int, int],
+        chosen: np.ndarray | None = None,
+    ) -> Batch:
+        """The batch of windows, or what it has of the chosen ones, of which alone events are read.
+
+        Args:
+            point: epoch and step.
+            chosen: numbers of windows, rising; None for all.
+        """
+        if chosen is not None:
+            starts, lengths = starts[chosen], lengths[chosen]
         index = gather_index(starts, lengths)
         targets = self._columns["items"][index + self._ahead]
         counted = self._importance_of(starts, lengths)
@@ -292,9 +333,20 @@ class ClozeBatches(TrainingBatches):
     def _window_events(self, train_events: np.ndarray) -> np.ndarray:
         return train_events
 
-    def _batch(self, starts: np.ndarray, lengths: np.ndarray, epoch: int, step: int) -> Batch:
+    def _batch(
+        self,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        point: tuple[int, int],
+        chosen: np.ndarray | None = None,
+    ) -> Batch:
+        # Drawn for all windows, so that it does not depend on which are chosen.
+        masked = self._mask(lengths, _generator(self.seed, *point))
+        if chosen is not None:
+            masked = masked[gather_index(boundaries(lengths)[chosen], lengths[chosen])]
+            starts, lengths = starts[chosen], lengths[chosen]
         events = _at(self._columns, gather_index(starts, lengths))
-        items, masked = events["items"], self._mask(lengths, _generator(self.seed, epoch, step))
+        items = events["items"]
         events["items"] = np.where(masked, self.mask_row, items)
         if "kinds" in events and "asked_kinds" not in events:
             events["kinds"] = np.where(masked, 0, events["kinds"])

@@ -8,9 +8,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from blossomrec.data.windows import fill, gather_index
 from blossomrec.errors import DataError
+from blossomrec.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from blossomrec.data.log import EventLog
@@ -87,20 +89,26 @@ def seen_pieces(
         yield rows + begin, log.items[positions].astype(np.int64)
 
 
-def popularity_percentiles(log: EventLog, cases: Cases) -> np.ndarray:
+def popularity_percentiles(log: EventLog, cases: Cases, ranks: Ranks = ALONE) -> np.ndarray:
     """Place of every item in the order of popularity, float64 [I]: 0 least, 1 most popular.
 
     The share of the other items that have fewer events, those with as many counting half, so that
     items recommended at random have 0.5 on average. Events at or after a case's history_end do
-    not count.
+    not count. Ranks count a part of the events each.
     """
-    counts = np.zeros(log.num_items, dtype=np.int64)
-    for start in range(0, log.num_events, PIECE_EVENTS):
-        piece = log.items[start : start + PIECE_EVENTS]
+    counts, own = np.zeros(log.num_items, dtype=np.int64), ranks.rows(log.num_events)
+    for start in range(own.start, own.stop, PIECE_EVENTS):
+        piece = log.items[start : min(start + PIECE_EVENTS, own.stop)]
         counts += np.bincount(piece, minlength=log.num_items)
-    sizes = log.offsets[cases.users + 1] - log.offsets[cases.users]
-    _, held_out = _ragged(log.offsets[cases.users] + cases.history_end, sizes - cases.history_end)
-    counts -= np.bincount(log.items[np.unique(held_out)], minlength=log.num_items)
+    users, first = np.unique(cases.users, return_index=True)
+    # Cases of a user stand side by side.
+    ends = np.minimum.reduceat(cases.history_end, first)
+    part = ranks.rows(len(users))
+    users, ends = users[part.start : part.stop], ends[part.start : part.stop]
+    starts, stops = log.offsets[users] + ends, log.offsets[users + 1]
+    _, held_out = _ragged(starts, stops - starts)
+    counts -= np.bincount(log.items[held_out], minlength=log.num_items)
+    counts = ranks.sum_(torch.from_numpy(counts)).numpy()
     _, place, ties = np.unique(counts, return_inverse=True, return_counts=True)
     fewer = np.cumsum(ties) - ties
     return (fewer[place] + (ties[place] - 1) / 2) / max(1, log.num_items - 1)

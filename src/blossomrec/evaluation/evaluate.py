@@ -23,6 +23,7 @@ from blossomrec.evaluation.candidates import (
     targets_of,
 )
 from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol, Ranking
+from blossomrec.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from blossomrec.data.log import EventLog
@@ -79,6 +80,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     tokens_per_batch: int = TOKENS_PER_BATCH,
     score_elements: int = scoring.SCORE_ELEMENTS,
+    processes: Ranks = ALONE,
 ) -> Evaluation:
     """Rank the targets of every case.
 
@@ -96,6 +98,8 @@ def evaluate(
         device: where batches go.
         tokens_per_batch: events encoded at a time.
         score_elements: scores held at a time, or one row of the catalogue if that is more.
+        processes: ranks that share the item table of the scorer, a model, and all call this with
+            the same; all get the whole evaluation.
 
     Raises:
         ConfigError: an option is out of bounds.
@@ -117,19 +121,29 @@ def evaluate(
     ranks = np.empty(len(targets.items), dtype=np.int64)
     top = np.empty((len(cases.users), cut_offs[-1] if full else 0), dtype=np.int32)
     sampled = np.zeros(0 if full else len(cases.users), dtype=np.int64)
-    batches = HistoryBatches(
-        log,
-        cases.users,
-        cases.history_end,
-        # Simple baselines look at one event, or none; batches have at least two.
-        max_len=max(2, scorer.max_len) if options.max_len is None else options.max_len,
-        tokens_per_batch=tokens_per_batch,
-        inputs=scorer.inputs,
-        columns=columns,
-    )
+
+    def histories(some: Cases) -> HistoryBatches:
+        return HistoryBatches(
+            log,
+            some.users,
+            some.history_end,
+            # Simple baselines look at one event, or none; batches have at least two.
+            max_len=max(2, scorer.max_len) if options.max_len is None else options.max_len,
+            tokens_per_batch=tokens_per_batch,
+            inputs=scorer.inputs,
+            columns=columns,
+        )
+
+    batches = histories(cases)
     asked = _asked_for_first(batches.columns, cases, targets)
     blocks = _query_blocks(scorer, batches, asked, device, block.rows)
     with scoring.scoring_mode(scorer):
+        if not processes.alone:
+            from blossomrec.evaluation.on_shards import Asked, ShardedRanking
+
+            shards = ShardedRanking(scorer, processes, device, score_elements)
+            found = shards.ranked(Asked(log, cases, targets, options, histories, asked))
+            blocks, ranks, top, sampled = (), found.ranks, found.top, found.sampled
         for part, queries in blocks:
             with scoring.full_precision(device):
                 scores = block.fill(queries)
@@ -160,7 +174,7 @@ def evaluate(
     )
     popularity = None
     if full:
-        values = metrics.popularity(top, popularity_percentiles(log, cases), cut_offs)
+        values = metrics.popularity(top, popularity_percentiles(log, cases, processes), cut_offs)
         popularity = np.stack(list(values.values()), 1)
     return Evaluation(
         protocol=protocol,

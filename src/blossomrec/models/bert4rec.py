@@ -56,7 +56,7 @@ class BERT4Rec(TransformerModel):
     @property
     def mask_item(self) -> int:
         """Item row of a masked event."""
-        return self.num_items
+        return self.first_extra
 
     @torch.no_grad()
     def queries(self, batch: Batch) -> Tensor:

@@ -15,6 +15,7 @@ from blossomrec.data.fields import EventFields
 from blossomrec.data.split import make_split, resolve_filter_seen
 from blossomrec.data.windows import fill, gather_index
 from blossomrec.errors import ConfigError
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.registry import BACKBONES, LOSSES
 
 if TYPE_CHECKING:
@@ -28,8 +29,11 @@ PIECE_EVENTS = 1 << 22
 TIMES = ("time_gap", "request_time", "clock")
 
 
-def resolve_inputs(config: RunConfig, log: EventLog) -> RunConfig:
+def resolve_inputs(config: RunConfig, log: EventLog, ranks: Ranks = ALONE) -> RunConfig:
     """The configuration with "auto" decided: on where the log has it and the model sees it.
+
+    Args:
+        ranks: who decide together.
 
     Raises:
         ConfigError: something is asked for that the log has not.
@@ -55,11 +59,11 @@ def resolve_inputs(config: RunConfig, log: EventLog) -> RunConfig:
     if not backbone.causal:
         model = _masked(model)
     changes = {name: _decided(model, name, *found) for name, found in there.items()}
-    changes["repeats"] = _repeats(config, log)
+    changes["repeats"] = _repeats(config, log, ranks)
     return replace(config, model=replace(model, **changes))
 
 
-def _repeats(config: RunConfig, log: EventLog) -> str:
+def _repeats(config: RunConfig, log: EventLog, ranks: Ranks) -> str:
     """Whether the user's own items are mixed into the catalogue."""
     if config.model.repeats == "on":
         check_repeats(config)
@@ -70,7 +74,7 @@ def _repeats(config: RunConfig, log: EventLog) -> str:
         return "off"
     if not log.has_repeats:
         return "off"
-    repeated = repeated_share(log, make_split(log, config.evaluation).train_end)
+    repeated = repeated_share(log, make_split(log, config.evaluation).train_end, ranks)
     return "on" if repeated >= REPEATED_SHARE else "off"
 
 
@@ -93,19 +97,22 @@ def _takes_no_repeats(config: RunConfig) -> str:
     return ""
 
 
-def repeated_share(log: EventLog, train_end: np.ndarray) -> float:
+def repeated_share(log: EventLog, train_end: np.ndarray, ranks: Ranks = ALONE) -> float:
     """Share of the training events whose item the user had before.
 
     Args:
         train_end: int64 [U], how many of each user's first events may be trained on.
+        ranks: who look at a part of the users each.
     """
-    events, distinct, ends = int(train_end.sum()), 0, np.asarray(train_end)
+    events, distinct, part = int(train_end.sum()), 0, ranks.rows(log.num_users)
+    offsets = np.asarray(log.offsets[part.start : part.stop])
+    ends = np.asarray(train_end[part.start : part.stop])
     for begin, stop in pairwise(fill(ends, PIECE_EVENTS).tolist()):
         lengths = ends[begin:stop]
         users = np.repeat(np.arange(len(lengths)), lengths)
-        items = np.asarray(log.items[gather_index(log.offsets[begin:stop], lengths)])
+        items = np.asarray(log.items[gather_index(offsets[begin:stop], lengths)])
         distinct += len(np.unique(users * log.num_items + items))
-    return 1 - distinct / max(1, events)
+    return 1 - sum(ranks.gathered(distinct)) / max(1, events)
 
 
 def _masked(model: ModelConfig) -> ModelConfig:

@@ -158,6 +158,18 @@ class SequenceModel(nn.Module):
         return range(self.held.start, min(self.held.stop, self.num_items))
 
     @property
+    def first_extra(self) -> int:
+        """Row of the first embedding behind the catalogue, as events name it now."""
+        rows = self.num_items + self.extra_rows if self._rows is None else len(self._rows)
+        return rows - self.extra_rows
+
+    @property
+    def parts(self) -> dict[str, range]:
+        """Of those tensors of its state that ranks share, which rows of the whole it has."""
+        shared = {"item_embeddings.weight": self.held, "trained": self.held_items}
+        return {name: rows for name, rows in shared.items() if name in self.state_dict()}
+
+    @property
     def num_parameters(self) -> int:
         """How many numbers are trained, those of other ranks included."""
         there = sum(one.numel() for one in self.parameters())
@@ -399,7 +411,8 @@ class SequenceModel(nn.Module):
     def on_rows(self, vectors: Tensor) -> Iterator[None]:
         """Within, ``vectors`` [K, D] are all items that there are, and events name rows of them.
 
-        For a step that needs no other items, and vectors with the content in them.
+        For a step that needs no other items, and vectors with the content in them. Where rows
+        behind the catalogue are needed, they stand last.
         """
         self._rows = vectors
         try:

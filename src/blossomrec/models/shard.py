@@ -17,6 +17,7 @@ STD = 0.02
 PIECE, FEWEST = 1 << 24, 16
 
 _ranks: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)
+_fills: ContextVar[bool] = ContextVar("fills", default=True)
 
 
 @contextmanager
@@ -29,6 +30,16 @@ def sharded(ranks: Ranks) -> Iterator[None]:
         _ranks.reset(token)
 
 
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Within, the item table of a model that is built is left as memory had it: it is read."""
+    token = _fills.set(False)
+    try:
+        yield
+    finally:
+        _fills.reset(token)
+
+
 def held_rows(total: int) -> range:
     """Which of the rows of a table a model that is built has: all, but within :func:`sharded`."""
     return _ranks.get().rows(total)
@@ -37,6 +48,8 @@ def held_rows(total: int) -> range:
 def start_table(total: int, size: int) -> nn.Embedding:
     """The rows of :func:`held_rows`, with the numbers that they have in the whole table."""
     held = held_rows(total)
+    if not _fills.get():
+        return nn.Embedding(len(held), size, _weight=torch.empty(len(held), size))
     if len(held) == total:
         table = nn.Embedding(total, size)
         nn.init.normal_(table.weight, std=STD)

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from blossomrec.errors import RunError, shortened
 from blossomrec.files import digest, new_folder, read_json, remove, replacing
+from blossomrec.models.sequence import SequenceModel
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.run import write_weights
 
 KEPT = 2
@@ -48,12 +50,25 @@ class Checkpoints:
     ranks, and ``state.json``; the latter holds the size and SHA-256 of every file it relies on, and
     its own, so that damage shows. Whatever else lies in ``checkpoints/`` is nobody's: it is neither
     read nor removed.
+
+    Attributes:
+        ranks: who call every method together.
     """
+
+    ranks: Ranks = ALONE
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.latest: Path | None = None
         self._best: dict[str, Any] | None = None
+
+    def of_run(self, run: Path, model: SequenceModel) -> Checkpoints:
+        """Those of another run, for the same ranks.
+
+        Args:
+            model: of that run, which has a part of the item table where ranks share it.
+        """
+        return Checkpoints(run / "checkpoints")
 
     def any(self) -> bool:
         """Is there anything to resume from, good or damaged?"""

@@ -18,7 +18,7 @@ from blossomrec.run import check_vocabulary, read_weights, write_run_config
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.progress import open_display
 from blossomrec.training.resume import Resume, check_resume, find_checkpoint, identity
-from blossomrec.training.setup import Fabric, build_parts, describe, open_fabric
+from blossomrec.training.setup import build_parts, describe, open_fabric
 from blossomrec.training.state import TrainingState, seeded
 from blossomrec.training.trainer import AfterEpoch, Trainer
 from blossomrec.training.validation import Validation
@@ -103,12 +103,7 @@ def train(
     check_vocabulary(run, log)
     run_log = RunLog(run, tensorboard=config.training.tensorboard) if ranks.first else NoLog()
     given = None if ancestor is None else Path(ancestor)
-    began = find_ancestor(run, given, log, split.train_end, config)
-    if began is not None and not ranks.alone:
-        raise ConfigError(
-            f"{run} begins as {began.run}: a run is brought up to date by one process, not by "
-            f"{ranks.size} ranks"
-        )
+    began = find_ancestor(run, given, log, split.train_end, config, ranks)
     seen = None if began is None else began.seen
     if began is not None:
         model.keep_scales(began.fields)
@@ -120,12 +115,15 @@ def train(
         same = identity(config, log, split)
         checkpoint = find_checkpoint(run, checkpoints, resume, same)
         if began is not None and checkpoint is None:
-            began = began.taken_over(model, parts.optimizer, log, split.train_end, parts.table)
+            began = began.taken_over(parts, log, split.train_end, checkpoints)
         if ranks.first:
             _describe_run(run, config, log, split, model, began)
-        validation = _validation(model, log, split, config, fabric, ranks)
+        validation = Validation(model, log, split.valid, config, fabric, ranks)
         display = open_display(progress and ranks.first, config.training.epochs)
-        told = describe(parts, validation.count, log, config, run) if progress else []
+        told = []
+        # Ranks look at the log together, whoever of them shows what is found.
+        if progress or not ranks.alone:
+            told = describe(parts, validation.count, log, config, run)
         for line in [*told, *(began.lines() if began is not None else ())]:
             display.note(line)
         trainer = Trainer(
@@ -134,7 +132,7 @@ def train(
         with closing(run_log), display, Interrupts() as interrupts:
             trainer.start(checkpoint, keep=began is not None)
             stopped = trainer.run(interrupts)
-        if trainer.state.best_epoch and began is not None:
+        if trainer.state.best_epoch and began is not None and ranks.first:
             write_seen(run, log, split.train_end)
         if ranks.alone and (trainer.state.best_epoch or began is not None):
             model.load_state_dict(read_weights(run / "model.safetensors"))
@@ -149,21 +147,6 @@ def _checkpoints(run: Path, model: SequenceModel, ranks: Ranks) -> Checkpoints:
     from blossomrec.training.ranks.checkpoints import ShardedCheckpoints
 
     return ShardedCheckpoints(folder, ranks, model)
-
-
-def _validation(
-    model: SequenceModel,
-    log: EventLog,
-    split: Split,
-    config: RunConfig,
-    fabric: Fabric,
-    ranks: Ranks,
-) -> Validation:
-    if ranks.alone:
-        return Validation(model, log, split.valid, config, fabric)
-    from blossomrec.training.ranks.validation import SharedValidation
-
-    return SharedValidation(model, log, split.valid, config, fabric, ranks=ranks)
 
 
 def _describe_run(

@@ -23,7 +23,6 @@ from blossomrec.config import RunConfig, TrainingConfig
 from blossomrec.data.batches import TrainingBatches, has_importance
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
-from blossomrec.data.windows import gather_index
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError
 from blossomrec.losses import LOSSES, TrainingLoss, build_loss
@@ -31,6 +30,7 @@ from blossomrec.models.inputs import check_repeats, repeated_share
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerModel, blossom_spec
 from blossomrec.ranks import ALONE, Ranks
+from blossomrec.training.counts import training_counts
 from blossomrec.training.objective import Objective
 from blossomrec.training.shape import Shape, graph_shape
 from blossomrec.training.sparse import RowTable, build_table
@@ -199,14 +199,14 @@ def build_parts(
         _check_weighted(batches, config)
     if model.own_history is not None:
         check_repeats(config)
-    counts = training_counts(log, train_end)
+    ranks, division = ranks or ALONE, None
+    counts = training_counts(log, train_end, ranks)
     model.mark_trained(counts > 0)
     loss = build_loss(config.training, counts, log.num_items, may_fuse=model.may_fuse)
     # Before the optimizer is built, whose fused form wants the parameters where they will stay.
     model.to(fabric.device)
     table = build_table(model, loss, config.training)
     optimizer = build_optimizer(model, config.training, table)
-    ranks, division = ranks or ALONE, None
     options = {"selector_weight": config.model.selector_weight, "table": table}
     if ranks.alone:
         objective = Objective(model, loss, **options)
@@ -243,12 +243,6 @@ def _check_weighted(batches: TrainingBatches, config: RunConfig) -> None:
         )
 
 
-def training_counts(log: EventLog, train_end: np.ndarray) -> np.ndarray:
-    """Training events of each item, int64 [I]."""
-    index = gather_index(np.asarray(log.offsets[:-1]), np.asarray(train_end))
-    return np.bincount(log.items[index], minlength=log.num_items)
-
-
 # A log is small for its options where an epoch has fewer steps, validation fewer cases, or the
 # model sees so many times more events than the longest history has.
 FEW_STEPS, FEW_CASES, FAR_LONGER = 10, 30, 4
@@ -278,7 +272,8 @@ def describe(
     if isinstance(parts.batches, NewEventBatches):
         lines.insert(4, f"events: {parts.batches.num_new:,} new, {training.replay:.0%} replay")
     if parts.model.own_history is not None:
-        share = repeated_share(log, make_split(log, config.evaluation).train_end)
+        train_end = make_split(log, config.evaluation).train_end
+        share = repeated_share(log, train_end, parts.ranks)
         lines.insert(2, f"repeats: own items mixed in, {share:.0%} of the training events are some")
     small = _too_large(parts, validation_cases, log, config)
     if small:

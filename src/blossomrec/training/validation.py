@@ -9,19 +9,27 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases
 from blossomrec.evaluation import RankingOptions, evaluate, resolve_filter_seen
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.training.setup import Fabric
 
 
 class Validation:
     """Metrics by name on a fixed sample of the validation cases; falsy when there are none.
 
-    The model encodes in the precision of the training; scores are compared in float32.
+    The model encodes in the precision of the training; scores are compared in float32. Ranks that
+    share the item table each encode a part of the cases, and all have the metrics.
     """
 
     def __init__(
-        self, model: SequenceModel, log: EventLog, cases: Cases, config: RunConfig, fabric: Fabric
+        self,
+        model: SequenceModel,
+        log: EventLog,
+        cases: Cases,
+        config: RunConfig,
+        fabric: Fabric,
+        ranks: Ranks = ALONE,
     ):
-        self.model, self.log, self.fabric = model, log, fabric
+        self.model, self.log, self.fabric, self.ranks = model, log, fabric, ranks
         self.count = min(len(cases.users), config.training.validation_users)
         self.cases = cases.sample(self.count, config.training.seed)
         self.options = RankingOptions(
@@ -29,7 +37,7 @@ class Validation:
             ks=sorted({10, *config.evaluation.ks}),
         )
         # Without gradients an event takes less than a quarter of the memory.
-        self.tokens_per_batch = 4 * config.training.tokens_per_batch
+        self.tokens_per_batch = max(1, 4 * config.training.tokens_per_batch // ranks.size)
 
     def __bool__(self) -> bool:
         return self.count > 0
@@ -45,5 +53,6 @@ class Validation:
                 self.options,
                 device=self.fabric.device,
                 tokens_per_batch=self.tokens_per_batch,
+                processes=self.ranks,
             )
         return evaluation.metrics

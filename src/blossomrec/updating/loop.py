@@ -7,6 +7,7 @@ in is in the log, training resumes from its checkpoint, a decision that was writ
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -200,7 +201,19 @@ class _Update:
             training = dataclasses.replace(config.training, **limits)
             config = dataclasses.replace(config, training=training)
         from_run = None if before is None else self.runs.path(before)
+        if config.training.devices > 1:
+            self._launch(config, run, from_run)
+            return
         BlossomRec(config).fit(log, run, resume="auto", progress=self.progress, from_run=from_run)
+
+    def _launch(self, config: RunConfig, run: Path, from_run: Path | None) -> None:
+        """Train by several ranks of this machine."""
+        from blossomrec.training.ranks.launch import launch
+
+        arguments = ["train", str(self.log), str(run), "--resume", "auto"]
+        arguments += [] if from_run is None else ["--from", str(from_run)]
+        again = shlex.join(["blossomrec", "update", str(self.log), str(self.runs.folder)])
+        launch(config, arguments if self.progress else [*arguments, "--quiet"], again)
 
     def _judged(self, log: EventLog) -> dict[str, Any]:
         before, run = self.state["from"], self.runs.path(self.state["run"])

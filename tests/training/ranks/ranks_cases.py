@@ -1,6 +1,6 @@
 """The trainings that two ranks, and one, do: run by torchrun, this is one of the two.
 
-torchrun --nproc-per-node 2 ranks_cases.py LOG FOLDER
+torchrun --nproc-per-node 2 ranks_cases.py LOG FIRST BOTH FOLDER
 """
 
 from __future__ import annotations
@@ -9,14 +9,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "warm_start"))
 
-from small_training import small_config
+from small_training import logged, small_config
+from two_periods import SEES_ALL
 
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
+from blossomrec.evaluation import evaluate
+from blossomrec.evaluation.evaluation import save_evaluation
+from blossomrec.measure import evaluate_run
 from blossomrec.models import build_model
 from blossomrec.ranks import ALONE, Ranks, open_ranks
 from blossomrec.training import TrainingResult, train
@@ -37,6 +45,14 @@ CASES: dict[str, dict[str, Any]] = {
     "bert4rec-sampled": {"backbone": "bert4rec", "loss": "gbce", "content": "on"},
     "sasrec-bpr": {"loss": "bpr", "table_optimizer": "rowwise_adagrad"},
 }
+# In training some are not told, which is drawn.
+UNTOLD = dict.fromkeys(("request_time", "request_kind", "user_table"), "off")
+# Of two periods: trained on the first, and brought up to date with both.
+BEGUN: dict[str, dict[str, Any]] = {
+    "sees-much": PLAIN | SEES_ALL | UNTOLD | {"epochs": 2},
+    "sampled": PLAIN | CASES["sasrec-sampled"] | {"epochs": 2},
+    "masked": PLAIN | {"backbone": "bert4rec", "events": "all", "epochs": 2},
+}
 # Broken off by one number of ranks after an epoch, and gone on with by another.
 RESUMED = ("bert4rec", "sasrec-sampled")
 # With all that is drawn, to the bit.
@@ -50,6 +66,7 @@ def run_case(
     ranks: Ranks = ALONE,
     *,
     last: int = 0,
+    ancestor: Path | None = None,
 ) -> TrainingResult:
     """Train; end after the epoch ``last`` where it is over 0."""
     config = small_config(**options)
@@ -57,10 +74,56 @@ def run_case(
     model = build_model(config.model, log.num_items, log.tables, ranks)
     split = make_split(log, config.evaluation)
     stop = None if not last else lambda record: record["epoch"] == last
-    return train(model, log, split, config, run, progress=False, after_epoch=stop, ranks=ranks)
+    return train(
+        *(model, log, split, config, run),
+        progress=False,
+        after_epoch=stop,
+        ancestor=ancestor,
+        ranks=ranks,
+    )
 
 
-def both_ranks(log: EventLog, folder: Path, ranks: Ranks) -> None:
+def run_from(log: EventLog, folder: Path, name: str, numbers: str, ranks: Ranks = ALONE) -> None:
+    """Bring a run of the first period up to date; numbers: of ranks, of that run and of this."""
+    before = numbers.partition("-")[0]
+    run_case(
+        *(log, BEGUN[name], folder / numbers / f"from-{name}", ranks),
+        ancestor=folder / f"first-{before}" / name,
+    )
+
+
+def assert_same_training(one: Path, two: Path) -> None:
+    """Losses and weights are the same but for rounding, validation is the same."""
+    for mine, theirs in zip(logged(one), logged(two), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert mine["validation"] == pytest.approx(theirs["validation"], abs=1e-6)
+        assert mine["step"] == theirs["step"]
+    weights, others = (load_file(run / "model.safetensors") for run in (one, two))
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        np.testing.assert_allclose(others[name], weight, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+# How runs are evaluated, in blocks of few cases.
+EVALUATED: dict[str, dict[str, Any]] = {
+    "full": {"ranking": "full", "filter_seen": "yes"},
+    "all": {"ranking": "full", "filter_seen": "no"},
+    "sampled": {"ranking": "uni100"},
+}
+
+
+def evaluated(log: EventLog, run: Path, folder: Path, ranks: Ranks = ALONE) -> None:
+    """Measure a run in every way, with room for the scores of few cases."""
+    for name, options in EVALUATED.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("blossomrec.evaluation.on_shards.CASES", 16)
+            elements = evaluate.__kwdefaults__ | {"score_elements": 640, "tokens_per_batch": 90}
+            patch.setattr(evaluate, "__kwdefaults__", elements)
+            measured = evaluate_run(run, log, device="cpu", ranks=ranks, **options)
+        save_evaluation(measured, folder / run.name / f"{name}-{ranks.rank}.json")
+
+
+def both_ranks(log: EventLog, first: EventLog, both: EventLog, folder: Path, ranks: Ranks) -> None:
     for name, options in CASES.items():
         run_case(log, PLAIN | options, folder / "two" / name, ranks)
     for name in RESUMED:
@@ -69,9 +132,15 @@ def both_ranks(log: EventLog, folder: Path, ranks: Ranks) -> None:
     run_case(log, DRAWN, folder / "whole", ranks)
     run_case(log, DRAWN, folder / "broken", ranks, last=1)
     run_case(log, DRAWN, folder / "broken", ranks)
+    for name, options in BEGUN.items():
+        run_case(first, options, folder / "first-two" / name, ranks)
+        evaluated(first, folder / "first-one" / name, folder / "evaluated-two", ranks)
+        for numbers in ("one-two", "two-two"):
+            run_from(both, folder, name, numbers, ranks)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with open_ranks("cpu") as opened:
-        both_ranks(EventLog.open(sys.argv[1]), Path(sys.argv[2]), opened)
+        logs = [EventLog.open(each) for each in sys.argv[1:4]]
+        both_ranks(*logs, Path(sys.argv[4]), opened)

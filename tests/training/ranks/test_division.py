@@ -10,7 +10,8 @@ import torch
 from small_training import small_config, small_train
 
 from blossomrec.data.batch import pack
-from blossomrec.data.batches import TrainingBatches
+from blossomrec.data.batches import ClozeBatches, TrainingBatches
+from blossomrec.data.windows import boundaries, gather_index
 from blossomrec.errors import ConfigError
 from blossomrec.losses.catalogue import CrossEntropy
 from blossomrec.models import build_model
@@ -20,18 +21,18 @@ from blossomrec.training.setup import build_parts, open_fabric
 from blossomrec.training.sharded.division import Division, divided
 
 
-def shares_of(batch, size, *, with_targets=False, num_rows=20):
+def shares_of(batches, size, *, with_targets=False, num_rows=20):
+    """What each rank has of the first batch."""
     divisions = [
         Division(Ranks(rank, size), num_rows, 7, with_targets=with_targets) for rank in range(size)
     ]
-    return [each(batch, (0, 3)) for each in divisions]
+    parts = [next(batches.epoch(0, division=each)) for each in divisions]
+    told = torch.cat([part.told for part in parts])
+    return [each.share(part, told) for each, part in zip(divisions, parts, strict=True)]
 
 
-def batch_with_targets(tiny_log, split, tokens=300):
-    batches = TrainingBatches(
-        tiny_log, split.train_end, max_len=20, tokens_per_batch=tokens, seed=0
-    )
-    return next(batches.epoch(0))
+def small_batches(log, split, tokens=300, kind=TrainingBatches, **options):
+    return kind(log, split.train_end, max_len=20, tokens_per_batch=tokens, seed=0, **options)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -45,9 +46,9 @@ def test_parts_are_even_and_have_every_history_once(size):
 
 @pytest.mark.parametrize("with_targets", [True, False])
 def test_rows_that_are_sent_are_those_that_are_wanted(tiny_log, split, with_targets):
-    batch = batch_with_targets(tiny_log, split)
-    size, num_rows = 3, tiny_log.num_items
-    shares = shares_of(batch, size, with_targets=with_targets, num_rows=num_rows)
+    batches = small_batches(tiny_log, split)
+    batch, size, num_rows = next(batches.epoch(0)), 3, tiny_log.num_items
+    shares = shares_of(batches, size, with_targets=with_targets, num_rows=num_rows)
     items, targets = [], []
     for rank, share in enumerate(shares):
         arrived = []
@@ -67,12 +68,78 @@ def test_rows_that_are_sent_are_those_that_are_wanted(tiny_log, split, with_targ
     assert len({share.seed for share in shares}) == size
 
 
+class Two:
+    """A batch of the histories 1, 2, 3 and 4, 5."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def epoch(self, epoch, division):
+        starts, lengths = np.array([0, 3]), np.array([3, 2])
+
+        def read(chosen):
+            rows = torch.from_numpy(gather_index(starts[chosen], lengths[chosen]))
+            edges = torch.from_numpy(boundaries(lengths[chosen]).astype(np.int32))
+            return self.batch.take(rows, edges, int(lengths[chosen].max()))
+
+        yield division(lengths, read, (0, 3))
+
+
 def test_a_rank_without_a_history_has_one_that_does_not_count():
     batch = pack([[1, 2, 3], [4, 5]])
-    shares = shares_of(replace(batch, targets=batch.items + 1), 3)
+    shares = shares_of(Two(replace(batch, targets=batch.items + 1)), 3)
     idle = shares[2]
     assert len(idle.targets) == 2 and (idle.targets == -1).all()
     assert idle.event_share == 0 and idle.importance == 5 and idle.longest == 3
+
+
+class Counted:
+    """An array of a log that knows which of its entries were read."""
+
+    def __init__(self, array):
+        self.array, self.read = array, list[int]()
+
+    def __getitem__(self, index):
+        self.read += np.asarray(index).tolist()
+        return self.array[index]
+
+
+@pytest.mark.parametrize("cloze", [False, True])
+def test_a_rank_reads_the_events_of_its_part_alone(tiny_log, split, cloze):
+    kind, options = TrainingBatches, {}
+    if cloze:
+        kind, options = ClozeBatches, {"mask_probability": 0.2}
+    size, ahead, seen = 3, 0 if cloze else 1, list[set[int]]()
+    batches = small_batches(tiny_log, split, kind=kind, **options)
+    for rank in range(size):
+        column = batches._columns["items"] = Counted(np.asarray(tiny_log.items))
+        division = Division(Ranks(rank, size), tiny_log.num_items + 1, 7, with_targets=True)
+        parts = list(batches.epoch(0, division=division))
+        own = sum(part.own_events for part in parts)
+        # An item as an input and, where the next one is predicted, as a target.
+        assert len(column.read) == (1 + ahead) * own
+        assert own < batches.num_events / size + 20 * len(parts)
+        seen.append(set(column.read))
+    batches._columns["items"] = np.asarray(tiny_log.items)
+    assert len(set.union(*seen)) >= batches.num_events
+    # A history that was cut is met by several ranks; most are not.
+    assert sum(map(len, seen)) < 1.5 * len(set.union(*seen))
+
+
+@pytest.mark.parametrize("cloze", [False, True])
+def test_parts_that_were_read_are_those_of_the_whole(tiny_log, split, cloze):
+    kind, options = TrainingBatches, {}
+    if cloze:
+        kind, options = ClozeBatches, {"mask_probability": 0.2}
+    batches = small_batches(tiny_log, split, kind=kind, **options)
+    whole, size, rows = next(batches.epoch(0)), 3, tiny_log.num_items + 1
+    found = list[tuple[int, int]]()
+    for rank in range(size):
+        part = next(
+            batches.epoch(0, division=Division(Ranks(rank, size), rows, 7, with_targets=False))
+        )
+        found += zip(part.batch.items.tolist(), part.batch.targets.tolist(), strict=True)
+    assert sorted(found) == sorted(zip(whole.items.tolist(), whole.targets.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("backbone", ["sasrec", "bert4rec"])
@@ -98,6 +165,9 @@ def test_what_cannot_be_shared_is_refused(tiny_log, split, monkeypatch, tmp_path
     with pytest.raises(ConfigError, match="devices is 2, but this is one process"):
         small_train(tiny_log, small_config(devices=2), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+    # There is nobody else to count with.
+    monkeypatch.setattr(Ranks, "sum_", lambda self, x: x)
 
     def refuse(reason, **options):
         config, ranks = small_config(**options), Ranks(0, 2)

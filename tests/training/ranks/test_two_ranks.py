@@ -1,75 +1,18 @@
-"""Two ranks train what one does: started by torchrun, once, on processors."""
+"""Two ranks train what one does."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
-from ranks_cases import CASES, PLAIN, RESUMED, run_case
+from ranks_cases import CASES, RESUMED, assert_same_training
 from safetensors.torch import load_file
 from small_training import logged
 
-from blossomrec.data.log import EventLog
 from blossomrec.recommender import BlossomRec
 from blossomrec.training.checkpoint import Checkpoint, Checkpoints
-
-
-@pytest.fixture(scope="module")
-def log(tiny_events, tmp_path_factory) -> EventLog:
-    """The tiny log with a table of its items, and events that do not count alike."""
-    items = tiny_events["item_id"].unique().sort()
-    rng = np.random.default_rng(0)
-    table = pl.DataFrame(
-        {
-            "item_id": items,
-            "genre": [f"g{n % 5}" for n in range(len(items))],
-            "price": rng.random(len(items)).astype(np.float32),
-        }
-    )
-    folder = tmp_path_factory.mktemp("shared") / "log"
-    events = tiny_events.with_columns(weight=pl.int_range(pl.len()) % 4 / 2)
-    return EventLog.prepare(events, folder, items=table, weight="weight")
-
-
-@pytest.fixture(scope="module")
-def trained(log, tmp_path_factory) -> Path:
-    """The folder of what one rank trained, in ``one`` and half in ``one-two``, and two ranks."""
-    folder = tmp_path_factory.mktemp("trained")
-    for name, options in CASES.items():
-        run_case(log, PLAIN | options, folder / "one" / name)
-    for name in RESUMED:
-        run_case(log, PLAIN | CASES[name], folder / "one-two" / name, last=2)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(Path(__file__).with_name("ranks_cases.py"))]
-    done = subprocess.run(
-        [*command, str(log.folder), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    for name in RESUMED:
-        run_case(log, PLAIN | CASES[name], folder / "two-one" / name)
-    return folder
-
-
-def assert_same_training(one: Path, two: Path) -> None:
-    """Losses and weights are the same but for rounding, validation is the same."""
-    for mine, theirs in zip(logged(one), logged(two), strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-        assert mine["validation"] == pytest.approx(theirs["validation"], abs=1e-6)
-        assert mine["step"] == theirs["step"]
-    weights, others = (load_file(run / "model.safetensors") for run in (one, two))
-    assert weights.keys() == others.keys()
-    for name, weight in weights.items():
-        np.testing.assert_allclose(others[name], weight, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def newest(run: Path) -> Checkpoint:

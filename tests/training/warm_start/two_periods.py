@@ -18,6 +18,7 @@ from blossomrec.data.split import make_split
 from blossomrec.models import build_model
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.run import load_model, open_vocabulary, read_run_config
+from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.setup import build_optimizer, training_counts
 from blossomrec.training.state import load_optimizer_state
 from blossomrec.training.warm_start.weights import Taken, take_over
@@ -123,6 +124,6 @@ def begin(log: EventLog, run: Path, **options: Any) -> Begun:
     train_end = make_split(log, EvaluationConfig()).train_end
     model.mark_trained(training_counts(log, train_end) > 0)
     items = known_ids(open_vocabulary(run, info), log.item_vocabulary)
-    taken = take_over(model, run, items, log, train_end)
+    taken = take_over(model, run, items, log, train_end, Checkpoints(run / "checkpoints"))
     load_optimizer_state(model, optimizer, taken.moments)
     return Begun(model.eval(), load_model(run), optimizer, items, taken)

@@ -1,4 +1,4 @@
-"""A training of several ranks: how they are started, update weights, validate and checkpoint.
+"""A training of several ranks: how they are started, update weights and checkpoint.
 
 Each module is what one of the training of a rank alone is, for all of them together.
 """

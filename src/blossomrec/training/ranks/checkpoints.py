@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ class ShardedCheckpoints(Checkpoints):
         self._writing: threading.Thread | None = None
         self._error: BaseException | None = None
 
+    def of_run(self, run: Path, model: SequenceModel) -> Checkpoints:
+        return ShardedCheckpoints(run / "checkpoints", self.ranks, model)
+
     def any(self) -> bool:
         return self.ranks.told(super().any())
 
@@ -98,10 +102,17 @@ class ShardedCheckpoints(Checkpoints):
             raise error
 
     def newest(self) -> Checkpoint | None:
+        return self._shared(super().newest)
+
+    def peek(self) -> Checkpoint | None:
+        return self._shared(super().peek)
+
+    def _shared(self, find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        """The checkpoint that rank 0 finds, of which each rank has what is its own."""
         found, error = None, None
         if self.ranks.first:
             try:
-                checkpoint = super().newest()
+                checkpoint = find()
                 if checkpoint is not None:
                     best = None if checkpoint.best is None else str(checkpoint.best)
                     found = str(checkpoint.path), checkpoint.state, best

@@ -15,13 +15,15 @@ from typing import Any
 
 from blossomrec.config import RunConfig, to_dict
 from blossomrec.device import resolve_device
-from blossomrec.errors import BlossomRecError, ConfigError, RunError
+from blossomrec.errors import BlossomRecError, ConfigError, DataError, RunError, TrainingError
 from blossomrec.files import write_json
 from blossomrec.ranks import RankLostError, launched
 from blossomrec.training.watch import TrainingInterrupted
 
 # What the name of a job begins with whose ranks this module tells of.
 OURS = "blossomrec-"
+# Errors of a rank that are raised again as what they are: whoever trains goes on differently.
+TOLD_APART = {each.__name__: each for each in (ConfigError, DataError, RunError, TrainingError)}
 
 
 def launch(config: RunConfig, arguments: Sequence[str], again: str) -> None:
@@ -34,7 +36,8 @@ def launch(config: RunConfig, arguments: Sequence[str], again: str) -> None:
 
     Raises:
         ConfigError: there are fewer GPUs.
-        RunError: a rank failed or was killed.
+        RankLostError: a rank was killed, or failed without an error of ours; where it failed with
+            one, that is raised.
         SystemExit: the ranks were told to stop, and have said so.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -103,7 +106,7 @@ def _tell(failures: dict[int, Any], again: str) -> None:
         raise SystemExit(failure.exitcode)
     else:
         message = f"failed: {message or kind or f'exit code {failure.exitcode}'}"
-    raise RunError(f"rank {rank} {message}; to go on: {again}")
+    raise TOLD_APART.get(kind, RankLostError)(f"rank {rank} {message}; to go on: {again}")
 
 
 def _message(failure: Any) -> str:

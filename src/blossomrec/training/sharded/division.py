@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from blossomrec.data.batch import Batch
-from blossomrec.data.windows import boundaries, gather_index
 from blossomrec.ranks import Ranks
 from blossomrec.training.objective import Step
 
@@ -20,7 +19,7 @@ from blossomrec.training.objective import Step
 class Traffic:
     """Rows of the item table on their way from the ranks that have them to those that need them.
 
-    All ranks know it before the step, since all know the whole batch: nobody asks, nobody waits.
+    All ranks know it before the step, since each has told all others what it wants meanwhile.
 
     Attributes:
         wanted: rows of the whole table that this rank needs, int64 [K], rising, each once.
@@ -59,6 +58,28 @@ class Share:
     seed: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """A rank's part of a batch as it was read.
+
+    Attributes:
+        batch: its histories, by rows of the catalogue.
+        wanted: rows of the table that it needs, int64 [K], rising.
+        told: what all ranks are told of it, int64 [room]: how many targets there are, how much
+            these count, K, and the wanted rows.
+        own_events: of the events of the whole batch, those that are its own; 0 where it has none.
+        events: of the whole batch.
+        point: epoch and step.
+    """
+
+    batch: Batch
+    wanted: np.ndarray
+    told: Tensor
+    own_events: int
+    events: int
+    point: tuple[int, int]
+
+
 class SharedStep(Step):
     """A step of all ranks, of which this one has a part.
 
@@ -81,7 +102,7 @@ class SharedStep(Step):
 
 
 class Division:
-    """Divides batches among ranks, as evenly as whole histories can be.
+    """Divides batches among ranks, as evenly as whole histories can be; each reads its part alone.
 
     Args:
         ranks: who gets a part.
@@ -96,54 +117,75 @@ class Division:
         starts = [ranks.rows(num_rows, rank).start for rank in range(ranks.size)]
         self._bounds = np.array([*starts, num_rows])
 
-    def __call__(self, batch: Batch, point: tuple[int, int]) -> Share:
-        """This rank's part of a batch.
+    def __call__(
+        self,
+        lengths: np.ndarray,
+        read: Callable[[np.ndarray], Batch],
+        point: tuple[int, int],
+    ) -> Part:
+        """This rank's part of a batch, which alone is read; see ``data.batches.Division``."""
+        parts = divided(lengths, self.ranks.size)
+        mine = parts[self.ranks.rank]
+        # Every rank has something to encode: the shortest history, without targets.
+        idle = not len(mine)
+        batch = read(np.array([np.argmin(lengths)]) if idle else mine)
+        if idle:
+            batch = replace(batch, targets=torch.full_like(batch.items, -1))
+        wanted = self._wanted(batch)
+        longest = max(int(lengths.min()), *(int(lengths[part].sum()) for part in parts))
+        room = longest * (2 if self.with_targets else 1)
+        own_events = 0 if idle else len(batch.items)
+        told = _told(batch, wanted, room)
+        return Part(batch, wanted, told, own_events, int(lengths.sum()), point)
 
-        Args:
-            point: epoch and step.
-        """
-        assert batch.targets is not None
-        parts = divided(batch.cu_seqlens.diff().numpy(), self.ranks.size)
-        taken = [_taken(batch, histories) for histories in parts]
-        wanted = [self._wanted(each) for each in taken]
-        mine = taken[self.ranks.rank]
-        counts = [int((_targets(each) >= 0).sum()) for each in taken]
-        weights = batch.target_weights
-        there = batch.targets >= 0
-        whole = there.sum() if weights is None else weights[there].double().sum()
-        own = len(parts[self.ranks.rank]) > 0
-        seeds = np.random.SeedSequence(self.seed, spawn_key=(*point, self.ranks.rank))
+    def steps(self, parts: Iterator[Part], device: torch.device) -> Iterator[SharedStep]:
+        """Steps on the device, without waiting for it; the ranks tell each other of a part while
+        the step before is taken."""
+        waiting: tuple[Part, Callable[[], Tensor]] | None = None
+        for part in parts:
+            following = part, self.ranks.gather_later(part.told)
+            if waiting is not None:
+                yield self._step(waiting[0], waiting[1](), device)
+            waiting = following
+        if waiting is not None:
+            yield self._step(waiting[0], waiting[1](), device)
+
+    def share(self, part: Part, told: Tensor) -> Share:
+        """What the rank has of a step, once all are told of all parts, int64 [N * room]."""
+        told = told.view(self.ranks.size, -1)
+        counts, importance = told[:, 0].tolist(), told[:, 1].contiguous().view(torch.float64)
+        wanted = [each[3 : 3 + int(each[2])].numpy() for each in told]
+        seeds = np.random.SeedSequence(self.seed, spawn_key=(*part.point, self.ranks.rank))
         return Share(
-            batch=self._by_places(mine, wanted[self.ranks.rank]),
-            targets=_targets(mine),
+            batch=self._by_places(part.batch, part.wanted),
+            targets=_targets(part.batch),
             traffic=self._traffic(wanted),
             longest=max(1, *counts),
-            event_share=len(mine.items) / len(batch.items) if own else 0.0,
-            events=len(batch.items),
-            importance=float(whole),
+            event_share=part.own_events / part.events,
+            events=part.events,
+            importance=float(importance.sum()),
             seed=int(seeds.generate_state(1, np.uint32)[0]),
         )
 
-    def steps(self, shares: Iterator[Share], device: torch.device) -> Iterator[SharedStep]:
-        """Move parts to the device without waiting for it."""
-        for share in shares:
-            rows = (share.targets >= 0).nonzero()[:, 0]
-            tokens, count = len(share.targets), len(rows)
-            traffic = share.traffic
-            moved = replace(
-                share,
-                batch=share.batch.map(lambda each: _moved(each, device)),
-                targets=_moved(share.targets, device),
-                traffic=replace(
-                    traffic,
-                    wanted=_moved(traffic.wanted, device),
-                    sent=_moved(traffic.sent, device),
-                ),
-            )
-            # Where nothing counts the selector is distilled at every event: it has to be somewhere.
-            distil_rows = None if count else torch.arange(tokens, device=device)
-            rows = None if count == tokens else _moved(rows, device)
-            yield SharedStep(moved, rows, count, distil_rows)
+    def _step(self, part: Part, told: Tensor, device: torch.device) -> SharedStep:
+        share = self.share(part, told)
+        rows = (share.targets >= 0).nonzero()[:, 0]
+        tokens, count = len(share.targets), len(rows)
+        traffic = share.traffic
+        moved = replace(
+            share,
+            batch=share.batch.map(lambda each: _moved(each, device)),
+            targets=_moved(share.targets, device),
+            traffic=replace(
+                traffic,
+                wanted=_moved(traffic.wanted, device),
+                sent=_moved(traffic.sent, device),
+            ),
+        )
+        # Where nothing counts the selector is distilled at every event: it has to be somewhere.
+        distil_rows = None if count else torch.arange(tokens, device=device)
+        rows = None if count == tokens else _moved(rows, device)
+        return SharedStep(moved, rows, count, distil_rows)
 
     def _wanted(self, batch: Batch) -> np.ndarray:
         """Rows of the table that a part needs, rising."""
@@ -195,17 +237,15 @@ def divided(lengths: np.ndarray, size: int) -> list[np.ndarray]:
     return [np.array(sorted(each), dtype=np.int64) for each in parts]
 
 
-def _taken(batch: Batch, histories: np.ndarray) -> Batch:
-    """Some histories of a batch; where there are none the shortest one, without targets, so that
-    every rank has something to encode."""
-    edges = batch.cu_seqlens.numpy().astype(np.int64)
-    lengths, idle = np.diff(edges), not len(histories)
-    if idle:
-        histories = np.array([np.argmin(lengths)])
-    rows = torch.from_numpy(gather_index(edges[histories], lengths[histories]))
-    cu_seqlens = torch.from_numpy(boundaries(lengths[histories]).astype(np.int32))
-    taken = batch.take(rows, cu_seqlens, int(lengths[histories].max()))
-    return replace(taken, targets=torch.full_like(taken.items, -1)) if idle else taken
+def _told(batch: Batch, wanted: np.ndarray, room: int) -> Tensor:
+    """What all ranks are told of a part; see :class:`Part`."""
+    there, weights = _targets(batch) >= 0, batch.target_weights
+    count = there.sum()
+    importance = count.double() if weights is None else weights[there].double().sum()
+    told = torch.zeros(3 + room, dtype=torch.int64)
+    told[0], told[1], told[2] = count, importance.view(torch.int64), len(wanted)
+    told[3 : 3 + len(wanted)] = torch.from_numpy(wanted)
+    return told
 
 
 def _targets(batch: Batch) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from blossomrec.data.history import known_ids
 from blossomrec.data.log import EventLog
 from blossomrec.errors import RunError
 from blossomrec.files import digest
-from blossomrec.models.sequence import SequenceModel
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.run import (
     ANCESTOR,
     open_vocabulary,
@@ -24,10 +24,12 @@ from blossomrec.run import (
     write_weights,
 )
 from blossomrec.training.checkpoint import Checkpoints
-from blossomrec.training.sparse import RowTable
 from blossomrec.training.state import load_optimizer_state
 from blossomrec.training.warm_start.seen import seen_events
 from blossomrec.training.warm_start.weights import check_architecture, take_over
+
+if TYPE_CHECKING:
+    from blossomrec.training.setup import Parts
 
 WEIGHTS = "model.safetensors"
 
@@ -53,23 +55,19 @@ class Ancestor:
     placed: tuple[int, int, int] | None = None
 
     def taken_over(
-        self,
-        model: SequenceModel,
-        optimizer: torch.optim.Optimizer,
-        log: EventLog,
-        train_end: np.ndarray,
-        table: RowTable | None = None,
+        self, parts: Parts, log: EventLog, train_end: np.ndarray, checkpoints: Checkpoints
     ) -> Ancestor:
         """Begin a model and its optimizer as this run; the same, telling what was taken.
 
         Args:
-            table: what has one of the model's parameters where the optimizer does not.
+            checkpoints: of the run that begins.
         """
         items = known_ids(open_vocabulary(self.run, read_run_config(self.run)), log.item_vocabulary)
-        taken = take_over(model, self.run, items, log, train_end)
+        model = parts.model
+        taken = take_over(model, self.run, items, log, train_end, checkpoints)
         moments = bool(taken.moments)
         if moments:
-            load_optimizer_state(model, optimizer, taken.moments, table)
+            load_optimizer_state(model, parts.optimizer, taken.moments, parts.table)
         told = {"items_kept": taken.kept, "items_new": taken.new, "moments": moments}
         return replace(self, told=self.told | told, placed=taken.placed)
 
@@ -92,13 +90,19 @@ class Ancestor:
 
 
 def find_ancestor(
-    run: Path, given: Path | None, log: EventLog, train_end: np.ndarray, config: RunConfig
+    run: Path,
+    given: Path | None,
+    log: EventLog,
+    train_end: np.ndarray,
+    config: RunConfig,
+    ranks: Ranks = ALONE,
 ) -> Ancestor | None:
     """The run that the training in the folder ``run`` begins as, or began as; None for none.
 
     Args:
         given: the folder that was named; where a training is resumed, or was broken off before its
             first checkpoint, it need not be.
+        ranks: who call this together.
 
     Raises:
         RunError: it has no weights, is ``run`` itself, is another one than that which ``run`` was
@@ -111,35 +115,44 @@ def find_ancestor(
     before = None if known is None else known.ancestor
     if Checkpoints(run / "checkpoints").any():
         if given is not None:
-            _check_same(run, given, before)
+            _check_same(run, given, before, ranks)
         if known is None or before is None:
             return None
         seen = _remembered(run, log)
         return Ancestor(Path(before["run"]), before, known.fields, seen)
     if given is None and before is None:
         return None
-    return _begun(
-        Path(before["run"]) if given is None and before else given, log, train_end, config
-    )
+    found = Path(before["run"]) if given is None and before else given
+    return _begun(found, log, train_end, config, ranks)
 
 
-def _begun(given: Any, log: EventLog, train_end: np.ndarray, config: RunConfig) -> Ancestor:
+def _begun(
+    given: Any, log: EventLog, train_end: np.ndarray, config: RunConfig, ranks: Ranks
+) -> Ancestor:
     info = read_run_config(given)
     check_architecture(config.model, info.config.model, given)
     if not (given / WEIGHTS).is_file():
         raise RunError(f"{given} has no weights yet: there is nothing to begin with")
     new = config.training.events == "new"
-    seen = seen_events(given, log, train_end) if new else np.zeros_like(train_end)
-    told = {"run": str(given.resolve()), "weights": digest(given / WEIGHTS)}
+    seen = np.zeros_like(train_end)
+    if new:
+        # Looks at the times of all users, which one rank does for all.
+        seen = ranks.told(seen_events(given, log, train_end) if ranks.first else seen)
+    told = {"run": str(given.resolve()), "weights": _digest(given, ranks)}
     return Ancestor(given, told, info.fields, seen)
 
 
-def _check_same(run: Path, given: Path, known: dict[str, Any] | None) -> None:
+def _digest(run: Path, ranks: Ranks) -> str:
+    """Of the published weights, which are read once for all ranks."""
+    return ranks.told(digest(run / WEIGHTS) if ranks.first else "")
+
+
+def _check_same(run: Path, given: Path, known: dict[str, Any] | None, ranks: Ranks) -> None:
     """RunError unless a run was begun from what is given; it may be gone by now."""
     if known is None:
         raise RunError(f"{run} was begun by itself, not from {given}: choose another run folder")
     there = (given / WEIGHTS).is_file()
-    same = digest(given / WEIGHTS) == known["weights"] if there else False
+    same = _digest(given, ranks) == known["weights"] if there else False
     if not same and (there or str(given.resolve()) != known["run"]):
         raise RunError(
             f"{run} was begun from {known['run']} as it was then, not from {given} as it is: leave "

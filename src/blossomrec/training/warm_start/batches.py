@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -115,16 +114,21 @@ class NewEventBatches(TrainingBatches):
         lengths = found.lengths[chosen]
         return _Windows(found.starts[chosen], lengths, np.zeros_like(lengths))
 
-    def _batches(self, epoch: int, start_step: int) -> Iterator[Batch]:
-        windows, cuts = self._planned(epoch)
-        for step in range(start_step, len(cuts) - 1):
-            part = slice(cuts[step], cuts[step + 1])
-            lengths = windows.lengths[part]
-            batch = self.whole._batch(windows.starts[part], lengths, epoch, step)
-            assert batch.targets is not None
-            context = positions_within(lengths) < np.repeat(windows.context[part], lengths)
-            targets = batch.targets.masked_fill(torch.from_numpy(context), -1)
-            yield replace(batch, targets=targets)
+    def _read(
+        self,
+        windows: _Windows,
+        part: slice,
+        point: tuple[int, int],
+        chosen: np.ndarray | None = None,
+    ) -> Batch:
+        lengths, context = windows.lengths[part], windows.context[part]
+        batch = self.whole._batch(windows.starts[part], lengths, point, chosen)
+        assert batch.targets is not None
+        if chosen is not None:
+            lengths, context = lengths[chosen], context[chosen]
+        is_context = positions_within(lengths) < np.repeat(context, lengths)
+        targets = batch.targets.masked_fill(torch.from_numpy(is_context), -1)
+        return replace(batch, targets=targets)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from blossomrec.data.log import EventLog
-from blossomrec.data.windows import gather_index
+from blossomrec.ranks import ALONE, Ranks
+from blossomrec.training.counts import own_events, training_counts
 
 # Events before and after one of a new item that tell what goes with it; each counts by 1/distance.
 REACH = 3
@@ -29,6 +30,36 @@ PRIOR = 4.0
 RARE_SHARE, FEWEST_RARE, MOST_RARE = 0.1, 10, 1_000
 # Similarities that are computed together.
 PIECE = 1 << 24
+# Steps of a cosine of 1 that are told apart, and the last place of a known item.
+COSINE_STEPS, LAST_PLACE = 1 << 20, 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Held:
+    """Which items of the catalogue a rank has; all call together what they share.
+
+    Attributes:
+        ranks: who share the catalogue.
+        items: of this one; None for all.
+    """
+
+    ranks: Ranks = ALONE
+    items: range | None = None
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """Those of rising rows that it has."""
+        return rows[self.places(rows)]
+
+    def places(self, rows: np.ndarray) -> slice:
+        """Where these stand among the rows."""
+        if self.items is None:
+            return slice(None)
+        first, end = np.searchsorted(rows, [self.items.start, self.items.stop]).tolist()
+        return slice(first, end)
+
+    def sum(self, x: np.ndarray) -> np.ndarray:
+        """Sum over all ranks."""
+        return self.ranks.sum_(torch.from_numpy(np.ascontiguousarray(x))).numpy()
 
 
 @dataclass(frozen=True)
@@ -41,6 +72,7 @@ class NewItems:
         counts: training events of the known items, int64 [K].
         around: how much known items stand near the events of new ones, [F, K].
         alike: the nearest by content, each row's sum 1 or 0, [F, K]; None without content.
+        held: which of all items have their embeddings here.
     """
 
     fresh: np.ndarray
@@ -48,6 +80,7 @@ class NewItems:
     counts: np.ndarray
     around: csr_array
     alike: csr_array | None = None
+    held: Held = Held()
 
     @classmethod
     def of(
@@ -56,23 +89,26 @@ class NewItems:
         train_end: np.ndarray,
         is_fresh: np.ndarray,
         content: Tensor | None = None,
+        held: Held = Held(),
     ) -> NewItems:
-        """From the training events of a log.
+        """From the training events of a log, of which each rank reads those of a part of the users.
 
         Args:
             train_end: int64 [U], how many of each user's first events may be trained on.
             is_fresh: whether an item is new, bool [I].
-            content: what a model makes of what is known of items, [I, D]; None where it sees none.
+            content: what a model makes of what is known of the items that this rank has, [S, D];
+                None where it sees none.
+            held: these items.
         """
         fresh, known = np.flatnonzero(is_fresh), np.flatnonzero(~is_fresh)
         places = np.where(is_fresh, np.cumsum(is_fresh), np.cumsum(~is_fresh)) - 1
-        events = gather_index(np.asarray(log.offsets[:-1]), np.asarray(train_end))
-        counts = np.bincount(log.items[events], minlength=log.num_items)[known]
+        counts = training_counts(log, train_end, held.ranks)[known]
         shape = (len(fresh), len(known))
-        pairs = _pairs(log, train_end, is_fresh)
-        around = csr_array((pairs[2], (places[pairs[0]], places[pairs[1]])), shape=shape)
-        alike = None if content is None else _alike(content[fresh], content[known])
-        return cls(fresh, known, counts, around, alike)
+        pairs = held.ranks.gathered(_pairs(log, train_end, is_fresh, held.ranks))
+        new, near, weights = (np.concatenate(column) for column in zip(*pairs, strict=True))
+        around = csr_array((weights, (places[new], places[near])), shape=shape)
+        alike = None if content is None else _alike(content, fresh, known, held)
+        return cls(fresh, known, counts, around, alike, held)
 
     @property
     def rare(self) -> np.ndarray:
@@ -82,11 +118,12 @@ class NewItems:
         return some[np.argsort(self.counts[some], kind="stable")[:wanted]]
 
     def embeddings(self, known: Tensor) -> Tensor:
-        """Where new items begin, [F, D], by the embeddings of the known ones, [K, D]."""
+        """Where the new items of this rank begin, [F', D], by the embeddings of its known ones,
+        [K', D]."""
         table, rare = known.double().numpy(), self.rare
-        toward = self._weighted(table - _by_frequency(table, self.counts))
-        base = table[rare].mean(0)
-        size = np.median(np.linalg.norm(table[rare], axis=1))
+        toward = self._weighted(table - self._by_frequency(table))
+        rarest = self._of_all(table, rare)
+        base, size = rarest.mean(0), np.median(np.linalg.norm(rarest, axis=1))
         return torch.from_numpy(base + _reaching(base, toward, size)).to(known)
 
     def usual(self, known: Tensor) -> Tensor:
@@ -94,12 +131,37 @@ class NewItems:
         mean = known[torch.from_numpy(self.rare)].mean(0)
         return mean.expand(len(self.fresh), *mean.shape)
 
+    def _of_all(self, values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Values [R, D] of some known items, given those that this rank has, [K', D]."""
+        own = np.arange(len(self.known))[self.held.places(self.known)]
+        found = np.zeros((len(numbers), values.shape[1]))
+        here = np.isin(numbers, own)
+        found[here] = values[numbers[here] - own[:1]]
+        return self.held.sum(found)
+
+    def _by_frequency(self, table: np.ndarray) -> np.ndarray:
+        """What embeddings [K', D] are by how often the items are met alone."""
+        counts = self.counts[self.held.places(self.known)]
+        lines = np.stack([np.ones(len(counts)), np.log1p(counts)], 1)
+        # The least squares by their normal equations, to which each rank adds its items.
+        sums = self.held.sum(lines.T @ np.concatenate([lines, table], 1))
+        return lines @ np.linalg.lstsq(sums[:, :2], sums[:, 2:], rcond=1e-12)[0]
+
     def _weighted(self, values: np.ndarray) -> np.ndarray:
-        """Means of known items' values, [F, D], by how much they have to do with the new ones."""
-        total, weight = self.around @ values, self.around.sum(axis=1)
-        if self.alike is not None:
-            total = total + PRIOR * (self.alike @ values)
-        return total / (weight + PRIOR)[:, None]
+        """Means of known items' values, [K', D], by how much they have to do with the new ones that
+        this rank has, [F', D]."""
+        known, fresh = self.held.places(self.known), self.held.places(self.fresh)
+        around, total = self.around[:, known], np.zeros((len(self.fresh), values.shape[1]))
+        alike = None if self.alike is None else self.alike[:, known]
+        rows = max(1, PIECE // values.shape[1])
+        for start in range(0, len(total), rows):
+            part = slice(start, start + rows)
+            sums = around[part] @ values
+            if alike is not None:
+                sums = sums + PRIOR * (alike[part] @ values)
+            total[part] = self.held.sum(sums)
+        weight = self.around.sum(axis=1)
+        return (total / (weight + PRIOR)[:, None])[fresh]
 
     @property
     def told(self) -> tuple[int, int, int]:
@@ -111,12 +173,13 @@ class NewItems:
 
 
 def _pairs(
-    log: EventLog, train_end: np.ndarray, is_fresh: np.ndarray
+    log: EventLog, train_end: np.ndarray, is_fresh: np.ndarray, ranks: Ranks
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """New items, known items that stand near them, and how much each such meeting counts."""
+    """New items, known items that stand near them, and how much each such meeting counts: of the
+    events of this rank's part of the users."""
     starts, items = np.asarray(log.offsets[:-1]), np.asarray(log.items)
     ends = starts + train_end
-    events = gather_index(starts, np.asarray(train_end))
+    events = own_events(log, train_end, ranks)
     events = events[is_fresh[items[events]]]
     users = np.searchsorted(np.asarray(log.offsets), events, side="right") - 1
     found = [(events[:0], events[:0], np.empty(0))]
@@ -131,25 +194,46 @@ def _pairs(
     return fresh, known, weights
 
 
-def _alike(fresh: Tensor, known: Tensor) -> csr_array:
-    """For new items the known ones of the most similar content, [F, K]."""
-    count, columns, weights, ends = min(NEAREST, len(known)), [], [], [0]
-    towards = F.normalize(known, dim=-1).T
-    for part in fresh.split(max(1, PIECE // max(1, len(known)))):
-        nearest = (F.normalize(part, dim=-1) @ towards).topk(count).indices
+def _alike(content: Tensor, fresh: np.ndarray, known: np.ndarray, held: Held) -> csr_array:
+    """For new items the known ones of the most similar content, [F, K].
+
+    Args:
+        content: of the items that this rank has, [S, D].
+    """
+    count, columns, ends = min(NEAREST, len(known)), list[np.ndarray](), [0]
+    vectors = F.normalize(content.double(), dim=-1)
+    first = 0 if held.items is None else held.items.start
+    towards = vectors[torch.from_numpy(held.of(known) - first)].T
+    places = torch.arange(len(known))[held.places(known)]
+    rows = max(1, PIECE // max(1, -(-len(known) // held.ranks.size)))
+    for start in range(0, len(fresh), rows):
+        part = fresh[start : start + rows]
+        some = torch.zeros(len(part), content.shape[1], dtype=torch.float64)
+        some[held.places(part)] = vectors[torch.from_numpy(held.of(part) - first)]
+        some = held.ranks.sum_(some)
+        best = held.ranks.gather(_nearest(some @ towards, places, count)[None])
+        best = best.transpose(0, 1).flatten(1).topk(count).values
         # What nothing is known of is like nothing.
-        says = part.norm(dim=-1) > 0
-        columns.append(nearest[says].flatten().numpy())
-        weights.append(np.full(len(columns[-1]), 1 / max(1, count)))
+        says = some.norm(dim=-1) > 0
+        columns.append((LAST_PLACE - (best[says] & LAST_PLACE)).flatten().numpy())
         ends.extend((ends[-1] + np.cumsum(says.numpy()) * count).tolist())
-    parts = (np.concatenate([*weights, []]), np.concatenate([*columns, np.empty(0, np.int64)]))
-    return csr_array((*parts, np.array(ends)), shape=(len(fresh), len(known)))
+    found = np.concatenate([*columns, np.empty(0, np.int64)])
+    weights = np.full(len(found), 1 / max(1, count))
+    return csr_array((weights, found, np.array(ends)), shape=(len(fresh), len(known)))
 
 
-def _by_frequency(table: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """What embeddings [K, D] are by how often the items are met alone."""
-    lines = np.stack([np.ones(len(counts)), np.log1p(counts)], 1)
-    return lines @ np.linalg.lstsq(lines, table, rcond=None)[0]
+def _nearest(cosine: Tensor, places: Tensor, count: int) -> Tensor:
+    """Keys of the nearest of some known items, int64 [F, count], that sort by cosine, then by
+    falling place.
+
+    Args:
+        cosine: [F, K'].
+        places: of these items among all known ones, int64 [K'].
+    """
+    # Rounded, so that items of the same content are equally near whatever rank has them.
+    keys = ((cosine * COSINE_STEPS).round().long() << 32) + (LAST_PLACE - places)
+    keys = keys.topk(min(count, len(places))).values
+    return F.pad(keys, (0, count - keys.shape[1]), value=torch.iinfo(torch.int64).min)
 
 
 def _reaching(base: np.ndarray, toward: np.ndarray, size: float) -> np.ndarray:

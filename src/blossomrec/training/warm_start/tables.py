@@ -27,6 +27,7 @@ from blossomrec.models.features import (
 )
 from blossomrec.models.own_history.mixture import Scale
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.registry import BACKBONES
 
 Label = tuple[Hashable, ...]
@@ -43,18 +44,25 @@ class Origin:
         rows: int64 [n], row there of each row here, -1 for none: it begins at zero.
         columns: the same of the second dimension; None where both have the same.
         mean: whether rows without an origin begin at the mean of all others but the first.
+        total: rows of the other model's parameter, where ranks have parts of both; ``rows`` are
+            then those of the rows that this rank has.
     """
 
     names: tuple[str, ...]
     rows: np.ndarray
     columns: np.ndarray | None = None
     mean: bool = False
+    total: int | None = None
 
-    def taken(self, tensors: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    def taken(self, tensors: Mapping[str, Tensor], like: Tensor, ranks: Ranks = ALONE) -> Tensor:
         """Of something of each parameter of the other model, that of this one; ``like`` it."""
         found = torch.zeros_like(like)
         there = torch.from_numpy(np.flatnonzero(self.rows >= 0))
-        if len(there):
+        if self.total is not None:
+            (name,) = self.names
+            rows = torch.from_numpy(self.rows)[there]
+            found[there] = ranks.fetch(tensors[name].to(like), self.total, rows)
+        elif len(there):
             source = torch.cat([tensors[name] for name in self.names]).to(like)
             source = source[torch.from_numpy(self.rows).clamp(min=0)[there]]
             found[there] = source if self.columns is None else source[:, self.columns]
@@ -112,9 +120,15 @@ def item_tables(model: SequenceModel) -> list[str]:
 def _item_tables(new: SequenceModel, old: SequenceModel, items: np.ndarray) -> dict[str, Origin]:
     found, parameters = {}, dict(new.named_parameters())
     for name in item_tables(new):
+        held = new.parts.get(name)
+        total = len(parameters[name]) if held is None else new.num_items + new.extra_rows
         # Rows beyond the catalogue, such as that of a mask, stand behind it.
-        more = np.arange(len(parameters[name]) - new.num_items) + old.num_items
-        found[name] = Origin((name,), np.concatenate([items, more]))
+        rows = np.concatenate([items, np.arange(total - new.num_items) + old.num_items])
+        if held is None:
+            found[name] = Origin((name,), rows)
+            continue
+        whole = old.num_items + old.extra_rows
+        found[name] = Origin((name,), rows[held.start : held.stop], total=whole)
     return found
 
 
@@ -294,18 +308,19 @@ def scales(new: SequenceModel, old: SequenceModel) -> dict[str, Tensor]:
 
 
 def shifted(new: SequenceModel, old: SequenceModel, weights: Mapping[str, Tensor]) -> Tensor:
-    """What items lack since the means of their numbers are others now, [I, D].
+    """What the items of this rank lack since the means of their numbers are others now, [I, D].
 
     Args:
         weights: of the other model.
     """
-    found = torch.zeros(new.num_items, new.config.hidden_size)
+    held = new.held_items
+    found = torch.zeros(len(held), new.config.hidden_size)
     theirs = _numbered(old)
     for name, (_, one) in _numbered(new).items():
         number, other = theirs.get(name, (0, None))
         if isinstance(one, Numbers) and isinstance(other, Numbers):
             (mean, _), (before, deviation) = scale_of(one), scale_of(other)
-            known = torch.from_numpy(~np.isnan(one.values))
+            known = torch.from_numpy(~np.isnan(one.values[held.start : held.stop]))
             weight = weights[_content_weight(number, other)][:, 0]
             found += known[:, None] * (weight * ((mean - before) / deviation))
     return found

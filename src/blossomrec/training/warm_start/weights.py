@@ -15,10 +15,11 @@ from blossomrec.config import ModelConfig
 from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.ranks import Ranks
 from blossomrec.run import load_model
 from blossomrec.training import state as stored
 from blossomrec.training.checkpoint import Checkpoints
-from blossomrec.training.warm_start.new_items import NewItems
+from blossomrec.training.warm_start.new_items import Held, NewItems
 from blossomrec.training.warm_start.tables import (
     Origin,
     item_tables,
@@ -62,7 +63,12 @@ class Taken:
 
 
 def take_over(
-    model: SequenceModel, run: Path, items: np.ndarray, log: EventLog, train_end: np.ndarray
+    model: SequenceModel,
+    run: Path,
+    items: np.ndarray,
+    log: EventLog,
+    train_end: np.ndarray,
+    checkpoints: Checkpoints,
 ) -> Taken:
     """Begin a model as the published weights of a run; an optimizer may begin with its moments.
 
@@ -70,6 +76,8 @@ def take_over(
         model: of the same architecture, for the items and tables of ``log``.
         items: int64 [I], row of each item of the log in the run, -1 for one it does not know.
         train_end: int64 [U], how many of each user's first events may be trained on.
+        checkpoints: of the run that begins. Where its ranks share the item table, ``model`` has the
+            rows of this one, and no rank ever has all rows of either model.
 
     Raises:
         RunError: the run is damaged, or shares no item with the log.
@@ -78,43 +86,49 @@ def take_over(
     """
     if not (items >= 0).any():
         raise RunError(f"{run} knows no item of {log.folder}: there is nothing to take over")
-    old = load_model(run)
+    ranks = checkpoints.ranks
+    old = load_model(run, ranks=ranks)
     found = origins(model, old, items)
-    weights = _weights(model, old, found, run)
+    weights = _weights(model, old, found, run, ranks)
     fresh = items < 0
     if model.content is not None:
-        trained = old.trained[torch.from_numpy(items).clamp(min=0)].numpy() & ~fresh
-        model.mark_trained(trained | model.trained.cpu().numpy())
+        known = np.concatenate(ranks.gathered(old.trained.numpy()))
+        trained = known[items.clip(min=0)] & ~fresh
         # Items that were known by their content alone have no embedding yet.
-        fresh = ~trained
-        weights["item_embeddings.weight"][: model.num_items] += shifted(
-            model, old, old.state_dict()
-        )
+        fresh, held = ~trained, model.held_items
+        own = torch.from_numpy(trained[held.start : held.stop])
+        model.trained.logical_or_(own.to(model.trained.device))
+        weights["item_embeddings.weight"][: len(held)] += shifted(model, old, old.state_dict())
     model.load_state_dict(model.state_dict() | weights)
-    placed = _place(model, log, train_end, fresh) if fresh.any() else (0, 0, 0)
-    moments = _moments(model, found, run)
+    placed = _place(model, log, train_end, fresh, ranks) if fresh.any() else (0, 0, 0)
+    moments = _moments(model, found, checkpoints.of_run(run, old))
     new = int((items < 0).sum())
     return Taken(len(items) - new, new, placed, moments)
 
 
 def _weights(
-    model: SequenceModel, old: SequenceModel, found: Mapping[str, Origin], run: Path
+    model: SequenceModel, old: SequenceModel, found: Mapping[str, Origin], run: Path, ranks: Ranks
 ) -> dict[str, Tensor]:
     """All parameters by name, as the other model has them."""
     theirs, factors, weights = dict(old.named_parameters()), scales(model, old), {}
     for name, parameter in model.named_parameters():
         with torch.no_grad():
-            weights[name] = _weight(name, parameter.cpu(), theirs, found.get(name), run)
+            weights[name] = _weight(name, parameter.cpu(), theirs, found.get(name), run, ranks)
             if name in factors:
                 weights[name] *= factors[name]
     return weights
 
 
 def _weight(
-    name: str, like: Tensor, theirs: Mapping[str, Tensor], origin: Origin | None, run: Path
+    name: str,
+    like: Tensor,
+    theirs: Mapping[str, Tensor],
+    origin: Origin | None,
+    run: Path,
+    ranks: Ranks,
 ) -> Tensor:
     if origin is not None:
-        weight, new = origin.taken(theirs, like), torch.from_numpy(origin.rows < 0)
+        weight, new = origin.taken(theirs, like, ranks), torch.from_numpy(origin.rows < 0)
         if origin.mean and new.any() and not new[1:].all():
             weight[new] = weight[1:][~new[1:]].mean(0)
         return weight
@@ -129,29 +143,31 @@ def _weight(
 
 @torch.no_grad()
 def _place(
-    model: SequenceModel, log: EventLog, train_end: np.ndarray, fresh: np.ndarray
+    model: SequenceModel, log: EventLog, train_end: np.ndarray, fresh: np.ndarray, ranks: Ranks
 ) -> tuple[int, int, int]:
     """Give new items their places, in all tables of items; says by what."""
     if fresh.all():
         # Of a model that knew all its items by their content alone.
         return 0, 0, 0
     content = None if model.content is None else model.content().cpu()
-    new, parameters = NewItems.of(log, train_end, fresh, content), dict(model.named_parameters())
-    rows, known = torch.from_numpy(new.fresh), torch.from_numpy(new.known)
+    new = NewItems.of(log, train_end, fresh, content, Held(ranks, model.held_items))
+    parameters, first = dict(model.named_parameters()), model.held_items.start
     for name in item_tables(model):
-        table = parameters[name]
-        there = table.cpu()[known]
+        table, rows, known = parameters[name], new.fresh, new.known
         main = name == "item_embeddings.weight"
+        if main:
+            rows, known = (new.held.of(each) - first for each in (rows, known))
+        there = table.cpu()[torch.from_numpy(known)]
         placed = new.embeddings(there) if main else new.usual(there)
-        table[rows.to(table.device)] = placed.to(table)
+        table[torch.from_numpy(rows).to(table.device)] = placed.to(table)
     return new.told
 
 
 def _moments(
-    model: SequenceModel, found: Mapping[str, Origin], run: Path
+    model: SequenceModel, found: Mapping[str, Origin], checkpoints: Checkpoints
 ) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's state in the run's newest checkpoint, for the parameters of this model."""
-    checkpoint = Checkpoints(run / "checkpoints").peek()
+    """The optimizer's state in the newest checkpoint, for the parameters of this model."""
+    checkpoint = checkpoints.peek()
     if checkpoint is None:
         return {}
     known = stored.optimizer_state(checkpoint.tensors)
@@ -172,6 +188,7 @@ def _moments(
             key: origin.taken(
                 {each: known[each][key] for each in origin.names},
                 torch.zeros(parameter.shape[: theirs[0][key].ndim]),
+                checkpoints.ranks,
             )
             for key in keys
         }
