@@ -63,8 +63,9 @@ class Part:
     """A rank's part of a batch as it was read.
 
     Attributes:
-        batch: its histories, by rows of the catalogue.
-        wanted: rows of the table that it needs, int64 [K], rising.
+        batch: its histories; items, and targets where their vectors are needed, by their places
+            among the wanted rows.
+        targets: by rows of the catalogue, int64 [T].
         told: what all ranks are told of it, int64 [room]: how many targets there are, how much
             these count, K, and the wanted rows.
         own_events: of the events of the whole batch, those that are its own; 0 where it has none.
@@ -73,7 +74,7 @@ class Part:
     """
 
     batch: Batch
-    wanted: np.ndarray
+    targets: Tensor
     told: Tensor
     own_events: int
     events: int
@@ -131,12 +132,13 @@ class Division:
         batch = read(np.array([np.argmin(lengths)]) if idle else mine)
         if idle:
             batch = replace(batch, targets=torch.full_like(batch.items, -1))
-        wanted = self._wanted(batch)
+        by_places, wanted = self._by_places(batch)
         longest = max(int(lengths.min()), *(int(lengths[part].sum()) for part in parts))
         room = longest * (2 if self.with_targets else 1)
         own_events = 0 if idle else len(batch.items)
         told = _told(batch, wanted, room)
-        return Part(batch, wanted, told, own_events, int(lengths.sum()), point)
+        targets, events = _targets(batch), int(lengths.sum())
+        return Part(by_places, targets, told, own_events, events, point)
 
     def steps(self, parts: Iterator[Part], device: torch.device) -> Iterator[SharedStep]:
         """Steps on the device, without waiting for it; the ranks tell each other of a part while
@@ -157,8 +159,8 @@ class Division:
         wanted = [each[3 : 3 + int(each[2])].numpy() for each in told]
         seeds = np.random.SeedSequence(self.seed, spawn_key=(*part.point, self.ranks.rank))
         return Share(
-            batch=self._by_places(part.batch, part.wanted),
-            targets=_targets(part.batch),
+            batch=part.batch,
+            targets=part.targets,
             traffic=self._traffic(wanted),
             longest=max(1, *counts),
             event_share=part.own_events / part.events,
@@ -187,24 +189,23 @@ class Division:
         rows = None if count == tokens else _moved(rows, device)
         return SharedStep(moved, rows, count, distil_rows)
 
-    def _wanted(self, batch: Batch) -> np.ndarray:
-        """Rows of the table that a part needs, rising."""
-        items = batch.items.numpy()
+    def _by_places(self, batch: Batch) -> tuple[Batch, np.ndarray]:
+        """The batch with rows of the table by their places among those it needs; and these, each
+        once, rising."""
+        met, targets, count = batch.items.numpy(), _targets(batch), len(batch.items)
+        there = targets >= 0
         if self.with_targets:
-            targets = _targets(batch).numpy()
-            items = np.concatenate([items, targets[targets >= 0]])
-        return np.unique(items)
-
-    def _by_places(self, batch: Batch, wanted: np.ndarray) -> Batch:
-        """The batch with rows of the table by their places among the wanted ones."""
-
-        def places(rows: Tensor) -> Tensor:
-            return torch.from_numpy(np.searchsorted(wanted, rows.numpy()))
-
-        targets = _targets(batch)
+            met = np.concatenate([met, targets[there].numpy()])
+        # One sort in place of a search for each.
+        order = np.argsort(met)
+        ordered, places, first = met[order], np.empty_like(order), np.ones(len(met), dtype=bool)
+        np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+        places[order] = np.cumsum(first) - 1
         if self.with_targets:
-            targets = places(targets).where(targets >= 0, -1)
-        return replace(batch, items=places(batch.items), targets=targets)
+            targets = torch.full_like(targets, -1)
+            targets[there] = torch.from_numpy(places[count:])
+        placed = replace(batch, items=torch.from_numpy(places[:count]), targets=targets)
+        return placed, ordered[first]
 
     def _traffic(self, wanted: list[np.ndarray]) -> Traffic:
         rank, edges = self.ranks.rank, [np.searchsorted(each, self._bounds) for each in wanted]
