@@ -49,7 +49,12 @@ class EvaluateOptions:
     )
     ks: tuple[int, ...] | None = option(None, "cut-offs of the metrics")
     own_metrics: Several[str] | None = option(
-        None, "metrics of installed packages to measure as well"
+        None,
+        "metrics to measure as well: novelty, serendipity, diversity:COLUMN, long-tail, "
+        "calibration:COLUMN of the table of items, gini, or those of installed packages",
+    )
+    segments: Several[str] | None = option(
+        None, "columns of the table of users, by each value of which metrics are told"
     )
 
 
@@ -70,13 +75,17 @@ def evaluate(
         out: folder whose subfolder evaluations gets it; a run's own folder without it
         device: where to compute
     """
+    from blossomrec.data.fields import listed
     from blossomrec.data.log import EventLog
     from blossomrec.evaluation.evaluation import evaluation_path, save_evaluation
     from blossomrec.measure import evaluate_baseline, evaluate_run
     from blossomrec.report.tables import evaluation_table
     from blossomrec.run import write_metrics
 
-    given = vars(options) | {"own_metrics": options.own_metrics or ()}
+    given = vars(options) | {
+        name: [one for text in getattr(options, name) or () for one in listed(text)]
+        for name in ("own_metrics", "segments")
+    }
     if model in BASELINES:
         if log is None:
             raise ConfigError(f"--log is needed to evaluate {model}")
@@ -150,14 +159,15 @@ def compare(
         ranking: which of the evaluations, where they are looked for in a folder
     """
     from blossomrec.evaluation import compare as paired
-    from blossomrec.evaluation import compare_kinds
+    from blossomrec.evaluation import compare_kinds, compare_segments
     from blossomrec.evaluation.evaluation import find_evaluation, load_evaluation
     from blossomrec.report.tables import comparison_table
 
     paths = [find_evaluation(path, on, ranking) for path in (first, second)]
     measured = [load_evaluation(path) for path in paths]
-    tests, by_kind = paired(*measured), compare_kinds(*measured)
-    show_part(comparison_table(str(first), str(second), tests, measured[0].protocol, by_kind))
+    tests = paired(*measured)
+    parts = compare_kinds(*measured), compare_segments(*measured)
+    show_part(comparison_table(str(first), str(second), tests, measured[0].protocol, *parts))
 
 
 def inspect(

@@ -107,6 +107,32 @@ def _target_kinds(evaluation: Evaluation) -> np.ndarray | None:
     return np.stack((evaluation.of_kinds, evaluation.kinds))
 
 
+def compare_segments(
+    first: Evaluation, second: Evaluation, *, seed: int = 0, permutations: int = PERMUTATIONS
+) -> dict[str, dict[str, dict[str, PairedTest]]]:
+    """Paired tests, as of :func:`compare`, of the users by each value of a column, by column.
+
+    The columns are those that either evaluation was made with: the users are the same.
+
+    Raises:
+        DataError: as of :func:`compare`.
+    """
+    _check_comparable(first, second)
+    columns = {one.column: one for one in (*second.segments, *first.segments)}
+    return {
+        column: {
+            name: _paired(_of(first, users), _of(second, users), seed, permutations)
+            for name, users in segments.by_size()
+        }
+        for column, segments in columns.items()
+    }
+
+
+def _of(evaluation: Evaluation, users: np.ndarray) -> dict[str, np.ndarray]:
+    """The metrics of some users alone, by their numbers."""
+    return {name: values[users] for name, values in evaluation.per_user.items()}
+
+
 def _paired(
     first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], seed: int, permutations: int
 ) -> dict[str, PairedTest]:
