@@ -68,6 +68,11 @@ def test_models_are_compared_by_segment(log):
         assert tests["ndcg@10"].users == part.users
         assert tests["ndcg@10"].first == pytest.approx(part.metrics["ndcg@10"])
     assert compare_segments(second, second) == {}
+    some = compare_segments(first, second, names=("mrr@5",), most=1)
+    largest = first.segment_slices["tags"][0].value
+    assert list(some["tags"]) == [largest] and list(some["tags"][largest]) == ["mrr@5"]
+    test, expected = some["tags"][largest]["mrr@5"], found["tags"][largest]["mrr@5"]
+    assert (test.difference, test.users) == (expected.difference, expected.users)
 
 
 @pytest.mark.parametrize(

@@ -102,19 +102,20 @@ def test_metrics_of_lists_and_segments_are_printed(monkeypatch):
     parts = first.segment_slices["country"]
     for part in parts:
         assert part.marked_label in text
-    by_segment = compare_segments(first, second)
+    by_segment = compare_segments(first, second, names=("ndcg@10", "hr@10"))
     tests = compare(first, second)
     text = printed(comparison_table("one", "two", tests, first.protocol, None, by_segment))
     for part in parts:
         assert f"│ {part.value} " in text[text.index("By country of the user") :]
     # Of many values those of most users are shown.
     monkeypatch.setattr(wording, "MOST_SEGMENTS", 1)
+    by_segment = compare_segments(first, second, most=1)
     for table in (
         evaluation_table("one", first),
         comparison_table("one", "two", tests, first.protocol, None, by_segment),
     ):
         text = printed(table)
-        shown = text[text.index(f"By country of the user, the 1 of {len(parts)} values") :]
+        shown = text[text.index("By country of the user, the 1 values with most users") :]
         assert f"│ {parts[0].value} " in shown and f"│ {parts[1].value} " not in shown
 
 

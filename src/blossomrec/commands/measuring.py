@@ -161,13 +161,16 @@ def compare(
     from blossomrec.evaluation import compare as paired
     from blossomrec.evaluation import compare_kinds, compare_segments
     from blossomrec.evaluation.evaluation import find_evaluation, load_evaluation
+    from blossomrec.report import wording
     from blossomrec.report.tables import comparison_table
 
     paths = [find_evaluation(path, on, ranking) for path in (first, second)]
     measured = [load_evaluation(path) for path in paths]
-    tests = paired(*measured)
-    parts = compare_kinds(*measured), compare_segments(*measured)
-    show_part(comparison_table(str(first), str(second), tests, measured[0].protocol, *parts))
+    tests, by_kind, protocol = paired(*measured), compare_kinds(*measured), measured[0].protocol
+    # Of segments no more is tested than is shown: there may be thousands.
+    shown = wording.shown_metrics(protocol, tests)[:2]
+    by_segment = compare_segments(*measured, names=shown, most=wording.MOST_SEGMENTS)
+    show_part(comparison_table(str(first), str(second), tests, protocol, by_kind, by_segment))
 
 
 def inspect(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,11 +109,21 @@ def _target_kinds(evaluation: Evaluation) -> np.ndarray | None:
 
 
 def compare_segments(
-    first: Evaluation, second: Evaluation, *, seed: int = 0, permutations: int = PERMUTATIONS
+    first: Evaluation,
+    second: Evaluation,
+    *,
+    names: Collection[str] | None = None,
+    most: int | None = None,
+    seed: int = 0,
+    permutations: int = PERMUTATIONS,
 ) -> dict[str, dict[str, dict[str, PairedTest]]]:
     """Paired tests, as of :func:`compare`, of the users by each value of a column, by column.
 
     The columns are those that either evaluation was made with: the users are the same.
+
+    Args:
+        names: of the metrics that are tested; None tests all.
+        most: of each column only so many values, those of most users; None tests all.
 
     Raises:
         DataError: as of :func:`compare`.
@@ -121,16 +132,22 @@ def compare_segments(
     columns = {one.column: one for one in (*second.segments, *first.segments)}
     return {
         column: {
-            name: _paired(_of(first, users), _of(second, users), seed, permutations)
-            for name, users in segments.by_size()
+            value: _paired(_of(first, users, names), _of(second, users, names), seed, permutations)
+            for value, users in islice(segments.by_size(), most)
         }
         for column, segments in columns.items()
     }
 
 
-def _of(evaluation: Evaluation, users: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of some users alone, by their numbers."""
-    return {name: values[users] for name, values in evaluation.per_user.items()}
+def _of(
+    evaluation: Evaluation, users: np.ndarray, names: Collection[str] | None
+) -> dict[str, np.ndarray]:
+    """Some of the metrics of some of the users, by their numbers."""
+    return {
+        name: values[users]
+        for name, values in evaluation.per_user.items()
+        if names is None or name in names
+    }
 
 
 def _paired(

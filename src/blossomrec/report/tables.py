@@ -69,9 +69,8 @@ def comparison_table(
     if by_kind and len(by_kind) > 1:
         parts += [_title("By kind of the target"), _parts_table("kind", columns, by_kind, protocol)]
     for column, found in (by_segment or {}).items():
-        some = dict(list(found.items())[: wording.MOST_SEGMENTS])
         parts += [_title(wording.segments_title(column, len(found)))]
-        parts += [_parts_table(column, columns, some, protocol)]
+        parts += [_parts_table(column, columns, found, protocol)]
     return Group(title, table, *parts)
 
 

@@ -114,9 +114,9 @@ MOST_SEGMENTS = 20
 
 
 def segments_title(column: str, values: int) -> str:
-    """Title of metrics by the values of a column of the table of users."""
-    most = f", the {MOST_SEGMENTS} of {values:,} values with most users"
-    return f"By {column} of the user{most if values > MOST_SEGMENTS else ''}"
+    """Title of metrics by so many values of a column of the table of users."""
+    most = f", the {MOST_SEGMENTS} values with most users"
+    return f"By {column} of the user{most if values >= MOST_SEGMENTS else ''}"
 
 
 def shown_metrics(protocol: EvaluationProtocol, names: Iterable[str]) -> list[str]:
