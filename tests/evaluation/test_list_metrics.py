@@ -32,7 +32,7 @@ def measured(log, cases, table, train_end, filter_seen, names=NAMES):
     return asked.added(found, log, cases, train_end)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(st.data())
 def test_metrics_of_lists_agree_with_plain_loops(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 10_000)))
