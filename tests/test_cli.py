@@ -460,7 +460,8 @@ UNNAMED_SECTIONS = {
 # In the order in which help shows them.
 FLAGS = {
     "evaluate": (
-        "model log on ranking filter-seen split last-events kinds ks own-metrics out device"
+        "model log on ranking filter-seen split last-events kinds ks own-metrics segments out "
+        "device"
     ),
     "recommend": (
         "run user history k log all users out shards rows-per-file engine items filter-viewed "

@@ -91,6 +91,8 @@ def test_names_in_the_guide_are_those_of_the_code():
         ("models/baselines/base.py", "Baseline"),
         ("models/baselines/__init__.py", "BASELINES"),
         ("evaluation/metrics.py", "METRICS"),
+        ("evaluation/list_metrics.py", "LIST_METRICS"),
+        ("evaluation/list_metrics.py", "CATALOGUE_METRICS"),
         ("serving/stores/store.py", "EventStore"),
         ("serving/stores/store.py", "new_events"),
         ("serving/stores/store.py", "carried_out"),

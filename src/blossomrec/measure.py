@@ -16,7 +16,14 @@ from blossomrec.data.split import make_split, split_name
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, RunError, one_of
-from blossomrec.evaluation import Evaluation, RankingOptions, evaluate, resolve_filter_seen
+from blossomrec.evaluation import (
+    Asked,
+    Evaluation,
+    RankingOptions,
+    evaluate,
+    resolve_filter_seen,
+)
+from blossomrec.evaluation.own_metrics import OwnMetrics
 from blossomrec.models.baselines import BASELINES
 from blossomrec.models.scorer import Scorer
 from blossomrec.models.sequence import SequenceModel
@@ -35,6 +42,7 @@ def evaluate_run(
     on: HeldOut = "test",
     device: str = "auto",
     own_metrics: Sequence[str] = (),
+    segments: Sequence[str] = (),
     ranks: Ranks = ALONE,
     **options: Any,
 ) -> Evaluation:
@@ -43,7 +51,7 @@ def evaluate_run(
     Args:
         log: the prepared log; None is the one the run was trained on, which must still be the same.
         on: which held-out events of the split that the run was trained with.
-        own_metrics: see :class:`blossomrec.evaluation.RankingOptions`.
+        own_metrics, segments: see :class:`blossomrec.evaluation.Asked`.
         ranks: who evaluate together, each with a part of the item table; all call this, and all get
             the evaluation.
         options: fields of :class:`EvaluationConfig` that override the run's own; None is no change.
@@ -51,15 +59,16 @@ def evaluate_run(
     Raises:
         RunError: the run is incomplete, its log is gone or has changed, or the log has another
             vocabulary.
-        ConfigError: an option is unknown, out of bounds or one of the split, whose other form would
-            test on what the run was trained on, or the device is not there.
+        ConfigError: an option, a metric or a column is unknown, out of bounds or one of the split,
+            whose other form would test on what the run was trained on, or the device is not there.
     """
     check_run_options(run, on, options)
     info = read_run_config(run)
     events = open_log(run, info, log)
     config = override(info.config.evaluation, options)
     device = resolve_device(device)
-    protocol = _Protocol(config, on, device, own_metrics, ranks)
+    asked = Asked(own_metrics=own_metrics, segments=segments)
+    protocol = _Protocol(config, on, device, asked.checked(events, config.ranking), ranks)
     _check_shared(info, ranks)
     model, columns = load_seeing(run, info, events, device, ranks)
     return _evaluate(model, events, protocol, columns)
@@ -97,7 +106,7 @@ def evaluate_model(
     users: Vocabulary | None = None,
     on: HeldOut,
     options: dict[str, Any],
-    own_metrics: Sequence[str],
+    asked: Asked,
     named: bool,
 ) -> Evaluation:
     """Evaluate a model in memory as :func:`evaluate_run` does that of a folder.
@@ -106,6 +115,7 @@ def evaluate_model(
         info: what its run says.
         log: the log it was trained on, or another one with the same items.
         users: of the table of users that the model sees; None where it sees none.
+        asked: what is measured besides the usual metrics.
         named: the log was named by whoever asks, and may differ from the one trained on.
     """
     check_run_options("this model", on, options)
@@ -113,7 +123,8 @@ def evaluate_model(
     config = override(info.config.evaluation, options)
     device = str(model.item_embeddings.weight.device)
     columns = known_columns(log, model.inputs, model.fields, users)
-    return _evaluate(model, log, _Protocol(config, on, device, own_metrics), columns)
+    protocol = _Protocol(config, on, device, asked.checked(log, config.ranking))
+    return _evaluate(model, log, protocol, columns)
 
 
 def check_run_options(run: str | Path, on: HeldOut, options: dict[str, Any]) -> None:
@@ -182,6 +193,7 @@ def evaluate_baseline(
     *,
     on: HeldOut = "test",
     own_metrics: Sequence[str] = (),
+    segments: Sequence[str] = (),
     **options: Any,
 ) -> Evaluation:
     """Fit one of ``BASELINES`` on the training events, and evaluate it.
@@ -191,12 +203,13 @@ def evaluate_baseline(
     recommends items of the history is measured without them.
 
     Raises:
-        ConfigError: the baseline is unknown, an option too, or it is out of bounds.
+        ConfigError: the baseline, an option, a metric or a column is unknown or out of bounds.
         DataError: the log is too small for the split, or its catalogue too large for the baseline.
     """
     baseline = BASELINES.get(name)
     one_of("on", on, get_args(HeldOut))
     config = override(EvaluationConfig(), options)
+    asked = Asked(own_metrics=own_metrics, segments=segments).checked(log, config.ranking)
     split = make_split(log, config)
     if baseline.own_items and resolve_filter_seen(config, log):
         warnings.warn(
@@ -204,7 +217,7 @@ def evaluate_baseline(
             "measured is popularity; with filter_seen no it is measured as it is",
             stacklevel=2,
         )
-    protocol = _Protocol(config, on, "cpu", own_metrics)
+    protocol = _Protocol(config, on, "cpu", asked)
     return _evaluate(baseline.fit(log, split.train_end), log, protocol)
 
 
@@ -226,7 +239,7 @@ class _Protocol(NamedTuple):
     config: EvaluationConfig
     on: HeldOut
     device: str
-    own_metrics: Sequence[str]
+    own: OwnMetrics
     ranks: Ranks = ALONE
 
 
@@ -240,12 +253,14 @@ def _evaluate(
         ks=config.ks,
         seed=config.seed,
         split=split_name(config),
-        own_metrics=protocol.own_metrics,
+        own_metrics=protocol.own.of_ranks,
     )
-    cases = getattr(make_split(log, config), protocol.on)
-    return evaluate(
+    split = make_split(log, config)
+    cases = getattr(split, protocol.on)
+    found = evaluate(
         *(scorer, log, cases, options),
         columns=columns,
         device=protocol.device,
         processes=protocol.ranks,
     )
+    return protocol.own.added(found, log, cases, split.train_end)

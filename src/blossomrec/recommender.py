@@ -30,7 +30,7 @@ from blossomrec.data.units import Moment, as_second
 from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError, one_of, true_or_false, whole_number
-from blossomrec.evaluation import Evaluation, metrics, scoring
+from blossomrec.evaluation import Asked, Evaluation, metrics, scoring
 from blossomrec.files import TemporaryFolder
 from blossomrec.models.inputs import resolve_inputs
 from blossomrec.models.sequence import SequenceModel, build_model
@@ -219,6 +219,7 @@ class BlossomRec:
         ks: Sequence[int] | None = None,
         seed: int | None = None,
         own_metrics: Sequence[str] = (),
+        segments: Sequence[str] = (),
     ) -> Evaluation:
         """Measure the model on held-out events, as ``blossomrec evaluate`` does.
 
@@ -227,15 +228,18 @@ class BlossomRec:
             log: the prepared log; None is ``self.log``, which must be as it was when the model was
                 trained, unless it lies elsewhere.
             ranking, filter_seen, ks, seed: see :class:`EvaluationConfig`; None is the model's own.
-            own_metrics: names of registered metrics besides hr, recall, ndcg and mrr.
+            own_metrics: names of metrics besides the usual ones, such as ``novelty`` or
+                ``diversity:category``; of the user's own, too.
+            segments: columns of the table of users, by each value of which metrics are told.
 
         Returns:
-            Ranks of every held-out event, and ``metrics``, ``intervals`` and ``slices`` from them.
+            Ranks of every held-out event, and ``metrics``, ``intervals``, ``slices`` and
+            ``segment_slices`` from them.
 
         Raises:
             RunError: there is no model or no log, the log has changed since, or it has
                 other items.
-            ConfigError: an option is out of bounds.
+            ConfigError: an option is out of bounds, a metric or a column unknown.
 
         Example:
             >>> BlossomRec(epochs=3).fit("events.parquet").evaluate().metrics["ndcg@10"]
@@ -257,7 +261,7 @@ class BlossomRec:
             users=self._users,
             on=on,
             options=options,
-            own_metrics=own_metrics,
+            asked=Asked(own_metrics=own_metrics, segments=segments),
             named=named,
         )
 

@@ -176,9 +176,11 @@ def test_items_have_their_titles_and_kinds_their_metrics(tmp_path):
             "main_genre": [f"genre & {n % 3}" for n in range(30)],
         }
     )
-    log = EventLog.prepare(events, tmp_path / "log", kind="kind", items=items)
-    for name in ("popularity", "transitions"):
-        found = evaluate_baseline(name, log)
+    people = pl.DataFrame({"user_id": np.arange(40), "plan": ["free", "<paid>"] * 20})
+    log = EventLog.prepare(events, tmp_path / "log", kind="kind", items=items, users=people)
+    own = {"own_metrics": ["diversity:main_genre"], "segments": ["plan"]}
+    for name, asked in {"popularity": {}, "transitions": own}.items():
+        found = evaluate_baseline(name, log, **asked)
         save_evaluation(found, evaluation_path(tmp_path / name))
     BlossomRec(**SMALL | {"epochs": 1}).fit(log, tmp_path / "run", progress=False)
     save_evaluation(evaluate_run(tmp_path / "run"), evaluation_path(tmp_path / "run"))
@@ -197,5 +199,8 @@ def test_items_have_their_titles_and_kinds_their_metrics(tmp_path):
     assert max(len(html.unescape(title)) for title in titles) <= 60
     assert "&lt;buy&gt;" in page
     assert "Differences from popularity in NDCG@10 by kind of the target" in page
+    # What only one model was measured by is shown of that one.
+    assert ">Metrics by segment of users</h2>" in page and "&lt;paid&gt;" in page
+    assert "Diversity@10 (main_genre)" in page and "Diversity@k (main_genre)" in page
     model = model_report("run", tmp_path / "run", log)
     assert all("events from 2023-" in title for title, _ in model.selections)

@@ -3,9 +3,12 @@ from rich.console import Console
 
 from blossomrec.config import EvaluationConfig
 from blossomrec.data.split import make_split, split_name
-from blossomrec.evaluation import RankingOptions, compare, evaluate
+from blossomrec.evaluation import RankingOptions, compare, compare_segments, evaluate
+from blossomrec.measure import evaluate_baseline
+from blossomrec.report import wording
 from blossomrec.report.tables import comparison_table, evaluation_table
-from blossomrec.report.wording import protocol_pairs
+from blossomrec.report.wording import metric_label, protocol_pairs
+from list_oracle import log_with_tables
 from ranking_oracle import DotScorer
 
 
@@ -83,3 +86,52 @@ def test_a_comparison_is_printed(measure):
         [line] = [line for line in text.splitlines() if f" {name} " in line]
         assert f"{test.first:.4f}" in line
         assert f"{test.second:.4f}" in line
+
+
+def test_metrics_of_lists_and_segments_are_printed(monkeypatch):
+    log = log_with_tables([[0, 1, 2, 3, 4], *[[n % 5, (n + 1) % 5, (n + 2) % 5] for n in range(9)]])
+    asked = {"own_metrics": ["diversity:maker_name", "gini"], "segments": ["country"]}
+    first = evaluate_baseline("transitions", log, **asked)
+    second = evaluate_baseline("popularity", log, **asked)
+    text = printed(evaluation_table("one", first))
+    [line] = [line for line in text.splitlines() if "diversity:maker_name@10" in line]
+    low, high = first.intervals["diversity:maker_name@10"]
+    assert f"{first.metrics['diversity:maker_name@10']:.4f}" in line
+    assert f"{low:.4f}–{high:.4f}" in line
+    assert "gini@10" in text and "By country of the user" in text
+    parts = first.segment_slices["country"]
+    for part in parts:
+        assert part.marked_label in text
+    by_segment = compare_segments(first, second, names=("ndcg@10", "hr@10"))
+    tests = compare(first, second)
+    text = printed(comparison_table("one", "two", tests, first.protocol, None, by_segment))
+    for part in parts:
+        assert f"│ {part.value} " in text[text.index("By country of the user") :]
+    # Of many values those of most users are shown.
+    monkeypatch.setattr(wording, "MOST_SEGMENTS", 1)
+    by_segment = compare_segments(first, second, most=1)
+    for table in (
+        evaluation_table("one", first),
+        comparison_table("one", "two", tests, first.protocol, None, by_segment),
+    ):
+        text = printed(table)
+        shown = text[text.index("By country of the user, the 1 values with most users") :]
+        assert f"│ {parts[0].value} " in shown and f"│ {parts[1].value} " not in shown
+
+
+def test_metrics_have_labels():
+    assert metric_label("ndcg@10") == "NDCG@10"
+    assert metric_label("uni20-79_first-place@5") == "First-place@5 (uni20-79)"
+    assert metric_label("diversity:main_genre@10") == "Diversity@10 (main_genre)"
+    assert metric_label("diversity:a@b@10") == "Diversity@10 (a@b)"
+
+
+def test_the_protocol_defines_the_metrics_that_were_asked_for(measure):
+    protocol = measure(4).protocol
+    words = dict(protocol_pairs(protocol, ["novelty", "calibration:main_genre", "own"]))
+    assert words["Novelty@k"].startswith("mean log2(users / users who met")
+    assert words["Calibration@k (main_genre)"].startswith("Kullback-Leibler")
+    assert words.keys() - dict(protocol_pairs(protocol)).keys() == {
+        "Novelty@k",
+        "Calibration@k (main_genre)",
+    }

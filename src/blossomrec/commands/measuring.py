@@ -49,7 +49,12 @@ class EvaluateOptions:
     )
     ks: tuple[int, ...] | None = option(None, "cut-offs of the metrics")
     own_metrics: Several[str] | None = option(
-        None, "metrics of installed packages to measure as well"
+        None,
+        "metrics to measure as well: novelty, serendipity, diversity:COLUMN, long-tail, "
+        "calibration:COLUMN of the table of items, gini, or those of installed packages",
+    )
+    segments: Several[str] | None = option(
+        None, "columns of the table of users, by each value of which metrics are told"
     )
 
 
@@ -72,6 +77,7 @@ def evaluate(
         out: folder whose subfolder evaluations gets it; a run's own folder without it
         device: where to compute
     """
+    from blossomrec.data.fields import listed
     from blossomrec.data.log import EventLog
     from blossomrec.device import resolve_device
     from blossomrec.evaluation.evaluation import evaluation_path, save_evaluation
@@ -81,7 +87,10 @@ def evaluate(
     from blossomrec.run import write_metrics
     from blossomrec.training.ranks.launch import reported
 
-    given = vars(options) | {"own_metrics": options.own_metrics or ()}
+    given = vars(options) | {
+        name: [one for text in getattr(options, name) or () for one in listed(text)]
+        for name in ("own_metrics", "segments")
+    }
     if model in BASELINES:
         if log is None:
             raise ConfigError(f"--log is needed to evaluate {model}")
@@ -160,14 +169,18 @@ def compare(
         ranking: which of the evaluations, where they are looked for in a folder
     """
     from blossomrec.evaluation import compare as paired
-    from blossomrec.evaluation import compare_kinds
+    from blossomrec.evaluation import compare_kinds, compare_segments
     from blossomrec.evaluation.evaluation import find_evaluation, load_evaluation
+    from blossomrec.report import wording
     from blossomrec.report.tables import comparison_table
 
     paths = [find_evaluation(path, on, ranking) for path in (first, second)]
     measured = [load_evaluation(path) for path in paths]
-    tests, by_kind = paired(*measured), compare_kinds(*measured)
-    show_part(comparison_table(str(first), str(second), tests, measured[0].protocol, by_kind))
+    tests, by_kind, protocol = paired(*measured), compare_kinds(*measured), measured[0].protocol
+    # Of segments no more is tested than is shown: there may be thousands.
+    shown = wording.shown_metrics(protocol, tests)[:2]
+    by_segment = compare_segments(*measured, names=shown, most=wording.MOST_SEGMENTS)
+    show_part(comparison_table(str(first), str(second), tests, protocol, by_kind, by_segment))
 
 
 def inspect(

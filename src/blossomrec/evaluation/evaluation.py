@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from blossomrec.data.windows import boundaries
 from blossomrec.errors import RunError, UnknownNameError
 from blossomrec.evaluation import metrics
 from blossomrec.evaluation.metrics import METRICS, KindSlice, LengthSlice, by_history_length
+from blossomrec.evaluation.segments import Segments, SegmentSlice, by_segment
 from blossomrec.evaluation.significance import bootstrap_intervals
 from blossomrec.files import digest, read_json, replacing, write_json
 from blossomrec.models.baselines import BASELINES
@@ -116,6 +118,10 @@ class Evaluation:
     seconds: float  # time of ranking
     kinds: np.ndarray | None = None  # int32 [P], a kind of event of a target; None without kinds
     of_kinds: np.ndarray | None = None  # int64 [P], which target that is
+    # Metrics of lists and of the catalogue that were asked for, by name.
+    lists: Mapping[str, np.ndarray] = field(default_factory=dict)  # float64 [M, number of ks]
+    catalogue: Mapping[str, np.ndarray] = field(default_factory=dict)  # float64 [number of ks]
+    segments: tuple[Segments, ...] = ()  # of the users, a column after another
 
     @cached_property
     def per_user(self) -> dict[str, np.ndarray]:
@@ -164,9 +170,9 @@ class Evaluation:
     def _per_case(self) -> dict[str, np.ndarray]:
         protocol = self.protocol
         values = self._accuracy(self.ranks, self.offsets)
-        if self.popularity is not None:
-            names = (f"popularity@{k}" for k in protocol.ks)
-            values |= dict(zip(names, self.popularity.T, strict=True))
+        usual = {} if self.popularity is None else {"popularity": self.popularity}
+        for name, found in (usual | dict(self.lists)).items():
+            values |= {f"{name}@{k}": found[:, i] for i, k in enumerate(protocol.ks)}
         return values
 
     @cached_property
@@ -175,14 +181,18 @@ class Evaluation:
         means = {name: float(values.mean()) for name, values in self.per_user.items()}
         if self.top is None:
             return means
-        return means | metrics.coverage(self.top, self.protocol.num_items, self.protocol.ks)
+        ks = self.protocol.ks
+        means |= metrics.coverage(self.top, self.protocol.num_items, ks)
+        for name, values in self.catalogue.items():
+            means |= {f"{name}@{k}": float(values[i]) for i, k in enumerate(ks)}
+        return means
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
         """95 % percentile bootstrap intervals over users, by name of metric.
 
-        Coverage has none: users drawn again recommend fewer distinct items, so the bootstrap of
-        coverage would not be centred on it.
+        Coverage and other metrics of the catalogue have none: users drawn again recommend fewer
+        distinct items, so the bootstrap of coverage would not be centred on it.
         """
         return bootstrap_intervals(self.per_user, seed=self.protocol.seed)
 
@@ -208,6 +218,14 @@ class Evaluation:
             )
             for kind, values in self.per_user_by_kind.items()
         )
+
+    @cached_property
+    def segment_slices(self) -> dict[str, tuple[SegmentSlice, ...]]:
+        """Metrics of the users by each value of the columns that were asked for, by column."""
+        return {
+            one.column: by_segment(one, self.per_user, seed=self.protocol.seed)
+            for one in self.segments
+        }
 
 
 def _user_means(values: dict[str, np.ndarray], users: np.ndarray) -> dict[str, np.ndarray]:
@@ -259,6 +277,10 @@ def save_evaluation(evaluation: Evaluation, path: str | Path) -> None:
     path = _json_path(path)
     arrays = {name: getattr(evaluation, name) for name in ARRAYS}
     arrays = {name: array for name, array in arrays.items() if array is not None}
+    # What is asked for is numbered here, and named in the description.
+    arrays |= {f"list-{n}": values for n, values in enumerate(evaluation.lists.values())}
+    for n, one in enumerate(evaluation.segments):
+        arrays |= {f"segment-{n}-values": one.values, f"segment-{n}-of-users": one.of_users}
     arrays_path = path.with_suffix(".npz")
     with replacing(arrays_path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -283,7 +305,8 @@ def load_evaluation(path: str | Path) -> Evaluation:
         del protocol["candidates"]  # words made from the rest
         arrays: dict[str, Any] = dict.fromkeys(OPTIONAL_ARRAYS)
         with np.load(arrays_path, allow_pickle=False) as stored:
-            arrays |= {name: stored[name] for name in stored.files}
+            arrays |= {name: stored[name] for name in ARRAYS if name in stored.files}
+            arrays |= _asked_for(description, stored)
         for name in protocol["own_metrics"]:
             METRICS.check("own_metrics", name)
         return Evaluation(
@@ -297,6 +320,26 @@ def load_evaluation(path: str | Path) -> Evaluation:
         if isinstance(error, RunError):
             raise
         raise RunError(f"{path} is damaged: {error!r}") from error
+
+
+def _asked_for(description: dict[str, Any], stored: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Fields of an evaluation that are there when they were asked for."""
+    columns = enumerate(description.get("segments", ()))
+    return {
+        "lists": {name: stored[f"list-{n}"] for n, name in enumerate(description.get("lists", ()))},
+        "catalogue": {
+            name: np.array(values) for name, values in description.get("catalogue", {}).items()
+        },
+        "segments": tuple(
+            Segments(
+                column["column"],
+                tuple(column["names"]),
+                stored[f"segment-{n}-values"],
+                stored[f"segment-{n}-of-users"],
+            )
+            for n, column in columns
+        ),
+    }
 
 
 def _json_path(path: str | Path) -> Path:
@@ -315,6 +358,16 @@ def _description(evaluation: Evaluation, ranks: str) -> dict[str, Any]:
         "intervals": evaluation.intervals,
         "slices": [dataclasses.asdict(part) | {"label": part.label} for part in evaluation.slices],
         "kind_slices": [dataclasses.asdict(part) for part in evaluation.kind_slices],
+        "lists": list(evaluation.lists),
+        "catalogue": {name: values.tolist() for name, values in evaluation.catalogue.items()},
+        "segments": [
+            {
+                "column": one.column,
+                "names": one.names,
+                "slices": list(map(dataclasses.asdict, evaluation.segment_slices[one.column])),
+            }
+            for one in evaluation.segments
+        ],
         "seconds": evaluation.seconds,
         "ranks": ranks,
     }

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -119,14 +120,19 @@ def accuracy(
     for name in (*ACCURACY, *own):
         metric = METRICS.get(name)
         for k in ks:
-            found = np.asarray(metric(place, offsets, k), dtype=float)
-            if found.shape != (len(offsets) - 1,) or not np.isfinite(found).all():
-                raise ConfigError(
-                    f"the metric {name!r} gives numbers of shape {found.shape}: a finite one for "
-                    f"each of {len(offsets) - 1} cases is needed"
-                )
-            values[f"{name}@{k}"] = found
+            values[f"{name}@{k}"] = finite(name, metric(place, offsets, k), (len(offsets) - 1,))
     return values
+
+
+def finite(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """What a metric gives as float64 [M], or [] for one number; ConfigError if it is not finite."""
+    found = np.asarray(values, dtype=float)
+    if found.shape != shape or not np.isfinite(found).all():
+        of = f"for each of {shape[0]} cases " if shape else ""
+        raise ConfigError(
+            f"the metric {name!r} gives numbers of shape {found.shape}: a finite one {of}is needed"
+        )
+    return found
 
 
 def popularity(

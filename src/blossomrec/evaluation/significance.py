@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,6 +106,48 @@ def _target_kinds(evaluation: Evaluation) -> np.ndarray | None:
     if evaluation.kinds is None or evaluation.of_kinds is None:
         return None
     return np.stack((evaluation.of_kinds, evaluation.kinds))
+
+
+def compare_segments(
+    first: Evaluation,
+    second: Evaluation,
+    *,
+    names: Collection[str] | None = None,
+    most: int | None = None,
+    seed: int = 0,
+    permutations: int = PERMUTATIONS,
+) -> dict[str, dict[str, dict[str, PairedTest]]]:
+    """Paired tests, as of :func:`compare`, of the users by each value of a column, by column.
+
+    The columns are those that either evaluation was made with: the users are the same.
+
+    Args:
+        names: of the metrics that are tested; None tests all.
+        most: of each column only so many values, those of most users; None tests all.
+
+    Raises:
+        DataError: as of :func:`compare`.
+    """
+    _check_comparable(first, second)
+    columns = {one.column: one for one in (*second.segments, *first.segments)}
+    return {
+        column: {
+            value: _paired(_of(first, users, names), _of(second, users, names), seed, permutations)
+            for value, users in islice(segments.by_size(), most)
+        }
+        for column, segments in columns.items()
+    }
+
+
+def _of(
+    evaluation: Evaluation, users: np.ndarray, names: Collection[str] | None
+) -> dict[str, np.ndarray]:
+    """Some of the metrics of some of the users, by their numbers."""
+    return {
+        name: values[users]
+        for name, values in evaluation.per_user.items()
+        if names is None or name in names
+    }
 
 
 def _paired(

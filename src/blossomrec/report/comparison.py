@@ -153,17 +153,21 @@ class Comparison:
     def _row_name(self, name: str) -> Cell:
         return Cell(name, note="baseline" if name == self.baseline else "")
 
-    def _cell(self, name: str, metric: str) -> Cell:
+    def _cell(self, name: str, metric: str) -> str | Cell:
         evaluation = self.evaluations[name]
+        if metric not in evaluation.metrics:
+            return "–"
         value, interval = evaluation.metrics[metric], evaluation.intervals.get(metric)
-        largest = max(e.metrics[metric] for e in self.evaluations.values())
         return Cell(
             f"{value:.4f}",
             note=wording.interval(*interval) if interval else "",
-            best=metric in self.headline and value == largest,
+            best=metric in self.headline and value == self._largest(metric),
             mark=self._verdict(name, metric),
             against=self.baseline,
         )
+
+    def _largest(self, metric: str) -> float:
+        return max(e.metrics[metric] for e in self.evaluations.values())
 
     def _verdict(self, name: str, metric: str) -> Literal["", "better", "worse"]:
         """How a model differs from the baseline; empty where it may be chance."""

@@ -121,6 +121,7 @@ SECTIONS = {
     "learning": "Learning curves",
     "lengths": "Metrics by history length",
     "kinds": "Metrics by kind of event",
+    "segments": "Metrics by segment of users",
     "items": "Items recommended most",
     "later": "After an update",
     "gates": "Gates",
@@ -141,12 +142,13 @@ def render_report(data: ReportData) -> str:
         "learning": sections.learning(data),
         "lengths": sections.lengths(data),
         "kinds": sections.kinds(data, full),
+        "segments": sections.segments(data),
         "items": [one.items for one in data.models if one.items is not None],
         "later": data.later,
         "gates": sections.gates(data),
         "attended": sections.attended(data),
         "data": list(wording.summary_pairs(data.summary)),
-        "protocol": list(wording.protocol_pairs(protocol)),
+        "protocol": list(wording.protocol_pairs(protocol, sections.own_metrics(data))),
         "configuration": sections.configuration(data),
     }
     return render_page(

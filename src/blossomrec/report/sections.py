@@ -73,6 +73,14 @@ class Kinds:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """Metrics by the values of columns of the table of users; ``note`` as of ``Lengths``."""
+
+    tables: list[TextTable]
+    note: str
+
+
+@dataclass(frozen=True)
 class Later:
     """What an update has changed: in words, and in a table of what was recommended to one user."""
 
@@ -105,9 +113,10 @@ class Configuration:
 
 def results(full: Comparison) -> Results:
     """The full ranking in tables and figures."""
-    first = next(iter(full.evaluations.values()))
+    protocol = next(iter(full.evaluations.values())).protocol
     metrics = [*full.headline, f"coverage@{full.k}", f"popularity@{full.k}"]
-    everything = wording.shown_metrics(first.protocol, first.metrics)
+    names = dict.fromkeys(name for each in full.evaluations.values() for name in each.metrics)
+    everything = wording.shown_metrics(protocol, names)
     return Results(
         headline=full.table(metrics, "Full ranking, among the whole catalogue"),
         everything=full.table(everything, "All metrics of the full ranking"),
@@ -116,6 +125,12 @@ def results(full: Comparison) -> Results:
         baseline=full.baseline,
         level=LEVEL,
     )
+
+
+def own_metrics(data: ReportData) -> list[str]:
+    """Names of the metrics of lists and of the catalogue that any model was measured by."""
+    found = [name for m in data.models for name in (*m.evaluation.lists, *m.evaluation.catalogue)]
+    return list(dict.fromkeys(found))
 
 
 def _result_figures(full: Comparison) -> Iterator[Figure]:
@@ -244,21 +259,61 @@ def kinds(data: ReportData, full: Comparison) -> Kinds | None:
     first = max(by_model, key=len)
     if len(first) < 2:
         return None
-    rows = []
-    for kind, part in first.items():
-        cells = []
-        for metric in (f"ndcg@{k}", f"hr@{k}"):
-            cells += [_slice_cell(own.get(kind), metric) for own in by_model]
-        rows.append([part.marked_label, f"{part.users:,}", f"{part.targets:,}", *cells])
-    head = ["Kind", "Users", "Targets"]
-    for name in ("NDCG", "HR"):
-        alone = len(data.names) == 1
-        head += [f"{name}@{k}" if alone else f"{one}, {name}@{k}" for one in data.names]
+    rows = [
+        [
+            part.marked_label,
+            f"{part.users:,}",
+            f"{part.targets:,}",
+            *_slice_cells([own.get(kind) for own in by_model], k),
+        ]
+        for kind, part in first.items()
+    ]
+    head = ["Kind", "Users", "Targets", *_slice_head(data.names, k)]
     return Kinds(
         TextTable("Metrics by kind of the target, among the whole catalogue", head, rows),
         full.kind_table(),
         FEW_NOTE if any(part.few for part in first.values()) else "",
     )
+
+
+def segments(data: ReportData) -> Segments | None:
+    """Metrics by the values of columns of the table of users, of the models that tell them."""
+    by_model = [model.evaluation.segment_slices for model in data.models]
+    columns = dict.fromkeys(column for slices in by_model for column in slices)
+    if not columns:
+        return None
+    k = data.models[0].evaluation.protocol.headline_k
+    tables, few = [], False
+    for column in columns:
+        own = [{part.value: part for part in slices.get(column, ())} for slices in by_model]
+        first = max(own, key=len)
+        shown = list(first.values())[: wording.MOST_SEGMENTS]
+        few = few or any(part.few for part in shown)
+        rows = [
+            [
+                part.marked_label,
+                f"{part.users:,}",
+                *_slice_cells([each.get(part.value) for each in own], k),
+            ]
+            for part in shown
+        ]
+        caption = wording.segments_title(column, len(first))
+        tables.append(TextTable(caption, [column, "Users", *_slice_head(data.names, k)], rows))
+    return Segments(tables, FEW_NOTE if few else "")
+
+
+def _slice_head(names: Sequence[str], k: int) -> list[str]:
+    """Heads of the cells of one slice: NDCG of all models, then HR."""
+    alone = len(names) == 1
+    return [
+        f"{metric}@{k}" if alone else f"{name}, {metric}@{k}"
+        for metric in ("NDCG", "HR")
+        for name in names
+    ]
+
+
+def _slice_cells(parts: Sequence[Slice | None], k: int) -> list[str | Cell]:
+    return [_slice_cell(part, metric) for metric in (f"ndcg@{k}", f"hr@{k}") for part in parts]
 
 
 def _slice_cell(part: Slice | None, metric: str) -> str | Cell:

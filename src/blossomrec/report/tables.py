@@ -14,9 +14,12 @@ from blossomrec.evaluation.metrics import FEW_NOTE, Slice
 from blossomrec.evaluation.significance import PairedTest
 from blossomrec.report import wording
 
+# Tests by name of metric, of each part of the users or targets.
+Tests = Mapping[str, Mapping[str, PairedTest]]
+
 
 def evaluation_table(name: str, evaluation: Evaluation) -> Group:
-    """Every metric with its interval, and NDCG and HR by length of history and kind of event."""
+    """Every metric with its interval, and NDCG and HR by length, kind of event and segment."""
     protocol = evaluation.protocol
     kind = "full ranking" if protocol.ranking == "full" else f"sampled ranking ({protocol.label})"
     split = f"{protocol.split}, " if protocol.split else ""
@@ -32,7 +35,13 @@ def evaluation_table(name: str, evaluation: Evaluation) -> Group:
     kinds = evaluation.kind_slices if len(evaluation.kind_slices) > 1 else ()
     if kinds:
         slices += [_title("By kind of the target"), _slices_table("kind", kinds, protocol)]
-    if any(part.few for part in (*evaluation.slices, *kinds)):
+    shown = [*evaluation.slices, *kinds]
+    for column, parts in evaluation.segment_slices.items():
+        some = parts[: wording.MOST_SEGMENTS]
+        slices += [_title(wording.segments_title(column, len(parts)))]
+        slices += [_slices_table(column, some, protocol)]
+        shown += some
+    if any(part.few for part in shown):
         slices.append(Text(FEW_NOTE))
     return Group(title, table, *slices, candidates)
 
@@ -42,11 +51,13 @@ def comparison_table(
     second: str,
     tests: Mapping[str, PairedTest],
     protocol: EvaluationProtocol,
-    by_kind: Mapping[str, Mapping[str, PairedTest]] | None = None,
+    by_kind: Tests | None = None,
+    by_segment: Mapping[str, Tests] | None = None,
 ) -> Group:
     """Paired tests of two models, metric by metric; differences are first minus second.
 
     by_kind: the same of the targets of each kind of event, of which NDCG and HR are shown.
+    by_segment: the same of the users by the values of a column, by column.
     """
     users = next(iter(tests.values())).users
     title = _title(f"{first} (first) and {second} (second), {users:,} users")
@@ -54,14 +65,25 @@ def comparison_table(
     table = _table("metric", *columns)
     for name in wording.shown_metrics(protocol, tests):
         table.add_row(name, *_test_cells(tests[name]))
-    if not by_kind or len(by_kind) < 2:
-        return Group(title, table)
-    kinds = _table("kind", "users", "metric", *columns)
-    for kind, found in by_kind.items():
+    parts: list[Text | Table] = []
+    if by_kind and len(by_kind) > 1:
+        parts += [_title("By kind of the target"), _parts_table("kind", columns, by_kind, protocol)]
+    for column, found in (by_segment or {}).items():
+        parts += [_title(wording.segments_title(column, len(found)))]
+        parts += [_parts_table(column, columns, found, protocol)]
+    return Group(title, table, *parts)
+
+
+def _parts_table(
+    first: str, columns: Sequence[str], tests: Tests, protocol: EvaluationProtocol
+) -> Table:
+    """NDCG and HR of some of the users or targets, by what these are called."""
+    table = _table(first, "users", "metric", *columns)
+    for part, found in tests.items():
         for name in wording.shown_metrics(protocol, found)[:2]:
             test = found[name]
-            kinds.add_row(Text(kind), f"{test.users:,}", name, *_test_cells(test))
-    return Group(title, table, _title("By kind of the target"), kinds)
+            table.add_row(Text(part), f"{test.users:,}", name, *_test_cells(test))
+    return table
 
 
 def _test_cells(test: PairedTest) -> list[str]:
@@ -124,7 +146,8 @@ def _slices_table(first: str, slices: Sequence[Slice], protocol: EvaluationProto
 
 def _table(first: str, *others: str) -> Table:
     table = Table()
-    table.add_column(first)
+    # Names of columns are text: square brackets in them are no markup.
+    table.add_column(Text(first))
     for column in others:
         table.add_column(column, justify="right")
     return table

@@ -60,6 +60,31 @@ DEFINITIONS = {
     ),
     "coverage": "share of the catalogue among the first k recommended items of anybody",
 }
+# Of metrics that are measured when they are asked for.
+OWN_DEFINITIONS = {
+    "novelty": (
+        "mean log2(users / users who met the item in training) of the first k recommended items"
+    ),
+    "serendipity": (
+        "share of the first k recommended items that are targets and would not be there if what is "
+        "most popular in training were recommended"
+    ),
+    "diversity": (
+        "one minus the mean cosine of all pairs of the first k recommended items by the column"
+    ),
+    "long-tail": (
+        "share of the first k recommended items outside the smallest set of items that has 80% of "
+        "the training events"
+    ),
+    "calibration": (
+        "Kullback-Leibler divergence of the history's distribution over the column from that of "
+        "the first k recommended items, smoothed by alpha 0.01; 0 is best"
+    ),
+    "gini": (
+        "inequality of how often the items of the catalogue are among the first k recommended ones "
+        "of anybody: 0 where all are equally often, 1 where there is a single one"
+    ),
+}
 
 
 MOMENTS = "the model is told for when it recommends: the time of the target"
@@ -75,11 +100,23 @@ def told(protocol: EvaluationProtocol) -> str:
 
 
 def metric_label(name: str) -> str:
-    """``ndcg@10`` as people write it; sampled metrics say so."""
-    sampled, _, rest = name.rpartition("_")
-    kind, _, k = rest.partition("@")
+    """``ndcg@10`` as people write it; sampled ones, and those by a column, say so."""
+    base, _, k = name.rpartition("@")
+    kind, _, column = base.partition(":")
+    sampled, _, kind = ("", "", kind) if column else kind.rpartition("_")
     kind = kind.upper() if kind in ("hr", "ndcg", "mrr") else kind.capitalize()
-    return f"{kind}@{k} ({sampled})" if sampled else f"{kind}@{k}"
+    said = sampled or column
+    return f"{kind}@{k} ({said})" if said else f"{kind}@{k}"
+
+
+# Values of a column of the table of users that are shown, those of most users.
+MOST_SEGMENTS = 20
+
+
+def segments_title(column: str, values: int) -> str:
+    """Title of metrics by so many values of a column of the table of users."""
+    most = f", the {MOST_SEGMENTS} values with most users"
+    return f"By {column} of the user{most if values >= MOST_SEGMENTS else ''}"
 
 
 def shown_metrics(protocol: EvaluationProtocol, names: Iterable[str]) -> list[str]:
@@ -93,8 +130,13 @@ def shown_metrics(protocol: EvaluationProtocol, names: Iterable[str]) -> list[st
     return [name for name in first if name in known] + [one for one in known if one not in first]
 
 
-def protocol_pairs(protocol: EvaluationProtocol) -> Iterator[tuple[str, str]]:
-    """What was measured, as names and sentences."""
+def protocol_pairs(
+    protocol: EvaluationProtocol, own: Iterable[str] = ()
+) -> Iterator[tuple[str, str]]:
+    """What was measured, as names and sentences.
+
+    own: names of the metrics of lists and of the catalogue that were asked for.
+    """
     yield "Split", _split_text(protocol.split)
     yield "Cases", f"{users_text(protocol)}, {protocol.num_targets:,} targets"
     yield "Candidates", protocol.candidates
@@ -114,6 +156,10 @@ def protocol_pairs(protocol: EvaluationProtocol) -> Iterator[tuple[str, str]]:
     yield "Fingerprint", f"{protocol.fingerprint} (equal where cases are equal)"
     for name, meaning in DEFINITIONS.items():
         yield metric_label(f"{name}@k"), meaning
+    for name in own:
+        meaning = OWN_DEFINITIONS.get(name.partition(":")[0])
+        if meaning:
+            yield metric_label(f"{name}@k"), meaning
 
 
 def users_text(protocol: EvaluationProtocol) -> str:
