@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from blossomrec.data.reading.columns import Column, read_times, read_weights
+from blossomrec.data.reading.declared import with_declared
 from blossomrec.data.reading.files import (
     SourceFiles,
     any_time_zone,
@@ -81,6 +82,7 @@ def read_table(
     names = column_roles(options, weight, kind, context or ())
     around = {role: name for role, name in names.items() if role.startswith(CONTEXT)}
     batches = SourceBatches(source, names, options)
+    context = with_declared(context or {}, batches.declared)
     table = pl.concat(batches)
     if table.height == 0:
         raise no_events(source)
@@ -88,7 +90,7 @@ def read_table(
     for role, name in names.items():
         values = table.drop_in_place(role)
         column = Column(describe(source), name, values, batches.textual, files)
-        kind_of_context = context.get(name) if context and role in around else None
+        kind_of_context = context.get(name) if role in around else None
         read[role] = (
             read_context(column, kind_of_context, sparse=sparse)
             if role in around
@@ -145,15 +147,23 @@ def _read(role: str, column: Column, options: ReadOptions, *, sparse: bool) -> p
     return read_ids(column, normalize=options.normalize_ids)
 
 
-def read_all(source: Any, options: ReadOptions) -> tuple[pl.DataFrame, bool]:
-    """All columns of a table as they are, and whether its source knows only text.
+class WholeTable(NamedTuple):
+    """All columns as they are, whether the source knows only text, and types that it declares."""
+
+    columns: pl.DataFrame
+    textual: bool
+    declared: dict[str, str]
+
+
+def read_all(source: Any, options: ReadOptions) -> WholeTable:
+    """All columns of a table.
 
     Raises:
         DataError: as of ``read_events``.
     """
     names = {name: name for name in _column_names(source, options)}
     batches = SourceBatches(source, names, options)
-    return pl.concat(batches), batches.textual
+    return WholeTable(pl.concat(batches), batches.textual, batches.declared)
 
 
 def _column_names(source: Any, options: ReadOptions) -> list[str]:
@@ -200,6 +210,11 @@ class SourceBatches:
     def textual(self) -> bool:
         """Whether the source knows only text."""
         return self._files is not None and self._files.textual
+
+    @property
+    def declared(self) -> dict[str, str]:
+        """Types that the header of the files declares, by column."""
+        return {} if self._files is None else self._files.declared()
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         """Batches of up to ROWS_AT_ONCE rows, several small files in one."""
