@@ -12,10 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from blossomrec.config import (
-    RunConfig,
-    with_options,
-)
+from blossomrec.config import RunConfig, with_options
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.history import (
     KnownHistories,
@@ -34,6 +31,7 @@ from blossomrec.evaluation import Evaluation, metrics, scoring
 from blossomrec.files import TemporaryFolder
 from blossomrec.models.inputs import resolve_inputs
 from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.parameters import Parameters
 from blossomrec.ranks import launched, open_ranks
 from blossomrec.recommendation.ranked_history import check_days, ranked_after
 from blossomrec.recommendation.ranked_users import Ranked, UserRanker
@@ -59,7 +57,7 @@ if TYPE_CHECKING:
     from blossomrec.training.loop import TrainingResult
 
 
-class BlossomRec:
+class BlossomRec(Parameters):
     """A sequential recommender: fit it on a log of events, ask it for next items.
 
     Ids are external ones, whole numbers or text, in any list, array or series. Pickled, it takes
@@ -85,9 +83,8 @@ class BlossomRec:
     """
 
     def __init__(self, config: RunConfig | None = None, **options: Any):
-        self.config = self._given = with_options(config or RunConfig(), options)
-        # What is not given is that of a run that is brought up to date.
-        self._options = options if config is None else None
+        self._parameters = {"config": config, **options}
+        self.config = self._given
         self.model: SequenceModel | None = None
         self.items: Vocabulary | None = None
         self.log: EventLog | None = None
@@ -560,7 +557,7 @@ class BlossomRec:
 
     def _begun(self, from_run: str | Path | None) -> RunConfig:
         """The configuration as it was given, on top of that of the run that is begun with."""
-        if from_run is None or self._options is None:
+        if from_run is None or self._parameters["config"] is not None:
             return self._given
         return with_options(read_run_config(from_run).config, self._options)
 
