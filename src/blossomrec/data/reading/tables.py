@@ -19,7 +19,7 @@ from blossomrec.data.reading.files import (
 )
 from blossomrec.data.reading.ids import read_ids
 from blossomrec.data.reading.kinds import read_context, read_event_kinds
-from blossomrec.data.reading.options import ReadOptions, find_columns
+from blossomrec.data.reading.options import ARROW_STREAM, ReadOptions, find_columns
 from blossomrec.data.reading.text import ROWS_AT_ONCE
 from blossomrec.errors import DataError, MissingExtraError, NoEventsError
 
@@ -59,7 +59,8 @@ def read_table(
     Args:
         source: path of a Parquet file (.parquet), a text file with a header (.csv, .tsv, or
             RecBole's .inter, whose header is ``name:type``; .gz too), a folder or a pattern of such
-            files, whose folders may be called ``NAME=VALUE``, or a polars or pandas frame.
+            files, whose folders may be called ``NAME=VALUE``, a polars or pandas frame, or a table
+            that gives an Arrow stream, such as those of pyarrow and Hugging Face datasets.
         options: the names of the columns ``user``, ``item``, ``timestamp``; of text files
             ``separator``, ``quote`` and ``multiline``; ``normalize_ids``.
         weight, kind: names of the columns of weights and of the kinds of events, None for none.
@@ -171,6 +172,8 @@ def _column_names(source: Any, options: ReadOptions) -> list[str]:
         return SourceFiles(Path(source), options).columns()
     if isinstance(source, (pl.DataFrame, pl.LazyFrame)):
         return source.lazy().collect_schema().names()
+    if is_arrow(source):
+        return _from_arrow(source).columns
     return list(getattr(source, "columns", ()))
 
 
@@ -193,15 +196,18 @@ class SourceBatches:
     """
 
     def __init__(self, source: Any, names: Mapping[str, str], options: ReadOptions):
+        self._name = describe(source)
         self._source, self._names = source, names
         self._files: SourceFiles | None = None
         self.files = list[tuple[str, int]]()
         if isinstance(source, (str, Path)):
             self._files = SourceFiles(Path(source), options)
+        elif is_arrow(source):
+            self._source = _from_arrow(source)
         elif not (isinstance(source, (pl.DataFrame, pl.LazyFrame)) or is_pandas(source)):
             raise DataError(
                 f"a {type(source).__name__} is not a table of events: give a path, a polars or a "
-                "pandas frame"
+                "pandas frame, or an Arrow table"
             )
         self.lines = 0 if self.textual else None
         self.whole = False
@@ -232,7 +238,7 @@ class SourceBatches:
         if self._files is not None:
             yield from self._of_files(self._files)
             return
-        name, frame = describe(self._source), self._source
+        name, frame = self._name, self._source
         if is_pandas(frame):
             frame, names = read_pandas(name, frame, self._names), {n: n for n in self._names}
         else:
@@ -246,6 +252,26 @@ class SourceBatches:
             if self.lines is not None:
                 self.lines += lines
             yield table
+
+
+def is_arrow(source: Any) -> bool:
+    """Whether ``source`` is a table of another library that gives an Arrow stream."""
+    own = isinstance(source, (pl.DataFrame, pl.LazyFrame)) or is_pandas(source)
+    return (hasattr(source, ARROW_STREAM) or _is_dataset(source)) and not own
+
+
+def _is_dataset(source: Any) -> bool:
+    """Whether it is a data set of Hugging Face, whose own rows are those of its Arrow format."""
+    kind = type(source)
+    return kind.__module__.split(".")[0] == "datasets" and kind.__name__ == "Dataset"
+
+
+def _from_arrow(source: Any) -> pl.DataFrame:
+    try:
+        with any_time_zone():
+            return pl.DataFrame(source.with_format("arrow")[:] if _is_dataset(source) else source)
+    except (Exception, pl.exceptions.PanicException) as error:
+        raise DataError(f"{describe(source)} cannot be read: {first_line(error)}") from error
 
 
 def is_pandas(source: Any) -> bool:
