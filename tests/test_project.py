@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GUIDES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
 PACKAGE = ROOT / "src" / "blossomrec"
 # What Python does not import, and the wheel must not forget.
-SUFFIXES = {".cpp", ".h", ".cu", ".cuh", ".html", ".css", ".js", ".toml", ".typed"}
+SUFFIXES = {".cpp", ".h", ".cu", ".cuh", ".html", ".css", ".js", ".toml", ".typed", ".md"}
 
 TEMPLATES = {"base.html", "inspect.html", "parts.html", "report.html", "style.css"}
 

@@ -12,10 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from blossomrec.config import (
-    RunConfig,
-    with_options,
-)
+from blossomrec.config import RunConfig, with_options
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.history import (
     KnownHistories,
@@ -32,8 +29,10 @@ from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError, DataError, RunError, one_of, true_or_false, whole_number
 from blossomrec.evaluation import Asked, Evaluation, metrics, scoring
 from blossomrec.files import TemporaryFolder
+from blossomrec.hub.repository import download, is_repository
 from blossomrec.models.inputs import resolve_inputs
 from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.parameters import Parameters
 from blossomrec.ranks import launched, open_ranks
 from blossomrec.recommendation.ranked_history import check_days, ranked_after
 from blossomrec.recommendation.ranked_users import Ranked, UserRanker
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
     from blossomrec.training.loop import TrainingResult
 
 
-class BlossomRec:
+class BlossomRec(Parameters):
     """A sequential recommender: fit it on a log of events, ask it for next items.
 
     Ids are external ones, whole numbers or text, in any list, array or series. Pickled, it takes
@@ -85,9 +84,8 @@ class BlossomRec:
     """
 
     def __init__(self, config: RunConfig | None = None, **options: Any):
-        self.config = self._given = with_options(config or RunConfig(), options)
-        # What is not given is that of a run that is brought up to date.
-        self._options = options if config is None else None
+        self._parameters = {"config": config, **options}
+        self.config = self._given
         self.model: SequenceModel | None = None
         self.items: Vocabulary | None = None
         self.log: EventLog | None = None
@@ -167,21 +165,31 @@ class BlossomRec:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, log: EventLog | str | Path | None = None, *, device: str = "auto"
+        cls,
+        folder: str | Path,
+        log: EventLog | str | Path | None = None,
+        *,
+        device: str = "auto",
+        revision: str | None = None,
     ) -> BlossomRec:
-        """A recommender from a run folder or from what ``save_pretrained`` wrote.
+        """A recommender from a run folder, from what ``save_pretrained`` wrote, or from the Hub.
 
         Args:
-            folder: holds ``config.json``, ``model.safetensors`` and ``vocabulary/``.
+            folder: holds ``config.json``, ``model.safetensors`` and ``vocabulary/``; or the text
+                ``"OWNER/NAME"``, a repository of the Hugging Face Hub (extra: hub), where there is
+                no such folder.
             log: prepared log with the histories of the users to ask for; None is the log the model
                 was trained on, as it is now, if it is still there.
             device: "auto", "cpu" or "cuda".
+            revision: of a repository: a branch, a tag or a commit.
 
         Raises:
-            RunError: a file of the run is missing or damaged.
+            RunError: a file of the run is missing or damaged, or there is no such repository.
             DataError: the log that was given is missing or damaged.
             ConfigError: the device is not there.
         """
+        if is_repository(folder):
+            folder = download(str(folder), revision)
         self = cls(read_run_config(folder).config)
         self._load(folder, resolve_device(device))
         if log is not None:
@@ -201,13 +209,58 @@ class BlossomRec:
         Raises:
             RunError: there is nothing to save, or the folder is a run folder.
         """
-        model, vocabulary = self._ready()
+        model, _ = self._ready()
         assert self._info is not None
-        users = None
-        if self._users is not None and model.users is not None:
-            users = (self._users, model.users)
-        known = Known(vocabulary, self._item_table, users)
-        write_model(folder, self._info, known, model, overwrite=overwrite)
+        write_model(folder, self._info, self._saved(), model, overwrite=overwrite)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        evaluation: Evaluation | None = None,
+        private: bool | None = None,
+        with_users: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Publish model and model card on the Hugging Face Hub (extra: hub), without the events.
+
+        Ids and tables of the items go with it, paths of this machine do not.
+
+        Args:
+            repo_id: ``"OWNER/NAME"``; the repository is made where there is none, and a model that
+                was there is replaced.
+            evaluation: what :meth:`evaluate` gave, for the card.
+            private: whether a new repository is; None is as its owner has set it.
+            with_users: also publish the table of users, with their ids, where the model sees one.
+            revision: the branch; None is the main one.
+            token: of the Hub; None is that of ``hf auth login``.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            RunError: there is nothing to publish.
+            ConfigError: the model sees a table of users, and ``with_users`` is not given.
+
+        Example:
+            >>> recommender.push_to_hub("me/plays", evaluation=recommender.evaluate())
+        """
+        from blossomrec.hub.publish import publish
+
+        model, _ = self._ready()
+        assert self._info is not None
+        return publish(
+            repo_id,
+            model,
+            self._info,
+            self._saved(),
+            evaluation=evaluation,
+            with_users=with_users,
+            private=private,
+            revision=revision,
+            token=token,
+        )
 
     def evaluate(
         self,
@@ -563,9 +616,17 @@ class BlossomRec:
             {**columns, "item_id": vocabulary.ids(rows), "score": scores, "rank": ranks}
         )
 
+    def _saved(self) -> Known:
+        """What is written beside the model."""
+        model, vocabulary = self._ready()
+        users = None
+        if self._users is not None and model.users is not None:
+            users = (self._users, model.users)
+        return Known(vocabulary, self._item_table, users)
+
     def _begun(self, from_run: str | Path | None) -> RunConfig:
         """The configuration as it was given, on top of that of the run that is begun with."""
-        if from_run is None or self._options is None:
+        if from_run is None or self._parameters["config"] is not None:
             return self._given
         return with_options(read_run_config(from_run).config, self._options)
 

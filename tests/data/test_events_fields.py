@@ -378,7 +378,10 @@ class TestSources:
         if suffix == "parquet":
             frame.write_parquet(path)
         else:
-            typed = frame.rename({name: f"{name}:token" for name in frame.columns})
+            floats = {name for name, dtype in frame.schema.items() if dtype.is_float()}
+            typed = frame.rename(
+                {name: f"{name}:{'float' if name in floats else 'token'}" for name in frame.columns}
+            )
             separator = "," if suffix == "csv" else "\t"
             (typed if suffix == "inter" else frame).write_csv(path, separator=separator)
         with warnings.catch_warnings():

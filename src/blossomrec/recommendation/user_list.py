@@ -70,7 +70,7 @@ def _ids(users: Any) -> tuple[list[Any], str, Any]:
 
 
 def _column(path: Path) -> list[Any]:
-    table, _ = read_all(path, ReadOptions())
+    table = read_all(path, ReadOptions()).columns
     if COLUMN not in table.columns and len(table.columns) != 1:
         raise DataError(
             f"{path} has no column {COLUMN!r} and several others: {', '.join(table.columns)}"

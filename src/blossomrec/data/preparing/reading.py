@@ -20,6 +20,7 @@ from blossomrec.data.preparing.columns import (
     context_column,
 )
 from blossomrec.data.reading.columns import Column, read_weights
+from blossomrec.data.reading.declared import with_declared
 from blossomrec.data.reading.kinds import read_event_kinds
 from blossomrec.data.reading.options import PrepareOptions
 from blossomrec.data.reading.tables import (
@@ -62,12 +63,13 @@ class ReadEvents:
         context: Mapping[str, str | None],
         folder: Path,
     ):
-        self._folder, self._kinds_of_context = folder, context
+        self._folder = folder
         self._normalize = options.normalize_ids
         self._columns = dict[str, BatchColumn]()
         self.num_events = self._batches = 0
         names = column_roles(options, options.weight, options.kind, context)
         batches = SourceBatches(source, names, options)
+        self._kinds_of_context = with_declared(context, batches.declared)
         folder.mkdir()
         for table in batches:
             if table.height:

@@ -50,6 +50,10 @@ class Column:
     def with_values(self, values: pl.Series) -> Column:
         return replace(self, values=values)
 
+    def as_typed(self) -> Column:
+        """The same of a source that knows types, so that text is text."""
+        return replace(self, textual=False)
+
     def place(self, row: int) -> str:
         """Source, column and row, from 1, of a value from 0: of several files the one it is in."""
         source, row = self.source, row if self.rows is None else int(self.rows[row])

@@ -11,8 +11,9 @@ import polars as pl
 
 from blossomrec.data.features import Categories, Feature, FeatureTable, Numbers, Titles, Vectors
 from blossomrec.data.reading.columns import Column, plain_text
+from blossomrec.data.reading.declared import declared_kind, split_sequence
 from blossomrec.data.reading.ids import read_ids
-from blossomrec.data.reading.kinds import KINDS, READERS, guess_kind
+from blossomrec.data.reading.kinds import KINDS, READERS
 from blossomrec.data.reading.options import ReadOptions
 from blossomrec.data.reading.tables import describe, read_all
 from blossomrec.errors import ConfigError, DataError
@@ -71,7 +72,7 @@ def read_features(
         ConfigError: a kind is unknown or of a column that is not there.
     """
     name = describe(source)
-    table, textual = read_all(source, options)
+    table, textual, declared = read_all(source, options)
     if id_column not in table.columns:
         raise DataError(f"{name} has no column {id_column!r}: it has {', '.join(table.columns)}")
     if only:
@@ -99,8 +100,10 @@ def read_features(
         if column == id_column:
             continue
         one = plain_text(Column(name, column, table[column], textual))
-        kind = kinds.get(column) or guess_kind(one)
+        told = declared.get(column)
+        kind = kinds.get(column) or declared_kind(one, told)
         if kind != "none":
+            one = split_sequence(one, told, kind)
             columns[column], found[column] = READERS[kind](one), kind
     return FeatureColumns(name, ids, columns, found)
 

@@ -74,6 +74,10 @@ class SourceFiles:
         inside = parquet_columns(first.path) if not self.textual else self._text(first).columns()
         return [name for name in inside if name not in first.partition] + list(first.partition)
 
+    def declared(self) -> dict[str, str]:
+        """Types that the header declares, by column; those of the first file."""
+        return self._text(self.files[0]).declared() if self.textual else {}
+
     def batches(self, names: Mapping[str, str]) -> Iterator[Batch]:
         """Columns named by the keys of ``names``, some rows at a time; of each file one at least.
 

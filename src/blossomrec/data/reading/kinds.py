@@ -31,7 +31,7 @@ def guess_kind(column: Column) -> str:
     if dtype == pl.Boolean:
         return "category"
     if dtype == pl.String:
-        if name == "title" or name.endswith("_title"):
+        if is_title(name):
             return "title"
         if column.textual and _as_numbers(values).null_count() == values.null_count():
             return "category" if name.endswith("_id") else "number"
@@ -40,6 +40,11 @@ def guess_kind(column: Column) -> str:
     if dtype.is_numeric():
         return "category" if name.endswith("_id") else "number"
     return "number" if dtype in (pl.Datetime, pl.Date) else "none"
+
+
+def is_title(name: str) -> bool:
+    """Whether a column is called a title."""
+    return name.lower() == "title" or name.lower().endswith("_title")
 
 
 def _read_titles(column: Column) -> pl.Series:

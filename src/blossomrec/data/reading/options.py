@@ -13,6 +13,8 @@ from blossomrec.config import check, column, option
 from blossomrec.errors import ConfigError, DataError
 
 Options = TypeVar("Options")
+# What tables of other libraries have that give their columns as an Arrow stream.
+ARROW_STREAM = "__arrow_c_stream__"
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class PrepareOptions(Filters, EventOptions):
 
 def _told(value: Any) -> str:
     """An option as text; of a frame what it is."""
-    if hasattr(value, "columns"):
+    if any(hasattr(value, name) for name in ("columns", "column_names", ARROW_STREAM)):
         return f"the {type(value).__module__.split('.')[0]} frame"
     return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from blossomrec.data.reading.columns import Column, read_times, read_weights
+from blossomrec.data.reading.declared import with_declared
 from blossomrec.data.reading.files import (
     SourceFiles,
     any_time_zone,
@@ -18,7 +19,7 @@ from blossomrec.data.reading.files import (
 )
 from blossomrec.data.reading.ids import read_ids
 from blossomrec.data.reading.kinds import read_context, read_event_kinds
-from blossomrec.data.reading.options import ReadOptions, find_columns
+from blossomrec.data.reading.options import ARROW_STREAM, ReadOptions, find_columns
 from blossomrec.data.reading.text import ROWS_AT_ONCE
 from blossomrec.errors import DataError, MissingExtraError, NoEventsError
 
@@ -58,7 +59,8 @@ def read_table(
     Args:
         source: path of a Parquet file (.parquet), a text file with a header (.csv, .tsv, or
             RecBole's .inter, whose header is ``name:type``; .gz too), a folder or a pattern of such
-            files, whose folders may be called ``NAME=VALUE``, or a polars or pandas frame.
+            files, whose folders may be called ``NAME=VALUE``, a polars or pandas frame, or a table
+            that gives an Arrow stream, such as those of pyarrow and Hugging Face datasets.
         options: the names of the columns ``user``, ``item``, ``timestamp``; of text files
             ``separator``, ``quote`` and ``multiline``; ``normalize_ids``.
         weight, kind: names of the columns of weights and of the kinds of events, None for none.
@@ -81,6 +83,7 @@ def read_table(
     names = column_roles(options, weight, kind, context or ())
     around = {role: name for role, name in names.items() if role.startswith(CONTEXT)}
     batches = SourceBatches(source, names, options)
+    context = with_declared(context or {}, batches.declared)
     table = pl.concat(batches)
     if table.height == 0:
         raise no_events(source)
@@ -88,7 +91,7 @@ def read_table(
     for role, name in names.items():
         values = table.drop_in_place(role)
         column = Column(describe(source), name, values, batches.textual, files)
-        kind_of_context = context.get(name) if context and role in around else None
+        kind_of_context = context.get(name) if role in around else None
         read[role] = (
             read_context(column, kind_of_context, sparse=sparse)
             if role in around
@@ -145,15 +148,23 @@ def _read(role: str, column: Column, options: ReadOptions, *, sparse: bool) -> p
     return read_ids(column, normalize=options.normalize_ids)
 
 
-def read_all(source: Any, options: ReadOptions) -> tuple[pl.DataFrame, bool]:
-    """All columns of a table as they are, and whether its source knows only text.
+class WholeTable(NamedTuple):
+    """All columns as they are, whether the source knows only text, and types that it declares."""
+
+    columns: pl.DataFrame
+    textual: bool
+    declared: dict[str, str]
+
+
+def read_all(source: Any, options: ReadOptions) -> WholeTable:
+    """All columns of a table.
 
     Raises:
         DataError: as of ``read_events``.
     """
     names = {name: name for name in _column_names(source, options)}
     batches = SourceBatches(source, names, options)
-    return pl.concat(batches), batches.textual
+    return WholeTable(pl.concat(batches), batches.textual, batches.declared)
 
 
 def _column_names(source: Any, options: ReadOptions) -> list[str]:
@@ -161,6 +172,8 @@ def _column_names(source: Any, options: ReadOptions) -> list[str]:
         return SourceFiles(Path(source), options).columns()
     if isinstance(source, (pl.DataFrame, pl.LazyFrame)):
         return source.lazy().collect_schema().names()
+    if is_arrow(source):
+        return _from_arrow(source).columns
     return list(getattr(source, "columns", ()))
 
 
@@ -183,15 +196,18 @@ class SourceBatches:
     """
 
     def __init__(self, source: Any, names: Mapping[str, str], options: ReadOptions):
+        self._name = describe(source)
         self._source, self._names = source, names
         self._files: SourceFiles | None = None
         self.files = list[tuple[str, int]]()
         if isinstance(source, (str, Path)):
             self._files = SourceFiles(Path(source), options)
+        elif is_arrow(source):
+            self._source = _from_arrow(source)
         elif not (isinstance(source, (pl.DataFrame, pl.LazyFrame)) or is_pandas(source)):
             raise DataError(
                 f"a {type(source).__name__} is not a table of events: give a path, a polars or a "
-                "pandas frame"
+                "pandas frame, or an Arrow table"
             )
         self.lines = 0 if self.textual else None
         self.whole = False
@@ -200,6 +216,11 @@ class SourceBatches:
     def textual(self) -> bool:
         """Whether the source knows only text."""
         return self._files is not None and self._files.textual
+
+    @property
+    def declared(self) -> dict[str, str]:
+        """Types that the header of the files declares, by column."""
+        return {} if self._files is None else self._files.declared()
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         """Batches of up to ROWS_AT_ONCE rows, several small files in one."""
@@ -217,7 +238,7 @@ class SourceBatches:
         if self._files is not None:
             yield from self._of_files(self._files)
             return
-        name, frame = describe(self._source), self._source
+        name, frame = self._name, self._source
         if is_pandas(frame):
             frame, names = read_pandas(name, frame, self._names), {n: n for n in self._names}
         else:
@@ -231,6 +252,26 @@ class SourceBatches:
             if self.lines is not None:
                 self.lines += lines
             yield table
+
+
+def is_arrow(source: Any) -> bool:
+    """Whether ``source`` is a table of another library that gives an Arrow stream."""
+    own = isinstance(source, (pl.DataFrame, pl.LazyFrame)) or is_pandas(source)
+    return (hasattr(source, ARROW_STREAM) or _is_dataset(source)) and not own
+
+
+def _is_dataset(source: Any) -> bool:
+    """Whether it is a data set of Hugging Face, whose own rows are those of its Arrow format."""
+    kind = type(source)
+    return kind.__module__.split(".")[0] == "datasets" and kind.__name__ == "Dataset"
+
+
+def _from_arrow(source: Any) -> pl.DataFrame:
+    try:
+        with any_time_zone():
+            return pl.DataFrame(source.with_format("arrow")[:] if _is_dataset(source) else source)
+    except (Exception, pl.exceptions.PanicException) as error:
+        raise DataError(f"{describe(source)} cannot be read: {first_line(error)}") from error
 
 
 def is_pandas(source: Any) -> bool:

@@ -62,6 +62,15 @@ class TextFile:
         except _FILE_ERRORS as error:
             raise DataError(f"{self.path} cannot be read: {error}") from error
 
+    def declared(self) -> dict[str, str]:
+        """Types of the columns, by name, where the header is typed; DataError as of columns."""
+        try:
+            header = self._header_fields()[1] if self.typed else []
+        except _FILE_ERRORS as error:
+            raise DataError(f"{self.path} cannot be read: {error}") from error
+        pairs = (field.partition(":") for field in header)
+        return {name: declared for name, _, declared in pairs if declared}
+
     def batches(self, names: Mapping[str, str]) -> Iterator[tuple[pl.DataFrame, int]]:
         """Columns of text, named by the keys of ``names``, some rows at a time, in their order.
 
@@ -124,6 +133,11 @@ class TextFile:
 
     def _read_header(self) -> tuple[int, list[str]]:
         """The number of blank lines before the header, and the names in it."""
+        before, header = self._header_fields()
+        return before, [name.split(":")[0] for name in header] if self.typed else header
+
+    def _header_fields(self) -> tuple[int, list[str]]:
+        """The number of blank lines before the header, and its fields as they are."""
         with self.open() as file:
             start = file.read(_CHUNK)
         if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start[:200]:
@@ -141,8 +155,7 @@ class TextFile:
             raise DataError(f"{self.path}, header: {_shown(str(line))}: {error}") from error
         if not header:
             raise DataError(f"{self.path} has no header: its lines are blank")
-        names = [name.split(":")[0] for name in header] if self.typed else header
-        return before, names
+        return before, header
 
     def _find_columns(self, header: list[str], names: list[str]) -> list[int]:
         try:

@@ -1,0 +1,1 @@
+"""Models on the Hugging Face Hub: brought from there, and published with a card."""
