@@ -66,6 +66,9 @@ VERBS = {
     "similar": Verb(
         "recommending:similar", "Show the items that a model holds to be closest to others."
     ),
+    "export": Verb(
+        "exporting:export", "Write a model for other engines: as graphs, or as vectors."
+    ),
     "inspect": Verb(
         "measuring:inspect",
         "Show what the selector of a run selects, as tables and as an HTML page.",
