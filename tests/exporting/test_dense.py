@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 FORMS = [
     {"attention": "full"},
     {"attention": "window", "window": 6},
-    {"layers": 2},
+    {"layers": 2, "block_size": 16, "compress_window": 32, "top_n": 4, "window": 8},
     {"near_bias": "on"},
     {"fusion": "gated"},
     {"fusion": "gated", "gate": "convex", "sinks": 3},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from exported_models import (
 
 from blossomrec.data.batch import pack
 from blossomrec.data.vocabulary import Vocabulary
-from blossomrec.errors import ConfigError
+from blossomrec.errors import ConfigError, MissingExtraError
 from blossomrec.exporting.export import Source, Wanted, write_export
 from small_models import NUM_ITEMS, small_model
 from whole_history import relative_error
@@ -103,12 +104,9 @@ def check(folder: Path, model: Any, to: str) -> None:
 
 
 def test_onnx_equals_a_model_that_sees_more_than_items(tmp_path):
-    seen = dict.fromkeys(("time_gap", "event_kinds"), "on")
-    model = exported_model(all_tables(), near_bias="on", share=0.7, **seen)
+    options = {"near_bias": "on", "share": 0.7, "block_size": 16, "compress_window": 16}
+    model = exported_model(all_tables(), time_gap="on", event_kinds="on", **options)
     check(tmp_path / "out", model, "onnx")
-    ids = pl.read_parquet(tmp_path / "out" / "items.parquet")["id"].to_list()
-    users = pl.read_parquet(tmp_path / "out" / "users.parquet")["id"].to_list()
-    assert (ids, users) == (ITEM_IDS, USER_IDS)
 
 
 def test_onnx_equals_a_bidirectional_model_and_has_its_table_once(tmp_path):
@@ -130,6 +128,9 @@ def test_onnx_equals_a_bidirectional_model_and_has_its_table_once(tmp_path):
 def test_an_exported_program_equals_the_model_and_holds_nothing_pickled(tmp_path):
     model = exported_model(all_tables(), time_gap="on", content="on", user_table="on")
     check(tmp_path / "out", model, "torch")
+    ids = pl.read_parquet(tmp_path / "out" / "items.parquet")["id"].to_list()
+    users = pl.read_parquet(tmp_path / "out" / "users.parquet")["id"].to_list()
+    assert (ids, users) == (ITEM_IDS, USER_IDS)
     for name in ("encoder", "ranking"):
         with zipfile.ZipFile(tmp_path / "out" / f"{name}.pt2") as file:
             names = file.namelist()
@@ -154,4 +155,12 @@ def test_an_exported_program_equals_the_model_and_holds_nothing_pickled(tmp_path
 def test_what_cannot_be_exported_is_named(options, words, tmp_path):
     with pytest.raises(ConfigError, match=words):
         exported(tmp_path / "out", small_model(**options), "torch")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'blossomrec\[onnx\]'"):
+        exported(tmp_path / "out", small_model(), "onnx")
     assert not list(tmp_path.iterdir())
