@@ -76,6 +76,9 @@ VERBS = {
     "serve": Verb(
         "recommending:serve", "Answer requests over HTTP: append events, recommend, forget users."
     ),
+    "openapi": Verb(
+        "exporting:openapi", "Print what requests a server takes, as an OpenAPI schema in JSON."
+    ),
     "import-events": Verb(
         "recommending:import_events", "Load histories into the store of events of a server."
     ),
