@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,12 @@ class Padded:
     position: Tensor
     angles: Tensor
 
-    @property
+    @cached_property
     def there(self) -> Tensor:
         """Which keys are events, bool [B, 1, 1, L]."""
         return (self.position < self.lengths[:, None])[:, None, None]
 
-    @property
+    @cached_property
     def distance(self) -> Tensor:
         """From each event back to each key, int64 [L, L]."""
         return self.position[:, None] - self.position
