@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -150,8 +151,8 @@ def _write_torch(folder: Path, graph: Graph) -> str:
 
 def _onnx_writer() -> Callable[[Path, Graph], str]:
     try:
-        import onnx_ir
-        import onnxscript  # noqa: F401
+        onnx_ir = import_module("onnx_ir")
+        import_module("onnxscript")
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "onnxscript", "onnx") from error
 
