@@ -23,6 +23,7 @@ from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.log import EventLog
 from blossomrec.data.reading.options import PrepareOptions, ReadOptions
 from blossomrec.evaluation.evaluation import load_evaluation
+from blossomrec.exporting.options import VectorOptions
 from blossomrec.recommendation.options import BulkOptions, RecommendOptions, RuleOptions
 from blossomrec.recommender import BlossomRec
 from blossomrec.rolling.options import RollingOptions
@@ -452,6 +453,7 @@ UNNAMED_SECTIONS = {
     "append": AppendOptions,
     "import-events": ReadOptions,
     "evaluate": EvaluateOptions,
+    "export": VectorOptions,
     "recommend": (BulkOptions, RecommendOptions, RuleOptions),
     "tune": TuneOptions,
     "rolling": RollingOptions,

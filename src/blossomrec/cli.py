@@ -66,12 +66,18 @@ VERBS = {
     "similar": Verb(
         "recommending:similar", "Show the items that a model holds to be closest to others."
     ),
+    "export": Verb(
+        "exporting:export", "Write a model for other engines: as graphs, or as vectors."
+    ),
     "inspect": Verb(
         "measuring:inspect",
         "Show what the selector of a run selects, as tables and as an HTML page.",
     ),
     "serve": Verb(
         "recommending:serve", "Answer requests over HTTP: append events, recommend, forget users."
+    ),
+    "openapi": Verb(
+        "exporting:openapi", "Print what requests a server takes, as an OpenAPI schema in JSON."
     ),
     "import-events": Verb(
         "recommending:import_events", "Load histories into the store of events of a server."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,6 +49,7 @@ from blossomrec.run import (
     open_users,
     open_vocabulary,
     read_run_config,
+    run_version,
     write_model,
 )
 from blossomrec.training.state import seeded
@@ -92,6 +93,7 @@ class BlossomRec(Parameters):
         self.training: TrainingResult | None = None
         self.filter_viewed: bool | None = None
         self._info: RunInfo | None = None
+        self._folder: Path | None = None
         self._users: Vocabulary | None = None
         self._item_table: FeatureTable | None = None
         self._known: KnownHistories | None = None
@@ -536,6 +538,71 @@ class BlossomRec(Parameters):
             }
         )
 
+    def export(
+        self,
+        out: str | Path,
+        to: Literal["onnx", "torch", "vectors"],
+        *,
+        k: int | None = None,
+        users: str | Path | Iterable[Any] | None = None,
+        index: str | None = None,
+        at: Moment | None = None,
+        kind: str | None = None,
+    ) -> dict[str, Any]:
+        """Write the model for other engines, with the ids of its rows and ``export.json``.
+
+        Args:
+            out: folder to make.
+            to: "onnx" or "torch", an encoder of histories and a ranking of items as graphs; or
+                "vectors" in Parquet files, whose inner products are the model's scores.
+            k: how many items the ranking of a graph gives; None for 100, or all of fewer.
+            users: whose vectors are written: "all" of the log, external ids, or the path of a file
+                as of :meth:`recommend_all`; None for nobody's.
+            index: what faiss is to make of the vectors of items, such as "Flat"; None for nothing.
+            at, kind: as of :meth:`recommend`, for vectors of users.
+
+        Returns:
+            What ``export.json`` says.
+
+        Raises:
+            RunError: something lies at ``out``, or there is no log with the users.
+            DataError: a user is unknown, or none has an event of an item that the model knows.
+            ConfigError: the model has something that cannot be exported so; the message names it.
+            MissingExtraError: what writes ONNX, or faiss, is not installed.
+
+        Example:
+            >>> recommender.export("exported", "onnx", k=20)["encoder"]["file"]
+            'encoder.onnx'
+        """
+        from blossomrec.exporting.export import Source, Wanted, write_export
+
+        model, vocabulary = self._ready()
+        there = self._folder is not None and (self._folder / "config.json").is_file()
+        version = run_version(self._folder) if there and self._folder is not None else None
+        source = Source(model, vocabulary, self._users, version, self.filter_viewed)
+        vectors = None if users is None else self._user_vectors(users, at, kind)
+        return write_export(out, source, Wanted(to, k, index, vectors))
+
+    def _user_vectors(
+        self, users: str | Path | Iterable[Any], at: Moment | None, kind: str | None
+    ) -> Iterator[tuple[list[int | str], np.ndarray]]:
+        """Ids and vectors of users, some at a time."""
+        from blossomrec.exporting.vectors import user_vectors
+        from blossomrec.recommendation.user_list import listed_users
+
+        model, vocabulary = self._ready()
+        known = self._histories()
+        log = known.log
+        everyone = isinstance(users, str) and users == "all"
+        rows = np.arange(log.num_users)
+        if not everyone:
+            rows = listed_users(users, log.user_vocabulary, "refuse")
+        known.warn_of_unknown(rows)
+        request = self._user_request(1, at, kind=kind)
+        return user_vectors(
+            model, UserHistories(log, model, vocabulary, self._users, request), rows
+        )
+
     def _request(
         self,
         k: int,
@@ -650,7 +717,7 @@ class BlossomRec(Parameters):
 
     def _load(self, folder: str | Path, device: str) -> None:
         """Take model and items from a run folder."""
-        self._info = read_run_config(folder)
+        self._info, self._folder = read_run_config(folder), Path(folder)
         model = load_model(folder, device)
         self.items = open_vocabulary(folder, self._info)
         self._item_table = model.features

@@ -43,7 +43,8 @@ _BUCKET_STARTS = [math.ceil(2 ** (number / 2) - 1) for number in range(GAP_BUCKE
 
 
 @functools.lru_cache(maxsize=8)
-def _bucket_starts(device: torch.device) -> Tensor:
+def bucket_starts(device: torch.device) -> Tensor:
+    """The smallest gap, in whole seconds, of each bucket from 1 on, int64."""
     return torch.tensor(_BUCKET_STARTS, device=device)
 
 
@@ -53,7 +54,7 @@ def gap_buckets(seconds: Tensor) -> Tensor:
     >>> gap_buckets(torch.tensor([-1, 0, 1, 3, 3_600])).tolist()
     [0, 1, 3, 5, 24]
     """
-    return torch.bucketize(seconds, _bucket_starts(seconds.device), right=True)
+    return torch.bucketize(seconds, bucket_starts(seconds.device), right=True)
 
 
 def gaps(seconds: Tensor, cu_seqlens: Tensor, before: Tensor | None = None) -> Tensor:
@@ -227,7 +228,7 @@ class EventInputs(nn.Module):
             from blossomrec.models.fused.event_columns import WIDEST, event_columns
 
             if width <= WIDEST:
-                return event_columns(self, seen, _bucket_starts(weight.device), width, dtype)
+                return event_columns(self, seen, bucket_starts(weight.device), width, dtype)
         gap, seconds, kinds, context, users = seen
         rows = list[Tensor]()
         if self.gap:

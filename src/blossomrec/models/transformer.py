@@ -105,20 +105,20 @@ class TransformerLayer(nn.Module):
     ) -> tuple[Tensor, AttentionOutput]:
         """[T, D] to [T, D] before the feed-forward network, with what the attention gave."""
         attended = self.attention(
-            self._attention_input(x),
+            self.attention_input(x),
             cu_seqlens,
             max_length=max_length,
             distil_rows=distil_rows,
             rotary=rotary,
         )
-        return self._with_attended(x, attended.hidden), attended
+        return self.with_attended(x, attended.hidden), attended
 
     def extend_paged(
         self, x: Tensor, kept: PagedLayer, step: Step, rotary: Tensor | None = None
     ) -> Tensor:
         """New events of many users, as :meth:`forward`; ``kept`` is changed."""
-        attended = self.attention.extend_paged(self._attention_input(x), kept, step, rotary)
-        return self._with_attended(x, attended.hidden)
+        attended = self.attention.extend_paged(self.attention_input(x), kept, step, rotary)
+        return self.with_attended(x, attended.hidden)
 
     def prefill(
         self,
@@ -129,28 +129,29 @@ class TransformerLayer(nn.Module):
         rotary: Tensor | None = None,
     ) -> Tensor:
         """Whole histories, as :meth:`forward`; ``kept`` is changed."""
-        given = self._attention_input(x)
+        given = self.attention_input(x)
         attended = self.attention.prefill(given, cu_seqlens, kept, step, rotary)
-        return self._with_attended(x, attended.hidden)
+        return self.with_attended(x, attended.hidden)
 
     def extend_recurrent(
         self, x: Tensor, given: Continued, kept: Tensors, rotary: Tensor | None = None
     ) -> tuple[Tensor, Tensors]:
         """New events of many users, as :meth:`forward`, and what is kept after them."""
         attended, after = self.attention.extend_recurrent(
-            self._attention_input(x), given, kept, rotary
+            self.attention_input(x), given, kept, rotary
         )
-        return self._with_attended(x, attended), after
+        return self.with_attended(x, attended), after
 
     @property
     def captures_steps(self) -> bool:
         """Whether :meth:`extend_paged` can be part of a CUDA graph."""
         return isinstance(self.attention, BlossomAttention) and self.attention.captures_steps
 
-    def _attention_input(self, x: Tensor) -> Tensor:
+    def attention_input(self, x: Tensor) -> Tensor:
+        """What the attention is given, [T, D]."""
         return self.attention_norm(x) if self.pre_norm else x
 
-    def _with_attended(self, x: Tensor, attended: Tensor) -> Tensor:
+    def with_attended(self, x: Tensor, attended: Tensor) -> Tensor:
         """Input and output of the attention together, [T, D]."""
         if self._in_few_passes(x):
             from blossomrec.models.fused.norm import add_norm

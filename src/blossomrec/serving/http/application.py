@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
@@ -15,11 +16,13 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from blossomrec import __version__
+from blossomrec.config import ServingConfig
 from blossomrec.serving.engine.service import Given, Service
 from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.http import schemas
 from blossomrec.serving.http.middleware import RequestMiddleware
 from blossomrec.serving.http.pages import add_page, add_reference
+from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, plain, shown
 from blossomrec.serving.stores.store import Context, Event, ItemId
 
@@ -89,6 +92,8 @@ def build_app(
         description=DESCRIPTION,
         default_response_class=Json,
         responses=_described(COMMON),
+        # Names of functions, which generated clients have as well.
+        generate_unique_id_function=lambda route: route.name,
         # FastAPI's own pages load a script from elsewhere.
         docs_url=None,
         redoc_url=None,
@@ -109,6 +114,12 @@ def build_app(
         RequestMiddleware, config=service.config, metrics=service.metrics, token=token
     )
     return app
+
+
+def openapi_schema() -> dict[str, Any]:
+    """What ``/openapi.json`` says, without a model or a store."""
+    nobody: Any = SimpleNamespace(config=ServingConfig(), metrics=Metrics())
+    return build_app(nobody).openapi()
 
 
 def _described(statuses: dict[int, str]) -> dict[int | str, dict[str, Any]]:
