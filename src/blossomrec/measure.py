@@ -64,7 +64,8 @@ def evaluate_run(
     """
     check_run_options(run, on, options)
     info = read_run_config(run)
-    events = open_log(run, info, log)
+    # Opening merges what was appended, which one rank does for all.
+    events = ranks.in_turn(lambda: open_log(run, info, log))
     config = override(info.config.evaluation, options)
     device = resolve_device(device)
     asked = Asked(own_metrics=own_metrics, segments=segments)
