@@ -95,12 +95,15 @@ def test_under_autocast_only_the_factors_are_rounded(dtype):
         assert error(one, other) < 5e-3
 
 
+# A model under autocast gives hidden states in its type, beside weights that are float32.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_kernels_hold_no_logits_and_find_the_same(monkeypatch, weighted):
+def test_kernels_hold_no_logits_and_find_the_same(monkeypatch, weighted, dtype):
     pytest.importorskip("triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     given = [each.detach().to(device) for each in problem(torch.float32)]
     hidden, weight, *others, weights = given
+    hidden = hidden.to(dtype)
     # A row whose target is all that was drawn.
     few = others[0], others[0][2].expand(3), others[2][:3]
     for sample in (others, few):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from blossomrec.attention.backends.gpu.products import compute_dtype, product
+from blossomrec.attention.backends.gpu.products import product
 from blossomrec.losses import row_shares
-from blossomrec.losses.softmax import kernels_take
+from blossomrec.losses.softmax import factor_type, kernels_take
 
 CHUNK_ELEMENTS = 1 << 23
 
@@ -185,9 +185,7 @@ def mean_loss(
         may_fuse: whether kernels of a GPU may be used, which hold no logits at all.
     """
     hidden, positives, targets = rows
-    dtype = compute_dtype(hidden)
-    if dtype == hidden.dtype:
-        dtype = torch.promote_types(dtype, vectors.dtype)
+    dtype = factor_type(hidden, vectors)
     differentiate = torch.is_grad_enabled() and any(
         each.requires_grad for each in (hidden, positives, vectors)
     )
