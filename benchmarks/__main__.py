@@ -104,6 +104,10 @@ VERBS = {
         "serving.rule_cost:measure_rules",
         "Time of an answer with rules beside one without, of the engine and of the library.",
     ),
+    "plan": (
+        "tables.planning_tables:print_plan",
+        "Hours and cost of each step from a laptop to a cluster, at prices of your own.",
+    ),
     "tables": (
         "tables.pages:write_pages",
         "Fill the tables of the docs and draw their pictures, from the lines in results/.",

@@ -58,12 +58,17 @@ def draw(lines: Iterable[Line], bench: str, path: Path) -> None:
     for size, part in zip(sizes, parts, strict=False):
         part.suptitle(f"hidden size {size}", fontsize=10)
         _panels(part, curves(line for line in chosen if _hidden_size(line) == size), bench)
-    _save(figure, path, fingerprint(chosen, bench))
+    save(figure, path, fingerprint(chosen, bench))
 
 
 def fingerprint(lines: Iterable[Line], bench: str) -> str:
     """A hash of the lines that :func:`draw` would draw: a picture of others has another one."""
-    text = json.dumps(_chosen(lines, bench), sort_keys=True)
+    return described(_chosen(lines, bench))
+
+
+def described(lines: list[Line]) -> str:
+    """A hash of lines, by which a picture tells what it shows."""
+    text = json.dumps(lines, sort_keys=True)
     return f"lines {hashlib.sha256(text.encode()).hexdigest()}"
 
 
@@ -160,7 +165,8 @@ def _finish(axes: Any, label: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _save(figure: Any, path: Path, description: str) -> None:
+def save(figure: Any, path: Path, description: str) -> None:
+    """Write a figure as an SVG file with a description, the same bytes for the same figure."""
     import matplotlib
 
     # Text stays text; without a salt the names inside would differ at every run.

@@ -6,7 +6,8 @@ Histories are random and of one length; all else is that of a training: batches 
 host while the last step runs, vectors travel, the loss is shared, the optimizer updates its rows.
 One GPU replays its step as a CUDA graph, several take theirs operation by operation, as in a
 training. Each case is a job of its own, started as torchrun starts ranks; its time is that of the
-slowest rank. It needs neither polars nor cyclopts:
+slowest rank. What several tell each other is timed alone, too. It needs neither polars nor
+cyclopts:
 
     from benchmarks.speed.scale import measure_scale
     measure_scale(gpus=[1, 2])
@@ -17,9 +18,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,15 +29,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.results import append_result, provenance
+from benchmarks.speed.collectives import measure_collectives
 from benchmarks.speed.instruments.memory import peak_of_process
+from benchmarks.speed.instruments.ranks import answer, by_ranks
 from benchmarks.speed.instruments.timing import synchronize
 from benchmarks.speed.sampled_step import drawn, training_parts
 from blossomrec.config import TrainingConfig
 from blossomrec.data.batch import Batch
 from blossomrec.data.batches import prefetch
 from blossomrec.data.windows import boundaries, gather_index
-from blossomrec.errors import BlossomRecError, ConfigError
-from blossomrec.ranks import Ranks, open_ranks
+from blossomrec.errors import ConfigError
+from blossomrec.ranks import Ranks
 from blossomrec.training.average import WeightAverage
 from blossomrec.training.objective import Step
 from blossomrec.training.ranks.update import ShardedUpdate
@@ -58,7 +58,6 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 # Different batches, taken in turn; steps before the clock starts, and while it runs.
 BATCHES, WARM_UP, STEPS = 4, 6, 20
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,8 @@ def measure_scale(
     device: str = "auto",
     out: Path | None = None,
 ) -> None:
-    """Events that one GPU and several train on in a second, and what a catalogue takes of each.
+    """Events that one GPU and several train on in a second, and what a catalogue takes of each;
+    and the time of what several tell each other.
 
     Args:
         gpus: how many train together, one after another; 1 and all there are without it
@@ -112,7 +112,7 @@ def measure_scale(
         losses: exact, sampled; both without it
         hidden_size: size of the vectors of items
         device: cuda or cpu, where ranks are processes; auto takes GPUs if there are any
-        out: JSONL file that gets a line for each case
+        out: JSONL file that gets a line for each case, and for each collective and size
 
     Raises:
         ConfigError: a loss is unknown, or there are fewer GPUs.
@@ -129,25 +129,15 @@ def measure_scale(
         raise ConfigError(f"gpus contains {max(counts)}, but there are {there}")
     sizes = (items or [1_000_000], lengths or [200, 4_096], tokens, losses or list(LOSSES))
     for case in cases(counts, *sizes, hidden_size):
-        line = {"bench": "scale", **asdict(case), **_job(case, device)}
+        asked = asdict(case)
+        found = by_ranks("benchmarks.speed.scale", asked, case.gpus, device)
+        line = {"bench": "scale", **asked, **found}
         print(json.dumps(line), flush=True)
         if out is not None:
             append_result(out, {**line, **provenance(device)})
-
-
-def _job(case: ScaleCase, device: str) -> dict[str, Any]:
-    """What the ranks of a case found."""
-    with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "found.json"
-        command = [sys.executable]
-        if case.gpus > 1:
-            command += ["-m", "torch.distributed.run", "--standalone"]
-            command += ["--nproc-per-node", str(case.gpus)]
-        command += ["-m", "benchmarks.speed.scale", json.dumps(asdict(case)), device, str(told)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode or not told.exists():
-            raise BlossomRecError(f"{case} failed: {done.stderr[-2_000:]}")
-        return json.loads(told.read_text())
+    for count in counts:
+        if count > 1:
+            measure_collectives(count, device, out=out)
 
 
 def time_steps(case: ScaleCase, device: str, ranks: Ranks) -> dict[str, Any]:
@@ -220,15 +210,11 @@ def _table_bytes(parts: Parts, average: WeightAverage) -> int:
     held = parts.model.item_embeddings.weight
     kept = [held, *average.means, *parts.optimizer.state.get(held, {}).values()]
     if parts.table is not None:
-        kept += vars(parts.table).values()
+        kept += [*vars(parts.table).values(), *parts.table.rows_state.values()]
     rows = [one for one in kept if isinstance(one, Tensor) and one.ndim and len(one) == len(held)]
     whole = sum({one.data_ptr(): one.nbytes for one in rows}.values())
     return whole + (held.nbytes if parts.table is None else 0)
 
 
 if __name__ == "__main__":
-    asked, where, path = sys.argv[1:]
-    with open_ranks(where) as opened:
-        found = time_steps(ScaleCase(**json.loads(asked)), where, opened)
-        if opened.first:
-            Path(path).write_text(json.dumps(found))
+    answer(lambda asked, where, ranks: time_steps(ScaleCase(**asked), where, ranks))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.tables.measured_lines import Line, read, table
+from benchmarks.tables.more_gpus import computed
 
 NAMES = {
     "products": "the three products, logits in memory",
@@ -15,7 +16,7 @@ NAMES = {
 }
 
 
-def _lines(bench: str, name: str = "speed.jsonl") -> list[Line]:
+def gpu_lines(bench: str, name: str = "speed.jsonl") -> list[Line]:
     """Lines of a bench on a GPU, those of the machine and the code that were measured last."""
     found = [line for line in read(name) if line["bench"] == bench and "NVIDIA" in line["hardware"]]
     same = ("hardware", "commit")
@@ -24,7 +25,7 @@ def _lines(bench: str, name: str = "speed.jsonl") -> list[Line]:
 
 def loss() -> str:
     """Time and memory of the exact softmax, beside its products and other kernels."""
-    lines = sorted(_lines("loss"), key=lambda line: (line["items"], line["rows"]))
+    lines = sorted(gpu_lines("loss"), key=lambda line: (line["items"], line["rows"]))
     rows = [
         [
             f"{line['rows']:,} x {line['items']:,}: {NAMES[line['impl']]}",
@@ -48,14 +49,38 @@ def sampled_step() -> str:
             f"{line['ms']:,.1f}",
             f"{line['peak_mib']:,.0f}",
         ]
-        for line in _lines("sampled step")
+        for line in gpu_lines("sampled step")
     ]
     return table(["catalogue, batch: loss", "sampled items", "step, ms", "peak MiB"], rows)
 
 
+def scale_lines() -> list[Line]:
+    """Lines of training on one GPU and several, those that were computed last."""
+    measured = gpu_lines("scale", "scale.jsonl")
+    return measured + computed(measured, gpu_lines("collectives", "scale.jsonl"))
+
+
+def collectives() -> str:
+    """Time and rate of what ranks tell each other, by size."""
+    lines = gpu_lines("collectives", "scale.jsonl")
+    rows = [
+        [
+            line["collective"],
+            str(line["gpus"]),
+            f"{line['mib']:,g}",
+            f"{line['microseconds']:,.0f}",
+            f"{line['gb_per_second']:,.1f}",
+        ]
+        for line in sorted(lines, key=lambda line: (line["collective"], line["mib"]))
+    ]
+    return table(["collective", "GPUs", "MiB", "microseconds", "GB a second"], rows)
+
+
 def scale() -> str:
-    """Events a second on several GPUs beside one, and memory of the item table on each."""
-    lines, rows = _lines("scale", "scale.jsonl"), []
+    """Events a second on several GPUs beside one, and memory of the item table on each; below what
+    was measured, what follows for more GPUs.
+    """
+    lines, rows = scale_lines(), []
     what = ("items", "length", "loss", "hidden_size")
     alone = {tuple(line[name] for name in what): line for line in lines if line["gpus"] == 1}
     for line in lines:
@@ -64,11 +89,11 @@ def scale() -> str:
         rows.append(
             [
                 f"{line['items']:,} items, histories of {line['length']:,}: {line['loss']}",
-                str(line["gpus"]),
+                f"{line['gpus']}{', computed' if line.get('computed') else ''}",
                 f"{line['tokens_per_rank']:,}",
                 f"{rate / 1e6:.2f}",
                 "" if one is None else f"{rate / one['events_per_second']:.2f}",
-                f"{line['peak_mib']:,.0f}",
+                "" if line.get("computed") else f"{line['peak_mib']:,.0f}",
                 f"{line['table_mib']:,.0f}",
             ]
         )
@@ -80,4 +105,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "loss": loss,
     "sampled-step": sampled_step,
     "scale": scale,
+    "collectives": collectives,
 }

@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
-from benchmarks.speed.length_plots import draw, fingerprint
+from benchmarks.speed.length_plots import described, draw, fingerprint
+from benchmarks.speed.scale_plot import draw_scale
 from benchmarks.tables import (
     accuracy_tables,
     catalogue_tables,
     claims,
     data_tables,
     feature_tables,
+    planning_tables,
     reproduced_tables,
     rolling_tables,
     selector_tables,
@@ -27,7 +31,7 @@ from benchmarks.tables import (
 )
 from benchmarks.tables.measured_lines import ROOT, Line, read
 
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 IMAGES = ROOT / "docs" / "images"
 SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -58,6 +62,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **claims.TABLES,
     **data_tables.TABLES,
     **feature_tables.TABLES,
+    **planning_tables.TABLES,
     **reproduced_tables.TABLES,
     **rolling_tables.TABLES,
     **selector_tables.TABLES,
@@ -85,12 +90,21 @@ def write_pages(*, check: bool = False) -> bool:
             print(f"{page} is out of date: run  make docs")
             return False
         page.write_text(filled(text))
-    for name, (bench, lines) in speed_tables.PICTURES.items():
+    for name, (description, drawn) in _pictures().items():
         path = IMAGES / f"{name}.svg"
-        if path.exists() and fingerprint(lines(), bench) in path.read_text():
+        if path.exists() and description in path.read_text():
             continue
         if check:
             print(f"{path} is out of date: run  make docs")
             return False
-        draw(lines(), bench, path)
+        drawn(path)
     return True
+
+
+def _pictures() -> dict[str, tuple[str, Callable[[Path], None]]]:
+    """Files in docs/images/: what they say that they show, and what draws them."""
+    found: dict[str, tuple[str, Callable[[Path], None]]] = {}
+    for name, (bench, lines) in speed_tables.PICTURES.items():
+        found[name] = fingerprint(lines(), bench), partial(draw, lines(), bench)
+    lines = catalogue_tables.scale_lines()
+    return found | {"scale": (described(lines), partial(draw_scale, lines))}

@@ -22,7 +22,7 @@ def test_every_verb_explains_itself(benchmarks, verb):
 
 
 def test_the_docs_name_verbs_and_files_that_there_are():
-    text = "\n".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+    text = "\n".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")))
     assert set(re.findall(r"python -m benchmarks ([a-z-]+)", text)) | {"tables"} == set(VERBS)
     for path in re.findall(r"`(benchmarks/[^`\s]+)`", text):
         assert (ROOT / path).exists(), path

@@ -8,13 +8,16 @@ from benchmarks.speed import scale
 from blossomrec.errors import BlossomRecError, ConfigError
 
 
-def test_as_many_events_for_each_rank_and_for_all(tmp_path):
+def test_as_many_events_for_each_rank_and_for_all(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(scale, "measure_collectives", lambda *given, out: told.append((given, out)))
     out = tmp_path / "scale.jsonl"
     scale.measure_scale(
         gpus=[1, 2], items=[300], lengths=[16], tokens=64, losses=["exact"], hidden_size=16,
         device="cpu", out=out,
     )  # fmt: skip
     lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert told == [((2, "cpu"), out)]
     assert [(line["gpus"], line["tokens_per_rank"]) for line in lines] == [
         (1, 64),
         (2, 64),
@@ -28,10 +31,11 @@ def test_as_many_events_for_each_rank_and_for_all(tmp_path):
 
 
 def test_a_sampled_loss_keeps_no_gradient_of_all_items(monkeypatch):
-    case = scale.ScaleCase(1, 400, 16, 64, "sampled", 16)
+    case = scale.ScaleCase(1, 1_000, 16, 64, "sampled", 64)
     monkeypatch.setitem(scale.LOSSES["sampled"], "negatives", 8)
     found = scale.time_steps(case, "cpu", scale.Ranks())
-    assert found["table_mib"] < 5 * 401 * 16 * 4 / 2**20
+    # Weights, two moments, the average, and when each was up to date.
+    assert found["table_mib"] == pytest.approx(1_001 * (4 * 64 * 4 + 8) / 2**20, abs=0.06)
 
 
 def test_what_cannot_be_measured_is_named():
