@@ -571,7 +571,8 @@ class BlossomRec(Parameters):
             MissingExtraError: what writes ONNX, or faiss, is not installed.
 
         Example:
-            >>> recommender.export("exported", "onnx", k=20)["encoder"]["file"]
+            >>> told = recommender.export("exported", "onnx", k=20)
+            >>> told["encoder"].get("file")
             'encoder.onnx'
         """
         from blossomrec.exporting.export import Source, Wanted, write_export

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from blossomrec.data.windows import each_once
 from blossomrec.device import refuse_lost_threads
 from blossomrec.errors import DataError
 from blossomrec.files import read_json, replacing, write_json
@@ -57,7 +58,7 @@ class Vocabulary:
     def _take_array(self, ids: np.ndarray) -> None:
         if ids.dtype != np.int64 or ids.ndim != 1:
             raise TypeError(f"ids are {ids.dtype} {list(ids.shape)}: int64 [n] is needed")
-        if len(np.unique(ids)) != len(ids):
+        if len(each_once(ids)) != len(ids):
             raise ValueError("ids must be distinct and not null")
         self._array, self._ids, self._content, self._folder = ids, None, None, None
         self._index = None

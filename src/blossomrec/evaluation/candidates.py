@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from blossomrec.data.windows import fill, gather_index
+from blossomrec.data.windows import each_once, fill, gather_index
 from blossomrec.errors import DataError
 from blossomrec.ranks import ALONE, Ranks
 
@@ -66,12 +66,12 @@ def targets_of(log: EventLog, cases: Cases) -> Targets:
         user = cases.users[np.argmin(np.diff(first))]
         raise DataError(f"the case of user row {user} has no event of the kinds that are targets")
     found = rows * log.num_items + log.items[positions]
-    keys = np.unique(found)
+    keys = each_once(found)
     offsets = np.searchsorted(keys, np.arange(len(lengths) + 1) * log.num_items)
     pairs = (None, None)
     if log.kinds is not None:
         numbers = len(log.fields.kinds) + 1
-        distinct = np.unique(np.searchsorted(keys, found) * numbers + log.kinds[positions])
+        distinct = each_once(np.searchsorted(keys, found) * numbers + log.kinds[positions])
         pairs = ((distinct % numbers).astype(np.int32), distinct // numbers)
     return Targets(offsets, keys % log.num_items, positions[first[:-1]], *pairs)
 
@@ -135,7 +135,7 @@ def _sample_piece(
 ) -> None:
     count, catalogue = sampled.shape[1], log.num_items
     rows, positions = _ragged(log.offsets[users], ends)
-    seen = np.unique(rows * catalogue + log.items[positions])  # keys (row, item), sorted
+    seen = each_once(rows * catalogue + log.items[positions])  # keys (row, item), sorted
     unseen = catalogue - np.bincount(seen // catalogue, minlength=len(users))
     for row in np.flatnonzero(unseen <= count):
         first, last = np.searchsorted(seen, (row * catalogue, (row + 1) * catalogue))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from blossomrec.data.batches import HistoryBatches
+from blossomrec.data.windows import each_once
 from blossomrec.errors import DataError, one_of, true_or_false, whole_number
 from blossomrec.evaluation import metrics, scoring
 from blossomrec.evaluation.candidates import (
@@ -165,7 +166,7 @@ def evaluate(
         num_targets=len(targets.items),
         num_items=log.num_items,
         fingerprint=_fingerprint(cases, targets),
-        num_users=len(np.unique(cases.users)),
+        num_users=len(each_once(cases.users)),
         own_metrics=tuple(options.own_metrics),
         moments="asked" in scorer.inputs,
         asked_kinds="asked_kinds" in scorer.inputs,

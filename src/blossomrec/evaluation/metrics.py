@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from blossomrec.data.windows import each_once
 from blossomrec.errors import ConfigError
 from blossomrec.evaluation.significance import bootstrap_intervals
 from blossomrec.registry import Registry
@@ -157,7 +158,7 @@ def coverage(top: np.ndarray, num_items: int, ks: Sequence[int]) -> dict[str, fl
     """Share of the catalogue that stands among the first k items of any case."""
     shares = {}
     for k in ks:
-        rows = np.unique(top[:, :k])
+        rows = each_once(top[:, :k])
         shares[f"coverage@{k}"] = float(np.count_nonzero(rows >= 0)) / num_items
     return shares
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blossomrec.data.features import Feature
+from blossomrec.data.windows import each_once
 from blossomrec.errors import ConfigError, UnknownNameError, shortened
 from blossomrec.evaluation import lists, metrics
 from blossomrec.evaluation.list_metrics import CATALOGUE_METRICS, LIST_METRICS
@@ -83,7 +84,7 @@ class OwnMetrics:
         Raises:
             ConfigError: a metric gives something else than finite numbers, one for each case.
         """
-        users = np.unique(cases.users)
+        users = each_once(cases.users)
         return dataclasses.replace(
             evaluation,
             lists=self._of_lists(evaluation, log, cases, train_end) if self.of_lists else {},

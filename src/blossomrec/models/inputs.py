@@ -13,7 +13,7 @@ from blossomrec.config import ModelConfig, RunConfig
 from blossomrec.data.features import Categories, Feature, Numbers, Vectors
 from blossomrec.data.fields import EventFields
 from blossomrec.data.split import make_split, resolve_filter_seen
-from blossomrec.data.windows import fill, gather_index
+from blossomrec.data.windows import each_once, fill, gather_index
 from blossomrec.errors import ConfigError
 from blossomrec.ranks import ALONE, Ranks
 from blossomrec.registry import BACKBONES, LOSSES
@@ -111,7 +111,7 @@ def repeated_share(log: EventLog, train_end: np.ndarray, ranks: Ranks = ALONE) -
         lengths = ends[begin:stop]
         users = np.repeat(np.arange(len(lengths)), lengths)
         items = np.asarray(log.items[gather_index(offsets[begin:stop], lengths)])
-        distinct += len(np.unique(users * log.num_items + items))
+        distinct += len(each_once(users * log.num_items + items))
     return 1 - sum(ranks.gathered(distinct)) / max(1, events)
 
 

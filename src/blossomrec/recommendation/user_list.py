@@ -12,6 +12,7 @@ import numpy as np
 from blossomrec.data.reading.options import ReadOptions
 from blossomrec.data.reading.tables import read_all
 from blossomrec.data.vocabulary import Vocabulary, as_ids
+from blossomrec.data.windows import each_once
 from blossomrec.errors import DataError, one_of, shortened
 
 TABLES = (".parquet", ".csv", ".tsv")
@@ -45,7 +46,7 @@ def listed_users(users: str | Path | Iterable[Any], known: Vocabulary, unknown: 
         if unknown == "refuse":
             raise DataError(f"{told}; --unknown skip leaves them out")
         warnings.warn(f"{told}; they are left out", stacklevel=3)
-    found = np.unique(rows[rows >= 0])
+    found = each_once(rows[rows >= 0])
     if not len(found):
         raise DataError(f"{source}: no user is given" + (" that is in the log" if ids else ""))
     return found

@@ -9,7 +9,7 @@ import numpy as np
 
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases, resolve_filter_seen
-from blossomrec.data.windows import boundaries, gather_index
+from blossomrec.data.windows import boundaries, each_once, gather_index
 from blossomrec.evaluation import RankingOptions, evaluate
 from blossomrec.files import TemporaryFolder
 from blossomrec.measure import load_seeing
@@ -73,7 +73,7 @@ def rank_targets(opened: Opened, targets: Targets, run: Path, device: str) -> np
     if not there.any():
         return ranks
     ends = np.zeros_like(targets.stop)
-    users = np.unique(targets.users[there])
+    users = each_once(targets.users[there])
     ends[users] = targets.stop[users]
     temporary = TemporaryFolder()
     log = write_part(opened.log, temporary.path / "log", Part(ends, known), tables=False)

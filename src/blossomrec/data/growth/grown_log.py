@@ -13,6 +13,7 @@ from blossomrec.data.event_arrays import EventArrays, joined
 from blossomrec.data.growth.segment import OPTIONAL, FeatureRows, OpenSegment
 from blossomrec.data.log import ITEMS, LOG_FILE, USERS, EventLog
 from blossomrec.data.log_folder import segment_names
+from blossomrec.data.windows import each_once
 
 # Values read by one mapping of an array. The system may map 16 pages for each of them: 64 MiB.
 VALUES_AT_ONCE = 1_024
@@ -75,7 +76,7 @@ class GrownLog:
         for segment in self.segments:
             first, last = np.searchsorted(segment.users, [start, stop])
             parts.append(np.asarray(segment.users[first:last]))
-        return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int32)
+        return each_once(np.concatenate(parts)) if parts else np.empty(0, np.int32)
 
     def events(self, start: int, stop: int) -> EventArrays:
         """All events of users ``start .. stop-1``, by user, then time.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from blossomrec.data.history import ITEMS_ALONE
+from blossomrec.data.windows import each_once
 from blossomrec.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def users_by_items(log: EventLog, train_end: np.ndarray) -> scipy.sparse.csr_arr
     """Who met what among the training events, ones in a sparse float64 [U, I]."""
     used = training_events(log, train_end)
     users = np.repeat(np.arange(log.num_users), np.diff(log.offsets))[used]
-    met = np.unique(users * log.num_items + np.asarray(log.items)[used])
+    met = each_once(users * log.num_items + np.asarray(log.items)[used])
     parts = np.ones(len(met)), (met // log.num_items, met % log.num_items)
     return scipy.sparse.csr_array(parts, shape=(log.num_users, log.num_items))
 
