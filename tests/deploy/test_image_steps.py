@@ -88,7 +88,9 @@ class Image:
     def environment(self) -> dict[str, str]:
         """That of the image's processes."""
         text = self.here(last_stage()["ENV"].text).replace("$PATH", os.environ["PATH"])
-        return self._bare() | dict(word.split("=", 1) for word in shlex.split(text))
+        # A home that is not there, so that what is written to it is seen.
+        home = {"HOME": str(self.root / "home")}
+        return self._bare() | home | dict(word.split("=", 1) for word in shlex.split(text))
 
     def command(self, name: str) -> list[str]:
         """Of an instruction in exec form."""
@@ -98,6 +100,11 @@ class Image:
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
     return Image(tmp_path_factory.mktemp("image"))
+
+
+def written(image):
+    """What lies in the image beside its volumes."""
+    return {path for folder in ("opt", "home") for path in (image.root / folder).rglob("*")}
 
 
 def run(image, *command):
@@ -140,6 +147,7 @@ def test_it_trains_serves_says_that_it_is_healthy_and_ends(image, tiny_events):
     command = [*image.command("ENTRYPOINT"), *image.command("CMD"), "--port", str(port)]
     command[command.index("0.0.0.0")] = "127.0.0.1"
     assert not healthy(image, port)
+    before = written(image)
     server = subprocess.Popen(
         command, cwd=image.root, env=image.environment(), stderr=subprocess.PIPE, text=True
     )
@@ -149,7 +157,7 @@ def test_it_trains_serves_says_that_it_is_healthy_and_ends(image, tiny_events):
             assert server.poll() is None and time.monotonic() < end
             time.sleep(0.2)
         assert (image.root / "events" / "events.sqlite").exists()
-        # Compiled code is in the volume for it, not in the home of a user.
+        assert written(image) == before
         assert CPU_MISSING or list((image.root / "cache/blossomrec/cpu").glob("*.so"))
         server.send_signal(signal.SIGTERM)
         errors = server.communicate(timeout=START)[1]
