@@ -57,10 +57,46 @@ def test_the_wheel_says_what_it_is(wheel):
     assert "blossomrec = blossomrec.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
 
 
-def test_one_version_and_one_licence_everywhere(project):
-    assert project["version"] == __version__
+def test_the_version_stands_in_one_place(project):
+    assert "version" in project["dynamic"] and "version" not in project
+    # Those of examples are of packages of their own, those of results of what was measured.
+    suffixes = {".py", ".toml", ".md", ".cff", ".yaml", ".yml", ".conf", ""}
+    places = [ROOT, ROOT / ".ci", *map(ROOT.joinpath, ("benchmarks", "deploy", "docs", "src"))]
+    files = {
+        path
+        for place in places
+        for path in (place.iterdir() if place == ROOT else place.rglob("*"))
+        if path.is_file() and path.suffix in suffixes
+    }
+    assert {"pyproject.toml", "CITATION.cff", "Dockerfile", "prometheus.yaml"} <= {
+        path.name for path in files
+    }
+    version = re.compile(rf"(?<![\d.]){re.escape(__version__)}(?![\d.])")
+    named = {str(path.relative_to(ROOT)) for path in files if version.search(path.read_text())}
+    # The change log names it as well, from its release on.
+    assert named - {"CHANGELOG.md"} == {"src/blossomrec/__init__.py"}
+
+
+def test_the_change_log_keeps_its_form():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    versions = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert versions[0] == "[Unreleased]"
+    released = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d", one) for one in versions[1:]]
+    assert all(released), versions
+    kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_all_is_every_extra_that_can_live_with_the_others(project):
+    extras = project["optional-dependencies"]
+    named = re.findall(r"blossomrec\[([\w,]+)\]", " ".join(extras["all"]))
+    gathered = [extra for one in named for extra in one.split(",")]
+    assert sorted(gathered) == sorted(extras.keys() - {"all", "dev", "docs", "recbole", "rectools"})
+
+
+def test_one_licence_everywhere(project):
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert (cited["version"], cited["license"]) == (__version__, project["license"])
+    assert cited["license"] == project["license"]
     assert [one["name"] for one in cited["authors"]] == [one["name"] for one in project["authors"]]
     paper = cited["references"][0]
     assert paper["url"] == project["urls"]["Paper"] and "2512.13368" in paper["doi"]

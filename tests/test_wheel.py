@@ -91,6 +91,28 @@ def test_it_recommends(installed, tiny_events):
     assert {row["item_id"] for row in rows} <= set(tiny_events["item_id"])
 
 
+def test_it_offers_the_command_and_the_extras(installed):
+    program = (
+        "from importlib.metadata import distribution, entry_points\n"
+        "(command,) = entry_points(group='console_scripts', name='blossomrec')\n"
+        "assert callable(command.load())\n"
+        "print(*distribution('blossomrec').metadata.get_all('Provides-Extra'))"
+    )
+    extras = set(installed("python", "-c", program).split())
+    assert {"all", "gpu", "redis", "serve"} <= extras
+
+
+def test_it_finds_its_templates(installed):
+    program = (
+        "from jinja2 import Environment, PackageLoader\n"
+        "for package in ('blossomrec.report', 'blossomrec.hub'):\n"
+        "    print(*Environment(loader=PackageLoader(package)).list_templates())"
+    )
+    assert {"report.html", "inspect.html", "card.md"} <= set(
+        installed("python", "-c", program).split()
+    )
+
+
 @pytest.mark.skipif(bool(CPU_MISSING), reason=CPU_MISSING)
 def test_it_has_compiled_the_native_operator_into_an_empty_cache(installed):
     libraries = list((installed.cache / "blossomrec" / "cpu").glob("*.so"))
@@ -115,6 +137,9 @@ def test_it_serves_the_page(installed):
         assert found, line + server.communicate(timeout=30)[1]
         with urllib.request.urlopen(found[0], timeout=30) as page:
             assert page.status == 200 and "<title>" in page.read().decode()
+        for path in ("healthz", "readyz", "metrics"):
+            with urllib.request.urlopen(found[0] + path, timeout=30) as answer:
+                assert answer.status == 200
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=60) == 0
     finally:

@@ -1,7 +1,6 @@
 """What lies in ``deploy/`` fits together: options, addresses, ports, and what nginx makes of it."""
 
 import re
-import shlex
 import subprocess
 
 import pytest
@@ -86,19 +85,6 @@ def test_the_store_keeps_what_it_has_acknowledged(services, tmp_path, caplog):
         server.kill()
     # A server that may lose anything is warned of.
     assert not caplog.records
-
-
-def test_the_image_is_made_of_what_is_there():
-    text = (DEPLOY / "Dockerfile").read_text().replace("\\\n", " ")
-    for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
-        for name in shlex.split(line):
-            assert (ROOT / name).exists(), name
-            assert f"!{name}" in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
-    extras = re.findall(r'"\.\[([\w,]+)\]"', text)[0].split(",")
-    wanted = (ROOT / "pyproject.toml").read_text()
-    assert all(re.search(rf"^{extra} = \[", wanted, re.MULTILINE) for extra in extras)
-    assert "-c constraints.txt" in text and "\nUSER blossomrec\n" in text
-    assert "/readyz" in text and 'ENTRYPOINT ["blossomrec"]' in text
 
 
 @pytest.mark.skipif(missing_nginx() is not None, reason=str(missing_nginx()))
