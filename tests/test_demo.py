@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import re
@@ -140,9 +141,10 @@ def test_the_demo_simulates_events_of_its_own(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo, "simulate", tiny)
     shown = run(tmp_path, seed=4)
-    assert asked == [SimulationConfig(seed=4)]
+    assert asked == [dataclasses.replace(demo.SIMULATION, seed=4)]
     assert "<h1>Simulated events</h1>" in (tmp_path / "report.html").read_text()
-    assert shown.index("Training SASRec") < shown.index("Training BlossomRec")
+    order = ("item-knn", "Training BlossomRec", "A first report", "Training SASRec", "Later")
+    assert [shown.index(words) for words in order] == sorted(map(shown.index, order))
     config = json.loads((tmp_path / "BlossomRec/config.json").read_text())["config"]
     assert (config["training"]["seed"], config["training"]["epochs"]) == (4, 1)
 

@@ -22,7 +22,7 @@ from blossomrec.updating.runs import Runs
 SHARE, ITEMS_PER_NEW = 0.05, 100
 # The items that are met most are in fashion, with anybody: nothing tells whom they suit.
 FASHIONABLE = 40
-MINUTES = 0.5
+MINUTES = 0.25
 K, SHOWN_ITEMS = 10, 6
 
 
