@@ -103,7 +103,8 @@ class TrainingConfig:
     )
     tracker: str = option(
         "",
-        "experiment trackers to tell as well (extras: track, mlflow, wandb), with commas between them: "
+        "experiment trackers to tell as well, with commas between them (extras: track, mlflow, "
+        "wandb): "
         + ", ".join(TRACKERS.names()),
     )
     track_model: bool = option(False, "give the trackers the model, too")

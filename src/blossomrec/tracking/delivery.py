@@ -111,8 +111,14 @@ class Delivery:
 
     def _work(self) -> None:
         waiting: deque[Callable[[], None]] = deque()
-        while (task := self._given.get()) is not None:
-            waiting.append(task)
+        ended = False
+        while not ended:
+            given = [self._given.get()]
+            # Where a server is away, all that came meanwhile is one try.
+            while not self._given.empty():
+                given.append(self._given.get())
+            ended = given[-1] is None
+            waiting.extend(task for task in given if task is not None)
             self._tell(waiting)
         self._tell(waiting)
 
