@@ -104,8 +104,7 @@ class TrainingConfig:
     tracker: str = option(
         "",
         "experiment trackers to tell as well, with commas between them (extras: track, mlflow, "
-        "wandb): "
-        + ", ".join(TRACKERS.names()),
+        "wandb): " + ", ".join(TRACKERS.names()),
     )
     track_model: bool = option(False, "give the trackers the model, too")
 
