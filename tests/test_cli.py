@@ -259,35 +259,33 @@ def test_a_flag_beats_the_file_beats_the_default(cli, tiny_log, tmp_path, monkey
     text = {
         "options.yaml": (
             "model: {max_len: 50, norm: pre, dropout: 0.5}\n"
-            "training: {learning_rate: 1e-2, tensorboard: true, epochs: 7}\n"
+            "training: {learning_rate: 1e-2, tracker: tensorboard, epochs: 7}\n"
             "evaluation: {ks: [1, 3], filter_seen: 'no'}\n"
         ),
         "options.toml": (
             "model = {max_len = 50, norm = 'pre', dropout = 0.5}\n"
-            "training = {learning_rate = 1e-2, tensorboard = true, epochs = 7}\n"
+            "training = {learning_rate = 1e-2, tracker = 'tensorboard', epochs = 7}\n"
             "evaluation = {ks = [1, 3], filter_seen = 'no'}\n"
         ),
         "options.json": (
             '{"model": {"max_len": 50, "norm": "pre", "dropout": 0.5}, '
-            '"training": {"learning_rate": 1e-2, "tensorboard": true, "epochs": 7}, '
+            '"training": {"learning_rate": 1e-2, "tracker": "tensorboard", "epochs": 7}, '
             '"evaluation": {"ks": [1, 3], "filter_seen": "no"}}'
         ),
     }
     file = tmp_path / name
     file.write_text(text[name])
     start = ["train", tiny_log.folder, tmp_path / "run", "--quiet"]
-    own = {"norm": "pre", "dropout": 0.5, "learning_rate": 1e-2, "tensorboard": True}
+    own = {"norm": "pre", "dropout": 0.5, "learning_rate": 1e-2, "tracker": "tensorboard"}
     own |= {"ks": (1, 3), "filter_seen": "no"}
     cli(*start, "--config", file)
     cli(*start, f"--config={file}", "--model.max-len", 9, "--training.epochs", 1)
-    cli(*start, "--evaluation.ks", 20, "--training.no-tensorboard", "--config", file)
+    cli(*start, "--evaluation.ks", 20, "--training.tracker", "", "--config", file)
     cli(*start)
     assert seen == [
         with_options(RunConfig(), own | {"max_len": 50, "epochs": 7}),
         with_options(RunConfig(), own | {"max_len": 9, "epochs": 1}),
-        with_options(
-            RunConfig(), own | {"max_len": 50, "epochs": 7, "ks": (20,), "tensorboard": False}
-        ),
+        with_options(RunConfig(), own | {"max_len": 50, "epochs": 7, "ks": (20,), "tracker": ""}),
         RunConfig(),
     ]
 

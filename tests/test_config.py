@@ -156,7 +156,7 @@ def test_unknown_names_and_missing_tables_are_named_with_their_place(values, wor
 def test_the_nested_form_comes_back_the_same():
     config = RunConfig(
         ModelConfig(backbone="bert4rec", max_len=7, dropout=0.5, kv_heads=8, norm="pre"),
-        TrainingConfig(loss="gbce", learning_rate=2e-4, tensorboard=True, seed=2**40),
+        TrainingConfig(loss="gbce", learning_rate=2e-4, tracker="tensorboard", seed=2**40),
         EvaluationConfig(split="global-time", ks=(1, 100), filter_seen="no"),
     )
     nested = to_dict(config)
@@ -177,7 +177,7 @@ model: {max_len: 50, dropout: 0.25, norm: pre}
 training:
   learning_rate: 1e-3  # as everybody writes it
   weight_decay: 1.5E-2
-  tensorboard: true
+  tracker: tensorboard
 evaluation:
   ks: [1, 10]
 """,
@@ -189,13 +189,13 @@ norm = "pre"
 [training]
 learning_rate = 1e-3
 weight_decay = 1.5E-2
-tensorboard = true
+tracker = "tensorboard"
 [evaluation]
 ks = [1, 10]
 """,
     "options.json": """
 {"model": {"max_len": 50, "dropout": 0.25, "norm": "pre"},
- "training": {"learning_rate": 1e-3, "weight_decay": 1.5E-2, "tensorboard": true},
+ "training": {"learning_rate": 1e-3, "weight_decay": 1.5E-2, "tracker": "tensorboard"},
  "evaluation": {"ks": [1, 10]}}
 """,
 }
@@ -207,9 +207,24 @@ def test_files_of_every_kind_say_the_same(tmp_path, name):
     (tmp_path / name).write_text(FILES[name])
     assert from_dict(read_file(tmp_path / name)) == RunConfig(
         ModelConfig(max_len=50, dropout=0.25, norm="pre"),
-        TrainingConfig(learning_rate=1e-3, weight_decay=1.5e-2, tensorboard=True),
+        TrainingConfig(learning_rate=1e-3, weight_decay=1.5e-2, tracker="tensorboard"),
         EvaluationConfig(ks=(1, 10)),
     )
+
+
+def test_the_switch_of_earlier_files_is_the_tracker(tmp_path):
+    path = tmp_path / "old.toml"
+    for switch, tracker in (("true", "tensorboard"), ("false", "")):
+        path.write_text(f"training = {{tensorboard = {switch}}}")
+        assert from_dict(read_file(path)).training == TrainingConfig(tracker=tracker)
+
+
+def test_trackers_are_listed_with_commas():
+    assert TrainingConfig(tracker=" mlflow,tensorboard, ,mlflow").trackers == (
+        "mlflow",
+        "tensorboard",
+    )
+    assert TrainingConfig().trackers == ()
 
 
 def test_only_numbers_become_numbers_in_yaml(tmp_path):

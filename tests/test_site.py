@@ -56,7 +56,7 @@ def test_every_option_has_its_row(hooks):
         "`200` | whole number, at least 2, at most 10,000,000 |"
     )
     assert rows["evaluation.ks"].startswith("`5 10 20` | whole numbers, at least 1,")
-    assert rows["training.tensorboard"].startswith("`false` | true or false |")
+    assert rows["training.track-model"].startswith("`false` | true or false |")
     assert rows["separator"].startswith(" | text |")
     assert rows["model.norm"].startswith("`post` | `pre`, `post` |")
 

@@ -21,8 +21,8 @@ RANKINGS = ("full", "uni100")
 FIXED_ATTENTION = {"gru4rec": None, "mamba4rec": "mamba", "hstu": "hstu"}
 # What decides nothing of what comes of a training: where and how it runs, its seed, and what only
 # counts where a run is brought up to date.
-NO_OPTIONS = ("device", "graph", "checkpoint_overhead", "tensorboard", "attention_impl", "seed")
-NO_OPTIONS += ("replay",)
+NO_OPTIONS = ("device", "graph", "checkpoint_overhead", "attention_impl", "seed")
+NO_OPTIONS += ("tracker", "track_model", "replay")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from blossomrec.losses import TrainingLoss
     from blossomrec.models.sequence import SequenceModel
     from blossomrec.rules.reranking import Reranker
+    from blossomrec.tracking.tracker import Tracker
 
 
 T = TypeVar("T")
@@ -193,6 +194,17 @@ LOSSES: Registry[type[TrainingLoss]] = Registry(
         "bpr": "blossomrec.losses.sampled:BPR",
     },
     base="blossomrec.losses:TrainingLoss",
+)
+
+TRACKERS: Registry[type[Tracker]] = Registry(
+    "tracker",
+    "blossomrec.trackers",
+    {
+        "tensorboard": "blossomrec.tracking.on_tensorboard:TensorBoard",
+        "mlflow": "blossomrec.tracking.on_mlflow:MLflow",
+        "wandb": "blossomrec.tracking.on_wandb:WandB",
+    },
+    base="blossomrec.tracking.tracker:Tracker",
 )
 
 # Functions of candidates, or classes whose objects, made without arguments, are such functions.

@@ -2,8 +2,9 @@
 
 Layout: ``config.json``, ``model.safetensors``, ``vocabulary/``, ``features/`` where the log has a
 table of items, ``users/`` where the model sees one of users, ``log.jsonl``, ``metrics.json``,
-``report.html`` and ``checkpoints/``; ``trained_on/``, how far histories were trained on, and of a
-run that brought another one up to date ``ancestor.safetensors``. Nothing in it is pickled.
+``report.html``, ``checkpoints/`` and ``tracking/``; ``trained_on/``, how far histories were trained
+on, and of a run that brought another one up to date ``ancestor.safetensors``. Nothing in it is
+pickled.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from blossomrec import __version__
-from blossomrec.config import RunConfig, from_dict, to_dict
+from blossomrec.config import RunConfig, from_dict, rename_options, to_dict
 from blossomrec.data.features import FeatureTable, Vectors
 from blossomrec.data.fields import EventFields, Tables
 from blossomrec.data.log import FEATURES, USERS, EventLog
@@ -47,7 +48,9 @@ PIECE_BYTES = 64 << 20
 # What a training and its evaluations leave in a run folder, besides the model.
 TRAINED_ON, ANCESTOR = "trained_on", "ancestor.safetensors"
 OF_TRAINING = (
-    *("checkpoints", "log.jsonl", "metrics.json", "evaluations", "tensorboard"),
+    *("checkpoints", "log.jsonl", "metrics.json", "evaluations", "tracking"),
+    # Written there before there were other trackers.
+    "tensorboard",
     *(TRAINED_ON, ANCESTOR),
 )
 
@@ -161,6 +164,7 @@ def bring_up_to_date(config: Any, version: int = 1) -> None:
         config: nested; what is none stays as it is.
         version: format of the run folder; the first one where it is not told.
     """
+    rename_options(config)
     model, training = (
         config.get(name) if isinstance(config, dict) else None for name in ("model", "training")
     )

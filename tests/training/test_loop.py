@@ -272,12 +272,6 @@ def test_progress_is_a_line_an_epoch_and_silence_when_not_wanted(tiny_log, tmp_p
     assert capsys.readouterr() == ("", "")
 
 
-def test_tensorboard_is_written_beside_the_log(tiny_log, tmp_path):
-    pytest.importorskip("tensorboard")
-    small_train(tiny_log, small_config(epochs=1, tensorboard=True), tmp_path / "run")
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
-
-
 @pytest.mark.parametrize(
     "options",
     [

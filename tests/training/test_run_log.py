@@ -1,9 +1,7 @@
-import builtins
 import json
 
 import pytest
 
-from blossomrec.errors import MissingExtraError
 from blossomrec.training.watch import RunLog
 
 
@@ -48,32 +46,3 @@ def test_a_log_that_lost_lines_is_gone_on_with_and_a_warning(tmp_path):
     with pytest.warns(UserWarning, match=r"log\.jsonl was cut short"):
         write(tmp_path, sizes[-1], [3])
     assert lines(tmp_path) == [3]
-
-
-def test_tensorboard_writes_scalars(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log = RunLog(tmp_path, tensorboard=True)
-    log.start(0, step=0)
-    log.write({"epoch": 1, "step": 5, "loss": 2.5, "validation": {"ndcg@10": 0.25}})
-    log.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert set(events.Tags()["scalars"]) == {"loss", "ndcg@10"}
-    (scalar,) = events.Scalars("ndcg@10")
-    assert (scalar.step, scalar.value) == (5, 0.25)
-
-
-def test_missing_tensorboard_is_named_before_anything_is_written(tmp_path, monkeypatch):
-    original = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name.startswith("torch.utils.tensorboard"):
-            raise ImportError(name)
-        return original(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingExtraError, match=r"blossomrec\[track\]"):
-        RunLog(tmp_path / "run", tensorboard=True)
-    assert not (tmp_path / "run").exists()

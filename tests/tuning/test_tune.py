@@ -209,6 +209,28 @@ def test_test_events_have_no_part_in_it(tiny_events, tmp_path, space):
     assert outcomes[0] == outcomes[1] and outcomes[0][0]["state"] == "complete"
 
 
+def test_trackers_have_a_run_of_each_trial(tiny_log, tmp_path, space):
+    pytest.importorskip("tensorboard")
+    config = small(epochs=1, tracker="tensorboard")
+    search(tiny_log, tmp_path / "t", space, config, trials=2, keep=1)
+    folder = tmp_path / "t" / "tracking" / "tensorboard"
+    assert sorted(path.name for path in folder.iterdir()) == ["t-0000", "t-0001"]
+    with pytest.raises(ConfigError, match="no tracker 'tensorbord'"):
+        search(tiny_log, tmp_path / "u", space, small(tracker="tensorbord"))
+    assert not (tmp_path / "u").exists()
+
+
+def test_a_search_of_before_there_were_trackers_goes_on(tiny_log, tmp_path, space):
+    search(tiny_log, tmp_path / "t", space, small(epochs=1), trials=1)
+    path = tmp_path / "t" / "tune.json"
+    known = json.loads(path.read_text())
+    for name in ("tracker", "track_model"):
+        del known["config"]["training"][name]
+    known["config"]["training"]["tensorboard"] = False
+    path.write_text(json.dumps(known))
+    assert len(search(tiny_log, tmp_path / "t", space, small(epochs=1), trials=2).trials) == 2
+
+
 def test_trials_run_side_by_side(tiny_log, tmp_path, space):
     result = search(tiny_log, tmp_path / "t", space, small(epochs=1), trials=2, jobs=2)
     assert [one["trial"] for one in result.trials] == [0, 1]

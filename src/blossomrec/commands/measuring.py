@@ -85,6 +85,7 @@ def evaluate(
     from blossomrec.ranks import launched, open_ranks
     from blossomrec.report.tables import evaluation_table
     from blossomrec.run import write_metrics
+    from blossomrec.tracking.trackers import tell_trackers
     from blossomrec.training.ranks.launch import reported
 
     given = vars(options) | {
@@ -111,7 +112,10 @@ def evaluate(
     show_part(evaluation_table(model, measured))
     try:
         if model not in BASELINES:
-            write_metrics(model, f"{on}-{measured.protocol.ranking}", measured.metrics)
+            name = f"{on}-{measured.protocol.ranking}"
+            write_metrics(model, name, measured.metrics)
+            numbers = {f"{name}/{metric}": one for metric, one in measured.metrics.items()}
+            tell_trackers(Path(model), numbers)
             out = out or Path(model)
         if out is not None:
             save_evaluation(measured, evaluation_path(out, on, measured.protocol.ranking))
@@ -224,6 +228,9 @@ def report(
         title: its heading
     """
     from blossomrec.report.report import write_run_report
+    from blossomrec.tracking.trackers import tell_trackers
 
     write_run_report(runs, out, title=title)
+    for run in runs:
+        tell_trackers(run, {}, [out])
     print(f"wrote {out}")

@@ -18,9 +18,11 @@ from blossomrec.config.options import (
 from blossomrec.config.presets import PRESETS, preset, read_file
 from blossomrec.config.run import (
     RunConfig,
+    flat,
     from_dict,
     instead,
     registries,
+    rename_options,
     to_dict,
     with_options,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "check",
     "check_option",
     "column",
+    "flat",
     "from_dict",
     "instead",
     "named",
@@ -46,6 +49,7 @@ __all__ = [
     "preset",
     "read_file",
     "registries",
+    "rename_options",
     "to_dict",
     "with_options",
 ]

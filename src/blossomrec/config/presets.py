@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from blossomrec.config.run import RunConfig, from_dict
+from blossomrec.config.run import RunConfig, from_dict, rename_options
 from blossomrec.errors import ConfigError, shortened
 
 # A configuration has some hundred lines; no file that is larger is read.
@@ -62,6 +62,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}: a table of options is needed")
+    rename_options(values)
     return values
 
 

@@ -69,6 +69,25 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """The options of a nested configuration by names such as ``model.dropout``."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{where}{name}.")
+        else:
+            found[f"{where}{name}"] = value
+    return found
+
+
+def rename_options(values: Any) -> None:
+    """Give options of earlier versions, in nested values, the names that they have now."""
+    training = values.get("training") if isinstance(values, dict) else None
+    if isinstance(training, dict) and isinstance(training.get("tensorboard"), bool):
+        name = "tensorboard" if training.pop("tensorboard") else ""
+        training.setdefault("tracker", name)
+
+
 def from_dict(values: dict[str, Any], cls: type = RunConfig, where: str = "") -> Any:
     """A checked configuration from nested values; unknown names raise ConfigError."""
     known = {entry.name: entry for entry in dataclasses.fields(cls)}

@@ -7,7 +7,7 @@ from typing import Literal
 
 from blossomrec.config.options import LARGEST_SEED, Switch, named, option
 from blossomrec.errors import ConfigError
-from blossomrec.registry import LOSSES
+from blossomrec.registry import LOSSES, TRACKERS
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,18 @@ class TrainingConfig:
         low=0.001,
         high=1,
     )
-    tensorboard: bool = option(False, "also write TensorBoard logs (extra: track)")
+    tracker: str = option(
+        "",
+        "experiment trackers to tell as well, with commas between them (extras: track, mlflow, "
+        "wandb): " + ", ".join(TRACKERS.names()),
+    )
+    track_model: bool = option(False, "give the trackers the model, too")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in ``tracker``, each once."""
+        names = (name.strip() for name in self.tracker.split(","))
+        return tuple(dict.fromkeys(name for name in names if name))
 
     def check_together(self, where: str = "") -> None:
         """Raise ConfigError where options do not fit each other."""

@@ -6,6 +6,7 @@ import statistics
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from blossomrec.config import RunConfig, check
 from blossomrec.data.log import EventLog
@@ -15,6 +16,8 @@ from blossomrec.files import locked
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.ranks import ALONE, Ranks
 from blossomrec.run import check_vocabulary, read_weights, write_run_config
+from blossomrec.tracking.tracker import Place
+from blossomrec.tracking.trackers import Trackers
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.progress import open_display
 from blossomrec.training.resume import Resume, check_resume, find_checkpoint, identity
@@ -59,6 +62,7 @@ def train(
     after_epoch: AfterEpoch | None = None,
     ancestor: str | Path | None = None,
     ranks: Ranks | None = None,
+    place: Place | None = None,
 ) -> TrainingResult:
     """Train ``model`` and leave the run folder ``run`` with its best weights.
 
@@ -84,9 +88,11 @@ def train(
         ranks: who train together, of which this one has built the model with its rows of the item
             table; all call this, and rank 0 alone writes and shows anything. Afterwards the model
             is in pieces: it is to be opened from the run folder.
+        place: of the training in trackers; None is that of a run by itself.
 
     Raises:
         ConfigError: an option is wrong, or differs from that of the run that is resumed.
+        MissingExtraError: the package of a tracker is not installed.
         RunError: the folder belongs to other data, nothing in it can be resumed, or another
             process writes it.
         TrainingError: a loss, gradient or weight is not finite; the last checkpoint stays.
@@ -101,7 +107,9 @@ def train(
             "blossomrec train, or by torchrun"
         )
     check_vocabulary(run, log)
-    run_log = RunLog(run, tensorboard=config.training.tensorboard) if ranks.first else NoLog()
+    same = identity(config, log, split)
+    trackers = _trackers(run, config, same, ranks, place)
+    run_log = RunLog(run, trackers) if ranks.first else NoLog()
     given = None if ancestor is None else Path(ancestor)
     began = find_ancestor(run, given, log, split.train_end, config, ranks)
     seen = None if began is None else began.seen
@@ -112,7 +120,6 @@ def train(
     lock = locked(run) if ranks.first else nullcontext()
     with lock, seeded(config.training.seed, fabric.device):
         checkpoints = _checkpoints(run, model, ranks)
-        same = identity(config, log, split)
         checkpoint = find_checkpoint(run, checkpoints, resume, same)
         if began is not None and checkpoint is None:
             began = began.taken_over(parts, log, split.train_end, checkpoints)
@@ -129,7 +136,7 @@ def train(
         trainer = Trainer(
             parts, validation, checkpoints, run_log, display, config.training, same, after_epoch
         )
-        with closing(run_log), display, Interrupts() as interrupts:
+        with trackers, closing(run_log), display, Interrupts() as interrupts:
             trainer.start(checkpoint, keep=began is not None)
             stopped = trainer.run(interrupts)
         if trainer.state.best_epoch and began is not None and ranks.first:
@@ -147,6 +154,13 @@ def _checkpoints(run: Path, model: SequenceModel, ranks: Ranks) -> Checkpoints:
     from blossomrec.training.ranks.checkpoints import ShardedCheckpoints
 
     return ShardedCheckpoints(folder, ranks, model)
+
+
+def _trackers(
+    run: Path, config: RunConfig, same: dict[str, Any], ranks: Ranks, place: Place | None
+) -> Trackers:
+    names = config.training.trackers if ranks.first else ()
+    return Trackers(run, names, same, place=place, with_model=config.training.track_model)
 
 
 def _describe_run(

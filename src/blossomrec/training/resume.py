@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from blossomrec.config import RunConfig, to_dict
+from blossomrec.config import RunConfig, flat, to_dict
 from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Split
@@ -24,7 +24,7 @@ CHANGEABLE = frozenset(
     f"training.{name}"
     for name in (
         *("epochs", "minutes", "patience", "device", "devices", "graph"),
-        *("checkpoint_overhead", "tensorboard"),
+        *("checkpoint_overhead", "tracker", "track_model"),
     )
 )
 
@@ -118,20 +118,10 @@ def _check_config(run: Path, known: dict[str, Any], given: dict[str, Any]) -> No
     before = copy.deepcopy(known)
     bring_up_to_date(before)
     # An option that there was not then did what its default does.
-    before, now = _flat(to_dict(RunConfig())) | _flat(before), _flat(given)
+    before, now = flat(to_dict(RunConfig())) | flat(before), flat(given)
     for name in sorted(before.keys() | now.keys()):
         if name not in CHANGEABLE and before.get(name) != now.get(name):
             raise ConfigError(
                 f"{name} is {now.get(name)!r}, but {run} was begun with {before.get(name)!r}: "
                 "resume with the same value or choose another run folder"
             )
-
-
-def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{where}{name}.")
-        else:
-            flat[f"{where}{name}"] = value
-    return flat

@@ -1,13 +1,15 @@
-"""What a training tells: losses from the device, ``log.jsonl``, TensorBoard; and signals to it."""
+"""What a training tells: losses from the device, ``log.jsonl``, trackers; and signals to it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import signal
 import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blossomrec.errors import MissingExtraError, TrainingError
+from blossomrec.errors import TrainingError
+from blossomrec.tracking.trackers import Trackers
 
 # Steps between two read-backs from a GPU.
 INTERVAL = 16
@@ -164,16 +167,15 @@ class Interrupts:
 
 
 class RunLog:
-    """``log.jsonl``, a JSON object for each epoch, and TensorBoard scalars where asked for.
+    """``log.jsonl``, a JSON object for each epoch, of which trackers are told as well.
 
     ``start`` cuts the file back to ``size`` bytes, those that the checkpoint knows of, so that an
     epoch that is trained again after a kill stands there once.
     """
 
-    def __init__(self, run: Path, *, tensorboard: bool = False):
+    def __init__(self, run: Path, trackers: Trackers | None = None):
         self.path = run / "log.jsonl"
-        self._writer_type = _summary_writer() if tensorboard else None
-        self._writer: Any = None
+        self._trackers = trackers or Trackers(run)
         self._file: Any = None
 
     def start(self, size: int, step: int) -> None:
@@ -186,9 +188,7 @@ class RunLog:
             )
         else:
             self._file.truncate(size)
-        if self._writer_type:
-            folder = str(self.path.parent / "tensorboard")
-            self._writer = self._writer_type(folder, purge_step=step + 1)
+        self._trackers.start(step, self._records())
 
     @property
     def size(self) -> int:
@@ -196,20 +196,20 @@ class RunLog:
         return os.fstat(self._file.fileno()).st_size
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one line, with the scalars of ``record`` going to TensorBoard as well."""
+        """Append one line, and tell the trackers."""
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
-        if self._writer is None:
-            return
-        for name, value in {**record, **(record.get("validation") or {})}.items():
-            if isinstance(value, int | float) and name not in ("step", "epoch"):
-                self._writer.add_scalar(name, value, record["step"])
-        self._writer.flush()
+        self._trackers.log(record)
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        for line in self.path.read_bytes().splitlines():
+            # Of a file that was cut short the last one may be half a line.
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
 
     def close(self) -> None:
-        for target in (self._file, self._writer):
-            if target is not None:
-                target.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class NoLog(RunLog):
@@ -230,11 +230,3 @@ class NoLog(RunLog):
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def _summary_writer() -> type:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError("tensorboard", "track") from error
-    return SummaryWriter

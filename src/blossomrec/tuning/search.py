@@ -15,6 +15,8 @@ from blossomrec.data.split import make_split
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError
 from blossomrec.files import locked, write_json
+from blossomrec.registry import TRACKERS
+from blossomrec.tracking import Place
 from blossomrec.training.trainer import DECISIVE
 from blossomrec.tuning.options import TuneOptions
 from blossomrec.tuning.outcome import (
@@ -90,7 +92,7 @@ def tune(
         ConfigError: an option or the space is wrong, the log has no validation events, or the
             folder was begun with something else.
         RunError: another process searches in the folder, or something in it is damaged.
-        MissingExtraError: Optuna is not installed.
+        MissingExtraError: Optuna, or the package of a tracker, is not installed.
         TrainingInterrupted: a signal came; trainings under way saved checkpoints.
 
     Example:
@@ -101,6 +103,9 @@ def tune(
     log = log if isinstance(log, EventLog) else EventLog.open(log)
     folder, config = Path(folder), config or RunConfig()
     search = _search(log, config, _options(options))
+    for name in config.training.trackers:
+        # Refused now, not in the first trial.
+        TRACKERS.get(name)(Place.of_run(folder))
     with locked(folder):
         if (folder / DESCRIPTION).exists():
             check_same(folder, read_search(folder), search)

@@ -27,7 +27,9 @@ from blossomrec.errors import ConfigError, shortened
 SPACES = Path(__file__).parent / "spaces"
 SECTIONS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig}
 # What a trial is judged by, and where it runs, is the same for all of them.
-NOT_SEARCHED = {"training.validation_users", "training.device", "training.tensorboard"}
+NOT_SEARCHED = {
+    f"training.{name}" for name in ("validation_users", "device", "tracker", "track_model")
+}
 RANGE, CHOICES = {"low", "high", "log", "step"}, {"choices"}
 
 # Of one option, such as {"low": 0.0, "high": 0.5} or {"choices": [8, 16]}.

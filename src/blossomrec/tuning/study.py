@@ -11,6 +11,8 @@ import numpy as np
 from blossomrec.config import RunConfig, from_dict, to_dict
 from blossomrec.errors import ConfigError, MissingExtraError, RunError, shortened
 from blossomrec.files import read_json
+from blossomrec.run import FORMAT as RUN_FORMAT
+from blossomrec.run import bring_up_to_date
 from blossomrec.training.resume import CHANGEABLE
 from blossomrec.tuning.options import TuneOptions
 from blossomrec.tuning.space import Space
@@ -61,6 +63,7 @@ def read_search(folder: Path) -> Search:
         values = read_json(path)
         if values["format"] != FORMAT:
             raise ValueError(f"it has format {shortened(values['format'])}, not {FORMAT}")
+        bring_up_to_date(values["config"], RUN_FORMAT)
         return Search(
             from_dict(values["config"]),
             Space(**values["space"]),

@@ -14,6 +14,7 @@ from blossomrec.data.split import make_split
 from blossomrec.errors import ConfigError, TrainingError
 from blossomrec.models.inputs import resolve_inputs
 from blossomrec.models.sequence import build_model
+from blossomrec.tracking import Place
 from blossomrec.training.loop import TrainingResult, train
 from blossomrec.training.state import seeded
 from blossomrec.training.trainer import DECISIVE, AfterEpoch
@@ -80,8 +81,23 @@ def _train(
         model = build_model(config.model, log.num_items, log.tables)
         trial.set_user_attr("parameters", sum(part.numel() for part in model.parameters()))
         return train(
-            model, log, split, config, run, resume="auto", progress=progress, after_epoch=watch
+            model,
+            log,
+            split,
+            config,
+            run,
+            resume="auto",
+            progress=progress,
+            after_epoch=watch,
+            place=_place(run),
         )
+
+
+def _place(run: Path) -> Place:
+    """Of a trial in trackers, which all trials of a search share."""
+    folder = run.parent.parent
+    name = folder.resolve().name
+    return Place(folder / "tracking", f"{name}-{run.name}", name)
 
 
 def _watch(trial: optuna.Trial) -> AfterEpoch:
