@@ -115,7 +115,8 @@ class Engine:
     ):
         self._reader, self._version, self._metrics = reader, version, metrics
         self._config, self._threads = config, threads
-        self._histories = Histories(reader, metrics, lists)
+        self._lists = lists
+        self._histories = Histories(reader, metrics)
         self._notices, self._off = Notices(-1, -1), list[ItemId]()
         self._background = Background()
         self._coming: ModelVersion | None = None
@@ -244,6 +245,7 @@ class Engine:
     def _drop_deleted(self, version: ModelVersion) -> Iterator[None]:
         try:
             yield from self._histories.drop_deleted(version)
+            yield from self._lists.drop_deleted(self._reader.numbers)
         except Exception:
             # The next round looks for them again.
             self._notices = self._notices._replace(deletions=-1)

@@ -15,7 +15,6 @@ from blossomrec.data.units import UNITS, Time, seconds
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, shown, unavailable, unknown_user
 from blossomrec.serving.stores.store import EventStore, Tail
-from blossomrec.serving.watch.lists import LastLists
 
 if TYPE_CHECKING:
     from blossomrec.serving.engine.version import ModelVersion
@@ -224,11 +223,10 @@ class Histories:
 
     Args:
         reader: a store that this thread alone uses.
-        lists: which users who are gone lose, too.
     """
 
-    def __init__(self, reader: EventStore, metrics: Metrics, lists: LastLists):
-        self._reader, self._metrics, self._lists = reader, metrics, lists
+    def __init__(self, reader: EventStore, metrics: Metrics):
+        self._reader, self._metrics = reader, metrics
         self._unit: str | None = None
 
     def read_on(
@@ -361,11 +359,4 @@ class Histories:
             for user, number in zip(users, self._reader.numbers(users), strict=True):
                 if user in version.cache and version.cache.number(user) != number:
                     version.cache.drop(user)
-            yield
-        listed = self._lists.users()
-        for start in range(0, len(listed), USERS_AT_ONCE):
-            users = listed[start : start + USERS_AT_ONCE]
-            for user, number in zip(users, self._reader.numbers(users), strict=True):
-                if not number:
-                    self._lists.drop(user)
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from blossomrec.data.units import UNITS, Time, unit_of
@@ -13,6 +13,8 @@ from blossomrec.serving.stores.store import ItemId
 
 # Items of a list that are remembered, from the first one on.
 LONGEST = 100
+# Users whose deletion is looked for in one go.
+USERS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,20 @@ class LastLists:
         """Forget the list of a user."""
         with self._lock:
             self._lists.pop(user, None)
+
+    def drop_deleted(self, numbers: Callable[[Sequence[str]], list[int]]) -> Iterator[None]:
+        """Forget the lists of users without events, in bounded pieces.
+
+        Args:
+            numbers: gives the number of each user in the store, 0 for one without events.
+        """
+        users = self.users()
+        for start in range(0, len(users), USERS_AT_ONCE):
+            piece = users[start : start + USERS_AT_ONCE]
+            for user, number in zip(piece, numbers(piece), strict=True):
+                if not number:
+                    self.drop(user)
+            yield
 
     def users(self) -> list[str]:
         """Whose lists are remembered."""
