@@ -47,6 +47,13 @@ class ServingConfig:
     max_future: float = option(
         86_400.0, "seconds after now that an event may have as its time", low=0
     )
+    watched_lists: int = option(
+        100_000, "users whose last list is remembered, to count hits in it; 0 for none", low=0
+    )
+    watched_seconds: float = option(3_600.0, "seconds for which it is remembered", low=0)
+    watched_events: int = option(
+        10_000, "last events, about, whose items' popularity is watched; 0 for none", low=0
+    )
     max_body: int = option(1 << 20, "largest body of a request, in bytes", low=1)
     unknown_values: Literal["keep", "refuse"] = option(
         "keep",

@@ -266,6 +266,10 @@ class Client:
         """Which model answers."""
         return self._ask("GET", "/readyz")
 
+    def versions(self) -> dict[str, Any]:
+        """Versions of the model that the server has used, and reloads that it refused."""
+        return self._ask("GET", "/v1/versions")
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()

@@ -42,9 +42,10 @@ class Metrics:
         for one in ("slow", "too_many"):
             self.dropped.labels(one)
         self.queue = gauge("queue_length", "Requests that wait", "queue")
+        self.queue_limit = gauge("queue_limit", "Requests that may wait in a queue")
         self.stored = counter("events_stored", "Events made durable")
         self.unknown = counter(
-            "unknown_items", "Items taken that the model did not know, each time", "where"
+            "unknown_items", "Items of new events and histories that the model lacks", "where"
         )
         for one in ("events", "history"):
             self.unknown.labels(one)
@@ -63,6 +64,14 @@ class Metrics:
         self.reloads = counter("reloads", "Models read again: taken, or refused", "outcome")
         for one in ("taken", "refused"):
             self.reloads.labels(one)
+        self.asked = counter("asked_users", "Requests for a user, by what is known", "history")
+        for one in ("known", "none", "unknown_items"):
+            self.asked.labels(one)
+        self.lists = gauge("remembered_lists", "Users whose last list is remembered")
+        self.popularity = gauge(
+            "popularity_distance", "Of new events to training: total variation over 20 buckets"
+        )
+        self.popularity_events = gauge("popularity_events", "New events that it is told from")
         self.model = gauge("model_info", "1 for the model in use", "version")
 
     def page(self) -> bytes:

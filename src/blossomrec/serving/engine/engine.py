@@ -32,6 +32,7 @@ from blossomrec.serving.engine.work import Background, Mailbox, fail, succeed
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, nothing_known, of_store
 from blossomrec.serving.stores.store import EventStore, ItemId, Notices
+from blossomrec.serving.watch.lists import LastLists
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Engine:
 
     Args:
         reader: a store that this thread alone uses, and closes.
+        lists: the last list of each user; those of users who are deleted are dropped.
         threads: of PyTorch, for one operation; None leaves its own number.
     """
 
@@ -108,10 +110,12 @@ class Engine:
         config: ServingConfig,
         metrics: Metrics,
         *,
+        lists: LastLists,
         threads: int | None = None,
     ):
         self._reader, self._version, self._metrics = reader, version, metrics
         self._config, self._threads = config, threads
+        self._lists = lists
         self._histories = Histories(reader, metrics)
         self._notices, self._off = Notices(-1, -1), list[ItemId]()
         self._background = Background()
@@ -241,6 +245,7 @@ class Engine:
     def _drop_deleted(self, version: ModelVersion) -> Iterator[None]:
         try:
             yield from self._histories.drop_deleted(version)
+            yield from self._lists.drop_deleted(self._reader.numbers)
         except Exception:
             # The next round looks for them again.
             self._notices = self._notices._replace(deletions=-1)

@@ -46,11 +46,12 @@ from blossomrec.serving.stores.store import (
     Member,
     Profile,
 )
+from blossomrec.serving.watch.watch import Watch, stored_events
 
 T = TypeVar("T")
 SECONDS_A_DAY = 86_400
-# Codes of refusals of a user of whom no item is known.
-NOTHING_KNOWN = ("unknown_user", "no_known_item")
+# Codes of refusals of a user of whom no item is known, and what is counted as their history.
+NOTHING_KNOWN = {"unknown_user": "none", "no_known_item": "unknown_items"}
 # How long one look at the store counts: whoever may ask may ask often.
 LOOK_SECONDS = 1.0
 # How long the end waits for the counting of what the store holds.
@@ -102,12 +103,20 @@ class Service:
         self._refuses_unknown = self.config.unknown_values == "refuse"
         self._keeps_unknown = self.config.unknown_items == "keep"
         self.metrics = Metrics()
+        self.metrics.queue_limit.set(self.config.queue)
         self.version = load_version(run, self.config, self.metrics, device=device, rules=rules)
+        self.watch = Watch(self.config, self.metrics)
+        self.watch.use(self.version)
         store, reader, engine_reader = open_store(), open_store(), open_store()
         self._committer = Committer(store, self.config.queue, self.metrics)
         self._reader = Reader(reader, self.config.queue, self.metrics)
         self._engine = Engine(
-            engine_reader, self.version, self.config, self.metrics, threads=threads
+            engine_reader,
+            self.version,
+            self.config,
+            self.metrics,
+            lists=self.watch.lists,
+            threads=threads,
         )
         self._explainer = Explainer(threads)
         self.metrics.model.labels(self.version.id).set(1)
@@ -131,13 +140,21 @@ class Service:
             if kind is not None or context is not None:
                 named = (f"events[{index}].kind", kind), (f"events[{index}].context", context)
                 version.known.check_event(*named, refuse=self._refuses_unknown)
-        now, ahead = time.time(), self.config.max_future
+        now, ahead, last = time.time(), self.config.max_future, self.watch.lists.of(user)
         appended: Appended = await self._changed(
             lambda store: store.append(user, events, now, ahead)
         )
         self.metrics.stored.inc(appended.stored)
-        items = [event.item for event in events]
-        self.metrics.unknown.labels("events").inc(len(items) - len(catalogue.known(items)))
+        if not appended.repeated:
+            self.watch.appended(version, last, events)
+        elif appended.stored:
+            # Which of them are new, the store tells, and nobody waits for it.
+            with contextlib.suppress(Refusal):
+                self._reader.submit(
+                    lambda store: self.watch.appended(
+                        version, last, stored_events(store, user, appended)
+                    )
+                )
         return version, appended
 
     async def recommend(
@@ -179,19 +196,26 @@ class Service:
         request = Request(user, given, choice, viewed, _second(at), version.known.kind(kind))
         if ruled is not None and ruled.exclude_seen_days is not None:
             request = _since(version, request, history, ruled.exclude_seen_days)
-        best = self._best if known else self._by_fallback
-        return version, _named(version, await best(version, request))
+        listed = self._listed if known else self._by_fallback
+        return version, await listed(version, request)
 
-    async def _best(self, version: ModelVersion, request: Request) -> Best:
+    async def _listed(self, version: ModelVersion, request: Request) -> list[tuple[ItemId, float]]:
         """The best items; by the fallback, if there is one, where nothing is known of the user."""
         try:
-            return await self._waited(self._engine.recommend(version, request))
+            best = await self._waited(self._engine.recommend(version, request))
         except Refusal as refusal:
+            if refusal.code in NOTHING_KNOWN:
+                self.metrics.asked.labels(NOTHING_KNOWN[refusal.code]).inc()
             if not _falls_back(request.choice.rules, refusal):
                 raise
-        return await self._by_fallback(version, request)
+            return await self._by_fallback(version, request)
+        listed = _named(version, best)
+        self.watch.recommended(version, request.user, listed)
+        return listed
 
-    async def _by_fallback(self, version: ModelVersion, request: Request) -> Best:
+    async def _by_fallback(
+        self, version: ModelVersion, request: Request
+    ) -> list[tuple[ItemId, float]]:
         """What the fallback, which there is, has for anybody."""
         ruled = request.choice.rules
         assert ruled is not None and ruled.fallback is not None
@@ -200,7 +224,9 @@ class Service:
         asked = AskedFor(request.user, nothing, request.at, kind)
         choice = replace(request.choice, asked=asked)
         ranked = self._engine.call(lambda: version.ranking.best_of(scores, choice))
-        return await self._waited(ranked)
+        listed = _named(version, await self._waited(ranked))
+        self.watch.fell_back(version)
+        return listed
 
     async def _ruled(
         self, version: ModelVersion, given: Mapping[str, Any], filter_viewed: bool | None
@@ -271,10 +297,18 @@ class Service:
             deleted: int = await self._changed(lambda store: store.delete(user), erase=True)
         finally:
             # Also where traces are left in the files: the events themselves may be deleted.
-            await self._waited(self._engine.forget(user))
+            await self._forget(user)
         if not deleted:
             raise unknown_user(user)
         return deleted
+
+    async def _forget(self, user: str) -> None:
+        """Remove what is in memory of a user."""
+        try:
+            await self._waited(self._engine.forget(user))
+        finally:
+            # Lists that were on their way have arrived by now.
+            self.watch.lists.drop(user)
 
     async def switch(self, off: Sequence[ItemId], on: Sequence[ItemId]) -> list[ItemId]:
         """Switch items off (they are not recommended) or on again; gives all that are off.
@@ -319,8 +353,9 @@ class Service:
                 device=self._device,
                 rules=self._rules,
             )
-        except Exception:
+        except Exception as error:
             self.metrics.reloads.labels("refused").inc()
+            self.watch.refuse(error)
             raise
         logger.info(
             "read version %s of %s in %.1f s", version.id, version.run, time.monotonic() - start
@@ -332,6 +367,7 @@ class Service:
         # Nothing comes in between, so that the engine uses it before it has a request for it.
         self.version = version
         used = self._engine.use(version)
+        self.watch.use(version)
         self.metrics.model.clear()
         self.metrics.model.labels(version.id).set(1)
         await asyncio.wrap_future(used)

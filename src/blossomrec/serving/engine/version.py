@@ -31,6 +31,7 @@ from blossomrec.serving.engine.histories import HistoryCache
 from blossomrec.serving.engine.ranking import Ranking
 from blossomrec.serving.engine.served_rules import RuleSource, ServedRules
 from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.watch.popularity import TrainedPopularity
 
 # Times that a folder is read in which files were replaced meanwhile.
 ATTEMPTS = 5
@@ -51,6 +52,8 @@ class ModelVersion:
         known: kinds, context and users that the model knows.
         filter_viewed: whether items of the history are left out unless a request says otherwise.
         rules: gives those of requests in the rows of the catalogue.
+        written: when the weights were, in seconds since 1970.
+        popularity: of the items in training; None where it is not watched, or the log is gone.
     """
 
     run: Path
@@ -66,6 +69,8 @@ class ModelVersion:
     known: KnownFields
     filter_viewed: bool
     rules: ServedRules
+    written: float
+    popularity: TrainedPopularity | None
 
 
 def load_version(
@@ -99,6 +104,9 @@ def load_version(
     max_len = config.max_len or info.config.model.max_len
     cache = HistoryCache(config.cache_mib << 20)
     encoder, keeps_state = build_encoder(model, max_len, config.step, cache)
+    popularity = None
+    if config.watched_events:
+        popularity = TrainedPopularity.of_log(info.data, parts.vocabulary)
     return ModelVersion(
         run=parts.run,
         id=parts.id,
@@ -113,6 +121,8 @@ def load_version(
         known=KnownFields(model.fields, parts.users, model.inputs),
         filter_viewed=info.filter_viewed,
         rules=ServedRules(source, rules or Rules()),
+        written=parts.written,
+        popularity=popularity,
     )
 
 
@@ -127,6 +137,7 @@ class _Parts(NamedTuple):
     vocabulary: Vocabulary
     catalogue: Catalogue
     users: Vocabulary | None
+    written: float
 
 
 def _read_whole(run: Path, config: ServingConfig, device: str) -> _Parts:
@@ -178,4 +189,5 @@ def _read(run: Path, config: ServingConfig, device: str) -> _Parts:
         vocabulary=vocabulary,
         catalogue=Catalogue.of(vocabulary),
         users=None if users is None else users[0],
+        written=(run / "model.safetensors").stat().st_mtime,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from blossomrec.serving.http.pages import add_page, add_reference
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, plain, shown
 from blossomrec.serving.stores.store import Context, Event, ItemId
+from blossomrec.serving.watch.records import WITHIN, VersionRecord
 
 DESCRIPTION = "Recommendations from the whole history of a user, which grows event by event."
 MOST_SHOWN = 1_000
@@ -278,6 +280,13 @@ def _add_operation(app: FastAPI, service: Service) -> None:
             _check_size(name, getattr(body, name), service.config.max_items)
         return told(await service.switch(body.off, body.on))
 
+    @app.get("/v1/versions", tags=["operation"])
+    async def versions() -> schemas.VersionsOut:
+        """Versions of the model since this server has begun, and what came of their lists."""
+        records, refused = service.watch.records.told()
+        answer = {"versions": [_version(one) for one in records]}
+        return _sent(answer | {"refused": [asdict(one) for one in refused]})
+
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> dict[str, bool]:
         """Whether the process is alive."""
@@ -317,6 +326,18 @@ def _shown(event: Event, version: ModelVersion) -> dict[str, Any]:
     told = {name: value for name, value in more.items() if value is not None}
     known = version.catalogue.row(event.item) >= 0
     return {"item": event.item, "timestamp": event.timestamp, "known": known, **told}
+
+
+def _version(record: VersionRecord) -> dict[str, Any]:
+    """A version with its rates, which are not known before an event has followed."""
+    of = record.followed or None
+    hits = [
+        {"within": within, "events": events, "rate": of and events / of}
+        for within, events in zip(WITHIN, record.hits, strict=True)
+    ]
+    told = asdict(record) | {"hits": hits, "mrr": of and record.reciprocal / of}
+    del told["reciprocal"]
+    return told
 
 
 def _skipped(

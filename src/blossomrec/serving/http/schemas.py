@@ -414,6 +414,43 @@ class Ready(BaseModel):
     columns: list[str] = Field(description="of the table of items, for expressions of rules")
 
 
+class HitsOut(BaseModel):
+    """How many events had their item among the first of the list before them."""
+
+    within: int = Field(description="of that many items")
+    events: int
+    rate: float | None = Field(description="of the events that followed; null without any")
+
+
+class VersionOut(BaseModel):
+    """A version of the model, and what came of its lists since this server has begun."""
+
+    model: str
+    run: str = Field(description="name of the folder it was read from")
+    written: float = Field(description="when its weights were, in seconds since 1970")
+    since: float = Field(description="when it was used, in seconds since 1970")
+    until: float | None = Field(description="null for the version in use")
+    lists: int = Field(description="that the model made")
+    fallbacks: int = Field(description="that the fallback made in its place")
+    followed: int = Field(description="events of users who had a list of this version before")
+    hits: list[HitsOut]
+    mrr: float | None = Field(description="mean of 1 / rank, 0 for an item that was not listed")
+
+
+class RefusedReloadOut(BaseModel):
+    """A model that was not taken."""
+
+    at: float = Field(description="in seconds since 1970")
+    why: str
+
+
+class VersionsOut(BaseModel):
+    """The versions that this server has used, the one in use first, and what it refused."""
+
+    versions: list[VersionOut]
+    refused: list[RefusedReloadOut]
+
+
 class ErrorDetail(BaseModel):
     """What is wrong, for programs (code) and for people (message)."""
 

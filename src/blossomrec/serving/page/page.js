@@ -6,6 +6,7 @@ import { Refused, ask, useToken } from "./server.js";
 import { clearTimeline, drawTimeline, listenToTimeline, showEvent } from "./timeline.js";
 import { hasTitle, idOf, learnTitles, named, typed } from "./titles.js";
 import { listUsers, listenToUsers, markUser } from "./users.js";
+import { listenToVersions } from "./versions.js";
 import { drawNoWhy, drawWhy } from "./why.js";
 
 const K = 10;
@@ -222,6 +223,7 @@ function listen() {
   listenToKinds(() => subject !== null && show(subject));
   listenToTimeline();
   listenToUsers(showUser, (error) => fail(error, null));
+  listenToVersions((error) => fail(error, null));
 }
 
 function showUser(id) {

@@ -1,0 +1,1 @@
+"""What comes of what is served: hits among recommendations, drift, versions of the model."""
