@@ -11,7 +11,7 @@ from blossomrec.data.vocabulary import as_ids
 from blossomrec.errors import DataError, MissingExtraError
 
 try:
-    from rectools import Columns  # pyright: ignore[reportMissingImports]
+    from rectools import Columns  # pyright: ignore
     from rectools.dataset import (  # pyright: ignore[reportMissingImports]
         Dataset,
         DenseFeatures,

@@ -17,7 +17,7 @@ from blossomrec.recommender import BlossomRec
 
 try:
     import attr  # pyright: ignore[reportMissingImports]
-    from rectools import Columns  # pyright: ignore[reportMissingImports]
+    from rectools import Columns  # pyright: ignore
     from rectools.dataset import (  # pyright: ignore[reportMissingImports]
         Dataset,
         IdMap,

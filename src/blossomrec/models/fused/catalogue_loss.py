@@ -13,9 +13,9 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
+from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
 from blossomrec.models.fused.kernels.catalogue_loss import items_kernel, loss_kernel, rows_kernel
 
 LARGEST_SIZE = 256
@@ -75,7 +75,7 @@ def row_losses(
     """
     hidden, weight, (rows, size) = hidden.contiguous(), weight.contiguous(), hidden.shape
     height, width, warps = _form(ROWS_FORMS, size)
-    heights, tiles = triton.cdiv(rows, height), triton.cdiv(len(weight), width)
+    heights, tiles = cdiv(rows, height), cdiv(len(weight), width)
     parts, each = _cut(heights, tiles, hidden.device)
     partial = hidden.new_empty(parts, rows, dtype=torch.float32)
     means = hidden.new_empty(parts if differentiate else 0, rows, size, dtype=torch.float32)
@@ -102,7 +102,7 @@ def row_losses(
     if sample is not None:
         # The target is none of these items.
         targets = torch.where(targets >= 0, len(weight), -1)
-    loss_kernel[(triton.cdiv(rows, LOSS_ROWS),)](
+    loss_kernel[(cdiv(rows, LOSS_ROWS),)](
         hidden,
         weight,
         targets,
@@ -138,7 +138,7 @@ def catalogue_gradient(
     """
     hidden, weight, (items, size) = hidden.contiguous(), weight.contiguous(), weight.shape
     width, height, warps = _form(ITEMS_FORMS, size)
-    widths, tiles = triton.cdiv(items, width), triton.cdiv(len(hidden), height)
+    widths, tiles = cdiv(items, width), cdiv(len(hidden), height)
     parts, each = _cut(widths, tiles, hidden.device)
     gradients = hidden.new_empty(parts, items, size, dtype=torch.float32)
     items_kernel[(widths, parts)](
@@ -175,9 +175,9 @@ def _cut(held: int, tiles: int, device: torch.device) -> tuple[int, int]:
     """Into how many parts the other side is cut, and how many of its tiles each has."""
     processors, best = _processors(device), (0.0, 1, tiles)
     for wanted in range(1, min(LARGEST_PARTS, tiles) + 1):
-        each = triton.cdiv(tiles, wanted)
-        parts = triton.cdiv(tiles, each)
-        busy = held * tiles / (triton.cdiv(held * parts, processors) * processors * each)
+        each = cdiv(tiles, wanted)
+        parts = cdiv(tiles, each)
+        busy = held * tiles / (cdiv(held * parts, processors) * processors * each)
         best = max(best, (busy, parts, each), key=lambda one: one[0])
         if best[0] >= BUSY:
             break
@@ -192,7 +192,7 @@ def _processors(device: torch.device) -> int:
 
 
 def _block(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
+    return max(16, next_power_of_2(size))
 
 
 def _form(forms: dict[int, tuple[int, int, int]], size: int) -> tuple[int, int, int]:

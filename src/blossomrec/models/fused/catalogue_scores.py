@@ -16,9 +16,9 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
+from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
 from blossomrec.models.fused.kernels.catalogue_scores import (
     group_bounds_kernel,
     group_scores_kernel,
@@ -99,7 +99,7 @@ class GroupedCatalogue:
     def __init__(self, vectors: Tensor, offsets: Tensor | None = None):
         vectors = vectors.detach().contiguous()
         self.vectors, (self.num_items, size) = vectors, vectors.shape
-        self.stripes = triton.cdiv(self.num_items, STRIPE)
+        self.stripes = cdiv(self.num_items, STRIPE)
         self.num_groups = self.stripes * LANES
         padded = self.stripes * STRIPE
         self.offsets = vectors.new_full((padded,), -torch.inf, dtype=torch.float32)
@@ -140,7 +140,7 @@ class GroupedCatalogue:
         rounded = Rounded(rounded.values, rounded.units, rounded.sizes * (1 + 2**-10), errors)
         bounds = queries.new_empty(len(queries), self.num_groups)
         height, width, warps, stages = _form(FORMS, queries.shape[1])
-        grid = triton.cdiv(len(queries), height), triton.cdiv(self.stripes, EACH)
+        grid = cdiv(len(queries), height), cdiv(self.stripes, EACH)
         group_bounds_kernel[grid](
             rounded.values,
             self._table,
@@ -200,9 +200,9 @@ class GroupedCatalogue:
         """Logarithms of summed exponentials of all scores without offsets, float32 [n]."""
         rounded = Rounded.of(queries, _unit(queries.abs().amax(1)))
         height, width, warps, stages = _form(LSE_FORMS, queries.shape[1])
-        parts = triton.cdiv(self.num_items, width * LSE_TILES)
+        parts = cdiv(self.num_items, width * LSE_TILES)
         lse = queries.new_empty(parts, len(queries))
-        lse_kernel[(triton.cdiv(len(queries), height), parts)](
+        lse_kernel[(cdiv(len(queries), height), parts)](
             rounded.values,
             rounded.rests(queries),
             self._table,
@@ -258,4 +258,4 @@ def _padded(x: Tensor) -> Tensor:
 
 
 def _block(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
+    return max(16, next_power_of_2(size))

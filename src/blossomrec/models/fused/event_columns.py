@@ -7,9 +7,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import triton
 from torch import Tensor
 
+from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
 from blossomrec.models.fused.kernels.event_columns import event_columns_kernel
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def event_columns(
     given = [None if each is None else each.contiguous() for each in seen]
     total = len(seen.any)
     out = inputs.embeddings.weight.new_empty(total, width, dtype=dtype)
-    block = max(16, triton.next_power_of_2(width))
+    block = max(16, next_power_of_2(width))
     rows = max(1, TILE // block)
     starts, numbers = inputs.starts, len(inputs.number_columns)
     if total:
-        event_columns_kernel[(triton.cdiv(total, rows),)](
+        event_columns_kernel[(cdiv(total, rows),)](
             *given,
             bounds,
             inputs.offsets,
@@ -47,7 +47,7 @@ def event_columns(
             out,
             total,
             BOUNDS=len(bounds),
-            BOUND_BLOCK=triton.next_power_of_2(len(bounds)),
+            BOUND_BLOCK=next_power_of_2(len(bounds)),
             HAS_GAP=inputs.gap,
             HAS_CLOCK=inputs.clock,
             HAS_KINDS=inputs.kinds is not None,

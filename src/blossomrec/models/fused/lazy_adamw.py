@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import triton
 from torch import Tensor
 
+from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
 from blossomrec.models.fused.kernels.lazy_adamw import catch_up_kernel, step_kernel
 
 # Numbers of a tile of rows.
@@ -89,7 +89,7 @@ def step(
 
 def _shape(table: Rows) -> tuple[dict[str, int], tuple[int]]:
     size = table.weight.shape[1]
-    width = max(16, triton.next_power_of_2(size))
+    width = max(16, next_power_of_2(size))
     height = max(1, TILE // width)
     shape = {"D": size, "D_BLOCK": width, "ROWS": height, "AVERAGE": table.average is not None}
-    return shape, (triton.cdiv(len(table.rows), height),)
+    return shape, (cdiv(len(table.rows), height),)

@@ -9,11 +9,16 @@ mask again.
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from blossomrec.attention.backends.gpu.products import PROGRAMS, TILE_ELEMENTS, compute_dtype
+from blossomrec.attention.backends.gpu.products import (
+    PROGRAMS,
+    TILE_ELEMENTS,
+    cdiv,
+    compute_dtype,
+    next_power_of_2,
+)
 from blossomrec.models.fused.dropout import constants, draw_seed
 from blossomrec.models.fused.kernels.norm import add_norm_backward_kernel, add_norm_kernel
 
@@ -30,7 +35,7 @@ def forward(
     """See :func:`add_norm`; without a gradient."""
     out = x.new_empty(x.shape, dtype=dtype)
     form = _form(x, bias, p)
-    grid = (triton.cdiv(len(x), form["ROWS"]),)
+    grid = (cdiv(len(x), form["ROWS"]),)
     if len(x):
         add_norm_kernel[grid](
             x, branch, bias, norm.weight, norm.bias, seed, out, *x.shape, norm.eps, **form
@@ -50,7 +55,7 @@ def backward(
     """Gradients of x and branch, and float32 [3, D]: of the norm's weight and bias, of ``bias``."""
     grad_x, grad_branch = torch.empty_like(x), torch.empty_like(branch)
     form = _form(x, bias, p)
-    programs = min(PROGRAMS, triton.cdiv(len(x), form["ROWS"]))
+    programs = min(PROGRAMS, cdiv(len(x), form["ROWS"]))
     sums = x.new_empty(programs, 3, x.shape[1], dtype=torch.float32)
     if len(x):
         add_norm_backward_kernel[(programs,)](
@@ -101,6 +106,6 @@ class _AddNorm(torch.autograd.Function):
 
 
 def _form(x: Tensor, bias: Tensor | None, p: float) -> dict[str, int | float | bool]:
-    block = max(8, triton.next_power_of_2(x.shape[1]))
+    block = max(8, next_power_of_2(x.shape[1]))
     rows = max(1, TILE_ELEMENTS // block)
     return {"HAS_BIAS": bias is not None, "ROWS": rows, "BLOCK": block, **constants(p)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from blossomrec.attention.backends.gpu.products import cdiv
 from blossomrec.models.peers.kernels.scan import (
     carry_kernel,
     ends_kernel,
@@ -78,8 +78,8 @@ class _Form:
     """How a scan of [T, E] channels with rates [E, N] is cut into programs."""
 
     def __init__(self, u: Tensor, rates: Tensor):
-        self.chunks = triton.cdiv(len(u), ROWS)
-        self.grid = self.chunks, triton.cdiv(u.shape[1], COLUMNS)
+        self.chunks = cdiv(len(u), ROWS)
+        self.grid = self.chunks, cdiv(u.shape[1], COLUMNS)
         self.sizes: dict[str, Any] = {
             "total": len(u),
             "channels": u.shape[1],
@@ -91,5 +91,5 @@ class _Form:
 
 def _carry(ends: Tensor, left: Tensor, *, back: bool) -> None:
     chunks, numbers = len(ends), ends[0].numel()
-    grid, form = (triton.cdiv(numbers, CARRIED),), {"BACK": back, "BLOCK": CARRIED}
+    grid, form = (cdiv(numbers, CARRIED),), {"BACK": back, "BLOCK": CARRIED}
     carry_kernel[grid](ends, left, chunks, numbers, **form)

@@ -5,20 +5,24 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from blossomrec.attention.backends.gpu.kernels.activation import (
     activation_backward_kernel,
     activation_kernel,
 )
-from blossomrec.attention.backends.gpu.products import PROGRAMS, TILE_ELEMENTS
+from blossomrec.attention.backends.gpu.products import (
+    PROGRAMS,
+    TILE_ELEMENTS,
+    cdiv,
+    next_power_of_2,
+)
 
 
 def bias_activation(hidden: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
     """In place: ``hidden`` [T, F] becomes gelu(hidden + bias), or relu, and is returned."""
     rows, block = _tile(hidden)
-    grid = (triton.cdiv(len(hidden), rows), triton.cdiv(hidden.shape[1], block))
+    grid = (cdiv(len(hidden), rows), cdiv(hidden.shape[1], block))
     if len(hidden):
         activation_kernel[grid](hidden, bias, *hidden.shape, RELU=relu, ROWS=rows, BLOCK=block)
     return hidden
@@ -33,9 +37,9 @@ def bias_activation_backward(
         The gradient of the bias, float32 [F].
     """
     rows, block = _tile(hidden)
-    programs = min(PROGRAMS, triton.cdiv(len(hidden), rows))
+    programs = min(PROGRAMS, cdiv(len(hidden), rows))
     sums = hidden.new_empty(programs, hidden.shape[1], dtype=torch.float32)
-    grid = (programs, triton.cdiv(hidden.shape[1], block))
+    grid = (programs, cdiv(hidden.shape[1], block))
     if len(hidden):
         activation_backward_kernel[grid](
             hidden, bias, grad, sums, *hidden.shape, RELU=relu, ROWS=rows, BLOCK=block
@@ -44,5 +48,5 @@ def bias_activation_backward(
 
 
 def _tile(hidden: Tensor) -> tuple[int, int]:
-    block = min(TILE_ELEMENTS, triton.next_power_of_2(hidden.shape[1]))
+    block = min(TILE_ELEMENTS, next_power_of_2(hidden.shape[1]))
     return TILE_ELEMENTS // block, block

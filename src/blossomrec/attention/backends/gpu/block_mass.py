@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
 from torch import Tensor
 
 from blossomrec.attention.backends.gpu.kernels.block_mass import (
@@ -15,6 +14,7 @@ from blossomrec.attention.backends.gpu.kernels.block_mass import (
     divergence_kernel,
     mean_kernel,
 )
+from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
 
 # Rows of queries and blocks of keys that make a tile of scores.
 QUERIES, BLOCKS = 64, 8
@@ -42,7 +42,7 @@ def block_sums(
     events, groups, size = k.shape
     per_group = q.shape[1] // groups
     sums = q.new_empty(runs, count, groups, per_group, blocks, dtype=torch.float32)
-    block_sums_kernel[(runs, triton.cdiv(blocks, BLOCKS), groups)](
+    block_sums_kernel[(runs, cdiv(blocks, BLOCKS), groups)](
         q,
         k,
         rows,
@@ -58,7 +58,7 @@ def block_sums(
         R=per_group,
         D=size,
         S=block_size,
-        D_BLOCK=max(16, triton.next_power_of_2(size)),
+        D_BLOCK=max(16, next_power_of_2(size)),
         QUERIES=QUERIES,
         BLOCKS=BLOCKS,
     )
@@ -86,7 +86,7 @@ def divergence(
     samples = runs * count
     losses, counted = importance.new_empty(2, samples, groups).unbind()
     result, slopes = importance.new_empty(2), torch.empty_like(importance)
-    places = triton.next_power_of_2(blocks)
+    places = next_power_of_2(blocks)
     divergence_kernel[(samples, groups)](
         importance,
         sums,
@@ -102,6 +102,6 @@ def divergence(
         PLACES=places,
         num_warps=max(1, min(16, places // 256)),
     )
-    places = triton.next_power_of_2(samples * groups)
+    places = next_power_of_2(samples * groups)
     mean_kernel[(1,)](losses, counted, result, samples * groups, PLACES=places)
     return result, slopes

@@ -9,7 +9,6 @@ for the device and a captured CUDA graph stays valid for other lengths of the sa
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from blossomrec.attention.backends.gpu.kernels.geometry import (
@@ -18,6 +17,7 @@ from blossomrec.attention.backends.gpu.kernels.geometry import (
     bounds_kernel,
     tiles_kernel,
 )
+from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
 from blossomrec.attention.memo import per_batch
 from blossomrec.attention.rotary import frequencies
 
@@ -50,7 +50,7 @@ def tile_table(
     tiles = -(-(total // tile + histories) // together) * together
     table = cu_seqlens.new_empty(tiles, 5, dtype=torch.int32)
     if tiles:
-        grid = (triton.cdiv(tiles, ANSWERS),)
+        grid = (cdiv(tiles, ANSWERS),)
         tiles_kernel[grid](cu_seqlens, bounds, table, histories, tiles, **_search(cu_seqlens))
     return table
 
@@ -69,7 +69,7 @@ def block_starts(cu_seqlens: Tensor, total: int, block_size: int) -> tuple[Tenso
     bounds, blocks = tile_bounds(cu_seqlens, block_size, block_size), total // block_size
     starts, numbers = bounds.new_empty(2, blocks).unbind()
     if blocks:
-        blocks_kernel[(triton.cdiv(blocks, ANSWERS),)](
+        blocks_kernel[(cdiv(blocks, ANSWERS),)](
             cu_seqlens,
             bounds,
             starts,
@@ -89,14 +89,14 @@ def cos_sin(cu_seqlens: Tensor, total: int, pairs: int) -> Tensor:
     each = frequencies(pairs, torch.float32, cu_seqlens.device)
     angles = each.new_empty(total, pairs)
     if total and pairs:
-        angles_kernel[(triton.cdiv(total, ANSWERS),)](
+        angles_kernel[(cdiv(total, ANSWERS),)](
             cu_seqlens,
             each,
             angles,
             len(cu_seqlens) - 1,
             total,
             PAIRS=pairs,
-            PLACES=triton.next_power_of_2(pairs),
+            PLACES=next_power_of_2(pairs),
             **_search(cu_seqlens),
         )
     return torch.stack((angles.cos(), angles.sin()), dim=1)

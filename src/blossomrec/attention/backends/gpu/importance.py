@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -22,6 +21,7 @@ from blossomrec.attention.backends.gpu.kernels.importance import (
     mean_gradients_kernel,
     scatter_kernel,
 )
+from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
 from blossomrec.attention.backends.gpu.sampling import SampledEvents
 
 # Block keys that a program takes at a time, and samples where they are what is cut.
@@ -57,11 +57,11 @@ class _DistillationLoss(torch.autograd.Function):
         runs, count = samples.rows.shape
         groups, size = k.shape[1:]
         ctx.sizes = {"G": groups, "R": q.shape[1] // groups, "D": size}
-        ctx.sizes["D_BLOCK"] = max(16, triton.next_power_of_2(size))
+        ctx.sizes["D_BLOCK"] = max(16, next_power_of_2(size))
         ctx.scale, ctx.shape, ctx.places = 1 / math.sqrt(size), q.shape, max(16, _power(count))
         means = q.new_empty(runs, count, groups, size, dtype=torch.float32)
         importance = q.new_empty(runs, count, groups, blocks, dtype=torch.float32)
-        importance_kernel[(runs, triton.cdiv(blocks, BLOCKS), groups)](
+        importance_kernel[(runs, cdiv(blocks, BLOCKS), groups)](
             q,
             block_keys,
             samples.rows,
@@ -92,7 +92,7 @@ class _DistillationLoss(torch.autograd.Function):
         (runs, count), blocks = samples.rows.shape, slopes.shape[-1]
         key_sizes = {name: sizes[name] for name in ("G", "D", "D_BLOCK")}
         grad_means, grad = torch.empty_like(means), grad.contiguous()
-        mean_gradients_kernel[(runs, triton.cdiv(count, SAMPLES), sizes["G"])](
+        mean_gradients_kernel[(runs, cdiv(count, SAMPLES), sizes["G"])](
             slopes,
             block_keys,
             samples.firsts,
@@ -118,7 +118,7 @@ class _DistillationLoss(torch.autograd.Function):
             PLACES=_power(runs * count),
         )
         grad_keys = torch.zeros_like(block_keys)
-        key_gradients_kernel[(runs, triton.cdiv(blocks, BLOCKS), sizes["G"])](
+        key_gradients_kernel[(runs, cdiv(blocks, BLOCKS), sizes["G"])](
             slopes,
             means,
             samples.numbers,
@@ -140,4 +140,4 @@ class _DistillationLoss(torch.autograd.Function):
 
 
 def _power(number: int) -> int:
-    return triton.next_power_of_2(number)
+    return next_power_of_2(number)

@@ -13,6 +13,19 @@ TILE_ELEMENTS = 1_024
 PROGRAMS = 792
 
 
+def cdiv(number: int, by: int) -> int:
+    """How many pieces of a size there are, the last of which may be smaller.
+
+    As ``triton.cdiv``, which some versions say to give what a kernel knows when it is compiled.
+    """
+    return -(-number // by)
+
+
+def next_power_of_2(number: int) -> int:
+    """The least that is not smaller; likewise of Triton."""
+    return 1 << max(0, number - 1).bit_length()
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Type of the factors of a product: that of autocast where it is on, else that of ``x``."""
     if torch.is_autocast_enabled(x.device.type):

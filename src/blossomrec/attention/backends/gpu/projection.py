@@ -11,12 +11,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from blossomrec.attention.backends.gpu.kernels.projection import join_kernel, split_kernel
-from blossomrec.attention.backends.gpu.products import compute_dtype, product
+from blossomrec.attention.backends.gpu.products import cdiv, compute_dtype, next_power_of_2, product
 
 ROWS = 16
 
@@ -91,7 +90,7 @@ class _Project(torch.autograd.Function):
 
 
 def _grid(x: Tensor) -> tuple[int]:
-    return (triton.cdiv(len(x), ROWS),)
+    return (cdiv(len(x), ROWS),)
 
 
 def _form(heads: Sizes, gates: Tensor | None) -> dict[str, int | bool]:
@@ -101,11 +100,11 @@ def _form(heads: Sizes, gates: Tensor | None) -> dict[str, int | bool]:
         "G": heads.keys,
         "D": heads.size,
         "PAIRS": heads.pairs,
-        "H_BLOCK": triton.next_power_of_2(heads.queries),
-        "G_BLOCK": triton.next_power_of_2(heads.keys),
-        "PAIRS_BLOCK": triton.next_power_of_2(max(1, heads.pairs)),
-        "REST_BLOCK": triton.next_power_of_2(rest),
-        "D_BLOCK": triton.next_power_of_2(heads.size),
+        "H_BLOCK": next_power_of_2(heads.queries),
+        "G_BLOCK": next_power_of_2(heads.keys),
+        "PAIRS_BLOCK": next_power_of_2(max(1, heads.pairs)),
+        "REST_BLOCK": next_power_of_2(rest),
+        "D_BLOCK": next_power_of_2(heads.size),
         "GATES": 0 if gates is None else gates.shape[2],
         "ROWS": ROWS,
     }

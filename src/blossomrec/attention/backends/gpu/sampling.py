@@ -7,10 +7,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from blossomrec.attention.backends.gpu.kernels.sampling import choices_kernel, draw_kernel
+from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
 from blossomrec.attention.spec import BlossomSpec
 
 # Histories of one program.
@@ -53,7 +53,7 @@ def draw_samples(
     """
     histories, steps = len(cu_seqlens) - 1, max(len(rows), len(cu_seqlens)).bit_length()
     lows, counts = rows.new_empty(2, histories).unbind()
-    choices_kernel[(triton.cdiv(histories, HISTORIES),)](
+    choices_kernel[(cdiv(histories, HISTORIES),)](
         rows,
         cu_seqlens,
         lows,
@@ -82,7 +82,7 @@ def draw_samples(
         histories,
         count,
         S=spec.block_size,
-        PLACES=triton.next_power_of_2(count),
+        PLACES=next_power_of_2(count),
         STEPS=steps,
         num_warps=1,
     )

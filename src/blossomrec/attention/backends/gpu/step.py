@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
 from torch import Tensor
 
 from blossomrec.attention.backends.gpu.kernels.step import (
@@ -16,6 +15,7 @@ from blossomrec.attention.backends.gpu.kernels.step import (
     step_kernel,
 )
 from blossomrec.attention.backends.gpu.launch import Shape
+from blossomrec.attention.backends.gpu.products import next_power_of_2
 from blossomrec.attention.spec import BlossomSpec
 from blossomrec.attention.state import PagedLayer, Step
 
@@ -57,7 +57,7 @@ def attend(
     top_n = spec.top_n
     width, device = step.table.shape[1], q.device
     # Rounded up, so that few forms of the merge are ever compiled.
-    spans = triton.next_power_of_2(max(1, -(-int(step.columns.max()) // SPAN)))
+    spans = next_power_of_2(max(1, -(-int(step.columns.max()) // SPAN)))
     form = {"G": groups, "R": heads // groups, "D": size, "S": layer.layout.block_size, "N": top_n}
     best = torch.empty(users * groups, spans, top_n, device=device)
     candidates = torch.empty_like(best, dtype=torch.int32)
@@ -91,8 +91,8 @@ def attend(
         **pattern_constants(spec.window, spec.sinks, width * layer.layout.block_size),
         SPAN=SPAN,
         SPANS=spans,
-        MERGED=triton.next_power_of_2(spans * top_n),
-        PLACES=triton.next_power_of_2(top_n + 1),
+        MERGED=next_power_of_2(spans * top_n),
+        PLACES=next_power_of_2(top_n + 1),
         PRECISION="ieee" if torch.float32 in (q.dtype, layer.pages.dtype) else "tf32",
         **step_shape(size, layer.layout.block_size).options(),
     )

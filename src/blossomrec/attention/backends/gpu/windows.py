@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -13,6 +12,7 @@ from blossomrec.attention.backends.gpu.kernels.windows import (
     windows_backward_kernel,
     windows_kernel,
 )
+from blossomrec.attention.backends.gpu.products import next_power_of_2
 
 
 def key_windows(k: Tensor, starts: Tensor, numbers: Tensor, block_size: int, window: int) -> Tensor:
@@ -89,6 +89,6 @@ def _form(shape: torch.Size, block_size: int, window: int, places: int) -> dict[
         "WINDOW": window,
         "G": groups,
         "D": size,
-        "PLACES": triton.next_power_of_2(places),
-        "COLUMNS": triton.next_power_of_2(groups * size),
+        "PLACES": next_power_of_2(places),
+        "COLUMNS": next_power_of_2(groups * size),
     }

@@ -7,11 +7,11 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
 from torch import Tensor
 
 from blossomrec.attention.backends.gpu.geometry import tile_table
 from blossomrec.attention.backends.gpu.kernel_pattern import Pattern
+from blossomrec.attention.backends.gpu.products import next_power_of_2
 from blossomrec.attention.backends.operator import empty_gradients, operator, register_gradient
 from blossomrec.attention.backends.triton.inverse_lists import InverseLists
 from blossomrec.attention.backends.triton.kernels.backward_keys import backward_keys_kernel
@@ -52,7 +52,7 @@ def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: li
         D=size,
         S=block_size,
         N=top_n,
-        PLACES=triton.next_power_of_2(top_n),
+        PLACES=next_power_of_2(top_n),
         QUERIES=queries,
         BLOCKS=blocks,
         CAUSAL=bool(causal),
