@@ -42,6 +42,8 @@ def browser():
 
 def opened(browser, url):
     browser.open(url + "/")
+    # What is above moves it as long as it is drawn.
+    browser.until("document.body.innerText.includes(' recommendations in ')")
     browser.click("#versions summary")
     browser.until("document.querySelectorAll('#versions-list > li').length === 2")
 

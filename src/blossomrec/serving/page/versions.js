@@ -10,7 +10,10 @@ let turn = 0;
 
 export function listenToVersions(fail) {
   const versions = byId("versions");
-  versions.addEventListener("toggle", () => versions.open && show().catch(fail));
+  const toggled = () => versions.open && show().catch(fail);
+  versions.addEventListener("toggle", toggled);
+  // It may have been opened before.
+  toggled();
 }
 
 async function show() {
