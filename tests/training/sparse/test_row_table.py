@@ -52,9 +52,9 @@ def start(dtype=torch.float64) -> torch.Tensor:
     return torch.randn(ROWS, SIZE, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def by_rows(rule, steps, *, decay=DECAY, dtype=torch.float64, before=None):
+def by_rows(rule, steps, *, decay=DECAY, dtype=torch.float64, may_fuse=True):
     """A table after some steps, not caught up."""
-    table = RowTable("items", nn.Parameter(start(dtype)), rule)
+    table = RowTable("items", nn.Parameter(start(dtype)), rule, may_fuse=may_fuse)
     if decay:
         table.start_average(decay)
     go_on(table, range(steps))
@@ -155,10 +155,15 @@ def test_in_float32_it_is_as_near_as_float32_goes():
 @pytest.mark.parametrize("decay", [0, DECAY])
 def test_kernels_find_the_same(monkeypatch, decay):
     pytest.importorskip("triton")
-    found = []
-    for usable in (True, False):
-        monkeypatch.setattr(tables.fused, "usable", lambda x, usable=usable: usable)
-        table = by_rows(LazyAdamW(), 60, decay=decay, dtype=torch.float32)
+    from blossomrec.models.fused.lazy_adamw import LazyRows
+
+    found, taken = [], []
+    step = LazyRows.step
+    monkeypatch.setattr(LazyRows, "step", lambda *given: taken.append(given) or step(*given))
+    monkeypatch.setattr(tables.fused, "usable", lambda x: True)
+    for may_fuse in (True, False):
+        table = by_rows(LazyAdamW(), 60, decay=decay, dtype=torch.float32, may_fuse=may_fuse)
+        assert len(taken) == 60
         behind = table.seen.clone()
         table.catch_up()
         mean = () if table.mean is None else (table.mean,)

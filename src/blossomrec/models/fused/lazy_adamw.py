@@ -8,7 +8,8 @@ See ``training.sparse.table`` for what is computed.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -19,17 +20,19 @@ from blossomrec.models.fused.kernels.lazy_adamw import catch_up_kernel, step_ker
 TILE = 1_024
 
 
-class Rows(NamedTuple):
-    """A table, and which of its rows are meant.
+@dataclass(frozen=True)
+class LazyRows:
+    """Rows of a table, which are changed in place.
 
     Attributes:
         rows: int64 [K]; the same one may stand there several times.
         own: int64 [K], at which slot each has its row first.
         weight: [I, D].
         means, squares: what AdamW keeps, [I, D].
-        average: [I, D], or None.
+        average: of the weights, [I, D], or None.
         seen: int64 [I], up to which update each row is as it should be.
         updates, steps: how many there have been, scalars.
+        betas, eps: of AdamW.
     """
 
     rows: Tensor
@@ -41,55 +44,52 @@ class Rows(NamedTuple):
     seen: Tensor
     updates: Tensor
     steps: Tensor
+    betas: tuple[float, float]
+    eps: float
+
+    def catch_up(self, moved: Tensor, left: Tensor, behind: Tensor) -> None:
+        """Bring the rows up to date.
+
+        Args:
+            moved, left, behind: by age, float64 [ages]: how far rows have moved along their
+                direction, what is left of the average, how far that is behind.
+        """
+        logs = {"LOG_FIRST": math.log2(self.betas[0]), "LOG_SECOND": math.log2(self.betas[1])}
+        by_age = moved, left, behind
+        catch_up_kernel[self._grid](
+            *self._tensors, *by_age, len(self.rows), **logs, **self._constants
+        )
+
+    def step(self, gradient: Tensor, force: Tensor, decay: Tensor) -> None:
+        """Take a step of the rows, which are up to date.
+
+        Args:
+            gradient: [K, D]; of a row it is the one at its first slot.
+            force: how far rows go along their direction, a scalar.
+            decay: of the average, a scalar.
+        """
+        first, second = self.betas
+        betas = {"FIRST": first, "SECOND": second, "LOG_SECOND": math.log2(second)}
+        given = gradient.contiguous(), force, decay, len(self.rows)
+        step_kernel[self._grid](*self._tensors, *given, **betas, **self._constants)
 
     @property
-    def tensors(self) -> list[Tensor]:
-        # Not looked at where there is none.
-        return [self.weight if each is None else each for each in self]
+    def _tensors(self) -> tuple[Tensor, ...]:
+        # Where there is no average, what stands in its place is not looked at.
+        average = self.weight if self.average is None else self.average
+        kept = self.weight, self.means, self.squares, average
+        return (self.rows, self.own, *kept, self.seen, self.updates, self.steps)
 
+    @property
+    def _constants(self) -> dict[str, Any]:
+        size = self.weight.shape[1]
+        shape = {"D": size, "D_BLOCK": max(16, next_power_of_2(size)), "ROWS": self._height}
+        return {**shape, "EPS": self.eps, "AVERAGE": self.average is not None}
 
-def catch_up(
-    table: Rows,
-    by_age: tuple[Tensor, Tensor, Tensor],
-    betas: tuple[float, float],
-    eps: float,
-) -> None:
-    """Bring rows up to date.
+    @property
+    def _height(self) -> int:
+        return max(1, TILE // max(16, next_power_of_2(self.weight.shape[1])))
 
-    Args:
-        by_age: how far rows have moved, what is left of the average, how far it is behind.
-        betas, eps: of AdamW.
-    """
-    shape, grid = _shape(table)
-    logs = {"LOG_FIRST": math.log2(betas[0]), "LOG_SECOND": math.log2(betas[1])}
-    catch_up_kernel[grid](*table.tensors, *by_age, len(table.rows), EPS=eps, **logs, **shape)
-
-
-def step(
-    table: Rows,
-    gradient: Tensor,
-    force: Tensor,
-    decay: Tensor | None,
-    betas: tuple[float, float],
-    eps: float,
-) -> None:
-    """A step of rows that are up to date.
-
-    Args:
-        gradient: [K, D]; of a row it is the one at its first slot.
-        force: how far rows go along their direction, a scalar.
-        decay: of the average, a scalar; None without one.
-    """
-    shape, grid = _shape(table)
-    known = {"FIRST": betas[0], "SECOND": betas[1], "LOG_SECOND": math.log2(betas[1]), "EPS": eps}
-    scalars = force, force if decay is None else decay
-    given = gradient.contiguous(), *scalars, len(table.rows)
-    step_kernel[grid](*table.tensors, *given, **known, **shape)
-
-
-def _shape(table: Rows) -> tuple[dict[str, int], tuple[int]]:
-    size = table.weight.shape[1]
-    width = max(16, next_power_of_2(size))
-    height = max(1, TILE // width)
-    shape = {"D": size, "D_BLOCK": width, "ROWS": height, "AVERAGE": table.average is not None}
-    return shape, (cdiv(len(table.rows), height),)
+    @property
+    def _grid(self) -> tuple[int]:
+        return (cdiv(len(self.rows), self._height),)

@@ -42,7 +42,7 @@ def build_table(
         factor = config.table_learning_rate / config.learning_rate
     rule = RULES[config.table_optimizer]()
     weight = cast(nn.Parameter, model.item_embeddings.weight)
-    return RowTable(NAME, weight, rule, rate_factor=factor)
+    return RowTable(NAME, weight, rule, rate_factor=factor, may_fuse=model.may_fuse)
 
 
 def _obstacle(model: SequenceModel, loss: TrainingLoss, config: TrainingConfig) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from blossomrec.models import fused
 from blossomrec.training.sparse.distinct import distinct
 from blossomrec.training.sparse.rules import LazyAdamW, Rule
+
+if TYPE_CHECKING:
+    from blossomrec.models.fused.lazy_adamw import LazyRows
 
 # Steps within which every row is brought up to date, needed or not: so few that what happened to a
 # row since then is a number by its age.
@@ -33,6 +36,7 @@ class RowTable:
         weight: the parameter, which gets no gradient itself.
         rule: how rows are updated.
         rate_factor: learning rate over the one that :meth:`set_rate` is given.
+        may_fuse: whether kernels of a GPU may do the arithmetic of the rows.
 
     Attributes:
         vectors: the rows of the step, [K, D], a leaf; None before the first.
@@ -45,8 +49,16 @@ class RowTable:
         >>> table.step()
     """
 
-    def __init__(self, name: str, weight: nn.Parameter, rule: Rule, *, rate_factor: float = 1.0):
-        self.name, self.weight, self.rule = name, weight, rule
+    def __init__(
+        self,
+        name: str,
+        weight: nn.Parameter,
+        rule: Rule,
+        *,
+        rate_factor: float = 1.0,
+        may_fuse: bool = True,
+    ):
+        self.name, self.weight, self.rule, self.may_fuse = name, weight, rule, may_fuse
         self.rate_factor, self.decay = rate_factor, 0.0
         device, exact = weight.device, torch.float64
         self.rows_state = rule.start(weight)
@@ -96,11 +108,9 @@ class RowTable:
         rows, step = self._rows, self.steps.double()
         rate = torch.ones_like(step) * self._rate * self.rate_factor
         force = self.rule.force(step, rate)
-        if self._has_kernels():
-            from blossomrec.models.fused import lazy_adamw
-
-            table, decay = self._of_kernels(rows, self._own), self._decay_now
-            lazy_adamw.step(table, gradient, force, decay, LazyAdamW.betas, LazyAdamW.eps)
+        table = self._of_kernels(rows, self._own)
+        if table is not None:
+            table.step(gradient, force, self._decay_now)
             self._grow_older(force)
             return
         # A row that stands there twice is computed twice, from the same numbers.
@@ -141,11 +151,9 @@ class RowTable:
         Args:
             own: where each has its row first, int64 [K].
         """
-        if self._has_kernels():
-            from blossomrec.models.fused import lazy_adamw
-
-            table, ages = self._of_kernels(rows, own), (self.moved, self.left, self.behind)
-            lazy_adamw.catch_up(table, ages, LazyAdamW.betas, LazyAdamW.eps)
+        table = self._of_kernels(rows, own)
+        if table is not None:
+            table.catch_up(self.moved, self.left, self.behind)
             return
         age = self.updates - self.seen[rows]
         weight, mean = self.weight[rows], None
@@ -163,16 +171,18 @@ class RowTable:
             weight = weight - by_age(self.moved) * direction
         self._put(rows, weight, self.rule.skipped(state, age.double()[:, None]), mean)
 
-    def _has_kernels(self) -> bool:
-        known = isinstance(self.rule, LazyAdamW) and self.weight.dtype == torch.float32
-        return known and fused.usable(self.weight)
+    def _of_kernels(self, rows: Tensor, own: Tensor) -> LazyRows | None:
+        """Rows whose arithmetic kernels do; None where they do not."""
+        rule, weight, kept = self.rule, self.weight.detach(), self.rows_state
+        if not isinstance(rule, LazyAdamW) or weight.dtype != torch.float32:
+            return None
+        if not self.may_fuse or not fused.usable(weight):
+            return None
+        from blossomrec.models.fused.lazy_adamw import LazyRows
 
-    def _of_kernels(self, rows: Tensor, own: Tensor) -> Any:
-        from blossomrec.models.fused.lazy_adamw import Rows
-
-        weight, kept = self.weight.detach(), self.rows_state
+        numbers = weight, kept["exp_avg"], kept["exp_avg_sq"], self.mean
         counted = self.seen, self.updates, self.steps
-        return Rows(rows, own, weight, kept["exp_avg"], kept["exp_avg_sq"], self.mean, *counted)
+        return LazyRows(rows, own, *numbers, *counted, betas=rule.betas, eps=rule.eps)
 
     def _put(
         self, rows: Tensor, weight: Tensor, state: dict[str, Tensor], mean: Tensor | None

@@ -58,7 +58,8 @@ class _DistillationLoss(torch.autograd.Function):
         groups, size = k.shape[1:]
         ctx.sizes = {"G": groups, "R": q.shape[1] // groups, "D": size}
         ctx.sizes["D_BLOCK"] = max(16, next_power_of_2(size))
-        ctx.scale, ctx.shape, ctx.places = 1 / math.sqrt(size), q.shape, max(16, _power(count))
+        ctx.scale, ctx.shape = 1 / math.sqrt(size), q.shape
+        ctx.places = max(16, next_power_of_2(count))
         means = q.new_empty(runs, count, groups, size, dtype=torch.float32)
         importance = q.new_empty(runs, count, groups, blocks, dtype=torch.float32)
         importance_kernel[(runs, cdiv(blocks, BLOCKS), groups)](
@@ -114,8 +115,8 @@ class _DistillationLoss(torch.autograd.Function):
             grad_q,
             runs * count,
             **sizes,
-            H_BLOCK=_power(ctx.shape[1]),
-            PLACES=_power(runs * count),
+            H_BLOCK=next_power_of_2(ctx.shape[1]),
+            PLACES=next_power_of_2(runs * count),
         )
         grad_keys = torch.zeros_like(block_keys)
         key_gradients_kernel[(runs, cdiv(blocks, BLOCKS), sizes["G"])](
@@ -132,12 +133,8 @@ class _DistillationLoss(torch.autograd.Function):
             blocks,
             ctx.scale,
             **key_sizes,
-            RUNS=_power(runs),
+            RUNS=next_power_of_2(runs),
             PLACES=ctx.places,
             BLOCKS=BLOCKS,
         )
         return grad_q, None, grad_keys, None, None, None
-
-
-def _power(number: int) -> int:
-    return next_power_of_2(number)
