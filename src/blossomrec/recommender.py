@@ -545,6 +545,7 @@ class BlossomRec(Parameters):
         *,
         k: int | None = None,
         users: str | Path | Iterable[Any] | None = None,
+        unknown: Literal["refuse", "skip"] = "refuse",
         index: str | None = None,
         at: Moment | None = None,
         kind: str | None = None,
@@ -558,6 +559,7 @@ class BlossomRec(Parameters):
             k: how many items the ranking of a graph gives; None for 100, or all of fewer.
             users: whose vectors are written: "all" of the log, external ids, or the path of a file
                 as of :meth:`recommend_all`; None for nobody's.
+            unknown: as of :meth:`recommend_all`, where users are listed.
             index: what faiss is to make of the vectors of items, such as "Flat"; None for nothing.
             at, kind: as of :meth:`recommend`, for vectors of users.
 
@@ -578,14 +580,19 @@ class BlossomRec(Parameters):
         from blossomrec.exporting.export import Source, Wanted, write_export
 
         model, vocabulary = self._ready()
-        there = self._folder is not None and (self._folder / "config.json").is_file()
-        version = run_version(self._folder) if there and self._folder is not None else None
+        run, version = self._folder, None
+        if run is not None and (run / "config.json").is_file():
+            version = run_version(run)
         source = Source(model, vocabulary, self._users, version, self.filter_viewed)
-        vectors = None if users is None else self._user_vectors(users, at, kind)
+        vectors = None if users is None else self._user_vectors(users, unknown, at, kind)
         return write_export(out, source, Wanted(to, k, index, vectors))
 
     def _user_vectors(
-        self, users: str | Path | Iterable[Any], at: Moment | None, kind: str | None
+        self,
+        users: str | Path | Iterable[Any],
+        unknown: str,
+        at: Moment | None,
+        kind: str | None,
     ) -> Iterator[tuple[list[int | str], np.ndarray]]:
         """Ids and vectors of users, some at a time."""
         from blossomrec.exporting.vectors import user_vectors
@@ -597,7 +604,7 @@ class BlossomRec(Parameters):
         everyone = isinstance(users, str) and users == "all"
         rows = np.arange(log.num_users)
         if not everyone:
-            rows = listed_users(users, log.user_vocabulary, "refuse")
+            rows = listed_users(users, log.user_vocabulary, unknown)
         known.warn_of_unknown(rows)
         request = self._user_request(1, at, kind=kind)
         return user_vectors(

@@ -117,6 +117,16 @@ def test_users_without_a_known_item_have_no_vector(place, tiny_events, tmp_path)
         model.export(tmp_path / "none", "vectors", users=[2])
 
 
+def test_users_who_are_not_in_the_log_are_refused_or_left_out(cli, capsys, place, tmp_path):
+    path, out = tmp_path / "ids.txt", tmp_path / "out"
+    path.write_text("1004\n7\n1001\n")
+    asked = ["export", place / "run", out, "--to", "vectors", "--users", path]
+    refuse(capsys, *asked, words=["line 2: '7'", "--unknown skip leaves them out"])
+    assert not out.exists()
+    cli(*asked, "--unknown", "skip")
+    assert table(out / "users.parquet")[0] == [1001, 1004]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from blossomrec.config import option
 from blossomrec.errors import ConfigError
@@ -16,6 +17,9 @@ class VectorOptions:
         None,
         "also vectors of users: all of the log, or those in a file, a table with a column user_id "
         "or a single one, or an id in each line",
+    )
+    unknown: Literal["refuse", "skip"] = option(
+        "refuse", "what to do with users of a file who are not in the log"
     )
     index: str | None = option(
         None,
