@@ -189,7 +189,7 @@ class TrainingBatches:
         self._lengths = self._window_events(train_end[used])
         self._plan: tuple[int, Windows, np.ndarray] | None = None
         self.importance = importance
-        counted = self._importance_of(self._starts, self._lengths)
+        counted = self._importance_of(Windows(self._starts, self._lengths))
         if counted is not None and not counted.any():
             warnings.warn(
                 f"{log.folder} has no training event that counts as a target, by its kind and "
@@ -239,19 +239,26 @@ class TrainingBatches:
     def _batches(self, epoch: int, start_step: int, division: Division | None) -> Iterator[Any]:
         windows, cuts = self._planned(epoch)
         for step in range(start_step, len(cuts) - 1):
-            part, point = slice(cuts[step], cuts[step + 1]), (epoch, step)
-            read = functools.partial(self._read, windows, part, point)
-            yield read() if division is None else division(windows.lengths[part], read, point)
+            part, point = windows.take(slice(cuts[step], cuts[step + 1])), (epoch, step)
+            read = functools.partial(self._read, part, point)
+            yield read() if division is None else division(part.lengths, read, point)
 
     def _read(
-        self,
-        windows: Any,
-        part: slice,
-        point: tuple[int, int],
-        chosen: np.ndarray | None = None,
+        self, windows: Windows, point: tuple[int, int], chosen: np.ndarray | None = None
     ) -> Batch:
-        """The batch of a part of an epoch's windows, or what it has of the chosen ones of them."""
-        return self._batch(windows.starts[part], windows.lengths[part], point, chosen)
+        """The batch of windows, or what it has of the chosen ones, of which alone events are read.
+
+        Args:
+            point: epoch and step.
+            chosen: numbers of windows, rising; None for all.
+        """
+        # Drawn for all windows, so that it does not depend on which are chosen.
+        masked = self._masked(windows.lengths, point)
+        if chosen is not None:
+            starts, windows = boundaries(windows.lengths)[chosen], windows.take(chosen)
+            if masked is not None:
+                masked = masked[gather_index(starts, windows.lengths)]
+        return self._batch(windows, masked)
 
     def _planned(self, epoch: int) -> tuple[Windows, np.ndarray]:
         """Shuffled windows of the epoch and the numbers of those with which batches start."""
@@ -266,31 +273,22 @@ class TrainingBatches:
         """How many events of each history are inputs: all but the last, which is only a target."""
         return train_events - 1
 
-    def _batch(
-        self,
-        starts: np.ndarray,
-        lengths: np.ndarray,
-        point: tuple[int, int],
-        chosen: np.ndarray | None = None,
-    ) -> Batch:
-        """The batch of windows, or what it has of the chosen ones, of which alone events are read.
+    def _masked(self, lengths: np.ndarray, point: tuple[int, int]) -> np.ndarray | None:
+        """Which events of a batch's windows are masked, bool [T]; None where none ever is."""
+        return None
 
-        Args:
-            point: epoch and step.
-            chosen: numbers of windows, rising; None for all.
-        """
-        if chosen is not None:
-            starts, lengths = starts[chosen], lengths[chosen]
-        index = gather_index(starts, lengths)
+    def _batch(self, windows: Windows, masked: np.ndarray | None) -> Batch:
+        """The batch of some windows."""
+        index = gather_index(windows.starts, windows.lengths)
         targets = self._columns["items"][index + self._ahead]
-        counted = self._importance_of(starts, lengths)
-        return make_batch(lengths, _at(self._columns, index), targets, counted)
+        counted = self._importance_of(windows)
+        return make_batch(windows.lengths, _at(self._columns, index), targets, counted)
 
-    def _importance_of(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
+    def _importance_of(self, windows: Windows) -> np.ndarray | None:
         """How much the targets of some windows count, float32 [T]; None: all the same."""
         if self.importance is None:
             return None
-        return self.importance[gather_index(starts, lengths) + self._ahead]
+        return self.importance[gather_index(windows.starts, windows.lengths) + self._ahead]
 
 
 class ClozeBatches(TrainingBatches):
@@ -333,33 +331,22 @@ class ClozeBatches(TrainingBatches):
     def _window_events(self, train_events: np.ndarray) -> np.ndarray:
         return train_events
 
-    def _batch(
-        self,
-        starts: np.ndarray,
-        lengths: np.ndarray,
-        point: tuple[int, int],
-        chosen: np.ndarray | None = None,
-    ) -> Batch:
-        # Drawn for all windows, so that it does not depend on which are chosen.
-        masked = self._mask(lengths, _generator(self.seed, *point))
-        if chosen is not None:
-            masked = masked[gather_index(boundaries(lengths)[chosen], lengths[chosen])]
-            starts, lengths = starts[chosen], lengths[chosen]
-        events = _at(self._columns, gather_index(starts, lengths))
+    def _batch(self, windows: Windows, masked: np.ndarray | None) -> Batch:
+        assert masked is not None
+        events = _at(self._columns, gather_index(windows.starts, windows.lengths))
         items = events["items"]
         events["items"] = np.where(masked, self.mask_row, items)
         if "kinds" in events and "asked_kinds" not in events:
             events["kinds"] = np.where(masked, 0, events["kinds"])
         if "context" in events:
             events["context"][masked] = np.nan
-        counted = self._importance_of(starts, lengths)
+        counted = self._importance_of(windows)
         if counted is not None:
             counted = np.where(masked, counted, np.float32(0))
-        return make_batch(lengths, events, np.where(masked, items, -1), counted)
+        return make_batch(windows.lengths, events, np.where(masked, items, -1), counted)
 
-    def _mask(self, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Which of the packed events are masked: bool [T]."""
-        edges = boundaries(lengths)
+    def _masked(self, lengths: np.ndarray, point: tuple[int, int]) -> np.ndarray:
+        rng, edges = _generator(self.seed, *point), boundaries(lengths)
         masked = rng.random(edges[-1]) < self.mask_probability
         last_only = rng.random(len(lengths)) < LAST_ONLY_SHARE
         masked &= ~np.repeat(last_only, lengths)

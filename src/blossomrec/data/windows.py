@@ -62,10 +62,13 @@ class Windows:
     starts: np.ndarray
     lengths: np.ndarray
 
+    def take(self, which: np.ndarray | slice) -> Windows:
+        """Some of the windows."""
+        return Windows(self.starts[which], self.lengths[which])
+
     def shuffled(self, rng: np.random.Generator) -> Windows:
         """The same windows in random order."""
-        order = rng.permutation(len(self.starts))
-        return Windows(self.starts[order], self.lengths[order])
+        return self.take(rng.permutation(len(self.starts)))
 
 
 def cut_windows(

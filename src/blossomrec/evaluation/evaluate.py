@@ -24,6 +24,7 @@ from blossomrec.evaluation.candidates import (
     targets_of,
 )
 from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol, Ranking
+from blossomrec.evaluation.on_shards import Ranked, RankingTask, ShardedRanking
 from blossomrec.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -116,12 +117,7 @@ def evaluate(
     if np.any(np.diff(cases.users) < 0):
         raise DataError("the cases of a user must stand side by side, users in rising order")
     targets = targets_of(log, cases)
-    block = scoring.ScoreBlock(
-        scorer, len(cases.users), device=device, score_elements=score_elements
-    )
-    ranks = np.empty(len(targets.items), dtype=np.int64)
-    top = np.empty((len(cases.users), cut_offs[-1] if full else 0), dtype=np.int32)
-    sampled = np.zeros(0 if full else len(cases.users), dtype=np.int64)
+    columns = log.columns(scorer.inputs) if columns is None else columns
 
     def histories(some: Cases) -> HistoryBatches:
         return HistoryBatches(
@@ -135,27 +131,13 @@ def evaluate(
             columns=columns,
         )
 
-    batches = histories(cases)
-    asked = _asked_for_first(batches.columns, cases, targets)
-    blocks = _query_blocks(scorer, batches, asked, device, block.rows)
+    asked = _asked_for_first(columns, cases, targets)
+    task = RankingTask(log, cases, targets, options, histories, asked)
     with scoring.scoring_mode(scorer):
-        if not processes.alone:
-            from blossomrec.evaluation.on_shards import Asked, ShardedRanking
-
-            shards = ShardedRanking(scorer, processes, device, score_elements)
-            found = shards.ranked(Asked(log, cases, targets, options, histories, asked))
-            blocks, ranks, top, sampled = (), found.ranks, found.top, found.sampled
-        for part, queries in blocks:
-            with scoring.full_precision(device):
-                scores = block.fill(queries)
-            places = slice(targets.offsets[part.start], targets.offsets[part.stop])
-            if full:
-                seen = _history_items(log, cases, part) if options.filter_seen else ()
-                ranks[places], top[part] = _rank_all(scores, targets, part, seen, cut_offs[-1])
-            else:
-                unseen = sample_unseen(log, cases.users[part], options.seed)
-                sampled[part] = (unseen >= 0).sum(1)
-                ranks[places] = _rank_sampled(scores, targets, part, unseen)
+        if processes.alone:
+            found = _ranked(scorer, task, device, score_elements)
+        else:
+            found = ShardedRanking(scorer, processes, device, score_elements).ranked(task)
     protocol = EvaluationProtocol(
         split=options.split,
         ranking=options.ranking,
@@ -171,19 +153,21 @@ def evaluate(
         moments="asked" in scorer.inputs,
         asked_kinds="asked_kinds" in scorer.inputs,
         kinds=log.fields.kinds,
-        sampled=(int(sampled.min()), int(sampled.max())) if len(sampled) else None,
+        sampled=(int(found.sampled.min()), int(found.sampled.max())) if not full else None,
     )
     popularity = None
     if full:
-        values = metrics.popularity(top, popularity_percentiles(log, cases, processes), cut_offs)
+        values = metrics.popularity(
+            found.top, popularity_percentiles(log, cases, processes), cut_offs
+        )
         popularity = np.stack(list(values.values()), 1)
     return Evaluation(
         protocol=protocol,
         users=cases.users,
         lengths=cases.history_end,
         offsets=targets.offsets,
-        ranks=ranks,
-        top=top if full else None,
+        ranks=found.ranks,
+        top=found.top if full else None,
         popularity=popularity,
         seconds=perf_counter() - started,
         kinds=targets.kinds,
@@ -203,6 +187,29 @@ def _asked_for_first(
     names = [name for name in ("asked", "asked_kinds") if name in columns]
     # What is asked for at an event is what the next one is.
     return {name: columns[name][targets.first - 1] for name in names}
+
+
+def _ranked(scorer: Any, task: RankingTask, device: torch.device, score_elements: int) -> Ranked:
+    """All cases ranked by a process that has the whole catalogue."""
+    log, cases, targets, options = task.log, task.cases, task.targets, task.options
+    full, count = options.ranking == "full", len(cases.users)
+    block = scoring.ScoreBlock(scorer, count, device=device, score_elements=score_elements)
+    ranks = np.empty(len(targets.items), dtype=np.int64)
+    top = np.empty((count, options.ks[-1] if full else 0), dtype=np.int32)
+    sampled = np.zeros(0 if full else count, dtype=np.int64)
+    batches = task.batches(cases)
+    for part, queries in _query_blocks(scorer, batches, task.columns, device, block.rows):
+        with scoring.full_precision(device):
+            scores = block.fill(queries)
+        places = slice(targets.offsets[part.start], targets.offsets[part.stop])
+        if full:
+            seen = _history_items(log, cases, part) if options.filter_seen else ()
+            ranks[places], top[part] = _rank_all(scores, targets, part, seen, options.ks[-1])
+        else:
+            unseen = sample_unseen(log, cases.users[part], options.seed)
+            sampled[part] = (unseen >= 0).sum(1)
+            ranks[places] = _rank_sampled(scores, targets, part, unseen)
+    return Ranked(ranks, top, sampled)
 
 
 def _query_blocks(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blossomrec.data.windows import gather_index
 from blossomrec.evaluation import scoring
 from blossomrec.evaluation.candidates import Targets, sample_unseen, seen_pieces
 from blossomrec.evaluation.scoring import Queries
@@ -56,7 +57,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RankingTask:
     """Which cases are to be ranked, and how.
 
     Attributes:
@@ -92,29 +93,31 @@ class ShardedRanking:
         self._num_rows = model.num_items + model.extra_rows
         self._held = model.held_items
 
-    def ranked(self, asked: Asked) -> Ranked:
+    def ranked(self, task: RankingTask) -> Ranked:
         """All cases ranked, on every rank."""
-        total = len(asked.cases)
+        total = len(task.cases)
         each = -(-total // self.ranks.size)
         first = self.ranks.rank * each
         # As many for every rank: the last case again where there are no more.
         own = np.minimum(np.arange(first, first + each), total - 1)
         parts = [
-            self._block(asked, cases, queries) for cases, queries in self._query_blocks(asked, own)
+            self._block(task, cases, queries) for cases, queries in self._query_blocks(task, own)
         ]
         found, there = Ranked.join(parts), min(max(total - first, 0), each)
-        num_targets = int(asked.targets.counts[own[:there]].sum())
+        num_targets = int(task.targets.counts[own[:there]].sum())
         mine = found.ranks[:num_targets], found.top[:there], found.sampled[:there]
         return Ranked.join([Ranked(*each) for each in self.ranks.gathered(mine)])
 
-    def _query_blocks(self, asked: Asked, own: np.ndarray) -> Iterator[tuple[np.ndarray, Queries]]:
+    def _query_blocks(
+        self, task: RankingTask, own: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Queries]]:
         """Numbers of cases that are scored together, as many on every rank, and their queries."""
         rows = self._rows_of_each(len(own))
         self._rows = rows * self.ranks.size
         encoded = max(rows, CASES // rows * rows)
         for start in range(0, len(own), encoded):
             some = own[start : start + encoded]
-            queries = self._queries(asked, some)
+            queries = self._queries(task, some)
             for row in range(0, len(some), rows):
                 yield some[row : row + rows], queries.part(row, row + rows)
 
@@ -129,9 +132,9 @@ class ShardedRanking:
         """Vectors of the rows of the item table that this rank has."""
         return self.model.item_vectors()
 
-    def _queries(self, asked: Asked, some: np.ndarray) -> Queries:
+    def _queries(self, task: RankingTask, some: np.ndarray) -> Queries:
         """Queries of some own cases; ranks need not have as many batches."""
-        batches, parts = asked.batches(asked.cases.take(some)), list[Queries]()
+        batches, parts = task.batches(task.cases.take(some)), list[Queries]()
         ahead = iter(batches)
         for _ in range(self.ranks.agree(len(batches))[0]):
             found = next(ahead, None)
@@ -139,7 +142,7 @@ class ShardedRanking:
                 self._fetch(torch.empty(0, dtype=torch.int64, device=self.device))
                 continue
             part, batch = found
-            for name, values in asked.columns.items():
+            for name, values in task.columns.items():
                 getattr(batch, name)[batch.last_rows] = torch.from_numpy(values[some[part]])
             parts.append(self._encoded(batch.to(self.device)))
         return Queries.join(parts)
@@ -158,23 +161,21 @@ class ShardedRanking:
             return queries
         return replace(queries, own=replace(queries.own, items=items[queries.own.items]))
 
-    def _block(self, asked: Asked, some: np.ndarray, queries: Queries) -> Ranked:
+    def _block(self, task: RankingTask, some: np.ndarray, queries: Queries) -> Ranked:
         """Some own cases ranked; others rank theirs."""
-        counts, log, users = asked.targets.counts[some], asked.log, asked.cases.users[some]
-        edges = asked.targets.offsets
-        targets = _Pairs(
-            np.repeat(np.arange(len(some)), counts),
-            np.concatenate([asked.targets.items[edges[one] : edges[one + 1]] for one in some]),
-        )
+        log, users, edges = task.log, task.cases.users[some], task.targets.offsets
+        counts = edges[some + 1] - edges[some]
+        items = task.targets.items[gather_index(edges[some], counts)]
+        targets = _Pairs(np.repeat(np.arange(len(some)), counts), items)
         with scoring.full_precision(self.device):
             scores = self._scores(queries)
-        if asked.options.ranking == "full":
+        if task.options.ranking == "full":
             seen = _Pairs.none()
-            if asked.options.filter_seen:
-                seen = _Pairs.join(seen_pieces(log, users, asked.cases.history_end[some]))
-            found = self._rank_all(scores, targets, seen, asked.options.ks[-1])
+            if task.options.filter_seen:
+                seen = _Pairs.join(seen_pieces(log, users, task.cases.history_end[some]))
+            found = self._rank_all(scores, targets, seen, task.options.ks[-1])
             return Ranked(*found, np.empty(0, np.int64))
-        unseen = sample_unseen(log, users, asked.options.seed)
+        unseen = sample_unseen(log, users, task.options.seed)
         found = self._rank_sampled(scores, targets, unseen)
         return Ranked(found, np.empty((len(some), 0), np.int32), (unseen >= 0).sum(1))
 

@@ -60,7 +60,9 @@ def update(
     Raises:
         RunError: another update is at work, the folder is damaged, or the store is another one.
         DataError: there is no log, or it does not take the events; nothing is lost.
+        RankLostError: one of several ranks was lost; the next update goes on with the training.
         TrainingInterrupted: a signal came in training; the next update goes on with it.
+        SystemExit: the same, where several ranks train.
 
     Example:
         >>> update("log", "runs", options=DailyOptions(store="events.sqlite"))["why"]

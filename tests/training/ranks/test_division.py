@@ -115,7 +115,7 @@ def test_a_rank_reads_the_events_of_its_part_alone(tiny_log, split, cloze):
         column = batches._columns["items"] = Counted(np.asarray(tiny_log.items))
         division = Division(Ranks(rank, size), tiny_log.num_items + 1, 7, with_targets=True)
         parts = list(batches.epoch(0, division=division))
-        own = sum(part.own_events for part in parts)
+        own = sum(round(part.event_share * part.events) for part in parts)
         # An item as an input and, where the next one is predicted, as a target.
         assert len(column.read) == (1 + ahead) * own
         assert own < batches.num_events / size + 20 * len(parts)

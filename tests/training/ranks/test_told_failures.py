@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
-from blossomrec.errors import ConfigError, DataError, RunError, TrainingError
+from blossomrec.errors import (
+    ConfigError,
+    DataError,
+    NoEventsError,
+    RunError,
+    TrainingError,
+    UnknownNameError,
+)
 from blossomrec.ranks import RankLostError
-from blossomrec.training.ranks.launch import _tell
+from blossomrec.training.ranks.launch import OURS, _tell, reported
 
 
 def failure(message: str, exitcode: int = 1):
@@ -30,6 +38,32 @@ def test_an_error_of_a_rank_is_raised_as_what_it_is(kind):
     assert type(raised.value) is kind
     told = "rank 1 failed: nothing to train on: choose another; to go on: blossomrec train"
     assert str(raised.value) == told
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UnknownNameError("backbone 'a'", "backbone", "group", ()), ConfigError),
+        (NoEventsError("events.csv has no rows"), DataError),
+    ],
+)
+def test_an_error_of_a_closer_kind_is_raised_as_what_it_is_one_of(
+    tmp_path, monkeypatch, error, kind
+):
+    recorded = tmp_path / "error.json"
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": f"{OURS}1",
+        "TORCHELASTIC_ERROR_FILE": str(recorded),
+        "WORLD_SIZE": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit), reported():
+        raise error
+    failed = SimpleNamespace(exitcode=1, pid=77, error_file_data=json.loads(recorded.read_text()))
+    with pytest.raises(kind) as raised:
+        _tell({0: failed}, "again")
+    assert type(raised.value) is kind
+    assert str(raised.value) == f"rank 0 failed: {error}; to go on: again"
 
 
 @pytest.mark.parametrize("message", ["KeyError: 'a'", ""])

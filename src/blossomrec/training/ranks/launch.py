@@ -115,6 +115,12 @@ def _message(failure: Any) -> str:
     return message.get("message", "") if isinstance(message, dict) else str(message or "")
 
 
+def _told_apart(error: Exception) -> Exception:
+    """An error as what it is told apart as, by the name of which the launcher knows it."""
+    kind = next((each for each in TOLD_APART.values() if isinstance(error, each)), None)
+    return error if kind is None else kind(str(error))
+
+
 @contextmanager
 def reported() -> Iterator[None]:
     """Within, an error of a rank is recorded for torchrun, and no more told than needs be."""
@@ -130,7 +136,7 @@ def reported() -> Iterator[None]:
     except Exception as error:
         from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
-        ErrorHandler().record_exception(error)
+        ErrorHandler().record_exception(_told_apart(error))
         told = os.environ["TORCHELASTIC_RUN_ID"].startswith(OURS)
         # Of ours the launcher tells; of a rank that was lost torchrun does.
         if isinstance(error, RankLostError) or (

@@ -66,19 +66,17 @@ class Part:
         batch: its histories; items, and targets where their vectors are needed, by their places
             among the wanted rows.
         targets: by rows of the catalogue, int64 [T].
-        told: what all ranks are told of it, int64 [room]: how many targets there are, how much
-            these count, K, and the wanted rows.
-        own_events: of the events of the whole batch, those that are its own; 0 where it has none.
-        events: of the whole batch.
-        point: epoch and step.
+        told: what all ranks are told of it, int64 [L], the same L everywhere: how many targets
+            there are, how much these count, K, and the wanted rows.
+        event_share, events, seed: as of :class:`Share`.
     """
 
     batch: Batch
     targets: Tensor
     told: Tensor
-    own_events: int
+    event_share: float
     events: int
-    point: tuple[int, int]
+    seed: int
 
 
 class SharedStep(Step):
@@ -135,10 +133,16 @@ class Division:
         by_places, wanted = self._by_places(batch)
         longest = max(int(lengths.min()), *(int(lengths[part].sum()) for part in parts))
         room = longest * (2 if self.with_targets else 1)
-        own_events = 0 if idle else len(batch.items)
-        told = _told(batch, wanted, room)
-        targets, events = _targets(batch), int(lengths.sum())
-        return Part(by_places, targets, told, own_events, events, point)
+        events = int(lengths.sum())
+        seeds = np.random.SeedSequence(self.seed, spawn_key=(*point, self.ranks.rank))
+        return Part(
+            batch=by_places,
+            targets=_targets(batch),
+            told=_told(batch, wanted, room),
+            event_share=0.0 if idle else len(batch.items) / events,
+            events=events,
+            seed=int(seeds.generate_state(1, np.uint32)[0]),
+        )
 
     def steps(self, parts: Iterator[Part], device: torch.device) -> Iterator[SharedStep]:
         """Steps on the device, without waiting for it; the ranks tell each other of a part while
@@ -153,20 +157,19 @@ class Division:
             yield self._step(waiting[0], waiting[1](), device)
 
     def share(self, part: Part, told: Tensor) -> Share:
-        """What the rank has of a step, once all are told of all parts, int64 [N * room]."""
+        """What the rank has of a step, once all are told of all parts, int64 [N * L]."""
         told = told.view(self.ranks.size, -1)
         counts, importance = told[:, 0].tolist(), told[:, 1].contiguous().view(torch.float64)
         wanted = [each[3 : 3 + int(each[2])].numpy() for each in told]
-        seeds = np.random.SeedSequence(self.seed, spawn_key=(*part.point, self.ranks.rank))
         return Share(
             batch=part.batch,
             targets=part.targets,
             traffic=self._traffic(wanted),
             longest=max(1, *counts),
-            event_share=part.own_events / part.events,
-            events=part.events,
             importance=float(importance.sum()),
-            seed=int(seeds.generate_state(1, np.uint32)[0]),
+            event_share=part.event_share,
+            events=part.events,
+            seed=part.seed,
         )
 
     def _step(self, part: Part, told: Tensor, device: torch.device) -> SharedStep:
@@ -196,16 +199,11 @@ class Division:
         there = targets >= 0
         if self.with_targets:
             met = np.concatenate([met, targets[there].numpy()])
-        # One sort in place of a search for each.
-        order = np.argsort(met)
-        ordered, places, first = met[order], np.empty_like(order), np.ones(len(met), dtype=bool)
-        np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-        places[order] = np.cumsum(first) - 1
+        wanted, places = np.unique(met, return_inverse=True)
         if self.with_targets:
             targets = torch.full_like(targets, -1)
             targets[there] = torch.from_numpy(places[count:])
-        placed = replace(batch, items=torch.from_numpy(places[:count]), targets=targets)
-        return placed, ordered[first]
+        return replace(batch, items=torch.from_numpy(places[:count]), targets=targets), wanted
 
     def _traffic(self, wanted: list[np.ndarray]) -> Traffic:
         rank, edges = self.ranks.rank, [np.searchsorted(each, self._bounds) for each in wanted]

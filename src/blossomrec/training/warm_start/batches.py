@@ -114,19 +114,11 @@ class NewEventBatches(TrainingBatches):
         lengths = found.lengths[chosen]
         return _Windows(found.starts[chosen], lengths, np.zeros_like(lengths))
 
-    def _read(
-        self,
-        windows: _Windows,
-        part: slice,
-        point: tuple[int, int],
-        chosen: np.ndarray | None = None,
-    ) -> Batch:
-        lengths, context = windows.lengths[part], windows.context[part]
-        batch = self.whole._batch(windows.starts[part], lengths, point, chosen)
+    def _batch(self, windows: Windows, masked: np.ndarray | None) -> Batch:
+        assert isinstance(windows, _Windows)
+        batch, lengths = self.whole._batch(windows, masked), windows.lengths
         assert batch.targets is not None
-        if chosen is not None:
-            lengths, context = lengths[chosen], context[chosen]
-        is_context = positions_within(lengths) < np.repeat(context, lengths)
+        is_context = positions_within(lengths) < np.repeat(windows.context, lengths)
         targets = batch.targets.masked_fill(torch.from_numpy(is_context), -1)
         return replace(batch, targets=targets)
 
@@ -136,6 +128,9 @@ class _Windows(Windows):
     """Windows, with how many of the first events of each have no target, int64 [W]."""
 
     context: np.ndarray
+
+    def take(self, which: np.ndarray | slice) -> _Windows:
+        return _Windows(self.starts[which], self.lengths[which], self.context[which])
 
 
 def _pieces(starts: np.ndarray, lengths: np.ndarray) -> Windows:
@@ -152,7 +147,7 @@ def _spread(some: _Windows, others: _Windows) -> _Windows:
     ]
     order = np.argsort(np.concatenate(middles), kind="stable")
     columns = [
-        np.concatenate([getattr(each, name) for each in (some, others)])[order]
+        np.concatenate([getattr(each, name) for each in (some, others)])
         for name in ("starts", "lengths", "context")
     ]
-    return _Windows(*columns)
+    return _Windows(*columns).take(order)

@@ -151,17 +151,17 @@ class NewItems:
         """Means of known items' values, [K', D], by how much they have to do with the new ones that
         this rank has, [F', D]."""
         known, fresh = self.held.places(self.known), self.held.places(self.fresh)
-        around, total = self.around[:, known], np.zeros((len(self.fresh), values.shape[1]))
+        around, found = self.around[:, known], list[np.ndarray]()
         alike = None if self.alike is None else self.alike[:, known]
         rows = max(1, PIECE // values.shape[1])
-        for start in range(0, len(total), rows):
+        for start in range(0, len(self.fresh), rows):
             part = slice(start, start + rows)
             sums = around[part] @ values
             if alike is not None:
                 sums = sums + PRIOR * (alike[part] @ values)
-            total[part] = self.held.sum(sums)
-        weight = self.around.sum(axis=1)
-        return (total / (weight + PRIOR)[:, None])[fresh]
+            found.append(self.held.sum(sums)[self.held.places(self.fresh[part])])
+        weight = self.around[fresh].sum(axis=1)
+        return np.concatenate(found) / (weight + PRIOR)[:, None]
 
     @property
     def told(self) -> tuple[int, int, int]:
