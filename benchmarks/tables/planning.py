@@ -1,6 +1,6 @@
 """What each step costs at sizes that were not measured, from rates that were.
 
-Nothing here reads a file: :mod:`benchmarks.tables.planning_tables` brings the measured lines.
+Nothing here reads a file: :mod:`benchmarks.tables.planning_rates` brings what was measured.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ EVENTS_EACH = 100
 EPOCHS = 10
 # Recommended to each user.
 K = 100
+# Numbers of an item's vector.
+HIDDEN = 128
 # Of a log: the row of an item (int32) and a time (int64); where each user begins (int64).
 EVENT_BYTES, USER_BYTES = 12, 8
 # On disk while a log is prepared, at most, for each event.

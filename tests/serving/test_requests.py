@@ -386,6 +386,7 @@ def test_what_is_measured(server, item_ids):
         "blossomrec_cache_hits_total 1.0",
         "blossomrec_cache_misses_total 1.0",
         "blossomrec_cache_users 1.0",
+        f"blossomrec_queue_limit {server.service.config.queue}.0",
         'blossomrec_requests_total{method="POST",route="/v1/recommend",status="200"} 2.0',
         'blossomrec_requests_total{method="other",route="none",status="404"} 1.0',
         f'blossomrec_model_info{{version="{server.service.version.id}"}} 1.0',

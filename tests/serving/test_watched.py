@@ -113,7 +113,9 @@ def test_the_time_of_an_event_is_told_in_any_unit(size):
     assert not last.is_after(17) and not last.is_after(None)
 
 
-def test_who_is_deleted_has_no_list(server, item_ids):
+def test_who_is_deleted_has_no_list(server, item_ids, monkeypatch):
+    # At once, not when the engine next looks for users who are gone.
+    monkeypatch.setattr(LastLists, "drop_deleted", lambda *_: iter(()))
     server.append("anna", item_ids[:5])
     shown = listed(server, "anna")
     assert measured(server, "remembered_lists") == 1

@@ -72,7 +72,6 @@ class Metrics:
             "popularity_distance", "Of new events to training: total variation over 20 buckets"
         )
         self.popularity_events = gauge("popularity_events", "New events that it is told from")
-        self.model = gauge("model_info", "1 for the model in use", "version")
 
     def page(self) -> bytes:
         """All measures in Prometheus's text format."""

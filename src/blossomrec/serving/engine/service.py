@@ -119,7 +119,6 @@ class Service:
             threads=threads,
         )
         self._explainer = Explainer(threads)
-        self.metrics.model.labels(self.version.id).set(1)
         self._looked: tuple[float, asyncio.Future[None]] | None = None
         # Counting can take long: nobody waits for it.
         self._counting = threading.Thread(target=_tell, args=(open_store,), daemon=True)
@@ -368,8 +367,6 @@ class Service:
         self.version = version
         used = self._engine.use(version)
         self.watch.use(version)
-        self.metrics.model.clear()
-        self.metrics.model.labels(version.id).set(1)
         await asyncio.wrap_future(used)
         self.metrics.reloads.labels("taken").inc()
         logger.info("serving version %s of %s", version.id, version.run)

@@ -126,13 +126,14 @@ class VersionRecords:
             for within, count in zip(WITHIN, one.hits, strict=True):
                 hits.add_metric([one.model, str(within)], count)
         yield from (lists, followed, hits, ranks)
+        used = _gauge("model_info", "1 for the model in use", "version")
         before = _gauge("model_before_info", "1 for the model before the one in use", "version")
-        for one in records[1:2]:
-            before.add_metric([one.model], 1)
+        for info, one in zip((used, before), records, strict=False):
+            info.add_metric([one.model], 1)
         age = _gauge("model_age_seconds", "Since the weights in use were written")
         for one in records[:1]:
             age.add_metric([], self.now() - one.written)
-        yield from (before, age)
+        yield from (used, before, age)
 
 
 def _counter(name: str, help: str, *labels: str) -> CounterMetricFamily:
