@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from blossomrec.data.features import Categories, Feature
-from blossomrec.data.windows import fill, gather_index
+from blossomrec.data.windows import each_once, fill, gather_index
 from blossomrec.errors import DataError
 from blossomrec.evaluation.candidates import seen_pieces, targets_of
 
@@ -55,7 +55,7 @@ class Training:
         events, users = np.zeros((2, log.num_items), dtype=np.int64)
         for rows, items in seen_pieces(log, trained, train_end[trained]):
             events += np.bincount(items, minlength=log.num_items)
-            met = _distinct(rows * log.num_items + items) % log.num_items
+            met = each_once(rows * log.num_items + items) % log.num_items
             users += np.bincount(met, minlength=log.num_items)
         return cls(events, users, len(trained))
 
@@ -119,7 +119,7 @@ class Lists:
         found = places[self.top]
         if not self.filter_seen:
             return found
-        seen, wanted = _distinct(self._pair_keys(self.history)), self._pair_keys(self.targets)
+        seen, wanted = each_once(self._pair_keys(self.history)), self._pair_keys(self.targets)
         left_out = seen[~np.isin(seen, wanted, assume_unique=True)]
         case, item = np.divmod(left_out, len(places))
         ahead = np.sort(case * len(places) + places[item])
@@ -138,13 +138,6 @@ class Lists:
 
     def _pair_keys(self, pairs: Pairs) -> np.ndarray:
         return pairs.cases * len(self.training.events) + pairs.items
-
-
-def _distinct(keys: np.ndarray) -> np.ndarray:
-    """Whole numbers from 0, each once, rising."""
-    # np.unique hashes them, which takes many times as long as sorting what is nearly in order.
-    keys = np.sort(keys)
-    return keys[np.flatnonzero(np.diff(keys, prepend=-1))]
 
 
 def pieces(
