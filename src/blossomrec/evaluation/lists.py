@@ -160,12 +160,28 @@ def pieces(
         )
 
 
-def known_categories(column: Categories, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the pairs, and number of a category of its item: all that are known, int64 [P]."""
+def category_sums(
+    column: Categories, pairs: Pairs, *, norm: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sum of the category vectors of the items of each case, each scaled to norm 1.
+
+    The vector of an item has ones for its known categories and zeros for all others.
+
+    Args:
+        norm: 1 is the sum of the entries, 2 the Euclidean length.
+
+    Returns:
+        ``case * column.size + category``, int64 [P] and rising; the sum at that category, float64
+        [P]; and of which items any category is known, bool [N].
+    """
     starts, ends = column.offsets[pairs.items], column.offsets[pairs.items + 1]
     numbers = column.values[gather_index(starts, ends - starts)]
-    of = np.repeat(np.arange(len(pairs.items)), ends - starts)
-    return of[numbers > 0], numbers[numbers > 0].astype(np.int64)
+    of = np.repeat(np.arange(len(pairs.items)), ends - starts)[numbers > 0]
+    counts = np.bincount(of, minlength=len(pairs.items))
+    found = pairs.cases[of] * column.size + numbers[numbers > 0]
+    keys, which = np.unique(found, return_inverse=True)
+    sums = np.bincount(which, counts[of] ** (-1 / norm), minlength=len(keys))
+    return keys, sums, counts > 0
 
 
 def shares(column: Categories, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
@@ -175,8 +191,6 @@ def shares(column: Categories, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
         ``case * column.size + category``, int64 [P] and rising, and the share of that category,
         float64 [P], which add up to 1 in a case. Items of no known category count nothing.
     """
-    of, categories = known_categories(column, pairs)
-    parts = 1 / np.bincount(of, minlength=len(pairs.items))[of]
-    keys, which = np.unique(pairs.cases[of] * column.size + categories, return_inverse=True)
-    weights, case = np.bincount(which, parts, minlength=len(keys)), keys // column.size
-    return keys, weights / np.bincount(case, weights)[case]
+    keys, sums, _ = category_sums(column, pairs, norm=1)
+    case = keys // column.size
+    return keys, sums / np.bincount(case, sums)[case]
