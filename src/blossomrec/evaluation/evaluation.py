@@ -209,13 +209,7 @@ class Evaluation:
         numbers, counts = np.unique(self.kinds, return_counts=True)
         targets = dict(zip(map(self.kind_name, numbers.tolist()), counts.tolist(), strict=True))
         return tuple(
-            KindSlice(
-                kind=kind,
-                targets=targets[kind],
-                users=len(next(iter(values.values()))),
-                metrics={name: float(each.mean()) for name, each in values.items()},
-                intervals=bootstrap_intervals(values, seed=self.protocol.seed),
-            )
+            KindSlice.of(values, seed=self.protocol.seed, kind=kind, targets=targets[kind])
             for kind, values in self.per_user_by_kind.items()
         )
 

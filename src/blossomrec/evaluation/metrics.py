@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -178,6 +178,19 @@ class Slice:
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
 
+    @classmethod
+    def of(cls, values: Mapping[str, np.ndarray], *, seed: int, **which: Any) -> Self:
+        """Mean and 95 % bootstrap interval of each metric over users, whose values are [U].
+
+        which: the fields that tell which users, or targets, these are.
+        """
+        return cls(
+            users=len(next(iter(values.values()))),
+            metrics={name: float(each.mean()) for name, each in values.items()},
+            intervals=bootstrap_intervals(values, seed=seed),
+            **which,
+        )
+
     @property
     def label(self) -> str:
         """Which these are."""
@@ -226,13 +239,6 @@ def by_history_length(
     slices = []
     for number in np.unique(bins).tolist():
         inside = {name: values[bins == number] for name, values in per_user.items()}
-        slices.append(
-            LengthSlice(
-                low=BINS[number],
-                high=BINS[number + 1] - 1 if number + 1 < len(BINS) else None,
-                users=int(np.count_nonzero(bins == number)),
-                metrics={name: float(values.mean()) for name, values in inside.items()},
-                intervals=bootstrap_intervals(inside, seed=seed),
-            )
-        )
+        high = BINS[number + 1] - 1 if number + 1 < len(BINS) else None
+        slices.append(LengthSlice.of(inside, seed=seed, low=BINS[number], high=high))
     return tuple(slices)
