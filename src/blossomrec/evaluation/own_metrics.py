@@ -21,7 +21,8 @@ from blossomrec.registry import Registry
 if TYPE_CHECKING:
     from blossomrec.data.log import EventLog
     from blossomrec.data.split import Cases
-    from blossomrec.evaluation.evaluation import Evaluation, Ranking
+    from blossomrec.evaluation.evaluation import Evaluation
+    from blossomrec.evaluation.protocol import Ranking
 
 
 @dataclass(frozen=True, kw_only=True)
