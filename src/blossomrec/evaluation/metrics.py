@@ -94,10 +94,15 @@ def check_own(names: Sequence[str]) -> tuple[str, ...]:
         raise ConfigError(f"own_metrics is {names!r}: a list of names is needed")
     for name in names:
         METRICS.check("own_metrics", name)
-        # What stands before the last one tells the kind of a sampled ranking.
-        if "_" in name:
-            raise ConfigError(f"the metric {name!r} has a _ in its name: use a hyphen")
+        check_spelling(name)
     return tuple(name for name in dict.fromkeys(names) if name not in ACCURACY)
+
+
+def check_spelling(name: str) -> None:
+    """Refuse the name of a metric, without its column, that reads like one of another ranking."""
+    # What stands before the last _ tells the kind of a sampled ranking.
+    if "_" in name:
+        raise ConfigError(f"the metric {name!r} has a _ in its name: use a hyphen")
 
 
 def accuracy(
