@@ -206,6 +206,10 @@ class TestSettings:
             ({"clip_grad_norm": {"max_norm": 1, "norm_type": 1}}, "max_norm"),
             ({"eval_args": {"mode": {"valid": "full", "test": "uni100"}}}, "the same for all"),
             ({"eval_args": {"split": {"RS": [8, 1, 1]}}}, "group_by none"),
+            ({"eval_args": {"mode": {"valid": ["full"]}}}, "known are the modes"),
+            ({"eval_args": {"split": {"RS": ["a", 1, 1]}, "group_by": None}}, "three shares"),
+            ({"eval_args": {"split": {"RS": [0, 0, 0]}, "group_by": None}}, "three shares"),
+            ({"clip_grad_norm": {"max_norm": "five"}}, "clip_norm is 'five'"),
             ({"metrics": ["Recall", "GAUC"]}, "known are Recall"),
         ],
     )

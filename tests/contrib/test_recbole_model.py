@@ -108,6 +108,8 @@ class TestModel:
         assert config.time_gap == config.repeats == "off"
         with pytest.raises(ConfigError, match="content is 'on': a model of RecBole sees ids alone"):
             model_config(SETTINGS | {"content": "on"})
+        with pytest.raises(ConfigError, match="hidden_act is 'relu': known are gelu"):
+            model_config(SETTINGS | {"hidden_act": "relu"})
         with pytest.raises(ConfigError, match="top_n is 0"):
             made(top_n=0)
         with pytest.raises(ConfigError, match="loss_type is 'MSE'"):

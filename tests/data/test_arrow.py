@@ -21,6 +21,15 @@ class Stream:
         return self._frame.__arrow_c_stream__(requested_schema)
 
 
+class ReadOnce(Stream):
+    """A stream that has no rows left once it was read."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        stream = super().__arrow_c_stream__(requested_schema)
+        self._frame = self._frame.clear()
+        return stream
+
+
 def of_pyarrow(frame):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     return frame.to_arrow()
@@ -33,7 +42,7 @@ def of_datasets(frame):
     return datasets.Dataset(of_pyarrow(rows)).select(range(1, len(rows)))
 
 
-@pytest.mark.parametrize("made", [Stream, of_pyarrow, of_datasets])
+@pytest.mark.parametrize("made", [Stream, ReadOnce, of_pyarrow, of_datasets])
 def test_a_stream_is_read_as_the_frame_it_is_of(tiny_events, made):
     wanted = EventLog.prepare(tiny_events, items=ITEMS)
     log = EventLog.prepare(made(tiny_events), items=made(ITEMS))

@@ -96,3 +96,13 @@ def test_popularity_percentile_leaves_held_out_events_aside():
     of = dict(zip(log.item_vocabulary.ids(np.arange(4)).to_list(), percentiles, strict=True))
     assert of == pytest.approx({"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0})
     assert percentiles.mean() == pytest.approx(0.5)
+    # Of a user with two cases nothing counts from the first one on: b never.
+    cases = Cases(np.array([0, 0, 1, 2]), np.array([1, 2, 2, 1]), np.array([2, 3, 3, 2]))
+    of = dict(
+        zip(
+            "abcd",
+            popularity_percentiles(log, cases)[log.item_vocabulary.rows([*"abcd"])],
+            strict=True,
+        )
+    )
+    assert of == pytest.approx({"a": 1.0, "b": 1 / 6, "c": 2 / 3, "d": 1 / 6})

@@ -153,6 +153,14 @@ def test_a_name_that_is_taken_is_refused(log, monkeypatch):
             evaluate_baseline("popularity", log, own_metrics=[name])
 
 
+def test_a_name_that_reads_like_one_of_a_sampled_ranking_is_refused(log, monkeypatch):
+    for registry in (LIST_METRICS, CATALOGUE_METRICS):
+        monkeypatch.setattr(registry, "_registered", {"mean_price": max})
+        with pytest.raises(ConfigError, match="'mean_price' has a _ in its name: use a hyphen"):
+            evaluate_baseline("popularity", log, own_metrics=["mean_price"])
+        monkeypatch.undo()
+
+
 def test_the_page_of_definitions_knows_all_of_them():
     described = list_metrics.__doc__
     for name in (*LIST_METRICS.names(), *CATALOGUE_METRICS.names()):

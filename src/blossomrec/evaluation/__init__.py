@@ -2,8 +2,9 @@
 
 from blossomrec.data.split import resolve_filter_seen
 from blossomrec.evaluation.evaluate import RankingOptions, evaluate
-from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
+from blossomrec.evaluation.evaluation import Evaluation
 from blossomrec.evaluation.own_metrics import Asked
+from blossomrec.evaluation.protocol import EvaluationProtocol
 from blossomrec.evaluation.significance import (
     PairedTest,
     compare,

@@ -23,8 +23,9 @@ from blossomrec.evaluation.candidates import (
     seen_pieces,
     targets_of,
 )
-from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol, Ranking
+from blossomrec.evaluation.evaluation import Evaluation
 from blossomrec.evaluation.on_shards import Ranked, RankingTask, ShardedRanking
+from blossomrec.evaluation.protocol import EvaluationProtocol, Ranking
 from blossomrec.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from blossomrec.data.features import Categories, Feature, Vectors
-from blossomrec.evaluation.lists import Lists, known_categories, shares
+from blossomrec.evaluation.lists import Lists, category_sums, shares
 from blossomrec.registry import Registry
 
 # Of lists of m cases and k: float64 [m].
@@ -110,13 +110,9 @@ def _summed_categories(lists: Lists, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Square of the sum of the unit vectors of the first k items, and how many they are: [m]."""
     column, pairs = lists.column, lists.first(k)
     assert isinstance(column, Categories)
-    of, categories = known_categories(column, pairs)
-    counts = np.bincount(of, minlength=len(pairs.items))
-    keys, which = np.unique(pairs.cases[of] * column.size + categories, return_inverse=True)
-    sums = np.bincount(which, 1 / np.sqrt(counts[of]), minlength=len(keys))
-    size = len(lists.top)
-    known = np.bincount(pairs.cases[counts > 0], minlength=size)
-    return np.bincount(keys // column.size, sums**2, minlength=size), known
+    keys, sums, known = category_sums(column, pairs, norm=2)
+    squares = np.bincount(keys // column.size, sums**2, minlength=len(lists.top))
+    return squares, np.bincount(pairs.cases[known], minlength=len(lists.top))
 
 
 def _summed_vectors(lists: Lists, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from blossomrec.data.features import Categories, Feature
-from blossomrec.data.windows import fill, gather_index
+from blossomrec.data.windows import each_once, fill, gather_index
 from blossomrec.errors import DataError
 from blossomrec.evaluation.candidates import seen_pieces, targets_of
 
@@ -55,7 +55,7 @@ class Training:
         events, users = np.zeros((2, log.num_items), dtype=np.int64)
         for rows, items in seen_pieces(log, trained, train_end[trained]):
             events += np.bincount(items, minlength=log.num_items)
-            met = _distinct(rows * log.num_items + items) % log.num_items
+            met = each_once(rows * log.num_items + items) % log.num_items
             users += np.bincount(met, minlength=log.num_items)
         return cls(events, users, len(trained))
 
@@ -119,7 +119,7 @@ class Lists:
         found = places[self.top]
         if not self.filter_seen:
             return found
-        seen, wanted = _distinct(self._pair_keys(self.history)), self._pair_keys(self.targets)
+        seen, wanted = each_once(self._pair_keys(self.history)), self._pair_keys(self.targets)
         left_out = seen[~np.isin(seen, wanted, assume_unique=True)]
         case, item = np.divmod(left_out, len(places))
         ahead = np.sort(case * len(places) + places[item])
@@ -138,13 +138,6 @@ class Lists:
 
     def _pair_keys(self, pairs: Pairs) -> np.ndarray:
         return pairs.cases * len(self.training.events) + pairs.items
-
-
-def _distinct(keys: np.ndarray) -> np.ndarray:
-    """Whole numbers from 0, each once, rising."""
-    # np.unique hashes them, which takes many times as long as sorting what is nearly in order.
-    keys = np.sort(keys)
-    return keys[np.flatnonzero(np.diff(keys, prepend=-1))]
 
 
 def pieces(
@@ -167,12 +160,28 @@ def pieces(
         )
 
 
-def known_categories(column: Categories, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Which of the pairs, and number of a category of its item: all that are known, int64 [P]."""
+def category_sums(
+    column: Categories, pairs: Pairs, *, norm: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sum of the category vectors of the items of each case, each scaled to norm 1.
+
+    The vector of an item has ones for its known categories and zeros for all others.
+
+    Args:
+        norm: 1 is the sum of the entries, 2 the Euclidean length.
+
+    Returns:
+        ``case * column.size + category``, int64 [P] and rising; the sum at that category, float64
+        [P]; and of which items any category is known, bool [N].
+    """
     starts, ends = column.offsets[pairs.items], column.offsets[pairs.items + 1]
     numbers = column.values[gather_index(starts, ends - starts)]
-    of = np.repeat(np.arange(len(pairs.items)), ends - starts)
-    return of[numbers > 0], numbers[numbers > 0].astype(np.int64)
+    of = np.repeat(np.arange(len(pairs.items)), ends - starts)[numbers > 0]
+    counts = np.bincount(of, minlength=len(pairs.items))
+    found = pairs.cases[of] * column.size + numbers[numbers > 0]
+    keys, which = np.unique(found, return_inverse=True)
+    sums = np.bincount(which, counts[of] ** (-1 / norm), minlength=len(keys))
+    return keys, sums, counts > 0
 
 
 def shares(column: Categories, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
@@ -182,8 +191,6 @@ def shares(column: Categories, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
         ``case * column.size + category``, int64 [P] and rising, and the share of that category,
         float64 [P], which add up to 1 in a case. Items of no known category count nothing.
     """
-    of, categories = known_categories(column, pairs)
-    parts = 1 / np.bincount(of, minlength=len(pairs.items))[of]
-    keys, which = np.unique(pairs.cases[of] * column.size + categories, return_inverse=True)
-    weights, case = np.bincount(which, parts, minlength=len(keys)), keys // column.size
-    return keys, weights / np.bincount(case, weights)[case]
+    keys, sums, _ = category_sums(column, pairs, norm=1)
+    case = keys // column.size
+    return keys, sums / np.bincount(case, sums)[case]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -94,10 +94,15 @@ def check_own(names: Sequence[str]) -> tuple[str, ...]:
         raise ConfigError(f"own_metrics is {names!r}: a list of names is needed")
     for name in names:
         METRICS.check("own_metrics", name)
-        # What stands before the last one tells the kind of a sampled ranking.
-        if "_" in name:
-            raise ConfigError(f"the metric {name!r} has a _ in its name: use a hyphen")
+        check_spelling(name)
     return tuple(name for name in dict.fromkeys(names) if name not in ACCURACY)
+
+
+def check_spelling(name: str) -> None:
+    """Refuse the name of a metric, without its column, that reads like one of another ranking."""
+    # What stands before the last _ tells the kind of a sampled ranking.
+    if "_" in name:
+        raise ConfigError(f"the metric {name!r} has a _ in its name: use a hyphen")
 
 
 def accuracy(
@@ -178,6 +183,19 @@ class Slice:
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
 
+    @classmethod
+    def of(cls, values: Mapping[str, np.ndarray], *, seed: int, **which: Any) -> Self:
+        """Mean and 95 % bootstrap interval of each metric over users, whose values are [U].
+
+        which: the fields that tell which users, or targets, these are.
+        """
+        return cls(
+            users=len(next(iter(values.values()))),
+            metrics={name: float(each.mean()) for name, each in values.items()},
+            intervals=bootstrap_intervals(values, seed=seed),
+            **which,
+        )
+
     @property
     def label(self) -> str:
         """Which these are."""
@@ -226,13 +244,6 @@ def by_history_length(
     slices = []
     for number in np.unique(bins).tolist():
         inside = {name: values[bins == number] for name, values in per_user.items()}
-        slices.append(
-            LengthSlice(
-                low=BINS[number],
-                high=BINS[number + 1] - 1 if number + 1 < len(BINS) else None,
-                users=int(np.count_nonzero(bins == number)),
-                metrics={name: float(values.mean()) for name, values in inside.items()},
-                intervals=bootstrap_intervals(inside, seed=seed),
-            )
-        )
+        high = BINS[number + 1] - 1 if number + 1 < len(BINS) else None
+        slices.append(LengthSlice.of(inside, seed=seed, low=BINS[number], high=high))
     return tuple(slices)

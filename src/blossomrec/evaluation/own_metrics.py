@@ -21,7 +21,8 @@ from blossomrec.registry import Registry
 if TYPE_CHECKING:
     from blossomrec.data.log import EventLog
     from blossomrec.data.split import Cases
-    from blossomrec.evaluation.evaluation import Evaluation, Ranking
+    from blossomrec.evaluation.evaluation import Evaluation
+    from blossomrec.evaluation.protocol import Ranking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,7 @@ def _kind(name: str) -> str:
 
     Raises:
         UnknownNameError: there is no such metric.
-        ConfigError: there are two, or it takes no column and one is named.
+        ConfigError: there are two, it has a _ in its name, or it takes no column and one is named.
     """
     if not isinstance(name, str):
         raise ConfigError(f"own_metrics is {shortened(name)}: a list of names is needed")
@@ -134,6 +135,7 @@ def _kind(name: str) -> str:
         raise UnknownNameError(f"own_metrics is {shortened(name)}", "metric", METRICS.group, known)
     if len(kinds) > 1 or base in _TAKEN:
         raise ConfigError(f"own_metrics names {base!r}, of which there are two: rename yours")
+    metrics.check_spelling(base)
     if colon and kinds[0] != "lists":
         raise ConfigError(f"own_metrics names {name!r}: {base} is not measured by a column")
     return kinds[0]

@@ -12,7 +12,6 @@ from blossomrec.data.features import Categories
 from blossomrec.data.windows import gather_index
 from blossomrec.errors import ConfigError, shortened
 from blossomrec.evaluation.metrics import Slice
-from blossomrec.evaluation.significance import bootstrap_intervals
 
 if TYPE_CHECKING:
     from blossomrec.data.log import EventLog
@@ -112,13 +111,5 @@ def by_segment(
     slices = []
     for name, users in segments.by_size():
         inside = {metric: values[users] for metric, values in per_user.items()}
-        slices.append(
-            SegmentSlice(
-                column=segments.column,
-                value=name,
-                users=len(users),
-                metrics={metric: float(values.mean()) for metric, values in inside.items()},
-                intervals=bootstrap_intervals(inside, seed=seed),
-            )
-        )
+        slices.append(SegmentSlice.of(inside, seed=seed, column=segments.column, value=name))
     return tuple(slices)

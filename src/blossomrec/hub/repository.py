@@ -9,7 +9,7 @@ from typing import Any
 from blossomrec.errors import MissingExtraError, RunError
 
 # OWNER/NAME, of the characters that the Hub allows.
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 # What a model consists of: JSON, safetensors, tables and arrays without objects.
 FILES = ("config.json", "model.safetensors")
 FOLDERS = ("vocabulary", "features", "users")

@@ -9,8 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from blossomrec.evaluation.evaluation import Evaluation, EvaluationProtocol
+from blossomrec.evaluation.evaluation import Evaluation
 from blossomrec.evaluation.metrics import FEW_NOTE, Slice
+from blossomrec.evaluation.protocol import EvaluationProtocol
 from blossomrec.evaluation.significance import PairedTest
 from blossomrec.report import wording
 

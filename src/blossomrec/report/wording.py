@@ -13,7 +13,7 @@ from blossomrec.data.features import Categories
 from blossomrec.data.history import History
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import TARGETS
-from blossomrec.evaluation.evaluation import EvaluationProtocol
+from blossomrec.evaluation.protocol import EvaluationProtocol
 from blossomrec.evaluation.significance import PERMUTATIONS, RESAMPLES, PairedTest
 
 SPLITS = {

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blossomrec.config import ModelConfig, check
-from blossomrec.contrib.recbole.settings import OPTIONS
+from blossomrec.contrib.recbole.settings import OPTIONS, NoCounterpartError
 from blossomrec.data.batch import Batch
-from blossomrec.errors import ConfigError, MissingExtraError
+from blossomrec.errors import ConfigError, MissingExtraError, shortened
 from blossomrec.models.sequence import build_model
 
 try:
@@ -50,12 +50,12 @@ def model_config(config: Any) -> ModelConfig:
             ``block_size``, comes before the setting that stands for it.
 
     Raises:
-        ConfigError: a value is out of bounds.
+        ConfigError: a value is out of bounds, or has no counterpart.
     """
     options = dict[str, Any](dict.fromkeys(IDS_ALONE, "off"))
     for name in SHARED:
         if name in config and config[name] is not None:
-            options |= OPTIONS[name](config[name])
+            options |= _shared(name, config[name])
     for entry in dataclasses.fields(ModelConfig):
         if entry.name not in config or config[entry.name] is None:
             continue
@@ -66,6 +66,14 @@ def model_config(config: Any) -> ModelConfig:
     made = ModelConfig(**options)
     check(made)
     return made
+
+
+def _shared(name: str, value: Any) -> dict[str, Any]:
+    """Options that a setting of RecBole comes to; ConfigError where a value has no counterpart."""
+    try:
+        return OPTIONS[name](value)
+    except NoCounterpartError as error:
+        raise ConfigError(f"{name} is {shortened(value)}: {error}") from error
 
 
 class BlossomRec(SequentialRecommender):

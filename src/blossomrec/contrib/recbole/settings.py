@@ -62,7 +62,7 @@ def read_settings(
                 options |= OPTIONS[name](value)
             else:
                 refused.append(f"{name} ({shortened(value)})")
-        except _NoCounterpartError as error:
+        except NoCounterpartError as error:
             refused.append(f"{name} ({shortened(value)}: {error})")
     if refused:
         raise ConfigError(
@@ -76,7 +76,7 @@ def read_settings(
     return Settings(config, prepare, tuple(name for name in values if name in WITHOUT_EFFECT))
 
 
-class _NoCounterpartError(Exception):
+class NoCounterpartError(Exception):
     """A value stands for nothing here; the message says what does."""
 
 
@@ -90,7 +90,7 @@ def _choice(choices: Mapping[Any, Options]) -> Callable[[Any], Options]:
 
     def choose(value: Any) -> Options:
         if str(value).lower() not in known:
-            raise _NoCounterpartError(f"known are {', '.join(map(str, choices))}")
+            raise NoCounterpartError(f"known are {', '.join(map(str, choices))}")
         return known[str(value).lower()]
 
     return choose
@@ -98,14 +98,14 @@ def _choice(choices: Mapping[Any, Options]) -> Callable[[Any], Options]:
 
 def _eval_args(value: Any) -> Options:
     if not isinstance(value, Mapping):
-        raise _NoCounterpartError("a table is needed")
+        raise NoCounterpartError("a table is needed")
     options, rest = Options(), dict(value)
     split, mode = rest.pop("split", None), rest.pop("mode", None)
     group, order = rest.pop("group_by", "user"), rest.pop("order", "TO")
     if rest:
-        raise _NoCounterpartError(f"{', '.join(map(str, rest))} is unknown")
+        raise NoCounterpartError(f"{', '.join(map(str, rest))} is unknown")
     if order != "TO":
-        raise _NoCounterpartError(f"order {order} is none in time: TO is")
+        raise NoCounterpartError(f"order {order} is none in time: TO is")
     if split is not None:
         options |= _split(split, group)
     if mode is not None:
@@ -119,20 +119,29 @@ def _split(split: Any, group: Any) -> Options:
     )
     if how == "LS" and not others and parts == "valid_and_test":
         return {"split": "leave-one-out"}
-    shares = parts if isinstance(parts, (list, tuple)) else []
-    if how == "RS" and not others and len(shares) == 3 and group in (None, "none", "None"):
-        _, valid, test = (share / sum(shares) for share in shares)
+    shares = _shares(parts)
+    if how == "RS" and not others and shares and group in (None, "none", "None"):
+        _, valid, test = shares
         return {"split": "global-time", "valid_share": valid, "test_share": test}
-    raise _NoCounterpartError(
+    raise NoCounterpartError(
         "known are the splits LS valid_and_test, and RS with three shares and group_by none"
     )
 
 
+def _shares(parts: Any) -> list[float]:
+    """Three numbers as shares of their sum; empty for anything else."""
+    if not isinstance(parts, (list, tuple)) or len(parts) != 3:
+        return []
+    if not all(isinstance(part, (int, float)) and part >= 0 for part in parts) or not sum(parts):
+        return []
+    return [part / sum(parts) for part in parts]
+
+
 def _mode(mode: Any) -> Options:
-    modes = set(mode.values()) if isinstance(mode, Mapping) else {mode}
+    modes = set(map(str, mode.values() if isinstance(mode, Mapping) else [mode]))
     if len(modes) == 1 and modes <= {"full", "uni100"}:
         return {"ranking": modes.pop()}
-    raise _NoCounterpartError("known are the modes full and uni100, the same for all")
+    raise NoCounterpartError("known are the modes full and uni100, the same for all")
 
 
 def _cut_offs(value: Any) -> Options:
@@ -143,7 +152,7 @@ def _metrics(value: Any) -> Options:
     names = value if isinstance(value, (list, tuple)) else [value]
     strange = [name for name in names if str(name).lower() not in ("recall", "mrr", "ndcg", "hit")]
     if strange:
-        raise _NoCounterpartError("known are Recall, MRR, NDCG and Hit")
+        raise NoCounterpartError("known are Recall, MRR, NDCG and Hit")
     return {}
 
 
@@ -152,8 +161,8 @@ def _clip(value: Any) -> Options:
         return {"clip_norm": 0.0}
     given = {"norm_type": 2, **value} if isinstance(value, Mapping) else {}
     if given.keys() == {"norm_type", "max_norm"} and given["norm_type"] == 2:
-        return {"clip_norm": float(given["max_norm"])}
-    raise _NoCounterpartError("known is max_norm, of norm_type 2")
+        return {"clip_norm": given["max_norm"]}
+    raise NoCounterpartError("known is max_norm, of norm_type 2")
 
 
 def _least(option: str) -> Callable[[Any], Options]:
@@ -162,7 +171,7 @@ def _least(option: str) -> Callable[[Any], Options]:
     def read(value: Any) -> Options:
         found = re.fullmatch(r"\s*([\[(])\s*(\d+)\s*,\s*inf\s*[\])]\s*", str(value))
         if value is not None and not found:
-            raise _NoCounterpartError("an interval such as [5,inf) is needed")
+            raise NoCounterpartError("an interval such as [5,inf) is needed")
         return {option: int(found[2]) + (found[1] == "(")} if found else {}
 
     return read

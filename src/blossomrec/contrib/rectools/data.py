@@ -6,22 +6,16 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from rectools import Columns  # pyright: ignore
+from rectools.dataset import (  # pyright: ignore[reportMissingImports]
+    Dataset,
+    DenseFeatures,
+    SparseFeatures,
+)
+from rectools.dataset.features import DIRECT_FEATURE_VALUE  # pyright: ignore[reportMissingImports]
 
 from blossomrec.data.vocabulary import as_ids
-from blossomrec.errors import DataError, MissingExtraError
-
-try:
-    from rectools import Columns  # pyright: ignore
-    from rectools.dataset import (  # pyright: ignore[reportMissingImports]
-        Dataset,
-        DenseFeatures,
-        SparseFeatures,
-    )
-    from rectools.dataset.features import (  # pyright: ignore[reportMissingImports]
-        DIRECT_FEATURE_VALUE,
-    )
-except ModuleNotFoundError as error:
-    raise MissingExtraError(error.name or "rectools", "rectools") from error
+from blossomrec.errors import DataError
 
 
 def event_table(dataset: Dataset) -> pl.DataFrame:

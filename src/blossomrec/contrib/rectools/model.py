@@ -7,28 +7,21 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
 
+import attr  # pyright: ignore[reportMissingImports]
 import numpy as np
 import polars as pl
+from rectools import Columns  # pyright: ignore
+from rectools.dataset import (  # pyright: ignore[reportMissingImports]
+    Dataset,
+    IdMap,
+    Interactions,
+)
+from rectools.models.base import ModelBase, ModelConfig  # pyright: ignore[reportMissingImports]
 
 from blossomrec.contrib.rectools.data import event_table, item_table, newest_share
 from blossomrec.data.log import EventLog
-from blossomrec.errors import ConfigError, MissingExtraError
+from blossomrec.errors import ConfigError
 from blossomrec.recommender import BlossomRec
-
-try:
-    import attr  # pyright: ignore[reportMissingImports]
-    from rectools import Columns  # pyright: ignore
-    from rectools.dataset import (  # pyright: ignore[reportMissingImports]
-        Dataset,
-        IdMap,
-        Interactions,
-    )
-    from rectools.models.base import (  # pyright: ignore[reportMissingImports]
-        ModelBase,
-        ModelConfig,
-    )
-except ModuleNotFoundError as error:
-    raise MissingExtraError(error.name or "rectools", "rectools") from error
 
 # Cosines of a part of the items with the whole catalogue that are held at a time.
 COSINES_AT_ONCE = 10_000_000

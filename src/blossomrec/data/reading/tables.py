@@ -162,19 +162,8 @@ def read_all(source: Any, options: ReadOptions) -> WholeTable:
     Raises:
         DataError: as of ``read_events``.
     """
-    names = {name: name for name in _column_names(source, options)}
-    batches = SourceBatches(source, names, options)
+    batches = SourceBatches(source, None, options)
     return WholeTable(pl.concat(batches), batches.textual, batches.declared)
-
-
-def _column_names(source: Any, options: ReadOptions) -> list[str]:
-    if isinstance(source, (str, Path)):
-        return SourceFiles(Path(source), options).columns()
-    if isinstance(source, (pl.DataFrame, pl.LazyFrame)):
-        return source.lazy().collect_schema().names()
-    if is_arrow(source):
-        return _from_arrow(source).columns
-    return list(getattr(source, "columns", ()))
 
 
 class SourceBatches:
@@ -182,7 +171,7 @@ class SourceBatches:
 
     Args:
         source: as of :func:`read_table`.
-        names: of its columns, by what they are called here.
+        names: of its columns, by what they are called here; None for all, as they are called.
         options: as of :func:`read_table`.
 
     Attributes:
@@ -195,22 +184,30 @@ class SourceBatches:
         DataError: it is no table, or a column is missing or cannot be read.
     """
 
-    def __init__(self, source: Any, names: Mapping[str, str], options: ReadOptions):
-        self._name = describe(source)
-        self._source, self._names = source, names
+    def __init__(self, source: Any, names: Mapping[str, str] | None, options: ReadOptions):
+        self._name, self._source = describe(source), source
         self._files: SourceFiles | None = None
         self.files = list[tuple[str, int]]()
         if isinstance(source, (str, Path)):
             self._files = SourceFiles(Path(source), options)
         elif is_arrow(source):
+            # Read once: some streams are gone then.
             self._source = _from_arrow(source)
         elif not (isinstance(source, (pl.DataFrame, pl.LazyFrame)) or is_pandas(source)):
             raise DataError(
                 f"a {type(source).__name__} is not a table of events: give a path, a polars or a "
                 "pandas frame, or an Arrow table"
             )
+        self._names = {name: name for name in self._columns()} if names is None else names
         self.lines = 0 if self.textual else None
         self.whole = False
+
+    def _columns(self) -> list[str]:
+        if self._files is not None:
+            return self._files.columns()
+        if isinstance(self._source, pl.LazyFrame):
+            return self._source.collect_schema().names()
+        return list(self._source.columns)
 
     @property
     def textual(self) -> bool:
