@@ -138,7 +138,7 @@ def test_parts_that_were_read_are_those_of_the_whole(tiny_log, split, cloze):
         part = next(
             batches.epoch(0, division=Division(Ranks(rank, size), rows, 7, with_targets=False))
         )
-        items = part.told[4:][part.plain.batch.items]
+        items = part.told[4:][part.batch.items]
         found += zip(items.tolist(), part.targets.tolist(), strict=True)
     assert sorted(found) == sorted(zip(whole.items.tolist(), whole.targets.tolist(), strict=True))
 

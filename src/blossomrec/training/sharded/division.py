@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from blossomrec.data.batch import Batch
-from blossomrec.data.windows import divided
+from blossomrec.data.windows import divided, each_once
 from blossomrec.ranks import Ranks
 from blossomrec.training.objective import Step, padded_step, plain_step
 from blossomrec.training.shape import Shape
@@ -30,18 +30,18 @@ class Part:
     """A rank's part of a batch as it was read.
 
     Attributes:
-        plain: its histories, on the host; items, and targets where their vectors are needed, by
+        batch: its histories, on the host; items, and targets where their vectors are needed, by
             their places among the wanted rows.
-        padded: the same in the shape of a graph, where every rank has as many places for its rows;
-            None where it does not fit or there is no graph.
+        step: of it, in the shape of a graph where it fits one; then there are as many places for
+            the rows of each rank.
         targets: by rows of the catalogue, int64 [T].
         told: what all ranks are told of it, int64 [L], the same L everywhere: how many targets
             there are, how much these count, whether it is padded, K, and the wanted rows.
         event_share, events, seed: as of :class:`SharedStep`.
     """
 
-    plain: Step
-    padded: Step | None
+    batch: Batch
+    step: Step
     targets: Tensor
     told: Tensor
     event_share: float
@@ -125,6 +125,8 @@ class Division:
         self.device = torch.device("cpu") if device is None else device
         starts = [ranks.rows(num_rows, rank).start for rank in range(ranks.size)]
         self._bounds = np.array([*starts, num_rows])
+        # Of rows among those that a batch needs; whatever is there of the others.
+        self._places = np.empty(num_rows, np.int32)
         self._room = 0
         if shape is not None:
             # The events of a history and its last target, or those that are masked.
@@ -147,19 +149,18 @@ class Division:
         if idle:
             batch = replace(batch, targets=torch.full_like(batch.items, -1))
         by_places, wanted = self._by_places(batch)
-        plain, padded = plain_step(by_places), self._padded(by_places, wanted)
+        step = self._padded(by_places, wanted) or plain_step(by_places)
         if self.device.type == "cuda":
             # By the thread that reads, so that the one that trains has less to do.
-            plain = plain if padded else plain.map(Tensor.pin_memory)
-            padded = padded.map(Tensor.pin_memory) if padded else None
+            step = step.map(Tensor.pin_memory)
         longest = max(int(lengths.min()), *(int(lengths[part].sum()) for part in parts))
         events = int(lengths.sum())
         seeds = np.random.SeedSequence(self.seed, spawn_key=(*point, self.ranks.rank))
         return Part(
-            plain=plain,
-            padded=padded,
+            batch=by_places,
+            step=step,
             targets=_targets(batch),
-            told=_told(batch, wanted, padded is not None, longest * (1 + self.with_targets)),
+            told=_told(batch, wanted, step.padded, longest * (1 + self.with_targets)),
             event_share=0.0 if idle else len(batch.items) / events,
             events=events,
             seed=int(seeds.generate_state(1, np.uint32)[0]),
@@ -198,11 +199,12 @@ class Division:
             for each, edge in zip(wanted, edges, strict=True)
         ]
         options: dict[str, Any] = {"importance": importance}
-        if self.shape is None or part.padded is None or not told[:, _FITS].all():
+        if self.shape is None or not told[:, _FITS].all():
+            step = plain_step(part.batch) if part.step.padded else part.step
             rows = wanted[rank], np.concatenate(sent)
             counts = [len(each) for each in sent], np.diff(edges[rank]).tolist()
             longest = max(1, int(told[:, _COUNT].max()))
-            return SharedStep(part.plain, part, rows, counts=counts, longest=longest, **options)
+            return SharedStep(step, part, rows, counts=counts, longest=longest, **options)
         # The last row of a rank fills up what is left, so that rows rise and each is one.
         filled = np.repeat(self._bounds[1:] - 1, self._room)
         filled[self._slots(edges[rank])] = wanted[rank]
@@ -211,7 +213,7 @@ class Division:
             room[: len(each)] = each
         rows = filled, travelling.reshape(-1)
         longest = self.shape.targets
-        return SharedStep(part.padded, part, rows, counts=None, longest=longest, **options)
+        return SharedStep(part.step, part, rows, counts=None, longest=longest, **options)
 
     def _by_places(self, batch: Batch) -> tuple[Batch, np.ndarray]:
         """The batch with rows of the table by their places among those it needs; and these, each
@@ -220,7 +222,9 @@ class Division:
         there = targets >= 0
         if self.with_targets:
             met = np.concatenate([met, targets[there].numpy()])
-        wanted, places = np.unique(met, return_inverse=True)
+        wanted = each_once(met)
+        self._places[wanted] = np.arange(len(wanted))
+        places = self._places[met].astype(np.int64)
         if self.with_targets:
             targets = torch.full_like(targets, -1)
             targets[there] = torch.from_numpy(places[count:])
