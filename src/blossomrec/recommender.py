@@ -41,17 +41,11 @@ from blossomrec.recommendation.user_histories import UserHistories
 from blossomrec.rules import Rules
 from blossomrec.rules.catalogue import item_rules
 from blossomrec.rules.rules import refuse_contradiction
-from blossomrec.run import (
-    Known,
-    RunInfo,
-    load_model,
-    open_item_table,
-    open_users,
-    open_vocabulary,
-    read_run_config,
-    run_version,
-    write_model,
-)
+from blossomrec.run import run_version
+from blossomrec.run.description import RunInfo, read_run_config
+from blossomrec.run.tables import Known, open_item_table, open_users, open_vocabulary
+from blossomrec.run.weights import load_model
+from blossomrec.run.writing import write_model
 from blossomrec.training.state import seeded
 
 if TYPE_CHECKING:

@@ -416,7 +416,7 @@ def offline_fallback(run, log, rules, k):
     """What the library gives a user of a log of whom the model knows no item."""
     from blossomrec.evaluation.top_k import TopK
     from blossomrec.rules.catalogue import item_rules
-    from blossomrec.run import load_model
+    from blossomrec.run.weights import load_model
 
     model = load_model(run)
     found = item_rules(rules, model, log.item_vocabulary, log, None)

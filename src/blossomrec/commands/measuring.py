@@ -84,7 +84,7 @@ def evaluate(
     from blossomrec.measure import evaluate_baseline, evaluate_run
     from blossomrec.ranks import launched, open_ranks
     from blossomrec.report.tables import evaluation_table
-    from blossomrec.run import write_metrics
+    from blossomrec.run.writing import write_metrics
     from blossomrec.tracking.trackers import tell_trackers
     from blossomrec.training.ranks.launch import reported
 

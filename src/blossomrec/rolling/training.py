@@ -19,7 +19,7 @@ from blossomrec.models.sequence import build_model
 from blossomrec.rolling.past_log import write_part
 from blossomrec.rolling.periods import Period
 from blossomrec.rolling.study import Opened
-from blossomrec.run import read_run_config
+from blossomrec.run.description import read_run_config
 from blossomrec.training import train
 from blossomrec.training.state import seeded
 from blossomrec.training.warm_start.seen import seen_events
