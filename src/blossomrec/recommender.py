@@ -30,8 +30,9 @@ from blossomrec.errors import ConfigError, DataError, RunError, one_of, true_or_
 from blossomrec.evaluation import Asked, Evaluation, metrics, scoring
 from blossomrec.files import TemporaryFolder
 from blossomrec.hub.repository import download, is_repository
+from blossomrec.models.building import build_model
 from blossomrec.models.inputs import resolve_inputs
-from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.parameters import Parameters
 from blossomrec.ranks import launched, open_ranks
 from blossomrec.recommendation.ranked_history import check_days, ranked_after

@@ -14,8 +14,8 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases, Split
 from blossomrec.errors import RunError
 from blossomrec.files import read_json, remove, write_json
+from blossomrec.models.building import build_model
 from blossomrec.models.inputs import resolve_inputs
-from blossomrec.models.sequence import build_model
 from blossomrec.rolling.past_log import write_part
 from blossomrec.rolling.periods import Period
 from blossomrec.rolling.study import Opened

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from blossomrec.data.fields import Tables
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.files import replacing
-from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.models.building import build_model
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.shard import unfilled
 from blossomrec.ranks import ALONE, Ranks
 from blossomrec.run.description import RunInfo, read_run_config
