@@ -436,6 +436,7 @@ def test_without_its_log_there_is_no_fallback_but_what_the_run_keeps(tiny_events
         assert server.recommend(history=[50_003], filter="price < 9")
         error = refusal(server, {"user_id": "nobody", "fallback": "recent-popularity"})
         assert error["field"] == "fallback" and "is not there" in error["message"]
+        assert str(tmp_path) not in error["message"]
 
 
 def test_without_a_table_there_are_ids_alone(server):

@@ -278,7 +278,7 @@ class Service:
             )
         except Exception as error:
             self.metrics.reloads.labels("refused").inc()
-            self.watch.refuse(error)
+            self.watch.refuse(error, Path(self._run))
             raise
         logger.info(
             "read version %s of %s in %.1f s", version.id, version.run, time.monotonic() - start
