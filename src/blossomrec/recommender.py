@@ -245,7 +245,7 @@ class BlossomRec(Recommending, Parameters):
             ranking, filter_seen, ks, seed: see :class:`EvaluationConfig`; None is the model's own.
             own_metrics: names of metrics besides the usual ones, such as ``novelty`` or
                 ``diversity:category``; of the user's own, too.
-            segments: columns of the table of users, by each value of which metrics are told.
+            segments: columns of the table of users, each value of which gets metrics of its own.
 
         Returns:
             Ranks of every held-out event, and ``metrics``, ``intervals``, ``slices`` and

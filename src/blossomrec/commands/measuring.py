@@ -54,7 +54,7 @@ class EvaluateOptions:
         "calibration:COLUMN of the table of items, gini, or those of installed packages",
     )
     segments: Several[str] | None = option(
-        None, "columns of the table of users, by each value of which metrics are told"
+        None, "columns of the table of users: also show the metrics of the users who share a value"
     )
 
 
