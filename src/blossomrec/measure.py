@@ -262,6 +262,7 @@ def _evaluate(
     cases = getattr(split, protocol.on)
     found = evaluate(
         *(scorer, log, cases, options),
+        train_end=split.train_end,
         columns=columns,
         device=protocol.device,
         processes=protocol.ranks,
