@@ -23,7 +23,8 @@ from blossomrec.config import ModelConfig, RunConfig, TrainingConfig, check
 from blossomrec.data.batch import Batch
 from blossomrec.errors import ConfigError
 from blossomrec.losses import build_loss
-from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.models.building import build_model
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.ranks import ALONE, Ranks
 from blossomrec.training.average import WeightAverage
 from blossomrec.training.objective import Objective, Step
