@@ -38,8 +38,9 @@ class TrainingResult:
 
     epochs and steps trained; best_epoch, counted from 1 (0: none was validated, or none was better
     than the run that it began as), and its validation metrics; seconds in all and, as a median, in
-    the training part of an epoch; peak_mib of the GPU or, without one, of the process; stopped is
-    "early", "epochs", "minutes", or "told" by ``after_epoch``.
+    the training part of an epoch, 0 where its minutes were over before there was one; peak_mib of
+    the GPU or, without one, of the process; stopped is "early", "epochs", "minutes", or "told" by
+    ``after_epoch``.
     """
 
     epochs: int
@@ -193,7 +194,7 @@ def _result(state: TrainingState, stopped: str) -> TrainingResult:
         best_epoch=state.best_epoch,
         validation=state.best,
         seconds=state.seconds,
-        seconds_per_epoch=statistics.median(state.durations),
+        seconds_per_epoch=statistics.median(state.durations or [0.0]),
         peak_mib=state.peak_mib,
         stopped=stopped,
     )

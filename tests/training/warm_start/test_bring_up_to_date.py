@@ -209,6 +209,27 @@ def test_minutes_end_training_with_the_step_it_is_at(both_log, old_run, tmp_path
     assert small_train(both_log, longer, tmp_path / "run").steps == 7
 
 
+def test_minutes_that_are_over_before_a_step_leave_the_model_as_it_was(
+    both_log, old_run, tmp_path, monkeypatch
+):
+    now = [0.0]
+    validate = trainer.Trainer._keep_start
+
+    def slow(self):
+        validate(self)
+        now[0] += 60.0
+
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(trainer.Trainer, "_keep_start", slow)
+    result = small_train(
+        both_log, small_config(minutes=0.5, **CONFIG), tmp_path / "run", ancestor=old_run
+    )
+    assert (result.stopped, result.steps, result.epochs, result.best_epoch) == ("minutes", 0, 0, 0)
+    assert result.seconds_per_epoch == 0
+    left = BlossomRec.from_pretrained(tmp_path / "run").recommend(k=1)
+    assert left.height == both_log.num_users
+
+
 def test_options_that_are_not_given_are_those_of_the_run(both_log, old_run, tmp_path):
     updated = BlossomRec(epochs=1, max_len=25).fit(
         both_log, tmp_path / "run", progress=False, from_run=old_run
