@@ -11,15 +11,16 @@ from typing import Any
 import polars as pl
 
 from blossomrec.data.fields import EventFields
+from blossomrec.data.reading.addresses import located
 from blossomrec.data.reading.files import SourceDigests, SourceFiles
 from blossomrec.data.reading.options import ReadOptions
 from blossomrec.data.vocabulary import Vocabulary
 
 
 def file_keys(source: Any, options: ReadOptions) -> SourceDigests:
-    """Digests of the content of a source's files; of a frame None, and no files."""
+    """Digests of the content of a source's files; of a frame or an address None, and no files."""
     if isinstance(source, (str, Path)):
-        return SourceFiles(Path(source), options).digests()
+        return SourceFiles(located(source), options).digests()
     return SourceDigests(None, {})
 
 
