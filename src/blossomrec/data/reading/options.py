@@ -120,8 +120,8 @@ class PrepareOptions(Filters, EventOptions):
     items: str | Path | None = option(
         None,
         "table of items (.parquet, .csv, .tsv, .item, an address of .parquet), by the column of "
-        "item ids: titles, categories, numbers, vectors; items in it without an event belong to the "
-        "catalogue",
+        "item ids: titles, categories, numbers, vectors; items in it without an event belong to "
+        "the catalogue",
     )
     item_kinds: tuple[str, ...] | None = option(
         None,
