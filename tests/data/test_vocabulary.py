@@ -325,6 +325,14 @@ class TestIndex:
         with pytest.raises(DataError, match="is missing or damaged"):
             Vocabulary.open(tmp_path)
 
+    @pytest.mark.parametrize("size", [2, 4, 10**9])
+    def test_another_number_of_ids_is_refused(self, tmp_path, size):
+        Vocabulary(STRINGS).save(tmp_path)
+        path = tmp_path / "vocabulary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"size": size}))
+        with pytest.raises(DataError, match=f"it has 3 ids, not {size}"):
+            Vocabulary.open(tmp_path)
+
     def test_rows_beyond_the_ids_are_none(self, tmp_path):
         Vocabulary(STRINGS).save(tmp_path)
         np.save(tmp_path / "rows.npy", np.array([7, -3, 9], np.int32))
