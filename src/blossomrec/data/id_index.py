@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def write_index(ids: IdArrays, folder: Path) -> None:
     rows.close()
 
 
-def _parts(ids: IdArrays, folder: Path):
+def _parts(ids: IdArrays, folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Hashes and rows, those of the lowest hashes first."""
     if len(ids) <= _WHOLE:
         parts = [one.hashes() for one in ids.parts()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,7 +155,7 @@ class IdColumn(BatchColumn):
             spellings.add(self._of_range(frame))
         spellings.warn()
 
-    def _known(self, ranges: SortedRuns):
+    def _known(self, ranges: SortedRuns) -> Callable[[pl.Series], pl.Series]:
         """A function that tells of texts whether they are among the ids."""
         found = list[tuple[IdArrays, IdIndex]]()
 
