@@ -48,6 +48,10 @@ VERBS = {
         "speed.bench_data:measure_sizes",
         "Time, peak memory and disk of preparing folders of Parquet files of several sizes.",
     ),
+    "ids": (
+        "speed.bench_ids:measure_ids",
+        "Time and memory of preparing and of opening logs with very many ids.",
+    ),
     "growth": (
         "speed.bench_growth:measure_growth",
         "Time and peak memory of appending to a large log, of merging it and of forgetting a user.",

@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 
 from blossomrec.data.event_arrays import EventArrays, joined
-from blossomrec.data.preparing import parts
+from blossomrec.data.preparing import parts, sorted_runs
 from blossomrec.data.preparing.filters import drop_events
 from blossomrec.data.preparing.parts import EventParts
 from blossomrec.data.reading import files, tables, text
@@ -24,6 +24,7 @@ def at_once(rows: int) -> Iterator[None]:
     """Tables are read in batches of so many rows, and logs made of parts of so many events."""
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(parts, "EVENTS_AT_ONCE", rows))
+        patches.enter_context(mock.patch.object(sorted_runs, "VALUES_AT_ONCE", rows))
         for module in (text, files, tables):
             patches.enter_context(mock.patch.object(module, "ROWS_AT_ONCE", rows))
         yield

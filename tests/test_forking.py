@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import polars as pl
 import pytest
+
+from tables_of_ids import write_table
 
 PARENT = """
 import os, sys, traceback
@@ -63,7 +66,13 @@ def test_a_forked_child_knows_items_that_nobody_asked_for_before(run):
     assert forked(run, ask)[0] == "3 10"
 
 
-def test_what_the_child_cannot_read_it_says(run):
-    child, parent = forked(run, "model.recommend([1001], 3)")
+def test_a_forked_child_knows_users_that_nobody_asked_for_before(run):
+    child, parent = forked(run, "print(model.recommend([1001], 3)['item_id'].to_list())")
+    assert child == parent and child.startswith("[")
+
+
+def test_what_the_child_cannot_read_it_says(run, tmp_path):
+    folder = write_table(tmp_path / "users", pl.Series(["a", "b"]))
+    child, parent = forked(run, f"print(Vocabulary.open({str(folder)!r}).rows(['a']))")
     assert child.startswith("RunError") and "users" in child and "the spawn method" in child
     assert parent.startswith("[")

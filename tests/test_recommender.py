@@ -43,8 +43,8 @@ def test_what_was_saved_recommends_the_same(recommender, tiny_log, tmp_path):
     folder = tmp_path / "new" / "saved"
     recommender.save_pretrained(folder)
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    names = ["config.json", "model.safetensors", "vocabulary/ids.parquet"]
-    assert files == [*names, "vocabulary/vocabulary.json"]
+    names = [f"vocabulary/{one}.npy" for one in ("ids", "keys", "rows")]
+    assert files == ["config.json", "model.safetensors", *names, "vocabulary/vocabulary.json"]
     description = json.loads((folder / "config.json").read_text())
     assert description["num_items"] == 80
     assert description["config"]["model"]["max_len"] == 20
@@ -112,7 +112,7 @@ def test_a_training_is_overwritten_only_where_asked_for(recommender, repeat_log,
     assert sorted(os.listdir(run)) == ["config.json", "model.safetensors", "vocabulary"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "ids.parquet", "vocabulary.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "ids.npy", "vocabulary.json"])
 def test_saving_that_breaks_off_leaves_no_mixed_model(
     recommender, repeat_log, tmp_path, monkeypatch, name
 ):

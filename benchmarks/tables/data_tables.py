@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.tables.measured_lines import read, table
+from benchmarks.tables.measured_lines import Line, read, table
 
 
 def preparing() -> str:
@@ -33,6 +33,32 @@ def preparing_folders() -> str:
     ]
     header = ["events", "files", "seconds", "events a second", "peak MiB", "MiB on disk"]
     return table(header, rows)
+
+
+def ids() -> str:
+    """Memory of preparing and of opening logs with many ids; bytes an id from size to size."""
+    smallest, rows = dict[str, Line](), []
+    for line in read("data.jsonl"):
+        if line["bench"] != "ids":
+            continue
+        first = smallest.setdefault(line["kind"], line)
+        more = line["ids"] - first["ids"]
+        bytes_each = (line["peak_mib"] - first["peak_mib"]) * 2**20 / more if more > 0 else None
+        rows.append(
+            [
+                line["kind"],
+                f"{line['ids']:,}",
+                f"{line['seconds']:,.0f}",
+                f"{line['peak_mib']:,.0f}",
+                "" if bytes_each is None else f"{bytes_each:.0f}",
+                f"{line['open_seconds']:.2f}",
+                f"{line['check_seconds']:.1f}",
+                f"{line['open_mib']:.0f}",
+                f"{line['lookup_us']:.1f}",
+            ]
+        )
+    header = ["ids", "how many", "prepare, s", "peak MiB", "bytes for each more"]
+    return table([*header, "open, s", "check, s", "open, MiB", "lookup, µs"], rows)
 
 
 def ranking() -> str:
@@ -74,6 +100,7 @@ def bulk() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "bulk": bulk,
+    "ids": ids,
     "prepare": preparing,
     "prepare-folders": preparing_folders,
     "ranking": ranking,

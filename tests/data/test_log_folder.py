@@ -20,8 +20,10 @@ import pytest
 
 from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
+from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError
 from death_on_disk import Death, KilledError
+from tables_of_ids import write_table
 
 OLD = pl.DataFrame({"user_id": [1, 1, 2], "item_id": [7, 8, 7], "timestamp": [1, 2, 3]})
 NEW = pl.DataFrame({"user_id": [4, 5, 5], "item_id": [9, 8, 9], "timestamp": [1, 2, 3]})
@@ -50,9 +52,9 @@ def first_format(folder: Path) -> None:
     (folder / "events" / generation).rmdir()
     (folder / "events").rmdir()
     for table in ("users", "items"):
-        for file in (folder / table / generation).iterdir():
-            file.rename(folder / table / file.name)
-        (folder / table / generation).rmdir()
+        ids = Vocabulary.open(folder / table / generation).read()
+        shutil.rmtree(folder / table / generation)
+        write_table(folder / table, ids)
     path.write_text(json.dumps(description | {"format": 1}))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +295,87 @@ with at_once(20_000):
     EventLog.prepare({source!r}, {folder!r}, min_user_events=2)
 print(peak() - before)
 """
+
+
+def ids_in_parts(tmp_path: Path, users: pl.Series, **options: Any) -> EventLog:
+    """A log of many users, by a table and by a text file, the same in ranges of few ids."""
+    rows = np.arange(len(users))
+    table = pl.DataFrame({"user_id": users, "item_id": rows % 211, "timestamp": START + rows})
+    table = table.sample(fraction=1.0, shuffle=True, seed=1)
+    table.write_csv(tmp_path / "events.csv")
+    log = None
+    for source in (table, tmp_path / "events.csv"):
+        log = check_same(source, tmp_path, **options)
+    assert log is not None
+    return log
+
+
+NUMBERS = pl.int_range(1_500, eager=True)
+
+
+@pytest.mark.parametrize(
+    ("users", "dtype"),
+    [
+        (NUMBERS * 97 - 300, "Int64"),
+        (NUMBERS.cast(pl.UInt64) + 2**63 - 40, "UInt64"),
+        (pl.select(pl.format("u{}", NUMBERS)).to_series(), "String"),
+        (pl.select(pl.concat_str(NUMBERS + 5, pl.lit("0" * 30))).to_series(), "String"),
+    ],
+    ids=["signed", "unsigned", "text", "long numbers"],
+)
+def test_many_ids_are_sorted_in_ranges(tmp_path, users, dtype):
+    log = ids_in_parts(tmp_path, users)
+    assert log.user_vocabulary.dtype == dtype
+    assert log.user_vocabulary.read().to_list() == users.sort().to_list()
+    assert log.user_vocabulary.rows(users.sort()).tolist() == list(range(len(users)))
+
+
+@pytest.mark.parametrize(
+    ("form", "normalize", "told", "dtype"),
+    [
+        ("{}.0", False, "ids are floats; all are whole numbers", "Int64"),
+        ("{}.0", True, None, "Int64"),
+        (
+            " {}",
+            False,
+            r"white space around them .*' 0', ' 1', ' 10', \.\.\. \(ids: 1,500",
+            "String",
+        ),
+        ("00{}", False, None, "String"),
+    ],
+)
+def test_spellings_of_many_ids_are_told_once(tmp_path, form, normalize, told, dtype):
+    users = pl.select(pl.format(form, NUMBERS)).to_series()
+    table = pl.DataFrame({"user_id": users, "item_id": NUMBERS % 9, "timestamp": NUMBERS})
+    table.write_csv(tmp_path / "events.csv", quote_style="never")
+    with at_once(100), warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        log = EventLog.prepare(tmp_path / "events.csv", normalize_ids=normalize)
+    messages = [str(one.message) for one in found if "user_id" in str(one.message)]
+    assert log.user_vocabulary.dtype == dtype
+    assert len(messages) == (told is not None)
+    assert all(re.search(told or "", one) for one in messages)
+
+
+def test_twins_and_missing_words_are_found_far_from_each_other(tmp_path):
+    numbers = [str(number) for number in range(900)]
+    table = pl.DataFrame({"user_id": [*numbers, "x", "007", "+8"], "item_id": [*range(903)]})
+    table.with_columns(timestamp="item_id").write_csv(tmp_path / "events.csv")
+    with at_once(50), pytest.warns(UserWarning, match=r"'\+8', '007' \(ids: 2, events: 2\)"):
+        EventLog.prepare(tmp_path / "events.csv")
+    wrong = [*numbers[:700], "nan", *numbers[700:], "NULL"]
+    table = pl.DataFrame({"user_id": wrong, "item_id": [*range(902)]})
+    table.with_columns(timestamp="item_id").write_csv(tmp_path / "events.csv")
+    place = r"column 'user_id', row 701: 'nan' is not an id: it is missing \(and 1 more rows\)"
+    with at_once(50), pytest.raises(DataError, match=place):
+        EventLog.prepare(tmp_path / "events.csv")
+
+
+def test_integers_that_no_type_holds_together_are_refused():
+    ids = pl.Series([*range(300), 2**64 - 1, *range(300, 400), -7], dtype=pl.Int128)
+    table = pl.DataFrame({"user_id": ids, "item_id": range(402), "timestamp": range(402)})
+    place = r"column 'user_id', row 402: -7 is not an id: integers over 64 bits"
+    with at_once(50), pytest.raises(DataError, match=place):
+        EventLog.prepare(table)
+    with at_once(50):
+        assert EventLog.prepare(table[:-1]).user_vocabulary.dtype == "UInt64"

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import polars as pl
@@ -17,8 +18,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blossomrec.data import id_arrays, id_index
 from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.errors import DataError
+from tables_of_ids import write_table
 
 INTEGERS = pl.Series([30, -10, 20])
 STRINGS = pl.Series(["12", "x", "ü"])
@@ -237,18 +240,119 @@ class TestArrays:
     def test_damage_is_found(self, tmp_path):
         Vocabulary(self.IDS).save(tmp_path)
         np.save(tmp_path / "ids.npy", self.IDS[::-1])
-        with pytest.raises(DataError, match="does not belong"):
-            Vocabulary.open(tmp_path)
+        for use in (Vocabulary.read, lambda one: one.rows([20]), lambda one: one.ids([0])):
+            with pytest.raises(DataError, match=r"ids\.npy does not belong to vocabulary\.json"):
+                use(Vocabulary.open(tmp_path))
         (tmp_path / "ids.npy").write_bytes(b"nothing")
         with pytest.raises(DataError, match="missing or damaged"):
             Vocabulary.open(tmp_path)
 
 
+class TestIndex:
+    """Rows are found by hashes, which lie beside the ids in order."""
+
+    def many(self, kind: str) -> pl.Series:
+        numbers = pl.int_range(3_000, eager=True) * 7_919 - 500
+        lengths = pl.int_range(3_000, eager=True) % 40
+        if kind == "integers":
+            return numbers
+        return pl.select(
+            pl.format("{}-{}", numbers, pl.lit("ü" * 40).str.head(lengths))
+        ).to_series()
+
+    @pytest.mark.parametrize("kind", ["integers", "texts"])
+    def test_it_is_the_same_in_parts(self, tmp_path, monkeypatch, kind):
+        ids = self.many(kind)
+        Vocabulary(ids).save(tmp_path / "whole")
+        monkeypatch.setattr(id_index, "_WHOLE", 100)
+        monkeypatch.setattr(id_arrays, "IDS_AT_ONCE", 64)
+        Vocabulary(ids).save(tmp_path / "parts")
+        names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+        assert names == sorted(path.name for path in (tmp_path / "parts").iterdir())
+        for name in names:
+            both = [(tmp_path / one / name).read_bytes() for one in ("whole", "parts")]
+            assert both[0] == both[1], name
+        opened = Vocabulary.open(tmp_path / "parts")
+        rows = np.arange(len(ids))[::-7]
+        assert opened.rows(ids[rows]).tolist() == rows.tolist()
+        assert opened.ids(rows).to_list() == ids[rows].to_list()
+        others = Vocabulary(pl.concat([ids[:900].reverse(), ids[:50] + ids[:50]]))
+        assert opened.rows_of(others).tolist() == [*range(899, -1, -1), *[-1] * 50]
+
+    @pytest.mark.parametrize("kind", ["integers", "texts"])
+    def test_ids_of_one_hash_are_told_apart(self, tmp_path, monkeypatch, kind):
+        ids = self.many(kind)[:300]
+        hashes = {one: getattr(id_arrays, one).hashes for one in ("NumberIds", "TextIds")}
+        for name, plain in hashes.items():
+            monkeypatch.setattr(
+                getattr(id_arrays, name), "hashes", lambda self, plain=plain: plain(self) % 5
+            )
+        Vocabulary(ids).save(tmp_path)
+        opened = Vocabulary.open(tmp_path)
+        assert opened.rows(ids).tolist() == list(range(300))
+        assert opened.rows([1, "x", *ids[:2]]).tolist() == [-1, -1, 0, 1]
+
+    def test_texts_of_other_types_and_lengths(self):
+        vocabulary = Vocabulary(pl.Series(["", "a", "a\0", "a" * 8, "a" * 9, "a" * 800, "1"]))
+        asked = ["", "a", "a\0", "a" * 8, "a" * 9, "a" * 800, 1, "a\0\0", "a" * 801, "\0"]
+        assert vocabulary.rows(asked).tolist() == [*range(7), -1, -1, -1]
+        assert vocabulary.rows_of(Vocabulary(pl.Series([2, 1]))).tolist() == [-1, 6]
+
+    def test_looking_up_ids_of_a_folder_reads_no_copy_of_all(self, tmp_path):
+        Vocabulary(pl.Series(range(200_000)).cast(pl.String)).save(tmp_path)
+        opened = Vocabulary.open(tmp_path)
+        opened.rows(["5"])
+        tracemalloc.start()
+        assert opened.rows(["17", "x"]).tolist() == [17, -1]
+        assert opened.ids([199_999]).to_list() == ["199999"]
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        # The ids alone have a megabyte.
+        assert peak < 100_000
+
+    @pytest.mark.parametrize("name", ["keys.npy", "rows.npy", "ids.npy", "offsets.npy"])
+    @pytest.mark.parametrize("content", [None, b"", b"nothing", "longer", "floats"])
+    def test_damage_is_found(self, tmp_path, name, content):
+        Vocabulary(STRINGS).save(tmp_path)
+        array = np.load(tmp_path / name)
+        (tmp_path / name).unlink()
+        if content == "longer":
+            np.save(tmp_path / name, np.append(array, array[-1:]))
+        elif content == "floats":
+            np.save(tmp_path / name, array.astype(np.float32))
+        elif content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match="is missing or damaged"):
+            Vocabulary.open(tmp_path)
+
+    @pytest.mark.parametrize("size", [2, 4, 10**9])
+    def test_another_number_of_ids_is_refused(self, tmp_path, size):
+        Vocabulary(STRINGS).save(tmp_path)
+        path = tmp_path / "vocabulary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"size": size}))
+        with pytest.raises(DataError, match=f"it has 3 ids, not {size}"):
+            Vocabulary.open(tmp_path)
+
+    def test_rows_beyond_the_ids_are_none(self, tmp_path):
+        Vocabulary(STRINGS).save(tmp_path)
+        np.save(tmp_path / "rows.npy", np.array([7, -3, 9], np.int32))
+        assert Vocabulary.open(tmp_path).rows(["x", "12"]).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("ids", [STRINGS, INTEGERS, INTEGERS.abs().cast(pl.UInt64)], ids=str)
+def test_tables_of_earlier_versions_are_read(tmp_path, ids):
+    opened = Vocabulary.open(write_table(tmp_path / "old", ids))
+    shutil.rmtree(tmp_path / "old")
+    assert opened.rows(ids.reverse()).tolist() == [2, 1, 0]
+    assert opened.read().to_list() == ids.to_list()
+    opened.save(tmp_path / "new")
+    assert Vocabulary.open(tmp_path / "new").read().to_list() == ids.to_list()
+
+
 class TestDamage:
     @pytest.fixture
     def folder(self, tmp_path):
-        Vocabulary(STRINGS).save(tmp_path)
-        return tmp_path
+        return write_table(tmp_path, STRINGS)
 
     def change(self, folder, **values):
         path = folder / "vocabulary.json"
@@ -265,8 +369,8 @@ class TestDamage:
             Vocabulary.open(folder)
 
     def test_newer_format(self, folder):
-        self.change(folder, format=3)
-        with pytest.raises(DataError, match="format 3, written by a newer blossomrec"):
+        self.change(folder, format=4)
+        with pytest.raises(DataError, match="format 4, written by a newer blossomrec"):
             Vocabulary.open(folder)
 
     @pytest.mark.parametrize("change", [{"size": 4}, {"dtype": "Int64"}, {"fingerprint": "0"}])

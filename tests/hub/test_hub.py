@@ -71,7 +71,8 @@ def test_what_is_published_comes_back_the_same(hub, fitted):
     assert again.recommend(k=3).equals(fitted.recommend(k=3))
     folder = hub.root / REPOSITORY / "main"
     names = {str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file()}
-    tables = {"vocabulary/ids.parquet", "vocabulary/vocabulary.json"}
+    tables = {f"vocabulary/{one}.npy" for one in ("ids", "keys", "rows")}
+    tables.add("vocabulary/vocabulary.json")
     assert names == {"README.md", "config.json", "model.safetensors"} | tables
 
 

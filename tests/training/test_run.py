@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from small_training import small_config
@@ -249,8 +250,7 @@ def test_sizes_that_the_weights_do_not_have_take_no_memory(run, change, monkeypa
 
 
 def test_a_vocabulary_of_another_size_is_refused(run):
-    path = run / "vocabulary" / "vocabulary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": 10**9}))
+    Vocabulary(np.arange(7)).save(run / "vocabulary")
     with pytest.raises(RunError, match=r"vocabulary/ does not belong to config\.json"):
         open_vocabulary(run, read_run_config(run))
 

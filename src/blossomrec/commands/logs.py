@@ -14,7 +14,7 @@ from blossomrec.data.reading.options import PrepareOptions
 
 
 def prepare(
-    source: Path,
+    source: str,
     folder: Path,
     *,
     options: Annotated[
@@ -24,7 +24,8 @@ def prepare(
     """Read a table of events, check it, write the memory-mapped log.
 
     Args:
-        source: .parquet, .csv, .tsv or RecBole's .inter file, or a folder or pattern of such files
+        source: .parquet, .csv, .tsv or RecBole's .inter file, or a folder or pattern of such files,
+            or an address of Parquet files such as 's3://bucket/events/*.parquet'
         folder: where the prepared log goes; a prepared log that is there is replaced
     """
     from blossomrec.data.log import EventLog
@@ -38,7 +39,7 @@ def prepare(
 
 def append(
     log: Path,
-    source: Path,
+    source: str,
     *,
     options: Annotated[AppendOptions, Parameter(name="*")] = AppendOptions(),  # noqa: B008
 ) -> None:
@@ -46,7 +47,8 @@ def append(
 
     Args:
         log: folder that ``prepare`` wrote
-        source: file, folder or pattern, as of ``prepare``; what was appended before changes nothing
+        source: file, folder, pattern or address, as of ``prepare``; what was appended before
+            changes nothing
     """
     from blossomrec.data.growth.append import append_events
     from blossomrec.data.growth.appended import appended_table

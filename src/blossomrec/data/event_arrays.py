@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from blossomrec.data.fields import ContextField, EventFields
+from blossomrec.data.id_arrays import mixed
 
 if TYPE_CHECKING:
     import polars as pl
@@ -213,15 +214,9 @@ def _tied(events: EventArrays) -> np.ndarray:
 def _hashes(events: EventArrays, places: np.ndarray) -> np.ndarray:
     """uint64, of user, time, item and kind of the events at ``places``."""
     times = np.ascontiguousarray(events.times[places]).view(np.uint64)
-    mixed = _mix(events.users[places].astype(np.uint64))
-    mixed = _mix(mixed ^ times)
-    mixed = _mix(mixed ^ events.items[places].astype(np.uint64))
-    return mixed if events.kinds is None else _mix(mixed ^ events.kinds[places].astype(np.uint64))
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every bit depends on all bits."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    hashes = mixed(events.users[places].astype(np.uint64))
+    hashes = mixed(hashes ^ times)
+    hashes = mixed(hashes ^ events.items[places].astype(np.uint64))
+    if events.kinds is not None:
+        hashes = mixed(hashes ^ events.kinds[places].astype(np.uint64))
+    return hashes

@@ -320,9 +320,7 @@ def _translated_numbers(
 
 def known_ids(vocabulary: Vocabulary, others: Vocabulary) -> np.ndarray:
     """For every row of another vocabulary the row of the same id, or -1."""
-    if vocabulary.fingerprint == others.fingerprint:
-        return np.arange(vocabulary.size)
-    return vocabulary.rows(others.listed())
+    return vocabulary.rows_of(others)
 
 
 def _columns(context: np.ndarray, columns: Sequence[tuple[int, np.ndarray | None]]) -> np.ndarray:

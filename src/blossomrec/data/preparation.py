@@ -13,6 +13,7 @@ import polars as pl
 from blossomrec.data.event_arrays import EventArrays, encode_fields, order_ties
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.fields import EventFields
+from blossomrec.data.id_arrays import IDS_AT_ONCE, IdArrays, ids_of
 from blossomrec.data.identity import fields_identity, log_identity
 from blossomrec.data.log import (
     EVENTS,
@@ -34,7 +35,7 @@ from blossomrec.data.reading.options import EventOptions, PrepareOptions
 from blossomrec.data.reading.tables import EventTable, describe
 from blossomrec.data.source_keys import content_key, file_keys
 from blossomrec.data.units import ORDER, UNITS, unit_of_times
-from blossomrec.data.vocabulary import Vocabulary
+from blossomrec.data.vocabulary import write_vocabulary
 from blossomrec.data.windows import boundaries
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.files import remove
@@ -81,8 +82,8 @@ def _prepare(
             reasons = ", ".join(f"{e['events']:,} ({e['reason']})" for e in dropped if e["events"])
             _check_enough(
                 f"{describe(source)}, after dropping {reasons} events,",
-                users.gather(kept_users),
-                items.gather(kept_items),
+                users.take(kept_users[:2]),
+                items.take(kept_items[:2]),
             )
         written = events.write(
             places[EVENTS],
@@ -90,20 +91,25 @@ def _prepare(
             _row_numbers(kept_items, len(items)),
         )
     met = len(kept_items)
-    item_features, kept_ids = _item_features(options, items, items.gather(kept_items))
-    ids = {USERS: users.gather(kept_users), ITEMS: kept_ids}
-    tables = {USERS: _user_features(options, users, ids[USERS]), ITEMS: item_features}
-    tables = {name: each for name, each in tables.items() if each is not None}
+    ids, tables = {USERS: _taken(users, kept_users), ITEMS: _taken(items, kept_items)}, {}
+    if options.items is not None:
+        catalogue = items.take(kept_items).series()
+        tables[ITEMS], catalogue = _item_features(options, items.series(), catalogue)
+        ids[ITEMS] = ids_of(catalogue).parts()
+    if options.users is not None:
+        kept = users.take(kept_users).series()
+        tables[USERS] = _user_features(options, users.series(), kept)
     offsets = boundaries(counts[kept_users])
     np.save(places[EVENTS] / "offsets.npy", offsets)
-    vocabularies = {name: Vocabulary(each) for name, each in ids.items()}
-    for name, vocabulary in vocabularies.items():
-        vocabulary.save(places[name])
+    dtypes = {USERS: users.dtype, ITEMS: items.dtype}
+    vocabularies = {
+        name: write_vocabulary(places[name], dtypes[name], each) for name, each in ids.items()
+    }
     for name, features in tables.items():
         features.save(places[name] / FEATURES)
     summary = summarize(offsets, written.first, written.last, unit) | {
-        "items": len(ids[ITEMS]),
-        "items_without_events": len(ids[ITEMS]) - met,
+        "items": vocabularies[ITEMS].size,
+        "items_without_events": vocabularies[ITEMS].size - met,
         **{
             FEATURE_TABLES[name]: tables[name].summary() if name in tables else None
             for name in FEATURE_TABLES
@@ -136,7 +142,7 @@ def _prepare(
         vocabularies[ITEMS].fingerprint,
         offsets,
         written.digests,
-        len(ids[ITEMS]),
+        vocabularies[ITEMS].size,
         {FEATURE_TABLES[name].replace("_", " "): each.digest for name, each in tables.items()}
         | fields_identity(written.fields, written.digests),
     )
@@ -158,13 +164,11 @@ def context_columns(options: EventOptions) -> dict[str, str | None]:
 
 def _item_features(
     options: PrepareOptions, met: pl.Series, kept: pl.Series
-) -> tuple[FeatureTable | None, pl.Series]:
-    """The table of items, if one is given, and the catalogue with those in it without an event.
+) -> tuple[FeatureTable, pl.Series]:
+    """The table of items, and the catalogue with those in it without an event.
 
     met: ids of all events, also of those that were dropped; kept: ids of the catalogue.
     """
-    if options.items is None:
-        return None, kept
     read = read_features(
         options.items, options.item, parse_kinds(options.item_kinds or ()), options
     )
@@ -174,10 +178,8 @@ def _item_features(
     return read.aligned(catalogue), catalogue
 
 
-def _user_features(options: PrepareOptions, met: pl.Series, kept: pl.Series) -> FeatureTable | None:
-    """The table of users, if one is given, of those that are kept; met: ids of all events."""
-    if options.users is None:
-        return None
+def _user_features(options: PrepareOptions, met: pl.Series, kept: pl.Series) -> FeatureTable:
+    """The table of users, of those that are kept; met: ids of all events."""
     read = read_features(
         options.users, options.user, parse_kinds(options.user_kinds or ()), options
     )
@@ -251,19 +253,25 @@ def _by_events(counts: np.ndarray) -> np.ndarray:
     return there[np.argsort(-counts[there], kind="stable")]
 
 
+def _taken(ids: IdArrays, rows: np.ndarray) -> Iterator[IdArrays]:
+    """Ids of some rows, not all at once."""
+    for start in range(0, len(rows), IDS_AT_ONCE):
+        yield ids.take(rows[start : start + IDS_AT_ONCE])
+
+
 def _row_numbers(kept: np.ndarray, size: int) -> np.ndarray:
     rows = np.full(size, -1, dtype=np.int32)
     rows[kept] = np.arange(len(kept), dtype=np.int32)
     return rows
 
 
-def _check_enough(what: str, users: pl.Series, items: pl.Series) -> None:
+def _check_enough(what: str, users: IdArrays, items: IdArrays) -> None:
     if len(users) == 0:
         raise DataError(f"{what} has no events left")
     if len(users) == 1:
-        raise DataError(f"{what} has a single user, {users[0]!r}: at least 2 are needed")
+        raise DataError(f"{what} has a single user, {users.to_list()[0]!r}: at least 2 are needed")
     if len(items) == 1:
-        raise DataError(f"{what} has a single item, {items[0]!r}: at least 2 are needed")
+        raise DataError(f"{what} has a single item, {items.to_list()[0]!r}: at least 2 are needed")
 
 
 _PERCENTILES = (10, 25, 50, 75, 90, 99)

@@ -8,22 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from blossomrec.data.fields import EventFields
+from blossomrec.data.id_arrays import IdArrays
+from blossomrec.data.reading.addresses import located
 from blossomrec.data.reading.files import SourceDigests, SourceFiles
 from blossomrec.data.reading.options import ReadOptions
-from blossomrec.data.vocabulary import Vocabulary
 
 
 def file_keys(source: Any, options: ReadOptions) -> SourceDigests:
-    """Digests of the content of a source's files; of a frame None, and no files."""
+    """Digests of the content of a source's files; of a frame or an address None, and no files."""
     if isinstance(source, (str, Path)):
-        return SourceFiles(Path(source), options).digests()
+        return SourceFiles(located(source), options).digests()
     return SourceDigests(None, {})
 
 
-def content_key(ids: Sequence[pl.Series], digests: Mapping[str, str], fields: EventFields) -> str:
+def content_key(ids: Sequence[IdArrays], digests: Mapping[str, str], fields: EventFields) -> str:
     """A digest of events by user, then time.
 
     Args:
@@ -33,7 +32,7 @@ def content_key(ids: Sequence[pl.Series], digests: Mapping[str, str], fields: Ev
     """
     digest = hashlib.sha256(json.dumps(fields.to_dict()).encode())
     for one in ids:
-        digest.update(Vocabulary(one).fingerprint.encode())
+        digest.update(one.fingerprint().encode())
     for name, each in digests.items():
         digest.update(f"{name} {each}\n".encode())
     return digest.hexdigest()

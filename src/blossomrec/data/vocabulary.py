@@ -2,67 +2,69 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import mmap
-from collections.abc import Mapping, Set
+import os
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from blossomrec.data.id_arrays import (
+    IDS_FILE,
+    IdArrays,
+    NumberIds,
+    ids_in,
+    ids_of,
+    open_ids,
+    write_ids,
+)
+from blossomrec.data.id_index import IdIndex, write_index
 from blossomrec.data.windows import each_once
 from blossomrec.device import refuse_lost_threads
 from blossomrec.errors import DataError
-from blossomrec.files import read_json, replacing, write_json
+from blossomrec.files import new_folder, read_json, remove, write_json
 
 if TYPE_CHECKING:
     import polars as pl
 
-# Ids in a table; ids that are an array of whole numbers, which earlier versions do not read.
-_TABLE_FORMAT, _ARRAY_FORMAT = 1, 2
+# Ids in a table; whole numbers as an array; any ids as arrays, with an index of them.
+_TABLE_FORMAT, _ARRAY_FORMAT, _INDEXED_FORMAT = 1, 2, 3
 _DTYPES = ("Int64", "UInt64", "String")
-# As text of Python, each takes many times its bytes.
-_IDS_AT_ONCE = 1_000_000
+_TABLE_FILE, _DESCRIPTION = "ids.parquet", "vocabulary.json"
 
 
 class Vocabulary:
     """Ids of users or items and their rows 0..size-1; integers stay integers, strings strings.
 
     ``size`` and ``fingerprint`` (of all ids, their order and type) are known without reading the
-    ids; those are read, with polars, when first asked for, also where the folder was removed or
-    replaced since. It never changes: a deep copy is the same object. Pickling takes the ids along.
-
-    Ids that were given as an array stay one, also on disk, and need no polars.
+    ids. Those of a folder are memory-mapped, and checked when first asked for, also where the
+    folder was removed or replaced since: in memory are the pages that the system keeps of them.
+    A lookup takes a search among hashes that lie on disk in order. It never changes: a deep copy
+    is the same object. Pickling takes the ids along.
     """
 
     def __init__(self, ids: pl.Series | np.ndarray):
         """ids: distinct ids without nulls, of type Int64, UInt64 or String, or an int64 array, in
         order of row."""
-        self._array: np.ndarray | None = None
         if isinstance(ids, np.ndarray):
-            self._take_array(ids)
-            return
-        if str(ids.dtype) not in _DTYPES:
-            raise TypeError(f"ids are {ids.dtype}: one of {', '.join(_DTYPES)} is needed")
-        if ids.null_count() or ids.n_unique() != len(ids):
+            if ids.dtype != np.int64 or ids.ndim != 1:
+                raise TypeError(f"ids are {ids.dtype} {list(ids.shape)}: int64 [n] is needed")
+            distinct = len(each_once(ids)) == len(ids)
+        else:
+            if str(ids.dtype) not in _DTYPES:
+                raise TypeError(f"ids are {ids.dtype}: one of {', '.join(_DTYPES)} is needed")
+            distinct = not ids.null_count() and ids.n_unique() == len(ids)
+        if not distinct:
             raise ValueError("ids must be distinct and not null")
-        self._ids: pl.Series | None = ids.alias("id")
-        self._content: mmap.mmap | None = None
+        self._ids: IdArrays | None = ids_of(ids)
+        self._table: mmap.mmap | None = None
         self._folder: Path | None = None
-        self._index: _Index | None = None
+        self._index: IdIndex | None = None
         self.size = len(ids)
-        self.dtype = str(ids.dtype)
-        self.fingerprint = _fingerprint(ids)
-
-    def _take_array(self, ids: np.ndarray) -> None:
-        if ids.dtype != np.int64 or ids.ndim != 1:
-            raise TypeError(f"ids are {ids.dtype} {list(ids.shape)}: int64 [n] is needed")
-        if len(each_once(ids)) != len(ids):
-            raise ValueError("ids must be distinct and not null")
-        self._array, self._ids, self._content, self._folder = ids, None, None, None
-        self._index = None
-        self.size, self.dtype, self.fingerprint = len(ids), "Int64", _fingerprint(ids)
+        self.dtype = self._ids.dtype
+        self.fingerprint = self._ids.fingerprint()
 
     def rows(self, ids: Any) -> np.ndarray:
         """Rows of ``ids``, -1 for those unknown: int64 [len(ids)].
@@ -71,99 +73,119 @@ class Vocabulary:
         ``"12"``.
 
         Raises:
-            DataError: they are no list of ids.
+            DataError: they are no list of ids; or as of :meth:`read`.
         """
-        known = self.listed()
-        if self._index is None:
-            self._index = _Index(known)
-        return self._index.rows(as_ids(ids))
+        listed = as_ids(ids)
+        if self.dtype == "String":
+            return self._rows(ids_of([str(one) for one in listed]))
+        limits = np.iinfo(np.uint64 if self.dtype == "UInt64" else np.int64)
+        numbers = [_number(one) for one in listed]
+        possible = [one is not None and limits.min <= one <= limits.max for one in numbers]
+        wanted = [one if there else 0 for one, there in zip(numbers, possible, strict=True)]
+        found = self._rows(ids_of(np.array(wanted, limits.dtype)))
+        return np.where(np.array(possible, bool), found, -1)
+
+    def rows_of(self, others: Vocabulary) -> np.ndarray:
+        """For every row of another vocabulary the row of the same id, or -1: int64.
+
+        As :meth:`rows`, some of the ids at a time.
+        """
+        if self.fingerprint == others.fingerprint:
+            return np.arange(self.size)
+        found = np.empty(others.size, np.int64)
+        start = 0
+        for part in others.known().parts():
+            alike = part.dtype == self.dtype
+            rows = self._rows(part) if alike else self.rows(part.to_list())
+            found[start : start + len(part)] = rows
+            start += len(part)
+        return found
 
     def ids(self, rows: Any) -> pl.Series:
         """Ids of ``rows`` (integers 0..size-1), in the vocabulary's own type."""
         rows = np.asarray(rows, dtype=np.int64)
         if len(rows) and (rows.min() < 0 or rows.max() >= self.size):
             raise IndexError(f"rows must be from 0 to {self.size - 1}")
-        return self.read().gather(rows)
+        return self.known().take(rows).series()
 
     def begins_with(self, size: int, fingerprint: str) -> bool:
         """Whether there are more than ``size`` ids, and the first ones are those of another
         vocabulary, by its fingerprint."""
-        return self.size > size and _fingerprint(self.listed()[:size]) == fingerprint
+        return self.size > size and self.known().part(0, size).fingerprint() == fingerprint
 
     def save(self, folder: str | Path) -> None:
-        """Write the ids, ``ids.parquet`` or ``ids.npy``, and ``vocabulary.json``; the latter last,
-        once all is there."""
-        folder = Path(folder)
-        with replacing(folder / ("ids.parquet" if self._array is None else "ids.npy")) as path:
-            if self._array is not None:
-                with path.open("wb") as file:
-                    np.save(file, self._array)
-            elif self._ids is not None:
-                self._ids.to_frame().write_parquet(path)
-            else:
-                assert self._content is not None
-                path.write_bytes(self._content)
-        description = {
-            "format": _TABLE_FORMAT if self._array is None else _ARRAY_FORMAT,
-            "size": self.size,
-            "dtype": self.dtype,
-            "fingerprint": self.fingerprint,
-        }
-        write_json(folder / "vocabulary.json", description)
+        """Write the ids, an index of them, and ``vocabulary.json``; the latter last, once all is
+        there."""
+        known = self.known()
+        write_vocabulary(Path(folder), self.dtype, known.parts(), self.fingerprint)
 
     @classmethod
     def open(cls, folder: str | Path) -> Vocabulary:
         """The vocabulary saved in ``folder``. Raises DataError where it is missing or damaged."""
         folder = Path(folder)
-        path = folder / "vocabulary.json"
-        description = read_description(path, _ARRAY_FORMAT, "a vocabulary")
+        path = folder / _DESCRIPTION
+        description = read_description(path, _INDEXED_FORMAT, "a vocabulary")
         vocabulary = cls.__new__(cls)
         vocabulary.size = natural(description, "size", path)
         vocabulary.dtype = text(description, "dtype", path)
         vocabulary.fingerprint = text(description, "fingerprint", path)
-        vocabulary._ids = vocabulary._index = vocabulary._array = vocabulary._content = None
-        if description["format"] == _ARRAY_FORMAT:
-            vocabulary._array = vocabulary._read_array(folder / "ids.npy")
-        else:
-            vocabulary._content = _mapped(folder / "ids.parquet")
+        vocabulary._ids = vocabulary._index = vocabulary._table = None
         vocabulary._folder = folder
+        if description["format"] == _TABLE_FORMAT:
+            vocabulary._table = _mapped(folder / _TABLE_FILE)
+            return vocabulary
+        try:
+            vocabulary._ids = open_ids(folder, vocabulary.dtype)
+            if len(vocabulary._ids) != vocabulary.size:
+                raise ValueError(f"it has {len(vocabulary._ids)} ids, not {vocabulary.size}")
+            if description["format"] == _INDEXED_FORMAT:
+                vocabulary._index = IdIndex.open(folder, vocabulary.size)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder} is missing or damaged: {error}") from error
         return vocabulary
 
-    def _read_array(self, path: Path) -> np.ndarray:
-        try:
-            ids = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path} is missing or damaged: {error}") from error
-        fits = ids.dtype == np.int64 and ids.shape == (self.size,)
-        if not fits or _fingerprint(ids) != self.fingerprint:
-            raise DataError(f"{path.parent} is damaged: ids.npy does not belong to vocabulary.json")
-        return ids
-
-    def listed(self) -> pl.Series | np.ndarray:
-        """All ids in order of row, as they are kept: an array needs no polars.
+    def known(self) -> IdArrays:
+        """All ids in order of row, as arrays.
 
         Raises:
             DataError, RunError: as of :meth:`read`.
         """
-        return self.read() if self._array is None else self._array
+        if self._folder is None:
+            assert self._ids is not None
+            return self._ids
+        if self._table is not None:
+            refuse_lost_threads(str(self._folder))
+            self._ids = ids_of(self._read(self._folder / _TABLE_FILE, bytes(self._table)))
+        assert self._ids is not None
+        if self._ids.fingerprint() != self.fingerprint:
+            name = _TABLE_FILE if self._table is not None else IDS_FILE
+            raise DataError(f"{self._folder} is damaged: {name} does not belong to {_DESCRIPTION}")
+        self._folder = self._table = None
+        return self._ids
+
+    def listed(self) -> pl.Series | np.ndarray:
+        """All ids in order of row: whole numbers are an array, which needs no polars.
+
+        Raises:
+            DataError, RunError: as of :meth:`read`.
+        """
+        known = self.known()
+        return known.values if isinstance(known, NumberIds) else known.series()
 
     def read(self) -> pl.Series:
-        """All ids in order of row, read where they have not been.
+        """All ids in order of row, read anew each time.
 
         Raises:
             DataError: they are damaged, or are not those that ``vocabulary.json`` speaks of.
-            RunError: this is a forked process, which cannot read them.
+            RunError: this is a forked process, which cannot read those that are in a table.
         """
-        if self._ids is None and self._array is not None:
-            import polars as pl
+        return self.known().series()
 
-            self._ids = pl.Series("id", self._array)
-        elif self._ids is None:
-            assert self._folder is not None and self._content is not None
-            refuse_lost_threads(str(self._folder))
-            self._ids = self._read(self._folder / "ids.parquet", bytes(self._content))
-            self._content = None
-        return self._ids
+    def _rows(self, wanted: IdArrays) -> np.ndarray:
+        known = self.known()
+        if self._index is None:
+            self._index = IdIndex.of(known)
+        return self._index.rows(known, wanted)
 
     def _read(self, path: Path, content: bytes) -> pl.Series:
         import polars as pl
@@ -175,9 +197,9 @@ class Vocabulary:
             ids = pl.read_parquet(content)["id"] if told == (self.dtype, self.size) else None
         except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise DataError(f"{path} is damaged: {error}") from error
-        if ids is None or _fingerprint(ids) != self.fingerprint:
+        if ids is None or ids.null_count():
             raise DataError(
-                f"{path.parent} is damaged: ids.parquet does not belong to vocabulary.json"
+                f"{path.parent} is damaged: {path.name} does not belong to {_DESCRIPTION}"
             )
         return ids
 
@@ -188,42 +210,50 @@ class Vocabulary:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Vocabulary, (self.listed(),)
+        known = self.known()
+        arrays = {name: np.array(each) for name, each in known.arrays().items()}
+        return _unpickled, (self.dtype, arrays, self.fingerprint)
 
 
-class _Index:
-    """From ids to rows, without the threads of polars, which a forked process has lost."""
+def _unpickled(dtype: str, arrays: dict[str, np.ndarray], fingerprint: str) -> Vocabulary:
+    vocabulary = Vocabulary.__new__(Vocabulary)
+    vocabulary._ids = ids_in(dtype, arrays)
+    vocabulary._index = vocabulary._table = vocabulary._folder = None
+    vocabulary.size, vocabulary.dtype = len(vocabulary._ids), dtype
+    vocabulary.fingerprint = fingerprint
+    return vocabulary
 
-    def __init__(self, ids: pl.Series | np.ndarray):
-        self._strings = str(ids.dtype) == "String"
-        if isinstance(ids, np.ndarray):
-            numbers = ids
-        elif self._strings:
-            self._rows = {one: row for row, one in enumerate(ids.to_list())}
-        else:
-            numbers = ids.to_numpy()
-        if not self._strings:
-            self._order = np.argsort(numbers, kind="stable")
-            self._sorted = numbers[self._order]
-            limits = np.iinfo(numbers.dtype)
-            self._low, self._high = int(limits.min), int(limits.max)
 
-    def rows(self, ids: list[int | str]) -> np.ndarray:
-        """Rows of ids, -1 for those unknown."""
-        if self._strings:
-            rows = (self._rows.get(str(one), -1) for one in ids)
-            return np.fromiter(rows, np.int64, len(ids))
-        numbers = [_number(one) for one in ids]
-        possible = [one is not None and self._low <= one <= self._high for one in numbers]
-        wanted = np.array(
-            [one if there else 0 for one, there in zip(numbers, possible, strict=True)],
-            dtype=self._sorted.dtype,
-        )
-        if not len(self._sorted):
-            return np.full(len(ids), -1)
-        places = np.searchsorted(self._sorted, wanted).clip(max=len(self._sorted) - 1)
-        found = np.array(possible, dtype=bool) & (self._sorted[places] == wanted)
-        return np.where(found, self._order[places], -1).astype(np.int64)
+def write_vocabulary(
+    folder: Path, dtype: str, parts: Iterable[IdArrays], fingerprint: str | None = None
+) -> Vocabulary:
+    """Write a vocabulary whose ids, each there once, come in parts; the one that was written.
+
+    Memory is that of a part.
+
+    Args:
+        folder: it may hold another one, which is replaced.
+        dtype: "Int64", "UInt64" or "String".
+        fingerprint: of the ids, where that is known.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder / ".new") as place:
+        write_ids(place, dtype, parts)
+        ids = open_ids(place, dtype)
+        write_index(ids, place)
+        description = {
+            "format": _INDEXED_FORMAT,
+            "size": len(ids),
+            "dtype": dtype,
+            "fingerprint": fingerprint or ids.fingerprint(),
+        }
+    # The description last: without it there is no vocabulary.
+    for path in sorted((folder / ".new").iterdir()):
+        os.replace(path, folder / path.name)
+    remove(folder / ".new")
+    remove(folder / _TABLE_FILE)
+    write_json(folder / _DESCRIPTION, description)
+    return Vocabulary.open(folder)
 
 
 def as_ids(given: Any, what: str = "id", *, ordered: bool = False) -> list[int | str]:
@@ -339,18 +369,3 @@ def _mapped(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is missing or damaged: {error}") from error
-
-
-def _fingerprint(ids: pl.Series | np.ndarray) -> str:
-    """The same of whole numbers, however they are kept."""
-    kind = "Int64" if isinstance(ids, np.ndarray) else str(ids.dtype)
-    digest = hashlib.sha256(f"{kind} {len(ids)}\n".encode())
-    if not isinstance(ids, np.ndarray) and kind == "String":
-        # The lengths make ["ab", "c"] and ["a", "bc"] differ.
-        digest.update(ids.str.len_bytes().to_numpy().astype("<u4").tobytes())
-        for start in range(0, len(ids), _IDS_AT_ONCE):
-            digest.update("".join(ids[start : start + _IDS_AT_ONCE]).encode())
-    else:
-        array = ids if isinstance(ids, np.ndarray) else ids.to_numpy()
-        digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()

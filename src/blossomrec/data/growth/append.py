@@ -22,6 +22,7 @@ from blossomrec.data.log_folder import LogChange, changing
 from blossomrec.data.reading.columns import Column
 from blossomrec.data.reading.features import FeatureColumns, read_features
 from blossomrec.data.source_keys import file_keys
+from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.files import digest
 
@@ -109,34 +110,25 @@ def _segment(log: GrownLog, new_events: NewEvents, options: AppendOptions) -> Se
     rows, new = {}, {}
     features = dict[str, FeatureRows]()
     for table, met in ((USERS, new_events.users), (ITEMS, new_events.items)):
-        known, given = log.ids(table), tables.get(table)
-        found = rows_of(known, met)
+        size, given = log.size(table), tables.get(table)
+        found = log.rows(table, met)
         unknown = met.filter(pl.Series(found < 0)).alias("id")
         new[table] = unknown
         if given is not None and table == ITEMS:
             # Items without an event belong to the catalogue.
-            others = given.ids.filter(pl.Series(rows_of(known, given.ids) < 0))
+            others = given.ids.filter(pl.Series(log.rows(table, given.ids) < 0))
             new[table] = pl.concat([unknown, others.alias("id")]).unique().sort()
-        if len(known) + len(new[table]) > LARGEST_ROW:
+        if size + len(new[table]) > LARGEST_ROW:
             raise DataError(f"{new_events.source} brings the {table} to over {LARGEST_ROW:,}")
-        found[found < 0] = len(known) + rows_of(new[table], unknown)
+        added = Vocabulary(new[table])
+        found[found < 0] = size + added.rows_of(Vocabulary(unknown))
         rows[table] = found.astype(np.int32)
         if given is not None:
-            features[table] = _feature_rows(given, pl.concat([known, new[table]]))
+            wanted = log.rows(table, given.ids)
+            there = added.rows_of(Vocabulary(given.ids))
+            features[table] = _feature_rows(given, np.where(there < 0, wanted, size + there))
     events = new_events.events.renumbered(rows[USERS], rows[ITEMS]).sorted()
     return Segment(events, new, features)
-
-
-def rows_of(known: pl.Series, ids: pl.Series) -> np.ndarray:
-    """Rows of distinct ids among those that are known, -1 for others: int64 [len(ids)].
-
-    The known ones are gone through once, and nothing is kept of them.
-    """
-    rows = known.is_in(ids.implode()).arg_true()
-    found = known.gather(rows)
-    return ids.replace_strict(
-        found, rows.cast(pl.Int64), default=-1, return_dtype=pl.Int64
-    ).to_numpy(writable=True)
 
 
 def _told(log: GrownLog, segment: Segment, key: str) -> Appended:
@@ -188,8 +180,7 @@ def _check_vectors(read: FeatureColumns, known: FeatureTable) -> None:
                 )
 
 
-def _feature_rows(given: FeatureColumns, ids: pl.Series) -> FeatureRows:
-    """What a table says of the ids that the log has by then; the others are left out."""
-    rows = rows_of(ids, given.ids)
+def _feature_rows(given: FeatureColumns, rows: np.ndarray) -> FeatureRows:
+    """What a table says of ids, by the rows that they have then; those without one, -1, are out."""
     kept = np.flatnonzero(rows >= 0)
     return FeatureRows(rows[kept], given.aligned(given.ids.gather(kept)))

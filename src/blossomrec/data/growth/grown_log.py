@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import polars as pl
 
 from blossomrec.data.event_arrays import EventArrays, joined
 from blossomrec.data.growth.segment import OPTIONAL, FeatureRows, OpenSegment
+from blossomrec.data.id_arrays import IdArrays
 from blossomrec.data.log import ITEMS, LOG_FILE, USERS, EventLog
 from blossomrec.data.log_folder import segment_names
+from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.data.windows import each_once
 
 # Values read by one mapping of an array. The system may map 16 pages for each of them: 64 MiB.
@@ -49,9 +52,33 @@ class GrownLog:
 
     def ids(self, table: str) -> pl.Series:
         """All ids of "users" or "items", in order of row."""
+        return pl.concat([each.read() for each in self._vocabularies(table)])
+
+    def id_parts(self, table: str) -> Iterator[IdArrays]:
+        """All ids of "users" or "items", in order of row, not all at once."""
+        for each in self._vocabularies(table):
+            yield from each.known().parts()
+
+    def size(self, table: str) -> int:
+        """How many "users" or "items" there are."""
+        return self.num_users if table == USERS else self.num_items
+
+    def rows(self, table: str, ids: pl.Series) -> np.ndarray:
+        """Rows of distinct ids of "users" or "items", in their type; -1 for others: int64.
+
+        They are looked up: what the log has is not read.
+        """
+        wanted, found, first = Vocabulary(ids), np.full(len(ids), -1), 0
+        for known in self._vocabularies(table):
+            rows = known.rows_of(wanted)
+            found = np.where(rows < 0, found, first + rows)
+            first += known.size
+        return found
+
+    def _vocabularies(self, table: str) -> list[Vocabulary]:
         base = self.base.user_vocabulary if table == USERS else self.base.item_vocabulary
-        added = (one.ids(table) for one in self.segments)
-        return pl.concat([base.read(), *(ids.alias("id") for ids in added if ids is not None)])
+        added = (one.vocabulary(table) for one in self.segments)
+        return [base, *(each for each in added if each is not None)]
 
     def features(self, table: str) -> list[FeatureRows]:
         """What the segments say of rows of "users" or "items", in order."""

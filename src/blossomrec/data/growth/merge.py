@@ -17,6 +17,7 @@ from blossomrec.data.field_counts import FieldCounts
 from blossomrec.data.fields import EventFields
 from blossomrec.data.growth.feature_rows import grown_table
 from blossomrec.data.growth.grown_log import GrownLog
+from blossomrec.data.id_arrays import IdArrays
 from blossomrec.data.identity import fields_identity, log_identity
 from blossomrec.data.log import (
     EVENTS,
@@ -27,7 +28,7 @@ from blossomrec.data.log import (
     USERS,
 )
 from blossomrec.data.preparation import summarize
-from blossomrec.data.vocabulary import Vocabulary
+from blossomrec.data.vocabulary import Vocabulary, write_vocabulary
 from blossomrec.data.windows import boundaries, fill
 
 
@@ -116,18 +117,26 @@ def _write_tables(
     written = {}
     for table, base in ((USERS, log.base.user_features), (ITEMS, log.base.item_features)):
         removed = forgotten if table == USERS else None
-        ids = log.ids(table)
-        rows = len(ids)
-        if removed is not None:
-            ids = ids.gather(np.delete(np.arange(rows), removed))
-        vocabulary = Vocabulary(ids)
-        vocabulary.save(places[table])
+        dtype = (log.base.user_vocabulary if table == USERS else log.base.item_vocabulary).dtype
+        vocabulary = write_vocabulary(places[table], dtype, _kept(log.id_parts(table), removed))
         features = None
         if base is not None:
-            features = grown_table(base, log.features(table), rows, removed)
+            features = grown_table(base, log.features(table), log.size(table), removed)
             features.save(places[table] / FEATURES)
         written[table] = vocabulary, features
     return written
+
+
+def _kept(parts: Iterator[IdArrays], removed: np.ndarray | None) -> Iterator[IdArrays]:
+    """Ids that come in parts, without those of some rows."""
+    first = 0
+    for part in parts:
+        if removed is None:
+            yield part
+        else:
+            kept = np.setdiff1d(np.arange(first, first + len(part)), removed)
+            yield part.take(kept - first)
+        first += len(part)
 
 
 def _describe(

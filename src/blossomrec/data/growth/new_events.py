@@ -12,6 +12,7 @@ from blossomrec.data.event_arrays import EventArrays, encode_fields, order_ties
 from blossomrec.data.fields import EventFields
 from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.growth.segment import OPTIONAL
+from blossomrec.data.id_arrays import ids_of
 from blossomrec.data.identity import array_digests
 from blossomrec.data.log import EventLog
 from blossomrec.data.preparation import encode_events
@@ -57,7 +58,9 @@ class NewEvents:
         self.users, self.items, arrays = encode_events(events)
         fields, kinds, context = encode_fields(events["kind"] if has_kinds else None, table.context)
         arrays = replace(arrays, kinds=kinds, context=context).sorted()
-        self.key = content_key((self.users, self.items), array_digests(**vars(arrays)), fields)
+        self.key = content_key(
+            (ids_of(self.users), ids_of(self.items)), array_digests(**vars(arrays)), fields
+        )
         ties = log.summary.get("ties") or {}
         how = "shuffle" if ties.get("shuffled") else reading.ties
         arrays = order_ties(arrays, how, self.source)

@@ -32,12 +32,14 @@ class AppendOptions:
     normalize_ids: bool | None = option(
         None, f"strip white space around text ids and read 1.0 as 1, {_AS_PREPARED}"
     )
-    items: Path | None = option(
+    items: str | Path | None = option(
         None,
         "table of items with the columns of the log's own: what it says of an item, known or new, "
         "replaces what was known of that",
     )
-    users: Path | None = option(None, "table of users, as of items; unknown users are left out")
+    users: str | Path | None = option(
+        None, "table of users, as of items; unknown users are left out"
+    )
     key: str | None = option(
         None,
         "name of the table, which is taken in once; a digest of what it holds without it",

@@ -123,14 +123,14 @@ class OpenSegment:
         there[there] = self.users[places[there]] == users[there]
         return there, np.asarray(self.columns["times"][self.offsets[places[there] + 1] - 1])
 
-    def ids(self, table: str) -> pl.Series | None:
+    def vocabulary(self, table: str) -> Vocabulary | None:
         """Ids that it adds to "users" or "items"; None for none."""
         if not self.new[table]:
             return None
         vocabulary = Vocabulary.open(self.folder / table)
         if vocabulary.size != self.new[table]:
             raise DataError(f"{self.folder / table} is damaged: it has {vocabulary.size} ids")
-        return vocabulary.read()
+        return vocabulary
 
     def features(self, table: str) -> FeatureRows | None:
         """What it says of rows of "users" or "items"; None for nothing."""

@@ -9,8 +9,7 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 
-from blossomrec.data.reading.columns import Column, plain_text, read_times, refuse_missing
-from blossomrec.data.reading.ids import read_ids
+from blossomrec.data.reading.columns import Column, plain_text, read_times
 from blossomrec.data.reading.kinds import guess_kind, read_context
 from blossomrec.errors import DataError
 
@@ -38,8 +37,8 @@ class BatchColumn(ABC):
         """
 
     @abstractmethod
-    def decoded(self, numbers: pl.Series) -> np.ndarray:
-        """What the numbers of a batch stand for; only once it is closed."""
+    def decoded(self, numbers: pl.Series, batch: int) -> np.ndarray:
+        """What the numbers of a batch, from 0, stand for; only once it is closed."""
 
 
 class DistinctValues:
@@ -89,36 +88,6 @@ def _looked_up(table: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     return table.join(codes, on="value", how="left", nulls_equal=True, maintain_order="left")
 
 
-class IdColumn(BatchColumn):
-    """Ids of users or items; each stands for its place among all of them, sorted.
-
-    Attributes, once it is closed:
-        ids: sorted.
-        counts: events of each, int64.
-    """
-
-    def __init__(self, normalize: bool):
-        self._normalize, self._values = normalize, DistinctValues()
-
-    def add(self, column: Column) -> pl.Series:
-        if not _comparable(column):
-            read_ids(column, self._normalize)
-        # Here already, so that it is not told after hours.
-        refuse_missing(plain_text(column), "id")
-        return self._values.codes(column)
-
-    def close(self) -> None:
-        read = read_ids(self._values.column(), self._normalize)
-        self.ids = read.unique().sort().alias("id")
-        places = pl.Series(np.arange(len(self.ids), dtype=np.int32))
-        self._places = read.replace_strict(self.ids, places, return_dtype=pl.Int32).to_numpy()
-        self.counts = np.zeros(len(self.ids), np.int64)
-        np.add.at(self.counts, self._places, self._values.counts)
-
-    def decoded(self, numbers: pl.Series) -> np.ndarray:
-        return self._places[numbers.to_numpy()]
-
-
 class NameColumn(BatchColumn):
     """Kinds or categories; each stands for its name's place among all of them, sorted, from 1.
 
@@ -151,7 +120,7 @@ class NameColumn(BatchColumn):
         found = read.replace_strict(names, places, default=0, return_dtype=pl.Int32)
         self._numbers = found.to_numpy()
 
-    def decoded(self, numbers: pl.Series) -> np.ndarray:
+    def decoded(self, numbers: pl.Series, batch: int) -> np.ndarray:
         return self._numbers[numbers.to_numpy()]
 
 
@@ -176,7 +145,7 @@ class NumberColumn(BatchColumn):
         if not self._known:
             raise DataError(f"{self._where}: there is no number in it")
 
-    def decoded(self, numbers: pl.Series) -> np.ndarray:
+    def decoded(self, numbers: pl.Series, batch: int) -> np.ndarray:
         return numbers.fill_null(np.nan).to_numpy()
 
 
@@ -221,7 +190,7 @@ class TimeColumn(BatchColumn):
         if self._floats and self._large is not None:
             read_times(self._large)
 
-    def decoded(self, numbers: pl.Series) -> np.ndarray:
+    def decoded(self, numbers: pl.Series, batch: int) -> np.ndarray:
         return numbers.to_numpy().astype(np.float64 if self._floats else np.int64, copy=False)
 
 

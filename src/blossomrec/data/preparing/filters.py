@@ -48,7 +48,8 @@ class _Dropping:
             dropped = chosen(part)
             if not dropped.any():
                 return part
-            self.items -= np.bincount(part.items[dropped], minlength=len(self.items))
+            # Of many items a part has few.
+            np.subtract.at(self.items, part.items[dropped], 1)
             return part.take(~dropped)
 
         before = len(self.events)

@@ -13,12 +13,12 @@ from blossomrec.data.event_arrays import EventArrays
 from blossomrec.data.fields import ContextField, EventFields
 from blossomrec.data.preparing.columns import (
     BatchColumn,
-    IdColumn,
     NameColumn,
     NumberColumn,
     TimeColumn,
     context_column,
 )
+from blossomrec.data.preparing.id_column import IdColumn
 from blossomrec.data.reading.columns import Column, read_weights
 from blossomrec.data.reading.declared import with_declared
 from blossomrec.data.reading.kinds import read_event_kinds
@@ -36,7 +36,7 @@ from blossomrec.files import remove
 class ReadEvents:
     """A checked table of E events on disk, in its order.
 
-    Memory is that of a batch and of the distinct ids, kinds and categories.
+    Memory is that of a batch, of the distinct kinds and categories, and of 20 bytes an id.
 
     Args:
         source: as of ``read_table``.
@@ -45,8 +45,8 @@ class ReadEvents:
         folder: a new one, that the events are kept in.
 
     Attributes:
-        users, items: ids, sorted.
-        lengths: events of each user, int64.
+        users, items: ids, sorted, memory-mapped; only while the folder is there.
+        lengths, item_counts: events of each user and item, int64.
         times: the column of the times.
         fields: names of the kinds and the context, sorted; numbers are not measured yet.
         num_events: E.
@@ -86,7 +86,9 @@ class ReadEvents:
         their names."""
         for number in range(self._batches):
             table = pl.read_ipc(self._file(number))
-            found = {role: self._columns[role].decoded(table[role]) for role in table.columns}
+            found = {
+                role: self._columns[role].decoded(table[role], number) for role in table.columns
+            }
             around = [_as_context(found[role]) for role in found if role.startswith(CONTEXT)]
             yield EventArrays(
                 found["user_id"],
@@ -119,7 +121,7 @@ class ReadEvents:
 
     def _column(self, role: str, first: Column) -> BatchColumn:
         if role in ("user_id", "item_id"):
-            return IdColumn(self._normalize)
+            return IdColumn(self._normalize, self._folder / role)
         if role == "timestamp":
             return TimeColumn()
         if role == "weight":
@@ -133,7 +135,8 @@ class ReadEvents:
         times, kinds = self._columns["timestamp"], self._columns.get("kind")
         assert isinstance(users, IdColumn) and isinstance(items, IdColumn)
         assert isinstance(times, TimeColumn)
-        self.users, self.items, self.lengths, self.times = users.ids, items.ids, users.counts, times
+        self.users, self.items, self.times = users.ids, items.ids, times
+        self.lengths, self.item_counts = users.counts, items.counts
         known = kinds.names if isinstance(kinds, NameColumn) else None
         context = tuple(
             _field(str(name), self._columns[role])

@@ -57,7 +57,7 @@ class SortedEvents:
         for events in read.batches():
             self.parts.add(events)
         read.remove()
-        self.item_counts = np.zeros(len(read.items), np.int64)
+        self.item_counts = read.item_counts
         self._ties, self._digests = Ties(0, 0, 0, 0), dict[str, ArrayDigest]()
         self._hashed = hashed
         self.parts.replace(self._sort)
@@ -105,7 +105,6 @@ class SortedEvents:
     def _sort(self, part: EventArrays) -> EventArrays:
         events = part.sorted()
         self._ties += Ties.of(events)
-        self.item_counts += np.bincount(events.items, minlength=len(self.item_counts))
         if self._hashed:
             for name, array in vars(events).items():
                 if array is not None:

@@ -15,9 +15,17 @@ from urllib.parse import unquote
 
 import polars as pl
 
+from blossomrec.data.reading.addresses import (
+    found_at,
+    is_pattern,
+    shown,
+    suffix_at,
+    told_without,
+    without_secrets,
+)
 from blossomrec.data.reading.options import ReadOptions, find_columns
 from blossomrec.data.reading.text import ROWS_AT_ONCE, TEXT_FILES, TextFile
-from blossomrec.errors import DataError
+from blossomrec.errors import DataError, NoEventsError
 from blossomrec.files import digest
 
 _CHECK_OF_ZONES = "POLARS_IGNORE_TIMEZONE_PARSE_ERROR"
@@ -29,15 +37,23 @@ _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 @dataclass(frozen=True)
 class TableFile:
-    """A file, its kind, and what its path says: ``{"dt": "2024-01-01"}`` for ``dt=2024-01-01/``."""
+    """A file, its kind, and what its path says: ``{"dt": "2024-01-01"}`` for ``dt=2024-01-01/``.
 
-    path: Path
+    path: of a file in an object store or on the web its address.
+    """
+
+    path: Path | str
     kind: str
     partition: dict[str, str | None]
 
+    @property
+    def told(self) -> str:
+        """What errors call it."""
+        return shown(self.path)
+
 
 class SourceDigests(NamedTuple):
-    """SHA-256 of all files of a source together, and each file by the one that it has alone."""
+    """SHA-256 of all files of a source together, if known, and each file by the one of its own."""
 
     whole: str | None
     files: dict[str, Path]
@@ -50,28 +66,29 @@ class SourceFiles:
         path: a file; a folder, of which all tables are read, also in folders inside, but those
             whose names begin with ``.`` or ``_``; or a pattern with ``*``, ``?``, ``[...]`` and
             ``**``. Folders called ``NAME=VALUE`` that a file is in give it a column NAME; above
-            the folder that is given only those right above it count.
+            the folder that is given only those right above it count. Or the address of Parquet
+            files that Polars reads, such as ``s3://bucket/events/**/*.parquet``.
         options: how text files are read.
 
     Raises:
         DataError: there is no such file, or files are of different or unknown kinds.
     """
 
-    def __init__(self, path: Path, options: ReadOptions):
+    def __init__(self, path: Path | str, options: ReadOptions):
         self._path, self._options = path, options
-        self.files = list(found_files(path))
+        self.files = list(_files_at(path) if isinstance(path, str) else found_files(path))
         kinds = {one.kind for one in self.files}
         if len(kinds) > 1:
             raise DataError(
                 f"{path} has files of several kinds, {', '.join(sorted(kinds))}: give a pattern "
-                f"that one kind fits, such as {path / '**' / ('*' + min(kinds))}"
+                f"that one kind fits, such as {Path(path) / '**' / ('*' + min(kinds))}"
             )
         self.textual = kinds != {".parquet"}
 
     def columns(self) -> list[str]:
         """Names of the columns, those of the paths last; all files must have them."""
         first = self.files[0]
-        inside = parquet_columns(first.path) if not self.textual else self._text(first).columns()
+        inside = _parquet_columns(first) if not self.textual else self._text(first).columns()
         return [name for name in inside if name not in first.partition] + list(first.partition)
 
     def declared(self) -> dict[str, str]:
@@ -105,7 +122,7 @@ class SourceFiles:
             there = {role: name for role, name in names.items() if str(name) not in file.partition}
             with _parquet_errors(file.path), any_time_zone():
                 scan = pl.scan_parquet(file.path, glob=False)
-                table = _selected(str(file.path), scan, there).clear().collect()
+                table = _selected(file.told, scan, there).clear().collect()
                 rows = scan.select(pl.len()).collect().item() if file.partition else 0
             one = pl.DataFrame({"row": [0] * min(rows, 1)})
             one = one.with_columns(
@@ -123,8 +140,13 @@ class SourceFiles:
         return _with_integers(table, [r for r in names if str(names[r]) in in_paths]).clear()
 
     def digests(self) -> SourceDigests:
-        """Of the content of the files and of what their folders say, not of their names."""
-        contents = [digest(one.path) for one in self.files]
+        """Of the content of the files and of what their folders say, not of their names.
+
+        None of those at an address, which would be transferred twice.
+        """
+        if isinstance(self._path, str):
+            return SourceDigests(None, {})
+        contents = [digest(Path(one.path)) for one in self.files]
         told = [
             f"{sorted(one.partition.items())} {content}"
             for one, content in zip(self.files, contents, strict=True)
@@ -135,11 +157,11 @@ class SourceFiles:
         ]
         whole = own[0] if len(own) == 1 else _hashed("\n".join(sorted(told)))
         return SourceDigests(
-            whole, {key: one.path for key, one in zip(own, self.files, strict=True)}
+            whole, {key: Path(one.path) for key, one in zip(own, self.files, strict=True)}
         )
 
     def _text(self, file: TableFile) -> TextFile:
-        return TextFile.of(file.path, file.kind, self._options)
+        return TextFile.of(Path(file.path), file.kind, self._options)
 
     def _read_file(
         self, file: TableFile, names: Mapping[str, str]
@@ -149,7 +171,7 @@ class SourceFiles:
         if self.textual:
             yield from self._text(file).batches(names)
         else:
-            for table in _parquet_batches(file.path, names):
+            for table in _parquet_batches(file, names):
                 yield table, 0
 
 
@@ -192,6 +214,36 @@ def found_files(path: Path) -> Iterator[TableFile]:
     root = _above_partitions(root)
     for one in tables:
         yield TableFile(one, _kind(one), _partition(one.relative_to(root)))
+
+
+def _files_at(address: str) -> Iterator[TableFile]:
+    """The Parquet files that an address stands for; DataError where there is none to read."""
+    told = shown(address)
+    if (suffix := suffix_at(address)) in (*TEXT_FILES, ".gz"):
+        raise DataError(
+            f"{told} ends in {suffix!r}: at an address Parquet files are read; copy those of text "
+            "to a folder"
+        )
+    with _parquet_errors(address):
+        found = sorted(found_at(address))
+    if not found:
+        raise NoEventsError(f"{told} has no events: no file there has a row")
+    given = _path_at(address)
+    if is_pattern(address):
+        root = _before_pattern(given)
+    else:
+        root = given.parent if found == [address] else given
+    root = _above_partitions(root)
+    for one in found:
+        path = _path_at(one)
+        # Polars may find files under another address than the one that was given.
+        inside = path.relative_to(root) if path.is_relative_to(root) else path
+        yield TableFile(one, ".parquet", _partition(inside))
+
+
+def _path_at(address: str) -> Path:
+    """What follows the protocol: bucket or host, folders and name."""
+    return Path(without_secrets(address).partition("://")[2])
 
 
 def _before_pattern(path: Path) -> Path:
@@ -282,35 +334,38 @@ def _kind(path: Path) -> str:
     return kind
 
 
-def _parquet_batches(path: Path, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
+def _parquet_batches(file: TableFile, names: Mapping[str, str]) -> Iterator[pl.DataFrame]:
     """Columns named by the keys of ``names``, some rows at a time, none at least."""
     start, rows = 0, 1
     while start < rows:
-        with _parquet_errors(path), any_time_zone():
-            scan = pl.scan_parquet(path, glob=False)
+        with _parquet_errors(file.path), any_time_zone():
+            scan = pl.scan_parquet(file.path, glob=False)
             rows = scan.select(pl.len()).collect().item()
             # A scan in batches would read ahead of whoever takes them.
-            table = _selected(str(path), scan, names).slice(start, ROWS_AT_ONCE).collect()
+            table = _selected(file.told, scan, names).slice(start, ROWS_AT_ONCE).collect()
         yield table
         start += ROWS_AT_ONCE
 
 
 @contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
+def _parquet_errors(path: Path | str) -> Iterator[None]:
+    told = shown(path)
     try:
         yield
     except pl.exceptions.DuplicateError as error:
-        raise DataError(f"{path} has several columns of one name: {first_line(error)}") from error
+        raise DataError(f"{told} has several columns of one name: {first_line(error)}") from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as Parquet (is it truncated?): {first_line(error)}"
-        ) from error
+        why, hint = " (is it truncated?)", ""
+        if isinstance(path, str):
+            why, hint = "", "" if suffix_at(path) else "; the address of a folder ends in /"
+        reason = told_without(str(path), first_line(error))
+        raise DataError(f"{told} cannot be read as Parquet{why}: {reason}{hint}") from error
 
 
-def parquet_columns(path: Path) -> list[str]:
+def _parquet_columns(file: TableFile) -> list[str]:
     """Names of the columns of a Parquet file."""
-    with _parquet_errors(path), any_time_zone():
-        return pl.scan_parquet(path, glob=False).collect_schema().names()
+    with _parquet_errors(file.path), any_time_zone():
+        return pl.scan_parquet(file.path, glob=False).collect_schema().names()
 
 
 def polars_batches(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from blossomrec.config import check, column, option
+from blossomrec.data.reading.addresses import without_secrets
 from blossomrec.errors import ConfigError, DataError
 
 Options = TypeVar("Options")
@@ -116,17 +117,18 @@ class PrepareOptions(Filters, EventOptions):
     weight: str | None = option(
         None, "column of the events' weights: how much each counts in training"
     )
-    items: Path | None = option(
+    items: str | Path | None = option(
         None,
-        "table of items (.parquet, .csv, .tsv, .item), by the column of item ids: titles, "
-        "categories, numbers, vectors; items in it without an event belong to the catalogue",
+        "table of items (.parquet, .csv, .tsv, .item, an address of .parquet), by the column of "
+        "item ids: titles, categories, numbers, vectors; items in it without an event belong to "
+        "the catalogue",
     )
     item_kinds: tuple[str, ...] | None = option(
         None,
         "COLUMN=KIND of columns of that table that are not to be guessed: title, category, number, "
         "vector or none",
     )
-    users: Path | None = option(
+    users: str | Path | None = option(
         None,
         "table of users (.parquet, .csv, .tsv, .user), by the column of user ids, as of items; "
         "users in it without an event are left out",
@@ -152,6 +154,8 @@ def _told(value: Any) -> str:
     """An option as text; of a frame what it is."""
     if any(hasattr(value, name) for name in ("columns", "column_names", ARROW_STREAM)):
         return f"the {type(value).__module__.split('.')[0]} frame"
+    if isinstance(value, str):
+        return without_secrets(value)
     return " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from blossomrec.data.reading.addresses import located, shown
 from blossomrec.data.reading.columns import Column, read_times, read_weights
 from blossomrec.data.reading.declared import with_declared
 from blossomrec.data.reading.files import (
@@ -59,8 +60,9 @@ def read_table(
     Args:
         source: path of a Parquet file (.parquet), a text file with a header (.csv, .tsv, or
             RecBole's .inter, whose header is ``name:type``; .gz too), a folder or a pattern of such
-            files, whose folders may be called ``NAME=VALUE``, a polars or pandas frame, or a table
-            that gives an Arrow stream, such as those of pyarrow and Hugging Face datasets.
+            files, whose folders may be called ``NAME=VALUE``; the address of Parquet files, such as
+            ``s3://bucket/events/*.parquet``; a polars or pandas frame, or a table that gives an
+            Arrow stream, such as those of pyarrow and Hugging Face datasets.
         options: the names of the columns ``user``, ``item``, ``timestamp``; of text files
             ``separator``, ``quote`` and ``multiline``; ``normalize_ids``.
         weight, kind: names of the columns of weights and of the kinds of events, None for none.
@@ -134,7 +136,7 @@ def _refuse_shared(names: Mapping[str, Any]) -> None:
 def describe(source: Any) -> str:
     """What errors and summaries call a source."""
     if isinstance(source, (str, Path)):
-        return str(source)
+        return shown(source)
     return f"the {type(source).__module__.split('.')[0]} frame"
 
 
@@ -189,7 +191,7 @@ class SourceBatches:
         self._files: SourceFiles | None = None
         self.files = list[tuple[str, int]]()
         if isinstance(source, (str, Path)):
-            self._files = SourceFiles(Path(source), options)
+            self._files = SourceFiles(located(source), options)
         elif is_arrow(source):
             # Read once: some streams are gone then.
             self._source = _from_arrow(source)
@@ -245,7 +247,7 @@ class SourceBatches:
     def _of_files(self, files: SourceFiles) -> Iterator[pl.DataFrame]:
         for table, number, lines in files.batches(self._names):
             before = self.files.pop()[1] if number < len(self.files) else 0
-            self.files.append((str(files.files[number].path), before + table.height))
+            self.files.append((files.files[number].told, before + table.height))
             if self.lines is not None:
                 self.lines += lines
             yield table
