@@ -28,7 +28,7 @@ lint: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[plots,track,tune,pandas,serve,redis,ann,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[plots,track,tune,pandas,serve,redis,ann,onnx,dev]"
 	touch $@
 
 # The tables of the documentation, from the lines in results/.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,64 +14,42 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "examples" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 by_name = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
 
 
-def code_of(notebook: Path) -> list[str]:
-    cells = json.loads(notebook.read_text())["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-
-
-def run_cell(source: str, name: str, namespace: dict[str, Any]) -> Any:
-    """Run a cell as a notebook does; gives the value of its last line, None without one."""
-    tree = ast.parse(source, name)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, name, "exec"), namespace)
-    if last is None:
-        return None
-    return eval(compile(ast.Expression(last.value), name, "eval"), namespace)
-
-
-@pytest.fixture
-def shown(tmp_path, monkeypatch, capsys):
-    """Runs a notebook in this process, in a folder of its own; gives what each cell shows."""
-    plots = pytest.importorskip("matplotlib.pyplot", reason="the notebooks draw with matplotlib")
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """Runs a notebook once in a kernel, in a folder of its own; gives what each code cell shows."""
+    reason = "notebooks are run by nbclient and ipykernel"
+    nbclient = pytest.importorskip("nbclient", reason=reason)
+    pytest.importorskip("ipykernel", reason=reason)
+    nbformat = pytest.importorskip("nbformat", reason=reason)
+    pytest.importorskip("matplotlib", reason="the notebooks draw with matplotlib")
     pytest.importorskip("fastapi", reason="a notebook starts a server")
-    plots.switch_backend("agg")
-    monkeypatch.chdir(tmp_path)
 
+    @cache
     def run(notebook: Path) -> list[str]:
-        namespace: dict[str, Any] = {"__name__": "__main__"}
-        outputs = []
-        for number, source in enumerate(code_of(notebook), 1):
-            value = run_cell(source, f"{notebook.name}, code cell {number}", namespace)
-            printed = capsys.readouterr().out
-            drawn = "".join(f"figure {figure}" for figure in plots.get_fignums())
-            plots.close("all")
-            outputs.append(printed + drawn + ("" if value is None else repr(value)))
-        return outputs
+        stored = nbformat.read(notebook, as_version=4)
+        where = {"metadata": {"path": tmp_path_factory.mktemp(notebook.stem)}}
+        done = nbclient.NotebookClient(stored, timeout=300, resources=where).execute()
+        code = [cell for cell in done.cells if cell.cell_type == "code"]
+        return ["".join(map(text_of, cell.outputs)) for cell in code]
 
     return run
+
+
+def text_of(output: Any) -> str:
+    """What is printed, or is the value of a cell, or stands for a picture; not a warning."""
+    if output.output_type == "stream":
+        return output["text"] if output["name"] == "stdout" else ""
+    return output["data"]["text/plain"]
 
 
 @by_name
 def test_every_cell_runs_and_shows_something(notebook, shown):
     outputs = shown(notebook)
-    sources = code_of(notebook)
-    assert len(outputs) == len(sources) > 4
-    assert [source for source, output in zip(sources, outputs, strict=True) if not output] == []
-
-
-@by_name
-def test_notebooks_run_in_a_kernel(notebook, tmp_path):
-    reason = "in a kernel notebooks are run by nbclient and ipykernel"
-    nbclient = pytest.importorskip("nbclient", reason=reason)
-    pytest.importorskip("ipykernel", reason=reason)
-    stored = pytest.importorskip("nbformat", reason=reason).read(notebook, as_version=4)
-    where = {"metadata": {"path": tmp_path}}
-    done = nbclient.NotebookClient(stored, timeout=300, resources=where).execute()
-    assert all(cell.outputs for cell in done.cells if cell.cell_type == "code")
+    assert len(outputs) > 4
+    assert [number for number, output in enumerate(outputs, 1) if not output] == []
 
 
 def test_the_errors_of_own_data_name_what_is_wrong(shown):

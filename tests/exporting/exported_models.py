@@ -15,9 +15,7 @@ from blossomrec.data.history import History
 from blossomrec.models.features import FEW
 from small_models import NUM_ITEMS, small_model
 
-NOW, USERS, MAX_LEN = 1_700_000_000, 4, 200
-# A block and its neighbours, the power law, one event, and the longest history.
-LENGTHS = (1, 2, 15, 16, 17, 63, 111, 199)
+NOW, USERS, MAX_LEN, HOUR = 1_700_000_000, 4, 200, 3_600
 KINDS = ("click", "cart", "buy")
 CONTEXT = (
     ContextField("shop", "category", ("web", "app")),
@@ -29,6 +27,22 @@ ALL_INPUTS = {
     **dict.fromkeys(("context", "user_table", "content"), "on"),
     "time_share": 0.5,
 }
+# Layers and their attentions, as either backbone may have them.
+LAYERS = (
+    {"attention": "full"},
+    {"attention": "window", "window": 6},
+    {"layers": 2, "block_size": 16, "compress_window": 32, "top_n": 4, "window": 8},
+    {"near_bias": "on"},
+    {"near_bias": "on", "share": 0.7, "block_size": 16, "compress_window": 16},
+    {"fusion": "gated"},
+    {"fusion": "gated", "gate": "convex", "sinks": 3},
+    {"paths": "long", "share": 0.4},
+    {"paths": "short", "power_base": 3.0, "sinks": 2},
+    {"compress": "mean", "kv_heads": 1, "rotary_share": 1.0},
+    {"norm": "pre", "residual": "gated", "feed_forward": "swiglu", "top_n": 300},
+    {"feed_forward": "none", "rotary_share": 0.0},
+    {"block_size": 1, "compress_window": 2, "kv_heads": 4},
+)
 
 
 def categories(rows: int, names: int, seed: int) -> Categories:
@@ -56,9 +70,38 @@ def all_tables() -> Tables:
     return Tables(FeatureTable(items, NUM_ITEMS), FeatureTable(users, USERS), fields)
 
 
-def exported_model(tables: Tables | None = None, **options: Any) -> Any:
-    """As ``small_model``, with gates and embeddings that matter."""
-    model = small_model(tables, **{"max_len": MAX_LEN, "layers": 1} | options)
+def all_inputs(backbone: str, left_out: str = "") -> dict[str, Any]:
+    """Options of a backbone that sees all that there is but one, and what is of no use without."""
+    options = {name: each for name, each in ALL_INPUTS.items() if name != left_out}
+    if backbone == "bert4rec" and left_out == "request_time":
+        options |= {"time_gap": "off", "clock": "off", "time_share": 0.0}
+    if backbone == "bert4rec" and left_out == "event_kinds":
+        options |= {"request_kind": "off"}
+    return options
+
+
+def all_forms() -> dict[str, dict[str, Any]]:
+    """Options, by a name, that between them have all that can be exported."""
+    forms = {}
+    for backbone in ("sasrec", "bert4rec"):
+        for options in LAYERS:
+            name = " ".join(f"{option}={value}" for option, value in options.items())
+            forms[f"{backbone} {name}"] = {"backbone": backbone} | options
+        forms[f"{backbone} sees all"] = {"backbone": backbone} | all_inputs(backbone)
+        for name in ALL_INPUTS:
+            seen = {"backbone": backbone} | all_inputs(backbone, name)
+            forms[f"{backbone} sees all but {name}"] = seen
+    return forms
+
+
+FORMS = all_forms()
+
+
+def exported_model(**options: Any) -> Any:
+    """As ``small_model``, with gates and embeddings that matter, and attention as defined."""
+    tables = all_tables() if options.keys() & ALL_INPUTS.keys() else None
+    defaults = {"max_len": MAX_LEN, "layers": 1, "attention_impl": "reference"}
+    model = small_model(tables, **defaults | options)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gate" in name or not parameter.any():
@@ -66,10 +109,20 @@ def exported_model(tables: Tables | None = None, **options: Any) -> Any:
     return model
 
 
+def histories_of(model: Any) -> list[History]:
+    """At lengths around a block and the longest, others that are awkward, and of one event."""
+    block, longest = model.config.block_size, model.max_len - (not model.causal)
+    lengths = {1, 2, block - 1, block, block + 1, 6, 63, 111, longest - 1, longest}
+    return [history(length, length) for length in sorted(lengths - {0})]
+
+
 def history(length: int, seed: int) -> History:
     """With all inputs, of which some are not known."""
     rng = np.random.default_rng(seed)
     times = NOW + np.cumsum(rng.integers(0, 40_000, length))
+    # Where the clock strikes, rounding shows.
+    times[::5] -= times[::5] % HOUR
+    times.sort()
     if seed % 3 == 1:
         times[-1] = -1
     columns = [rng.integers(0, 3, length), rng.normal(10, 4, length), rng.integers(0, 200, length)]

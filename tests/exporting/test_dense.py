@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exported_models import (
-    ALL_INPUTS,
-    LENGTHS,
-    MAX_LEN,
-    all_tables,
-    exported_model,
-    filled_up,
-    history,
-)
+from exported_models import FORMS, exported_model, filled_up, histories_of, history
 
 from blossomrec.attention import BlossomSpec
 from blossomrec.attention.reference import long_term_mask, select_blocks
@@ -24,54 +16,15 @@ from whole_history import relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FORMS = [
-    {"attention": "full"},
-    {"attention": "window", "window": 6},
-    {"layers": 2, "block_size": 16, "compress_window": 32, "top_n": 4, "window": 8},
-    {"near_bias": "on"},
-    {"fusion": "gated"},
-    {"fusion": "gated", "gate": "convex", "sinks": 3},
-    {"paths": "long", "share": 0.4},
-    {"paths": "short", "power_base": 3.0, "sinks": 2},
-    {"compress": "mean", "kv_heads": 1, "rotary_share": 1.0},
-    {"norm": "pre", "residual": "gated", "feed_forward": "swiglu", "top_n": 300},
-    {"feed_forward": "none", "rotary_share": 0.0},
-]
 
-
-@pytest.mark.parametrize("options", FORMS, ids=str)
-@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec"])
-def test_the_encoder_equals_the_model(backbone, options):
-    model = exported_model(backbone=backbone, **options)
-    histories = [history(length, length) for length in LENGTHS]
+@pytest.mark.parametrize("form", FORMS)
+def test_the_encoder_equals_the_model(form):
+    model = exported_model(**FORMS[form])
+    histories = histories_of(model)
     expected = model.queries(pack(histories, model.inputs))
     with torch.no_grad():
         found = DenseEncoder(model)(*filled_up(histories, model.inputs).values())
     assert relative_error(found, expected) < 1e-5
-
-
-@pytest.mark.parametrize("left_out", [(), *ALL_INPUTS], ids=str)
-@pytest.mark.parametrize("backbone", ["sasrec", "bert4rec"])
-def test_so_it_does_with_all_that_a_model_can_see(backbone, left_out):
-    options = {name: each for name, each in ALL_INPUTS.items() if name != left_out}
-    if backbone == "bert4rec" and left_out == "request_time":
-        options |= {"time_gap": "off", "clock": "off", "time_share": 0.0}
-    if backbone == "bert4rec" and left_out == "event_kinds":
-        options |= {"request_kind": "off"}
-    model = exported_model(all_tables(), backbone=backbone, **options)
-    histories = [history(length, length) for length in (*LENGTHS, 5, 6, 7)]
-    expected = model.queries(pack(histories, model.inputs))
-    with torch.no_grad():
-        found = DenseEncoder(model)(*filled_up(histories, model.inputs).values())
-    assert relative_error(found, expected) < 1e-5
-
-
-def test_the_longest_history_is_taken():
-    model = exported_model()
-    histories = [history(length, length) for length in (MAX_LEN, 3)]
-    with torch.no_grad():
-        found = DenseEncoder(model)(*filled_up(histories, model.inputs).values())
-    assert relative_error(found, model.queries(pack(histories, model.inputs))) < 1e-5
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -150,7 +151,25 @@ def test_nothing_is_written_over(place, tmp_path):
     (tmp_path / "mine").write_text("x")
     with pytest.raises(RunError, match="is there: choose another folder"):
         BlossomRec.from_pretrained(place / "run").export(tmp_path, "vectors")
+    # There is no "new", so that nothing but its path says what is meant.
+    with pytest.raises(RunError, match="is there: choose another folder"):
+        BlossomRec.from_pretrained(place / "run").export(tmp_path / "new" / "..", "vectors")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert (tmp_path / "mine").read_text() == "x"
+
+
+def test_the_folder_one_is_in_is_not_replaced(cli, capsys, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (".", tmp_path, "new/.."):
+        words = [f"{out} is the folder you are in"]
+        refuse(capsys, "export", place / "run", out, "--to", "vectors", words=words)
+    assert not list(Path().iterdir())
+    (tmp_path / "empty").mkdir()
+    for out in ("made/on/the/way", "empty", "empty/../other/"):
+        cli("export", place / "run", out, "--to", "vectors")
+        assert {path.name for path in Path(out).iterdir()} == {"export.json", "items.parquet"}
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"empty", "made", "other"}
 
 
 def test_scores_that_are_no_products_are_refused():

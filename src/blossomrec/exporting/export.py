@@ -12,8 +12,8 @@ import numpy as np
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import ConfigError, DataError, RunError, one_of, whole_number
 from blossomrec.exporting.description import USERS, about, write_description
-from blossomrec.exporting.graphs import write_graphs
-from blossomrec.exporting.vectors import write_rows, write_vectors
+from blossomrec.exporting.graphs import refuse_unsupported, write_graphs
+from blossomrec.exporting.vectors import refuse_other_scores, write_rows, write_vectors
 from blossomrec.files import new_folder
 from blossomrec.models.sequence import SequenceModel
 
@@ -80,12 +80,15 @@ def write_export(out: str | Path, source: Source, wanted: Wanted) -> dict[str, A
         DataError: no user has a vector.
         MissingExtraError: what is needed is not installed.
     """
-    out, model = Path(out), source.model
+    model = source.model
     wanted.check(model.num_items)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise RunError(f"{out} is there: choose another folder, or remove it")
+    path = _free_place(Path(out))
+    if wanted.to == "vectors":
+        refuse_other_scores(model)
+    else:
+        refuse_unsupported(model, wanted.to)
     told = about(model, source.run, source.filter_viewed)
-    with new_folder(out) as folder:
+    with new_folder(path) as folder:
         if wanted.to == "vectors":
             told |= write_vectors(folder, model, source.items, wanted.index)
             if wanted.users is not None:
@@ -98,3 +101,17 @@ def write_export(out: str | Path, source: Source, wanted: Wanted) -> dict[str, A
             told |= write_graphs(folder, wanted.to, model, k, source.items, source.users)
         write_description(folder, told)
     return told
+
+
+def _free_place(out: Path) -> Path:
+    """The folder that is meant, without links or dots in its path.
+
+    Raises:
+        RunError: something is there, or the folder would be replaced under the feet of the caller.
+    """
+    path = out.resolve()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise RunError(f"{out} is there: choose another folder, or remove it")
+    if path == Path.cwd():
+        raise RunError(f"{out} is the folder you are in: name one that is to be made, such as out")
+    return path

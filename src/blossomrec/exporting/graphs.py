@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -74,8 +74,16 @@ class Graph:
             )
 
 
-def refuse_unsupported(model: SequenceModel) -> None:
-    """Raise ConfigError, naming the option, where a model cannot be exported as graphs."""
+def refuse_unsupported(model: SequenceModel, to: str) -> None:
+    """Look before anything is written whether a model can be exported as graphs.
+
+    Args:
+        to: "onnx" or "torch".
+
+    Raises:
+        ConfigError: it cannot; the message names the option.
+        MissingExtraError: what writes ONNX is not installed.
+    """
     config, vectors = model.config, "--to vectors takes it"
     if type(model) not in BACKBONES:
         raise ConfigError(
@@ -92,6 +100,8 @@ def refuse_unsupported(model: SequenceModel) -> None:
             "model.repeats is 'on': the user's own items are mixed in by more than one product of "
             "vectors, which cannot be exported"
         )
+    if to == "onnx":
+        _onnx_ir()
 
 
 def write_graphs(
@@ -101,19 +111,14 @@ def write_graphs(
 
     Args:
         to: "onnx" or "torch".
-        model: in evaluation mode.
+        model: in evaluation mode, not refused by :func:`refuse_unsupported`.
         k: how many items are ranked.
         users: of the table of users that the model sees; None where it sees none.
 
     Returns:
         What ``export.json`` is to say of them.
-
-    Raises:
-        ConfigError: the model cannot be exported; the message names the option.
-        MissingExtraError: what writes ONNX is not installed.
     """
-    refuse_unsupported(model)
-    write = _onnx_writer() if to == "onnx" else _write_torch
+    write = _write_onnx if to == "onnx" else _write_torch
     if model.item_embeddings.weight.device.type != "cpu":
         model = copy.deepcopy(model).cpu()
     encoder = DenseEncoder(cast(TransformerModel, model))
@@ -149,34 +154,34 @@ def _write_torch(folder: Path, graph: Graph) -> str:
     return name
 
 
-def _onnx_writer() -> Callable[[Path, Graph], str]:
+def _onnx_ir() -> Any:
+    """The module that holds and saves graphs of ONNX, or what to install."""
     try:
-        onnx_ir = import_module("onnx_ir")
         import_module("onnxscript")
+        return import_module("onnx_ir")
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "onnxscript", "onnx") from error
 
-    def write(folder: Path, graph: Graph) -> str:
-        name = f"{graph.name}.onnx"
-        with _quiet():
-            program = torch.onnx.export(
-                graph.traced(),
-                dynamo=True,
-                verbose=False,
-                opset_version=OPSET,
-                input_names=[port.name for port in graph.inputs],
-                output_names=[port.name for port in graph.outputs],
-            )
-        assert program is not None
-        program.rename_axes(_sizes_of(program.model.graph.inputs, graph.inputs))
-        for table, file in TABLES.items():
-            kept = program.model.graph.initializers.get(table)
-            if kept is not None:
-                kept.const_value = _beside(onnx_ir, folder / file, getattr(graph.module, table))
-        onnx_ir.save(program.model, folder / name)
-        return name
 
-    return write
+def _write_onnx(folder: Path, graph: Graph) -> str:
+    name, onnx_ir = f"{graph.name}.onnx", _onnx_ir()
+    with _quiet():
+        program = torch.onnx.export(
+            graph.traced(),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[port.name for port in graph.inputs],
+            output_names=[port.name for port in graph.outputs],
+        )
+    assert program is not None
+    program.rename_axes(_sizes_of(program.model.graph.inputs, graph.inputs))
+    for table, file in TABLES.items():
+        kept = program.model.graph.initializers.get(table)
+        if kept is not None:
+            kept.const_value = _beside(onnx_ir, folder / file, getattr(graph.module, table))
+    onnx_ir.save(program.model, folder / name)
+    return name
 
 
 def _sizes_of(values: Sequence[Any], ports: Sequence[Port]) -> dict[Any, str]:

@@ -48,8 +48,9 @@ class Lookups(nn.Module):
         return torch.stack(found).sum(0)
 
     def _clock(self, seconds: Tensor) -> list[Tensor]:
-        hours = seconds.div(HOUR, rounding_mode="floor") + FIRST_WEEKDAY * HOURS
-        days = hours.div(HOURS, rounding_mode="floor") % WEEKDAYS
+        # Not ``div`` rounded down, which ONNX does in float32: that has no room for all seconds.
+        hours = seconds // HOUR + FIRST_WEEKDAY * HOURS
+        days = hours // HOURS % WEEKDAYS
         return [self.inputs.starts[1] + hours % HOURS, self.inputs.starts[1] + HOURS + days]
 
     def _context(self, context: Tensor) -> list[Tensor]:

@@ -47,6 +47,7 @@ def write_vectors(
     """Write the vectors of the items, and an index of them.
 
     Args:
+        model: not refused by :func:`refuse_other_scores`.
         index: what faiss is to make of them, such as "Flat" or "IVF256,Flat", for inner products;
             None for no index.
 
@@ -54,10 +55,9 @@ def write_vectors(
         What ``export.json`` is to say of them.
 
     Raises:
-        ConfigError: the scores are no products of vectors, or faiss does not know the index.
+        ConfigError: faiss does not know the index.
         MissingExtraError: faiss is not installed.
     """
-    refuse_other_scores(model)
     vectors = item_vectors(model)
     if index is not None:
         _write_index(folder / INDEX, vectors, index)
