@@ -1,4 +1,5 @@
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +49,12 @@ def test_digest_is_sha256_of_the_content(tmp_path):
     a, b, c = (digest(tmp_path / f"{name}.json") for name in "abc")
     assert a == b != c
     assert len(a) == 64
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_folder_without_a_name_is_not_replaced(name, tmp_path, monkeypatch):
+    (tmp_path / "kept").mkdir()
+    monkeypatch.chdir(tmp_path / "kept")
+    with pytest.raises(ValueError, match="does not end with"), new_folder(Path(name)):
+        pass
+    assert (tmp_path / "kept").exists()

@@ -60,7 +60,13 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``path``; at the end it becomes ``path``, replacing it."""
+    """Give a temporary folder beside ``path``; at the end it becomes ``path``, replacing it.
+
+    Raises:
+        ValueError: the path ends without a name, as ``.`` and ``..`` do.
+    """
+    if path.name in ("", ".."):
+        raise ValueError(f"{path} does not end with the name of a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     remove(temporary)
