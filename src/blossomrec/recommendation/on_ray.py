@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from blossomrec.errors import MissingExtraError, RunError
+from blossomrec.engines import Kind, connected, load_ray, room
+from blossomrec.errors import RunError
 from blossomrec.recommendation.parts import Advance, PartsWritten, PartWriter, Users
 
 # A part whose workers die again and again needs more memory than there is, or breaks them.
 RETRIES = 5
-
-
-def load_ray() -> Any:
-    """The package; MissingExtraError without it."""
-    # Read when it is imported: reports to its makers are for those who want to send them.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise MissingExtraError(error.name or "ray", "ray") from error
-    return ray
 
 
 def write_on_ray(writer: PartWriter, parts: Sequence[Users], advance: Advance) -> PartsWritten:
@@ -38,7 +25,7 @@ def write_on_ray(writer: PartWriter, parts: Sequence[Users], advance: Advance) -
         BlossomRecError: as a worker raised it.
     """
     ray = load_ray()
-    with _connected(ray):
+    with connected(ray):
         # Opened by the worker, so that what is wrong with it is raised as by any other call: in a
         # list Ray leaves a reference as it is.
         shared = [ray.put(_for_others(writer))]
@@ -100,10 +87,8 @@ def _for_others(writer: PartWriter) -> PartWriter:
 
 def _workers(ray: Any, device: str, limit: int) -> list[Any]:
     """As many as the cluster has room for, at most so many."""
-    kind = "GPU" if device == "cuda" else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
-    if not there:
-        raise RunError(f"engine is 'ray': the cluster has no {kind} for the model")
+    kind: Kind = "GPU" if device == "cuda" else "CPU"
+    there = sum(room(ray, kind))
     start = ray.remote(Worker).options(
         num_cpus=1, num_gpus=int(kind == "GPU"), max_restarts=-1, max_task_retries=RETRIES
     )
@@ -121,16 +106,3 @@ def _raise_what_failed(ray: Any, call: Any, part: Users | None) -> None:
             f"engine is 'ray': {RETRIES + 1} workers that {what} died, perhaps for lack of memory; "
             "the logs of Ray tell more"
         ) from error
-
-
-@contextlib.contextmanager
-def _connected(ray: Any) -> Iterator[None]:
-    """Be connected: as before, to the cluster that Ray knows of, or to one that is started here."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -47,7 +47,7 @@ class PartWriter:
 # Parts, each when it is there, in any order.
 PartsWritten = Generator[Users, None, None]
 # Has parts written.
-Engine = Callable[[PartWriter, Sequence[Users], Advance], PartsWritten]
+PartEngine = Callable[[PartWriter, Sequence[Users], Advance], PartsWritten]
 
 
 def write_here(writer: PartWriter, parts: Sequence[Users], advance: Advance) -> PartsWritten:
