@@ -9,12 +9,11 @@ from pathlib import Path
 
 import polars as pl
 
-from blossomrec.engines import check_engine
 from blossomrec.files import locked, remove
 from blossomrec.recommendation.bulk_progress import Silence, open_display
-from blossomrec.recommendation.on_ray import write_on_ray
 from blossomrec.recommendation.output import Output
-from blossomrec.recommendation.parts import PartEngine, PartWriter, write_here
+from blossomrec.recommendation.part_engines import PartEngine
+from blossomrec.recommendation.parts import PartWriter
 
 
 @dataclass(frozen=True)
@@ -30,17 +29,6 @@ class Written:
     files: list[Path]
     users: int
     rows: int
-
-
-def open_engine(name: str) -> PartEngine:
-    """What has parts written, by the name of the engine.
-
-    Raises:
-        ConfigError: there is no such engine.
-        MissingExtraError: Ray is not installed.
-    """
-    check_engine(name)
-    return {"local": write_here, "ray": write_on_ray}[name]
 
 
 class BulkInterrupted(KeyboardInterrupt):
