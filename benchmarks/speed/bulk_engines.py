@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,18 +32,21 @@ SIZE = BulkSize(users=50_000, items=100_000)
 def measure_engines(
     *,
     size: Annotated[BulkSize, Parameter(name="*")] = SIZE,
-    runs: int = 2,
+    runs: int = 3,
+    minutes: float = 4.0,
     out: Path = Path("results/bulk.jsonl"),
 ) -> None:
     """Seconds of the command that recommends to all users, by engine.
 
     Args:
         runs: of each engine, in turn, so that a machine that changes its speed does so for both
+        minutes: no more runs begin that would last longer than these in all; there is always one
         out: JSONL file to which a line for each engine is appended
     """
     import torch
 
     check_engine("ray")
+    begun = time.monotonic()
     loads: dict[str, list[float]] = {engine: [] for engine in ENGINES}
     counted: dict[str, list[tuple[float, float]]] = {engine: [] for engine in ENGINES}
     with tempfile.TemporaryDirectory() as folder:
@@ -53,6 +57,9 @@ def measure_engines(
                 counted[engine].append(run_counted(_command(size, Path(folder), engine)))
                 wall, processor = counted[engine][-1]
                 print(f"{engine}: {wall:.1f} s, {processor:.1f} s of processors", flush=True)
+            another = sum(max(walls)[0] for walls in counted.values())
+            if time.monotonic() - begun + another > 60 * minutes:
+                break
     for engine in ENGINES:
         line = {
             "bench": "bulk engines",

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from benchmarks.speed import bulk_engines
 from benchmarks.speed.bulk_engines import measure_engines
 from benchmarks.speed.bulk_rate import BulkSize
 from benchmarks.speed.instruments.processor import run_counted
@@ -62,3 +63,14 @@ def test_both_engines_are_measured(tmp_path):
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["engine"] for line in lines] == ["local", "ray"]
     assert all(line["users"] == 50 and line["processor_seconds"] > 0 for line in lines)
+
+
+def test_no_runs_begin_that_would_last_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk_engines, "check_engine", lambda name: None)
+    monkeypatch.setattr(bulk_engines, "random_run", lambda size, folder: None)
+    monkeypatch.setattr(bulk_engines, "run_counted", lambda command: (100.0, 150.0))
+    for minutes, runs in ((1, 1), (60, 3)):
+        out = tmp_path / f"{minutes}.jsonl"
+        measure_engines(size=BulkSize(users=50), minutes=minutes, out=out)
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [line["seconds_each"] for line in lines] == [[100.0] * runs] * 2
