@@ -11,7 +11,8 @@ import torch
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import Batch, pack
 from blossomrec.data.fields import Tables
-from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.models.building import build_model
+from blossomrec.models.sequence import SequenceModel
 
 NUM_ITEMS = 50
 # The window reaches as far in two layers as tests look.

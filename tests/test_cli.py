@@ -27,7 +27,7 @@ from blossomrec.exporting.options import VectorOptions
 from blossomrec.recommendation.options import BulkOptions, RecommendOptions, RuleOptions
 from blossomrec.recommender import BlossomRec
 from blossomrec.rolling.options import RollingOptions
-from blossomrec.run import read_run_config
+from blossomrec.run.description import read_run_config
 from blossomrec.training import trainer
 from blossomrec.tuning.options import TuneOptions
 from blossomrec.updating.options import DailyOptions

@@ -20,7 +20,7 @@ from blossomrec.measure import evaluate_run
 from blossomrec.models import build_model
 from blossomrec.recommender import BlossomRec
 from blossomrec.rules import Candidates
-from blossomrec.run import read_run_config
+from blossomrec.run.description import read_run_config
 from small_options import SMALL, small_flags
 
 pytestmark = pytest.mark.usefixtures("one_thread")

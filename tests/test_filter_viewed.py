@@ -9,7 +9,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.measure import evaluate_run
 from blossomrec.recommender import BlossomRec
-from blossomrec.run import read_run_config
+from blossomrec.run.description import read_run_config
 from small_options import SMALL
 
 pytestmark = pytest.mark.usefixtures("one_thread")

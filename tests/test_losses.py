@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -216,6 +217,29 @@ def test_bpr_against_its_definition():
     ours = value_and_gradients(bpr(hidden, weight, targets, negatives), hidden, weight)
     for one, other in zip(ours, value_and_gradients(exact, hidden, weight), strict=True):
         assert relative_error(one, other) < 1e-9
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss", [partial(gbce, t=0.75), bpr], ids=["gbce", "bpr"])
+def test_losses_by_items_hold_the_logits_of_some_rows(loss, weighted):
+    rows, count = 400, 300
+    generator = torch.Generator().manual_seed(2)
+    hidden, weight = (
+        torch.randn(n, 4, generator=generator, dtype=torch.float64).requires_grad_()
+        for n in (rows, 101)
+    )
+    targets = torch.randint(-1, 101, (rows,), generator=generator)
+    negatives = torch.randint(101, (count,), generator=generator)
+    given = hidden, weight, targets, negatives, some_weights(rows) if weighted else None
+    whole = value_and_gradients(loss(*given), hidden, weight)
+    for chunk_elements in (5_000, count * 7, 10_000):
+        with LargestOutput() as largest:
+            ours = value_and_gradients(loss(*given, chunk_elements=chunk_elements), hidden, weight)
+        assert chunk_elements / 2 < largest.elements <= chunk_elements
+        for one, other in zip(ours, whole, strict=True):
+            assert relative_error(one, other) < 1e-12
+    with torch.no_grad():
+        assert relative_error(loss(*given, chunk_elements=1), whole[0]) < 1e-12
 
 
 @pytest.mark.parametrize("loss", SAMPLED)

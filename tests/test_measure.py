@@ -33,10 +33,9 @@ def trained(tiny_log, tmp_path_factory):
 def test_a_run_is_measured_as_it_was_trained(trained, tiny_log):
     recommender, run = trained
     measured = evaluate_run(run)
-    cases = make_split(tiny_log, recommender.config.evaluation).test
-    own = evaluate(
-        recommender.model, tiny_log, cases, RankingOptions(ks=(2, 10), filter_seen=False)
-    )
+    split = make_split(tiny_log, recommender.config.evaluation)
+    cases, options = split.test, RankingOptions(ks=(2, 10), filter_seen=False)
+    own = evaluate(recommender.model, tiny_log, cases, options, train_end=split.train_end)
     assert np.array_equal(measured.ranks, own.ranks)
     assert measured.metrics == own.metrics
     protocol = measured.protocol

@@ -122,7 +122,7 @@ def test_names_in_the_guide_are_those_of_the_code():
         ("config/training.py", "TrainingConfig"),
         ("models/scorer.py", "Scorer"),
         ("models/sequence.py", "SequenceModel"),
-        ("models/sequence.py", "build_model"),
+        ("models/building.py", "build_model"),
         ("registry.py", "BACKBONES"),
         ("models/baselines/base.py", "Baseline"),
         ("models/baselines/__init__.py", "BASELINES"),

@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 import torch
 
-from blossomrec import recommender as room
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.evaluation import scoring
 from blossomrec.evaluation.top_k import TopK
 from blossomrec.models.sasrec import SASRec
 from blossomrec.recommendation import user_histories
@@ -290,7 +290,7 @@ def test_similar_items_are_the_closest_by_cosine(recommender, tiny_log, monkeypa
     rows = [9, 0, 33]
     ids = item_ids(tiny_log, rows)
     for elements in (1 << 26, 100):
-        monkeypatch.setattr(room.scoring, "SCORE_ELEMENTS", elements)
+        monkeypatch.setattr(scoring, "SCORE_ELEMENTS", elements)
         frame = recommender.similar_items(ids, 6)
         assert frame.columns == ["item_id", "similar_id", "score", "rank"]
         assert frame["item_id"].to_list() == np.repeat(ids, 6).tolist()

@@ -18,7 +18,8 @@ from blossomrec.attention import BlossomAttention
 from blossomrec.attention.compress import MLPCompression
 from blossomrec.config import ModelConfig
 from blossomrec.errors import ConfigError
-from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.models.building import build_model
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerLayer, build_blossom
 
 

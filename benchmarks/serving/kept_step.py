@@ -23,7 +23,8 @@ from blossomrec.config import ModelConfig
 from blossomrec.data.batch import pack
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
-from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.models.building import build_model
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.serving.engine.encoder import Encoder, WholeEncoder, build_encoder
 from blossomrec.serving.engine.histories import HistoryCache, UserHistory
 

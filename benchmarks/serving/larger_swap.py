@@ -36,8 +36,10 @@ from benchmarks.serving.load import Outcome, Request, at_a_rate, mixed, uncollec
 from benchmarks.serving.server_load import LONGEST, warm
 from blossomrec.config import ModelConfig, RunConfig, option
 from blossomrec.data.vocabulary import Vocabulary
-from blossomrec.models.sequence import build_model
-from blossomrec.run import Known, RunInfo, write_model
+from blossomrec.models.building import build_model
+from blossomrec.run.description import RunInfo
+from blossomrec.run.tables import Known
+from blossomrec.run.writing import write_model
 from blossomrec.serving.stores import store_opener
 from blossomrec.serving.stores.bulk import import_events
 

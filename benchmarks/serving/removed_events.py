@@ -26,7 +26,8 @@ from blossomrec.data.batch import pack
 from blossomrec.data.history import History
 from blossomrec.measure import open_log
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.run import load_model, read_run_config
+from blossomrec.run.description import read_run_config
+from blossomrec.run.weights import load_model
 from blossomrec.serving.engine.explain import Explanation, explain
 
 REMOVED, DRAWS, SHORTEST, RECENT = 5, 10, 40, 20

@@ -52,7 +52,7 @@ from benchmarks.serving.load import (
 )
 from blossomrec.config import option
 from blossomrec.data.vocabulary import Vocabulary
-from blossomrec.run import read_run_config
+from blossomrec.run.description import read_run_config
 from blossomrec.serving.stores import store_opener
 from blossomrec.serving.stores.bulk import import_events
 

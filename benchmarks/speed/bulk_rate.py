@@ -90,9 +90,10 @@ def random_run(size: BulkSize, folder: Path) -> None:
     from blossomrec.config import RunConfig, with_options
     from blossomrec.data.log import EventLog
     from blossomrec.data.simulate import SimulationConfig, simulate
+    from blossomrec.models.building import build_model
     from blossomrec.models.inputs import resolve_inputs
-    from blossomrec.models.sequence import build_model
-    from blossomrec.run import save_model, write_run_config
+    from blossomrec.run.weights import save_model
+    from blossomrec.run.writing import write_run_config
 
     rng = np.random.default_rng(0)
     events = simulate(

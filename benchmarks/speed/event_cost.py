@@ -18,8 +18,9 @@ import torch
 from benchmarks.results import append_result, provenance
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import Batch, pack
+from blossomrec.models.building import build_model
 from blossomrec.models.features import Asked
-from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.models.sequence import SequenceModel
 
 ITEMS = 3_416
 MODELS: dict[str, dict[str, Any]] = {

@@ -22,8 +22,9 @@ from blossomrec.data.batch import Batch
 from blossomrec.data.features import Categories, FeatureTable, Numbers, Titles, Vectors
 from blossomrec.data.fields import ContextField, EventFields, Tables
 from blossomrec.losses.softmax import cross_entropy
+from blossomrec.models.building import build_model
 from blossomrec.models.features import Asked
-from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.models.sequence import SequenceModel
 
 EVENTS, LENGTH, ITEMS, GENRES, USER_GROUPS, VECTOR = 131_072, 1_024, 3_883, 18, 18, 64
 KINDS = ("click", "cart", "buy")

@@ -23,11 +23,13 @@ from blossomrec.config import ModelConfig, RunConfig, TrainingConfig, check
 from blossomrec.data.batch import Batch
 from blossomrec.errors import ConfigError
 from blossomrec.losses import build_loss
-from blossomrec.models.sequence import SequenceModel, build_model
+from blossomrec.models.building import build_model
+from blossomrec.models.sequence import SequenceModel
 from blossomrec.ranks import ALONE, Ranks
 from blossomrec.training.average import WeightAverage
 from blossomrec.training.objective import Objective, Step
 from blossomrec.training.setup import Parts, build_optimizer, open_fabric
+from blossomrec.training.shape import Shape
 from blossomrec.training.sharded.build import ShardedObjective, divide
 from blossomrec.training.sparse import build_table
 from blossomrec.training.state import seeded
@@ -128,12 +130,16 @@ def training_step(
 
 
 def training_parts(
-    size: dict[str, int], training: TrainingConfig, ranks: Ranks = ALONE
+    size: dict[str, int],
+    training: TrainingConfig,
+    ranks: Ranks = ALONE,
+    shape: Shape | None = None,
 ) -> tuple[Parts, np.ndarray]:
     """What a training is made of but for its batches and rates, and how often items occur, [I].
 
     Args:
         ranks: who train together.
+        shape: of a rank's parts of the batches, for a graph; None for none.
     """
     items, length = size["items"], min(size["length"], size["events"])
     model_config = ModelConfig(max_len=length, hidden_size=size["hidden_size"], **OFF)
@@ -152,11 +158,11 @@ def training_parts(
         objective = Objective(model, loss, **options)
     else:
         objective = ShardedObjective(model, loss, ranks=ranks, **options)
-        division = divide(model, loss, config, ranks)
+        division = divide(model, loss, config, ranks, shape)
     wrapped, stepper = fabric.setup(objective, optimizer)
     # Neither batches nor their rates take part in a step.
     nothing = cast(Any, None)
-    given = (fabric, model, optimizer, loss, wrapped, stepper, nothing, nothing, None, table)
+    given = (fabric, model, optimizer, loss, wrapped, stepper, nothing, nothing, shape, table)
     return Parts(*given, ranks=ranks, division=division), counts
 
 

@@ -4,10 +4,9 @@
 
 Histories are random and of one length; all else is that of a training: batches are divided on the
 host while the last step runs, vectors travel, the loss is shared, the optimizer updates its rows.
-One GPU replays its step as a CUDA graph, several take theirs operation by operation, as in a
-training. Each case is a job of its own, started as torchrun starts ranks; its time is that of the
-slowest rank. What several tell each other is timed alone, too. It needs neither polars nor
-cyclopts:
+A step is a CUDA graph, on one GPU and on several; the field ``graph`` tells whether it was. Each
+case is a job of its own, started as torchrun starts ranks; its time is that of the slowest rank.
+What several tell each other is timed alone, too. It needs neither polars nor cyclopts:
 
     from benchmarks.speed.scale import measure_scale
     measure_scale(gpus=[1, 2])
@@ -44,8 +43,9 @@ from blossomrec.training.average import WeightAverage
 from blossomrec.training.objective import Step
 from blossomrec.training.ranks.update import ShardedUpdate
 from blossomrec.training.setup import Parts
+from blossomrec.training.shape import Shape, part_sizes
 from blossomrec.training.sharded.division import Division, Part
-from blossomrec.training.update import GraphUpdate, Update
+from blossomrec.training.update import GraphUpdate, Update, build_update
 
 LOSSES: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -66,6 +66,7 @@ class ScaleCase:
 
     Attributes:
         tokens_per_rank: events of a batch that each rank has.
+        graph: whether steps may be CUDA graphs.
     """
 
     gpus: int
@@ -74,6 +75,7 @@ class ScaleCase:
     tokens_per_rank: int
     loss: str
     hidden_size: int
+    graph: bool = True
 
 
 def cases(
@@ -83,11 +85,12 @@ def cases(
     tokens: int,
     losses: Iterable[str],
     hidden_size: int,
+    graph: bool = True,
 ) -> Iterator[ScaleCase]:
     """As many events for each rank as one has alone, and as many for all together."""
     for each, loss, length, count in itertools.product(items, losses, lengths, gpus):
         for of_rank in dict.fromkeys((tokens, tokens // count)):
-            yield ScaleCase(count, each, length, of_rank, loss, hidden_size)
+            yield ScaleCase(count, each, length, of_rank, loss, hidden_size, graph)
 
 
 def measure_scale(
@@ -98,6 +101,7 @@ def measure_scale(
     tokens: int = 65_536,
     losses: list[str] | None = None,
     hidden_size: int = 128,
+    graph: bool = True,
     device: str = "auto",
     out: Path | None = None,
 ) -> None:
@@ -111,6 +115,7 @@ def measure_scale(
         tokens: events of a batch of one GPU alone
         losses: exact, sampled; both without it
         hidden_size: size of the vectors of items
+        graph: replay steps as CUDA graphs on GPUs
         device: cuda or cpu, where ranks are processes; auto takes GPUs if there are any
         out: JSONL file that gets a line for each case, and for each collective and size
 
@@ -128,7 +133,7 @@ def measure_scale(
     if there is not None and max(counts) > there:
         raise ConfigError(f"gpus contains {max(counts)}, but there are {there}")
     sizes = (items or [1_000_000], lengths or [200, 4_096], tokens, losses or list(LOSSES))
-    for case in cases(counts, *sizes, hidden_size):
+    for case in cases(counts, *sizes, hidden_size, graph):
         asked = asdict(case)
         found = by_ranks("benchmarks.speed.scale", asked, case.gpus, device)
         line = {"bench": "scale", **asked, **found}
@@ -146,15 +151,14 @@ def time_steps(case: ScaleCase, device: str, ranks: Ranks) -> dict[str, Any]:
     size = {"items": case.items, "events": events, "length": case.length}
     size["hidden_size"] = case.hidden_size
     training = TrainingConfig(**{"device": device, **LOSSES[case.loss]})
-    parts, counts = training_parts(size, training, ranks)
+    parts, counts = training_parts(size, training, ranks, _shape(case) if case.graph else None)
     average = WeightAverage(parts.model, training.ema_decay, parts.table)
     batches = [drawn(counts, events, case.length, seed) for seed in range(BATCHES)]
     if parts.division is None:
-        update, steps = GraphUpdate(Update(parts, training.clip_norm)), _whole(batches, parts)
+        kind, steps = Update, _whole(batches, parts)
     else:
-        update = ShardedUpdate(parts, training.clip_norm)
-        ahead = prefetch(_parts(parts.division, batches))
-        steps = parts.division.steps(ahead, parts.fabric.device)
+        kind, steps = ShardedUpdate, parts.division.steps(prefetch(_parts(parts.division, batches)))
+    update = build_update(parts, training.clip_norm, kind)
 
     def take(count: int) -> None:
         for number, step in enumerate(itertools.islice(steps, count)):
@@ -174,7 +178,11 @@ def time_steps(case: ScaleCase, device: str, ranks: Ranks) -> dict[str, Any]:
         int(took * 1e9), int(peak), _table_bytes(parts, average)
     )
     seconds = nanoseconds / 1e9 / STEPS
+    captured = isinstance(update, GraphUpdate) and update.captured
+    # Ranks part as soon as this is told.
+    update.close()
     return {
+        "graph": captured,
         "events_per_second": round(events / seconds),
         "step_ms": round(1e3 * seconds, 3),
         "peak_mib": round(peak / 2**20, 1),
@@ -182,11 +190,26 @@ def time_steps(case: ScaleCase, device: str, ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def _whole(batches: list[Any], parts: Parts) -> Iterator[Step]:
-    """Steps of one GPU alone, each of the shape of its graph."""
-    cuda = parts.fabric.device.type == "cuda"
+def _shape(case: ScaleCase) -> Shape:
+    """That of the parts that ranks have of a batch, without room to spare."""
+    events = case.tokens_per_rank * case.gpus
+    length = min(case.length, events)
+    lengths = np.diff(np.append(np.arange(0, events, length), events))
+    sizes = part_sizes([lengths], case.gpus)
+    return Shape.around(*sizes, int(sizes[0].max()), length, lambda tokens, histories: tokens)
+
+
+def _whole(batches: list[Batch], parts: Parts) -> Iterator[Step]:
+    """Steps of one GPU alone, which has all batches whole, as of one shape."""
     steps = [Step(batch, None, len(batch.items), padded=True) for batch in batches]
-    return itertools.cycle([step.map(Tensor.pin_memory) if cuda else step for step in steps])
+    if parts.fabric.device.type != "cuda":
+        return itertools.cycle(steps)
+    pinned = itertools.cycle([step.map(Tensor.pin_memory) for step in steps])
+    return pinned if parts.shape else (step.map(_on_device) for step in pinned)
+
+
+def _on_device(tensor: Tensor) -> Tensor:
+    return tensor.to("cuda", non_blocking=True)
 
 
 def _parts(division: Division, batches: list[Batch]) -> Iterator[Part]:

@@ -6,7 +6,7 @@ items: its arithmetic stays level, and what grows is what ranks tell each other:
     step(N) = step(1) + fixed + bytes(N) / bandwidth
 
 ``fixed`` is what two ranks took beyond one and beyond their bytes, so that step(2) is as measured.
-It has the latencies of the collectives and the launches of a step that is no CUDA graph; that the
+It has the latencies of the collectives and, where a step was no CUDA graph, its launches; that the
 optimizer has fewer rows of the table to update on more ranks is left out. All GPUs are of one
 machine, where each reaches every other as fast.
 """

@@ -74,13 +74,13 @@ VERBS = {
         "Show what the selector of a run selects, as tables and as an HTML page.",
     ),
     "serve": Verb(
-        "recommending:serve", "Answer requests over HTTP: append events, recommend, forget users."
+        "serving:serve", "Answer requests over HTTP: append events, recommend, forget users."
     ),
     "openapi": Verb(
-        "exporting:openapi", "Print what requests a server takes, as an OpenAPI schema in JSON."
+        "serving:openapi", "Print what requests a server takes, as an OpenAPI schema in JSON."
     ),
     "import-events": Verb(
-        "recommending:import_events", "Load histories into the store of events of a server."
+        "serving:import_events", "Load histories into the store of events of a server."
     ),
     "report": Verb(
         "measuring:report", "Write one self-contained HTML page about several evaluated runs."

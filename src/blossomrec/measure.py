@@ -29,7 +29,9 @@ from blossomrec.models.scorer import Scorer
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.ranks import ALONE, Ranks
 from blossomrec.registry import BACKBONES
-from blossomrec.run import RunInfo, load_model, open_users, read_run_config
+from blossomrec.run.description import RunInfo, read_run_config
+from blossomrec.run.tables import open_users
+from blossomrec.run.weights import load_model
 
 HeldOut = Literal["test", "valid"]
 SPLIT_OPTIONS = ("split", "valid_share", "test_share", "last_events", "kinds")
@@ -91,7 +93,7 @@ def load_seeing(
     """The model of a run, and the arrays [E] of a log that it takes, in its numbers.
 
     Raises:
-        RunError: as of :func:`blossomrec.run.load_model`.
+        RunError: as of :func:`blossomrec.run.weights.load_model`.
         DataError: the log has not what the model takes.
     """
     model, users = load_model(run, device, ranks), open_users(run, info)
@@ -260,6 +262,7 @@ def _evaluate(
     cases = getattr(split, protocol.on)
     found = evaluate(
         *(scorer, log, cases, options),
+        train_end=split.train_end,
         columns=columns,
         device=protocol.device,
         processes=protocol.ranks,

@@ -159,19 +159,23 @@ class Ranks:
             _named("reduce_scatter_single", "reduce_scatter_tensor")(out, x.contiguous())
         return out
 
-    def exchange(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    def exchange(
+        self, x: Tensor, sent: Sequence[int] | None = None, received: Sequence[int] | None = None
+    ) -> Tensor:
         """The rows that others send to this rank, in the order of ranks.
 
         Args:
             x: rows for rank 0, for rank 1, ...
-            sent: how many go to each rank.
-            received: how many come from each.
+            sent: how many go to each rank; as many to each without it, and to every other rank.
+            received: how many come from each, given where ``sent`` is.
         """
         import torch.distributed as dist
 
-        out = x.new_empty(sum(received), *x.shape[1:])
+        arriving = None if received is None else list(received)
+        leaving = None if sent is None else list(sent)
+        out = x.new_empty(len(x) if arriving is None else sum(arriving), *x.shape[1:])
         with self.together():
-            dist.all_to_all_single(out, x.contiguous(), list(received), list(sent))
+            dist.all_to_all_single(out, x.contiguous(), arriving, leaving)
         return out
 
     def fetch(self, held: Tensor, total: int, wanted: Tensor) -> Tensor:

@@ -178,7 +178,10 @@ def test_on_a_gpu(dtype, causal, limit, fusion, monkeypatch):
     expected, _ = outputs_and_gradients(exact, "reference", selected=selected, **form)
     values, _ = outputs_and_gradients(inputs, "torch", selected=selected, **form)
     for name, value, other in zip(("out", "q", "k", "v", "gates"), values, expected, strict=True):
-        assert relative_error(value, other) < TOLERANCE[dtype], name
+        # PyTorch rounds the gradient of a mask before it is summed to that of the bias in it: terms
+        # of both signs, whose sum is smaller than they are.
+        rounded_twice = name == "gates" and fusion == "union" and limit > 0
+        assert relative_error(value, other) < TOLERANCE[dtype] * (1 + rounded_twice), name
 
 
 @pytest.mark.parametrize("fusion", ["gated", "union"])

@@ -1,10 +1,19 @@
 import numpy as np
+import polars as pl
 import pytest
 
-from blossomrec.data.split import Cases
+from blossomrec.config import EvaluationConfig
+from blossomrec.data.log import EventLog
+from blossomrec.data.split import Cases, make_split
 from blossomrec.errors import DataError
 from blossomrec.evaluation import candidates
-from blossomrec.evaluation.candidates import popularity_percentiles, sample_unseen, targets_of
+from blossomrec.evaluation.candidates import (
+    before_cases,
+    popularity_percentiles,
+    sample_unseen,
+    targets_of,
+)
+from blossomrec.measure import evaluate_baseline
 from ranking_oracle import prepared
 
 
@@ -92,17 +101,36 @@ def test_popularity_percentile_leaves_held_out_events_aside():
     # Events that count: item a 3 times, b and c once each, d never (only as a target).
     log = prepared([["a", "b", "d"], ["a", "c", "d"], ["a", "d"]])
     cases = Cases(np.array([0, 1, 2]), np.array([2, 2, 1]), np.array([3, 3, 2]))
-    percentiles = popularity_percentiles(log, cases)
+    percentiles = popularity_percentiles(log, before_cases(log, cases))
     of = dict(zip(log.item_vocabulary.ids(np.arange(4)).to_list(), percentiles, strict=True))
     assert of == pytest.approx({"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0})
     assert percentiles.mean() == pytest.approx(0.5)
     # Of a user with two cases nothing counts from the first one on: b never.
     cases = Cases(np.array([0, 0, 1, 2]), np.array([1, 2, 2, 1]), np.array([2, 3, 3, 2]))
-    of = dict(
-        zip(
-            "abcd",
-            popularity_percentiles(log, cases)[log.item_vocabulary.rows([*"abcd"])],
-            strict=True,
-        )
-    )
+    percentiles = popularity_percentiles(log, before_cases(log, cases))
+    of = dict(zip("abcd", percentiles[log.item_vocabulary.rows([*"abcd"])], strict=True))
     assert of == pytest.approx({"a": 1.0, "b": 1 / 6, "c": 2 / 3, "d": 1 / 6})
+
+
+def test_popularity_is_that_of_training_events(monkeypatch):
+    # By time 0 .. 7 are trained on. The last user comes in the test period, and has no case.
+    items = [["a", "a", "b", "d"], ["a", "b", "c", "d"], ["d", "d"]]
+    times = [[0, 1, 2, 10], [3, 4, 8, 11], [12, 13]]
+    events = [
+        (user, item, time)
+        for user, (those, at) in enumerate(zip(items, times, strict=True))
+        for item, time in zip(those, at, strict=True)
+    ]
+    schema = ["user_id", "item_id", "timestamp"]
+    log = EventLog.prepare(pl.DataFrame(events, schema=schema, orient="row"))
+    options = {"split": "global-time", "valid_share": 0.1, "test_share": 0.4}
+    split = make_split(log, EvaluationConfig(**options))
+    assert split.train_end.tolist() == [3, 2, 0] and split.test.users.tolist() == [0, 1]
+    rows = log.item_vocabulary.rows([*"abcd"])
+    wanted = pytest.approx([1.0, 2 / 3, 1 / 6, 1 / 6])
+    for piece in (1, 3, 1 << 20):
+        monkeypatch.setattr(candidates, "PIECE_EVENTS", piece)
+        assert popularity_percentiles(log, split.train_end)[rows].tolist() == wanted
+    found = evaluate_baseline("popularity", log, ks=(2,), filter_seen="no", **options)
+    assert [log.item_vocabulary.ids(top).to_list() for top in found.top] == [["a", "b"]] * 2
+    assert found.metrics["popularity@2"] == pytest.approx(5 / 6)

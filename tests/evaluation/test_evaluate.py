@@ -149,7 +149,7 @@ def test_nothing_depends_on_the_batch_size(wide_log, ranking):
 
 def test_nothing_depends_on_the_batch_size_with_a_real_encoder(tiny_log):
     from blossomrec.config import ModelConfig
-    from blossomrec.models.sequence import build_model
+    from blossomrec.models.building import build_model
 
     torch.manual_seed(0)
     size = {"hidden_size": 16, "heads": 2, "kv_heads": 1, "inner_size": 16, "max_len": 40}

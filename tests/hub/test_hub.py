@@ -87,6 +87,22 @@ def test_no_path_of_this_machine_is_published(hub, fitted):
     assert again.recommend_history(history).equals(fitted.recommend_history(history))
 
 
+def test_the_run_that_a_model_began_as_is_not_published(hub, fitted, tmp_path):
+    first, second = tmp_path / "secret" / "first", tmp_path / "second"
+    BlossomRec(**SMALL).fit(fitted.log, first, progress=False)
+    given = {"from_run": first, "progress": False}
+    updated = BlossomRec(events="all").fit(fitted.log, second, **given)
+    assert updated._info.ancestor["run"] == str(first.resolve())
+    assert str(first) in (second / "config.json").read_text()
+    updated.push_to_hub(REPOSITORY)
+    folder = hub.root / REPOSITORY / "main"
+    assert json.loads((folder / "config.json").read_text())["ancestor"] is None
+    files = [one for one in folder.rglob("*") if one.is_file()]
+    assert not any(str(tmp_path).encode() in one.read_bytes() for one in files)
+    # What it is on this machine stays.
+    assert updated._info.ancestor["run"] == str(first.resolve())
+
+
 def test_users_are_published_only_where_that_is_said(hub, tiny_events):
     users = tiny_events.select("user_id").unique().sort("user_id").with_row_index("age")
     log = EventLog.prepare(tiny_events, users=users)

@@ -15,7 +15,7 @@ from blossomrec.data.batch import Batch, pack
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.models.bert4rec import append_item
-from blossomrec.models.sequence import build_model
+from blossomrec.models.building import build_model
 from small_models import (
     ALL_MODELS,
     NUM_ITEMS,

@@ -19,7 +19,9 @@ from blossomrec.rolling.paired import share_interval, write_ranks
 from blossomrec.rolling.study import Opened, Study
 from blossomrec.rolling.targets import MISS, rank_targets, targets_of
 from blossomrec.rolling.training import split_before
-from blossomrec.run import load_model, open_vocabulary, read_run_config
+from blossomrec.run.description import read_run_config
+from blossomrec.run.tables import open_vocabulary
+from blossomrec.run.weights import load_model
 from blossomrec.training.watch import TrainingInterrupted
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -23,7 +23,8 @@ from blossomrec.data.log import EventLog
 from blossomrec.models import build_model
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.rules import Rules
-from blossomrec.run import save_model, write_run_config
+from blossomrec.run.weights import save_model
+from blossomrec.run.writing import write_run_config
 from blossomrec.serving.engine.engine import Request
 from blossomrec.serving.engine.ranking import Best, Choice
 from blossomrec.serving.engine.service import Service

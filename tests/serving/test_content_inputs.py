@@ -18,7 +18,9 @@ from blossomrec.data.features import FeatureTable, Numbers, Titles
 from blossomrec.data.fields import Tables
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.models import build_model
-from blossomrec.run import load_model, open_item_table, read_run_config
+from blossomrec.run.description import read_run_config
+from blossomrec.run.tables import open_item_table
+from blossomrec.run.weights import load_model
 from small_options import MODEL
 
 

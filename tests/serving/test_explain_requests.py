@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from serving_runs import Process, Server, write_run
 
+from blossomrec.recommender import BlossomRec
 from blossomrec.serving import Client
 from blossomrec.serving.engine import explainer
 from blossomrec.serving.engine.explain import explain
+from blossomrec.serving.engine.explained import explained
 from blossomrec.serving.http import schemas
 
 EXPLAIN = "/v1/explain"
@@ -72,6 +74,23 @@ def test_a_user_and_the_same_history_are_explained_alike(server, item_ids):
     assert server.post(EXPLAIN, asked | {"item_id": history[0]})["item"] == history[0]
 
 
+def test_the_library_explains_as_the_server_does(server, item_ids):
+    recommender = BlossomRec.from_pretrained(server.service.version.run)
+    history, item = [*item_ids[40:70], *item_ids[:3]], item_ids[9]
+    served = server.post(EXPLAIN, {"history": history, "item_id": item, "k": 3})
+    assert served.pop("unknown_items") == []
+    alone = recommender.explain(item, history=history, k=3)
+    assert list(alone) == list(served) and served["start"] == 13
+    assert alone == served
+    log = recommender.log
+    user = log.user_vocabulary.ids([59])[0]
+    events = log.item_vocabulary.ids(log.history(59).items).to_list()
+    server.append(user, events)
+    of_user = server.post(EXPLAIN, {"user_id": user, "item_id": item})
+    assert recommender.explain(item, user=user) == of_user
+    assert of_user["length"] == len(events) > 1
+
+
 def test_one_more_event_is_seen(server, item_ids):
     server.append("anna", item_ids[:5])
     asked = {"user_id": "anna", "item_id": item_ids[50]}
@@ -133,9 +152,9 @@ def test_only_so_many_wait(server, item_ids, monkeypatch):
     def slowly(*arguments):
         going.set()
         on.wait(20)
-        return explain(*arguments)
+        return explained(*arguments)
 
-    monkeypatch.setattr(explainer, "explain", slowly)
+    monkeypatch.setattr(explainer, "explained", slowly)
     body = {"history": item_ids[:4], "item_id": item_ids[5]}
     answers = []
     first = threading.Thread(

@@ -416,7 +416,7 @@ def offline_fallback(run, log, rules, k):
     """What the library gives a user of a log of whom the model knows no item."""
     from blossomrec.evaluation.top_k import TopK
     from blossomrec.rules.catalogue import item_rules
-    from blossomrec.run import load_model
+    from blossomrec.run.weights import load_model
 
     model = load_model(run)
     found = item_rules(rules, model, log.item_vocabulary, log, None)
@@ -436,6 +436,7 @@ def test_without_its_log_there_is_no_fallback_but_what_the_run_keeps(tiny_events
         assert server.recommend(history=[50_003], filter="price < 9")
         error = refusal(server, {"user_id": "nobody", "fallback": "recent-popularity"})
         assert error["field"] == "fallback" and "is not there" in error["message"]
+        assert str(tmp_path) not in error["message"]
 
 
 def test_without_a_table_there_are_ids_alone(server):

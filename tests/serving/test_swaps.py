@@ -20,7 +20,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.errors import RunError
 from blossomrec.files import digest
 from blossomrec.recommender import BlossomRec
-from blossomrec.run import load_model, save_model
+from blossomrec.run.weights import load_model, save_model
 from blossomrec.serving import Client
 from blossomrec.serving.engine import version as versions
 from blossomrec.serving.engine.version import load_version

@@ -13,7 +13,7 @@ from places import metric
 from serving_runs import WAIT, Server, close, count_calls, write_run
 
 from blossomrec.errors import RunError
-from blossomrec.run import load_model, save_model
+from blossomrec.run.weights import load_model, save_model
 from blossomrec.serving.engine import encoder
 from blossomrec.serving.engine.histories import Histories
 from blossomrec.serving.engine.work import Background

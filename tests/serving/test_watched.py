@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from serving_runs import Server, write_run
 
 from blossomrec.errors import RunError
 from blossomrec.rules import Rules
+from blossomrec.serving.refusals import without_folders
 from blossomrec.serving.watch import lists as last_lists
 from blossomrec.serving.watch.lists import LastList, LastLists
 from blossomrec.serving.watch.popularity import BUCKETS, PopularityDrift, TrainedPopularity
@@ -227,7 +229,8 @@ def test_versions_are_told_with_their_lists_and_what_was_refused(
         assert new["until"] is None and old["until"] == new["since"] >= old["since"]
         assert (old["written"], old["lists"], old["followed"]) == (1_700_000_000, 1, 1)
         assert (new["lists"], new["followed"], within(old)[1]) == (1, 0, 1)
-        assert "current" in answer["refused"][0]["why"]
+        why = answer["refused"][0]["why"]
+        assert why == "current/config.json is missing: current is not a run folder"
         assert measured(server, "model_before_info", version=old["model"]) == 1
         text = server.client.get("/metrics").text
         assert text.count("blossomrec_model_before_info{") == 1
@@ -260,6 +263,30 @@ def test_a_fault_is_not_told_in_its_words(server, monkeypatch):
         server.reload()
     refused = server.client.get("/v1/versions").json()["refused"]
     assert [one["why"] for one in refused] == ["a fault of the server, which logged it"]
+
+
+def test_a_refused_reload_tells_no_folder_of_this_machine(tiny_log, tmp_path, one_thread):
+    run = write_run(tmp_path / "some where" / "first", tiny_log)
+    current = tmp_path / "current"
+    current.symlink_to(run)
+    with Server(current, tmp_path / "events.sqlite") as server:
+        (run / "vocabulary" / "vocabulary.json").unlink()
+        with pytest.raises(RunError, match=str(tmp_path)):
+            server.reload()
+        (refused,) = server.client.get("/v1/versions").json()["refused"]
+    assert "first/vocabulary" in refused["why"] and "some where" not in refused["why"]
+    assert str(tmp_path) not in refused["why"]
+
+
+def test_only_folders_of_paths_are_left_out_of_a_message():
+    for text, left in {
+        "/srv/runs/7/a.json is damaged: see https://a.b/c/d": "7/a.json is damaged: see "
+        "https://a.b/c/d",
+        "[Errno 13] Permission denied: '/data/items.csv'": "[Errno 13] Permission denied: "
+        "'items.csv'",
+        "5 of 3/4 items, and/or 1 / 2": "5 of 3/4 items, and/or 1 / 2",
+    }.items():
+        assert without_folders(text, Path("/srv/runs/7")) == left
 
 
 def test_buckets_go_from_popular_to_rare_with_the_same_number_of_events():

@@ -3,7 +3,7 @@
 import json
 
 from blossomrec.cli import main
-from blossomrec.run import read_run_config
+from blossomrec.run.description import read_run_config
 from small_options import small_flags
 
 

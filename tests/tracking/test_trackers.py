@@ -149,6 +149,24 @@ def test_a_damaged_memory_begins_a_new_run(tmp_path, noted):
     assert steps(noted) == [5, 5, 10]
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"place": {"name": "run", "group": ""}}, "folder of place is None"),
+        ({"place": {"name": 5, "group": "", "folder": "tracking"}}, "name of place is 5"),
+        ({"place": ["tracking"]}, r"place is \['tracking'\]"),
+    ],
+)
+def test_a_memory_without_its_place_is_damaged(tmp_path, noted, change, words):
+    tell(tmp_path, [record(5)])
+    path = tmp_path / "tracking" / "noted.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    noted.calls.clear()
+    with pytest.warns(UserWarning, match=rf"noted\.json is damaged: {words}; what it tells"):
+        tell_trackers(tmp_path, {"test-full/ndcg@10": 0.5})
+    assert noted.calls == []
+
+
 def test_unknown_and_missing_trackers_are_named_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(UnknownNameError, match="no tracker 'tensorbord': choose one of tensorb"):
         Trackers(tmp_path / "run", ["tensorbord"])

@@ -3,7 +3,7 @@ import torch
 from small_training import small_config, small_train
 from torch import nn
 
-from blossomrec.run import read_weights
+from blossomrec.run.weights import read_weights
 from blossomrec.training.average import WeightAverage
 
 

@@ -11,7 +11,7 @@ from blossomrec.data.split import Split, make_split
 from blossomrec.errors import ConfigError, DataError, TrainingError
 from blossomrec.evaluation import RankingOptions, evaluate
 from blossomrec.models import build_model
-from blossomrec.run import load_model
+from blossomrec.run.weights import load_model
 from blossomrec.training import TrainingResult, train
 from blossomrec.training.objective import Losses, Objective
 from blossomrec.training.setup import LearningRate

@@ -8,19 +8,15 @@ import torch
 from small_training import small_config
 
 import blossomrec
-from blossomrec import run as module
 from blossomrec.config import to_dict
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import RunError
 from blossomrec.models import build_model
-from blossomrec.run import (
-    load_model,
-    open_vocabulary,
-    read_run_config,
-    save_model,
-    write_metrics,
-    write_run_config,
-)
+from blossomrec.run import weights
+from blossomrec.run.description import read_run_config
+from blossomrec.run.tables import open_vocabulary
+from blossomrec.run.weights import load_model, save_model
+from blossomrec.run.writing import write_metrics, write_run_config
 
 
 @pytest.fixture
@@ -130,7 +126,7 @@ def test_loading_needs_neither_polars_nor_fabric(run):
     code = (
         "import sys\n"
         "for name in ('polars', 'lightning_fabric', 'lightning'): sys.modules[name] = None\n"
-        "from blossomrec.run import load_model\n"
+        "from blossomrec.run.weights import load_model\n"
         f"print(load_model({str(run)!r}).num_items)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -234,7 +230,7 @@ def test_sizes_that_the_weights_do_not_have_take_no_memory(run, change, monkeypa
     for name, value in change.items():
         (values if name == "num_items" else values["config"]["model"])[name] = value
     path.write_text(json.dumps(values))
-    monkeypatch.setattr(module, "load_file", lambda path: pytest.fail("weights were read"))
+    monkeypatch.setattr(weights, "_read_into", lambda *_: pytest.fail("weights were read"))
     real = torch.empty
 
     def small(*sizes, **options):

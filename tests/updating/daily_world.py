@@ -13,7 +13,7 @@ import polars as pl
 from blossomrec.config import ModelConfig, RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
 from blossomrec.files import read_json, write_json
-from blossomrec.run import load_model
+from blossomrec.run.weights import load_model
 from blossomrec.serving.stores.bulk import import_events
 from blossomrec.serving.stores.sqlite_store import SQLiteStore
 from blossomrec.serving.stores.store import Event

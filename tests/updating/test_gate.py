@@ -18,7 +18,7 @@ from blossomrec.data.split import make_split
 from blossomrec.errors import RunError
 from blossomrec.models import build_model
 from blossomrec.recommender import BlossomRec
-from blossomrec.run import load_model, save_model
+from blossomrec.run.weights import load_model, save_model
 from blossomrec.updating.gate import GrownCatalogue, judge, newest_cases
 
 

@@ -12,7 +12,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.errors import DataError
 from blossomrec.ranks import RankLostError
 from blossomrec.recommender import BlossomRec
-from blossomrec.run import read_run_config
+from blossomrec.run.description import read_run_config
 from blossomrec.training.ranks import launch
 
 BY_TWO = replace(CONFIG, training=replace(CONFIG.training, devices=2))

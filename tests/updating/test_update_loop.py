@@ -16,7 +16,7 @@ from blossomrec.config import EvaluationConfig, with_options
 from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.files import locked
-from blossomrec.run import read_run_config
+from blossomrec.run.description import read_run_config
 from blossomrec.serving.stores.sqlite_store import SQLiteStore
 from blossomrec.training import TrainingInterrupted, trainer
 from blossomrec.updating import DailyOptions, loop

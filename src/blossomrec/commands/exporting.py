@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,10 +40,3 @@ def export(
     recommender.export(out, to, k=k, **chosen)
     for path in sorted(out.iterdir()):
         print(f"{path} has {path.stat().st_size:,} bytes")
-
-
-def openapi() -> None:
-    """Print what requests a server takes, as an OpenAPI schema in JSON."""
-    from blossomrec.serving.command import openapi_schema
-
-    print(json.dumps(openapi_schema(), indent=2))

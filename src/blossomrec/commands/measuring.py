@@ -54,7 +54,7 @@ class EvaluateOptions:
         "calibration:COLUMN of the table of items, gini, or those of installed packages",
     )
     segments: Several[str] | None = option(
-        None, "columns of the table of users, by each value of which metrics are told"
+        None, "columns of the table of users: also show the metrics of the users who share a value"
     )
 
 
@@ -84,7 +84,7 @@ def evaluate(
     from blossomrec.measure import evaluate_baseline, evaluate_run
     from blossomrec.ranks import launched, open_ranks
     from blossomrec.report.tables import evaluation_table
-    from blossomrec.run import write_metrics
+    from blossomrec.run.writing import write_metrics
     from blossomrec.tracking.trackers import tell_trackers
     from blossomrec.training.ranks.launch import reported
 

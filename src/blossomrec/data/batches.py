@@ -211,6 +211,11 @@ class TrainingBatches:
         windows, cuts = self._planned(epoch)
         return np.diff(boundaries(windows.lengths)[cuts]), np.diff(cuts)
 
+    def lengths(self, epoch: int, step: int) -> np.ndarray:
+        """Events of each history of a batch of the epoch, int64 [B]."""
+        windows, cuts = self._planned(epoch)
+        return windows.lengths[cuts[step] : cuts[step + 1]]
+
     @property
     def longest(self) -> int:
         """Most events that a history can have in a batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,23 @@ def fill(lengths: np.ndarray, budget: int) -> np.ndarray:
         stop = int(np.searchsorted(edges, edges[start] + budget, side="right")) - 1
         cuts.append(max(stop, start + 1))
     return np.asarray(cuts, dtype=np.int64)
+
+
+def divided(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """Numbers of the pieces, rising, of each of ``size`` parts of about the same total length.
+
+    The longest pieces are given first, each to the part that has least.
+
+    >>> [each.tolist() for each in divided(np.array([5, 1, 2, 3]), 2)]
+    [[0, 1], [2, 3]]
+    """
+    parts: list[list[int]] = [[] for _ in range(size)]
+    least = [(0, part) for part in range(size)]
+    for piece in np.argsort(-lengths, kind="stable").tolist():
+        total, part = heapq.heappop(least)
+        parts[part].append(piece)
+        heapq.heappush(least, (total + int(lengths[piece]), part))
+    return [np.array(sorted(each), dtype=np.int64) for each in parts]
 
 
 def each_once(values: np.ndarray) -> np.ndarray:

@@ -89,25 +89,35 @@ def seen_pieces(
         yield rows + begin, log.items[positions].astype(np.int64)
 
 
-def popularity_percentiles(log: EventLog, cases: Cases, ranks: Ranks = ALONE) -> np.ndarray:
+def before_cases(log: EventLog, cases: Cases) -> np.ndarray:
+    """How many of each user's first events stand before the first case, int64 [U]; all of them
+    where there is none."""
+    ends = np.diff(np.asarray(log.offsets))
+    users, first = np.unique(cases.users, return_index=True)
+    # Cases of a user stand side by side.
+    ends[users] = np.minimum.reduceat(cases.history_end, first)
+    return ends
+
+
+def popularity_percentiles(log: EventLog, ends: np.ndarray, ranks: Ranks = ALONE) -> np.ndarray:
     """Place of every item in the order of popularity, float64 [I]: 0 least, 1 most popular.
 
     The share of the other items that have fewer events, those with as many counting half, so that
-    items recommended at random have 0.5 on average. Events at or after a case's history_end do
-    not count. Ranks count a part of the events each.
+    items recommended at random have 0.5 on average. Ranks count a part of the events each.
+
+    Args:
+        ends: how many of each user's first events count, int64 [U].
     """
     counts, own = np.zeros(log.num_items, dtype=np.int64), ranks.rows(log.num_events)
     for start in range(own.start, own.stop, PIECE_EVENTS):
         piece = log.items[start : min(start + PIECE_EVENTS, own.stop)]
         counts += np.bincount(piece, minlength=log.num_items)
-    users, first = np.unique(cases.users, return_index=True)
-    # Cases of a user stand side by side.
-    ends = np.minimum.reduceat(cases.history_end, first)
-    part = ranks.rows(len(users))
-    users, ends = users[part.start : part.stop], ends[part.start : part.stop]
-    starts, stops = log.offsets[users] + ends, log.offsets[users + 1]
-    _, held_out = _ragged(starts, stops - starts)
-    counts -= np.bincount(log.items[held_out], minlength=log.num_items)
+    part = ranks.rows(log.num_users)
+    starts = np.asarray(log.offsets)[part.start : part.stop] + ends[part.start : part.stop]
+    others = np.asarray(log.offsets)[part.start + 1 : part.stop + 1] - starts
+    for begin, stop in pairwise(fill(others, PIECE_EVENTS).tolist()):
+        _, left_out = _ragged(starts[begin:stop], others[begin:stop])
+        counts -= np.bincount(log.items[left_out], minlength=log.num_items)
     counts = ranks.sum_(torch.from_numpy(counts)).numpy()
     _, place, ties = np.unique(counts, return_inverse=True, return_counts=True)
     fewer = np.cumsum(ties) - ties

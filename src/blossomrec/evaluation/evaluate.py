@@ -18,6 +18,7 @@ from blossomrec.errors import DataError, one_of, true_or_false, whole_number
 from blossomrec.evaluation import metrics, scoring
 from blossomrec.evaluation.candidates import (
     Targets,
+    before_cases,
     popularity_percentiles,
     sample_unseen,
     seen_pieces,
@@ -79,6 +80,7 @@ def evaluate(
     cases: Cases,
     options: RankingOptions,
     *,
+    train_end: np.ndarray | None = None,
     columns: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
     tokens_per_batch: int = TOKENS_PER_BATCH,
@@ -96,6 +98,8 @@ def evaluate(
         log: the log whose rows the scorer knows.
         cases: what to predict.
         options: the candidates and the metrics.
+        train_end: how many of each user's first events were trained on, int64 [U], by which items
+            are popular; without it all that stand before the first case of each user.
         columns: arrays [E] of the inputs of the scorer, in its numbers; those of the log without
             them.
         device: where batches go.
@@ -158,9 +162,9 @@ def evaluate(
     )
     popularity = None
     if full:
-        values = metrics.popularity(
-            found.top, popularity_percentiles(log, cases, processes), cut_offs
-        )
+        ends = before_cases(log, cases) if train_end is None else train_end
+        percentiles = popularity_percentiles(log, ends, processes)
+        values = metrics.popularity(found.top, percentiles, cut_offs)
         popularity = np.stack(list(values.values()), 1)
     return Evaluation(
         protocol=protocol,

@@ -32,7 +32,7 @@ class Asked:
     Attributes:
         own_metrics: names in ``METRICS``, ``LIST_METRICS`` and ``CATALOGUE_METRICS``; one of lists
             by a column of the item table as ``diversity:category``.
-        segments: columns of the table of users, by each value of which metrics are told.
+        segments: columns of the table of users, each value of which gets metrics of its own.
     """
 
     own_metrics: Sequence[str] = ()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from blossomrec.data.vocabulary import Vocabulary
     from blossomrec.evaluation import Evaluation
     from blossomrec.models.sequence import SequenceModel
-    from blossomrec.run import RunInfo
+    from blossomrec.run.description import RunInfo
 
 # Counts that the identity of a log tells.
 COUNTS = {"users": "users trained on", "events": "events"}

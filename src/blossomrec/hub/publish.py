@@ -9,12 +9,13 @@ from blossomrec.errors import ConfigError
 from blossomrec.files import TemporaryFolder, write_text
 from blossomrec.hub.card import model_card
 from blossomrec.hub.repository import load_hub, upload
-from blossomrec.run import write_model
+from blossomrec.run.writing import write_model
 
 if TYPE_CHECKING:
     from blossomrec.evaluation import Evaluation
     from blossomrec.models.sequence import SequenceModel
-    from blossomrec.run import Known, RunInfo
+    from blossomrec.run.description import RunInfo
+    from blossomrec.run.tables import Known
 
 # In place of where the log lies here, which is nobody's business elsewhere.
 UNPUBLISHED = Path("/unpublished")

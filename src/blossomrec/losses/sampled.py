@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from blossomrec.config import TrainingConfig
 from blossomrec.losses import TrainingLoss, row_shares, weighted_mean
@@ -66,6 +68,7 @@ def gbce(
     *,
     t: float,
     num_items: int | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Tensor:
     """Generalised binary cross-entropy (Petrov and Macdonald, gSASRec, RecSys 2023).
 
@@ -80,12 +83,16 @@ def gbce(
         row_weights: [M], how much each row counts in the mean; all alike without.
         t: calibration, 0 is plain binary cross-entropy, 1 removes all overconfidence.
         num_items: size of the catalogue, where ``weight`` has some of its rows; I without.
+        chunk_elements: largest number of logits held at once, but for those of a single row.
     """
-    positive, negative = _sampled_logits(hidden, weight, targets, negatives)
     catalogue = len(weight) if num_items is None else num_items
     alpha = min(len(negatives) / max(catalogue - 1, 1), 1.0)
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
-    row_losses = beta * F.softplus(-positive) + F.softplus(negative).sum(1)
+
+    def of_logits(positive: Tensor, negative: Tensor) -> Tensor:
+        return beta * F.softplus(-positive) + F.softplus(negative).sum(1)
+
+    row_losses = _row_losses(of_logits, hidden, weight, targets, negatives, chunk_elements)
     return weighted_mean(row_losses, _counted(targets, row_weights)) / (len(negatives) + 1)
 
 
@@ -95,6 +102,8 @@ def bpr(
     targets: Tensor,
     negatives: Tensor,
     row_weights: Tensor | None = None,
+    *,
+    chunk_elements: int = CHUNK_ELEMENTS,
 ) -> Tensor:
     """Bayesian personalised ranking (Rendle et al., UAI 2009): mean of -log sigmoid(s+ - s-).
 
@@ -104,13 +113,24 @@ def bpr(
         targets: int64 [M], negative where the row is not to count.
         negatives: int64 [N], the same for every row; pairs whose items are the same are left out.
         row_weights: [M], how much each pair of a row counts in the mean; all alike without.
+        chunk_elements: as of :func:`gbce`.
     """
-    positive, negative = _sampled_logits(hidden, weight, targets, negatives)
-    pairs, losses = negatives != targets[:, None], F.softplus(negative - positive[:, None])
+
+    def of_logits(positive: Tensor, negative: Tensor) -> Tensor:
+        return F.softplus(negative - positive[:, None]).sum(1)
+
+    losses = _row_losses(of_logits, hidden, weight, targets, negatives, chunk_elements)
     shares = row_shares(_counted(targets, row_weights))
-    counted = (shares * pairs.sum(1)).sum()
+    counted = (shares * _pairs(targets, negatives)).sum()
     # Nothing is lost where nothing counts, whatever it is divided by.
-    return (losses.sum(1) * shares).sum() / torch.where(counted > 0, counted, 1.0)
+    return (losses * shares).sum() / torch.where(counted > 0, counted, 1.0)
+
+
+def _pairs(targets: Tensor, negatives: Tensor) -> Tensor:
+    """With how many of the negatives each target [M] makes a pair, int64 [M]."""
+    ordered = negatives.sort().values
+    first, end = (torch.searchsorted(ordered, targets, right=right) for right in (False, True))
+    return len(negatives) - (end - first)
 
 
 def _counted(targets: Tensor, row_weights: Tensor | None) -> Tensor:
@@ -119,17 +139,43 @@ def _counted(targets: Tensor, row_weights: Tensor | None) -> Tensor:
     return there.float() if row_weights is None else row_weights * there
 
 
-def _sampled_logits(
-    hidden: Tensor, weight: Tensor, targets: Tensor, negatives: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Logits of the targets [M] and of the sample [M, N], -inf where it hits the target."""
+def _row_losses(
+    of_logits: Callable[[Tensor, Tensor], Tensor],
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    chunk_elements: int,
+) -> Tensor:
+    """Losses of rows, [M], by the logits of their targets [m] and of the sample [m, N].
+
+    Those of the sample are -inf where it hits the target. They exist for some rows at a time; where
+    these are not all, they are computed again for the gradients.
+    """
     exact = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
+    # Unlike indexing, an embedding lookup has a gradient that is summed in a fixed order.
+    vectors = F.embedding(targets.clamp(min=0), weight).to(exact)
+    sample = F.embedding(negatives, weight).to(exact)
+
+    def of_part(hidden: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+        positive = (hidden * vectors).sum(1)
+        hits = negatives == targets[:, None]
+        return of_logits(positive, (hidden @ sample.T).masked_fill(hits, -torch.inf))
+
+    height = max(1, chunk_elements // max(1, len(negatives)))
+    rows = hidden.to(exact), vectors, targets
     with torch.autocast(hidden.device.type, enabled=False):
-        hidden = hidden.to(exact)
-        # Unlike indexing, an embedding lookup has a gradient that is summed in a fixed order.
-        positive = (hidden * F.embedding(targets.clamp(min=0), weight).to(exact)).sum(1)
-        negative = hidden @ F.embedding(negatives, weight).to(exact).T
-    return positive, negative.masked_fill(negatives == targets[:, None], -torch.inf)
+        if len(hidden) <= height:
+            return of_part(*rows)
+        parts = zip(*(each.split(height) for each in rows), strict=True)
+        return torch.cat([_again(of_part, *part) for part in parts])
+
+
+def _again(function: Callable[..., Tensor], *given: Tensor) -> Tensor:
+    """What a function gives, which is computed again for the gradients."""
+    # Nothing is drawn, so that the state of no generator is kept.
+    found = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
+    return cast(Tensor, found)
 
 
 class SampledLoss(TrainingLoss):
@@ -242,5 +288,4 @@ class BPR(SampledLoss):
         return bpr(hidden, weight, targets, negatives, row_weights)
 
     def counted(self, targets, negatives, row_weights=None):
-        pairs = (negatives != targets[:, None]).sum(1)
-        return (_counted(targets, row_weights) * pairs).sum()
+        return (_counted(targets, row_weights) * _pairs(targets, negatives)).sum()

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from blossomrec.registry import ATTENTIONS, BACKBONES, lazily
 
 if TYPE_CHECKING:
+    from blossomrec.models.building import build_model
     from blossomrec.models.full import FullAttention
     from blossomrec.models.recurrent import RecurrentAttention, RecurrentState
     from blossomrec.models.scorer import Scorer
-    from blossomrec.models.sequence import Encoded, SequenceModel, build_model
+    from blossomrec.models.sequence import Encoded, SequenceModel
     from blossomrec.models.state import ModelState
 
 __all__ = [
@@ -36,6 +37,6 @@ __getattr__ = lazily(
         "RecurrentState": "blossomrec.models.recurrent",
         "Scorer": "blossomrec.models.scorer",
         "SequenceModel": "blossomrec.models.sequence",
-        "build_model": "blossomrec.models.sequence",
+        "build_model": "blossomrec.models.building",
     },
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from blossomrec.config import ModelConfig, RunConfig
-from blossomrec.data.features import Categories, Feature, Numbers, Vectors
+from blossomrec.data.features import Categories, Feature, FeatureTable, Numbers, Vectors
 from blossomrec.data.fields import EventFields
 from blossomrec.data.split import make_split, resolve_filter_seen
 from blossomrec.data.windows import each_once, fill, gather_index
@@ -148,6 +148,19 @@ def says_something(features: Mapping[str, Feature] | None) -> bool:
     """Whether a table has more than titles."""
     kinds = (Categories, Numbers, Vectors)
     return features is not None and any(isinstance(one, kinds) for one in features.values())
+
+
+def needed_table(option: str, table: FeatureTable | None, rows: int = 0) -> FeatureTable:
+    """A table that an option of the model needs, of so many rows where they are told.
+
+    Raises:
+        ConfigError: there is none, or one of another number of rows.
+    """
+    if table is not None and (not rows or table.num_rows == rows):
+        return table
+    found = "none" if table is None else f"one of {table.num_rows} rows"
+    needed = f"a table of {rows} items" if rows else "a table of users"
+    raise ConfigError(f"model.{option} is 'on': {needed} is needed, {found} was given")
 
 
 def seen_fields(config: ModelConfig, fields: EventFields) -> EventFields:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from blossomrec.attention.packing import histories, positions
 from blossomrec.data.batch import Batch
 from blossomrec.errors import DataError
-from blossomrec.models.sequence import is_one_each
+from blossomrec.models.event_parts import is_one_each
 
 Tensors = tuple[Tensor, ...]
 

@@ -1,31 +1,35 @@
-"""What all sequence models have in common: tied item embeddings, and how a catalogue is scored."""
+"""What all sequence models have in common: histories in, what the next item is scored from out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput
-from blossomrec.attention.packing import histories
-from blossomrec.config import ModelConfig, RunConfig, check
+from blossomrec.config import ModelConfig, RunConfig
 from blossomrec.data.batches import TrainingBatches, target_importance
 from blossomrec.data.fields import EventFields, Tables
 from blossomrec.errors import ConfigError, DataError
-from blossomrec.models import fused
-from blossomrec.models.features import Asked, Content, EventInputs, UserContent, gaps, passed
-from blossomrec.models.inputs import inputs_of, seen_fields
+from blossomrec.models.event_parts import (
+    besides_items,
+    event_part,
+    request_part,
+    rescaled,
+    seen_tables,
+    told,
+    user_part,
+)
+from blossomrec.models.features import Asked, EventInputs, UserContent
+from blossomrec.models.inputs import inputs_of
 from blossomrec.models.own_history import OwnHistory
 from blossomrec.models.own_history.items import OwnItems
-from blossomrec.models.shard import held_rows, sharded, start_table
-from blossomrec.ranks import ALONE, Ranks
-from blossomrec.registry import BACKBONES
+from blossomrec.models.tied_items import TiedItems
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,13 +39,6 @@ if TYPE_CHECKING:
     from blossomrec.data.log import EventLog
     from blossomrec.models.recurrent import RecurrentState
     from blossomrec.models.state import ModelState
-
-
-# Share of the events of a training step after which nobody says for when is asked, or for what.
-UNTIMED_SHARE = 0.05
-ANY_KIND_SHARE = 0.1
-# Share of the histories of a training step whose user is not known.
-STRANGER_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Encoded:
     asked: Asked | None = None
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(TiedItems):
     """Base of the neural models; a scorer of next items.
 
     Item embeddings times sqrt(D) (after a layer norm if ``config.norm`` is "post") pass the layers
@@ -85,96 +82,35 @@ class SequenceModel(nn.Module):
             :meth:`item_vectors`.
     """
 
-    trained: Tensor
     causal: ClassVar[bool] = True
     captured: ClassVar[bool] = False
     takes_features: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, num_items: int, *, extra_rows: int = 0):
-        super().__init__()
-        self.config, self.num_items, self.extra_rows = config, num_items, extra_rows
-        self.held = held_rows(num_items + extra_rows)
-        self.item_embeddings = start_table(num_items + extra_rows, config.hidden_size)
+        super().__init__(config, num_items, extra_rows=extra_rows)
         post = config.norm == "post"
         self.embedding_norm = nn.LayerNorm(config.hidden_size) if post else nn.Identity()
         self.final_norm = nn.Identity() if post else nn.LayerNorm(config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.content: Content | None = None
         self.user_content: UserContent | None = None
         self.event_inputs: EventInputs | None = None
         self.request_inputs: EventInputs | None = None
         self.own_history: OwnHistory | None = None
         self.tables = Tables()
-        self._vectors: Tensor | None = None
-        self._rows: Tensor | None = None
 
     def attach(self, tables: Tables) -> None:
         """Add what the configuration asks for besides ids; see :func:`build_model`."""
-        config, size, clock = self.config, self.config.hidden_size, self.config.clock == "on"
-        self.tables = Tables(
-            items=tables.items if config.content == "on" else None,
-            users=tables.users if config.user_table == "on" else None,
-            fields=seen_fields(config, tables.fields),
-        )
-        kinds, context, known = len(self.fields.kinds), self.fields.context, 0
-        if config.user_table == "on":
-            self.user_content = UserContent(self._table("user_table", tables.users), size)
-            known = self.user_content.width
-        gap, asks, sees = (
-            each == "on" for each in (config.time_gap, config.request_time, config.event_kinds)
-        )
-        if gap or clock or sees or context or known:
-            self.event_inputs = EventInputs(
-                size,
-                gap=gap,
-                clock=clock,
-                kinds=kinds if sees else None,
-                context=context,
-                users=known,
-                may_fuse=self.may_fuse,
-            )
-        wanted = kinds if config.request_kind == "on" else None
-        if self.causal and (asks or wanted is not None):
-            told = {"gap": asks, "clock": asks and clock, "kinds": wanted}
-            self.request_inputs = EventInputs(size, **told, may_fuse=self.may_fuse)
+        config, fuses = self.config, self.may_fuse
+        self.tables = seen_tables(config, tables)
+        self.user_content = user_part(config, tables.users)
+        self.event_inputs = event_part(config, self.fields, self.user_content, may_fuse=fuses)
+        if self.causal:
+            self.request_inputs = request_part(config, self.fields, may_fuse=fuses)
         if config.content == "on":
-            table = self._table("content", tables.items, self.num_items)
-            self.content = Content(table, size, self.held_items)
-            self.register_buffer("trained", torch.ones(len(self.held_items), dtype=torch.bool))
+            self.attach_content(tables.items)
         if config.repeats == "on":
             timed = "times" in inputs_of(config)
-            self.own_history = OwnHistory(size, config.max_len, timed=timed)
-
-    def _table(self, option: str, table: FeatureTable | None, rows: int = 0) -> FeatureTable:
-        if table is not None and (not rows or table.num_rows == rows):
-            return table
-        found = "none" if table is None else f"one of {table.num_rows} rows"
-        needed = f"a table of {rows} items" if rows else "a table of users"
-        raise ConfigError(f"model.{option} is 'on': {needed} is needed, {found} was given")
-
-    @property
-    def held_items(self) -> range:
-        """Items of the catalogue among the rows that it has."""
-        return range(self.held.start, min(self.held.stop, self.num_items))
-
-    @property
-    def first_extra(self) -> int:
-        """Row of the first embedding behind the catalogue, as events name it now."""
-        rows = self.num_items + self.extra_rows if self._rows is None else len(self._rows)
-        return rows - self.extra_rows
-
-    @property
-    def parts(self) -> dict[str, range]:
-        """Of those tensors of its state that ranks share, which rows of the whole it has."""
-        shared = {"item_embeddings.weight": self.held, "trained": self.held_items}
-        return {name: rows for name, rows in shared.items() if name in self.state_dict()}
-
-    @property
-    def num_parameters(self) -> int:
-        """How many numbers are trained, those of other ranks included."""
-        there = sum(one.numel() for one in self.parameters())
-        others = self.num_items + self.extra_rows - len(self.held)
-        return there + others * self.config.hidden_size
+            self.own_history = OwnHistory(config.hidden_size, config.max_len, timed=timed)
 
     @property
     def features(self) -> FeatureTable | None:
@@ -196,22 +132,9 @@ class SequenceModel(nn.Module):
 
         Weights that were learned of numbers then go on to mean the same.
         """
-        known = {one.name: one for one in fields.context if one.kind == "number"}
-        context = tuple(
-            replace(one, mean=known[one.name].mean, deviation=known[one.name].deviation)
-            if one.kind == "number" and one.name in known
-            else one
-            for one in self.fields.context
-        )
-        self.tables = replace(self.tables, fields=EventFields(self.fields.kinds, context))
+        self.tables = replace(self.tables, fields=rescaled(self.fields, fields))
         if self.event_inputs is not None:
-            self.event_inputs.rescale(context)
-
-    def mark_trained(self, items: np.ndarray) -> None:
-        """Tell which items have a training event, bool [I]; with content it makes a difference."""
-        if self.content is not None:
-            held = self.held_items
-            self.trained.copy_(torch.from_numpy(items[held.start : held.stop]))
+            self.event_inputs.rescale(self.fields.context)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -253,11 +176,6 @@ class SequenceModel(nn.Module):
     def max_len(self) -> int:
         """Longest history, in events, that the model is given."""
         return self.config.max_len
-
-    @property
-    def may_fuse(self) -> bool:
-        """Whether kernels may run for this model and its loss, where a GPU takes them."""
-        return fused.allowed(self.config)
 
     def encode(
         self, batch: Batch, *, distil_rows: Tensor | None = None, keep_layers: bool = False
@@ -339,40 +257,8 @@ class SequenceModel(nn.Module):
         if self.event_inputs is None:
             x = x * scale
         else:
-            x = torch.add(self._besides_items(batch, before, self.event_inputs), x, alpha=scale)
+            x = torch.add(besides_items(self, self.event_inputs, batch, before), x, alpha=scale)
         return self.dropout(self.embedding_norm(x))
-
-    def _besides_items(self, batch: Batch, before: Tensor | None, inputs: EventInputs) -> Tensor:
-        """What is seen of the events besides their items, [T, D]."""
-        gap = users = vectors = None
-        if inputs.gap:
-            gap = _gaps(batch, before)
-        if self.user_content is not None:
-            rows, history = self._user_rows(batch)
-            # A lookup is its own where every event is a history.
-            users = self.user_content(rows)
-            if len(self.user_content.of_many):
-                vectors = self.user_content.vectors(rows)
-            if history is not None:
-                users = F.embedding(history, users)
-                # Unlike indexing, a lookup has a gradient that is summed in a fixed order.
-                vectors = None if vectors is None else F.embedding(history, vectors)
-        x = inputs(gap, batch.times, batch.kinds, batch.context, users)
-        return x if vectors is None else x + vectors
-
-    def _user_rows(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Rows of the users of the histories, and which history each event is of; None where each
-        is one of its own."""
-        assert batch.users is not None
-        if is_one_each(batch):
-            return batch.users, None
-        total = len(batch.items)
-        rows = batch.users[batch.cu_seqlens[:-1].long().clamp(max=max(total - 1, 0))]
-        if self.training:
-            # So that a user that is not in the table is met in training.
-            strangers = torch.rand(len(rows), device=rows.device) < STRANGER_SHARE
-            rows = torch.where(strangers, -1, rows)
-        return rows, histories(batch.cu_seqlens, total)
 
     def embedded(
         self, batch: Batch, vectors: Tensor | None = None, before: Tensor | None = None
@@ -381,79 +267,11 @@ class SequenceModel(nn.Module):
         given = {"before": before, "vectors": None if self.content is None else vectors}
         return self.embed(batch, **{name: each for name, each in given.items() if each is not None})
 
-    def item_vectors(self) -> Tensor:
-        """What items are at input and output, [I, D], and what rows besides them are, from row I.
-
-        Where ranks share the table, those of the rows that this one has.
-        Embeddings of their ids and, with content, what the table says of them. In training a share
-        of the items, drawn anew with each call, goes without the embedding of its id, so that the
-        rest learns to stand alone; items without a training event always do.
-        """
-        if self._rows is not None:
-            return self._rows
-        weight = self.item_embeddings.weight
-        if self.content is None:
-            return weight
-        kept = not self.training and not torch.is_grad_enabled()
-        if kept and self._vectors is not None:
-            return self._vectors
-        ids = self.trained
-        if self.training:
-            draws = torch.rand(len(ids), device=weight.device)
-            ids = ids & (draws >= self.config.id_dropout)
-        items = weight[: len(ids)] * ids[:, None] + self.content()
-        vectors = torch.cat((items, weight[len(ids) :])) if self.extra_rows else items
-        if kept:
-            self._vectors = vectors
-        return vectors
-
-    @contextmanager
-    def on_rows(self, vectors: Tensor) -> Iterator[None]:
-        """Within, ``vectors`` [K, D] are all items that there are, and events name rows of them.
-
-        For a step that needs no other items, and vectors with the content in them. Where rows
-        behind the catalogue are needed, they stand last.
-        """
-        self._rows = vectors
-        try:
-            yield
-        finally:
-            self._rows = None
-
-    def train(self, mode: bool = True) -> Self:
-        """See ``nn.Module.train``; what was kept of the weights is let go."""
-        self._vectors = None
-        return super().train(mode)
-
-    def output_weight(self, vectors: Tensor | None = None) -> Tensor:
-        """Vectors of the catalogue's items, [I, D]: the output matrix."""
-        vectors = self.item_vectors() if vectors is None else vectors
-        # The gradient of a part would be a copy of it.
-        count = len(self.held_items)
-        return vectors if self._rows is not None or len(vectors) == count else vectors[:count]
-
     def asked(self, batch: Batch) -> Asked | None:
         """What :meth:`ask` is told after each event; None for a model that nothing is told."""
-        told = self.request_inputs
-        if told is None:
+        if self.request_inputs is None:
             return None
-        gap = second = kind = None
-        if told.gap:
-            assert batch.asked is not None and batch.times is not None
-            second, passed = batch.asked, (batch.asked - batch.times).clamp(min=0)
-            unknown = (batch.asked < 0) | (batch.times < 0)
-            gap = torch.where(unknown | self._untold(passed, UNTIMED_SHARE), -1, passed)
-        if told.kinds is not None:
-            assert batch.asked_kinds is not None
-            any_kind = self._untold(batch.asked_kinds, ANY_KIND_SHARE)
-            kind = torch.where(any_kind, 0, batch.asked_kinds)
-        return Asked(gap, second, kind)
-
-    def _untold(self, like: Tensor, share: float) -> Tensor:
-        """Which are not told, bool [T]: in training some, so that this is met as well."""
-        if not self.training:
-            return torch.zeros_like(like, dtype=torch.bool)
-        return torch.rand(len(like), device=like.device) < share
+        return told(self.request_inputs, batch, training=self.training)
 
     def ask(self, kept: Tensor, asked: Asked | None) -> Tensor:
         """What the next item is scored from, [B, D], for what is asked.
@@ -536,24 +354,6 @@ class SequenceModel(nn.Module):
         assert self.own_history is not None
         return self.own_history.scores(queries, lse, own, scores)
 
-    def score_vectors(self) -> Tensor | None:
-        """Vectors of the items, [I, D], whose products with queries are :meth:`scores`.
-
-        None where a backbone makes its scores in another way, or no kernel may rank by them.
-        """
-        own = type(self).scores is not SequenceModel.scores
-        return None if own or not self.may_fuse else self.output_weight()
-
-    @torch.no_grad()
-    def scores(self, queries: Tensor, start: int, stop: int) -> Tensor:
-        """Scores of the items start .. stop-1, float32 [B, stop - start].
-
-        The user's own items are not told apart; see :meth:`own_scores`.
-        """
-        # In bfloat16 many scores would be equal, and equal scores count as wrong.
-        with torch.autocast(queries.device.type, enabled=False):
-            return queries.float() @ self.item_vectors()[start:stop].float().T
-
 
 def batch_sizes(config: RunConfig) -> dict[str, Any]:
     """The options that all training batches have."""
@@ -562,47 +362,3 @@ def batch_sizes(config: RunConfig) -> dict[str, Any]:
         "tokens_per_batch": config.training.tokens_per_batch,
         "seed": config.training.seed,
     }
-
-
-def build_model(
-    config: ModelConfig,
-    num_items: int,
-    tables: Tables | None = None,
-    ranks: Ranks | None = None,
-) -> SequenceModel:
-    """The model that ``config.backbone`` names, with start values from PyTorch's generator.
-
-    Args:
-        config: the architecture; an input that is neither "on" nor "off" is off.
-        num_items: size of the catalogue.
-        tables: what is known of items, users and events, such as ``log.tables``.
-        ranks: who share the item table; this one's model has its rows, with the numbers that they
-            have in the whole, and all the rest.
-
-    Raises:
-        ConfigError: an option is out of bounds or does not fit another one, or there are no items.
-    """
-    check(config, "model.")
-    if num_items < 1:
-        raise ConfigError(f"num_items is {num_items}: a catalogue needs at least 1 item")
-    with sharded(ranks or ALONE):
-        model = BACKBONES.get(config.backbone)(config, num_items)
-    if not len(model.held_items):
-        raise ConfigError(
-            f"num_items is {num_items}: too few for each rank to have some of them, choose fewer"
-        )
-    # Last, so that a model without other inputs begins with the numbers that it always began with.
-    model.attach(Tables() if tables is None else tables)
-    return model
-
-
-def is_one_each(batch: Batch) -> bool:
-    """Whether every history of a batch is a single event."""
-    return batch.max_length == 1 and len(batch.items) == batch.num_histories
-
-
-def _gaps(batch: Batch, before: Tensor | None) -> Tensor:
-    assert batch.times is not None
-    if before is not None and is_one_each(batch):
-        return passed(before, batch.times)
-    return gaps(batch.times, batch.cu_seqlens, before)

@@ -40,7 +40,10 @@ def started_ray(device: str) -> Iterator[PartEngine]:
         from blossomrec.device import resolve_device
 
         end.enter_context(connected(ray))
-        return _workers(ray, resolve_device(device), AHEAD)
+        workers = _workers(ray, resolve_device(device), AHEAD)
+        # An error that is kept keeps its frames, and these the workers: none goes by itself.
+        end.callback(lambda: [ray.kill(worker) for worker in workers])
+        return workers
 
     def write(writer: PartWriter, parts: Sequence[Users], advance: Advance) -> PartsWritten:
         workers = starting.result()

@@ -27,7 +27,8 @@ from blossomrec.report import sections, wording
 from blossomrec.report.attention_profile import attention_profile
 from blossomrec.report.comparison import Comparison
 from blossomrec.report.page import TextTable, key_of, render_page
-from blossomrec.run import load_model, read_run_config
+from blossomrec.run.description import read_run_config
+from blossomrec.run.weights import load_model
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ def evaluation_table(name: str, evaluation: Evaluation) -> Group:
     for metric in wording.shown_metrics(protocol, evaluation.metrics):
         interval = evaluation.intervals.get(metric)
         shown = f"{interval[0]:.4f}–{interval[1]:.4f}" if interval else ""
-        table.add_row(metric, f"{evaluation.metrics[metric]:.4f}", shown)
+        _add_row(table, metric, f"{evaluation.metrics[metric]:.4f}", shown)
     told = f" {wording.told(protocol)}." if wording.told(protocol) else ""
     candidates = Text(f"Candidates: {protocol.candidates}. Ties count against the target.{told}")
     title = _title(f"{name}: {split}{kind}, {wording.users_text(protocol)}")
@@ -65,7 +65,7 @@ def comparison_table(
     columns = ("first", "second", "difference", "95% interval", "p", "p Wilcoxon", "Cohen's d")
     table = _table("metric", *columns)
     for name in wording.shown_metrics(protocol, tests):
-        table.add_row(name, *_test_cells(tests[name]))
+        _add_row(table, name, *_test_cells(tests[name]))
     parts: list[Text | Table] = []
     if by_kind and len(by_kind) > 1:
         parts += [_title("By kind of the target"), _parts_table("kind", columns, by_kind, protocol)]
@@ -83,7 +83,7 @@ def _parts_table(
     for part, found in tests.items():
         for name in wording.shown_metrics(protocol, found)[:2]:
             test = found[name]
-            table.add_row(Text(part), f"{test.users:,}", name, *_test_cells(test))
+            _add_row(table, part, f"{test.users:,}", name, *_test_cells(test))
     return table
 
 
@@ -109,7 +109,8 @@ def comparison_of_models(evaluations: Mapping[str, Evaluation]) -> Group:
         low, high = evaluation.intervals[kinds[0]]
         values = [f"{evaluation.metrics[kind]:.4f}" for kind in kinds]
         coverage = evaluation.metrics.get(f"coverage@{k}")
-        table.add_row(
+        _add_row(
+            table,
             name,
             values[0],
             f"{low:.4f}–{high:.4f}",
@@ -124,11 +125,10 @@ def frame_table(frame: Any) -> Table:
     shown = Table()
     for name in frame.columns:
         justify = "right" if name in ("score", "rank") else "left"
-        shown.add_column(name, justify=justify, overflow="fold")
+        shown.add_column(Text(name), justify=justify, overflow="fold")
     for row in frame.iter_rows():
         cells = (f"{one:.4f}" if isinstance(one, float) else str(one) for one in row)
-        # Square brackets in ids are no markup.
-        shown.add_row(*map(Text, cells))
+        _add_row(shown, *cells)
     return shown
 
 
@@ -141,7 +141,7 @@ def _slices_table(first: str, slices: Sequence[Slice], protocol: EvaluationProto
         for metric in metrics:
             low, high = part.intervals[metric]
             cells += [f"{part.metrics[metric]:.4f}", f"{low:.4f}–{high:.4f}"]
-        table.add_row(Text(part.marked_label), f"{part.users:,}", *cells)
+        _add_row(table, part.marked_label, f"{part.users:,}", *cells)
     return table
 
 
@@ -152,6 +152,11 @@ def _table(first: str, *others: str) -> Table:
     for column in others:
         table.add_column(column, justify="right")
     return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    # Names of columns, in metrics too, and ids are text: square brackets in them are no markup.
+    table.add_row(*map(Text, cells))
 
 
 def _title(text: str) -> Text:

@@ -55,8 +55,8 @@ DEFINITIONS = {
     "ndcg": "discounted gain 1 / log2(place + 1) of the targets among the first k, over the ideal",
     "mrr": "1 / place of the first target, 0 beyond the first k",
     "popularity": (
-        "mean popularity percentile of the first k recommended items: 0 the least popular item, "
-        "1 the most popular, 0.5 a recommendation at random"
+        "mean popularity percentile, by training events, of the first k recommended items: 0 the "
+        "least popular item, 1 the most popular, 0.5 a recommendation at random"
     ),
     "coverage": "share of the catalogue among the first k recommended items of anybody",
 }

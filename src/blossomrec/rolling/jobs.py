@@ -22,7 +22,7 @@ from blossomrec.rolling.periods import Period
 from blossomrec.rolling.study import Opened, Study
 from blossomrec.rolling.targets import rank_targets, targets_of
 from blossomrec.rolling.training import Trained, trained_before
-from blossomrec.run import read_run_config
+from blossomrec.run.description import read_run_config
 
 MEASURED, LINES = "measured.json", "periods.jsonl"
 # Called with each line as soon as it is there.

@@ -16,7 +16,8 @@ from blossomrec.measure import load_seeing
 from blossomrec.rolling.past_log import Part, ends_before, write_part
 from blossomrec.rolling.periods import Period
 from blossomrec.rolling.study import Opened
-from blossomrec.run import open_vocabulary, read_run_config
+from blossomrec.run.description import read_run_config
+from blossomrec.run.tables import open_vocabulary
 
 # The rank of a target that the model does not know.
 MISS = np.int64(1) << 40

@@ -14,12 +14,12 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases, Split
 from blossomrec.errors import RunError
 from blossomrec.files import read_json, remove, write_json
+from blossomrec.models.building import build_model
 from blossomrec.models.inputs import resolve_inputs
-from blossomrec.models.sequence import build_model
 from blossomrec.rolling.past_log import write_part
 from blossomrec.rolling.periods import Period
 from blossomrec.rolling.study import Opened
-from blossomrec.run import read_run_config
+from blossomrec.run.description import read_run_config
 from blossomrec.training import train
 from blossomrec.training.state import seeded
 from blossomrec.training.warm_start.seen import seen_events

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+
+# The folders that an absolute path leads through, but for those of an address of the web.
+FOLDERS = re.compile(r"(?<![\w.~:/-])/(?:[^/\s'\"]+/)+")
 
 logger = logging.getLogger("blossomrec.serving")
 
@@ -139,3 +144,21 @@ def shown(value: Any) -> str:
     # A number beyond what Python prints cannot come out of JSON, but out of arithmetic.
     text = repr(value[:LONGEST_SHOWN] if isinstance(value, (str, list, bytes)) else value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def without_folders(text: str, run: Path | None = None) -> str:
+    """A message without the folders of this machine: paths are told by their last part.
+
+    Args:
+        run: a folder of which the name alone is told, also where a file in it is named.
+
+    Example:
+        >>> without_folders("/srv/7/config.json is missing, as is /data/log", Path("/srv/7"))
+        '7/config.json is missing, as is log'
+    """
+    if run is not None:
+        places = {f"{str(one.parent).rstrip('/')}/" for one in (run.absolute(), run.resolve())}
+        # One of them may lie in the other.
+        for place in sorted(places, key=len, reverse=True):
+            text = text.replace(place, "")
+    return FOLDERS.sub("", text)

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blossomrec.errors import shortened
 from blossomrec.files import read_json, write_json
 from blossomrec.tracking.tracker import Tracker
 
 # Seconds that a tracker has at the end to take what it was not told yet.
 LAST_SECONDS = 60.0
+
+# What of the place of a training is remembered.
+PLACE = ("name", "group", "folder")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,13 @@ class Told:
     step: int
     training: str
     place: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.place, dict):
+            raise ValueError(f"place is {shortened(self.place)}")
+        for name in PLACE:
+            if not isinstance(self.place.get(name), str):
+                raise ValueError(f"{name} of place is {shortened(self.place.get(name))}")
 
 
 def told_path(run: Path, name: str) -> Path:

@@ -21,7 +21,7 @@ from blossomrec.errors import RunError, shortened
 from blossomrec.files import digest, new_folder, read_json, remove, replacing
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.ranks import ALONE, Ranks
-from blossomrec.run import write_weights
+from blossomrec.run.weights import write_weights
 
 KEPT = 2
 FORMAT = 1

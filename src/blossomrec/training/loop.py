@@ -15,7 +15,9 @@ from blossomrec.errors import ConfigError
 from blossomrec.files import locked
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.ranks import ALONE, Ranks
-from blossomrec.run import check_vocabulary, read_weights, write_run_config
+from blossomrec.run.description import check_vocabulary
+from blossomrec.run.weights import read_weights
+from blossomrec.run.writing import write_run_config
 from blossomrec.tracking.tracker import Place
 from blossomrec.tracking.trackers import Trackers
 from blossomrec.training.checkpoint import Checkpoints

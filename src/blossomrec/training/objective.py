@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -147,29 +147,30 @@ class Step:
         """The entries, of [T, ...], of the events that are predicted from."""
         return events if self.rows is None else events.index_select(0, self.rows)
 
-    def of(self, batch: Batch) -> Step:
+    def of(self, batch: Batch) -> Self:
         """The same of a batch of the same events."""
         step = copy.copy(self)
         step.batch = batch
         return step
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Step:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same with ``function`` applied to every tensor."""
-        return Step(
-            self.batch.map(function),
-            None if self.rows is None else function(self.rows),
-            self.num_targets,
-            importance=self.importance,
-            distil_rows=function(self.distil_rows),
-            padded=self.padded,
-        )
+        step = copy.copy(self)
+        for name, tensor in self.tensors().items():
+            setattr(step, name, function(tensor))
+        step.batch = self.batch.map(function)
+        return step
 
-    def copy_(self, other: Step) -> None:
+    def copy_(self, other: Self) -> None:
         """Take over the numbers of a step of the same shape, on any device."""
         self.batch.copy_(other.batch)
-        self.distil_rows.copy_(other.distil_rows, non_blocking=True)
-        if self.rows is not None and other.rows is not None:
-            self.rows.copy_(other.rows, non_blocking=True)
+        theirs = other.tensors()
+        for name, tensor in self.tensors().items():
+            tensor.copy_(theirs[name], non_blocking=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there besides those of the batch, by name."""
+        return {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
 
     @property
     def distil_rows(self) -> Tensor:
@@ -181,40 +182,38 @@ class Step:
 def device_steps(
     batches: Iterator[Batch], device: torch.device, shape: Shape | None = None
 ) -> Iterator[Step]:
-    """Move batches to the device without waiting for it, or pad those that fit a shape.
-
-    Targets are looked up here, on the host: finding them on a GPU would stop the loop.
-    """
+    """Move batches to the device without waiting for it, or pad those that fit a shape."""
     pinned = device.type == "cuda"
     for batch in batches:
-        assert batch.targets is not None
-        rows = (batch.targets >= 0).nonzero()[:, 0]
-        tokens, count, weights = len(batch.items), len(rows), batch.target_weights
-        importance = None if weights is None else float(weights[rows].double().sum())
-        # Where nothing counts the selector is distilled at every event: it has to be somewhere.
-        distil_rows = rows if count else torch.arange(tokens)
-        step = None
-        if shape is not None:
-            step = _padded(batch, count, importance, distil_rows, shape)
+        step = None if shape is None else padded_step(batch, shape)
         if step is not None:
             yield step.map(Tensor.pin_memory) if pinned else step
             continue
+        step = plain_step(batch)
         if pinned:
-            batch, rows = batch.pin_memory(), rows.pin_memory()
-        distil_rows = None if count else torch.arange(tokens, device=device)
-        rows = None if count == tokens else rows.to(device, non_blocking=True)
-        yield Step(batch.to(device), rows, count, importance=importance, distil_rows=distil_rows)
+            step = step.map(lambda each: each.pin_memory().to(device, non_blocking=True))
+        yield step
 
 
-def _padded(
-    batch: Batch, count: int, importance: float | None, distil_rows: Tensor, shape: Shape
-) -> Step | None:
-    """A step of a shape on the host; None where the batch, of ``count`` targets, does not fit."""
+def plain_step(batch: Batch) -> Step:
+    """A step of a batch as it is, on the host: looking for targets on a GPU would stop the loop."""
+    rows, importance = _predicted(batch)
+    tokens, count = len(batch.items), len(rows)
+    # Where nothing counts the selector is distilled at every event: it has to be somewhere.
+    distil_rows = None if count else torch.arange(tokens)
+    rows = None if count == tokens else rows
+    return Step(batch, rows, count, importance=importance, distil_rows=distil_rows)
+
+
+def padded_step(batch: Batch, shape: Shape) -> Step | None:
+    """A step of a shape on the host; None where the batch does not fit."""
     padded = batch.pad(shape.tokens, shape.histories, shape.max_length)
+    rows, importance = _predicted(batch)
+    count = len(rows)
     if padded is None or count > shape.targets:
         return None
     assert padded.targets is not None
-    rows = None
+    distil_rows, rows = rows if count else torch.arange(len(batch.items)), None
     if shape.targets < shape.tokens:
         # As many of those without a target as there is room for; they have no loss.
         predicted = padded.targets >= 0
@@ -223,3 +222,10 @@ def _padded(
     end = shape.tokens
     distil_rows = pad(distil_rows, (0, end - len(distil_rows)), value=end)
     return Step(padded, rows, count, importance=importance, distil_rows=distil_rows, padded=True)
+
+
+def _predicted(batch: Batch) -> tuple[Tensor, float | None]:
+    """Rows of the events that have a target, and how much these count; None for 1 each."""
+    assert batch.targets is not None
+    rows, weights = (batch.targets >= 0).nonzero()[:, 0], batch.target_weights
+    return rows, None if weights is None else float(weights[rows].double().sum())

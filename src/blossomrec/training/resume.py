@@ -14,7 +14,7 @@ from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Split
 from blossomrec.errors import ConfigError, RunError
-from blossomrec.run import bring_up_to_date, read_run_config
+from blossomrec.run.description import bring_up_to_date, read_run_config
 from blossomrec.training.checkpoint import Checkpoint, Checkpoints
 
 Resume = Literal["auto", "never"]

@@ -145,9 +145,9 @@ class Parts:
 
     ``objective`` and ``stepper`` are the model with its loss and the optimizer as Fabric wraps
     them, ``model`` and ``optimizer`` the bare ones, which are stored. ``shape`` is that of all
-    batches where a step is one CUDA graph, None elsewhere. ``table`` are the item embeddings where
-    a step updates some rows of them, None where the optimizer has them. ``ranks`` train together,
-    and ``division`` gives this one its part of each batch; None alone.
+    batches, or of this rank's parts, where a step is one CUDA graph, None elsewhere. ``table`` are
+    the item embeddings where a step updates some rows of them, None where the optimizer has them.
+    ``ranks`` train together, and ``division`` gives this one its part of each batch; None alone.
     """
 
     fabric: Fabric
@@ -208,15 +208,15 @@ def build_parts(
     table = build_table(model, loss, config.training)
     optimizer = build_optimizer(model, config.training, table)
     options = {"selector_weight": config.model.selector_weight, "table": table}
+    shape = graph_shape(config, batches, fabric.device, ranks)
     if ranks.alone:
         objective = Objective(model, loss, **options)
-        shape = graph_shape(config, batches, fabric.device)
     else:
         from blossomrec.training.sharded import build
 
         build.check_shared(config, loss)
-        objective, shape = build.ShardedObjective(model, loss, ranks=ranks, **options), None
-        division = build.divide(model, loss, config, ranks)
+        objective = build.ShardedObjective(model, loss, ranks=ranks, **options)
+        division = build.divide(model, loss, config, ranks, shape)
     wrapped, stepper = fabric.setup(objective, optimizer)
     rate = LearningRate(config.training, config.training.epochs * batches.steps(0))
     return Parts(

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from blossomrec.attention.api import refusal
 from blossomrec.attention.spec import Heads
 from blossomrec.config import ModelConfig, RunConfig
 from blossomrec.data.batches import TrainingBatches
+from blossomrec.data.windows import divided
 from blossomrec.errors import ConfigError
 from blossomrec.models.full import packed_kernel_takes
 from blossomrec.models.transformer import TransformerModel, blossom_spec, build_attention
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.registry import BACKBONES, LOSSES
 
 # Room for batches with more histories than the first epoch has in any; one that needs more still
 # is trained on as it is.
 SPARE_SHARE, SPARE = 0.25, 8
+# Batches of the first epoch by which the size of a rank's part is told, and how many events more
+# there is room for, as a share of these.
+LOOKED_AT, SPARE_EVENTS = 64, 1 / 64
 
 
 class Shape(NamedTuple):
@@ -33,18 +41,55 @@ class Shape(NamedTuple):
     targets: int
 
     @staticmethod
-    def of(batches: TrainingBatches) -> Shape:
-        """Large enough for the batches of the first epoch, and a little more."""
-        events, histories = batches.sizes(0)
-        longest = batches.longest
+    def of(batches: TrainingBatches, size: int = 1) -> Shape:
+        """Large enough for the batches of the first epoch, and a little more.
+
+        Args:
+            size: how many ranks have a part of each batch, for the shape of these parts.
+        """
+        longest, targets = batches.longest, batches.most_targets
         tokens = max(min(batches.tokens_per_batch, batches.num_events), longest)
-        needed = int((histories + -(-(tokens - events) // longest)).max())
-        histories = needed + int(SPARE_SHARE * needed) + SPARE
-        return Shape(tokens, histories, longest, batches.most_targets(tokens, histories))
+        if size == 1:
+            return Shape.around(*batches.sizes(0), tokens, longest, targets)
+        steps = np.unique(np.linspace(0, batches.steps(0) - 1, LOOKED_AT).astype(np.int64))
+        events, histories = part_sizes((batches.lengths(0, each) for each in steps), size)
+        needed = math.ceil(int(events.max()) * (1 + SPARE_EVENTS))
+        # No part has more than an equal one and a history.
+        tokens = max(min(needed, tokens, -(-tokens // size) + longest), longest)
+        return Shape.around(events, histories, tokens, longest, targets)
+
+    @staticmethod
+    def around(
+        events: np.ndarray,
+        histories: np.ndarray,
+        tokens: int,
+        longest: int,
+        targets: Callable[[int, int], int],
+    ) -> Shape:
+        """Room for histories by how many there are in some batches, both int64 [steps].
+
+        Args:
+            targets: gives how many targets so many events and histories have at most.
+        """
+        needed = int((histories + -(-(tokens - events) // longest).clip(min=0)).max())
+        room = needed + int(SPARE_SHARE * needed) + SPARE
+        return Shape(tokens, room, longest, targets(tokens, room))
 
 
-def graph_shape(config: RunConfig, batches: TrainingBatches, device: torch.device) -> Shape | None:
-    """The shape of batches for a graph, None where there is to be none.
+def part_sizes(batches: Iterable[np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Events and histories of the parts that ``size`` ranks have of batches, both int64 [parts].
+
+    Args:
+        batches: events of each history of each batch.
+    """
+    parts = [lengths[part] for lengths in batches for part in divided(lengths, size)]
+    return np.array([int(part.sum()) for part in parts]), np.array([len(part) for part in parts])
+
+
+def graph_shape(
+    config: RunConfig, batches: TrainingBatches, device: torch.device, ranks: Ranks = ALONE
+) -> Shape | None:
+    """The shape of batches, or of a rank's parts, for a graph; None where there is to be none.
 
     Raises:
         ConfigError: a graph is asked for that cannot be.
@@ -55,7 +100,7 @@ def graph_shape(config: RunConfig, batches: TrainingBatches, device: torch.devic
     reason = _obstacle(config, device)
     if reason and wanted == "on":
         raise ConfigError(f"training.graph is 'on', but {reason}")
-    return None if reason else Shape.of(batches)
+    return None if reason else Shape.of(batches, ranks.size)
 
 
 def _obstacle(config: RunConfig, device: torch.device) -> str:

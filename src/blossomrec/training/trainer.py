@@ -20,7 +20,7 @@ from blossomrec.training.progress import Silence
 from blossomrec.training.ranks.update import ShardedUpdate
 from blossomrec.training.setup import Parts, peak_mib
 from blossomrec.training.state import TrainingState
-from blossomrec.training.update import build_update
+from blossomrec.training.update import Update, build_update
 from blossomrec.training.validation import Validation
 from blossomrec.training.watch import (
     Interrupts,
@@ -57,8 +57,8 @@ class Trainer:
         self.config = config
         self.state = TrainingState()
         self.device = parts.fabric.device
-        build = build_update if parts.ranks.alone else ShardedUpdate
-        self.update = build(parts, config.clip_norm)
+        kind = Update if parts.ranks.alone else ShardedUpdate
+        self.update = build_update(parts, config.clip_norm, kind)
         self.average = WeightAverage(parts.model, config.ema_decay, parts.table)
         self.watch = LossWatch(self.device)
         self.pace = Pace(self.config.checkpoint_overhead)
@@ -112,6 +112,7 @@ class Trainer:
             raise TrainingError(f"{error}: training stopped, {last}") from error
         finally:
             self.checkpoints.finish()
+            self.update.close()
         return reason
 
     def _reason_to_stop(self) -> str | None:
@@ -156,7 +157,7 @@ class Trainer:
     def _steps(self, ahead: Iterator[Any]) -> Iterator[Step]:
         if self.parts.division is None:
             return device_steps(ahead, self.device, self.parts.shape)
-        return self.parts.division.steps(ahead, self.device)
+        return self.parts.division.steps(ahead)
 
     def _asked(self, interrupts: Interrupts) -> tuple[int, ...]:
         """Whether a checkpoint is due, by which signal training is to stop (0 for none), and

@@ -27,8 +27,12 @@ class Update:
 
     def __call__(self, step: Step, rate: float) -> Values:
         """Update the weights with learning rate ``rate``."""
+        self.start(step)
         self.set_rate(rate)
         return self.run(step)
+
+    def start(self, step: Step) -> None:
+        """Do what the host does for a step each time, also where it is replayed."""
 
     def set_rate(self, rate: float | Tensor) -> None:
         """Let the optimizer's next step have this learning rate."""
@@ -36,6 +40,9 @@ class Update:
             group["lr"] = rate
         if self.parts.table is not None:
             self.parts.table.set_rate(rate)
+
+    def close(self) -> None:
+        """Give up what is not for other trainings."""
 
     def run(self, step: Step) -> Values:
         """Update the weights with the learning rate that is set."""
@@ -77,6 +84,9 @@ class GraphUpdate:
     Batches that are not padded, since they do not fit the shape, are taken operation by operation.
     Random numbers go on in the generator's stream as they would without a graph. Elsewhere than on
     a GPU nothing is captured.
+
+    What ranks tell each other is captured with the rest, so that all of them take the same steps in
+    the same way, and :meth:`close` comes before they part.
     """
 
     def __init__(self, update: Update):
@@ -93,6 +103,7 @@ class GraphUpdate:
         if not step.padded:
             return self.update(step, rate)
         fixed = self._taken_over(step)
+        self.update.start(step)
         self.rate.fill_(rate)
         if self.device.type != "cuda":
             self.update.set_rate(rate)
@@ -101,6 +112,15 @@ class GraphUpdate:
             self._replay = self._captured(fixed)
         self._taken += 1
         return self._replay() if self._replay else self._aside(fixed)
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed by now."""
+        return self._replay is not None
+
+    def close(self) -> None:
+        """Give up the graph; another one is captured where steps go on."""
+        self._replay, self._taken = None, 0
 
     def _taken_over(self, step: Step) -> Step:
         """The step on tensors that are the same for every step."""
@@ -142,7 +162,9 @@ class GraphUpdate:
         return replay
 
 
-def build_update(parts: Parts, clip_norm: float) -> Update | GraphUpdate:
+def build_update(
+    parts: Parts, clip_norm: float, kind: type[Update] = Update
+) -> Update | GraphUpdate:
     """A graph where batches have a shape."""
-    update = Update(parts, clip_norm)
+    update = kind(parts, clip_norm)
     return update if parts.shape is None else GraphUpdate(update)

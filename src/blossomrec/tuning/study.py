@@ -11,8 +11,8 @@ import numpy as np
 from blossomrec.config import RunConfig, from_dict, to_dict
 from blossomrec.errors import ConfigError, MissingExtraError, RunError, shortened
 from blossomrec.files import read_json
-from blossomrec.run import FORMAT as RUN_FORMAT
-from blossomrec.run import bring_up_to_date
+from blossomrec.run.description import FORMAT as RUN_FORMAT
+from blossomrec.run.description import bring_up_to_date
 from blossomrec.training.resume import CHANGEABLE
 from blossomrec.tuning.options import TuneOptions
 from blossomrec.tuning.space import Space

@@ -12,8 +12,8 @@ import torch
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.errors import ConfigError, DataError, TrainingError
+from blossomrec.models.building import build_model
 from blossomrec.models.inputs import resolve_inputs
-from blossomrec.models.sequence import build_model
 from blossomrec.tracking import Place
 from blossomrec.training.loop import train
 from blossomrec.training.state import seeded

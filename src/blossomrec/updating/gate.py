@@ -20,7 +20,7 @@ from blossomrec.evaluation import RankingOptions, compare, evaluate, resolve_fil
 from blossomrec.measure import load_seeing
 from blossomrec.models.own_history.items import OwnItems
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.run import RunInfo, read_run_config
+from blossomrec.run.description import RunInfo, read_run_config
 from blossomrec.training.warm_start.seen import seen_events
 
 METRIC, K = "ndcg@10", 10

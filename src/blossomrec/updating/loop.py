@@ -20,7 +20,8 @@ from blossomrec.data.vocabulary import read_description
 from blossomrec.errors import ConfigError, DataError, RunError, TrainingError
 from blossomrec.files import locked, remove
 from blossomrec.recommender import BlossomRec
-from blossomrec.run import read_run_config, read_weights
+from blossomrec.run.description import read_run_config
+from blossomrec.run.weights import read_weights
 from blossomrec.updating.gate import judge
 from blossomrec.updating.options import DailyOptions
 from blossomrec.updating.rollback import go_back

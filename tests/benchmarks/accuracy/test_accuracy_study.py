@@ -15,7 +15,7 @@ from blossomrec.config import check
 from blossomrec.data.log import EventLog
 from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.measure import evaluate_run
-from blossomrec.run import read_run_config
+from blossomrec.run.description import read_run_config
 from blossomrec.training import trainer
 
 ROOT = Path(__file__).resolve().parents[3]

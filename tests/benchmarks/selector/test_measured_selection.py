@@ -17,7 +17,7 @@ from benchmarks.selector.measured_selection import (
 )
 from benchmarks.selector.recall_task import RecallConfig, make_recall_task
 from blossomrec.config import ModelConfig
-from blossomrec.models.sequence import build_model
+from blossomrec.models.building import build_model
 from blossomrec.report.inspect.selection_measures import attention_coverage, choosing_rows
 from random_selections import (
     BLOCK,

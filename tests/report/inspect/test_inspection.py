@@ -20,7 +20,7 @@ from blossomrec.report.attention_profile import recorded
 from blossomrec.report.inspect import inspect_page, inspect_tables, inspection, selection_measures
 from blossomrec.report.inspect.inspect_page import octaves
 from blossomrec.report.inspect.selection_totals import quantiles_of_counts
-from blossomrec.run import load_model
+from blossomrec.run.weights import load_model
 from command_line import refuse
 from small_options import SMALL
 

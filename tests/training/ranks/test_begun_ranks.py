@@ -6,7 +6,8 @@ import pytest
 from ranks_cases import BEGUN, assert_same_training
 from small_training import logged
 
-from blossomrec.run import read_run_config, read_weights
+from blossomrec.run.description import read_run_config
+from blossomrec.run.weights import read_weights
 
 
 @pytest.mark.parametrize("before", ["one", "two"])

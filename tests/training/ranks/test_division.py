@@ -11,14 +11,14 @@ from small_training import small_config, small_train
 
 from blossomrec.data.batch import pack
 from blossomrec.data.batches import ClozeBatches, TrainingBatches
-from blossomrec.data.windows import boundaries, gather_index
+from blossomrec.data.windows import boundaries, divided, gather_index
 from blossomrec.errors import ConfigError
 from blossomrec.losses.catalogue import CrossEntropy
 from blossomrec.models import build_model
 from blossomrec.models.sasrec import SASRec
 from blossomrec.ranks import Ranks
 from blossomrec.training.setup import build_parts, open_fabric
-from blossomrec.training.sharded.division import Division, divided
+from blossomrec.training.sharded.division import Division
 
 
 def shares_of(batches, size, *, with_targets=False, num_rows=20):
@@ -53,15 +53,15 @@ def test_rows_that_are_sent_are_those_that_are_wanted(tiny_log, split, with_targ
     for rank, share in enumerate(shares):
         arrived = []
         for owner, other in enumerate(shares):
-            counts = other.traffic.sent_counts
-            assert counts[rank] == share.traffic.received_counts[owner]
-            part = other.traffic.sent.split(counts)[rank]
+            counts = other.counts[0]
+            assert counts[rank] == share.counts[1][owner]
+            part = other.sent.split(counts)[rank]
             arrived.append(part + Ranks(owner, size).rows(num_rows).start)
-        assert torch.cat(arrived).tolist() == share.traffic.wanted.tolist()
-        items.append(share.traffic.wanted[share.batch.items])
+        assert torch.cat(arrived).tolist() == share.wanted.tolist()
+        items.append(share.wanted[share.batch.items])
         targets.append(share.targets)
         if with_targets:
-            assert torch.equal(share.traffic.wanted[share.batch.targets], share.targets)
+            assert torch.equal(share.wanted[share.batch.targets], share.targets)
     pairs = sorted(zip(torch.cat(items).tolist(), torch.cat(targets).tolist(), strict=True))
     assert pairs == sorted(zip(batch.items.tolist(), batch.targets.tolist(), strict=True))
     assert sum(share.event_share for share in shares) == pytest.approx(1)
@@ -138,7 +138,7 @@ def test_parts_that_were_read_are_those_of_the_whole(tiny_log, split, cloze):
         part = next(
             batches.epoch(0, division=Division(Ranks(rank, size), rows, 7, with_targets=False))
         )
-        items = part.told[3:][part.batch.items]
+        items = part.told[4:][part.batch.items]
         found += zip(items.tolist(), part.targets.tolist(), strict=True)
     assert sorted(found) == sorted(zip(whole.items.tolist(), whole.targets.tolist(), strict=True))
 
@@ -177,7 +177,6 @@ def test_what_cannot_be_shared_is_refused(tiny_log, split, monkeypatch, tmp_path
         with pytest.raises(ConfigError, match=reason):
             build_parts(model, tiny_log, split.train_end, config, fabric, ranks=ranks)
 
-    refuse("graph is 'on'", graph="on")
     monkeypatch.setattr(CrossEntropy, "sharded", False)
     refuse("'cross_entropy' needs the vectors of all items")
     monkeypatch.setattr(SASRec, "takes_features", False)

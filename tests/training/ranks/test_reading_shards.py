@@ -6,9 +6,9 @@ import pytest
 import torch
 from small_training import small_config, small_train
 
-from blossomrec import run as runs
 from blossomrec.ranks import Ranks
-from blossomrec.run import load_model, read_weights
+from blossomrec.run import weights
+from blossomrec.run.weights import load_model, read_weights
 
 
 class Spied:
@@ -35,7 +35,7 @@ def trained_run(one_thread, tiny_log, tmp_path_factory):
 @pytest.mark.parametrize("piece", [1, 256, 64 << 20])
 def test_ranks_read_their_rows_and_all_of_the_rest(trained_run, monkeypatch, piece):
     read, whole = dict[str, list[int]](), read_weights(trained_run / "model.safetensors")
-    opened = runs.safe_open
+    opened = weights.safe_open
 
     class Spy:
         def __init__(self, *given):
@@ -54,8 +54,8 @@ def test_ranks_read_their_rows_and_all_of_the_rest(trained_run, monkeypatch, pie
         def get_slice(self, name):
             return Spied(self.file.get_slice(name), read.setdefault(name, []))
 
-    monkeypatch.setattr(runs, "safe_open", Spy)
-    monkeypatch.setattr(runs, "PIECE_BYTES", piece)
+    monkeypatch.setattr(weights, "safe_open", Spy)
+    monkeypatch.setattr(weights, "PIECE_BYTES", piece)
     table, parts = "item_embeddings.weight", []
     for rank in range(3):
         read.clear()

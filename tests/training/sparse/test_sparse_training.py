@@ -15,7 +15,8 @@ from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError
 from blossomrec.losses import LOSSES, SampledLoss
 from blossomrec.models import build_model
-from blossomrec.run import read_run_config, read_weights
+from blossomrec.run.description import read_run_config
+from blossomrec.run.weights import read_weights
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.objective import device_steps
 from blossomrec.training.setup import build_parts, open_fabric

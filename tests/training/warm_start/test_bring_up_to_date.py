@@ -11,7 +11,8 @@ from two_periods import SIMULATED
 from blossomrec.errors import ConfigError, DataError, RunError
 from blossomrec.files import digest
 from blossomrec.recommender import BlossomRec
-from blossomrec.run import read_run_config, read_weights
+from blossomrec.run.description import read_run_config
+from blossomrec.run.weights import read_weights
 from blossomrec.training import trainer
 from blossomrec.training.checkpoint import Pace
 from blossomrec.training.warm_start.seen import seen_events

@@ -11,7 +11,9 @@ from blossomrec.data.batch import pack
 from blossomrec.data.history import KnownHistories
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.models import build_model
-from blossomrec.run import open_users, read_run_config, read_weights
+from blossomrec.run.description import read_run_config
+from blossomrec.run.tables import open_users
+from blossomrec.run.weights import read_weights
 from blossomrec.training.warm_start.tables import item_tables, origins
 from blossomrec.training.warm_start.weights import check_architecture
 

@@ -17,7 +17,9 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.models import build_model
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.run import load_model, open_vocabulary, read_run_config
+from blossomrec.run.description import read_run_config
+from blossomrec.run.tables import open_vocabulary
+from blossomrec.run.weights import load_model
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.setup import build_optimizer, training_counts
 from blossomrec.training.state import load_optimizer_state

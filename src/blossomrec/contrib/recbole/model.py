@@ -19,7 +19,7 @@ from blossomrec.config import ModelConfig, check
 from blossomrec.contrib.recbole.settings import OPTIONS, NoCounterpartError
 from blossomrec.data.batch import Batch
 from blossomrec.errors import ConfigError, MissingExtraError, shortened
-from blossomrec.models.sequence import build_model
+from blossomrec.models.building import build_model
 
 try:
     from recbole.model.abstract_recommender import (  # pyright: ignore[reportMissingImports]

@@ -39,7 +39,7 @@ from blossomrec.report.inspect.selection_totals import (
     mass_ratio,
 )
 from blossomrec.report.wording import ItemWords, habit, period
-from blossomrec.run import read_run_config
+from blossomrec.run.description import read_run_config
 
 # Events of a batch; only a history that is longer by itself goes over it.
 TOKENS_PER_BATCH = 16_384

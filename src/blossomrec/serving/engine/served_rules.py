@@ -27,7 +27,7 @@ from blossomrec.rules.catalogue import (
 from blossomrec.rules.item_table import ItemTable
 from blossomrec.rules.kept_arrays import KeptArrays
 from blossomrec.rules.rules import RuleError, refuse_contradiction
-from blossomrec.serving.refusals import Refusal, unavailable
+from blossomrec.serving.refusals import Refusal, unavailable, without_folders
 
 # Of these a request has its own, or those of the server.
 ONE_OF_BOTH = ("diversity", "exclude_seen_days", "fallback")
@@ -137,7 +137,8 @@ class ServedRules:
                 try:
                     log = EventLog.open(self._source.log)
                 except DataError as error:
-                    message = f"the log this model was trained on is not there ({error})"
+                    why = without_folders(str(error), self._source.log)
+                    message = f"the log this model was trained on is not there ({why})"
                     name = "fallback"
                     raise RuleError(f"{name}: {message}", name, "recent-popularity") from error
                 self._shares = recent_shares(log, self._source.items)

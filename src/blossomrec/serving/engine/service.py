@@ -9,64 +9,35 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
-from blossomrec.data.units import Time, as_second, as_seconds
-from blossomrec.errors import ConfigError
+from blossomrec.data.units import Time
 from blossomrec.rules import Rules
-from blossomrec.rules.catalogue import ItemRules
-from blossomrec.rules.reranking import AskedFor
-from blossomrec.rules.rules import RuleError
 from blossomrec.serving.engine.engine import Engine, Request
 from blossomrec.serving.engine.explainer import Explainer, check_model
-from blossomrec.serving.engine.ranking import Best, Choice
-from blossomrec.serving.engine.served_rules import RuleReader, wrong_rule
+from blossomrec.serving.engine.given_history import Given, moment, read_history, without_seen
+from blossomrec.serving.engine.listing import Listed, Listing, falls_back, named
+from blossomrec.serving.engine.ranking import Choice
 from blossomrec.serving.engine.store_threads import Committer, Reader
 from blossomrec.serving.engine.version import ModelVersion, load_version
+from blossomrec.serving.engine.work import answered
 from blossomrec.serving.metrics import Metrics
-from blossomrec.serving.refusals import (
-    Refusal,
-    nothing_known,
-    unavailable,
-    unknown_item,
-    unknown_user,
-)
-from blossomrec.serving.stores.store import (
-    Appended,
-    Context,
-    Event,
-    EventStore,
-    ItemId,
-    Member,
-    Profile,
-)
+from blossomrec.serving.refusals import Refusal, unavailable, unknown_item, unknown_user
+from blossomrec.serving.stores.store import Appended, Event, EventStore, ItemId, Member, Profile
 from blossomrec.serving.watch.watch import Watch, stored_events
 
 T = TypeVar("T")
-SECONDS_A_DAY = 86_400
-# Codes of refusals of a user of whom no item is known, and what is counted as their history.
-NOTHING_KNOWN = {"unknown_user": "none", "no_known_item": "unknown_items"}
 # How long one look at the store counts: whoever may ask may ask often.
 LOOK_SECONDS = 1.0
 # How long the end waits for the counting of what the store holds.
 COUNTING_SECONDS = 1.0
 
 logger = logging.getLogger("blossomrec.serving")
-
-
-class Given(NamedTuple):
-    """A history that comes with its request, oldest first; None for what is not told."""
-
-    items: Sequence[ItemId]
-    times: Sequence[Time] | None = None
-    kinds: Sequence[str | None] | None = None
-    contexts: Sequence[Context | None] | None = None
 
 
 class Service:
@@ -98,9 +69,8 @@ class Service:
         threads: int | None = None,
         rules: Rules | None = None,
     ):
-        self._rules, self._rule_reader = rules, RuleReader()
         self.config, self._run, self._device = config or ServingConfig(), run, device
-        self._refuses_unknown = self.config.unknown_values == "refuse"
+        self._rules = rules
         self._keeps_unknown = self.config.unknown_items == "keep"
         self.metrics = Metrics()
         self.metrics.queue_limit.set(self.config.queue)
@@ -118,6 +88,7 @@ class Service:
             lists=self.watch.lists,
             threads=threads,
         )
+        self._listing = Listing(self._engine, self.metrics, self.watch, self.config.timeout)
         self._explainer = Explainer(threads)
         self._looked: tuple[float, asyncio.Future[None]] | None = None
         # Counting can take long: nobody waits for it.
@@ -131,14 +102,15 @@ class Service:
         """
         version = self.version
         catalogue, keep = version.catalogue, self._keeps_unknown
+        refuse = self.config.unknown_values == "refuse"
         events = [
             event._replace(item=catalogue.stored(event.item, f"events[{index}].item", keep=keep))
             for index, event in enumerate(events)
         ]
         for index, (_, _, _, kind, context) in enumerate(events):
             if kind is not None or context is not None:
-                named = (f"events[{index}].kind", kind), (f"events[{index}].context", context)
-                version.known.check_event(*named, refuse=self._refuses_unknown)
+                fields = (f"events[{index}].kind", kind), (f"events[{index}].context", context)
+                version.known.check_event(*fields, refuse=refuse)
         now, ahead, last = time.time(), self.config.max_future, self.watch.lists.of(user)
         appended: Appended = await self._changed(
             lambda store: store.append(user, events, now, ahead)
@@ -168,7 +140,7 @@ class Service:
         at: Time | None = None,
         kind: str | None = None,
         rules: Mapping[str, Any] | None = None,
-    ) -> tuple[ModelVersion, list[tuple[ItemId, float]]]:
+    ) -> tuple[ModelVersion, Listed]:
         """Items and scores, best first, for a user or for a history that is given.
 
         Items to exclude may be unknown to the model, those to choose from may not; those of the
@@ -179,81 +151,33 @@ class Service:
         server.
         """
         version = self.version
-        ruled = await self._ruled(version, rules or {}, filter_viewed)
+        ruled = await self._listing.rules(version, rules or {}, filter_viewed)
         catalogue = version.catalogue
         given, known = None, True
         if history is not None:
             try:
-                given = self._given(version, history)
+                given = self._history(version, history)
             except Refusal as refusal:
-                if not _falls_back(ruled, refusal):
+                if not falls_back(ruled, refusal):
                     raise
                 known = False
         among = None if items is None else np.unique(catalogue.known_rows(items, "items"))
         viewed = version.filter_viewed if filter_viewed is None else filter_viewed
         choice = Choice(k, [catalogue.known(exclude)], among, ruled)
-        request = Request(user, given, choice, viewed, _second(at), version.known.kind(kind))
+        request = Request(user, given, choice, viewed, moment(at), version.known.kind(kind))
         if ruled is not None and ruled.exclude_seen_days is not None:
-            request = _since(version, request, history, ruled.exclude_seen_days)
-        listed = self._listed if known else self._by_fallback
+            request = without_seen(version, request, history, ruled.exclude_seen_days)
+        listed = self._listing.of if known else self._listing.by_fallback
         return version, await listed(version, request)
-
-    async def _listed(self, version: ModelVersion, request: Request) -> list[tuple[ItemId, float]]:
-        """The best items; by the fallback, if there is one, where nothing is known of the user."""
-        try:
-            best = await self._waited(self._engine.recommend(version, request))
-        except Refusal as refusal:
-            if refusal.code in NOTHING_KNOWN:
-                self.metrics.asked.labels(NOTHING_KNOWN[refusal.code]).inc()
-            if not _falls_back(request.choice.rules, refusal):
-                raise
-            return await self._by_fallback(version, request)
-        listed = _named(version, best)
-        self.watch.recommended(version, request.user, listed)
-        return listed
-
-    async def _by_fallback(
-        self, version: ModelVersion, request: Request
-    ) -> list[tuple[ItemId, float]]:
-        """What the fallback, which there is, has for anybody."""
-        ruled = request.choice.rules
-        assert ruled is not None and ruled.fallback is not None
-        scores, nothing = ruled.fallback, np.empty(0, np.int64)
-        kind = version.known.fields.kinds[request.kind - 1] if request.kind else None
-        asked = AskedFor(request.user, nothing, request.at, kind)
-        choice = replace(request.choice, asked=asked)
-        ranked = self._engine.call(lambda: version.ranking.best_of(scores, choice))
-        listed = _named(version, await self._waited(ranked))
-        self.watch.fell_back(version)
-        return listed
-
-    async def _ruled(
-        self, version: ModelVersion, given: Mapping[str, Any], filter_viewed: bool | None
-    ) -> ItemRules | None:
-        """The rules of a request and of the server; None for none.
-
-        Raises:
-            Refusal: 422, one is wrong or does not fit the table of items.
-        """
-        served = version.rules
-        if not given and (filter_viewed is None or served.always is None):
-            return served.always
-        try:
-            rules = served.asked(given, filter_viewed)
-            if served.at_hand(rules):
-                return served.of(rules)
-            return await self._waited(self._rule_reader.read(served, rules))
-        except RuleError as error:
-            raise wrong_rule(error) from error
 
     async def similar(
         self, items: Sequence[ItemId], k: int = 10
-    ) -> tuple[ModelVersion, list[list[tuple[ItemId, float]]]]:
+    ) -> tuple[ModelVersion, list[Listed]]:
         """For each item the closest others, with their cosine, best first."""
         version = self.version
         rows = version.catalogue.known_rows(items, "items")
         found = await self._waited(self._engine.call(lambda: version.ranking.similar(rows, k)))
-        return version, [_named(version, best) for best in found]
+        return version, [named(version, best) for best in found]
 
     async def explain(
         self,
@@ -274,9 +198,9 @@ class Service:
         if user is not None:
             events = await self._waited(self._engine.history(version, user))
         else:
-            events = self._given(version, history or ())
+            events = self._history(version, history or ())
         columns = len(version.known.fields.context)
-        events = events.asked_for(_second(at), version.known.kind(kind), context=columns)
+        events = events.asked_for(moment(at), version.known.kind(kind), context=columns)
         return version, await self._waited(self._explainer.explain(version, events, row, k))
 
     async def profile(self, user: str, last: int) -> tuple[ModelVersion, Profile]:
@@ -354,7 +278,7 @@ class Service:
             )
         except Exception as error:
             self.metrics.reloads.labels("refused").inc()
-            self.watch.refuse(error)
+            self.watch.refuse(error, Path(self._run))
             raise
         logger.info(
             "read version %s of %s in %.1f s", version.id, version.run, time.monotonic() - start
@@ -393,38 +317,11 @@ class Service:
         self._reader.close()
         self._engine.close()
         self._explainer.close()
-        self._rule_reader.close()
+        self._listing.close()
         self._counting.join(COUNTING_SECONDS)
 
-    def _given(self, version: ModelVersion, given: Given | Sequence[ItemId]) -> History:
-        """A history that comes with its request, with what the model takes of it.
-
-        Raises:
-            Refusal: 422, an item is unknown where that is refused, all are, or another part is
-                wrong.
-        """
-        items, times, kinds, contexts = given if isinstance(given, Given) else Given(given)
-        catalogue = version.catalogue
-        keep = self._keeps_unknown
-        rows = catalogue.rows(items) if keep else catalogue.known_rows(items, "history")
-        for name, values in (("times", times), ("kinds", kinds), ("contexts", contexts)):
-            if values is not None and len(values) != len(rows):
-                message = f"{name} has {len(values)} entries: the history has {len(rows)} events"
-                raise Refusal(422, "invalid", message, field=name, value=len(values))
-        none = [None] * len(rows)
-        for index, (kind, context) in enumerate(zip(kinds or none, contexts or none, strict=True)):
-            if kind is not None or context is not None:
-                named = (f"kinds[{index}]", kind), (f"contexts[{index}]", context)
-                version.known.check_event(*named, refuse=self._refuses_unknown)
-        seconds = None if times is None else _seconds(times)
-        columns = version.known.columns(len(rows), None, kinds, contexts)
-        if "times" not in version.model.inputs:
-            seconds = None
-        known = rows >= 0
-        if not known.any():
-            raise nothing_known("history", "the model knows no item of the history")
-        self.metrics.unknown.labels("history").inc(len(rows) - int(known.sum()))
-        return History(rows, seconds, **columns)[known]
+    def _history(self, version: ModelVersion, given: Given | Sequence[ItemId]) -> History:
+        return read_history(version, given, self.config, self.metrics)
 
     def _all_shown(self, items: Sequence[ItemId]) -> list[ItemId]:
         return [self.version.catalogue.shown(item) for item in items]
@@ -436,11 +333,7 @@ class Service:
         return await self._waited(self._reader.submit(operation))
 
     async def _waited(self, future: Future[T]) -> T:
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.config.timeout)
-        except TimeoutError as error:
-            message = f"no answer within {self.config.timeout:g} s; it may still be carried out"
-            raise unavailable("timeout", message) from error
+        return await answered(future, self.config.timeout)
 
 
 def _tell(open_store: Callable[[], EventStore]) -> None:
@@ -457,50 +350,3 @@ def _tell(open_store: Callable[[], EventStore]) -> None:
         f"{counts.events:,}",
         f"their times in {unit}" if unit else "the unit of their times not known",
     )
-
-
-def _falls_back(rules: ItemRules | None, refusal: Refusal) -> bool:
-    """Whether there is a fallback for a user or history that was refused."""
-    return rules is not None and rules.fallback is not None and refusal.code in NOTHING_KNOWN
-
-
-def _since(
-    version: ModelVersion, request: Request, history: Given | Sequence[ItemId] | None, days: float
-) -> Request:
-    """A request that leaves out what was seen in the last days, and nothing older."""
-    second = request.at - days * SECONDS_A_DAY
-    if history is None:
-        return replace(request, seen_since=second)
-    times = history.times if isinstance(history, Given) else None
-    if times is None:
-        message = f"exclude_seen_days is {days:g}: the history comes without times"
-        raise Refusal(422, "no_time", message, field="exclude_seen_days", value=days)
-    items = history.items if isinstance(history, Given) else history
-    late = version.catalogue.rows(items)[_seconds(times) > second]
-    choice = replace(request.choice, left_out=[*request.choice.left_out, late[late >= 0]])
-    return replace(request, choice=choice, filter_viewed=False)
-
-
-def _second(at: Time | None) -> int:
-    """A moment in whole seconds since 1970; now, where none is given."""
-    if at is None:
-        return int(time.time())
-    try:
-        return as_second("at", at)
-    except ConfigError as error:
-        raise Refusal(422, "no_time", str(error), field="at", value=at) from error
-
-
-def _seconds(times: Sequence[Time]) -> np.ndarray:
-    """Times of a history in whole seconds since 1970."""
-    try:
-        return as_seconds("times", times, len(times))
-    except ConfigError as error:
-        field = str(error).partition(" ")[0]
-        raise Refusal(422, "no_time", str(error), field=field) from error
-
-
-def _named(version: ModelVersion, best: Best) -> list[tuple[ItemId, float]]:
-    rows, scores = best
-    pairs = zip(rows.tolist(), scores.tolist(), strict=True)
-    return [(version.catalogue.id(row), score) for row, score in pairs]

@@ -13,16 +13,10 @@ from blossomrec.device import resolve_device
 from blossomrec.errors import RunError
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.rules import Rules
-from blossomrec.run import (
-    VERSIONED,
-    RunInfo,
-    load_model,
-    open_item_table,
-    open_users,
-    open_vocabulary,
-    read_run_config,
-    run_version,
-)
+from blossomrec.run import VERSIONED, run_version
+from blossomrec.run.description import RunInfo, read_run_config
+from blossomrec.run.tables import open_item_table, open_users, open_vocabulary
+from blossomrec.run.weights import load_model
 from blossomrec.serving.engine.approximate import ApproximateRanking
 from blossomrec.serving.engine.catalogue import Catalogue
 from blossomrec.serving.engine.encoder import Encoder, build_encoder

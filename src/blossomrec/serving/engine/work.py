@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -130,3 +131,16 @@ class Background:
             succeed(done, None)
         end = time.monotonic()
         self._next = end + PAUSES * (end - start)
+
+
+async def answered(future: Future[T], seconds: float) -> T:
+    """What a thread makes of a future.
+
+    Raises:
+        Refusal: 503, it takes longer than so many seconds.
+    """
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
+    except TimeoutError as error:
+        message = f"no answer within {seconds:g} s; it may still be carried out"
+        raise unavailable("timeout", message) from error

@@ -18,7 +18,8 @@ from starlette.routing import Match
 
 from blossomrec import __version__
 from blossomrec.config import ServingConfig
-from blossomrec.serving.engine.service import Given, Service
+from blossomrec.serving.engine.given_history import Given
+from blossomrec.serving.engine.service import Service
 from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.http import schemas
 from blossomrec.serving.http.middleware import RequestMiddleware

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blossomrec.config import ServingConfig
 from blossomrec.errors import BlossomRecError
 from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.refusals import without_folders
 from blossomrec.serving.stores.store import Appended, Event, EventStore, ItemId
 from blossomrec.serving.watch.lists import LastList, LastLists
 from blossomrec.serving.watch.popularity import PopularityDrift
@@ -39,10 +41,11 @@ class Watch:
         self.records.use(version.id, version.run.name, version.written)
         self._drift.use(version.popularity)
 
-    def refuse(self, error: Exception) -> None:
-        """A model was not taken."""
+    def refuse(self, error: Exception, run: Path) -> None:
+        """The model of a run folder was not taken; clients are told why, and not where it lies."""
         known = isinstance(error, (BlossomRecError, OSError))
-        self.records.refuse(str(error) if known else "a fault of the server, which logged it")
+        why = without_folders(str(error), run)
+        self.records.refuse(why if known else "a fault of the server, which logged it")
 
     def recommended(
         self, version: ModelVersion, user: str | None, listed: Sequence[tuple[ItemId, float]]

@@ -29,9 +29,9 @@ class ShardedUpdate(Update):
         self.common = [one for one in trained if one is not held]
         self._known = False
 
-    def run(self, step: Step) -> Values:
-        seed_everything(cast(SharedStep, step).share.seed, self.parts.fabric.device)
-        return super().run(step)
+    def start(self, step: Step) -> None:
+        # A graph that is replayed begins at the seed and the place of the generator as they are.
+        seed_everything(cast(SharedStep, step).seed, self.parts.fabric.device)
 
     def _reduced(self, values: Values) -> Values:
         """Sum gradients and values over the ranks; the norm of the table's gradients with them."""

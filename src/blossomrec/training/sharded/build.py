@@ -8,6 +8,7 @@ from blossomrec.losses import SampledLoss, TrainingLoss
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.ranks import Ranks
 from blossomrec.registry import BACKBONES
+from blossomrec.training.shape import Shape
 from blossomrec.training.sharded.division import Division
 from blossomrec.training.sharded.objective import ShardedObjective
 
@@ -15,21 +16,35 @@ __all__ = ["ShardedObjective", "check_shared", "divide"]
 
 
 def check_shared(config: RunConfig, loss: TrainingLoss) -> None:
-    """Raise ConfigError where a backbone, a loss or a graph is not for several ranks."""
+    """Raise ConfigError where a backbone or a loss is not for several ranks."""
     model, training, reason = config.model, config.training, ""
     if not BACKBONES.get(model.backbone).takes_features:
         reason = f"model.backbone {model.backbone!r} does not say that it takes item_vectors"
     elif not (loss.sharded or (isinstance(loss, SampledLoss) and loss.sparse)):
         reason = f"training.loss {training.loss!r} needs the vectors of all items"
-    elif training.graph == "on":
-        reason = "training.graph is 'on', and a step of several ranks is none"
     if reason:
         raise ConfigError(f"the training is shared by ranks, but {reason}: choose another, or one")
 
 
-def divide(model: SequenceModel, loss: TrainingLoss, config: RunConfig, ranks: Ranks) -> Division:
-    """What gives this rank its part of each batch."""
+def divide(
+    model: SequenceModel,
+    loss: TrainingLoss,
+    config: RunConfig,
+    ranks: Ranks,
+    shape: Shape | None = None,
+) -> Division:
+    """What gives this rank its part of each batch.
+
+    Args:
+        model: on the device of the training.
+        shape: that parts are padded to, for a graph.
+    """
     # Own items are told from the target by its place.
     with_targets = isinstance(loss, SampledLoss) or model.own_history is not None
     num_rows = model.num_items + model.extra_rows
-    return Division(ranks, num_rows, config.training.seed, with_targets=with_targets)
+    return Division(
+        *(ranks, num_rows, config.training.seed),
+        with_targets=with_targets,
+        device=model.item_embeddings.weight.device,
+        shape=shape,
+    )

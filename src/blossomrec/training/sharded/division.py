@@ -2,60 +2,27 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from blossomrec.data.batch import Batch
+from blossomrec.data.windows import divided, each_once
 from blossomrec.ranks import Ranks
-from blossomrec.training.objective import Step
+from blossomrec.training.objective import Step, padded_step, plain_step
+from blossomrec.training.shape import Shape
 
-
-@dataclass(frozen=True)
-class Traffic:
-    """Rows of the item table on their way from the ranks that have them to those that need them.
-
-    All ranks know it before the step, since each has told all others what it wants meanwhile.
-
-    Attributes:
-        wanted: rows of the whole table that this rank needs, int64 [K], rising, each once.
-        sent: those of its own rows that it sends, from 0, int64 [S], rank after rank.
-        sent_counts, received_counts: how many go to and come from each rank.
-    """
-
-    wanted: Tensor
-    sent: Tensor
-    sent_counts: list[int]
-    received_counts: list[int]
-
-
-@dataclass(frozen=True)
-class Share:
-    """A rank's part of a batch, on the host.
-
-    Attributes:
-        batch: its histories; items, and targets where they are wanted, by their places among the
-            wanted rows.
-        targets: the same by rows of the catalogue, int64 [T].
-        traffic: the rows.
-        longest: the largest number of targets of a rank, at least 1.
-        event_share: of the events of the whole batch that are its own; 0 where it has none.
-        events, importance: of the whole batch, as of :class:`Step`.
-        seed: of what is drawn at this step and this rank.
-    """
-
-    batch: Batch
-    targets: Tensor
-    traffic: Traffic
-    longest: int
-    event_share: float
-    events: int
-    importance: float
-    seed: int
+# Rows that each rank has room for from every other one, in a step of one shape, over as many as
+# it needs at most: twice as many as where all ranks had as many of these.
+ROOM = 2
+# Numbers that all ranks are told of a part besides the rows that it needs.
+_COUNT, _IMPORTANCE, _FITS, _WANTED = range(4)
+_HEAD = 4
 
 
 @dataclass(frozen=True)
@@ -63,15 +30,18 @@ class Part:
     """A rank's part of a batch as it was read.
 
     Attributes:
-        batch: its histories; items, and targets where their vectors are needed, by their places
-            among the wanted rows.
+        batch: its histories, on the host; items, and targets where their vectors are needed, by
+            their places among the wanted rows.
+        step: of it, in the shape of a graph where it fits one; then there are as many places for
+            the rows of each rank.
         targets: by rows of the catalogue, int64 [T].
         told: what all ranks are told of it, int64 [L], the same L everywhere: how many targets
-            there are, how much these count, K, and the wanted rows.
-        event_share, events, seed: as of :class:`Share`.
+            there are, how much these count, whether it is padded, K, and the wanted rows.
+        event_share, events, seed: as of :class:`SharedStep`.
     """
 
     batch: Batch
+    step: Step
     targets: Tensor
     told: Tensor
     event_share: float
@@ -82,22 +52,50 @@ class Part:
 class SharedStep(Step):
     """A step of all ranks, of which this one has a part.
 
+    Rows of the item table go from the ranks that have them to those that need them; all ranks know
+    which, since each has told all others what it wants meanwhile.
+
     Attributes:
-        share: the part, whose tensors are on the device.
+        targets: rows of the catalogue, int64 [T], -1 where there is none.
+        wanted: rows of the whole table that this rank needs, int64 [K], rising. In a padded step
+            there are as many of each rank, whose last row fills up what is left.
+        sent: those of its own rows that it sends, from 0, int64 [S], rank after rank.
+        counts: how many go to each rank, and come from it; None in a padded step, for as many.
+        longest: the largest number of targets of a rank, at least 1, or more.
+        event_share: of the events of the whole batch that are its own, a scalar; 0 where it has
+            none.
+        counted: how much the targets of the whole batch count, a scalar; 1 where none does.
+        events: of the whole batch.
+        seed: of what is drawn at this step and this rank.
         items: vectors of the catalogue's items that this rank has; set when there are.
     """
 
     items: Tensor
 
-    def __init__(self, share: Share, rows: Tensor | None, count: int, distil_rows: Tensor | None):
-        super().__init__(
-            share.batch, rows, count, importance=share.importance, distil_rows=distil_rows
-        )
-        self.share = share
+    def __init__(
+        self,
+        step: Step,
+        part: Part,
+        rows: tuple[np.ndarray, np.ndarray],
+        *,
+        counts: tuple[list[int], list[int]] | None,
+        longest: int,
+        importance: float,
+    ):
+        """step: of the ``part``, plain or padded; rows: wanted and sent ones."""
+        vars(self).update(vars(step))
+        spare = len(step.batch.items) - len(part.targets)
+        self.targets = pad(part.targets, (0, spare), value=-1)
+        self.wanted, self.sent = map(torch.from_numpy, rows)
+        self.counts, self.longest = counts, longest
+        self.event_share = torch.tensor(part.event_share)
+        # Where nothing counts the sum is 0.
+        self.importance, self.counted = importance, torch.tensor(importance or 1.0)
+        self.events, self.seed = part.events, part.seed
 
     @property
     def num_events(self) -> int:
-        return self.share.events
+        return self.events
 
 
 class Division:
@@ -108,13 +106,33 @@ class Division:
         num_rows: of the item table.
         seed: of the training.
         with_targets: whether the vectors of the targets are needed, too.
+        device: of the training.
+        shape: that parts are padded to where all of them fit; None for no graph.
     """
 
-    def __init__(self, ranks: Ranks, num_rows: int, seed: int, *, with_targets: bool):
+    def __init__(
+        self,
+        ranks: Ranks,
+        num_rows: int,
+        seed: int,
+        *,
+        with_targets: bool,
+        device: torch.device | None = None,
+        shape: Shape | None = None,
+    ):
         self.ranks, self.num_rows, self.seed = ranks, num_rows, seed
-        self.with_targets = with_targets
+        self.with_targets, self.shape = with_targets, shape
+        self.device = torch.device("cpu") if device is None else device
         starts = [ranks.rows(num_rows, rank).start for rank in range(ranks.size)]
         self._bounds = np.array([*starts, num_rows])
+        # Of rows among those that a batch needs; whatever is there of the others.
+        self._places = np.empty(num_rows, np.int32)
+        self._room = 0
+        if shape is not None:
+            # The events of a history and its last target, or those that are masked.
+            needed = shape.tokens + (shape.histories if with_targets else 0)
+            largest = int(np.diff(self._bounds).max())
+            self._room = min(-(-ROOM * needed // ranks.size), largest)
 
     def __call__(
         self,
@@ -131,66 +149,71 @@ class Division:
         if idle:
             batch = replace(batch, targets=torch.full_like(batch.items, -1))
         by_places, wanted = self._by_places(batch)
+        step = self._padded(by_places, wanted) or plain_step(by_places)
+        if self.device.type == "cuda":
+            # By the thread that reads, so that the one that trains has less to do.
+            step = step.map(Tensor.pin_memory)
         longest = max(int(lengths.min()), *(int(lengths[part].sum()) for part in parts))
-        room = longest * (2 if self.with_targets else 1)
         events = int(lengths.sum())
         seeds = np.random.SeedSequence(self.seed, spawn_key=(*point, self.ranks.rank))
         return Part(
             batch=by_places,
+            step=step,
             targets=_targets(batch),
-            told=_told(batch, wanted, room),
+            told=_told(batch, wanted, step.padded, longest * (1 + self.with_targets)),
             event_share=0.0 if idle else len(batch.items) / events,
             events=events,
             seed=int(seeds.generate_state(1, np.uint32)[0]),
         )
 
-    def steps(self, parts: Iterator[Part], device: torch.device) -> Iterator[SharedStep]:
-        """Steps on the device, without waiting for it; the ranks tell each other of a part while
-        the step before is taken."""
+    def steps(self, parts: Iterator[Part]) -> Iterator[SharedStep]:
+        """Steps on the device, without waiting for it, or on the host where they are padded; the
+        ranks tell each other of a part while the step before is taken."""
         waiting: tuple[Part, Callable[[], Tensor]] | None = None
         for part in parts:
             following = part, self.ranks.gather_later(part.told)
             if waiting is not None:
-                yield self._step(waiting[0], waiting[1](), device)
+                yield self._step(waiting[0], waiting[1]())
             waiting = following
         if waiting is not None:
-            yield self._step(waiting[0], waiting[1](), device)
+            yield self._step(waiting[0], waiting[1]())
 
-    def share(self, part: Part, told: Tensor) -> Share:
-        """What the rank has of a step, once all are told of all parts, int64 [N * L]."""
+    def _step(self, part: Part, told: Tensor) -> SharedStep:
+        step = self.share(part, told)
+        if self.device.type != "cuda":
+            return step
+        if step.padded:
+            return step.map(_pinned)
+        return step.map(lambda each: _pinned(each).to(self.device, non_blocking=True))
+
+    def share(self, part: Part, told: Tensor) -> SharedStep:
+        """The step on the host, once all are told of all parts, int64 [N * L]: padded where all
+        parts are."""
         told = told.view(self.ranks.size, -1)
-        counts, importance = told[:, 0].tolist(), told[:, 1].contiguous().view(torch.float64)
-        wanted = [each[3 : 3 + int(each[2])].numpy() for each in told]
-        return Share(
-            batch=part.batch,
-            targets=part.targets,
-            traffic=self._traffic(wanted),
-            longest=max(1, *counts),
-            importance=float(importance.sum()),
-            event_share=part.event_share,
-            events=part.events,
-            seed=part.seed,
-        )
-
-    def _step(self, part: Part, told: Tensor, device: torch.device) -> SharedStep:
-        share = self.share(part, told)
-        rows = (share.targets >= 0).nonzero()[:, 0]
-        tokens, count = len(share.targets), len(rows)
-        traffic = share.traffic
-        moved = replace(
-            share,
-            batch=share.batch.map(lambda each: _moved(each, device)),
-            targets=_moved(share.targets, device),
-            traffic=replace(
-                traffic,
-                wanted=_moved(traffic.wanted, device),
-                sent=_moved(traffic.sent, device),
-            ),
-        )
-        # Where nothing counts the selector is distilled at every event: it has to be somewhere.
-        distil_rows = None if count else torch.arange(tokens, device=device)
-        rows = None if count == tokens else _moved(rows, device)
-        return SharedStep(moved, rows, count, distil_rows)
+        importance = float(told[:, _IMPORTANCE].contiguous().view(torch.float64).sum())
+        wanted = [each[_HEAD : _HEAD + int(each[_WANTED])].numpy() for each in told]
+        edges = [np.searchsorted(each, self._bounds) for each in wanted]
+        rank = self.ranks.rank
+        sent = [
+            each[edge[rank] : edge[rank + 1]] - self._bounds[rank]
+            for each, edge in zip(wanted, edges, strict=True)
+        ]
+        options: dict[str, Any] = {"importance": importance}
+        if self.shape is None or not told[:, _FITS].all():
+            step = plain_step(part.batch) if part.step.padded else part.step
+            rows = wanted[rank], np.concatenate(sent)
+            counts = [len(each) for each in sent], np.diff(edges[rank]).tolist()
+            longest = max(1, int(told[:, _COUNT].max()))
+            return SharedStep(step, part, rows, counts=counts, longest=longest, **options)
+        # The last row of a rank fills up what is left, so that rows rise and each is one.
+        filled = np.repeat(self._bounds[1:] - 1, self._room)
+        filled[self._slots(edges[rank])] = wanted[rank]
+        travelling = np.full((len(sent), self._room), len(self.ranks.rows(self.num_rows)) - 1)
+        for room, each in zip(travelling, sent, strict=True):
+            room[: len(each)] = each
+        rows = filled, travelling.reshape(-1)
+        longest = self.shape.targets
+        return SharedStep(part.step, part, rows, counts=None, longest=longest, **options)
 
     def _by_places(self, batch: Batch) -> tuple[Batch, np.ndarray]:
         """The batch with rows of the table by their places among those it needs; and these, each
@@ -199,51 +222,41 @@ class Division:
         there = targets >= 0
         if self.with_targets:
             met = np.concatenate([met, targets[there].numpy()])
-        wanted, places = np.unique(met, return_inverse=True)
+        wanted = each_once(met)
+        self._places[wanted] = np.arange(len(wanted))
+        places = self._places[met].astype(np.int64)
         if self.with_targets:
             targets = torch.full_like(targets, -1)
             targets[there] = torch.from_numpy(places[count:])
         return replace(batch, items=torch.from_numpy(places[:count]), targets=targets), wanted
 
-    def _traffic(self, wanted: list[np.ndarray]) -> Traffic:
-        rank, edges = self.ranks.rank, [np.searchsorted(each, self._bounds) for each in wanted]
-        sent = [
-            each[edge[rank] : edge[rank + 1]] - self._bounds[rank]
-            for each, edge in zip(wanted, edges, strict=True)
-        ]
-        return Traffic(
-            wanted=torch.from_numpy(wanted[rank]),
-            sent=torch.from_numpy(np.concatenate(sent)),
-            sent_counts=[len(each) for each in sent],
-            received_counts=np.diff(edges[rank]).tolist(),
-        )
+    def _padded(self, batch: Batch, wanted: np.ndarray) -> Step | None:
+        """A part in the shape of a graph, with its rows at the places that they have there."""
+        edges = np.searchsorted(wanted, self._bounds)
+        if self.shape is None or np.diff(edges).max() > self._room:
+            return None
+        slots = torch.from_numpy(self._slots(edges))
+        targets = _targets(batch)
+        if self.with_targets:
+            targets = torch.where(targets >= 0, slots[targets.clamp(min=0)], -1)
+        return padded_step(replace(batch, items=slots[batch.items], targets=targets), self.shape)
+
+    def _slots(self, edges: np.ndarray) -> np.ndarray:
+        """Where wanted rows are among those that there is room for, given where each rank's begin
+        and the last ones end, int64 [K]."""
+        starts = np.arange(self.ranks.size) * self._room
+        return np.arange(edges[-1]) + np.repeat(starts - edges[:-1], np.diff(edges))
 
 
-def divided(lengths: np.ndarray, size: int) -> list[np.ndarray]:
-    """Numbers of the pieces, rising, of each of ``size`` parts of about the same total length.
-
-    The longest pieces are given first, each to the part that has least.
-
-    >>> [each.tolist() for each in divided(np.array([5, 1, 2, 3]), 2)]
-    [[0, 1], [2, 3]]
-    """
-    parts: list[list[int]] = [[] for _ in range(size)]
-    least = [(0, part) for part in range(size)]
-    for piece in np.argsort(-lengths, kind="stable").tolist():
-        total, part = heapq.heappop(least)
-        parts[part].append(piece)
-        heapq.heappush(least, (total + int(lengths[piece]), part))
-    return [np.array(sorted(each), dtype=np.int64) for each in parts]
-
-
-def _told(batch: Batch, wanted: np.ndarray, room: int) -> Tensor:
+def _told(batch: Batch, wanted: np.ndarray, fits: bool, room: int) -> Tensor:
     """What all ranks are told of a part; see :class:`Part`."""
     there, weights = _targets(batch) >= 0, batch.target_weights
     count = there.sum()
     importance = count.double() if weights is None else weights[there].double().sum()
-    told = torch.zeros(3 + room, dtype=torch.int64)
-    told[0], told[1], told[2] = count, importance.view(torch.int64), len(wanted)
-    told[3 : 3 + len(wanted)] = torch.from_numpy(wanted)
+    told = torch.zeros(_HEAD + room, dtype=torch.int64)
+    told[_COUNT], told[_IMPORTANCE] = count, importance.view(torch.int64)
+    told[_FITS], told[_WANTED] = fits, len(wanted)
+    told[_HEAD : _HEAD + len(wanted)] = torch.from_numpy(wanted)
     return told
 
 
@@ -252,5 +265,5 @@ def _targets(batch: Batch) -> Tensor:
     return batch.targets
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_pinned() else tensor.pin_memory()

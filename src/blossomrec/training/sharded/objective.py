@@ -34,8 +34,10 @@ class ShardedObjective(Objective):
         if isinstance(self.loss, SampledLoss):
             return self._of_sample(step, self.loss)
         held = self.model.item_vectors()
+        # What is found in this pass does not belong to the step as it was given.
+        step = step.of(step.batch)
         step.items = self.model.output_weight(held)
-        fetched = self._fetched(step, held, step.share.traffic.sent)
+        fetched = self._fetched(step, held, step.sent)
 
         def of_rows(hidden: Tensor, weight: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
             counted = weights[0] if weights else torch.ones_like(targets, dtype=torch.float32)
@@ -46,7 +48,7 @@ class ShardedObjective(Objective):
 
     def _of_sample(self, step: SharedStep, loss: SampledLoss) -> Losses:
         """The losses of the own part, with the same negatives on all ranks."""
-        wanted, sent, first = step.share.traffic.wanted, step.share.traffic.sent, self._first
+        wanted, sent, first = step.wanted, step.sent, self._first
         negatives, log_q = loss.draw(wanted.device)
         here = (negatives >= first) & (negatives < first + len(self.model.held_items))
         # Of those that other ranks have, any row stands here: it gets no gradient.
@@ -74,7 +76,7 @@ class ShardedObjective(Objective):
 
     def _fetched(self, step: SharedStep, held: Tensor, sent: Tensor) -> Tensor:
         """Vectors of the wanted rows, [K, D], given those of the own ones."""
-        counts = step.share.traffic.sent_counts, step.share.traffic.received_counts
+        counts = step.counts or (None, None)
         # Unlike indexing, an embedding lookup has a gradient that is summed in a fixed order.
         return _Exchanged.apply(F.embedding(sent, held), self.ranks, *counts)
 
@@ -83,16 +85,15 @@ class ShardedObjective(Objective):
         return self.model.held.start
 
     def _rows(self, step: SharedStep, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        targets, longest = step.predicted(step.share.targets), step.share.longest
+        targets, longest = step.predicted(step.targets), step.longest
         where = {"first": self._first, "longest": longest}
         return self.loss.sharded_rows(hidden, step.items, targets, self.ranks, **where)
 
     def _mean(self, step: SharedStep, losses: Tensor, weights: Tensor) -> Tensor:
-        # Where nothing counts the sum is 0.
-        return (losses * weights).sum() / (step.share.importance or 1.0)
+        return (losses * weights).sum() / step.counted
 
     def _distilled(self, step: SharedStep, loss: Tensor) -> Tensor:
-        return loss * step.share.event_share
+        return loss * step.event_share
 
 
 class _Exchanged(torch.autograd.Function):

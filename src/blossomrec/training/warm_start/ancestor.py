@@ -16,13 +16,10 @@ from blossomrec.data.log import EventLog
 from blossomrec.errors import RunError
 from blossomrec.files import digest
 from blossomrec.ranks import ALONE, Ranks
-from blossomrec.run import (
-    ANCESTOR,
-    open_vocabulary,
-    read_run_config,
-    read_weights,
-    write_weights,
-)
+from blossomrec.run import ANCESTOR
+from blossomrec.run.description import read_run_config
+from blossomrec.run.tables import open_vocabulary
+from blossomrec.run.weights import read_weights, write_weights
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.state import load_optimizer_state
 from blossomrec.training.warm_start.seen import seen_events

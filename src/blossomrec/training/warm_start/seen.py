@@ -12,7 +12,8 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.units import Seconds
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError, RunError
-from blossomrec.run import TRAINED_ON, read_weights, write_weights
+from blossomrec.run import TRAINED_ON
+from blossomrec.run.weights import read_weights, write_weights
 
 TENSORS = "seen.safetensors"
 # The last time of a user without a training event.

@@ -16,7 +16,7 @@ from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.ranks import Ranks
-from blossomrec.run import load_model
+from blossomrec.run.weights import load_model
 from blossomrec.training import state as stored
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.warm_start.new_items import Held, NewItems

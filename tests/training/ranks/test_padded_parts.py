@@ -1,0 +1,182 @@
+"""Parts of batches in the shape of a graph: what is in them, and that no step of them waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from small_training import small_config
+from torch import Tensor
+
+from blossomrec.attention import selector
+from blossomrec.data.batches import ClozeBatches, TrainingBatches
+from blossomrec.models import build_model, fused
+from blossomrec.ranks import Ranks
+from blossomrec.training.ranks.update import ShardedUpdate
+from blossomrec.training.setup import build_parts, open_fabric
+from blossomrec.training.shape import Shape, part_sizes
+from blossomrec.training.sharded.division import Division
+from blossomrec.training.update import GraphUpdate, build_update
+from waiting import Waits
+
+SIZE = 3
+
+
+def batches_of(log, split, kind=TrainingBatches):
+    options = {"mask_probability": 0.2} if kind is ClozeBatches else {}
+    sizes = {"max_len": 20, "tokens_per_batch": 300, "seed": 0}
+    return kind(log, split.train_end, **sizes, **options)
+
+
+def epoch_of(batches, num_rows, shapes, *, with_targets, epoch=0):
+    """The steps of each rank in an epoch, on the host."""
+    divisions = [
+        Division(Ranks(rank, SIZE), num_rows, 7, with_targets=with_targets, shape=shape)
+        for rank, shape in enumerate(shapes)
+    ]
+    parts = [list(batches.epoch(epoch, division=each)) for each in divisions]
+    for of_step in zip(*parts, strict=True):
+        told = torch.cat([part.told for part in of_step])
+        yield [each.share(part, told) for each, part in zip(divisions, of_step, strict=True)]
+
+
+@pytest.mark.parametrize("with_targets", [True, False])
+@pytest.mark.parametrize("kind", [TrainingBatches, ClozeBatches])
+def test_a_padded_part_has_what_the_part_has(tiny_log, split, kind, with_targets):
+    batches, num_rows = batches_of(tiny_log, split, kind), tiny_log.num_items + 1
+    shape = Shape.of(batches, SIZE)
+    assert shape.tokens < Shape.of(batches).tokens / 2
+    options = {"with_targets": with_targets, "epoch": 0}
+    plain = epoch_of(batches, num_rows, [None] * SIZE, **options)
+    padded = epoch_of(batches, num_rows, [shape] * SIZE, **options)
+    met = 0
+    for before, after in zip(plain, padded, strict=True):
+        for rank, (one, other) in enumerate(zip(before, after, strict=True)):
+            events = len(one.batch.items)
+            assert other.padded and not one.padded
+            assert other.counts is None and other.longest == shape.targets
+            assert len(other.batch.items) == len(other.targets) == shape.tokens
+            assert other.batch.num_histories == shape.histories
+            # From every rank as many rows, which rise, and each of which is one that it has.
+            assert len(other.wanted) == len(other.sent) == SIZE * (len(other.sent) // SIZE)
+            assert (other.wanted.diff() >= 0).all()
+            arrived = [
+                peer.sent.view(SIZE, -1)[rank] + Ranks(owner, SIZE).rows(num_rows).start
+                for owner, peer in enumerate(after)
+            ]
+            assert torch.equal(torch.cat(arrived), other.wanted)
+            mine, theirs = one.wanted[one.batch.items], other.wanted[other.batch.items]
+            assert torch.equal(theirs[:events], mine)
+            assert torch.equal(other.targets[:events], one.targets)
+            assert (other.targets[events:] == -1).all()
+            there = other.targets >= 0
+            assert torch.equal(other.batch.targets >= 0, there)
+            named = other.batch.targets[there]
+            assert torch.equal(other.wanted[named] if with_targets else named, other.targets[there])
+            for name in ("event_share", "counted", "importance", "seed", "events", "num_targets"):
+                assert getattr(one, name) == getattr(other, name)
+            # Each row is found where it stands first.
+            places = torch.searchsorted(other.wanted, theirs)
+            assert torch.equal(places[:events], other.batch.items[:events])
+            met += events
+    assert met >= batches.num_events
+
+
+def test_where_one_part_does_not_fit_none_is_padded(tiny_log, split):
+    batches, num_rows = batches_of(tiny_log, split), tiny_log.num_items
+    shape, found = Shape.of(batches, SIZE), set[bool]()
+    # One of the ranks has room for fewer histories than it gets in some batches.
+    lengths = [batches.lengths(0, step) for step in range(batches.steps(0))]
+    fewest = int(np.median(part_sizes(lengths, SIZE)[1])) + 1
+    shapes = [shape, shape._replace(histories=fewest), shape]
+    for steps in epoch_of(batches, num_rows, shapes, with_targets=True):
+        padded = {step.padded for step in steps}
+        assert len(padded) == 1
+        assert padded == {True} or all(step.counts is not None for step in steps)
+        found |= padded
+    assert found == {True, False}
+
+
+def test_there_is_room_for_the_parts_of_other_epochs(tiny_log, split):
+    batches = batches_of(tiny_log, split)
+    shapes = [Shape.of(batches, SIZE)] * SIZE
+    steps = [
+        step.padded
+        for epoch in (1, 2)
+        for (step, *_) in epoch_of(
+            batches, tiny_log.num_items, shapes, with_targets=True, epoch=epoch
+        )
+    ]
+    assert sum(steps) > len(steps) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Echo(Ranks):
+    """One of two ranks, to whom the other one tells what it tells itself."""
+
+    size: int = 2
+
+    def agree(self, *numbers: int) -> tuple[int, ...]:
+        return numbers
+
+    def gather(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x])
+
+    def gather_later(self, x: Tensor) -> Callable[[], Tensor]:
+        return lambda: self.gather(x)
+
+    def sum_(self, x: Tensor) -> Tensor:
+        return x
+
+    def sum_to_owners(self, x: Tensor) -> Tensor:
+        return x[: len(x) // 2].clone()
+
+    def exchange(self, x, sent=None, received=None):
+        assert sent is None and received is None
+        return x.clone()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"repeats": "on"},
+        {"backbone": "bert4rec"},
+        {"loss": "sampled_softmax", "table_optimizer": "lazy_adamw"},
+        {"loss": "gbce", "backbone": "bert4rec"},
+    ],
+    ids=lambda form: " ".join(form.values()) or "plain",
+)
+def test_nothing_in_a_step_of_ranks_waits_for_the_device(tiny_log, split, monkeypatch, form):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(fused, "usable", lambda x: True)
+    monkeypatch.setattr(selector, "SAMPLES", 16)
+    sizes = {
+        "attention_impl": "triton",
+        "block_size": 16,
+        "compress_window": 16,
+        "max_len": 34,
+        "hidden_size": 32,
+    }
+    config = small_config(graph="on", dropout=0.0, tokens_per_batch=68, **form, **sizes)
+    torch.manual_seed(0)
+    ranks = Echo()
+    model = build_model(config.model, tiny_log.num_items, ranks=ranks)
+    given = (model, tiny_log, split.train_end, config, open_fabric(config.training))
+    parts = build_parts(*given, ranks=ranks)
+    parts.objective.train()
+    update = build_update(parts, 1.0, ShardedUpdate)
+    assert isinstance(update, GraphUpdate)
+    first, second, *_ = parts.division.steps(parts.batches.epoch(0, division=parts.division))
+    assert first.padded and second.padded
+    # The optimizer of the processor looks at its steps, that of a GPU does not.
+    monkeypatch.setattr(parts.optimizer, "step", lambda *arguments, **named: None)
+    # In the first step ranks ask each other which gradients there are.
+    update(first, 0.01)
+    with Waits() as waits:
+        values = update(second, 0.01)
+    assert waits.found == []
+    assert all(np.isfinite(float(each)) for each in values.values())
