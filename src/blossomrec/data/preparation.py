@@ -362,7 +362,7 @@ def _summary_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{what}: {column['name']}", _column_told(column)
     yield from _fields_rows(summary)
     if "unit" in time:
-        yield "times are", _UNITS_SHOWN.get(time["unit"], time["unit"])
+        yield "times are", _UNITS_SHOWN.get(time["unit"]) or time["unit"]
     yield "items repeat in histories", "yes" if summary["has_repeats"] else "no"
     yield from _ties_rows(summary)
     if summary.get("weights"):
