@@ -291,8 +291,10 @@ def test_a_worker_that_is_killed_fails_its_trial_alone(tiny_log, tmp_path, space
 
     monkeypatch.setattr(workers, "_start", deadly)
     trials = search(tiny_log, tmp_path / "t", space, small(epochs=1), trials=2, jobs=2).trials
-    assert [one["state"] for one in trials] == ["complete", "failed", "complete"]
+    assert [one["state"] for one in trials[:2]] == ["complete", "failed"]
     assert trials[1]["reason"] == "its process was ended by signal 9"
+    # It is done again beside the first one, or after it, when it can be pruned.
+    assert trials[2]["state"] in ("complete", "pruned")
 
 
 def test_a_trial_that_no_worker_survives_is_given_up(tiny_log, tmp_path, space, monkeypatch):
