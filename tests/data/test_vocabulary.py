@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data import id_arrays, id_index
+from blossomrec.data import id_arrays, id_index, vocabulary
 from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.errors import DataError
 from tables_of_ids import write_table
@@ -347,6 +347,19 @@ def test_tables_of_earlier_versions_are_read(tmp_path, ids):
     assert opened.read().to_list() == ids.to_list()
     opened.save(tmp_path / "new")
     assert Vocabulary.open(tmp_path / "new").read().to_list() == ids.to_list()
+
+
+def test_a_table_that_another_thread_has_read_meanwhile_is_read_all_the_same(tmp_path, monkeypatch):
+    opened, came = Vocabulary.open(write_table(tmp_path / "old", STRINGS)), []
+
+    def meanwhile(what: str) -> None:
+        came.append(what)
+        if len(came) == 1:
+            assert opened.rows(["x"]).tolist() == [1]
+
+    monkeypatch.setattr(vocabulary, "refuse_lost_threads", meanwhile)
+    assert opened.rows(["ü"]).tolist() == [2]
+    assert len(came) == 2
 
 
 class TestDamage:

@@ -150,18 +150,23 @@ class Vocabulary:
         Raises:
             DataError, RunError: as of :meth:`read`.
         """
-        if self._folder is None:
+        # Taken once, the folder last: another thread may come to the end meanwhile.
+        table, ids, folder = self._table, self._ids, self._folder
+        if folder is None:
             assert self._ids is not None
             return self._ids
-        if self._table is not None:
-            refuse_lost_threads(str(self._folder))
-            self._ids = ids_of(self._read(self._folder / _TABLE_FILE, bytes(self._table)))
-        assert self._ids is not None
-        if self._ids.fingerprint() != self.fingerprint:
-            name = _TABLE_FILE if self._table is not None else IDS_FILE
-            raise DataError(f"{self._folder} is damaged: {name} does not belong to {_DESCRIPTION}")
-        self._folder = self._table = None
-        return self._ids
+        if table is not None:
+            refuse_lost_threads(str(folder))
+            ids = ids_of(self._read(folder / _TABLE_FILE, bytes(table)))
+        assert ids is not None
+        if ids.fingerprint() != self.fingerprint:
+            name = IDS_FILE if table is None else _TABLE_FILE
+            raise DataError(f"{folder} is damaged: {name} does not belong to {_DESCRIPTION}")
+        self._ids = ids
+        # That there is no folder says that the ids are there, and comes last for other threads.
+        self._table = None
+        self._folder = None
+        return ids
 
     def listed(self) -> pl.Series | np.ndarray:
         """All ids in order of row: whole numbers are an array, which needs no polars.
