@@ -15,9 +15,10 @@ import pytest
 from blossomrec.data import event_files
 from blossomrec.data.growth.append import append_events
 from blossomrec.data.growth.compact import compact_folder
-from blossomrec.data.growth.forget import forget_user
+from blossomrec.data.growth.forget import forget_user, forget_users
 from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.log import EventLog
+from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError
 from death_on_disk import Death, KilledError
 
@@ -228,6 +229,19 @@ class TestForget:
         monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None)
         with pytest.raises(DataError, match="without the user 'ann', but files of before could"):
             log.forget("ann")
+
+    def test_ids_of_the_log_are_looked_up_and_not_listed(self, tmp_path, monkeypatch):
+        log = EventLog.prepare(FIRST, tmp_path / "log")
+        assert log.append(SECOND).is_new
+
+        def listed(vocabulary: Vocabulary) -> None:
+            raise AssertionError("all ids are listed")
+
+        monkeypatch.setattr(Vocabulary, "read", listed)
+        found = forget_users(log.folder, ["dan", "eve", "bob", "dan"])
+        assert found == [("bob", 2), ("dan", 1)]
+        left = EventLog.open(log.folder)
+        assert left.user_vocabulary.ids([0, 1]).to_list() == ["ann", "cid"]
 
     def test_integers_are_found_by_their_text(self, tmp_path):
         log = EventLog.prepare(FIRST.with_columns(user_id=pl.Series([1, 1, 2, 3])), tmp_path / "l")
