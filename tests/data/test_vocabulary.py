@@ -325,6 +325,22 @@ class TestIndex:
         with pytest.raises(DataError, match="is missing or damaged"):
             Vocabulary.open(tmp_path)
 
+    def test_long_texts_are_hashed_whole_and_at_once(self, monkeypatch):
+        texts = [one + "x" * length for length in range(1_020, 1_030) for one in ("a", "b", "ü")]
+        texts += [one[:-1] + "y" for one in texts] + ["x" * 1_000_000, "z"]
+        vocabulary, steps, mixed = Vocabulary(pl.Series(texts)), [], id_arrays.mixed
+
+        def counted(values: np.ndarray) -> np.ndarray:
+            steps.append(len(values))
+            return mixed(values)
+
+        monkeypatch.setattr(id_arrays, "mixed", counted)
+        asked = [*reversed(texts), "x" * 999_999]
+        assert vocabulary.rows(asked).tolist() == [*range(len(texts) - 1, -1, -1), -1]
+        hashes = id_arrays.ids_of(texts).hashes()
+        assert len(np.unique(hashes)) == len(texts)
+        assert len(steps) < 1_000
+
     @pytest.mark.parametrize("size", [2, 4, 10**9])
     def test_another_number_of_ids_is_refused(self, tmp_path, size):
         Vocabulary(STRINGS).save(tmp_path)
