@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +18,9 @@ from blossomrec.data import event_files
 from blossomrec.data.growth.append import append_events
 from blossomrec.data.growth.compact import compact_folder
 from blossomrec.data.growth.forget import forget_user, forget_users
+from blossomrec.data.growth.grown_log import GrownLog
 from blossomrec.data.growth.options import AppendOptions
+from blossomrec.data.growth.segment import OpenSegment
 from blossomrec.data.log import EventLog
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError
@@ -130,6 +134,28 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch):
             assert sorted(os.listdir(log.folder)) == ["events", "items", "log.json", "users"]
             log.append(SECOND)
     assert events(EventLog.open(log.folder)) == OLD
+
+
+def test_ids_of_many_segments_are_opened_one_after_another(tmp_path, monkeypatch):
+    log = EventLog.prepare(FIRST, tmp_path / "log")
+    for number in range(5):
+        log.append(SECOND.with_columns(user_id=pl.format("u{}-{}", pl.lit(number), "user_id")))
+    grown = GrownLog(log.folder, json.loads((log.folder / "log.json").read_text()))
+    opening, there, most = OpenSegment.vocabulary, weakref.WeakSet[Vocabulary](), list[int]()
+
+    def watched(segment: OpenSegment, table: str) -> Vocabulary | None:
+        found = opening(segment, table)
+        if found is not None:
+            there.add(found)
+        most.append(len(there))
+        return found
+
+    monkeypatch.setattr(OpenSegment, "vocabulary", watched)
+    assert grown.rows("users", pl.Series(["u4-dan", "ann", "eve"])).tolist()[1:] == [0, -1]
+    assert list(grown.known("users", ["u3-bob", "bob"]).values()) == ["bob", "u3-bob"]
+    assert sum(map(len, grown.id_parts("users"))) == grown.num_users == 3 + 5 * 3
+    # Each has files open: the next one is opened before the last one is let go.
+    assert len(most) == 15 and max(most) <= 2
 
 
 class TestForget:

@@ -81,10 +81,13 @@ class GrownLog:
             first += one.size
         return found
 
-    def _vocabularies(self, table: str) -> list[Vocabulary]:
-        base = self.base.user_vocabulary if table == USERS else self.base.item_vocabulary
-        added = (one.vocabulary(table) for one in self.segments)
-        return [base, *(each for each in added if each is not None)]
+    def _vocabularies(self, table: str) -> Iterator[Vocabulary]:
+        """One at a time: each has files open, and a process may not have many."""
+        yield self.base.user_vocabulary if table == USERS else self.base.item_vocabulary
+        for segment in self.segments:
+            added = segment.vocabulary(table)
+            if added is not None:
+                yield added
 
     def features(self, table: str) -> list[FeatureRows]:
         """What the segments say of rows of "users" or "items", in order."""
