@@ -349,10 +349,19 @@ class TestIndex:
         with pytest.raises(DataError, match=f"it has 3 ids, not {size}"):
             Vocabulary.open(tmp_path)
 
-    def test_rows_beyond_the_ids_are_none(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("name", "array"),
+        [
+            ("rows.npy", np.array([7, -3, 9], np.int32)),
+            ("rows.npy", np.array([0, 0, 0], np.int32)),
+            ("keys.npy", np.ones(3, np.uint64)),
+        ],
+    )
+    def test_an_index_of_other_ids_is_refused(self, tmp_path, name, array):
         Vocabulary(STRINGS).save(tmp_path)
-        np.save(tmp_path / "rows.npy", np.array([7, -3, 9], np.int32))
-        assert Vocabulary.open(tmp_path).rows(["x", "12"]).tolist() == [-1, -1]
+        np.save(tmp_path / name, array)
+        with pytest.raises(DataError, match=r"damaged: keys\.npy or rows\.npy does not belong to"):
+            Vocabulary.open(tmp_path).rows(["x", "12"])
 
 
 @pytest.mark.parametrize("ids", [STRINGS, INTEGERS, INTEGERS.abs().cast(pl.UInt64)], ids=str)

@@ -20,7 +20,7 @@ from blossomrec.data.id_arrays import (
     open_ids,
     write_ids,
 )
-from blossomrec.data.id_index import IdIndex, write_index
+from blossomrec.data.id_index import KEYS_FILE, ROWS_FILE, IdIndex, write_index
 from blossomrec.data.windows import each_once
 from blossomrec.device import refuse_lost_threads
 from blossomrec.errors import DataError
@@ -62,6 +62,7 @@ class Vocabulary:
         self._table: mmap.mmap | None = None
         self._folder: Path | None = None
         self._index: IdIndex | None = None
+        self._told_index: str | None = None
         self.size = len(ids)
         self.dtype = self._ids.dtype
         self.fingerprint = self._ids.fingerprint()
@@ -130,7 +131,7 @@ class Vocabulary:
         vocabulary.dtype = text(description, "dtype", path)
         vocabulary.fingerprint = text(description, "fingerprint", path)
         vocabulary._ids = vocabulary._index = vocabulary._table = None
-        vocabulary._folder = folder
+        vocabulary._folder, vocabulary._told_index = folder, None
         if description["format"] == _TABLE_FORMAT:
             vocabulary._table = _mapped(folder / _TABLE_FILE)
             return vocabulary
@@ -140,6 +141,7 @@ class Vocabulary:
                 raise ValueError(f"it has {len(vocabulary._ids)} ids, not {vocabulary.size}")
             if description["format"] == _INDEXED_FORMAT:
                 vocabulary._index = IdIndex.open(folder, vocabulary.size)
+                vocabulary._told_index = text(description, "index", path)
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} is missing or damaged: {error}") from error
         return vocabulary
@@ -162,6 +164,14 @@ class Vocabulary:
         if ids.fingerprint() != self.fingerprint:
             name = IDS_FILE if table is None else _TABLE_FILE
             raise DataError(f"{folder} is damaged: {name} does not belong to {_DESCRIPTION}")
+        if self._told_index is not None:
+            # An id that is not found would become another one in a log that grows.
+            assert self._index is not None
+            if self._index.fingerprint() != self._told_index:
+                raise DataError(
+                    f"{folder} is damaged: {KEYS_FILE} or {ROWS_FILE} does not belong to "
+                    f"{_DESCRIPTION}"
+                )
         self._ids = ids
         # That there is no folder says that the ids are there, and comes last for other threads.
         self._table = None
@@ -223,7 +233,7 @@ class Vocabulary:
 def _unpickled(dtype: str, arrays: dict[str, np.ndarray], fingerprint: str) -> Vocabulary:
     vocabulary = Vocabulary.__new__(Vocabulary)
     vocabulary._ids = ids_in(dtype, arrays)
-    vocabulary._index = vocabulary._table = vocabulary._folder = None
+    vocabulary._index = vocabulary._table = vocabulary._folder = vocabulary._told_index = None
     vocabulary.size, vocabulary.dtype = len(vocabulary._ids), dtype
     vocabulary.fingerprint = fingerprint
     return vocabulary
@@ -251,6 +261,7 @@ def write_vocabulary(
             "size": len(ids),
             "dtype": dtype,
             "fingerprint": fingerprint or ids.fingerprint(),
+            "index": IdIndex.open(place, len(ids)).fingerprint(),
         }
     # The description last: without it there is no vocabulary.
     for path in sorted((folder / ".new").iterdir()):
