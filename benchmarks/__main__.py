@@ -80,6 +80,10 @@ VERBS = {
         "speed.bulk_rate:measure_bulk",
         "Users for whom a catalogue is ranked in a second, with and without rules.",
     ),
+    "bulk-engines": (
+        "speed.bulk_engines:measure_engines",
+        "Time of recommending to all users by this process and by the workers of Ray.",
+    ),
     "selector": (
         "selector.run_study:run_study",
         "What the selector finds: on associative recall, and on prepared logs.",

@@ -82,6 +82,8 @@ def bulk() -> str:
     rows = [
         [
             line["rules"],
+            # Lines of before there was another one do not name it.
+            line.get("engine", "local"),
             f"{line['users']:,}",
             f"{line['items']:,}",
             f"{line['events']:,}",
@@ -93,13 +95,40 @@ def bulk() -> str:
             f"{line['peak_mib']:,.0f}",
         ]
         for line in read("bulk.jsonl")
+        if line["bench"] == "bulk"
     ]
-    header = ["rules", "users", "items", "events", "k", "threads", "load", "users a second"]
-    return table([*header, "million scores a second", "peak MiB"], rows)
+    header = ["rules", "engine", "users", "items", "events", "k", "threads", "load"]
+    return table([*header, "users a second", "million scores a second", "peak MiB"], rows)
+
+
+def bulk_engines() -> str:
+    """Time of the same command by either engine; the last measurement of each size."""
+    lines = [line for line in read("bulk.jsonl") if line["bench"] == "bulk engines"]
+    sizes = {(line["users"], line["items"], line["k"], line["engine"]): line for line in lines}
+    rows = []
+    for (*size, engine), line in sizes.items():
+        local = sizes[(*size, "local")]
+        rows.append(
+            [
+                engine,
+                *(f"{one:,}" for one in size),
+                str(line["threads"]),
+                str(line["runs"]),
+                str(line["load"]),
+                f"{line['seconds']:.1f}",
+                f"{line['processor_seconds']:.1f}",
+                f"{line['seconds'] / local['seconds']:.2f}",
+                f"{line['processor_seconds'] / local['processor_seconds']:.2f}",
+            ]
+        )
+    header = ["engine", "users", "items", "k", "threads", "runs", "load", "seconds"]
+    ratios = ["seconds / local's", "of processors / local's"]
+    return table([*header, "of processors", *ratios], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "bulk": bulk,
+    "bulk-engines": bulk_engines,
     "ids": ids,
     "prepare": preparing,
     "prepare-folders": preparing_folders,

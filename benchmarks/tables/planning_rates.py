@@ -84,7 +84,11 @@ def _seconds_to_encode() -> float:
 
 def core_seconds(items: int) -> tuple[float, bool]:
     """Of a user on two cores, files included, in proportion to the items."""
-    lines = [line for line in read("bulk.jsonl") if line["rules"] == "none"]
+    lines = [
+        line
+        for line in read("bulk.jsonl")
+        if line.get("rules") == "none" and line.get("engine", "local") == "local"
+    ]
     line = lines[-1]
     return items / line["items"] / line["users_per_second"], items == line["items"]
 

@@ -148,6 +148,15 @@ class TestLog:
         )
         assert re.search(r"more kinds +│ +5 ", text_of(prepared(many)))
 
+    def test_square_brackets_in_names_are_printed_as_they_are(self):
+        renamed = EVENTS.rename({"price": "x[/red]"}).with_columns(
+            what=pl.col("what").replace("buy", "[bold]buy")
+        )
+        options = COLUMNS | {"context": ("x[/red]",), "users": USERS.rename({"age": "age[/]"})}
+        text = text_of(EventLog.prepare(renamed, **options))
+        for label in ("kind: [bold]buy", "context: x[/red]", "users: age[/]"):
+            assert f"│ {label} " in text
+
 
 class TestIdentity:
     def test_without_fields_it_is_as_it_always_was(self):

@@ -14,9 +14,11 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from blossomrec.data.growth import append, grown_log, merge
 from blossomrec.data.growth.append import append_items
+from blossomrec.data.growth.appended import appended_table
 from blossomrec.data.growth.compact import compact_folder
 from blossomrec.data.log import EventLog
 from blossomrec.data.log_folder import LogChange, changing
@@ -255,6 +257,13 @@ class TestOnce:
         assert log.append(SECOND, key="tuesday").is_new
         with pytest.raises(ConfigError, match="key is ' '"):
             log.append(SECOND, key=" ")
+
+    def test_square_brackets_in_a_key_are_printed_as_they_are(self, tmp_path):
+        log = EventLog.prepare(FIRST, tmp_path / "log")
+        console = Console(width=100)
+        with console.capture() as printed:
+            console.print(appended_table(log.append(SECOND, key="day[/1]")))
+        assert " day[/1] " in printed.get()
 
 
 class TestTables:

@@ -184,6 +184,13 @@ def test_a_folder_named_like_a_table_is_left_alone(tmp_path):
     assert os.listdir(tmp_path / "elsewhere")
 
 
+def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path, tiny_events):
+    for name in ("log[1]", "log[2", "log*"):
+        log = EventLog.prepare(tiny_events, tmp_path / name)
+        assert log.num_events == len(tiny_events)
+        assert EventLog.open(tmp_path / name).identity == log.identity
+
+
 def test_an_open_log_goes_on_when_its_folder_is_prepared_again(tmp_path):
     log = EventLog.prepare(OLD, tmp_path / "log")
     EventLog.prepare(NEW, tmp_path / "log")

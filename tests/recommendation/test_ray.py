@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import sys
+import time
 
 import polars as pl
 import pytest
@@ -186,6 +187,21 @@ def test_a_log_that_has_grown_is_refused_by_a_worker(
     monkeypatch.setattr(on_ray, "_for_others", late)
     with pytest.raises(DataError, match=r"log has changed since .* began"):
         write(other, tmp_path / "recs.parquet", FEW, 9, engine="ray")
+
+
+@needs_ray
+def test_workers_start_before_there_is_a_job_and_leave(two_workers):
+    def free(cores):
+        for _ in range(600):
+            if two_workers.available_resources().get("CPU", 0) == cores:
+                return True
+            time.sleep(0.1)
+        return False
+
+    assert free(2)
+    with on_ray.started_ray("cpu"):
+        assert free(0)
+    assert free(2)
 
 
 @needs_ray

@@ -366,3 +366,14 @@ def test_on_the_command_line(cli, capsys, tiny_log, tmp_path):
     same(pl.read_parquet(tmp_path / "some" / "*.parquet"), fitted.recommend([1004], k=3))
     shutil.rmtree(tmp_path / "some")
     refuse(capsys, *asked[:-1], 99, "--unknown", "skip", words=["k is 99: the model knows 80"])
+
+
+@pytest.mark.parametrize(
+    ("users", "k", "largest"),
+    [(500, 10, 500), (40_000, 10, 1_024), (400_000, 10, 6_250), (9_000_000, 10, 8_192),
+     (400_000, 100, 5_242), (400_000, 1 << 20, 1)],
+)  # fmt: skip
+def test_parts_of_a_small_job_are_small(users, k, largest):
+    each = job._users_of_part(users, k)
+    parts = job.Job({}, np.arange(users), [0, users], each).parts(0)
+    assert max(stop - first for first, stop in parts) == largest

@@ -130,6 +130,11 @@ def test_validation_is_on_a_fixed_sample(tiny_log, split, tmp_path):
     model = load_model(tmp_path / "run")
     expected = evaluate(model, tiny_log, cases, RankingOptions(ks=(10,), filter_seen=True))
     assert result.validation["ndcg@10"] == pytest.approx(expected.metrics["ndcg@10"])
+    # Of users outside of the sample, held-out events make no item popular either.
+    expected = evaluate(
+        model, tiny_log, cases, RankingOptions(filter_seen=True), train_end=split.train_end
+    )
+    assert result.validation["popularity@10"] == expected.metrics["popularity@10"]
 
 
 def test_logs_with_repeats_keep_seen_items_in_validation(repeat_log, tmp_path):

@@ -264,7 +264,7 @@ def test_a_worker_ends_with_its_parent(tiny_log, tmp_path, space):
     assert not study.trials[number].state.is_finished()
 
 
-def test_a_signal_ends_all_workers(tmp_path, monkeypatch):
+def test_a_signal_ends_all_workers(tiny_log, tmp_path, space, monkeypatch):
     started = []
 
     def start(folder, number, slot, jobs):
@@ -275,16 +275,32 @@ def test_a_signal_ends_all_workers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(workers, "_start", start)
     with pytest.raises(TrainingInterrupted) as stop:
-        workers.run_side_by_side(tmp_path, 2, lambda: len(started), lambda *ended: None)
+        search(tiny_log, tmp_path / "t", space, jobs=2)
     assert stop.value.signum == signal.SIGINT
     assert [process.returncode for process in started] == [-signal.SIGTERM] * 2
 
 
 def test_a_worker_that_is_killed_fails_its_trial_alone(tiny_log, tmp_path, space, monkeypatch):
+    start = workers._start
+
+    def deadly(folder, number, slot, jobs):
+        """The second trial is killed."""
+        if number != 1:
+            return start(folder, number, slot, jobs)
+        return subprocess.Popen(["sh", "-c", "kill -9 $$"])
+
+    monkeypatch.setattr(workers, "_start", deadly)
+    trials = search(tiny_log, tmp_path / "t", space, small(epochs=1), trials=2, jobs=2).trials
+    assert [one["state"] for one in trials] == ["complete", "failed", "complete"]
+    assert trials[1]["reason"] == "its process was ended by signal 9"
+
+
+def test_a_trial_that_no_worker_survives_is_given_up(tiny_log, tmp_path, space, monkeypatch):
     monkeypatch.setattr(
         workers, "_start", lambda *given: subprocess.Popen(["sh", "-c", "kill -9 $$"])
     )
-    with pytest.raises(ConfigError, match=r"none of 2 trials .* was ended by signal 9"):
+    # Each is tried three times.
+    with pytest.raises(ConfigError, match=r"none of 6 trials .* was ended by signal 9"):
         search(tiny_log, tmp_path / "t", space, trials=2, jobs=2)
 
 

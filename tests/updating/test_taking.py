@@ -192,6 +192,14 @@ def test_positions_of_an_earlier_version_are_gone_on_from(fresh):
     assert fresh.logged() == fresh.stored()
 
 
+def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path):
+    world = World(tmp_path / "of [1").begin()
+    take(world)
+    world.add("user 3", [100], day=1)
+    assert take(world).events == 1
+    assert world.logged() == world.stored()
+
+
 def test_a_store_that_lacks_deletions_is_an_older_copy(fresh, tmp_path):
     fresh.add("user 3", [100], day=1)
     take(fresh)

@@ -44,26 +44,30 @@ def recommend(
         device: where to compute
     """
     from blossomrec.data.units import moment_of
-    from blossomrec.recommender import BlossomRec
+    from blossomrec.recommendation.part_engines import open_engine
 
     if [user is not None, history is not None, bulk.users is not None, bulk.all].count(True) != 1:
         raise ConfigError("give either --user or --history, or --all or --users with --out")
     bulk.check()
     if unknown is not None and history is None and bulk.users is None:
         raise ConfigError(f"unknown is {unknown}: only --history and --users may hold unknown ids")
-    recommender = BlossomRec.from_pretrained(run, log, device=device)
     chosen: dict[str, Any] = vars(options) | {
         "items": _ids("items", options.items),
         "at": moment_of("at", options.at),
         "rules": by_rule.rules(),
     }
-    if bulk.out is not None:
-        chosen |= {"shards": bulk.shards, "rows_per_file": bulk.rows_per_file}
-        written = recommender.recommend_all(
-            bulk.out, bulk.users, k, unknown=unknown or "refuse", engine=bulk.engine, **chosen
-        )
-        print(f"{written.rows:,} items for {written.users:,} users are in {bulk.out}")
-        return
+    with open_engine(bulk.engine, device) as engine:
+        # PyTorch is imported while Ray starts.
+        from blossomrec.recommender import BlossomRec
+
+        recommender = BlossomRec.from_pretrained(run, log, device=device)
+        if bulk.out is not None:
+            chosen |= {"shards": bulk.shards, "rows_per_file": bulk.rows_per_file}
+            written = recommender.recommend_all(
+                bulk.out, bulk.users, k, unknown=unknown or "refuse", engine=engine, **chosen
+            )
+            print(f"{written.rows:,} items for {written.users:,} users are in {bulk.out}")
+            return
     if user is not None:
         frame = recommender.recommend(user, k, **chosen)
     else:

@@ -39,7 +39,7 @@ def _taken_titles(parts: Sequence[Titles], index: np.ndarray) -> Titles:
 
 
 def _taken_categories(parts: Sequence[Categories], index: np.ndarray) -> Categories:
-    texts = [[part.names[n] for n in range(len(part.names))] for part in parts]
+    texts = [part.names.all() for part in parts]
     numbers = {name: n for n, name in enumerate(dict.fromkeys(chain(*texts)), 1)}
     lists = []
     for part, names in zip(parts, texts, strict=True):

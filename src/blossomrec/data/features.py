@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,6 +37,11 @@ class Titles:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def all(self) -> list[str]:
+        """The texts of all rows, read at once."""
+        content = bytes(self.content)
+        return [content[start:end].decode() for start, end in pairwise(self.offsets.tolist())]
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"content": self.content, "offsets": self.offsets}

@@ -325,49 +325,55 @@ def _iso(seconds: float) -> str:
 def summary_table(summary: dict[str, Any], title: str = "Events") -> Table:
     """The summary of a prepared log as a table for the terminal."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, show_header=False, title_justify="left")
+    # Names of columns and kinds are text: square brackets in them are no markup.
+    shown = Text(title, style="table.title")
+    table = Table(title=shown, show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(justify="right")
+    for row in _summary_rows(summary):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _summary_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if summary.get("lines") is not None:
-        table.add_row("lines in the file", f"{summary['lines']:,}")
+        yield "lines in the file", f"{summary['lines']:,}"
     if "events_read" in summary:
-        table.add_row("events read", f"{summary['events_read']:,}")
+        yield "events read", f"{summary['events_read']:,}"
     if summary.get("appended_events"):
-        table.add_row("events appended since", f"{summary['appended_events']:,}")
+        yield "events appended since", f"{summary['appended_events']:,}"
     for name in ("users", "items", "events"):
-        table.add_row(name, f"{summary[name]:,}")
-    table.add_row("events per user, mean", f"{summary['mean_length']:,.1f}")
+        yield name, f"{summary[name]:,}"
+    yield "events per user, mean", f"{summary['mean_length']:,.1f}"
     for name, value in summary["length_percentiles"].items():
         label = "longest history" if name == "max" else f"history length, {name} %"
-        table.add_row(label, f"{value:,.0f}")
+        yield label, f"{value:,.0f}"
     for name, share in summary["share_over"].items():
-        table.add_row(f"users over {int(name):,} events", f"{share:.2%}")
+        yield f"users over {int(name):,} events", f"{share:.2%}"
     time = summary["time"]
-    table.add_row("first event", str(time.get("first_iso", time["first"])))
-    table.add_row("last event", str(time.get("last_iso", time["last"])))
+    yield "first event", str(time.get("first_iso", time["first"]))
+    yield "last event", str(time.get("last_iso", time["last"]))
     if summary.get("items_without_events"):
-        table.add_row("items without events", f"{summary['items_without_events']:,}")
+        yield "items without events", f"{summary['items_without_events']:,}"
     for what in ("items", "users"):
         for column in summary.get(FEATURE_TABLES[what]) or ():
-            table.add_row(f"{what}: {column['name']}", _column_told(column))
-    for label, value in _fields_rows(summary):
-        table.add_row(label, value)
+            yield f"{what}: {column['name']}", _column_told(column)
+    yield from _fields_rows(summary)
     if "unit" in time:
-        table.add_row("times are", _UNITS_SHOWN.get(time["unit"], time["unit"]))
-    table.add_row("items repeat in histories", "yes" if summary["has_repeats"] else "no")
-    for label, value in _ties_rows(summary):
-        table.add_row(label, value)
+        yield "times are", _UNITS_SHOWN.get(time["unit"]) or time["unit"]
+    yield "items repeat in histories", "yes" if summary["has_repeats"] else "no"
+    yield from _ties_rows(summary)
     if summary.get("weights"):
-        table.add_row("weights", "yes")
+        yield "weights", "yes"
     if not summary["dropped"]:
-        table.add_row("dropped", "nothing")
+        yield "dropped", "nothing"
     for entry in summary["dropped"]:
-        table.add_row(f"dropped: {entry['reason']}", f"{entry['events']:,} events")
+        yield f"dropped: {entry['reason']}", f"{entry['events']:,} events"
     if any(entry["events"] for entry in summary["dropped"]):
-        table.add_row("users dropped with them", f"{summary['dropped_users']:,}")
-        table.add_row("items dropped with them", f"{summary['dropped_items']:,}")
-    return table
+        yield "users dropped with them", f"{summary['dropped_users']:,}"
+        yield "items dropped with them", f"{summary['dropped_items']:,}"
 
 
 def _fields_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:

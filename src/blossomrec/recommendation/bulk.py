@@ -9,13 +9,11 @@ from pathlib import Path
 
 import polars as pl
 
-from blossomrec.errors import one_of
 from blossomrec.files import locked, remove
 from blossomrec.recommendation.bulk_progress import Silence, open_display
 from blossomrec.recommendation.output import Output
-from blossomrec.recommendation.parts import Engine, PartWriter, write_here
-
-ENGINES = ("local", "ray")
+from blossomrec.recommendation.part_engines import PartEngine
+from blossomrec.recommendation.parts import PartWriter
 
 
 @dataclass(frozen=True)
@@ -33,21 +31,6 @@ class Written:
     rows: int
 
 
-def open_engine(name: str) -> Engine:
-    """The engine "local" or "ray".
-
-    Raises:
-        ConfigError: another name.
-        MissingExtraError: Ray is not installed.
-    """
-    if one_of("engine", name, ENGINES) == "local":
-        return write_here
-    from blossomrec.recommendation.on_ray import load_ray, write_on_ray
-
-    load_ray()
-    return write_on_ray
-
-
 class BulkInterrupted(KeyboardInterrupt):
     """A job was told to stop; the same call goes on. ``command`` is empty for the same command."""
 
@@ -55,7 +38,7 @@ class BulkInterrupted(KeyboardInterrupt):
     signum = signal.SIGINT
 
 
-def write_all(writer: PartWriter, engine: Engine, *, progress: bool) -> Written:
+def write_all(writer: PartWriter, engine: PartEngine, *, progress: bool) -> Written:
     """Do what of a job is not done, and join it.
 
     Args:
@@ -91,7 +74,7 @@ def _done(output: Output, number: int, path: Path) -> bool:
     return output.is_whole(path, (first, last))
 
 
-def _work(left: list[int], writer: PartWriter, engine: Engine, display: Silence) -> None:
+def _work(left: list[int], writer: PartWriter, engine: PartEngine, display: Silence) -> None:
     output, job = writer.output, writer.output.job
     there = output.parts_there()
     missing = {file: set(job.parts(file)) - there for file in left}

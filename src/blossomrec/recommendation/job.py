@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 # Users and recommendations that are kept as one part, at most: so much work a kill can lose.
 USERS_OF_PART = 1 << 13
 ROWS_OF_PART = 1 << 19
+# Of a small job parts are smaller, so that workers who divide them end at about the same time, but
+# not below the users who are encoded together.
+PARTS_OF_JOB = 64
+FEWEST_OF_PART = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,12 @@ def make_job(
         "device": model.item_embeddings.weight.device.type,
     }
     files = _files(len(users), request.k, shards, rows_per_file)
-    return Job(told, users, files, min(USERS_OF_PART, max(1, ROWS_OF_PART // request.k)))
+    return Job(told, users, files, _users_of_part(len(users), request.k))
+
+
+def _users_of_part(users: int, k: int) -> int:
+    shared = max(FEWEST_OF_PART, -(-users // PARTS_OF_JOB))
+    return max(1, min(USERS_OF_PART, ROWS_OF_PART // k, shared))
 
 
 def _files(users: int, k: int, shards: int | None, rows_per_file: int | None) -> list[int]:

@@ -3,61 +3,83 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from blossomrec.errors import MissingExtraError, RunError
-from blossomrec.recommendation.parts import Advance, PartsWritten, PartWriter, Users
+from blossomrec.engines import Kind, connected, load_ray, room
+from blossomrec.errors import RunError
+
+# PyTorch is imported while Ray starts.
+if TYPE_CHECKING:
+    from blossomrec.recommendation.part_engines import PartEngine, PartsWritten
+    from blossomrec.recommendation.parts import Advance, PartWriter, Users
 
 # A part whose workers die again and again needs more memory than there is, or breaks them.
 RETRIES = 5
+# Workers that start before it is known how many parts there are, at most.
+AHEAD = 16
 
 
-def load_ray() -> Any:
-    """The package; MissingExtraError without it."""
-    # Read when it is imported: reports to its makers are for those who want to send them.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise MissingExtraError(error.name or "ray", "ray") from error
-    return ray
+@contextlib.contextmanager
+def started_ray(device: str) -> Iterator[PartEngine]:
+    """The engine of Ray, which starts with its workers while the caller prepares the job.
 
+    Ray places and restarts the workers, and repeats what one had under way that died. Each has a
+    GPU where the model is on one, else a core, and writes its parts itself: the log and the folder
+    of the output are to be found on all machines, under the same paths.
 
-def write_on_ray(writer: PartWriter, parts: Sequence[Users], advance: Advance) -> PartsWritten:
-    """Ray places and restarts the workers, and repeats what one had under way that died.
-
-    Each has a GPU where the model is on one, else a core, and writes its parts itself: the log and
-    the folder of the output are to be found on all machines, under the same paths.
-
-    Raises:
+    What it gives raises:
         RunError: the cluster has no GPU, or no core; workers died again and again.
         BlossomRecError: as a worker raised it.
     """
     ray = load_ray()
-    with _connected(ray):
-        # Opened by the worker, so that what is wrong with it is raised as by any other call: in a
-        # list Ray leaves a reference as it is.
-        shared = [ray.put(_for_others(writer))]
-        waiting = iter(parts)
-        # Calls that are not answered, each with its worker and its part; opening has none.
-        under_way: dict[Any, tuple[Any, Users | None]] = {
-            worker.open.remote(shared): (worker, None)
-            for worker in _workers(ray, writer.output.job.told["device"], len(parts))
-        }
-        while under_way:
-            (call,), _ = ray.wait(list(under_way))
-            worker, part = under_way.pop(call)
-            _raise_what_failed(ray, call, part)
-            following = next(waiting, None)
-            if following is not None:
-                under_way[worker.write.remote(shared, following)] = worker, following
-            if part is not None:
-                advance(part[1] - part[0])
-                yield part
+
+    def start() -> list[Any]:
+        from blossomrec.device import resolve_device
+
+        end.enter_context(connected(ray))
+        workers = _workers(ray, resolve_device(device), AHEAD)
+        # An error that is kept keeps its frames, and these the workers: none goes by itself.
+        end.callback(lambda: [ray.kill(worker) for worker in workers])
+        return workers
+
+    def write(writer: PartWriter, parts: Sequence[Users], advance: Advance) -> PartsWritten:
+        workers = starting.result()
+        # Those for whom there is no part leave what they hold to others.
+        del workers[len(parts) :]
+        if len(parts) > len(workers):
+            on = writer.output.job.told["device"]
+            workers += _workers(ray, on, len(parts), besides=len(workers))
+        return _written(ray, workers, writer, parts, advance)
+
+    with contextlib.ExitStack() as end, ThreadPoolExecutor(1) as thread:
+        starting = thread.submit(start)
+        yield write
+
+
+def _written(
+    ray: Any, workers: list[Any], writer: PartWriter, parts: Sequence[Users], advance: Advance
+) -> PartsWritten:
+    # Opened by the worker, so that what is wrong with it is raised as by any other call: in a
+    # list Ray leaves a reference as it is.
+    shared = [ray.put(_for_others(writer))]
+    waiting = iter(parts)
+    # Calls that are not answered, each with its worker and its part; opening has none.
+    under_way: dict[Any, tuple[Any, Users | None]] = {
+        worker.open.remote(shared): (worker, None) for worker in workers
+    }
+    while under_way:
+        (call,), _ = ray.wait(list(under_way))
+        worker, part = under_way.pop(call)
+        _raise_what_failed(ray, call, part)
+        following = next(waiting, None)
+        if following is not None:
+            under_way[worker.write.remote(shared, following)] = worker, following
+        if part is not None:
+            advance(part[1] - part[0])
+            yield part
 
 
 class Worker:
@@ -67,7 +89,10 @@ class Worker:
     """
 
     def __init__(self):
+        # What takes longest is done before there is a model.
         import torch
+
+        import blossomrec.recommendation.parts  # noqa: F401
 
         # There is one for each core, whatever OMP_NUM_THREADS is where Ray was started.
         torch.set_num_threads(1)
@@ -98,16 +123,14 @@ def _for_others(writer: PartWriter) -> PartWriter:
     return replace(writer, output=output)
 
 
-def _workers(ray: Any, device: str, limit: int) -> list[Any]:
-    """As many as the cluster has room for, at most so many."""
-    kind = "GPU" if device == "cuda" else "CPU"
-    there = int(ray.cluster_resources().get(kind, 0))
-    if not there:
-        raise RunError(f"engine is 'ray': the cluster has no {kind} for the model")
+def _workers(ray: Any, device: str, limit: int, besides: int = 0) -> list[Any]:
+    """As many as the cluster has room for, at most so many, besides those that there are."""
+    kind: Kind = "GPU" if device == "cuda" else "CPU"
+    there = sum(room(ray, kind))
     start = ray.remote(Worker).options(
         num_cpus=1, num_gpus=int(kind == "GPU"), max_restarts=-1, max_task_retries=RETRIES
     )
-    return [start.remote() for _ in range(min(there, limit))]
+    return [start.remote() for _ in range(besides, min(there, limit))]
 
 
 def _raise_what_failed(ray: Any, call: Any, part: Users | None) -> None:
@@ -121,16 +144,3 @@ def _raise_what_failed(ray: Any, call: Any, part: Users | None) -> None:
             f"engine is 'ray': {RETRIES + 1} workers that {what} died, perhaps for lack of memory; "
             "the logs of Ray tell more"
         ) from error
-
-
-@contextlib.contextmanager
-def _connected(ray: Any) -> Iterator[None]:
-    """Be connected: as before, to the cluster that Ray knows of, or to one that is started here."""
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()

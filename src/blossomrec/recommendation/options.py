@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from cyclopts import Parameter
 
 from blossomrec.config import option
+from blossomrec.engines import Engine
 from blossomrec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class BulkOptions:
     )
     shards: int | None = option(None, "write so many files, of as many users each")
     rows_per_file: int | None = option(None, "write files of at most so many rows")
-    engine: Literal["local", "ray"] = option(
+    engine: Engine = option(
         "local",
         "who computes: this process, or the workers of Ray, on one machine or many (extra: ray)",
     )

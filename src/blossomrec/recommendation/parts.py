@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,16 +42,3 @@ class PartWriter:
             found.append(each)
             advance(each.asked)
         self.output.write_part(self.as_frame(Ranked.join(found)), part)
-
-
-# Parts, each when it is there, in any order.
-PartsWritten = Generator[Users, None, None]
-# Has parts written.
-Engine = Callable[[PartWriter, Sequence[Users], Advance], PartsWritten]
-
-
-def write_here(writer: PartWriter, parts: Sequence[Users], advance: Advance) -> PartsWritten:
-    """The engine that computes one part after another in this process."""
-    for part in parts:
-        writer.write(part, advance)
-        yield part

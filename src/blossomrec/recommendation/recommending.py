@@ -30,6 +30,7 @@ from blossomrec.rules import Rules
 
 if TYPE_CHECKING:
     from blossomrec.recommendation.bulk import Written
+    from blossomrec.recommendation.part_engines import PartEngine
 
 
 class Recommending(Fitted):
@@ -91,7 +92,7 @@ class Recommending(Fitted):
         shards: int | None = None,
         rows_per_file: int | None = None,
         unknown: Literal["refuse", "skip"] = "refuse",
-        engine: Literal["local", "ray"] = "local",
+        engine: Literal["local", "ray"] | PartEngine = "local",
         progress: bool = True,
         **options: Any,
     ) -> Written:
@@ -112,7 +113,8 @@ class Recommending(Fitted):
             unknown: "refuse" a list with users who are not in the log, or "skip" them with a
                 warning.
             engine: "local" computes in this process, "ray" by the workers of Ray, which is joined
-                as its variable ``RAY_ADDRESS`` says or else started on this machine.
+                as its variable ``RAY_ADDRESS`` says or else started on this machine. Or one that
+                ``open_engine`` has opened.
             progress: show on standard error how it goes.
             options: ``filter_viewed``, ``items``, ``max_len``, ``at``, ``kind`` and ``rules``
                 of ``recommend``.
@@ -125,38 +127,39 @@ class Recommending(Fitted):
         Example:
             >>> recommender.recommend_all("recommendations.parquet", k=50)
         """
-        from blossomrec.recommendation.bulk import open_engine, write_all
+        from blossomrec.recommendation.bulk import write_all
         from blossomrec.recommendation.job import make_job
         from blossomrec.recommendation.output import Output
+        from blossomrec.recommendation.part_engines import open_engine
         from blossomrec.recommendation.parts import PartWriter
         from blossomrec.recommendation.user_list import listed_users
 
-        compute = open_engine(engine)
         model, vocabulary = self._ready()
-        known = self._histories()
-        log, folder = known.log, shards is not None or rows_per_file is not None
-        if not folder and Path(out).suffix != ".parquet":
-            raise ConfigError(f"out is {str(out)!r}: a file's name must end in .parquet")
-        if whole_number("k", k) > vocabulary.size:
-            raise ConfigError(f"k is {k}: the model knows {vocabulary.size} items")
-        rows = np.arange(log.num_users)
-        if users is not None:
-            rows = listed_users(users, log.user_vocabulary, unknown)
-        request = self._user_request(k, options.pop("at", None), **options)
-        files = {"shards": shards, "rows_per_file": rows_per_file}
-        job = make_job(log, model, self.config, rows, request, **files)
-        known.warn_of_unknown(rows)
+        with open_engine(engine, model.item_embeddings.weight.device.type) as compute:
+            known = self._histories()
+            log, folder = known.log, shards is not None or rows_per_file is not None
+            if not folder and Path(out).suffix != ".parquet":
+                raise ConfigError(f"out is {str(out)!r}: a file's name must end in .parquet")
+            if whole_number("k", k) > vocabulary.size:
+                raise ConfigError(f"k is {k}: the model knows {vocabulary.size} items")
+            rows = np.arange(log.num_users)
+            if users is not None:
+                rows = listed_users(users, log.user_vocabulary, unknown)
+            request = self._user_request(k, options.pop("at", None), **options)
+            files = {"shards": shards, "rows_per_file": rows_per_file}
+            job = make_job(log, model, self.config, rows, request, **files)
+            known.warn_of_unknown(rows)
 
-        def make_ranker() -> UserRanker:
-            now = self._histories().log
-            # A worker elsewhere has opened it later.
-            if now.digest != job.told["digest of the log"]:
-                raise DataError(f"{now.folder} has changed since the job began: begin it again")
-            return self._ranker(request, len(rows))
+            def make_ranker() -> UserRanker:
+                now = self._histories().log
+                # A worker elsewhere has opened it later.
+                if now.digest != job.told["digest of the log"]:
+                    raise DataError(f"{now.folder} has changed since the job began: begin it again")
+                return self._ranker(request, len(rows))
 
-        output = Output.of(job, Path(out), folder=folder)
-        writer = PartWriter(output, make_ranker, self._users_frame)
-        return write_all(writer, compute, progress=progress)
+            output = Output.of(job, Path(out), folder=folder)
+            writer = PartWriter(output, make_ranker, self._users_frame)
+            return write_all(writer, compute, progress=progress)
 
     def recommend_history(
         self,

@@ -142,7 +142,7 @@ class CategoryColumn:
 
     def __init__(self, categories: Categories, name: str):
         self._categories, self._name = categories, name
-        self._names = [categories.names[number] for number in range(len(categories.names))]
+        self._names = categories.names.all()
 
     @property
     def is_flag(self) -> bool:

@@ -128,7 +128,7 @@ def train(
             began = began.taken_over(parts, log, split.train_end, checkpoints)
         if ranks.first:
             _describe_run(run, config, log, split, model, began)
-        validation = Validation(model, log, split.valid, config, fabric, ranks)
+        validation = Validation(model, log, split, config, fabric, ranks)
         display = open_display(progress and ranks.first, config.training.epochs)
         told = []
         # Ranks look at the log together, whoever of them shows what is found.

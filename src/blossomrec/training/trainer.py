@@ -267,11 +267,7 @@ class Trainer:
 
     def _finite(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same tensors; TrainingError where one of them holds NaN or infinity."""
-        wrong = (
-            name
-            for name, value in tensors.items()
-            if value.is_floating_point() and not bool(value.isfinite().all())
-        )
+        wrong = (name for name, value in tensors.items() if not _is_finite(value))
         # Of the item table every rank has others.
         found = next((each for each in self.parts.ranks.gathered(next(wrong, None)) if each), None)
         if found is not None:
@@ -289,3 +285,12 @@ class Trainer:
         self.state.seconds += elapsed
         if training:
             self.state.epoch_seconds += elapsed
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite; looked at once, and nothing of its size made."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # Both are NaN where any number is.
+    low, high = tensor.aminmax()
+    return bool(low.isfinite() & high.isfinite())

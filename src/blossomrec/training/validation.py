@@ -6,7 +6,7 @@ import torch
 
 from blossomrec.config import RunConfig
 from blossomrec.data.log import EventLog
-from blossomrec.data.split import Cases
+from blossomrec.data.split import Split
 from blossomrec.evaluation import RankingOptions, evaluate, resolve_filter_seen
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.ranks import ALONE, Ranks
@@ -24,14 +24,15 @@ class Validation:
         self,
         model: SequenceModel,
         log: EventLog,
-        cases: Cases,
+        split: Split,
         config: RunConfig,
         fabric: Fabric,
         ranks: Ranks = ALONE,
     ):
         self.model, self.log, self.fabric, self.ranks = model, log, fabric, ranks
-        self.count = min(len(cases.users), config.training.validation_users)
-        self.cases = cases.sample(self.count, config.training.seed)
+        self.count = min(len(split.valid), config.training.validation_users)
+        self.cases = split.valid.sample(self.count, config.training.seed)
+        self.train_end = split.train_end
         self.options = RankingOptions(
             filter_seen=resolve_filter_seen(config.evaluation, log),
             ks=sorted({10, *config.evaluation.ks}),
@@ -51,6 +52,7 @@ class Validation:
                 self.log,
                 self.cases,
                 self.options,
+                train_end=self.train_end,
                 device=self.fabric.device,
                 tokens_per_batch=self.tokens_per_batch,
                 processes=self.ranks,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blossomrec.config import LARGEST_SEED, option
+from blossomrec.engines import Engine
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,17 @@ class TuneOptions:
         0.0, "minutes after which no trial begins any more, 0 for no such limit", low=0
     )
     seed: int = option(0, "seed of the search, not of a training", low=0, high=LARGEST_SEED)
-    jobs: int = option(1, "trials at a time, each in a process of its own", low=1, high=1_024)
+    jobs: int = option(
+        0,
+        "trials at a time, each in a process of its own; 0 for one, with engine ray one for each "
+        "GPU or core",
+        low=0,
+        high=1_024,
+    )
+    engine: Engine = option(
+        "local",
+        "who trains: this machine, or the workers of Ray, on one machine or many (extra: ray)",
+    )
     pruner: Literal["median", "hyperband", "none"] = option(
         "median", "what ends a trial early that is worse than others were at the same epoch"
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +11,17 @@ from blossomrec.config import RunConfig, check
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.device import resolve_device
+from blossomrec.engines import check_engine
 from blossomrec.errors import ConfigError
 from blossomrec.files import locked, write_json
 from blossomrec.registry import TRACKERS
 from blossomrec.tracking import Place
 from blossomrec.training.trainer import DECISIVE
+from blossomrec.tuning.on_ray import run_on_ray
 from blossomrec.tuning.options import TuneOptions
 from blossomrec.tuning.outcome import (
     importances,
     ranked,
-    trial_line,
     trials_of,
     write_importances,
     write_outcome,
@@ -36,7 +35,8 @@ from blossomrec.tuning.study import (
     open_study,
     read_search,
 )
-from blossomrec.tuning.trial import fail, run_trial
+from blossomrec.tuning.trial import run_trial
+from blossomrec.tuning.trials import Trials
 from blossomrec.tuning.workers import run_side_by_side
 
 if TYPE_CHECKING:
@@ -91,8 +91,9 @@ def tune(
     Raises:
         ConfigError: an option or the space is wrong, the log has no validation events, or the
             folder was begun with something else.
-        RunError: another process searches in the folder, or something in it is damaged.
-        MissingExtraError: Optuna, or the package of a tracker, is not installed.
+        RunError: another process searches in the folder, or something in it is damaged; or Ray has
+            no GPU or core.
+        MissingExtraError: Optuna, Ray, or the package of a tracker, is not installed.
         TrainingInterrupted: a signal came; trainings under way saved checkpoints.
 
     Example:
@@ -100,9 +101,11 @@ def tune(
         >>> BlossomRec(best).fit(EventLog.open("log"), "runs/tuned")
     """
     load_optuna()
+    chosen = _options(options)
+    check_engine(chosen.engine)
     log = log if isinstance(log, EventLog) else EventLog.open(log)
     folder, config = Path(folder), config or RunConfig()
-    search = _search(log, config, _options(options))
+    search = _search(log, config, chosen)
     for name in config.training.trackers:
         # Refused now, not in the first trial.
         TRACKERS.get(name)(Place.of_run(folder))
@@ -111,7 +114,9 @@ def tune(
             check_same(folder, read_search(folder), search)
         study = open_study(folder, search)
         write_json(folder / DESCRIPTION, search.to_dict())
-        return _Running(folder, search, study, progress, verbose).run()
+        trials = Trials(folder, search, study, progress=progress)
+        _run(trials, shown=progress and verbose)
+        return _result(folder, search, study)
 
 
 def _options(given: dict[str, Any]) -> TuneOptions:
@@ -126,7 +131,9 @@ def _options(given: dict[str, Any]) -> TuneOptions:
 
 def _search(log: EventLog, config: RunConfig, options: TuneOptions) -> Search:
     check(config)
-    resolve_device(config.training.device, "training.device")
+    if options.engine == "local":
+        # With Ray the machines that train may have another one.
+        resolve_device(config.training.device, "training.device")
     space = read_space(options.space, config.model)
     space.check_base(config)
     if not len(make_split(log, config.evaluation).valid.users):
@@ -134,71 +141,29 @@ def _search(log: EventLog, config: RunConfig, options: TuneOptions) -> Search:
     return Search(config, space, options, Path(log.folder), log.identity)
 
 
-class _Running:
-    """A search under way."""
+def _run(trials: Trials, *, shown: bool) -> None:
+    """Run trials until there are enough of them or the time is over."""
+    options = trials.search.options
+    if options.engine == "ray":
+        run_on_ray(trials)
+    elif options.jobs > 1:
+        run_side_by_side(trials)
+    else:
+        while (number := trials.next()) is not None:
+            run_trial(trials.folder, trials.search, trials.study, number, progress=shown)
+            trials.settle(number)
 
-    def __init__(
-        self, folder: Path, search: Search, study: optuna.Study, progress: bool, verbose: bool
-    ):
-        self.folder, self.search, self.study = folder, search, study
-        self.progress, self.verbose = progress, verbose
-        # One that waits is the first, and was not begun.
-        trials = [one for one in study.get_trials(deepcopy=False) if one.state.name != "WAITING"]
-        self.begun = len(trials)
-        # Those under way belong to a process that is gone: nobody else has the lock.
-        self.broken_off = [trial.number for trial in trials if not trial.state.is_finished()]
-        minutes = search.options.minutes
-        self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
 
-    def run(self) -> TuneResult:
-        """Run trials until there are enough of them or the time is over."""
-        jobs = self.search.options.jobs
-        if jobs > 1:
-            run_side_by_side(self.folder, jobs, self._next, self._ended)
-        else:
-            while (number := self._next()) is not None:
-                shown = self.progress and self.verbose
-                run_trial(self.folder, self.search, self.study, number, progress=shown)
-                self._settle(number)
-        return self._result()
-
-    def _next(self) -> int | None:
-        """The next trial to train, begun in the study; None where no more is to begin."""
-        if time.monotonic() >= self.deadline:
-            return None
-        if self.broken_off:
-            return self.broken_off.pop(0)
-        if self.begun >= self.search.options.trials:
-            return None
-        if not self.begun and (own := self.search.space.values_of(self.search.config)):
-            self.study.enqueue_trial(own, skip_if_exists=True)
-        self.begun += 1
-        return self.study.ask().number
-
-    def _ended(self, number: int, code: int) -> None:
-        """The process of a trial has ended; one that was killed cannot tell the study."""
-        trial = self.study.get_trials(deepcopy=False)[number]
-        if not trial.state.is_finished():
-            fail(self.study, trial._trial_id, number, f"its process was ended by signal {-code}")
-        self._settle(number)
-
-    def _settle(self, number: int) -> None:
-        trials = trials_of(self.study)
-        write_outcome(self.folder, self.search, trials)
-        if self.progress:
-            ended = next(trial for trial in trials if trial["trial"] == number)
-            print(trial_line(ended, len(trials)), file=sys.stderr, flush=True)
-
-    def _result(self) -> TuneResult:
-        trials = trials_of(self.study)
-        write_outcome(self.folder, self.search, trials)
-        best, shares = ranked(trials), importances(self.study)
-        write_importances(self.folder, shares)
-        if trials and not best:
-            failed = [trial["reason"] for trial in trials if trial["reason"]]
-            told = f"; the last: {failed[-1]}" if failed else ""
-            raise ConfigError(f"none of {len(trials)} trials came to its end{told}")
-        if not best:
-            return TuneResult(None, None, trials, shares)
-        config = self.search.space.config(self.search.config, best[0]["options"])
-        return TuneResult(config, best[0][DECISIVE], trials, shares)
+def _result(folder: Path, search: Search, study: optuna.Study) -> TuneResult:
+    trials = trials_of(study)
+    write_outcome(folder, search, trials)
+    best, shares = ranked(trials), importances(study)
+    write_importances(folder, shares)
+    if trials and not best:
+        failed = [trial["reason"] for trial in trials if trial["reason"]]
+        told = f"; the last: {failed[-1]}" if failed else ""
+        raise ConfigError(f"none of {len(trials)} trials came to its end{told}")
+    if not best:
+        return TuneResult(None, None, trials, shares)
+    config = search.space.config(search.config, best[0]["options"])
+    return TuneResult(config, best[0][DECISIVE], trials, shares)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,33 +18,26 @@ from blossomrec.errors import BlossomRecError, RunError
 from blossomrec.training.watch import Interrupts, TrainingInterrupted
 from blossomrec.tuning.study import open_study, read_search
 from blossomrec.tuning.trial import run_trial
+from blossomrec.tuning.trials import Trials
 
 # Seconds between two looks at the processes.
 LOOK = 0.1
 
 
-def run_side_by_side(
-    folder: Path,
-    jobs: int,
-    next_number: Callable[[], int | None],
-    ended: Callable[[int, int], None],
-) -> None:
-    """Run trials in ``jobs`` processes until there is none left.
-
-    Args:
-        next_number: the trial to begin, None where no more are to be begun.
-        ended: gets the number and exit code of a process that has ended.
+def run_side_by_side(trials: Trials) -> None:
+    """Run trials in as many processes as there are to be jobs, until there is none left.
 
     Raises:
         TrainingInterrupted: a signal came; the trainings under way saved checkpoints.
         RunError: a process could not go on; it has said why on standard error.
     """
+    folder, jobs = trials.folder, trials.search.options.jobs
     running: dict[int, tuple[int, subprocess.Popen[bytes]]] = {}
     with Interrupts() as interrupts:
         try:
             while interrupts.received is None:
                 for slot in set(range(jobs)) - running.keys():
-                    if (number := next_number()) is None:
+                    if (number := trials.next()) is None:
                         break
                     running[slot] = number, _start(folder, number, slot, jobs)
                 if not running:
@@ -57,7 +49,12 @@ def run_side_by_side(
                     del running[slot]
                     if process.returncode > 0:
                         raise RunError(f"trial {number} cannot go on: its process says why above")
-                    ended(number, process.returncode)
+                    if process.returncode:
+                        # One that was killed cannot tell the study.
+                        signum = -process.returncode
+                        trials.lost(number, f"its process was ended by signal {signum}")
+                    else:
+                        trials.settle(number)
             raise TrainingInterrupted(interrupts.received)
         finally:
             _stop([process for _, process in running.values()])

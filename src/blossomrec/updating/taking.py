@@ -211,7 +211,7 @@ class Taking:
     def _positions(self) -> dict[str, Position]:
         path = self._batches()[-1] / POSITIONS
         try:
-            table = pl.read_parquet(path)
+            table = pl.read_parquet(path, glob=False)
             if "last" not in table.columns:
                 # Written before it was kept.
                 table = table.with_columns(last=None)

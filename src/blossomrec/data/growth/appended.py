@@ -37,6 +37,7 @@ class Appended:
 def appended_table(appended: Appended) -> Table:
     """The same as a table for the terminal."""
     from rich.table import Table
+    from rich.text import Text
 
     from blossomrec.data.preparation import told_moment
 
@@ -52,5 +53,6 @@ def appended_table(appended: Appended) -> Table:
         table.add_row("late events", f"{appended.late:,}")
         table.add_row("first event", told_moment(appended.first, appended.unit))
         table.add_row("last event", told_moment(appended.last, appended.unit))
-    table.add_row("key", appended.key)
+    # A key is what the caller likes: square brackets in it are no markup.
+    table.add_row("key", Text(appended.key))
     return table

@@ -85,7 +85,7 @@ class ReadEvents:
         """The events, users and items as places in their ids, kinds and categories as numbers of
         their names."""
         for number in range(self._batches):
-            table = pl.read_ipc(self._file(number))
+            table = pl.scan_ipc(self._file(number), glob=False).collect()
             found = {
                 role: self._columns[role].decoded(table[role], number) for role in table.columns
             }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -63,10 +64,21 @@ class Origin:
             rows = torch.from_numpy(self.rows)[there]
             found[there] = ranks.fetch(tensors[name].to(like), self.total, rows)
         elif len(there):
-            source = torch.cat([tensors[name] for name in self.names]).to(like)
-            source = source[torch.from_numpy(self.rows).clamp(min=0)[there]]
+            parts = [tensors[name] for name in self.names]
+            source = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(like)
+            if self.columns is None and self._begins_alike:
+                # Known rows stay where they are as a log grows.
+                found[: len(there)] = source[: len(there)]
+                return found
+            source = source[torch.from_numpy(self.rows)[there]]
             found[there] = source if self.columns is None else source[:, self.columns]
         return found
+
+    @cached_property
+    def _begins_alike(self) -> bool:
+        """Whether the first rows are those of the other model, in their order, and others new."""
+        known = int((self.rows >= 0).sum())
+        return bool((self.rows[:known] == np.arange(known)).all())
 
 
 @dataclass
@@ -194,9 +206,7 @@ def _categories(features: Mapping[str, Feature], *, many: bool) -> list[tuple[st
 
 
 def _categories_of(where: str, name: str, column: Categories) -> list[Label]:
-    return [
-        (where, name, each) for each in (None, *(column.names[n] for n in range(column.size - 1)))
-    ]
+    return [(where, name, each) for each in (None, *column.names.all())]
 
 
 def _width(feature: Numbers | Vectors) -> int:
