@@ -29,7 +29,7 @@ _STRIDE = 1_000_003
 
 
 def user_ids(numbers: np.ndarray, kind: str) -> Any:
-    """Ids of users by their numbers: spread over 64 bits, or twelve letters and digits."""
+    """Ids of users by their numbers: integers that lie apart, or a letter and twelve digits."""
     import polars as pl
 
     spread = pl.Series(numbers * 7_919 + 1_000_000_007)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +17,12 @@ import pytest
 from blossomrec.data import event_files
 from blossomrec.data.growth.append import append_events
 from blossomrec.data.growth.compact import compact_folder
-from blossomrec.data.growth.forget import forget_user
+from blossomrec.data.growth.forget import forget_user, forget_users
+from blossomrec.data.growth.grown_log import GrownLog
 from blossomrec.data.growth.options import AppendOptions
+from blossomrec.data.growth.segment import OpenSegment
 from blossomrec.data.log import EventLog
+from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError
 from death_on_disk import Death, KilledError
 
@@ -131,6 +136,28 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch):
     assert events(EventLog.open(log.folder)) == OLD
 
 
+def test_ids_of_many_segments_are_opened_one_after_another(tmp_path, monkeypatch):
+    log = EventLog.prepare(FIRST, tmp_path / "log")
+    for number in range(5):
+        log.append(SECOND.with_columns(user_id=pl.format("u{}-{}", pl.lit(number), "user_id")))
+    grown = GrownLog(log.folder, json.loads((log.folder / "log.json").read_text()))
+    opening, there, most = OpenSegment.vocabulary, weakref.WeakSet[Vocabulary](), list[int]()
+
+    def watched(segment: OpenSegment, table: str) -> Vocabulary | None:
+        found = opening(segment, table)
+        if found is not None:
+            there.add(found)
+        most.append(len(there))
+        return found
+
+    monkeypatch.setattr(OpenSegment, "vocabulary", watched)
+    assert grown.rows("users", pl.Series(["u4-dan", "ann", "eve"])).tolist()[1:] == [0, -1]
+    assert list(grown.known("users", ["u3-bob", "bob"]).values()) == ["bob", "u3-bob"]
+    assert sum(map(len, grown.id_parts("users"))) == grown.num_users == 3 + 5 * 3
+    # Each has files open: the next one is opened before the last one is let go.
+    assert len(most) == 15 and max(most) <= 2
+
+
 class TestForget:
     MARK = "marked-7f3a"
 
@@ -228,6 +255,19 @@ class TestForget:
         monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None)
         with pytest.raises(DataError, match="without the user 'ann', but files of before could"):
             log.forget("ann")
+
+    def test_ids_of_the_log_are_looked_up_and_not_listed(self, tmp_path, monkeypatch):
+        log = EventLog.prepare(FIRST, tmp_path / "log")
+        assert log.append(SECOND).is_new
+
+        def listed(vocabulary: Vocabulary) -> None:
+            raise AssertionError("all ids are listed")
+
+        monkeypatch.setattr(Vocabulary, "read", listed)
+        found = forget_users(log.folder, ["dan", "eve", "bob", "dan"])
+        assert found == [("bob", 2), ("dan", 1)]
+        left = EventLog.open(log.folder)
+        assert left.user_vocabulary.ids([0, 1]).to_list() == ["ann", "cid"]
 
     def test_integers_are_found_by_their_text(self, tmp_path):
         log = EventLog.prepare(FIRST.with_columns(user_id=pl.Series([1, 1, 2, 3])), tmp_path / "l")

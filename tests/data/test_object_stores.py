@@ -221,4 +221,11 @@ def test_what_an_address_is():
     )
     told = without_secrets("https://ann:secret@host/a.parquet?signature=secret#part")
     assert told == "https://host/a.parquet"
-    assert without_secrets("s3://bucket/a?.parquet") == "s3://bucket/a?.parquet"
+    for other in ("s3://bucket/a?.parquet", "s3://[x]/a?.parquet", "//[x]/a?.csv", "http:a?b.csv"):
+        assert without_secrets(other) == other
+
+
+@pytest.mark.parametrize("source", ["//[x]/events.csv", "https://[x/a.parquet"])
+def test_brackets_that_no_host_has_are_refused_as_what_is_not_there(tmp_path, source):
+    with pytest.raises(DataError, match=re.escape(source.lstrip("/"))):
+        EventLog.prepare(source, tmp_path / "log")

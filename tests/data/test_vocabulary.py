@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blossomrec.data import id_arrays, id_index
+from blossomrec.data import id_arrays, id_index, vocabulary
 from blossomrec.data.vocabulary import Vocabulary, as_ids
 from blossomrec.errors import DataError
 from tables_of_ids import write_table
@@ -325,6 +325,22 @@ class TestIndex:
         with pytest.raises(DataError, match="is missing or damaged"):
             Vocabulary.open(tmp_path)
 
+    def test_long_texts_are_hashed_whole_and_at_once(self, monkeypatch):
+        texts = [one + "x" * length for length in range(1_020, 1_030) for one in ("a", "b", "ü")]
+        texts += [one[:-1] + "y" for one in texts] + ["x" * 1_000_000, "z"]
+        vocabulary, steps, mixed = Vocabulary(pl.Series(texts)), [], id_arrays.mixed
+
+        def counted(values: np.ndarray) -> np.ndarray:
+            steps.append(len(values))
+            return mixed(values)
+
+        monkeypatch.setattr(id_arrays, "mixed", counted)
+        asked = [*reversed(texts), "x" * 999_999]
+        assert vocabulary.rows(asked).tolist() == [*range(len(texts) - 1, -1, -1), -1]
+        hashes = id_arrays.ids_of(texts).hashes()
+        assert len(np.unique(hashes)) == len(texts)
+        assert len(steps) < 1_000
+
     @pytest.mark.parametrize("size", [2, 4, 10**9])
     def test_another_number_of_ids_is_refused(self, tmp_path, size):
         Vocabulary(STRINGS).save(tmp_path)
@@ -333,10 +349,19 @@ class TestIndex:
         with pytest.raises(DataError, match=f"it has 3 ids, not {size}"):
             Vocabulary.open(tmp_path)
 
-    def test_rows_beyond_the_ids_are_none(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("name", "array"),
+        [
+            ("rows.npy", np.array([7, -3, 9], np.int32)),
+            ("rows.npy", np.array([0, 0, 0], np.int32)),
+            ("keys.npy", np.ones(3, np.uint64)),
+        ],
+    )
+    def test_an_index_of_other_ids_is_refused(self, tmp_path, name, array):
         Vocabulary(STRINGS).save(tmp_path)
-        np.save(tmp_path / "rows.npy", np.array([7, -3, 9], np.int32))
-        assert Vocabulary.open(tmp_path).rows(["x", "12"]).tolist() == [-1, -1]
+        np.save(tmp_path / name, array)
+        with pytest.raises(DataError, match=r"damaged: keys\.npy or rows\.npy does not belong to"):
+            Vocabulary.open(tmp_path).rows(["x", "12"])
 
 
 @pytest.mark.parametrize("ids", [STRINGS, INTEGERS, INTEGERS.abs().cast(pl.UInt64)], ids=str)
@@ -347,6 +372,19 @@ def test_tables_of_earlier_versions_are_read(tmp_path, ids):
     assert opened.read().to_list() == ids.to_list()
     opened.save(tmp_path / "new")
     assert Vocabulary.open(tmp_path / "new").read().to_list() == ids.to_list()
+
+
+def test_a_table_that_another_thread_has_read_meanwhile_is_read_all_the_same(tmp_path, monkeypatch):
+    opened, came = Vocabulary.open(write_table(tmp_path / "old", STRINGS)), []
+
+    def meanwhile(what: str) -> None:
+        came.append(what)
+        if len(came) == 1:
+            assert opened.rows(["x"]).tolist() == [1]
+
+    monkeypatch.setattr(vocabulary, "refuse_lost_threads", meanwhile)
+    assert opened.rows(["ü"]).tolist() == [2]
+    assert len(came) == 2
 
 
 class TestDamage:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 IDS_AT_ONCE = 1_000_000
 IDS_FILE, OFFSETS_FILE = "ids.npy", "offsets.npy"
 _NUMBERS = {"Int64": np.dtype("<i8"), "UInt64": np.dtype("<u8")}
-_WORD = 8
+# Texts are hashed a word of each at a time, those of more bytes than _LONG one by one.
+_WORD, _LONG = 8, 1_024
 
 
 class IdArrays(ABC):
@@ -164,7 +165,11 @@ class TextIds(IdArrays):
         content[:-_WORD] = self._bytes()
         words = np.ndarray(len(content) - _WORD + 1, "<u8", content.data, strides=(1,))
         hashes = mixed(lengths.astype(np.uint64))
-        left, rows = lengths.copy(), np.flatnonzero(lengths)
+        for row in np.flatnonzero(lengths > _LONG).tolist():
+            one = content[starts[row] : starts[row] + lengths[row]]
+            digest = hashlib.blake2b(one.data, digest_size=_WORD).digest()
+            hashes[row] = int.from_bytes(digest, "little")
+        left, rows = lengths.copy(), np.flatnonzero((lengths > 0) & (lengths <= _LONG))
         read = 0
         while len(rows):
             word = words[starts[rows] + read]

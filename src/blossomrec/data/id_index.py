@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from blossomrec.data.id_arrays import ArrayFile, IdArrays, mapped
+from blossomrec.data.id_arrays import IDS_AT_ONCE, ArrayFile, IdArrays, mapped
 from blossomrec.files import remove
 
 KEYS_FILE, ROWS_FILE = "keys.npy", "rows.npy"
@@ -42,6 +43,14 @@ class IdIndex:
                 raise ValueError(f"{name} holds {array.dtype} {list(array.shape)}, not {size} ids")
         return cls(keys, rows)
 
+    def fingerprint(self) -> str:
+        """SHA-256 of hashes and rows."""
+        digest = hashlib.sha256()
+        for array in (self._keys, self._rows):
+            for start in range(0, len(array), IDS_AT_ONCE):
+                digest.update(np.ascontiguousarray(array[start : start + IDS_AT_ONCE]).data)
+        return digest.hexdigest()
+
     def rows(self, known: IdArrays, wanted: IdArrays) -> np.ndarray:
         """Rows of the ``wanted`` ids among the ``known`` ones, -1 for others: int64."""
         found, hashes = np.full(len(wanted), -1), wanted.hashes()
@@ -53,8 +62,7 @@ class IdIndex:
             left[left] = self._keys[places[left]] == hashes[order[left]]
             order, places = order[left], places[left]
             rows = np.asarray(self._rows[places], np.int64)
-            there = (rows >= 0) & (rows < len(known))
-            there[there] = known.take(rows[there]).same(wanted.take(order[there]))
+            there = known.take(rows).same(wanted.take(order))
             found[order[there]] = rows[there]
             # Another id may have the same hash: its place is the next one.
             order, places = order[~there], places[~there] + 1

@@ -20,7 +20,7 @@ from blossomrec.data.id_arrays import (
     open_ids,
     write_ids,
 )
-from blossomrec.data.id_index import IdIndex, write_index
+from blossomrec.data.id_index import KEYS_FILE, ROWS_FILE, IdIndex, write_index
 from blossomrec.data.windows import each_once
 from blossomrec.device import refuse_lost_threads
 from blossomrec.errors import DataError
@@ -62,6 +62,7 @@ class Vocabulary:
         self._table: mmap.mmap | None = None
         self._folder: Path | None = None
         self._index: IdIndex | None = None
+        self._told_index: str | None = None
         self.size = len(ids)
         self.dtype = self._ids.dtype
         self.fingerprint = self._ids.fingerprint()
@@ -130,7 +131,7 @@ class Vocabulary:
         vocabulary.dtype = text(description, "dtype", path)
         vocabulary.fingerprint = text(description, "fingerprint", path)
         vocabulary._ids = vocabulary._index = vocabulary._table = None
-        vocabulary._folder = folder
+        vocabulary._folder, vocabulary._told_index = folder, None
         if description["format"] == _TABLE_FORMAT:
             vocabulary._table = _mapped(folder / _TABLE_FILE)
             return vocabulary
@@ -140,6 +141,7 @@ class Vocabulary:
                 raise ValueError(f"it has {len(vocabulary._ids)} ids, not {vocabulary.size}")
             if description["format"] == _INDEXED_FORMAT:
                 vocabulary._index = IdIndex.open(folder, vocabulary.size)
+                vocabulary._told_index = text(description, "index", path)
         except (OSError, ValueError) as error:
             raise DataError(f"{folder} is missing or damaged: {error}") from error
         return vocabulary
@@ -150,18 +152,31 @@ class Vocabulary:
         Raises:
             DataError, RunError: as of :meth:`read`.
         """
-        if self._folder is None:
+        # Taken once, the folder last: another thread may come to the end meanwhile.
+        table, ids, folder = self._table, self._ids, self._folder
+        if folder is None:
             assert self._ids is not None
             return self._ids
-        if self._table is not None:
-            refuse_lost_threads(str(self._folder))
-            self._ids = ids_of(self._read(self._folder / _TABLE_FILE, bytes(self._table)))
-        assert self._ids is not None
-        if self._ids.fingerprint() != self.fingerprint:
-            name = _TABLE_FILE if self._table is not None else IDS_FILE
-            raise DataError(f"{self._folder} is damaged: {name} does not belong to {_DESCRIPTION}")
-        self._folder = self._table = None
-        return self._ids
+        if table is not None:
+            refuse_lost_threads(str(folder))
+            ids = ids_of(self._read(folder / _TABLE_FILE, bytes(table)))
+        assert ids is not None
+        if ids.fingerprint() != self.fingerprint:
+            name = IDS_FILE if table is None else _TABLE_FILE
+            raise DataError(f"{folder} is damaged: {name} does not belong to {_DESCRIPTION}")
+        if self._told_index is not None:
+            # An id that is not found would become another one in a log that grows.
+            assert self._index is not None
+            if self._index.fingerprint() != self._told_index:
+                raise DataError(
+                    f"{folder} is damaged: {KEYS_FILE} or {ROWS_FILE} does not belong to "
+                    f"{_DESCRIPTION}"
+                )
+        self._ids = ids
+        # That there is no folder says that the ids are there, and comes last for other threads.
+        self._table = None
+        self._folder = None
+        return ids
 
     def listed(self) -> pl.Series | np.ndarray:
         """All ids in order of row: whole numbers are an array, which needs no polars.
@@ -218,7 +233,7 @@ class Vocabulary:
 def _unpickled(dtype: str, arrays: dict[str, np.ndarray], fingerprint: str) -> Vocabulary:
     vocabulary = Vocabulary.__new__(Vocabulary)
     vocabulary._ids = ids_in(dtype, arrays)
-    vocabulary._index = vocabulary._table = vocabulary._folder = None
+    vocabulary._index = vocabulary._table = vocabulary._folder = vocabulary._told_index = None
     vocabulary.size, vocabulary.dtype = len(vocabulary._ids), dtype
     vocabulary.fingerprint = fingerprint
     return vocabulary
@@ -246,6 +261,7 @@ def write_vocabulary(
             "size": len(ids),
             "dtype": dtype,
             "fingerprint": fingerprint or ids.fingerprint(),
+            "index": IdIndex.open(place, len(ids)).fingerprint(),
         }
     # The description last: without it there is no vocabulary.
     for path in sorted((folder / ".new").iterdir()):

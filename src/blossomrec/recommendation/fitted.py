@@ -153,9 +153,9 @@ class Fitted:
         users = open_users(folder, self._info)
         self._users = None if users is None else users[0]
         # Now, because a process forked later cannot.
-        self.items.read()
+        self.items.known()
         if self._users is not None:
-            self._users.read()
+            self._users.known()
         self.model, self._known = model, None
         self.filter_viewed = self._info.filter_viewed
 

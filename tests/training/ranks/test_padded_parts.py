@@ -34,7 +34,7 @@ def batches_of(log, split, kind=TrainingBatches):
 def epoch_of(batches, num_rows, shapes, *, with_targets, epoch=0):
     """The steps of each rank in an epoch, on the host."""
     divisions = [
-        Division(Ranks(rank, SIZE), num_rows, 7, with_targets=with_targets, shape=shape)
+        Division(Ranks(rank, len(shapes)), num_rows, 7, with_targets=with_targets, shape=shape)
         for rank, shape in enumerate(shapes)
     ]
     parts = [list(batches.epoch(epoch, division=each)) for each in divisions]
@@ -98,6 +98,16 @@ def test_where_one_part_does_not_fit_none_is_padded(tiny_log, split):
         assert padded == {True} or all(step.counts is not None for step in steps)
         found |= padded
     assert found == {True, False}
+
+
+def test_where_a_rank_has_no_rows_no_part_is_padded(tiny_log, split):
+    batches, rows = batches_of(tiny_log, split), tiny_log.num_items
+    size = next(size for size in range(2, rows) if not Ranks(size - 1, size).rows(rows))
+    shapes = [Shape.of(batches, size)] * size
+    for steps in epoch_of(batches, rows, shapes, with_targets=True):
+        for rank, step in enumerate(steps):
+            assert not step.padded
+            assert (step.sent >= 0).all() and (rank < size - 1 or not len(step.sent))
 
 
 def test_there_is_room_for_the_parts_of_other_epochs(tiny_log, split):

@@ -13,7 +13,6 @@ from blossomrec.data.growth.merge import merge
 from blossomrec.data.history import shown_ids
 from blossomrec.data.log import SEGMENTS, TABLES, USERS
 from blossomrec.data.log_folder import changing
-from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError, shortened
 
 
@@ -48,14 +47,13 @@ def forget_users(folder: Path, users: Sequence[int | str]) -> list[Forgotten]:
     """
     with changing(folder) as change:
         log = GrownLog(folder, change.description)
-        ids = log.ids(USERS)
-        rows = np.unique(Vocabulary(ids).rows(users))
-        rows = rows[rows >= 0]
-        if not len(rows):
+        found = log.known(USERS, users)
+        if not found:
             return []
-        forgotten = list(map(Forgotten, ids.gather(rows).to_list(), log.lengths[rows].tolist()))
-        named = shown_ids([one.user for one in forgotten])
-        if len(rows) == len(ids):
+        rows = np.array(list(found))
+        forgotten = list(map(Forgotten, found.values(), log.lengths[rows].tolist()))
+        named = shown_ids(list(found.values()))
+        if len(found) == log.num_users:
             raise DataError(f"{folder} has no other user than {named}: remove the folder")
         with change.new_generation() as places:
             merge(log, change.description, places, rows)

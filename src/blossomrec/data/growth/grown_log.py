@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,6 @@ class GrownLog:
             lengths[segment.users] += np.diff(segment.offsets)
         return lengths
 
-    def ids(self, table: str) -> pl.Series:
-        """All ids of "users" or "items", in order of row."""
-        return pl.concat([each.read() for each in self._vocabularies(table)])
-
     def id_parts(self, table: str) -> Iterator[IdArrays]:
         """All ids of "users" or "items", in order of row, not all at once."""
         for each in self._vocabularies(table):
@@ -66,7 +62,7 @@ class GrownLog:
     def rows(self, table: str, ids: pl.Series) -> np.ndarray:
         """Rows of distinct ids of "users" or "items", in their type; -1 for others: int64.
 
-        They are looked up: what the log has is not read.
+        They are looked up: what the log has is gone through once, to be checked, and not held.
         """
         wanted, found, first = Vocabulary(ids), np.full(len(ids), -1), 0
         for known in self._vocabularies(table):
@@ -75,10 +71,23 @@ class GrownLog:
             first += known.size
         return found
 
-    def _vocabularies(self, table: str) -> list[Vocabulary]:
-        base = self.base.user_vocabulary if table == USERS else self.base.item_vocabulary
-        added = (one.vocabulary(table) for one in self.segments)
-        return [base, *(each for each in added if each is not None)]
+    def known(self, table: str, ids: Sequence[int | str]) -> dict[int, int | str]:
+        """Those of some ids that "users" or "items" have, in their type, by row, rising."""
+        found, first = dict[int, int | str](), 0
+        for one in self._vocabularies(table):
+            rows = one.rows(ids)
+            rows = each_once(rows[rows >= 0])
+            found |= zip((first + rows).tolist(), one.ids(rows).to_list(), strict=True)
+            first += one.size
+        return found
+
+    def _vocabularies(self, table: str) -> Iterator[Vocabulary]:
+        """One at a time: each has files open, and a process may not have many."""
+        yield self.base.user_vocabulary if table == USERS else self.base.item_vocabulary
+        for segment in self.segments:
+            added = segment.vocabulary(table)
+            if added is not None:
+                yield added
 
     def features(self, table: str) -> list[FeatureRows]:
         """What the segments say of rows of "users" or "items", in order."""

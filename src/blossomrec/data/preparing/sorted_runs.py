@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from blossomrec.data.id_arrays import ArrayFile
+from blossomrec.data.windows import boundaries
 
 # Values that are in memory at a time when runs are merged.
 VALUES_AT_ONCE = 2_000_000
-# Of such a range, how many values stand for it when it is chosen.
+# Of such a range, about how many values stand for it when it is chosen.
 _SAMPLES = 64
 # Of a run, what is read at least where a range of it is asked for.
 _READ_AT_ONCE = 65_536
+_PLACE = np.dtype(np.int32)
 
 
 class SortedRuns:
@@ -58,36 +59,36 @@ class SortedRuns:
             folder: a new one, for these runs.
         """
         ranges = SortedRuns(folder)
-        cuts = self._cuts()
-        files = [ArrayFile(self._places(number), np.int32) for number in range(len(self))]
-        first = 0
-        for number in range(len(cuts[0]) - 1):
-            slices = [
-                self._part(run, cut[number], cut[number + 1] - cut[number])
-                for run, cut in enumerate(cuts)
-            ]
-            values = pl.concat([each.select("value") for each in slices])
-            together = (
-                pl.concat(slices)
-                .group_by("value")
-                .agg(pl.col("row").min(), pl.col("count").sum())
-                .sort("value")
-            )
-            numbers = together.select("value").with_row_index("place", offset=first)
-            places = values.join(numbers, on="value", how="left", maintain_order="left")["place"]
-            start = 0
-            for file, each in zip(files, slices, strict=True):
-                file.append(places.slice(start, each.height).to_numpy())
-                start += each.height
-            ranges.add(together)
-            first += together.height
-        for file in files:
-            file.close()
+        cuts, starts, first = self._cuts(), boundaries(np.array(self._lengths)), 0
+        # One file for all runs: of a large table there are more than a process may have open.
+        with self._places.open("wb") as file:
+            for number in range(len(cuts[0]) - 1):
+                slices = [
+                    self._part(run, cut[number], cut[number + 1] - cut[number])
+                    for run, cut in enumerate(cuts)
+                ]
+                values = pl.concat([each.select("value") for each in slices])
+                together = (
+                    pl.concat(slices)
+                    .group_by("value")
+                    .agg(pl.col("row").min(), pl.col("count").sum())
+                    .sort("value")
+                )
+                numbers = together.select("value").with_row_index("place", offset=first)
+                found = values.join(numbers, on="value", how="left", maintain_order="left")
+                places, begin = found["place"].to_numpy().astype(_PLACE), 0
+                for start, cut, each in zip(starts[:-1].tolist(), cuts, slices, strict=True):
+                    file.seek((start + cut[number]) * _PLACE.itemsize)
+                    file.write(places[begin : begin + each.height].data)
+                    begin += each.height
+                ranges.add(together)
+                first += together.height
         return ranges
 
     def places(self, number: int) -> np.ndarray:
         """Of the values of a run, where each is among the merged ones: int32."""
-        return np.load(self._places(number), allow_pickle=False)
+        start, length = sum(self._lengths[:number]), self._lengths[number]
+        return np.fromfile(self._places, _PLACE, length, offset=start * _PLACE.itemsize)
 
     def counts(self) -> np.ndarray:
         """How many rows have each value, run after run: int64."""
@@ -99,7 +100,11 @@ class SortedRuns:
         if sum(self._lengths) <= VALUES_AT_ONCE:
             return [[0, length] for length in self._lengths]
         step = max(1, VALUES_AT_ONCE // _SAMPLES)
-        samples = pl.concat([each["value"].gather_every(step) for each in self.frames()]).sort()
+        # From a random one on: runs may be shorter than a step, and their first values are low.
+        draws = np.random.default_rng(0)
+        samples = pl.concat(
+            [each["value"].gather_every(step, int(draws.integers(step))) for each in self.frames()]
+        ).sort()
         borders = samples.gather_every(_SAMPLES)[1:].unique(maintain_order=True)
         return [
             [0, *each["value"].search_sorted(borders).to_list(), each.height]
@@ -112,5 +117,6 @@ class SortedRuns:
     def _file(self, number: int) -> Path:
         return self._folder / f"{number}.arrow"
 
-    def _places(self, number: int) -> Path:
-        return self._folder / f"{number}-places.npy"
+    @property
+    def _places(self) -> Path:
+        return self._folder / "places"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import polars as pl
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_ON_THE_WEB = ("http", "https")
+# Protocol, who asks, host and path, and what follows: never refused, as paths are shown, too.
+_ON_THE_WEB = re.compile(r"(https?://)(?:([^/?#]*)@)?([^?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 # What Spark and others write beside their tables begins so.
 _HIDDEN = (".", "_")
 
@@ -27,11 +27,9 @@ def located(source: str | Path) -> str | Path:
 
 def without_secrets(address: str) -> str:
     """An address as it may be told: without the signature of a link, or a password."""
-    parts = urlsplit(address)
-    if parts.scheme.lower() not in _ON_THE_WEB:
-        # A question mark is part of a pattern there.
-        return address
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    found = _ON_THE_WEB.match(address)
+    # A question mark is part of a pattern elsewhere.
+    return address if found is None else found[1] + found[3]
 
 
 def shown(source: str | Path) -> str:
@@ -46,8 +44,11 @@ def is_pattern(address: str) -> bool:
 
 def told_without(secrets: str, text: str) -> str:
     """A text of Polars about an address, without what is not told of that."""
-    parts = urlsplit(secrets)
-    for secret in (parts.query, parts.password) if without_secrets(secrets) != secrets else ():
+    found = _ON_THE_WEB.match(secrets)
+    if found is None:
+        return text
+    query = found[4].partition("#")[0].removeprefix("?")
+    for secret in (query, found[2], (found[2] or "").partition(":")[2]):
         text = text.replace(secret, "...") if secret else text
     return text
 

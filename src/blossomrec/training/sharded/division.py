@@ -107,7 +107,8 @@ class Division:
         seed: of the training.
         with_targets: whether the vectors of the targets are needed, too.
         device: of the training.
-        shape: that parts are padded to where all of them fit; None for no graph.
+        shape: that parts are padded to where all of them fit, and every rank has rows of the
+            table; None for no graph.
     """
 
     def __init__(
@@ -121,12 +122,14 @@ class Division:
         shape: Shape | None = None,
     ):
         self.ranks, self.num_rows, self.seed = ranks, num_rows, seed
-        self.with_targets, self.shape = with_targets, shape
+        self.with_targets = with_targets
         self.device = torch.device("cpu") if device is None else device
         starts = [ranks.rows(num_rows, rank).start for rank in range(ranks.size)]
         self._bounds = np.array([*starts, num_rows])
         # Of rows among those that a batch needs; whatever is there of the others.
         self._places = np.empty(num_rows, np.int32)
+        # What fills up is a row of the rank that sends it: all must have some.
+        self.shape = shape if np.diff(self._bounds).all() else None
         self._room = 0
         if shape is not None:
             # The events of a history and its last target, or those that are masked.
