@@ -27,7 +27,7 @@ from blossomrec.errors import ConfigError, DataError
 from blossomrec.files import digest
 
 # An append opens them all: with so many, one of them merges the log first.
-MAX_SEGMENTS = 256
+MAX_SEGMENTS = 64
 LARGEST_ROW = np.iinfo(np.int32).max
 # Of ``log.json``: digest of the table of items that was appended last.
 APPENDED_ITEMS = "appended_items"
