@@ -95,7 +95,8 @@ def graph_shape(
         ConfigError: a graph is asked for that cannot be.
     """
     wanted = config.training.graph
-    if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
+    # Of several ranks no GPU has replayed a step yet: it has to be asked for.
+    if wanted == "off" or (wanted == "auto" and not (device.type == "cuda" and ranks.alone)):
         return None
     reason = _obstacle(config, device)
     if reason and wanted == "on":

@@ -15,6 +15,7 @@ from blossomrec.attention import selector
 from blossomrec.data.batches import ClozeBatches, TrainingBatches
 from blossomrec.models import build_model, fused
 from blossomrec.ranks import Ranks
+from blossomrec.training import shape as shapes
 from blossomrec.training.ranks.update import ShardedUpdate
 from blossomrec.training.setup import build_parts, open_fabric
 from blossomrec.training.shape import Shape, part_sizes
@@ -190,3 +191,11 @@ def test_nothing_in_a_step_of_ranks_waits_for_the_device(tiny_log, split, monkey
         values = update(second, 0.01)
     assert waits.found == []
     assert all(np.isfinite(float(each)) for each in values.values())
+
+
+def test_a_graph_of_ranks_has_to_be_asked_for(tiny_log, split, monkeypatch):
+    monkeypatch.setattr(shapes, "_obstacle", lambda *given: "")
+    config, batches = small_config(graph="auto"), batches_of(tiny_log, split)
+    cuda = torch.device("cuda")
+    assert shapes.graph_shape(config, batches, cuda, Ranks(0, SIZE)) is None
+    assert shapes.graph_shape(config, batches, cuda) is not None
