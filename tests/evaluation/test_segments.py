@@ -30,7 +30,8 @@ def test_every_value_has_the_users_who_have_it(log):
             for metric, values in found.per_user.items():
                 assert part.metrics[metric] == pytest.approx(values[inside].mean())
                 low, high = part.intervals[metric]
-                assert low <= part.metrics[metric] <= high
+                # Means of equal values differ by how they are summed.
+                assert low - 1e-12 <= part.metrics[metric] <= high + 1e-12
         sizes = [part.users for part in found.segment_slices[column]]
         assert sizes == sorted(sizes, reverse=True)
     assert any(part.few for part in found.segment_slices["country"])

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from small_training import outcome, small_config, small_train
@@ -408,5 +409,7 @@ def test_checkpoints_hold_no_pickle(tiny_log, tmp_path):
     small_train(tiny_log, small_config(epochs=1), tmp_path / "run")
     found = Checkpoints(tmp_path / "run" / "checkpoints").newest()
     kinds = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert kinds == {".json", ".jsonl", ".safetensors", ".parquet"}
+    assert kinds == {".json", ".jsonl", ".safetensors", ".npy"}
+    for path in (tmp_path / "run").rglob("*.npy"):
+        np.load(path, allow_pickle=False)
     assert {name.split(".")[0] for name in found.tensors} == {"model", "optimizer", "random"}

@@ -259,7 +259,8 @@ class Recommending(Fitted):
 
         Example:
             >>> why = recommender.explain(50_010, history=[50_003, 50_017], k=1)
-            >>> why["events"][0].keys()
+            >>> (event,) = why["events"]
+            >>> event.keys()
             dict_keys(['position', 'item', 'contribution'])
         """
         from blossomrec.serving.engine.explain import check_explainable

@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # Protocol, who asks, host and path, and what follows: never refused, as paths are shown, too.
 _ON_THE_WEB = re.compile(r"(https?://)(?:([^/?#]*)@)?([^?#]*)(.*)", re.IGNORECASE | re.DOTALL)
@@ -63,6 +61,8 @@ def found_at(address: str) -> list[str]:
 
     Only their footers are read. Raises what Polars does.
     """
+    import polars as pl
+
     if suffix_at(address) == ".parquet" and not is_pattern(address):
         return [address]
     scan = pl.scan_parquet(
