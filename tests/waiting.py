@@ -1,7 +1,11 @@
 """Finds out whether the host would wait for a GPU, on a machine without one."""
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from blossomrec.attention import selector
+from blossomrec.models import fused
 
 
 class Waits(TorchDispatchMode):
@@ -30,3 +34,17 @@ class Waits(TorchDispatchMode):
         if masks or name in self.NAMES or name.startswith("unique"):
             self.found.append(name)
         return func(*args, **(kwargs or {}))
+
+
+def take_the_way_of_a_gpu(monkeypatch):
+    """Let a training take the kernels of a GPU, interpreted: options of a model that they take."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(fused, "usable", lambda x: True)
+    monkeypatch.setattr(selector, "SAMPLES", 16)
+    return {
+        "attention_impl": "triton",
+        "block_size": 16,
+        "compress_window": 16,
+        "max_len": 34,
+        "hidden_size": 32,
+    }

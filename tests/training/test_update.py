@@ -7,16 +7,15 @@ import pytest
 import torch
 from small_training import logged, outcome, small_config, small_train
 
-from blossomrec.attention import selector
 from blossomrec.data.batches import ClozeBatches, TrainingBatches
 from blossomrec.errors import ConfigError
 from blossomrec.losses import LOSSES, SampledLoss
-from blossomrec.models import build_model, fused
+from blossomrec.models import build_model
 from blossomrec.training.objective import device_steps
 from blossomrec.training.setup import build_parts, open_fabric
 from blossomrec.training.shape import Shape
 from blossomrec.training.update import WARM_UP, GraphUpdate, Update, build_update
-from waiting import Waits
+from waiting import Waits, take_the_way_of_a_gpu
 
 # Attentions, also with the user's own items as candidates, and with masked events as targets.
 STEPS = [
@@ -149,16 +148,7 @@ def test_a_sample_of_rows_filled_up_is_that_without(tiny_log, split):
     ids=str,
 )
 def test_nothing_in_a_step_waits_for_the_device(tiny_log, split, monkeypatch, form):
-    pytest.importorskip("triton")
-    monkeypatch.setattr(fused, "usable", lambda x: True)
-    monkeypatch.setattr(selector, "SAMPLES", 16)
-    sizes = {
-        "attention_impl": "triton",
-        "block_size": 16,
-        "compress_window": 16,
-        "max_len": 34,
-        "hidden_size": 32,
-    }
+    sizes = take_the_way_of_a_gpu(monkeypatch)
     parts = parts_of(tiny_log, split, tokens_per_batch=34, **form, **sizes)
     first, second = steps_of(parts, parts.shape)[:2]
     update = build_update(parts, 1.0)

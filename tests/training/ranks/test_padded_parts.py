@@ -11,9 +11,8 @@ import torch
 from small_training import small_config
 from torch import Tensor
 
-from blossomrec.attention import selector
 from blossomrec.data.batches import ClozeBatches, TrainingBatches
-from blossomrec.models import build_model, fused
+from blossomrec.models import build_model
 from blossomrec.ranks import Ranks
 from blossomrec.training import shape as shapes
 from blossomrec.training.ranks.update import ShardedUpdate
@@ -21,7 +20,7 @@ from blossomrec.training.setup import build_parts, open_fabric
 from blossomrec.training.shape import Shape, part_sizes
 from blossomrec.training.sharded.division import Division
 from blossomrec.training.update import GraphUpdate, build_update
-from waiting import Waits
+from waiting import Waits, take_the_way_of_a_gpu
 
 SIZE = 3
 
@@ -162,16 +161,7 @@ class Echo(Ranks):
     ids=lambda form: " ".join(form.values()) or "plain",
 )
 def test_nothing_in_a_step_of_ranks_waits_for_the_device(tiny_log, split, monkeypatch, form):
-    pytest.importorskip("triton")
-    monkeypatch.setattr(fused, "usable", lambda x: True)
-    monkeypatch.setattr(selector, "SAMPLES", 16)
-    sizes = {
-        "attention_impl": "triton",
-        "block_size": 16,
-        "compress_window": 16,
-        "max_len": 34,
-        "hidden_size": 32,
-    }
+    sizes = take_the_way_of_a_gpu(monkeypatch)
     config = small_config(graph="on", dropout=0.0, tokens_per_batch=68, **form, **sizes)
     torch.manual_seed(0)
     ranks = Echo()
