@@ -49,6 +49,14 @@ SMALL_TRAINING = TrainingConfig(
 MEASURED = ("events_per_second", "seconds", "total_seconds", "peak_mib")
 
 
+class CrashError(Exception):
+    """The end of a process, as far as the loop is concerned."""
+
+
+def crash():
+    raise CrashError
+
+
 def small_config(**options: Any) -> RunConfig:
     """The small configuration with options of model or training changed."""
     names = {entry.name for entry in dataclasses.fields(ModelConfig)}

@@ -1,4 +1,5 @@
 import json
+import threading
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from blossomrec.training.checkpoint import Checkpoints, Pace
 
 def save(checkpoints: Checkpoints, step: int) -> None:
     checkpoints.save(step, {"w": torch.full((3, 2), float(step))}, {"step": step})
+    checkpoints.finish()
 
 
 @pytest.fixture
@@ -30,6 +32,7 @@ def test_what_was_saved_comes_back(checkpoints):
     }
     state = {"step": 7, "loss": 0.1 + 0.2, "words": [1, None, "x"]}
     checkpoints.save(7, tensors, state)
+    checkpoints.finish()
     found = Checkpoints(checkpoints.folder).newest()
     assert found.state == state
     assert found.best is None
@@ -96,9 +99,11 @@ def test_only_damaged_checkpoints_are_an_error_not_a_fresh_start(checkpoints):
 def test_best_weights_are_published_and_kept_as_long_as_needed(checkpoints):
     run = checkpoints.folder.parent
     checkpoints.save_best(1, {"w": torch.ones(2)})
+    checkpoints.finish()
     first = (run / "model.safetensors").read_bytes()
     save(checkpoints, 1)
     checkpoints.save_best(2, {"w": torch.zeros(2)})
+    checkpoints.finish()
     save(checkpoints, 2)
     assert len(list(checkpoints.folder.glob("best-*"))) == 2
     again = Checkpoints(checkpoints.folder)
@@ -111,8 +116,10 @@ def test_best_weights_are_published_and_kept_as_long_as_needed(checkpoints):
 
 def test_damaged_best_weights_damage_the_checkpoints_that_need_them(checkpoints):
     checkpoints.save_best(1, {"w": torch.ones(2)})
+    checkpoints.finish()
     save(checkpoints, 1)
     checkpoints.save_best(2, {"w": torch.zeros(2)})
+    checkpoints.finish()
     save(checkpoints, 2)
     best = checkpoints.folder / "best-0000000002.safetensors"
     best.write_bytes(best.read_bytes()[:-2])
@@ -185,6 +192,7 @@ def test_a_file_elsewhere_is_refused(checkpoints, tmp_path, part, name):
 
 def test_a_link_to_a_file_elsewhere_is_refused(checkpoints, tmp_path):
     checkpoints.save_best(1, {"w": torch.ones(2)})
+    checkpoints.finish()
     save(checkpoints, 1)
     best = checkpoints.folder / "best-0000000001.safetensors"
     best.rename(tmp_path / "elsewhere")
@@ -215,6 +223,47 @@ def test_an_older_format_is_not_misread(checkpoints, monkeypatch):
     monkeypatch.undo()
     with pytest.warns(UserWarning, match="format 99"), pytest.raises(RunError):
         checkpoints.newest()
+
+
+def test_what_is_saved_is_written_beside_the_training_in_order(checkpoints, monkeypatch):
+    go_on, order = threading.Event(), []
+    write_best, write = Checkpoints._write_best, Checkpoints._write
+
+    def slow_best(self, step, weights):
+        assert go_on.wait(60)
+        write_best(self, step, weights)
+        order.append("best")
+
+    def slow(self, path, tensors, state):
+        write(self, path, tensors, state)
+        order.append(path.name)
+
+    monkeypatch.setattr(Checkpoints, "_write_best", slow_best)
+    monkeypatch.setattr(Checkpoints, "_write", slow)
+    checkpoints.save_best(1, {"w": torch.ones(2)})
+    checkpoints.save(1, {"w": torch.ones(2)}, {"step": 1})
+    assert not checkpoints.any()
+    # A third copy would be kept: it waits.
+    third = threading.Thread(target=save, args=(checkpoints, 2))
+    third.start()
+    third.join(0.2)
+    assert third.is_alive()
+    go_on.set()
+    third.join(60)
+    assert order == ["best", "step-0000000001", "step-0000000002"]
+    assert checkpoints.newest().best.name == "best-0000000001.safetensors"
+
+
+def test_what_goes_wrong_in_writing_is_told(checkpoints, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    save(checkpoints, 1)
+    monkeypatch.setattr(module, "save_file", full)
+    checkpoints.save(2, {"w": torch.ones(2)}, {"step": 2})
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.finish()
+    assert checkpoints.newest().state["step"] == 1
 
 
 def test_state_is_plain_json(checkpoints):

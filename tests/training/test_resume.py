@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from small_training import outcome, small_config, small_train
+from small_training import CrashError, crash, outcome, small_config, small_train
 
 from blossomrec.config import from_dict
 from blossomrec.data.log import EventLog
@@ -21,14 +21,6 @@ from blossomrec.training import TrainingInterrupted, train
 from blossomrec.training.checkpoint import Checkpoints, Pace, _content_digest
 from blossomrec.training.resume import stored_options
 from blossomrec.training.state import seeded
-
-
-class CrashError(Exception):
-    """The end of a process, as far as the loop is concerned."""
-
-
-def crash():
-    raise CrashError
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ def test_generators_go_on_where_they_were_captured(tmp_path):
     tensors, numbers = stored.capture_generators(CPU)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, tensors, numbers)
+    checkpoints.finish()
     expected = [draws(), random.gauss(0, 1), np.random.randn()]
     stored.seed_everything(6)
     found = checkpoints.newest()

@@ -9,6 +9,9 @@ import re
 import shutil
 import time
 import warnings
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ from blossomrec.ranks import ALONE, Ranks
 from blossomrec.run.weights import write_weights
 
 KEPT = 2
+# Things saved whose copies in host memory are kept until they are on disk.
+MOST_UNWRITTEN = 2
 FORMAT = 1
 STEP = re.compile(r"step-\d{10}")
 BEST = re.compile(r"best-\d{10}\.safetensors")
@@ -51,8 +56,12 @@ class Checkpoints:
     its own, so that damage shows. Whatever else lies in ``checkpoints/`` is nobody's: it is neither
     read nor removed.
 
+    What is saved is written beside the training, in the order in which it was saved; each thing
+    appears whole. :meth:`finish` waits for it.
+
     Attributes:
         ranks: who call every method together.
+        latest: the newest checkpoint that is on disk.
     """
 
     ranks: Ranks = ALONE
@@ -61,6 +70,8 @@ class Checkpoints:
         self.folder = folder
         self.latest: Path | None = None
         self._best: dict[str, Any] | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._unwritten: deque[Future[None]] = deque()
 
     def of_run(self, run: Path, model: SequenceModel) -> Checkpoints:
         """Those of another run, for the same ranks.
@@ -75,14 +86,29 @@ class Checkpoints:
         return bool(self._paths())
 
     def save_best(self, step: int, weights: dict[str, torch.Tensor]) -> None:
-        """Publish the best weights so far; the checkpoints saved from now on refer to them."""
+        """Publish the best weights so far; the checkpoints saved from now on refer to them.
+
+        Args:
+            weights: in host memory, which nothing changes any more.
+        """
+        self._aside(self._write_best, step, weights)
+
+    def finish(self) -> None:
+        """Wait until what was saved is on disk; raises what went wrong with it."""
+        while self._unwritten:
+            self._unwritten.popleft().result()
+
+    def _aside(self, write: Callable[..., None], *what: Any) -> None:
+        """Write something after all else; waits where copies of much more would be kept."""
+        while len(self._unwritten) >= MOST_UNWRITTEN:
+            self._unwritten.popleft().result()
+        self._unwritten.append(self._writer.submit(write, *what))
+
+    def _write_best(self, step: int, weights: dict[str, torch.Tensor]) -> None:
         path = self.folder / f"best-{step:010d}.safetensors"
         write_weights(path, weights)
         self._best = described(path)
         self.publish(path)
-
-    def finish(self) -> None:
-        """Wait until what was saved is on disk."""
 
     def publish(self, best: Path) -> None:
         """Make ``best`` the ``model.safetensors`` of the run."""
@@ -90,8 +116,15 @@ class Checkpoints:
             shutil.copyfile(best, temporary)
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Write the checkpoint of ``step`` and drop those that are older than the newest two."""
-        path = self.folder / f"step-{step:010d}"
+        """Write the checkpoint of ``step`` and drop those that are older than the newest two.
+
+        Args:
+            tensors: in host memory, which nothing changes any more.
+            state: likewise, JSON-ready.
+        """
+        self._aside(self._write, self.folder / f"step-{step:010d}", tensors, state)
+
+    def _write(self, path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         with new_folder(path) as folder:
             save_file(tensors, folder / TENSORS)
             self._describe(folder, described(folder / TENSORS), state)
@@ -110,6 +143,7 @@ class Checkpoints:
         Raises:
             RunError: there are checkpoints but every one is damaged.
         """
+        self.finish()
         self._sweep()
         paths = self._paths()
         for path in reversed(paths):

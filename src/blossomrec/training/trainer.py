@@ -251,7 +251,6 @@ class Trainer:
         """Write a checkpoint, unless something in it is not finite."""
         begun = time.monotonic()
         self._account(self.watch.flush())
-        self.checkpoints.finish()
         state = self.state
         state.log_size = self.log.size
         tensors, numbers = stored.capture(state, self._stored())

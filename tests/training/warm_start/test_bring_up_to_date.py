@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from small_training import logged, outcome, small_config, small_train
+from small_training import CrashError, crash, logged, outcome, small_config, small_train
 from two_periods import SIMULATED
 
 from blossomrec.errors import ConfigError, DataError, RunError
@@ -18,14 +18,6 @@ from blossomrec.training.checkpoint import Pace
 from blossomrec.training.warm_start.seen import seen_events
 
 CONFIG = {"ema_decay": 0.9}
-
-
-class CrashError(Exception):
-    """The end of a process, as far as the loop is concerned."""
-
-
-def crash():
-    raise CrashError
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -43,9 +42,8 @@ NAMES = {
 class ShardedCheckpoints(Checkpoints):
     """The checkpoints of several ranks, on a disk that all of them see.
 
-    :meth:`save` begins a checkpoint and :meth:`finish` waits for it; it appears whole, when every
-    rank has written. The best weights are one file, as those of a rank alone: parts travel to
-    rank 0 a piece at a time.
+    A checkpoint appears whole, when every rank has written. The best weights are one file, as those
+    of a rank alone: parts travel to rank 0 a piece at a time.
 
     Args:
         folder: as of :class:`Checkpoints`.
@@ -57,8 +55,6 @@ class ShardedCheckpoints(Checkpoints):
         super().__init__(folder)
         self.ranks, self.model = ranks, model
         self.num_rows = model.num_items + model.extra_rows
-        self._writing: threading.Thread | None = None
-        self._error: BaseException | None = None
 
     def of_run(self, run: Path, model: SequenceModel) -> Checkpoints:
         return ShardedCheckpoints(run / "checkpoints", self.ranks, model)
@@ -88,18 +84,7 @@ class ShardedCheckpoints(Checkpoints):
             parts = self.ranks.gathered(tensors["model.trained"].numpy())
             tensors["model.trained"] = torch.cat([torch.from_numpy(each) for each in parts])
         path = self.folder / f"step-{step:010d}"
-        self._writing = threading.Thread(
-            target=self._try_to_write, args=(path, tensors, state), name="checkpoint", daemon=True
-        )
-        self._writing.start()
-
-    def finish(self) -> None:
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        self._aside(self._write, path, tensors, state)
 
     def newest(self) -> Checkpoint | None:
         return self._shared(super().newest)
@@ -136,12 +121,6 @@ class ShardedCheckpoints(Checkpoints):
     def _load(self, path: Path, shared: bool) -> dict[str, Tensor]:
         # All ranks read, once the first has found what.
         return {}
-
-    def _try_to_write(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        try:
-            self._write(path, tensors, state)
-        except BaseException as error:
-            self._error = error
 
     def _write(self, path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         with new_folder(path) if self.ranks.first else nullcontext() as given:
