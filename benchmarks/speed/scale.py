@@ -157,6 +157,7 @@ def time_steps(case: ScaleCase, device: str, ranks: Ranks) -> dict[str, Any]:
     if parts.division is None:
         kind, steps = Update, _whole(batches, parts)
     else:
+        parts.division.make_room(itertools.islice(_parts(parts.division, batches), BATCHES))
         kind, steps = ShardedUpdate, parts.division.steps(prefetch(_parts(parts.division, batches)))
     update = build_update(parts, training.clip_norm, kind)
 

@@ -93,7 +93,7 @@ class TrainingConfig:
     )
     graph: Literal["auto", "on", "off"] = option(
         "auto",
-        "replay steps as a CUDA graph, batches padded to one shape; auto: on one GPU if it can be",
+        "replay steps as a CUDA graph, batches padded to one shape; auto: on GPUs if it can be",
     )
     checkpoint_overhead: float = option(
         0.05,

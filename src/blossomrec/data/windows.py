@@ -52,10 +52,11 @@ def divided(lengths: np.ndarray, size: int) -> list[np.ndarray]:
     """
     parts: list[list[int]] = [[] for _ in range(size)]
     least = [(0, part) for part in range(size)]
-    for piece in np.argsort(-lengths, kind="stable").tolist():
-        total, part = heapq.heappop(least)
+    order = np.argsort(-lengths, kind="stable")
+    for piece, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        total, part = least[0]
         parts[part].append(piece)
-        heapq.heappush(least, (total + int(lengths[piece]), part))
+        heapq.heapreplace(least, (total + length, part))
     return [np.array(sorted(each), dtype=np.int64) for each in parts]
 
 

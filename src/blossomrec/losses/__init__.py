@@ -8,7 +8,7 @@ its row counts nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ class TrainingLoss:
         raise NotImplementedError
 
     def sharded_rows(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, ranks: Ranks, **where: int
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, ranks: Ranks, **where: Any
     ) -> Tensor:
         """As :meth:`rows`, where each rank has a part of the catalogue; see
         :func:`blossomrec.losses.sharded.sharded_cross_entropy`."""

@@ -31,6 +31,7 @@ def sharded_cross_entropy(
     *,
     first: int,
     longest: int,
+    alike: bool = False,
     chunk_elements: int = 1 << 23,
     may_fuse: bool = True,
 ) -> Tensor:
@@ -46,18 +47,20 @@ def sharded_cross_entropy(
         ranks: which all call this together.
         first: row of the whole catalogue that this rank's first item is.
         longest: the largest M of any rank.
+        alike: whether all rows with a target, of all ranks, count the same in what is
+            differentiated, as in their mean; there is less to compute then.
         chunk_elements, may_fuse: as of :func:`blossomrec.losses.cross_entropy`.
     """
     dtype = factor_type(hidden, weight)
     kernels = may_fuse and kernels_take(weight, dtype)
-    options = ranks, first, longest, chunk_elements, kernels
+    options = ranks, first, longest, alike, chunk_elements, kernels
     return _ShardedCrossEntropy.apply(hidden, weight, targets, dtype, options)
 
 
 class _ShardedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, dtype, options):
-        ranks, first, longest, chunk_elements, kernels = ctx.options = options
+        ranks, first, longest, _, chunk_elements, kernels = ctx.options = options
         ctx.dtypes, ctx.dtype = (hidden.dtype, weight.dtype), dtype
         # As many rows of each rank, so that nobody has to ask how many there are.
         spare = longest - len(hidden)
@@ -81,11 +84,12 @@ class _ShardedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         factors, weight, local, lse, of_rows = ctx.saved_tensors
-        ranks, _, longest, chunk_elements, kernels = ctx.options
+        ranks, _, longest, alike, chunk_elements, kernels = ctx.options
         grads = ranks.gather(pad(grad, (0, longest - len(grad))))
         # In 16 bits small gradients of rows would be lost.
-        top = grads.abs().amax()
-        shares = grads / torch.where(top > 0, top, 1.0)
+        top = grads.index_select(0, grads.abs().argmax()[None])
+        # Rows without a target, which may have another gradient, are nothing likely anyway.
+        shares = None if alike else grads / torch.where(top != 0, top, 1.0)
         rows, items = Rows(factors, local, shares), weight.to(ctx.dtype)
         with torch.autocast(grad.device.type, enabled=False):
             if kernels:
@@ -128,6 +132,6 @@ def _to_all_items(
     counted = targets >= 0
     share = torch.where(counted, own - lse, -torch.inf).exp()[:, None]
     here = (counted & (targets < len(items)))[:, None]
-    vectors = embedding(targets.clamp(0, len(items) - 1), items).float() * here
+    vectors = embedding(targets.clamp(0, len(items) - 1), items).float()
     # The mean vector has a smaller share in the whole, the target's has not.
-    of_rows.mul_(share).add_((share - 1) * vectors)
+    of_rows.mul_(share).addcmul_((share - 1) * here, vectors)

@@ -216,7 +216,7 @@ def build_parts(
 
         build.check_shared(config, loss)
         objective = build.ShardedObjective(model, loss, ranks=ranks, **options)
-        division = build.divide(model, loss, config, ranks, shape)
+        division = build.divide(model, loss, config, ranks, shape, batches)
     wrapped, stepper = fabric.setup(objective, optimizer)
     rate = LearningRate(config.training, config.training.epochs * batches.steps(0))
     return Parts(

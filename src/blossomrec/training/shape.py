@@ -95,8 +95,7 @@ def graph_shape(
         ConfigError: a graph is asked for that cannot be.
     """
     wanted = config.training.graph
-    # Of several ranks no GPU has replayed a step yet: it has to be asked for.
-    if wanted == "off" or (wanted == "auto" and not (device.type == "cuda" and ranks.alone)):
+    if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return None
     reason = _obstacle(config, device)
     if reason and wanted == "on":

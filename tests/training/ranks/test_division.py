@@ -138,8 +138,9 @@ def test_parts_that_were_read_are_those_of_the_whole(tiny_log, split, cloze):
         part = next(
             batches.epoch(0, division=Division(Ranks(rank, size), rows, 7, with_targets=False))
         )
-        items = part.told[4:][part.batch.items]
-        found += zip(items.tolist(), part.targets.tolist(), strict=True)
+        items = part.wanted[part.step.batch.items]
+        assert items.tolist() == part.batch.items.tolist()
+        found += zip(items.tolist(), part.batch.targets.tolist(), strict=True)
     assert sorted(found) == sorted(zip(whole.items.tolist(), whole.targets.tolist(), strict=True))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from blossomrec.training import shape as shapes
 from blossomrec.training.ranks.update import ShardedUpdate
 from blossomrec.training.setup import build_parts, open_fabric
 from blossomrec.training.shape import Shape, part_sizes
-from blossomrec.training.sharded.division import Division
+from blossomrec.training.sharded.division import Division, _spread
 from blossomrec.training.update import GraphUpdate, build_update
 from waiting import Waits, take_the_way_of_a_gpu
 
@@ -31,16 +32,32 @@ def batches_of(log, split, kind=TrainingBatches):
     return kind(log, split.train_end, **sizes, **options)
 
 
-def epoch_of(batches, num_rows, shapes, *, with_targets, epoch=0):
+@dataclass(frozen=True, eq=False)
+class Agreeing(Ranks):
+    """One of several ranks that are given the same numbers."""
+
+    def agree(self, *numbers: int) -> tuple[int, ...]:
+        return numbers
+
+
+def epoch_of(batches, num_rows, shapes, *, with_targets, epoch=0, looked_at=8):
     """The steps of each rank in an epoch, on the host."""
     divisions = [
-        Division(Ranks(rank, len(shapes)), num_rows, 7, with_targets=with_targets, shape=shape)
+        Division(Agreeing(rank, len(shapes)), num_rows, 7, with_targets=with_targets, shape=shape)
         for rank, shape in enumerate(shapes)
     ]
+    if any(shapes):
+        firsts = (islice(batches.epoch(0, division=each), looked_at) for each in divisions)
+        looked = list(chain(*firsts))
+        for each in divisions:
+            each.make_room(looked)
     parts = [list(batches.epoch(epoch, division=each)) for each in divisions]
     for of_step in zip(*parts, strict=True):
+        both = list(zip(divisions, of_step, strict=True))
         told = torch.cat([part.told for part in of_step])
-        yield [each.share(part, told) for each, part in zip(divisions, of_step, strict=True)]
+        if not all(part.step.padded for part in of_step):
+            told = torch.cat([each.whole(part) for each, part in both])
+        yield [each.share(part, told) for each, part in both]
 
 
 @pytest.mark.parametrize("with_targets", [True, False])
@@ -123,6 +140,16 @@ def test_there_is_room_for_the_parts_of_other_epochs(tiny_log, split):
     assert sum(steps) > len(steps) / 2
 
 
+def test_what_fills_up_is_no_single_row():
+    rows, others = np.array([3, 5, 8]), range(2, 12)
+    for room in (3, 4, 8, 30):
+        spread = _spread(rows, room, others)
+        assert len(spread) == room and (np.diff(spread) >= 0).all()
+        assert np.unique(spread, return_counts=True)[1].max() == -(-room // 3)
+    assert _spread(rows[:0], 4, others).tolist() == [2, 3, 4, 5]
+    assert _spread(rows[:0], 20, others).tolist() == np.repeat(others, 2).tolist()
+
+
 @dataclass(frozen=True, eq=False)
 class Echo(Ranks):
     """One of two ranks, to whom the other one tells what it tells itself."""
@@ -147,6 +174,25 @@ class Echo(Ranks):
     def exchange(self, x, sent=None, received=None):
         assert sent is None and received is None
         return x.clone()
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_all_rows_are_told_where_they_have_no_room(tiny_log, split, fits):
+    batches, ranks = batches_of(tiny_log, split), Echo()
+    options = {"with_targets": True, "shape": Shape.of(batches, 2)}
+    division = Division(ranks, tiny_log.num_items, 7, **options)
+    parts = list(batches.epoch(0, division=division))
+    # By parts that need fewer rows than all others, or by these.
+    fewest = replace(parts[0], wanted=parts[0].wanted[:1])
+    division.make_room(parts if fits else [fewest])
+    plain = Division(ranks, tiny_log.num_items, 7, with_targets=True)
+    steps = list(division.steps(batches.epoch(0, division=division)))
+    for step, other in zip(steps, plain.steps(batches.epoch(0, division=plain)), strict=True):
+        assert step.padded == fits
+        if not fits:
+            assert step.counts == other.counts and torch.equal(step.sent, other.sent)
+            assert torch.equal(step.wanted, other.wanted)
+            assert torch.equal(step.batch.items, other.batch.items)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +229,12 @@ def test_nothing_in_a_step_of_ranks_waits_for_the_device(tiny_log, split, monkey
     assert all(np.isfinite(float(each)) for each in values.values())
 
 
-def test_a_graph_of_ranks_has_to_be_asked_for(tiny_log, split, monkeypatch):
-    monkeypatch.setattr(shapes, "_obstacle", lambda *given: "")
+def test_steps_of_ranks_are_graphs_where_those_of_one_are(tiny_log, split, monkeypatch):
     config, batches = small_config(graph="auto"), batches_of(tiny_log, split)
-    cuda = torch.device("cuda")
-    assert shapes.graph_shape(config, batches, cuda, Ranks(0, SIZE)) is None
-    assert shapes.graph_shape(config, batches, cuda) is not None
+    cuda, found = torch.device("cuda"), list[bool]()
+    for reason in ("", "it waits"):
+        monkeypatch.setattr(shapes, "_obstacle", lambda *given, reason=reason: reason)
+        for ranks in (Ranks(), Ranks(0, SIZE)):
+            found.append(shapes.graph_shape(config, batches, cuda, ranks) is not None)
+            assert shapes.graph_shape(config, batches, torch.device("cpu"), ranks) is None
+    assert found == [True, True, False, False]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,13 @@ from blossomrec.ranks import Ranks
 from blossomrec.training.objective import Step, padded_step, plain_step
 from blossomrec.training.shape import Shape
 
-# Rows that each rank has room for from every other one, in a step of one shape, over as many as
-# it needs at most: twice as many as where all ranks had as many of these.
-ROOM = 2
-# Numbers that all ranks are told of a part besides the rows that it needs.
-_COUNT, _IMPORTANCE, _FITS, _WANTED = range(4)
-_HEAD = 4
+# How many rows more a part has room for than those have that it was told by, as a share of these
+# and at least.
+SPARE_SHARE, SPARE = 1 / 8, 8
+# Numbers that all ranks are told of a part before the rows that it needs; that by which targets
+# count has 64 bits.
+_COUNT, _FITS, _WANTED = range(3)
+_IMPORTANCE, _HEAD = slice(4, 6), 6
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,22 @@ class Part:
     """A rank's part of a batch as it was read.
 
     Attributes:
-        batch: its histories, on the host; items, and targets where their vectors are needed, by
-            their places among the wanted rows.
-        step: of it, in the shape of a graph where it fits one; then there are as many places for
-            the rows of each rank.
-        targets: by rows of the catalogue, int64 [T].
-        told: what all ranks are told of it, int64 [L], the same L everywhere: how many targets
+        batch: its histories, on the host, by rows of the catalogue.
+        step: of it, with items, and targets where their vectors are needed, by their places among
+            the wanted rows; in the shape of a graph where it fits one, and then there are as many
+            places for the rows of each rank.
+        wanted: rows of the whole table that it needs, int64 [K], each once, rising.
+        told: what all ranks are told of it, int32 [L], the same L everywhere: how many targets
             there are, how much these count, whether it is padded, K, and the wanted rows.
+        limit: how many rows the part of any rank may need.
         event_share, events, seed: as of :class:`SharedStep`.
     """
 
     batch: Batch
     step: Step
-    targets: Tensor
+    wanted: np.ndarray
     told: Tensor
+    limit: int
     event_share: float
     events: int
     seed: int
@@ -58,7 +63,7 @@ class SharedStep(Step):
     Attributes:
         targets: rows of the catalogue, int64 [T], -1 where there is none.
         wanted: rows of the whole table that this rank needs, int64 [K], rising. In a padded step
-            there are as many of each rank, whose last row fills up what is left.
+            there are as many of each rank, some of them more than once.
         sent: those of its own rows that it sends, from 0, int64 [S], rank after rank.
         counts: how many go to each rank, and come from it; None in a padded step, for as many.
         longest: the largest number of targets of a rank, at least 1, or more.
@@ -84,8 +89,9 @@ class SharedStep(Step):
     ):
         """step: of the ``part``, plain or padded; rows: wanted and sent ones."""
         vars(self).update(vars(step))
-        spare = len(step.batch.items) - len(part.targets)
-        self.targets = pad(part.targets, (0, spare), value=-1)
+        targets = _targets(part.batch)
+        spare = len(step.batch.items) - len(targets)
+        self.targets = pad(targets, (0, spare), value=-1)
         self.wanted, self.sent = map(torch.from_numpy, rows)
         self.counts, self.longest = counts, longest
         self.event_share = torch.tensor(part.event_share)
@@ -127,15 +133,22 @@ class Division:
         starts = [ranks.rows(num_rows, rank).start for rank in range(ranks.size)]
         self._bounds = np.array([*starts, num_rows])
         # Of rows among those that a batch needs; whatever is there of the others.
-        self._places = np.empty(num_rows, np.int32)
+        self._places, self._placing = np.empty(num_rows, np.int32), Lock()
         # What fills up is a row of the rank that sends it: all must have some.
         self.shape = shape if np.diff(self._bounds).all() else None
         self._room = 0
-        if shape is not None:
-            # The events of a history and its last target, or those that are masked.
-            needed = shape.tokens + (shape.histories if with_targets else 0)
-            largest = int(np.diff(self._bounds).max())
-            self._room = min(-(-ROOM * needed // ranks.size), largest)
+
+    def make_room(self, parts: Iterable[Part]) -> None:
+        """Let padded steps have room for as many rows of each rank as any of some parts needs, and
+        a little more.
+
+        All ranks call this, each with parts of its own, before the steps. Without it none is
+        padded.
+        """
+        most = max(int(np.diff(self._edges(part.wanted)).max()) for part in parts)
+        (most,) = self.ranks.agree(most)
+        room = most + math.ceil(SPARE_SHARE * most) + SPARE
+        self._room = min(room, int(np.diff(self._bounds).max()))
 
     def __call__(
         self,
@@ -151,19 +164,23 @@ class Division:
         batch = read(np.array([np.argmin(lengths)]) if idle else mine)
         if idle:
             batch = replace(batch, targets=torch.full_like(batch.items, -1))
-        by_places, wanted = self._by_places(batch)
-        step = self._padded(by_places, wanted) or plain_step(by_places)
+        wanted = self._wanted(batch)
+        step = self._padded(batch, wanted) or self._plain(batch, wanted)
         if self.device.type == "cuda":
             # By the thread that reads, so that the one that trains has less to do.
             step = step.map(Tensor.pin_memory)
         longest = max(int(lengths.min()), *(int(lengths[part].sum()) for part in parts))
         events = int(lengths.sum())
         seeds = np.random.SeedSequence(self.seed, spawn_key=(*point, self.ranks.rank))
+        limit = longest * (1 + self.with_targets)
+        # What is padded needs no more rows than there is room for.
+        room = min(limit, self.ranks.size * self._room) if self.shape else limit
         return Part(
-            batch=by_places,
+            batch=batch,
             step=step,
-            targets=_targets(batch),
-            told=_told(batch, wanted, step.padded, longest * (1 + self.with_targets)),
+            wanted=wanted,
+            told=_told(batch, wanted, step.padded, room),
+            limit=limit,
             event_share=0.0 if idle else len(batch.items) / events,
             events=events,
             seed=int(seeds.generate_state(1, np.uint32)[0]),
@@ -182,6 +199,8 @@ class Division:
             yield self._step(waiting[0], waiting[1]())
 
     def _step(self, part: Part, told: Tensor) -> SharedStep:
+        if len(part.told) < _HEAD + part.limit and not self._all_fit(told):
+            told = self.ranks.gather(self.whole(part))
         step = self.share(part, told)
         if self.device.type != "cuda":
             return step
@@ -190,65 +209,104 @@ class Division:
         return step.map(lambda each: _pinned(each).to(self.device, non_blocking=True))
 
     def share(self, part: Part, told: Tensor) -> SharedStep:
-        """The step on the host, once all are told of all parts, int64 [N * L]: padded where all
-        parts are."""
-        told = told.view(self.ranks.size, -1)
+        """The step on the host, once all are told of all parts, int32 [N * L]: padded where all
+        parts are, otherwise by what :meth:`whole` tells."""
+        padded, told = self._all_fit(told), told.view(self.ranks.size, -1)
         importance = float(told[:, _IMPORTANCE].contiguous().view(torch.float64).sum())
-        wanted = [each[_HEAD : _HEAD + int(each[_WANTED])].numpy() for each in told]
-        edges = [np.searchsorted(each, self._bounds) for each in wanted]
+        wanted = [each[_HEAD : _HEAD + int(each[_WANTED])].long().numpy() for each in told]
+        edges = [self._edges(each) for each in wanted]
         rank = self.ranks.rank
         sent = [
             each[edge[rank] : edge[rank + 1]] - self._bounds[rank]
             for each, edge in zip(wanted, edges, strict=True)
         ]
         options: dict[str, Any] = {"importance": importance}
-        if self.shape is None or not told[:, _FITS].all():
-            step = plain_step(part.batch) if part.step.padded else part.step
+        if self.shape is None or not padded:
+            step = self._plain(part.batch, part.wanted) if part.step.padded else part.step
             rows = wanted[rank], np.concatenate(sent)
             counts = [len(each) for each in sent], np.diff(edges[rank]).tolist()
             longest = max(1, int(told[:, _COUNT].max()))
             return SharedStep(step, part, rows, counts=counts, longest=longest, **options)
-        # The last row of a rank fills up what is left, so that rows rise and each is one.
-        filled = np.repeat(self._bounds[1:] - 1, self._room)
-        filled[self._slots(edges[rank])] = wanted[rank]
-        travelling = np.full((len(sent), self._room), len(self.ranks.rows(self.num_rows)) - 1)
-        for room, each in zip(travelling, sent, strict=True):
-            room[: len(each)] = each
-        rows = filled, travelling.reshape(-1)
+        starts, ends = self._bounds[:-1], self._bounds[1:]
+        blocks = np.split(wanted[rank], edges[rank][1:-1])
+        owned = zip(blocks, starts, ends, strict=True)
+        filled = [_spread(each, self._room, range(*edge)) for each, *edge in owned]
+        own = range(len(self.ranks.rows(self.num_rows)))
+        travelling = [_spread(each, self._room, own) for each in sent]
+        rows = np.concatenate(filled), np.concatenate(travelling)
         longest = self.shape.targets
         return SharedStep(part.step, part, rows, counts=None, longest=longest, **options)
 
-    def _by_places(self, batch: Batch) -> tuple[Batch, np.ndarray]:
-        """The batch with rows of the table by their places among those it needs; and these, each
-        once, rising."""
-        met, targets, count = batch.items.numpy(), _targets(batch), len(batch.items)
-        there = targets >= 0
+    def whole(self, part: Part) -> Tensor:
+        """What all ranks are told of a part, int32 [L], with room for the rows of any."""
+        return _told(part.batch, part.wanted, part.step.padded, part.limit)
+
+    def _all_fit(self, told: Tensor) -> bool:
+        return bool(told.view(self.ranks.size, -1)[:, _FITS].all())
+
+    def _wanted(self, batch: Batch) -> np.ndarray:
+        """Rows of the table that a batch needs, each once, rising."""
+        met = batch.items.numpy()
         if self.with_targets:
-            met = np.concatenate([met, targets[there].numpy()])
-        wanted = each_once(met)
-        self._places[wanted] = np.arange(len(wanted))
-        places = self._places[met].astype(np.int64)
-        if self.with_targets:
-            targets = torch.full_like(targets, -1)
-            targets[there] = torch.from_numpy(places[count:])
-        return replace(batch, items=torch.from_numpy(places[:count]), targets=targets), wanted
+            targets = _targets(batch).numpy()
+            # Most targets are the items of the next events.
+            others = (targets >= 0) & (targets != np.append(met[1:], -1))
+            met = np.concatenate([met, targets[others]])
+        # Half as long a sort as of 64 bits.
+        return each_once(met.astype(np.int32)).astype(np.int64)
+
+    def _placed(self, batch: Batch, wanted: np.ndarray, places: np.ndarray) -> Batch:
+        """A batch with the ``places`` of the wanted rows, [K], instead of these."""
+        targets = _targets(batch)
+        # Parts are made by one thread, and made again by another where they are not padded.
+        with self._placing:
+            self._places[wanted] = places
+            items = torch.from_numpy(self._places[batch.items.numpy()]).long()
+            if self.with_targets:
+                # Where there is none, any place is found.
+                found = torch.from_numpy(self._places[targets.numpy()]).long()
+                targets = torch.where(targets >= 0, found, -1)
+        return replace(batch, items=items, targets=targets)
+
+    def _plain(self, batch: Batch, wanted: np.ndarray) -> Step:
+        """A part as it is."""
+        return plain_step(self._placed(batch, wanted, np.arange(len(wanted))))
 
     def _padded(self, batch: Batch, wanted: np.ndarray) -> Step | None:
         """A part in the shape of a graph, with its rows at the places that they have there."""
-        edges = np.searchsorted(wanted, self._bounds)
+        edges = self._edges(wanted)
         if self.shape is None or np.diff(edges).max() > self._room:
             return None
-        slots = torch.from_numpy(self._slots(edges))
-        targets = _targets(batch)
-        if self.with_targets:
-            targets = torch.where(targets >= 0, slots[targets.clamp(min=0)], -1)
-        return padded_step(replace(batch, items=slots[batch.items], targets=targets), self.shape)
+        return padded_step(self._placed(batch, wanted, self._slots(edges)), self.shape)
+
+    def _edges(self, wanted: np.ndarray) -> np.ndarray:
+        """Where each rank's begin among rising rows, and where the last ones end, int64 [N + 1]."""
+        return np.searchsorted(wanted, self._bounds)
 
     def _slots(self, edges: np.ndarray) -> np.ndarray:
-        """Where wanted rows are among those that there is room for, given where each rank's begin
-        and the last ones end, int64 [K]."""
-        starts = np.arange(self.ranks.size) * self._room
-        return np.arange(edges[-1]) + np.repeat(starts - edges[:-1], np.diff(edges))
+        """Where wanted rows stand first among those that there is room for, given where each
+        rank's begin and the last ones end, int64 [K]; as of :func:`_spread`."""
+        blocks = list[np.ndarray]()
+        for rank, count in enumerate(np.diff(edges).tolist()):
+            each, more = divmod(self._room, count or 1)
+            number = np.arange(count)
+            blocks.append(rank * self._room + number * each + np.minimum(number, more))
+        return np.concatenate(blocks)
+
+
+def _spread(rows: np.ndarray, room: int, others: range) -> np.ndarray:
+    """Rising rows, as often as it takes to make ``room`` of them; some of ``others`` where there
+    are none.
+
+    Were one of them all that fills up, its gradient would be the sum of as many, which takes long.
+
+    >>> _spread(np.array([5, 7, 8]), 5, range(9)).tolist()
+    [5, 5, 7, 7, 8]
+    """
+    if not len(rows):
+        rows = np.arange(others.start, min(others.stop, others.start + room))
+    each, more = divmod(room, len(rows))
+    return np.repeat(rows, each + (np.arange(len(rows)) < more))
 
 
 def _told(batch: Batch, wanted: np.ndarray, fits: bool, room: int) -> Tensor:
@@ -256,10 +314,10 @@ def _told(batch: Batch, wanted: np.ndarray, fits: bool, room: int) -> Tensor:
     there, weights = _targets(batch) >= 0, batch.target_weights
     count = there.sum()
     importance = count.double() if weights is None else weights[there].double().sum()
-    told = torch.zeros(_HEAD + room, dtype=torch.int64)
-    told[_COUNT], told[_IMPORTANCE] = count, importance.view(torch.int64)
-    told[_FITS], told[_WANTED] = fits, len(wanted)
-    told[_HEAD : _HEAD + len(wanted)] = torch.from_numpy(wanted)
+    told = torch.zeros(_HEAD + room, dtype=torch.int32)
+    told[_COUNT], told[_FITS], told[_WANTED] = count, fits, len(wanted)
+    told[_IMPORTANCE] = importance[None].view(torch.int32)
+    told[_HEAD : _HEAD + len(wanted)] = torch.from_numpy(wanted[:room])
     return told
 
 

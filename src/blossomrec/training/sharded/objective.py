@@ -41,7 +41,8 @@ class ShardedObjective(Objective):
 
         def of_rows(hidden: Tensor, weight: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
             counted = weights[0] if weights else torch.ones_like(targets, dtype=torch.float32)
-            return self._mean(step, self._rows(step, hidden, weight, targets), counted)
+            losses = self._rows(step, hidden, weight, targets, alike=not weights)
+            return self._mean(step, losses, counted)
 
         with self.model.on_rows(fetched):
             return self._losses(step, of_rows)
@@ -84,10 +85,18 @@ class ShardedObjective(Objective):
     def _first(self) -> int:
         return self.model.held.start
 
-    def _rows(self, step: SharedStep, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        targets, longest = step.predicted(step.targets), step.longest
-        where = {"first": self._first, "longest": longest}
-        return self.loss.sharded_rows(hidden, step.items, targets, self.ranks, **where)
+    def _rows(
+        self,
+        step: SharedStep,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        *,
+        alike: bool = False,
+    ) -> Tensor:
+        targets, where = step.predicted(step.targets), {"first": self._first, "alike": alike}
+        options = where | {"longest": step.longest}
+        return self.loss.sharded_rows(hidden, step.items, targets, self.ranks, **options)
 
     def _mean(self, step: SharedStep, losses: Tensor, weights: Tensor) -> Tensor:
         return (losses * weights).sum() / step.counted
