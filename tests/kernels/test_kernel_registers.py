@@ -19,7 +19,7 @@ TYPES = {
     **dict.fromkeys(("bias", "shift", "sums", "angles", "lse", "target_logits"), "*fp32"),
     **dict.fromkeys(("importance", "losses", "slopes", "counted"), "*fp32"),
     **dict.fromkeys(("means", "grad_means", "result", "partial", "gradient"), "*fp32"),
-    **dict.fromkeys(("gradients", "shares", "levels", "signs"), "*fp32"),
+    **dict.fromkeys(("gradients", "shares"), "*fp32"),
     **dict.fromkeys(("block_keys", "grad_q", "grad_keys"), "*bf16"),
     **dict.fromkeys(("samples", "firsts", "first_blocks", "lows", "counts", "ends"), "*i64"),
     **{"drawn": "*fp32", "cu_seqlens": "*i32", "table": "*i32", "bounds": "*i64"},

@@ -9,7 +9,6 @@ other one makes logits again, and of them the gradient of the catalogue.
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import NamedTuple
 
@@ -17,12 +16,7 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
-from blossomrec.models.fused.kernels.catalogue_loss import (
-    SHIFT,
-    items_kernel,
-    loss_kernel,
-    rows_kernel,
-)
+from blossomrec.models.fused.kernels.catalogue_loss import items_kernel, loss_kernel, rows_kernel
 
 LARGEST_SIZE = 256
 # The tile that a program holds of its own side, that of the other side which it sees at a time, and
@@ -147,19 +141,13 @@ def catalogue_gradient(
     widths, tiles = cdiv(items, width), cdiv(len(hidden), height)
     parts, each = _cut(widths, tiles, hidden.device)
     gradients = hidden.new_empty(parts, items, size, dtype=torch.float32)
-    levels, sizes, signs = lse.float() / math.log(2) - SHIFT.value, lse, lse
-    if shares is not None:
-        sizes, signs = shares.abs(), torch.where(shares < 0, -1.0, 1.0)
-        levels = levels - sizes.log2()
-        hidden = torch.where((shares < 0)[:, None], -hidden, hidden)
     items_kernel[(widths, parts)](
         hidden,
         weight,
         targets,
         *_of_sample(sample, targets),
-        levels,
-        sizes,
-        signs,
+        lse,
+        lse if shares is None else shares.contiguous(),
         gradients,
         len(hidden),
         items,

@@ -212,9 +212,8 @@ def _add_rows(
     added,
     hidden,
     targets,
-    levels,
+    lse,
     shares,
-    signs,
     first,
     rows,
     D: tl.constexpr,
@@ -226,7 +225,7 @@ def _add_rows(
 ):
     """Gradient [ITEMS, D] of a tile of items, times UNIT, to which a tile of rows is added.
 
-    SHARED: rows count as ``shares`` and ``signs`` say, not alike. CUT: the last rows are not there.
+    SHARED: rows count as ``shares`` say, not alike. CUT: the last rows are not there.
     """
     row, column = first + tl.arange(0, ROWS), tl.arange(0, D_BLOCK)
     place = first.to(tl.int64) * D + (tl.arange(0, ROWS)[:, None] * D + column[None])
@@ -236,32 +235,23 @@ def _add_rows(
         held = held & inside[:, None]
     factors = tl.load(hidden + place, mask=held, other=0.0)
     target = tl.load(targets + row, mask=inside)
-    level = tl.load(levels + row, mask=inside)
+    row_lse = tl.load(lse + row, mask=inside)
     if CUT:
         target = tl.where(inside, target, -1)
-        level = tl.where(inside, level, float("inf"))
+        row_lse = tl.where(inside, row_lse, float("inf"))
     logits = tl.dot(vectors, tl.trans(factors))
-    if SHARED:
-        # Of rows with a negative share the factors have the other sign: once for a row, not for
-        # each of its items, as the size of the share in its level.
-        sign = tl.load(signs + row, mask=inside)
-        if CUT:
-            sign = tl.where(inside, sign, 1.0)
-        logits *= (sign * LOG2_E)[None]
-    else:
-        logits *= LOG2_E
     if SAMPLE:
         logits += added[:, None]
-    excess = tl.exp2(logits - level[None])
+    excess = tl.exp2(logits * LOG2_E - (row_lse * LOG2_E - SHIFT)[None])
     if SAMPLE:
         excess = tl.where(number[:, None] == target[None], 0.0, excess)
-    elif SHARED:
+    else:
+        excess -= tl.where(number[:, None] == target[None], UNIT, 0.0)
+    if SHARED:
         share = tl.load(shares + row, mask=inside)
         if CUT:
             share = tl.where(inside, share, 0.0)
-        excess -= tl.where(number[:, None] == target[None], (share * UNIT)[None], 0.0)
-    else:
-        excess -= tl.where(number[:, None] == target[None], UNIT, 0.0)
+        excess *= share[None]
     return tl.dot(excess.to(factors.dtype), factors, total)
 
 
@@ -272,9 +262,8 @@ def items_kernel(
     targets,
     numbers,
     bias,
-    levels,
+    lse,
     shares,
-    signs,
     gradients,
     rows,
     items,
@@ -289,10 +278,6 @@ def items_kernel(
     """Gradient of the summed loss of each part of the rows, [parts, items, D].
 
     A part has ``tiles`` tiles of rows. Numbers and bias are those of a SAMPLE.
-
-    levels: [rows], to the base of 2 what is taken from a row's logits: lse, less SHIFT, less the
-    logarithm of the size of its share. shares, signs: size and sign of shares, where rows are
-    SHARED; ``hidden`` has this sign, too.
     """
     item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     column = tl.arange(0, D_BLOCK)
@@ -301,7 +286,7 @@ def items_kernel(
     vectors = tl.load(weight + place, mask=known, other=0.0)
     if SAMPLE:
         number = tl.load(numbers + item, mask=item < items, other=-1)
-        added = tl.load(bias + item, mask=item < items, other=0.0) * LOG2_E
+        added = tl.load(bias + item, mask=item < items, other=0.0)
     else:
         number, added = item, item
     first = tl.program_id(1) * tiles * ROWS
@@ -316,9 +301,8 @@ def items_kernel(
             added,
             hidden,
             targets,
-            levels,
+            lse,
             shares,
-            signs,
             first + tile * ROWS,
             rows,
             D,
@@ -336,9 +320,8 @@ def items_kernel(
             added,
             hidden,
             targets,
-            levels,
+            lse,
             shares,
-            signs,
             whole,
             rows,
             D,
