@@ -89,6 +89,20 @@ def test_small_probabilities_have_gradients():
     assert float(of_items[5, 0]) == pytest.approx(1 / (1 << 16), rel=1e-3)
 
 
+@pytest.mark.parametrize("rows", [64, 150])
+def test_shares_are_numbers_of_either_sign(rows):
+    hidden, weight, targets = problem(rows, 129, 50, scale=0.1)
+    targets[[0, 5, 36]] = -1
+    shares = torch.linspace(-1, 1, rows, device=DEVICE)
+    shares[10:14] = 0
+    lse, _, _ = catalogue_loss.row_losses(hidden, weight, targets, differentiate=False)
+    found = catalogue_loss.catalogue_gradient(hidden, weight, targets, lse, shares)
+    exact = weight.double().requires_grad_()
+    losses = F.cross_entropy(hidden.double() @ exact.T, targets, reduction="none", ignore_index=-1)
+    expected = torch.autograd.grad((losses * shares).sum(), exact)[0]
+    assert relative_error(found, expected) < 1e-3
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_rows_count_as_their_weights_say(monkeypatch, scale):
     monkeypatch.setattr(fused, "usable", lambda x: True)

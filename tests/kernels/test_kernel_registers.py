@@ -66,6 +66,8 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
         kind = kind or TYPES.get(name, "i32")
         if kernel.fn.__module__ == RANKING:
             kind = RANKING_TYPES.get(name, "i32")
+        if kernel.fn.__name__ in ("rows_kernel", "items_kernel") and name in ("targets", "numbers"):
+            kind = "*i32"
         if kernel.fn.__module__ == LAZY:
             kind = LAZY_TYPES.get(name, "i32")
         if kernel.fn.__module__ == SCAN:

@@ -85,8 +85,7 @@ def row_losses(
     rows_kernel[(heights, parts)](
         hidden,
         weight,
-        targets,
-        *_of_sample(sample, targets),
+        *_compared(targets, sample),
         partial,
         means,
         rows,
@@ -144,8 +143,7 @@ def catalogue_gradient(
     items_kernel[(widths, parts)](
         hidden,
         weight,
-        targets,
-        *_of_sample(sample, targets),
+        *_compared(targets, sample),
         lse,
         lse if shares is None else shares.contiguous(),
         gradients,
@@ -164,11 +162,15 @@ def catalogue_gradient(
     return gradients[0] if parts == 1 else gradients.sum(0)
 
 
-def _of_sample(sample: Sample | None, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """What a kernel is given for a sample; something that it does not read where there is none."""
+def _compared(targets: Tensor, sample: Sample | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Targets, and what a kernel is given for a sample: what it does not read where there is none.
+
+    Each target is compared with each item, and numbers of 32 bits at once.
+    """
+    targets = targets.int()
     if sample is None:
-        return targets, targets
-    return sample.numbers.contiguous(), sample.bias.contiguous()
+        return targets, targets, targets
+    return targets, sample.numbers.int(), sample.bias.contiguous()
 
 
 def _cut(held: int, tiles: int, device: torch.device) -> tuple[int, int]:
