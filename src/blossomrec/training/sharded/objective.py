@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from blossomrec.losses import SampledLoss
+from blossomrec.models.fused.embedding import embedding
 from blossomrec.ranks import Ranks
 from blossomrec.training.objective import Losses, Objective
 from blossomrec.training.sharded.division import SharedStep
@@ -60,7 +60,7 @@ class ShardedObjective(Objective):
             sent, local = self.table.take(sent, local)
             held = cast(Tensor, self.table.vectors)
         fetched = self._fetched(step, held, sent)
-        drawn = _Summed.apply(F.embedding(local, held) * here[:, None], self.ranks)
+        drawn = _Summed.apply(self._rows_of(held, local) * here[:, None], self.ranks)
         # A negative that the part meets anyway has the place that it has there.
         place = torch.searchsorted(wanted, negatives).clamp(max=len(wanted) - 1)
         behind = len(wanted) + torch.arange(len(negatives), device=wanted.device)
@@ -78,8 +78,11 @@ class ShardedObjective(Objective):
     def _fetched(self, step: SharedStep, held: Tensor, sent: Tensor) -> Tensor:
         """Vectors of the wanted rows, [K, D], given those of the own ones."""
         counts = step.counts or (None, None)
+        return _Exchanged.apply(self._rows_of(held, sent), self.ranks, *counts)
+
+    def _rows_of(self, held: Tensor, rows: Tensor) -> Tensor:
         # Unlike indexing, an embedding lookup has a gradient that is summed in a fixed order.
-        return _Exchanged.apply(F.embedding(sent, held), self.ranks, *counts)
+        return embedding(rows, held, may_fuse=self.model.may_fuse)
 
     @property
     def _first(self) -> int:
