@@ -51,6 +51,9 @@ SUMS_TYPES = {
     **{"keys": "*i32", "order": "*i64"},
     **dict.fromkeys(("gradient", "sums", "carried"), "*fp32"),
 }
+# The kernel that draws.
+DRAWS = "blossomrec.models.fused.kernels.uniform"
+DRAWS_TYPES = {"seed": "*i64", "stream": "*i64", "out": "*fp64"}
 # Kernels in which ``rows`` is a number, and sizes that are multiples of 16 where it matters.
 SCAN = "blossomrec.models.peers.kernels.scan"
 SCAN_COUNTS = ("total", "channels", "size", "chunks", "numbers")
@@ -74,6 +77,8 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
             kind = RANKING_TYPES.get(name, "i32")
         if kernel.fn.__module__ == LAZY:
             kind = LAZY_TYPES.get(name, "i32")
+        if kernel.fn.__module__ == DRAWS:
+            kind = DRAWS_TYPES.get(name, "i32")
         if kernel.fn.__module__ == SUMS:
             kind = SUMS_TYPES.get(name, "i32")
         if kernel.fn.__module__ == SCAN:
@@ -107,6 +112,7 @@ def compile_all(folder):
         sampling,
         windows,
     )
+    from blossomrec.losses import sampling as sampling_loss
     from blossomrec.models.fused import (
         catalogue_loss,
         catalogue_scores,
@@ -115,6 +121,7 @@ def compile_all(folder):
         norm,
     )
     from blossomrec.models.fused.kernels.embedding import carried_sums_kernel, row_sums_kernel
+    from blossomrec.models.fused.kernels.uniform import uniform_kernel
     from blossomrec.models.peers import scan_kernels
     from blossomrec.models.peers.kernels import scan
 
@@ -149,6 +156,8 @@ def compile_all(folder):
     }
     where = {"TILE": 16, "S": 16, "HISTORIES": geometry.HISTORIES, "ANSWERS": geometry.ANSWERS}
     where |= {"STEPS": 10, "NONE": geometry.NO_BLOCK, "PAIRS": 4, "PLACES": 4}
+    of_draws = {"STEP": sampling_loss._STEP, "FIRST": sampling_loss._FIRST}
+    of_draws |= {"SECOND": sampling_loss._SECOND, "BLOCK": sampling_loss.BLOCK}
     of_keys = {"D": 128, "ROWS": embedding.ROWS, "BLOCK": embedding.BLOCK}
     kernels = [
         (geometry.bounds_kernel, where),
@@ -166,6 +175,7 @@ def compile_all(folder):
         (norm.add_norm_backward_kernel, norms),
         (lazy_adamw.catch_up_kernel, rows),
         (lazy_adamw.step_kernel, rows),
+        (uniform_kernel, of_draws),
         (row_sums_kernel, of_keys),
         (carried_sums_kernel, of_keys | {"PARTS": embedding.PARTS}),
         (activation.activation_kernel, {"RELU": False, "ROWS": 4, "BLOCK": 256}),
@@ -207,7 +217,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 40
+    assert len(found) == 41
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}

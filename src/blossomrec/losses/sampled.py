@@ -215,7 +215,7 @@ class SampledLoss(TrainingLoss):
 
     def draw(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The next negatives, int64 [N], and their log-probabilities [N]; nothing waits."""
-        return self.sampler.sample(self.config.negatives, device)
+        return self.sampler.sample(self.config.negatives, device, may_fuse=self.may_fuse)
 
     def of_sample(
         self,
