@@ -45,6 +45,15 @@ LAZY_TYPES = {
     **dict.fromkeys(LAZY_NUMBERS, "*fp32"),
     **dict.fromkeys(("moved", "left", "behind", "force", "decay"), "*fp64"),
 }
+# Kernels of rows that are summed by their numbers.
+SUMS = "blossomrec.models.fused.kernels.embedding"
+SUMS_TYPES = {
+    **{"keys": "*i32", "order": "*i64"},
+    **dict.fromkeys(("gradient", "sums", "carried"), "*fp32"),
+}
+# The kernel that draws.
+DRAWS = "blossomrec.models.fused.kernels.uniform"
+DRAWS_TYPES = {"seed": "*i64", "stream": "*i64", "out": "*fp64"}
 # Kernels in which ``rows`` is a number, and sizes that are multiples of 16 where it matters.
 SCAN = "blossomrec.models.peers.kernels.scan"
 SCAN_COUNTS = ("total", "channels", "size", "chunks", "numbers")
@@ -70,6 +79,10 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
             kind = "*i32"
         if kernel.fn.__module__ == LAZY:
             kind = LAZY_TYPES.get(name, "i32")
+        if kernel.fn.__module__ == DRAWS:
+            kind = DRAWS_TYPES.get(name, "i32")
+        if kernel.fn.__module__ == SUMS:
+            kind = SUMS_TYPES.get(name, "i32")
         if kernel.fn.__module__ == SCAN:
             # Nothing but float32, and numbers of something.
             kind = "i32" if name in SCAN_COUNTS else "*fp32"
@@ -101,7 +114,16 @@ def compile_all(folder):
         sampling,
         windows,
     )
-    from blossomrec.models.fused import catalogue_loss, catalogue_scores, lazy_adamw, norm
+    from blossomrec.losses import sampling as sampling_loss
+    from blossomrec.models.fused import (
+        catalogue_loss,
+        catalogue_scores,
+        embedding,
+        lazy_adamw,
+        norm,
+    )
+    from blossomrec.models.fused.kernels.embedding import carried_sums_kernel, row_sums_kernel
+    from blossomrec.models.fused.kernels.uniform import uniform_kernel
     from blossomrec.models.peers import scan_kernels
     from blossomrec.models.peers.kernels import scan
 
@@ -136,6 +158,9 @@ def compile_all(folder):
     }
     where = {"TILE": 16, "S": 16, "HISTORIES": geometry.HISTORIES, "ANSWERS": geometry.ANSWERS}
     where |= {"STEPS": 10, "NONE": geometry.NO_BLOCK, "PAIRS": 4, "PLACES": 4}
+    of_draws = {"STEP": sampling_loss._STEP, "FIRST": sampling_loss._FIRST}
+    of_draws |= {"SECOND": sampling_loss._SECOND, "BLOCK": sampling_loss.BLOCK}
+    of_keys = {"D": 128, "ROWS": embedding.ROWS, "BLOCK": embedding.BLOCK}
     kernels = [
         (geometry.bounds_kernel, where),
         (geometry.tiles_kernel, where),
@@ -152,6 +177,9 @@ def compile_all(folder):
         (norm.add_norm_backward_kernel, norms),
         (lazy_adamw.catch_up_kernel, rows),
         (lazy_adamw.step_kernel, rows),
+        (uniform_kernel, of_draws),
+        (row_sums_kernel, of_keys),
+        (carried_sums_kernel, of_keys | {"PARTS": embedding.PARTS}),
         (activation.activation_kernel, {"RELU": False, "ROWS": 4, "BLOCK": 256}),
         (activation.activation_backward_kernel, {"RELU": False, "ROWS": 4, "BLOCK": 256}),
         (projection.split_kernel, heads),
@@ -191,7 +219,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 38
+    assert len(found) == 41
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}
@@ -199,7 +227,7 @@ def test_no_register_spills(tmp_path):
     assert found["group_bounds_kernel"]["registers"] <= 128
     assert 2 * (found["group_bounds_kernel"]["shared_bytes"] + 1_024) <= 233_472
     wide = ("add_norm_kernel", "add_norm_backward_kernel", "items_kernel")
-    for name in (*wide, "catch_up_kernel", "step_kernel"):
+    for name in (*wide, "catch_up_kernel", "step_kernel", "row_sums_kernel"):
         assert found[name]["wide_accesses"] > 0, name
 
 

@@ -17,6 +17,7 @@ from blossomrec.config import TrainingConfig
 from blossomrec.losses import TrainingLoss, row_shares, weighted_mean
 from blossomrec.losses.sampled_gradients import CHUNK_ELEMENTS, mean_loss
 from blossomrec.losses.sampling import NegativeSampler
+from blossomrec.models.fused.embedding import embedding
 
 
 def sampled_softmax(
@@ -52,9 +53,9 @@ def sampled_softmax(
         may_fuse: whether kernels of a GPU may be used.
     """
     # Unlike indexing, an embedding lookup has a gradient that is summed in a fixed order.
-    rows = hidden, F.embedding(targets.clamp(min=0), weight), targets
+    rows = hidden, embedding(targets.clamp(min=0), weight, may_fuse=may_fuse), targets
     sample = negatives, -(log_q.double() + math.log(len(negatives)))
-    vectors = F.embedding(negatives, weight)
+    vectors = embedding(negatives, weight, may_fuse=may_fuse)
     options = {"chunk_elements": chunk_elements, "may_fuse": may_fuse}
     return mean_loss(rows, vectors, sample, row_weights, **options)
 
@@ -214,7 +215,7 @@ class SampledLoss(TrainingLoss):
 
     def draw(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The next negatives, int64 [N], and their log-probabilities [N]; nothing waits."""
-        return self.sampler.sample(self.config.negatives, device)
+        return self.sampler.sample(self.config.negatives, device, may_fuse=self.may_fuse)
 
     def of_sample(
         self,

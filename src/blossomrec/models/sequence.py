@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput
@@ -26,6 +25,7 @@ from blossomrec.models.event_parts import (
     user_part,
 )
 from blossomrec.models.features import Asked, EventInputs, UserContent
+from blossomrec.models.fused.embedding import embedding
 from blossomrec.models.inputs import inputs_of
 from blossomrec.models.own_history import OwnHistory
 from blossomrec.models.own_history.items import OwnItems
@@ -253,7 +253,8 @@ class SequenceModel(TiedItems):
         """
         vectors = self.item_vectors() if vectors is None else vectors
         # As large as what the layers add; as an output matrix the same numbers must be small.
-        x, scale = F.embedding(batch.items, vectors), math.sqrt(self.config.hidden_size)
+        x = embedding(batch.items, vectors, may_fuse=self.may_fuse)
+        scale = math.sqrt(self.config.hidden_size)
         if self.event_inputs is None:
             x = x * scale
         else:

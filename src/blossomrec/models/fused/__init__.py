@@ -1,4 +1,4 @@
-"""Kernels of a Transformer around the attention: norms, feed-forward, the loss over a catalogue.
+"""Kernels of a Transformer around the attention: lookups, norms, feed-forward, catalogue losses.
 
 The plain form of PyTorch stands where a kernel is called, and :func:`usable` says which of the two
 it is to be.

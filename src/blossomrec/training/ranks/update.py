@@ -41,7 +41,8 @@ class ShardedUpdate(Update):
             met = ranks.agree(*(one.grad is not None for one in self.common))
             both = zip(self.common, met, strict=True)
             self.common, self._known = [one for one, known in both if known], True
-        square = self._of_table().float().square().sum()
+        # In one pass, unlike the sum of squares.
+        square = torch.linalg.vector_norm(self._of_table(), dtype=torch.float32).square()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.common]
         parts = [each.reshape(-1).float() for each in (*grads, *values.values(), square)]
         summed = ranks.sum_(torch.cat(parts)).split([len(each) for each in parts])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from blossomrec.losses import SampledLoss
+from blossomrec.models.fused.embedding import embedding
 from blossomrec.ranks import Ranks
 from blossomrec.training.objective import Losses, Objective
 from blossomrec.training.sharded.division import SharedStep
@@ -37,7 +37,7 @@ class ShardedObjective(Objective):
         # What is found in this pass does not belong to the step as it was given.
         step = step.of(step.batch)
         step.items = self.model.output_weight(held)
-        fetched = self._fetched(step, held, step.sent)
+        fetched = self._exchanged(step, self._looked_up(held, step.sent))
 
         def of_rows(hidden: Tensor, weight: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
             counted = weights[0] if weights else torch.ones_like(targets, dtype=torch.float32)
@@ -59,8 +59,10 @@ class ShardedObjective(Objective):
         else:
             sent, local = self.table.take(sent, local)
             held = cast(Tensor, self.table.vectors)
-        fetched = self._fetched(step, held, sent)
-        drawn = _Summed.apply(F.embedding(local, held) * here[:, None], self.ranks)
+        # Looked up together, so that there is one gradient of what is held.
+        leaving, own = self._looked_up(held, torch.cat((sent, local))).tensor_split([len(sent)])
+        fetched = self._exchanged(step, leaving)
+        drawn = _Summed.apply(own * here[:, None], self.ranks)
         # A negative that the part meets anyway has the place that it has there.
         place = torch.searchsorted(wanted, negatives).clamp(max=len(wanted) - 1)
         behind = len(wanted) + torch.arange(len(negatives), device=wanted.device)
@@ -75,11 +77,14 @@ class ShardedObjective(Objective):
         with self.model.on_rows(torch.cat((fetched, drawn))):
             return self._losses(step, of_sample)
 
-    def _fetched(self, step: SharedStep, held: Tensor, sent: Tensor) -> Tensor:
-        """Vectors of the wanted rows, [K, D], given those of the own ones."""
-        counts = step.counts or (None, None)
+    def _looked_up(self, held: Tensor, rows: Tensor) -> Tensor:
         # Unlike indexing, an embedding lookup has a gradient that is summed in a fixed order.
-        return _Exchanged.apply(F.embedding(sent, held), self.ranks, *counts)
+        return embedding(rows, held, may_fuse=self.model.may_fuse)
+
+    def _exchanged(self, step: SharedStep, leaving: Tensor) -> Tensor:
+        """Vectors of the wanted rows, [K, D], for those of the rows that are sent."""
+        counts = step.counts or (None, None)
+        return _Exchanged.apply(leaving, self.ranks, *counts)
 
     @property
     def _first(self) -> int:

@@ -33,14 +33,15 @@ def distinct(given: Sequence[Tensor], num_rows: int) -> Distinct:
         >>> found.rows.tolist(), [each.tolist() for each in found.places]
         ([3, 7, 3], [[1, 0], [1]])
     """
-    rising, order = torch.cat([each.flatten() for each in given]).sort()
+    # Half as many passes on a GPU as of 64 bits.
+    rising, order = torch.cat([each.flatten() for each in given]).int().sort()
     new = rising.diff() != 0
     rank = torch.nn.functional.pad(new, (1, 0)).cumsum(0)
     room = min(len(rising), num_rows)
     # All again instead of the last one: what writes to one row at once has to wait for each other.
     own = torch.arange(room, device=rising.device) % (rank[-1] + 1)
     # The same number is written wherever two have the same place.
-    rows = torch.zeros_like(rising).scatter_(0, rank, rising)[:room].index_select(0, own)
+    rows = torch.zeros_like(rank).scatter_(0, rank, rising.long())[:room].index_select(0, own)
     places = torch.empty_like(rank).scatter_(0, order, rank).split([each.numel() for each in given])
     shaped = tuple(p.view(each.shape) for p, each in zip(places, given, strict=True))
     return Distinct(rows, own, shaped)

@@ -1,0 +1,61 @@
+"""Sums of rows by their numbers by kernels, against adding them one by one; interpreted without a
+GPU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton")
+
+from blossomrec.models import fused
+from blossomrec.models.fused.embedding import PARTS, ROWS, embedding, row_sums
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def numbers(form, count, num_rows):
+    generator = torch.Generator().manual_seed(count)
+    drawn = torch.randint(num_rows, (count,), generator=generator)
+    return {
+        "drawn": drawn,
+        "one": torch.full_like(drawn, num_rows - 1),
+        "two": torch.where(torch.arange(count) < count // 2, 3, 0),
+        "most": torch.where(drawn % 3 == 0, drawn, num_rows // 2),
+    }[form]
+
+
+@pytest.mark.parametrize("form", ["drawn", "one", "two", "most"])
+@pytest.mark.parametrize("count", [1, ROWS, ROWS + 1, 5 * ROWS, (2 * PARTS + 1) * ROWS + 7])
+@pytest.mark.parametrize("size", [16, 150])
+def test_sums_are_those_of_rows_one_by_one(form, count, size):
+    num_rows = 40
+    index = numbers(form, count, num_rows).to(DEVICE)
+    rows = torch.randn(count, size, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    found = row_sums(index, rows, num_rows)
+    exact = torch.zeros(num_rows, size, dtype=torch.float64, device=DEVICE)
+    exact.index_add_(0, index, rows.double())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+    assert torch.equal(found, row_sums(index, rows, num_rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rows_and_their_gradient_are_those_of_pytorch(dtype, monkeypatch):
+    monkeypatch.setattr(fused, "usable", lambda x: True)
+    index = torch.tensor([[4, 0, 4], [2, 4, 0]], device=DEVICE)
+    table = torch.arange(60.0).view(6, 10).to(DEVICE, dtype).requires_grad_()
+    factors = torch.arange(60.0).view(2, 3, 10).to(DEVICE, dtype) / 8
+    found = []
+    for given in (embedding(index, table), F.embedding(index, table)):
+        (gradient,) = torch.autograd.grad((given * factors).sum(), table)
+        found.append((given, gradient))
+    (rows, mine), (others, theirs) = found
+    assert torch.equal(rows, others) and mine.dtype == theirs.dtype == dtype
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_no_kernel_runs_where_none_may(monkeypatch):
+    monkeypatch.setattr(fused, "usable", lambda x: True)
+    table = torch.zeros(3, 4, requires_grad=True)
+    named = embedding(torch.tensor([1]), table, may_fuse=False).grad_fn
+    assert "Embedding" in type(named).__name__ and "_Embedding" not in type(named).__name__
+    assert embedding(torch.tensor([1]), table.detach()).grad_fn is None
