@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Python compiles what is imported, and not the thousands of modules that never are.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	-c constraints.txt
 READY := $(VENV)/.ready
 SITE_READY := $(VENV)/.ready-site
 
@@ -10,12 +13,13 @@ SITE_READY := $(VENV)/.ready-site
 demo: $(READY)
 	$(BIN)/blossomrec demo runs/demo
 
-# Two processes with one thread each are faster than one process with two. Each takes half of the
-# tests, so that what the tests of a file share is made once, and at the end some of the other's.
-# The many processes that tests start find the code compiled.
+# Processes with one thread each are faster than one process with several, and three of them keep two
+# cores busy while tests wait for servers and for the disk. Each takes a third of the tests, so that
+# what the tests of a file share is made once, and at the end some of another's. The many processes
+# that tests start find the code compiled.
 test: $(READY)
 	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 PYTHONDONTWRITEBYTECODE= \
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # Without the cache: it does not notice that an imported module became one of our own.
 lint: $(READY)
@@ -27,8 +31,8 @@ lint: $(READY)
 # constraints.txt keeps torch to one version, so that every environment is the same.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[plots,track,tune,pandas,serve,redis,ann,onnx,dev]"
+	$(INSTALL) torch
+	$(INSTALL) -e ".[plots,track,tune,pandas,serve,redis,ann,onnx,dev]"
 	touch $@
 
 # The tables of the documentation, from the lines in results/.
@@ -43,7 +47,7 @@ site: $(SITE_READY)
 site-tools: $(SITE_READY)
 
 $(SITE_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(INSTALL) -e ".[docs]"
 	touch $@
 
 # What is published, in dist.

@@ -14,6 +14,7 @@ from blossomrec.attention.backends.cuda import compiler
 
 COMPILER = shutil.which("g++") or shutil.which("c++")
 LANES = Path(__file__).with_name("lanes.h")
+FLAGS = ("-std=c++17", "-O1", "-w", "-fPIC")
 CALLS = """
 #include <utility>
 template <typename... A, size_t... I>
@@ -39,6 +40,7 @@ class Emulator:
     def __init__(self, folder: Path):
         self.folder = folder
         self.library = cache(self._library)
+        self.headers = cache(self._headers)
 
     def kernel(self, program, name, constants):
         def launch(warps, *arguments):
@@ -57,13 +59,23 @@ class Emulator:
         calls = "".join(CALL.format(name=name) for name in kernels)
         text = f'#include "{LANES}"\n{source}\n{CALLS}{calls}'
         lanes = LANES.read_text()
-        # Programs are the same where only constants differ that they do not name.
-        named = set(re.findall(r"\b[A-Z]\w*", text + lanes))
+        # Programs are the same where only constants differ that they do not name. Comments name
+        # others, and bounds of registers are nothing to a CPU.
+        code = re.sub(r"//.*|__launch_bounds__\(.*?\) \w+\(", "", text + lanes)
+        named = set(re.findall(r"\b[A-Z]\w*", code))
         flags = [f"-D{key}={value}" for key, value in constants if key in named]
         digest = hashlib.sha256("".join((text, lanes, *flags)).encode()).hexdigest()
         library = self.folder / f"{program}-{digest[:16]}.so"
         if not library.exists():
             library.with_suffix(".cpp").write_text(text)
-            command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *flags]
+            command = [COMPILER, *FLAGS, "-shared", *flags, "-include", self.headers()]
             subprocess.run([*command, "-o", library, library.with_suffix(".cpp")], check=True)
         return ctypes.CDLL(str(library))
+
+    def _headers(self):
+        """The standard library's headers, which take most of the time, compiled beforehand."""
+        headers = self.folder / "headers.h"
+        headers.write_text("\n".join(re.findall(r"#include <.*>", LANES.read_text() + CALLS)))
+        command = [COMPILER, *FLAGS, "-x", "c++-header", "-o", f"{headers}.gch", headers]
+        subprocess.run(command, check=True)
+        return headers

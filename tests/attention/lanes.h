@@ -1,6 +1,7 @@
 // Runs a CUDA kernel of independent warps on a CPU: the 32 lanes of a warp are coroutines that meet
 // at every operation of the whole warp. Slow, exact in what it checks: indices, masks, sums.
 #include <cmath>
+#include <csetjmp>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -35,9 +36,21 @@ namespace lanes {
 struct Given { unsigned words[6]; float numbers[4]; };
 static thread_local Given given[2][32];
 static thread_local int turn[32], arrived[2];
-static thread_local ucontext_t contexts[32], scheduler;
-static thread_local bool done[32];
+static thread_local ucontext_t starts[32];
+// Where each goes on. Jumps leave the mask of signals alone, for which contexts ask the kernel.
+static thread_local jmp_buf places[32], scheduler;
+static thread_local bool started[32], done[32];
 static thread_local int current;
+
+static void pause() {
+    if (!_setjmp(places[current])) _longjmp(scheduler, 1);
+}
+static void go_on() {
+    if (_setjmp(scheduler)) return;
+    if (started[current]) _longjmp(places[current], 1);
+    started[current] = true;
+    setcontext(&starts[current]);
+}
 
 // Waits until every lane has given something, and returns all that was given.
 static const Given *meet(const Given &mine) {
@@ -45,7 +58,7 @@ static const Given *meet(const Given &mine) {
     given[side][lane] = mine;
     arrived[side]++;
     const int needed = 32;
-    while (arrived[side] % needed != 0) swapcontext(&contexts[lane], &scheduler);
+    while (arrived[side] % needed != 0) pause();
     return given[side];
 }
 }
@@ -133,7 +146,7 @@ static thread_local void **arguments;
 static void run_lane() {
     body(arguments);
     lanes::done[lanes::current] = true;
-    swapcontext(&lanes::contexts[lanes::current], &lanes::scheduler);
+    lanes::pause();
 }
 
 // Runs the warps of a grid one after another, `together` of them in a thread block.
@@ -144,12 +157,12 @@ static void launch(Body kernel, void **given, int warps, int together) {
         memset(lanes::turn, 0, sizeof lanes::turn);
         lanes::arrived[0] = lanes::arrived[1] = 0;
         for (int i = 0; i < 32; ++i) {
-            lanes::done[i] = false;
-            getcontext(&lanes::contexts[i]);
-            lanes::contexts[i].uc_stack.ss_sp = stacks[i].data();
-            lanes::contexts[i].uc_stack.ss_size = stacks[i].size();
-            lanes::contexts[i].uc_link = nullptr;
-            makecontext(&lanes::contexts[i], run_lane, 0);
+            lanes::started[i] = lanes::done[i] = false;
+            getcontext(&lanes::starts[i]);
+            lanes::starts[i].uc_stack.ss_sp = stacks[i].data();
+            lanes::starts[i].uc_stack.ss_size = stacks[i].size();
+            lanes::starts[i].uc_link = nullptr;
+            makecontext(&lanes::starts[i], run_lane, 0);
         }
         for (int left = 32; left;) {
             left = 0;
@@ -158,7 +171,7 @@ static void launch(Body kernel, void **given, int warps, int together) {
                 ++left;
                 lanes::current = i;
                 blockIdx.x = warp / together, threadIdx.x = warp % together * 32 + i;
-                swapcontext(&lanes::scheduler, &lanes::contexts[i]);
+                lanes::go_on();
             }
         }
     }

@@ -17,8 +17,13 @@ REAL_KERNEL = compiler.kernel
 once = pytest.mark.parametrize("kernels", [(False, 1)], indirect=True, ids=str)
 
 
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory):
+    return Emulator(tmp_path_factory.mktemp("kernels"))
+
+
 @pytest.fixture(scope="module", autouse=True, params=[(False, 1), (True, 4)], ids=str)
-def kernels(request, tmp_path_factory):
+def kernels(request, emulator):
     """The compiled kernels, emulated where there is no GPU.
 
     Both ways to get at chosen blocks; one warp in a block of threads, and some together.
@@ -30,7 +35,6 @@ def kernels(request, tmp_path_factory):
         patch.setattr(launch, "LISTED", frozenset(launch.HEAD_SIZES if listed else ()))
         patch.setattr(launch, "TOGETHER", dict.fromkeys(launch.HEAD_SIZES, together))
         if not GPU:
-            emulator = Emulator(tmp_path_factory.mktemp("kernels"))
             patch.setattr(compiler, "kernel", emulator.kernel)
         forget()
         yield

@@ -8,7 +8,7 @@ from torch import nn
 
 pytest.importorskip("triton")
 
-from blossomrec.attention import BlossomAttention, BlossomSpec
+from blossomrec.attention import BlossomAttention, BlossomSpec, selector
 from blossomrec.attention.backends import Backend
 from blossomrec.attention.backends import torch as torch_backend
 from blossomrec.attention.backends.gpu import activation
@@ -250,6 +250,8 @@ def kept_bytes(config, rows=2_048):
 def test_windows_of_keys_are_not_kept(monkeypatch):
     """Pooling by a perceptron keeps no more than by means: its windows are four times the keys."""
     monkeypatch.setattr(fused, "usable", lambda x: True)
+    # Both keep the same of each sample, and kernels are interpreted here.
+    monkeypatch.setattr(selector, "SAMPLES", 64)
     sizes = {"hidden_size": 32, "heads": 4, "kv_heads": 2, "inner_size": 48, "dropout": 0.1}
     mean, mlp = (kept_bytes(ModelConfig(compress=way, **sizes)) for way in ("mean", "mlp"))
     keys = 2_048 * 2 * 8 * 2

@@ -20,6 +20,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = [0, 1, 15, 16, 17, 33, 80, 0, 2, 100, 48, 3]
 
 
+@pytest.fixture(autouse=not torch.cuda.is_available())
+def few_samples(monkeypatch):
+    """Each is a program, and kernels are interpreted here."""
+    monkeypatch.setattr(selector, "SAMPLES", 96)
+
+
 def packed(lengths=LENGTHS):
     return torch.tensor([0, *lengths], device=DEVICE).cumsum(0).to(torch.int32)
 

@@ -123,15 +123,15 @@ def test_weights_come_back_in_evaluation_mode(run, tiny_log):
         assert torch.equal(loaded.state_dict()[name], value), name
 
 
-def test_loading_needs_neither_polars_nor_fabric(run):
+def test_loading_needs_neither_polars_nor_fabric_nor_a_compiler(run):
     code = (
         "import sys\n"
         "for name in ('polars', 'lightning_fabric', 'lightning'): sys.modules[name] = None\n"
         "from blossomrec.run.weights import load_model\n"
-        f"print(load_model({str(run)!r}).num_items)"
+        f"print(load_model({str(run)!r}).num_items, 'torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "80", done.stderr
+    assert done.stdout.strip() == "80 False", done.stderr
 
 
 def test_training_needs_no_polars(tiny_log, tmp_path):

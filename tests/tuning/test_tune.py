@@ -19,6 +19,7 @@ from blossomrec.training.watch import TrainingInterrupted
 from blossomrec.tuning import study as studies
 from blossomrec.tuning import workers
 from blossomrec.tuning.space import read_space
+from blossomrec.tuning.trial import run_trial
 from command_line import refuse
 from small_options import SMALL, small_flags
 
@@ -284,10 +285,14 @@ def test_a_worker_that_is_killed_fails_its_trial_alone(tiny_log, tmp_path, space
     start = workers._start
 
     def deadly(folder, number, slot, jobs):
-        """The second trial is killed."""
-        if number != 1:
+        """The second trial is killed; what comes after it needs no process of its own."""
+        if number == 0:
             return start(folder, number, slot, jobs)
-        return subprocess.Popen(["sh", "-c", "kill -9 $$"])
+        if number == 1:
+            return subprocess.Popen(["sh", "-c", "kill -9 $$"])
+        known = studies.read_search(folder)
+        run_trial(folder, known, studies.open_study(folder, known), number)
+        return subprocess.Popen(["true"])
 
     monkeypatch.setattr(workers, "_start", deadly)
     trials = search(tiny_log, tmp_path / "t", space, small(epochs=1), trials=2, jobs=2).trials

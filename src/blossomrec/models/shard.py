@@ -1,13 +1,16 @@
-"""Models that have a part of the item table: which rows, and the numbers that these begin with."""
+"""Models that have a part of the item table, or no numbers at all: which rows, and what these
+begin with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from blossomrec.ranks import ALONE, Ranks
 
@@ -38,6 +41,28 @@ def unfilled() -> Iterator[None]:
         yield
     finally:
         _fills.reset(token)
+
+
+@contextmanager
+def without_numbers() -> Iterator[None]:
+    """Within, a model that is built takes no memory: it has shapes alone, on the device "meta"."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Random numbers of no memory, for which PyTorch would import its compiler, for seconds."""
+
+    DRAWS = (
+        *(nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_),
+        *(torch.Tensor.normal_, torch.Tensor.uniform_),
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def held_rows(total: int) -> range:

@@ -15,7 +15,7 @@ from blossomrec.errors import ConfigError, RunError
 from blossomrec.files import replacing
 from blossomrec.models.building import build_model
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.models.shard import unfilled
+from blossomrec.models.shard import unfilled, without_numbers
 from blossomrec.ranks import ALONE, Ranks
 from blossomrec.run.description import RunInfo, read_run_config
 from blossomrec.run.tables import open_tables
@@ -68,7 +68,7 @@ def _check_shapes(path: Path, info: RunInfo, tables: Tables) -> None:
     if layers > len(found):
         raise RunError(f"{path} does not fit {config}: it cannot hold {layers} layers")
     try:
-        with torch.device("meta"):
+        with without_numbers():
             model = build_model(info.config.model, info.num_items, tables)
     except (ConfigError, RuntimeError, OverflowError, TypeError) as error:
         reason = str(error).splitlines()[0]

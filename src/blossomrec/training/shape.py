@@ -17,6 +17,7 @@ from blossomrec.data.batches import TrainingBatches
 from blossomrec.data.windows import divided
 from blossomrec.errors import ConfigError
 from blossomrec.models.full import packed_kernel_takes
+from blossomrec.models.shard import without_numbers
 from blossomrec.models.transformer import TransformerModel, blossom_spec, build_attention
 from blossomrec.ranks import ALONE, Ranks
 from blossomrec.registry import BACKBONES, LOSSES
@@ -130,7 +131,7 @@ def waiting_attention(model: ModelConfig, *, exact: bool) -> str:
         q = torch.empty(1, heads.queries, heads.size, dtype=dtype, device="meta")
         return "" if packed_kernel_takes(q) else "there is no kernel for this dense attention"
     if model.attention != "blossom":
-        with torch.device("meta"):
+        with without_numbers():
             layer = build_attention(model, causal=BACKBONES.get(model.backbone).causal)
         captured = getattr(layer, "captured", False)
         return (

@@ -11,6 +11,15 @@ from blossomrec.errors import BlossomRecError, ConfigError
 def test_as_many_events_for_each_rank_and_for_all(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(scale, "measure_collectives", lambda *given, out: told.append((given, out)))
+    by_ranks = scale.by_ranks
+
+    def two_by_ranks(module, asked, count, device):
+        """One needs no process of its own."""
+        if count > 1:
+            return by_ranks(module, asked, count, device)
+        return scale.time_steps(scale.ScaleCase(**asked), device, scale.Ranks())
+
+    monkeypatch.setattr(scale, "by_ranks", two_by_ranks)
     out = tmp_path / "scale.jsonl"
     scale.measure_scale(
         gpus=[1, 2], items=[300], lengths=[16], tokens=64, losses=["exact"], hidden_size=16,

@@ -28,6 +28,7 @@ from blossomrec.models.features import (
 )
 from blossomrec.models.own_history.mixture import Scale
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.models.shard import without_numbers
 from blossomrec.ranks import ALONE, Ranks
 from blossomrec.registry import BACKBONES
 
@@ -121,7 +122,7 @@ def origins(new: SequenceModel, old: SequenceModel, items: np.ndarray) -> dict[s
 def item_tables(model: SequenceModel) -> list[str]:
     """Parameters with a row for each item: those that a larger catalogue would make longer."""
     build, shapes = BACKBONES.get(model.config.backbone), []
-    with torch.device("meta"):
+    with without_numbers():
         for more in (0, 1):
             bare = build(model.config, model.num_items + more)
             shapes.append({name: one.shape for name, one in bare.named_parameters()})
