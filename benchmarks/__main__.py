@@ -52,6 +52,10 @@ VERBS = {
         "speed.bench_ids:measure_ids",
         "Time and memory of preparing and of opening logs with very many ids.",
     ),
+    "append": (
+        "speed.bench_growth:measure_append",
+        "Time and peak memory of appending tables of several sizes to a log.",
+    ),
     "growth": (
         "speed.bench_growth:measure_growth",
         "Time and peak memory of appending to a large log, of merging it and of forgetting a user.",

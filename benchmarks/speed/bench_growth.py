@@ -110,6 +110,28 @@ def measure_growth(
             _publish(alone(function, log), parts * events + 3 * appended, out)
 
 
+def measure_append(
+    *,
+    events: int = 1_000_000,
+    appended: tuple[int, ...] = (1_000_000, 10_000_000, 30_000_000),
+    out: Path = Path("results/growth.jsonl"),
+) -> None:
+    """Time and peak memory of appending tables of several sizes to a log.
+
+    Args:
+        events: of the log
+        appended: events of each table
+        out: JSONL file to which a line for each measurement is appended
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        table, log = Path(folder) / "events.parquet", Path(folder) / "log"
+        alone(write_events, table, events, 0)
+        alone(prepare, table, log)
+        for number, size in enumerate(appended, 1):
+            alone(write_events, table, size, number, 0.01)
+            _publish(alone(append, table, log) | {"bench": "append table"}, events, out)
+
+
 def _publish(measured: dict[str, Any], events: int, out: Path) -> None:
     line = {**measured, "events": events, **provenance()}
     append_result(out, line)

@@ -35,6 +35,21 @@ def preparing_folders() -> str:
     return table(header, rows)
 
 
+def appending() -> str:
+    """Time and memory of appending tables of several sizes."""
+    rows = [
+        [
+            f"{line['appended']:,}",
+            f"{line['seconds']:,.0f}",
+            f"{line['appended'] / line['seconds']:,.0f}",
+            f"{line['peak_mib']:,.0f}",
+        ]
+        for line in read("growth.jsonl")
+        if line.get("bench") == "append table"
+    ]
+    return table(["events appended", "seconds", "events a second", "peak MiB"], rows)
+
+
 def ids() -> str:
     """Memory of preparing and of opening logs with many ids; bytes an id from size to size."""
     smallest, rows = dict[str, Line](), []
@@ -127,6 +142,7 @@ def bulk_engines() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "append": appending,
     "bulk": bulk,
     "bulk-engines": bulk_engines,
     "ids": ids,

@@ -28,7 +28,6 @@ from blossomrec.models.baselines import BASELINES
 from blossomrec.models.scorer import Scorer
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.ranks import ALONE, Ranks
-from blossomrec.registry import BACKBONES
 from blossomrec.run.description import RunInfo, read_run_config
 from blossomrec.run.tables import open_users
 from blossomrec.run.weights import load_model
@@ -72,19 +71,8 @@ def evaluate_run(
     device = resolve_device(device)
     asked = Asked(own_metrics=own_metrics, segments=segments)
     protocol = _Protocol(config, on, device, asked.checked(events, config.ranking), ranks)
-    _check_shared(info, ranks)
     model, columns = load_seeing(run, info, events, device, ranks)
     return _evaluate(model, events, protocol, columns)
-
-
-def _check_shared(info: RunInfo, ranks: Ranks) -> None:
-    """Raise ConfigError where ranks cannot share the table of the run's model."""
-    backbone = info.config.model.backbone
-    if not ranks.alone and not BACKBONES.get(backbone).takes_features:
-        raise ConfigError(
-            f"model.backbone {backbone!r} does not say that it takes item_vectors: it is measured "
-            f"by one process, not by {ranks.size} ranks"
-        )
 
 
 def load_seeing(

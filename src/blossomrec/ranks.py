@@ -7,7 +7,8 @@ rank 0 of 1, which has nothing to tell.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -106,6 +107,25 @@ class Ranks:
         found = opened() if self.first else None
         self.agree(0)
         return opened() if found is None else found
+
+    @contextmanager
+    def said_once(self) -> Iterator[None]:
+        """Within something that all do alike, warnings are those of rank 0."""
+        if self.first:
+            yield
+            return
+        with warnings.catch_warnings(action="ignore"):
+            yield
+
+    def in_step(self, each: Iterable[T]) -> Iterator[T | None]:
+        """What a rank has, one after another, as long as any has more; None where this one has
+        not."""
+        own = iter(each)
+        while True:
+            found = next(own, None)
+            if not self.agree(int(found is not None))[0]:
+                return
+            yield found
 
     def gather(self, x: Tensor) -> Tensor:
         """The rows of all ranks, [N * n, ...] of [n, ...], the same n everywhere."""

@@ -18,7 +18,7 @@ from blossomrec.hub.repository import download, is_repository
 from blossomrec.models.building import build_model
 from blossomrec.models.inputs import resolve_inputs
 from blossomrec.parameters import Parameters
-from blossomrec.ranks import launched, open_ranks
+from blossomrec.ranks import ALONE, Ranks, launched, open_ranks
 from blossomrec.recommendation.recommending import Recommending
 from blossomrec.run.description import read_run_config
 from blossomrec.run.writing import write_model
@@ -133,6 +133,7 @@ class BlossomRec(Recommending, Parameters):
         *,
         device: str = "auto",
         revision: str | None = None,
+        ranks: Ranks = ALONE,
     ) -> BlossomRec:
         """A recommender from a run folder, from what ``save_pretrained`` wrote, or from the Hub.
 
@@ -144,20 +145,33 @@ class BlossomRec(Recommending, Parameters):
                 was trained on, as it is now, if it is still there.
             device: "auto", "cpu" or "cuda".
             revision: of a repository: a branch, a tag or a commit.
+            ranks: who share the items of the model: each has some of the rows of its table, and
+                :meth:`recommend_all` is what they can do together. All call this.
 
         Raises:
             RunError: a file of the run is missing or damaged, or there is no such repository.
             DataError: the log that was given is missing or damaged.
-            ConfigError: the device is not there.
+            ConfigError: the device is not there, or ranks cannot share the items of the model.
+
+        Example:
+            >>> with open_ranks("cuda") as ranks:  # under torchrun
+            ...     shared = BlossomRec.from_pretrained("runs/large", ranks=ranks)
+            ...     shared.recommend_all("recommendations.parquet", k=100)
         """
         if is_repository(folder):
-            folder = download(str(folder), revision)
+            folder = ranks.in_turn(lambda: download(str(folder), revision))
         self = cls(read_run_config(folder).config)
-        self._load(folder, resolve_device(device))
+        self._load(folder, resolve_device(device), ranks)
+        # Opening merges what was appended, which one rank does for all.
         if log is not None:
-            self.log = log if isinstance(log, EventLog) else EventLog.open(log)
+            given = log
+            self.log = (
+                given
+                if isinstance(given, EventLog)
+                else ranks.in_turn(lambda: EventLog.open(given))
+            )
         elif self._info is not None:
-            self._find_log(self._info.data)
+            self._find_log(self._info.data, ranks)
         return self
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
@@ -171,7 +185,7 @@ class BlossomRec(Recommending, Parameters):
         Raises:
             RunError: there is nothing to save, or the folder is a run folder.
         """
-        model, _ = self._ready()
+        model, _ = self._whole()
         assert self._info is not None
         write_model(folder, self._info, self._saved(), model, overwrite=overwrite)
 
@@ -210,7 +224,7 @@ class BlossomRec(Recommending, Parameters):
         """
         from blossomrec.hub.publish import publish
 
-        model, _ = self._ready()
+        model, _ = self._whole()
         assert self._info is not None
         return publish(
             repo_id,
@@ -261,7 +275,7 @@ class BlossomRec(Recommending, Parameters):
         """
         from blossomrec.measure import evaluate_model
 
-        model, _ = self._ready()
+        model, _ = self._whole()
         assert self._info is not None
         if log is None:
             events, named = self._histories().log, not self._is_own_log()
@@ -322,7 +336,7 @@ class BlossomRec(Recommending, Parameters):
         from blossomrec.exporting.export import Source, Wanted, write_export
         from blossomrec.exporting.vectors import user_vectors
 
-        model, vocabulary = self._ready()
+        model, vocabulary = self._whole()
         source = Source(model, vocabulary, self._users, self._version, self.filter_viewed)
         vectors = None
         if users is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +12,7 @@ from cyclopts import Parameter
 
 from blossomrec.commands.printing import show_frame
 from blossomrec.errors import ConfigError
+from blossomrec.ranks import ALONE, Ranks, launched, open_ranks
 from blossomrec.recommendation.options import (
     COMMAS,
     BulkOptions,
@@ -34,6 +37,8 @@ def recommend(
 ) -> None:
     """Recommend items for users of the log or for any list of items.
 
+    Under torchrun ranks share the catalogue for --all and --users.
+
     Args:
         run: run folder, or what save_pretrained wrote
         k: how many items for each user
@@ -56,17 +61,18 @@ def recommend(
         "at": moment_of("at", options.at),
         "rules": by_rule.rules(),
     }
-    with open_engine(bulk.engine, device) as engine:
+    with _ranks(bulk, device) as ranks, open_engine(bulk.engine, device, ranks) as engine:
         # PyTorch is imported while Ray starts.
         from blossomrec.recommender import BlossomRec
 
-        recommender = BlossomRec.from_pretrained(run, log, device=device)
+        recommender = BlossomRec.from_pretrained(run, log, device=device, ranks=ranks)
         if bulk.out is not None:
             chosen |= {"shards": bulk.shards, "rows_per_file": bulk.rows_per_file}
             written = recommender.recommend_all(
                 bulk.out, bulk.users, k, unknown=unknown or "refuse", engine=engine, **chosen
             )
-            print(f"{written.rows:,} items for {written.users:,} users are in {bulk.out}")
+            if ranks.first:
+                print(f"{written.rows:,} items for {written.users:,} users are in {bulk.out}")
             return
     if user is not None:
         frame = recommender.recommend(user, k, **chosen)
@@ -74,6 +80,21 @@ def recommend(
         given = _ids("history", history) or []
         frame = recommender.recommend_history(given, k, unknown=unknown or "skip", **chosen)
     show_frame(frame, as_json=json)
+
+
+@contextmanager
+def _ranks(bulk: BulkOptions, device: str) -> Iterator[Ranks]:
+    """The ranks that torchrun started, who share the items; this process alone where it did not."""
+    if not launched():
+        yield ALONE
+        return
+    if bulk.out is None:
+        raise ConfigError("--user and --history are answered by one process: leave torchrun away")
+    from blossomrec.device import resolve_device
+    from blossomrec.training.ranks.launch import reported
+
+    with reported(), open_ranks(resolve_device(device)) as ranks:
+        yield ranks
 
 
 def similar(

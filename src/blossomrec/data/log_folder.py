@@ -115,6 +115,17 @@ class LogChange:
         return contextlib.contextmanager(_generation)(self.folder, self.description)
 
     @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Give a folder for what is needed meanwhile; should the process be killed, the next one
+        removes it."""
+        place = self.folder / SEGMENTS / f"segment-{secrets.token_hex(8)}"
+        place.mkdir(parents=True)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    @contextlib.contextmanager
     def new_segment(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Give a folder to write a segment in, and what is to be told of it; at the end it is
         part of the log."""

@@ -9,7 +9,7 @@ counts are added up, the lists are merged; no rank has all items, nor all scores
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,10 @@ from blossomrec.data.windows import gather_index
 from blossomrec.evaluation import scoring
 from blossomrec.evaluation.candidates import Targets, sample_unseen, seen_pieces
 from blossomrec.evaluation.scoring import Queries
+from blossomrec.evaluation.shared_items import SharedItems
 from blossomrec.ranks import Ranks
 
 if TYPE_CHECKING:
-    from blossomrec.data.batch import Batch
     from blossomrec.data.batches import HistoryBatches
     from blossomrec.data.log import EventLog
     from blossomrec.data.split import Cases
@@ -90,7 +90,7 @@ class ShardedRanking:
     ):
         self.model, self.ranks, self.device = model, ranks, device
         self._score_elements = score_elements
-        self._num_rows = model.num_items + model.extra_rows
+        self._items = SharedItems(model, ranks, device)
         self._held = model.held_items
 
     def ranked(self, task: RankingTask) -> Ranked:
@@ -124,13 +124,8 @@ class ShardedRanking:
     def _rows_of_each(self, most: int) -> int:
         """Cases of every rank in a block."""
         # The first rank has no fewer items than others.
-        widest = len(self.ranks.rows(self._num_rows, 0))
+        widest = len(self.ranks.rows(self._items.num_rows, 0))
         return max(1, min(self._score_elements // widest // self.ranks.size, most))
-
-    @cached_property
-    def _vectors(self) -> Tensor:
-        """Vectors of the rows of the item table that this rank has."""
-        return self.model.item_vectors()
 
     def _queries(self, task: RankingTask, some: np.ndarray) -> Queries:
         """Queries of some own cases; ranks need not have as many batches."""
@@ -139,27 +134,13 @@ class ShardedRanking:
         for _ in range(self.ranks.agree(len(batches))[0]):
             found = next(ahead, None)
             if found is None:
-                self._fetch(torch.empty(0, dtype=torch.int64, device=self.device))
+                self._items.queries(None)
                 continue
             part, batch = found
             for name, values in task.columns.items():
                 getattr(batch, name)[batch.last_rows] = torch.from_numpy(values[some[part]])
-            parts.append(self._encoded(batch.to(self.device)))
+            parts.append(self._items.queries(batch.to(self.device)))
         return Queries.join(parts)
-
-    def _fetch(self, rows: Tensor) -> Tensor:
-        return self.ranks.fetch(self._vectors, self._num_rows, rows)
-
-    def _encoded(self, batch: Batch) -> Queries:
-        items = batch.items.unique()
-        # What stands behind the catalogue, such as a mask, is behind these items.
-        more = torch.arange(self.model.num_items, self._num_rows, device=self.device)
-        with self.model.on_rows(self._fetch(torch.cat((items, more)))):
-            places = torch.searchsorted(items, batch.items)
-            queries = Queries.of(self.model, replace(batch, items=places))
-        if queries.own is None:
-            return queries
-        return replace(queries, own=replace(queries.own, items=items[queries.own.items]))
 
     def _block(self, task: RankingTask, some: np.ndarray, queries: Queries) -> Ranked:
         """Some own cases ranked; others rank theirs."""

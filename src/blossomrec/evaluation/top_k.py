@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -56,11 +56,39 @@ class Choice(Protocol):
         """
         ...
 
-    def closed(self, rows: np.ndarray) -> np.ndarray | None:
-        """Which items cannot follow those that were chosen, bool [I], whatever the list.
+    def closed(self, rows: np.ndarray, items: range) -> np.ndarray | None:
+        """Which of some items cannot follow those that were chosen, bool [len(items)], whatever the
+        list.
 
         None where that is not known, or a longer list could lead to another choice.
         """
+        ...
+
+
+class Lists(Protocol):
+    """The best items of histories, as far down as they are asked for, wherever scores are."""
+
+    def __len__(self) -> int:
+        """How many histories there are."""
+        ...
+
+    def best(self, histories: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Item rows int64 [n, size], best first, and scores float32 [n, size] of some histories.
+
+        -1 and -inf stand where fewer items are left.
+        """
+        ...
+
+    def close(self, chosen: Mapping[int, np.ndarray], choice: Choice) -> None:
+        """Leave out what cannot follow, so that a list does not grow for nothing.
+
+        Args:
+            chosen: item rows, which stay, by the number of a history.
+        """
+        ...
+
+    def are_wanted(self, histories: int) -> bool:
+        """Whether to go on, where so many histories need a longer list."""
         ...
 
 
@@ -81,8 +109,25 @@ class Reordering(NamedTuple):
         return Reordering(self.depth, lambda number, *best: self.reorder(start + number, *best))
 
 
+def pick(
+    lists: Lists, k: int, num_items: int, choice: Choice | None, reordering: Reordering | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Item rows int64 [n, k] and scores float32 [n, k] that are recommended after each history.
+
+    -1 and -inf stand where there are fewer than k.
+    """
+    if choice is None and reordering is None:
+        # A list longer than the catalogue would only be padding.
+        return padded(*lists.best(np.arange(len(lists)), min(k, num_items)), k)
+    rows, scores = unfilled(len(lists), k)
+    found = choose(lists, k, num_items, choice, reordering)
+    for history, (chosen, valued) in enumerate(found):
+        rows[history, : len(chosen)], scores[history, : len(chosen)] = chosen, valued
+    return rows, scores
+
+
 def choose(
-    block: Tensor, k: int, num_items: int, choice: Choice | None, reordering: Reordering | None
+    lists: Lists, k: int, num_items: int, choice: Choice | None, reordering: Reordering | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Item rows and scores that are chosen for each history, at most k of them.
 
@@ -90,50 +135,97 @@ def choose(
     that it was made of.
 
     Args:
-        block: scores [n, width], which are changed; width is I in whole groups.
-        choice: None takes the first k.
+        choice: None takes the first k of a new order.
     """
     if reordering is None:
-        return _deepened(block, k, num_items, choice)
-    best, values = _arrays(scoring.best(block, min(max(reordering.depth, k), num_items)))
-    found = []
-    for number, (listed, valued) in enumerate(zip(best, values, strict=True)):
+        assert choice is not None
+        return _deepened(lists, k, num_items, choice)
+    best = lists.best(np.arange(len(lists)), min(max(reordering.depth, k), num_items))
+    return list(_reordered(best, k, choice, reordering))
+
+
+def unfilled(n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lists without items, of n histories."""
+    return np.full((n, k), -1, np.int64), np.full((n, k), -np.inf, np.float32)
+
+
+def padded(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lists of k items from shorter ones."""
+    missing = (0, 0), (0, k - rows.shape[1])
+    return (
+        np.pad(rows, missing, constant_values=-1).astype(np.int64, copy=False),
+        np.pad(scores, missing, constant_values=-np.inf).astype(np.float32, copy=False),
+    )
+
+
+def _reordered(
+    best: tuple[np.ndarray, np.ndarray], k: int, choice: Choice | None, reordering: Reordering
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for number, (listed, valued) in enumerate(zip(*best, strict=True)):
         there = int((listed >= 0).sum())
         rows, scores = reordering.reorder(number, listed[:there], valued[:there])
         chosen = slice(k) if choice is None else choice.choose(rows, scores, k)
-        found.append((rows[chosen], scores[chosen]))
-    return found
+        yield rows[chosen], scores[chosen]
 
 
 def _deepened(
-    block: Tensor, k: int, num_items: int, choice: Choice | None
+    lists: Lists, k: int, num_items: int, choice: Choice
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """What is chosen of lists of the best that grow until they hold enough."""
-    assert choice is not None
-    found = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(block)
-    waiting, size = np.arange(len(block)), min(choice.pool(k), num_items)
-    while len(waiting):
-        some = block if len(waiting) == len(block) else block[torch.from_numpy(waiting)]
-        best, values = _arrays(scoring.best(some, size))
-        short = []
-        for history, listed, valued in zip(waiting, best, values, strict=True):
+    found = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(lists)
+    waiting, size = np.arange(len(lists)), min(choice.pool(k), num_items)
+    while lists.are_wanted(len(waiting)):
+        short = dict[int, np.ndarray]()
+        for history, listed, valued in zip(waiting, *lists.best(waiting, size), strict=True):
             there = int((listed >= 0).sum())
             chosen = choice.choose(listed[:there], valued[:there], k)
             if len(chosen) < k and there == size < num_items:
-                short.append(history)
-                _close(block[history], listed[chosen], choice)
+                short[int(history)] = listed[chosen]
                 continue
             found[history] = listed[chosen], valued[chosen]
-        waiting, size = np.array(short, dtype=np.int64), min(4 * size, num_items)
+        lists.close(short, choice)
+        waiting, size = np.array(list(short), dtype=np.int64), min(4 * size, num_items)
     return found
 
 
-def _close(scores: Tensor, chosen: np.ndarray, choice: Choice) -> None:
-    """Leave out what cannot follow, so that a list does not grow for nothing."""
-    closed = choice.closed(chosen)
-    if closed is not None:
-        closed[chosen] = False
-        scores[: len(closed)].masked_fill_(torch.from_numpy(closed).to(scores.device), -torch.inf)
+class BlockLists:
+    """The best items by scores in memory, of the whole catalogue or of a part of it; see
+    :class:`Lists`.
+
+    Args:
+        block: scores [n, width], which are changed; width is that of the items in whole groups.
+        items: whose scores they are.
+    """
+
+    def __init__(self, block: Tensor, items: range):
+        self.block, self._items = block, items
+
+    def __len__(self) -> int:
+        return len(self.block)
+
+    def best(self, histories: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        return _arrays(self.best_of(torch.from_numpy(histories), size))
+
+    def best_of(self, histories: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """As :meth:`best`, on the device of the scores."""
+        whole = len(histories) == len(self.block)
+        rows, scores = scoring.best(
+            self.block if whole else self.block[histories.to(self.block.device)], size
+        )
+        return torch.where(rows < 0, rows, rows + self._items.start), scores
+
+    def close(self, chosen: Mapping[int, np.ndarray], choice: Choice) -> None:
+        for history, rows in chosen.items():
+            closed = choice.closed(rows, self._items)
+            if closed is None:
+                continue
+            here = (rows >= self._items.start) & (rows < self._items.stop)
+            closed[rows[here] - self._items.start] = False
+            left_out = torch.from_numpy(closed).to(self.block.device)
+            self.block[history, : len(closed)].masked_fill_(left_out, -torch.inf)
+
+    def are_wanted(self, histories: int) -> bool:
+        return histories > 0
 
 
 class TopK:
@@ -188,15 +280,23 @@ class TopK:
         return ProductTopK(vectors, k, offsets, score_elements=self._score_elements)
 
     def of(
-        self, batch: Batch, seen: Seen | None = None, reordering: Reordering | None = None
+        self,
+        batch: Batch | None,
+        seen: Seen | None = None,
+        reordering: Reordering | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Item rows int64 [B, k], best first, and their scores float32 [B, k].
 
         -1 and -inf stand where fewer than k items may be recommended.
 
+        Args:
+            batch: None for no histories.
+
         Raises:
             TrainingError: a score is not a number.
         """
+        if batch is None:
+            return unfilled(0, self.k)
         n, lists = batch.num_histories, list[tuple[np.ndarray, np.ndarray]]()
         with scoring.scoring_mode(self.scorer):
             queries = scoring.Queries.of(self.scorer, batch.to(self.device))
@@ -204,7 +304,7 @@ class TopK:
                 left_out = None if seen is None else seen.on(self.device)
                 with scoring.full_precision(self.device):
                     found = self._products.of_mixed(self.scorer, queries, left_out)
-                return self._padded(*_arrays(found))
+                return padded(*_arrays(found), self.k)
             for start in range(0, n, self._block.rows):
                 stop = min(start + self._block.rows, n)
                 with scoring.full_precision(self.device):
@@ -234,23 +334,8 @@ class TopK:
             block[:, : self.scorer.num_items] += self._boosts
         if seen is not None:
             block[seen.on(block.device)] = -torch.inf
-        num_items = self.scorer.num_items
-        if self._choice is None and reordering is None:
-            # A list longer than the catalogue would only be padding.
-            return self._padded(*_arrays(scoring.best(block, min(self.k, num_items))))
-        found = choose(block, self.k, num_items, self._choice, reordering)
-        rows, scores = self._padded(*np.empty((2, len(block), 0)))
-        for history, (chosen, valued) in enumerate(found):
-            rows[history, : len(chosen)], scores[history, : len(chosen)] = chosen, valued
-        return rows, scores
-
-    def _padded(self, rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lists of k items from shorter ones."""
-        missing = (0, 0), (0, self.k - rows.shape[1])
-        return (
-            np.pad(rows, missing, constant_values=-1).astype(np.int64, copy=False),
-            np.pad(scores, missing, constant_values=-np.inf).astype(np.float32, copy=False),
-        )
+        lists = BlockLists(block, range(self.scorer.num_items))
+        return pick(lists, self.k, self.scorer.num_items, self._choice, reordering)
 
 
 def _arrays(tensors: tuple[Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:

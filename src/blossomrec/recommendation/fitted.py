@@ -17,6 +17,7 @@ from blossomrec.data.units import Moment, as_second
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import ConfigError, DataError, RunError, true_or_false, whole_number
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.recommendation.request import Request
 from blossomrec.rules import Rules
 from blossomrec.rules.catalogue import item_rules
@@ -46,12 +47,26 @@ class Fitted:
         self._users: Vocabulary | None = None
         self._item_table: FeatureTable | None = None
         self._known: KnownHistories | None = None
+        self._ranks = ALONE
         self._no_log = "the log this model was trained on is not there"
 
     def _ready(self) -> tuple[SequenceModel, Vocabulary]:
         if self.model is None or self.items is None:
             raise RunError("this recommender has not been fitted: call fit or from_pretrained")
         return self.model, self.items
+
+    def _whole(self) -> tuple[SequenceModel, Vocabulary]:
+        """As :meth:`_ready`, with all items here.
+
+        Raises:
+            RunError: ranks share them.
+        """
+        if not self._ranks.alone:
+            raise RunError(
+                f"{self._ranks.size} ranks share the items of this recommender, which only "
+                "recommend_all can do with: open it without ranks"
+            )
+        return self._ready()
 
     def _histories(self) -> KnownHistories:
         model, vocabulary = self._ready()
@@ -142,10 +157,10 @@ class Fitted:
             users = (self._users, model.users)
         return Known(vocabulary, self._item_table, users)
 
-    def _load(self, folder: str | Path, device: str) -> None:
-        """Take model and items from a run folder."""
-        self._info, self._folder = read_run_config(folder), Path(folder)
-        model = load_model(folder, device)
+    def _load(self, folder: str | Path, device: str, ranks: Ranks = ALONE) -> None:
+        """Take model and items from a run folder; of what ranks share this one's part."""
+        self._info, self._folder, self._ranks = read_run_config(folder), Path(folder), ranks
+        model = load_model(folder, device, ranks)
         self.items = open_vocabulary(folder, self._info)
         self._item_table = model.features
         if self._item_table is None:
@@ -159,12 +174,13 @@ class Fitted:
         self.model, self._known = model, None
         self.filter_viewed = self._info.filter_viewed
 
-    def _find_log(self, folder: Path) -> None:
+    def _find_log(self, folder: Path, ranks: Ranks = ALONE) -> None:
         """Take the log that lies in a folder; where it cannot be opened, remember why."""
-        try:
-            self.log = EventLog.open(folder)
-        except DataError as error:
-            self._no_log = f"the log this model was trained on is not there ({error})"
+        found = ranks.in_turn(lambda: _opened(folder))
+        if isinstance(found, EventLog):
+            self.log = found
+        else:
+            self._no_log = f"the log this model was trained on is not there ({found})"
 
     def __copy__(self) -> Self:
         twin = object.__new__(type(self))
@@ -177,6 +193,8 @@ class Fitted:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
+        if not self._ranks.alone:
+            self._whole()
         state = self.__dict__ | {"_known": None}
         if self.log is not None:
             if self.log.is_temporary:
@@ -192,3 +210,11 @@ class Fitted:
         self.__dict__.update(state | {"log": None})
         if state["log"] is not None:
             self._find_log(state["log"])
+
+
+def _opened(folder: Path) -> EventLog | DataError:
+    """The log in a folder, or why there is none."""
+    try:
+        return EventLog.open(folder)
+    except DataError as error:
+        return error

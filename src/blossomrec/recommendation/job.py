@@ -13,11 +13,14 @@ import numpy as np
 
 from blossomrec import __version__
 from blossomrec.config import to_dict
-from blossomrec.data.identity import array_digest
+from blossomrec.data.identity import ArrayDigest, array_digest
 from blossomrec.errors import ConfigError, whole_number
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.recommendation.request import Request
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from blossomrec.config import RunConfig
     from blossomrec.data.log import EventLog
     from blossomrec.models.sequence import SequenceModel
@@ -29,6 +32,8 @@ ROWS_OF_PART = 1 << 19
 # not below the users who are encoded together.
 PARTS_OF_JOB = 64
 FEWEST_OF_PART = 1 << 10
+# Of a table that ranks share, read from another rank at a time.
+ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ def make_job(
     *,
     shards: int | None,
     rows_per_file: int | None,
+    ranks: Ranks = ALONE,
 ) -> Job:
     """The job of recommending to users of a log.
 
@@ -82,13 +88,14 @@ def make_job(
         users: rows of the log, int64, rising.
         shards: write so many files; rows_per_file: write files of at most so many rows; one file
             without either.
+        ranks: who share the items of the model, and all call this.
 
     Raises:
         ConfigError: both are given, or one is out of bounds.
     """
     told = {
         "blossomrec": __version__,
-        "digest of the model": _model_digest(model, config),
+        "digest of the model": _model_digest(model, config, ranks),
         "digest of the log": log.digest,
         "digest of the users": array_digest(users),
         "users": len(users),
@@ -128,12 +135,24 @@ def _files(users: int, k: int, shards: int | None, rows_per_file: int | None) ->
     return [0, users]
 
 
-def _model_digest(model: SequenceModel, config: RunConfig) -> str:
+def _model_digest(model: SequenceModel, config: RunConfig, ranks: Ranks) -> str:
     """SHA-256 over the weights and the configuration of the model."""
     digest = hashlib.sha256(json.dumps(to_dict(config)["model"], sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {array_digest(tensor.detach().cpu().numpy())}\n".encode())
-    return digest.hexdigest()
+        digest.update(f"{name} {_digest(model, name, tensor, ranks)}\n".encode())
+    return ranks.told(digest.hexdigest())
+
+
+def _digest(model: SequenceModel, name: str, tensor: Tensor, ranks: Ranks) -> str:
+    """Of a tensor of the model's state; of one that ranks share on rank 0 that of the whole."""
+    tensor, parts = tensor.detach().cpu(), model.parts
+    if ranks.alone or name not in parts:
+        return array_digest(tensor.numpy())
+    sizes = ranks.gathered(len(tensor))
+    whole = ArrayDigest(tensor.numpy().dtype, (sum(sizes), *tensor.shape[1:]))
+    for piece in ranks.pieces(tensor, sizes, ROWS_AT_ONCE):
+        whole.add(piece.numpy())
+    return whole.hexdigest()
 
 
 def _shown(value: Any) -> str:

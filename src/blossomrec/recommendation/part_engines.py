@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from blossomrec.engines import check_engine
+from blossomrec.errors import ConfigError
+from blossomrec.ranks import ALONE, Ranks
+from blossomrec.recommendation.on_ranks import RanksEngine
 from blossomrec.recommendation.on_ray import started_ray
 
 # PyTorch is imported while Ray starts.
@@ -19,19 +22,29 @@ PartsWritten = Generator["Users", None, None]
 PartEngine = Callable[["PartWriter", Sequence["Users"], "Advance"], PartsWritten]
 
 
-def open_engine(engine: str | PartEngine, device: str) -> AbstractContextManager[PartEngine]:
+def open_engine(
+    engine: str | PartEngine, device: str, ranks: Ranks = ALONE
+) -> AbstractContextManager[PartEngine]:
     """An engine, which may be used while it is open.
 
     Args:
         engine: its name; or one that is open, which stays so.
         device: "auto", "cpu" or "cuda", as the model has it.
+        ranks: who share the items of the model, and compute by the engine "local".
 
     Raises:
-        ConfigError: there is no such engine.
+        ConfigError: there is no such engine, or ranks cannot use it.
         MissingExtraError: Ray is not installed.
     """
     if not isinstance(engine, str):
         return nullcontext(engine)
+    if not ranks.alone:
+        if engine != "local":
+            raise ConfigError(
+                f"engine is {engine!r}: {ranks.size} ranks share the items of the model, and "
+                "compute themselves; leave it or torchrun away"
+            )
+        return nullcontext(RanksEngine(ranks))
     check_engine(engine)
     return started_ray(device) if engine == "ray" else nullcontext(_write_here)
 

@@ -10,7 +10,9 @@ import numpy as np
 
 from blossomrec.evaluation.top_k import Reordering, TopK
 from blossomrec.models.sequence import SequenceModel
+from blossomrec.ranks import ALONE, Ranks
 from blossomrec.recommendation.request import Request
+from blossomrec.recommendation.shared_top_k import SharedTopK
 from blossomrec.recommendation.user_histories import USERS_AT_ONCE, Part, UserHistories
 from blossomrec.rules.reranking import AskedFor
 
@@ -49,6 +51,7 @@ class UserRanker:
         model: in evaluation mode, on its device.
         histories: of the users of the log, by the same request.
         at_once: users whom one call may bring at most.
+        ranks: who share the items of the model; all make one, and call :meth:`ranked` alike.
     """
 
     def __init__(
@@ -58,18 +61,23 @@ class UserRanker:
         request: Request,
         *,
         at_once: int = USERS_AT_ONCE,
+        ranks: Ranks = ALONE,
     ):
-        self._request, self._histories = request, histories
-        rules = request.rules
-        self._top = TopK(
-            model,
-            request.k,
-            min(at_once, USERS_AT_ONCE),
-            items=request.items,
-            boosts=None if rules is None else rules.boosts,
-            choice=None if rules is None else rules.choice,
-            device=model.item_embeddings.weight.device,
-        )
+        self._request, self._histories, self._ranks = request, histories, ranks
+        rules, at_once = request.rules, min(at_once, USERS_AT_ONCE)
+        self._top: TopK | SharedTopK
+        if ranks.alone:
+            self._top = TopK(
+                model,
+                request.k,
+                at_once,
+                items=request.items,
+                boosts=None if rules is None else rules.boosts,
+                choice=None if rules is None else rules.choice,
+                device=model.item_embeddings.weight.device,
+            )
+        else:
+            self._top = SharedTopK(model, ranks, request, at_once)
         self._fallback: tuple[np.ndarray, np.ndarray] | None = None
         self._reranking = None if rules is None else rules.reranking
         self._shared = None if rules is None else rules.fallback
@@ -79,15 +87,21 @@ class UserRanker:
     def ranked(self, users: np.ndarray) -> Iterator[Ranked]:
         """Recommendations for users, int64 rows of the log, in their order.
 
+        Of ranks each has users of its own, or none.
+
         Raises:
             TrainingError: a score is not a number.
         """
-        for part in self._histories.parts(users):
+        for part in self._ranks.in_step(self._histories.parts(users)):
+            if part is None or part.batch is None:
+                best = self._top.of(None)
+            else:
+                best = self._top.of(part.batch, part.seen, self._reordering(part))
+            if part is None:
+                continue
             rows = np.full((len(part.users), self._request.k), -1, dtype=np.int64)
             scores = np.full(rows.shape, -np.inf, dtype=np.float32)
-            if part.batch is not None:
-                ordered = self._reordering(part)
-                rows[part.known], scores[part.known] = self._top.of(part.batch, part.seen, ordered)
+            rows[part.known], scores[part.known] = best
             if self._fallback is not None:
                 rows[~part.known], scores[~part.known] = self._fallback
             elif self._shared is not None:

@@ -71,6 +71,7 @@ class Recommending(Fitted):
             DataError: a user, an item or the kind is unknown; the message names it.
             ConfigError: an option is out of bounds or of a wrong type.
         """
+        self._whole()
         known = self._histories()
         log = known.log
         if users is None:
@@ -100,7 +101,8 @@ class Recommending(Fitted):
 
         What is written is what :meth:`recommend` gives, users in the order of the log, each once.
         Memory does not grow with the number of users, but for their ids. The same call goes on
-        where one was stopped or killed, and the files are then the same, byte for byte.
+        where one was stopped or killed, and the files are then the same, byte for byte. Ranks who
+        share the items, see :meth:`BlossomRec.from_pretrained`, all call it with the same.
 
         Args:
             out: a file that ends in ``.parquet``; with ``shards`` or ``rows_per_file`` a folder.
@@ -112,9 +114,9 @@ class Recommending(Fitted):
             rows_per_file: write files of at most so many rows.
             unknown: "refuse" a list with users who are not in the log, or "skip" them with a
                 warning.
-            engine: "local" computes in this process, "ray" by the workers of Ray, which is joined
-                as its variable ``RAY_ADDRESS`` says or else started on this machine. Or one that
-                ``open_engine`` has opened.
+            engine: "local" computes in this process, or by the ranks that share the items, "ray"
+                by the workers of Ray, which is joined as its variable ``RAY_ADDRESS`` says or else
+                started on this machine. Or one that ``open_engine`` has opened.
             progress: show on standard error how it goes.
             options: ``filter_viewed``, ``items``, ``max_len``, ``at``, ``kind`` and ``rules``
                 of ``recommend``.
@@ -135,7 +137,8 @@ class Recommending(Fitted):
         from blossomrec.recommendation.user_list import listed_users
 
         model, vocabulary = self._ready()
-        with open_engine(engine, model.item_embeddings.weight.device.type) as compute:
+        ranks, device = self._ranks, model.item_embeddings.weight.device.type
+        with ranks.said_once(), open_engine(engine, device, ranks) as compute:
             known = self._histories()
             log, folder = known.log, shards is not None or rows_per_file is not None
             if not folder and Path(out).suffix != ".parquet":
@@ -147,7 +150,7 @@ class Recommending(Fitted):
                 rows = listed_users(users, log.user_vocabulary, unknown)
             request = self._user_request(k, options.pop("at", None), **options)
             files = {"shards": shards, "rows_per_file": rows_per_file}
-            job = make_job(log, model, self.config, rows, request, **files)
+            job = make_job(log, model, self.config, rows, request, **files, ranks=ranks)
             known.warn_of_unknown(rows)
 
             def make_ranker() -> UserRanker:
@@ -159,7 +162,7 @@ class Recommending(Fitted):
 
             output = Output.of(job, Path(out), folder=folder)
             writer = PartWriter(output, make_ranker, self._users_frame)
-            return write_all(writer, compute, progress=progress)
+            return write_all(writer, compute, progress=progress, ranks=ranks)
 
     def recommend_history(
         self,
@@ -201,7 +204,7 @@ class Recommending(Fitted):
             >>> events = {"item_id": [7, 9], "timestamp": [1_700_000_000, 1_700_000_060]}
             >>> recommender.recommend_history(events, at=datetime.now(UTC))
         """
-        model, _ = self._ready()
+        model, _ = self._whole()
         columns, ids, known = self._given_history(history, unknown)
         if not len(known) and (rules is None or rules.fallback == "none"):
             what = f"the history {shown_ids(ids)}" if ids else "an empty history"
@@ -221,7 +224,7 @@ class Recommending(Fitted):
             DataError: an item is unknown.
             ConfigError: ``k`` is no whole number of at least 1.
         """
-        model, vocabulary = self._ready()
+        model, vocabulary = self._whole()
         k = whole_number("k", k)
         return similar_items(model, vocabulary, known_rows(vocabulary, items, "item"), k)
 
@@ -266,7 +269,7 @@ class Recommending(Fitted):
         from blossomrec.serving.engine.explain import check_explainable
         from blossomrec.serving.engine.explained import explained
 
-        model, vocabulary = self._ready()
+        model, vocabulary = self._whole()
         check_explainable(model)
         if (user is None) == (history is None):
             raise ConfigError("give either user or history")
@@ -333,7 +336,7 @@ class Recommending(Fitted):
         model, vocabulary = self._ready()
         log = self._histories().log
         histories = UserHistories(log, model, vocabulary, self._users, request)
-        return UserRanker(model, histories, request, at_once=users)
+        return UserRanker(model, histories, request, at_once=users, ranks=self._ranks)
 
     def _users_frame(self, ranked: Ranked) -> pl.DataFrame:
         """Recommendations to users of the log by external ids."""

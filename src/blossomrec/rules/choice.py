@@ -28,13 +28,14 @@ class Limit(NamedTuple):
         lengths = offsets[rows + 1] - offsets[rows]
         return values[gather_index(offsets[rows], lengths)], boundaries(lengths)
 
-    def full(self, rows: np.ndarray) -> np.ndarray:
-        """Of which items a category has no room after these were chosen, bool [I]."""
+    def full(self, rows: np.ndarray, items: range) -> np.ndarray:
+        """Of which items a category has no room after others were chosen, bool [len(items)]."""
         numbers, _ = self.numbers(rows)
         full = np.bincount(numbers, minlength=self.categories.size) >= self.count
         full[0] = False
-        values, offsets = map(np.asarray, (self.categories.values, self.categories.offsets))
-        return np.logical_or.reduceat(full[values], offsets[:-1])
+        offsets = np.asarray(self.categories.offsets[items.start : items.stop + 1])
+        values = np.asarray(self.categories.values[offsets[0] : offsets[-1]])
+        return np.logical_or.reduceat(full[values], offsets[:-1] - offsets[0])
 
 
 class _Room:
@@ -92,11 +93,11 @@ class RuledChoice:
             room.take(chosen[-1])
         return np.array(chosen, dtype=np.int64)
 
-    def closed(self, rows: np.ndarray) -> np.ndarray | None:
-        """Which items cannot follow those that were chosen, bool [I]; None where any may."""
+    def closed(self, rows: np.ndarray, items: range) -> np.ndarray | None:
+        """Which of some items cannot follow those that were chosen; None where any may."""
         if self.vectors is not None or not self.limits:
             return None
-        return np.logical_or.reduce([limit.full(rows) for limit in self.limits])
+        return np.logical_or.reduce([limit.full(rows, items) for limit in self.limits])
 
     def _unlike(self, room: _Room, vectors: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
         """By maximal marginal relevance; the earlier one of equals."""

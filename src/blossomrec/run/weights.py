@@ -17,6 +17,7 @@ from blossomrec.models.building import build_model
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.shard import unfilled, without_numbers
 from blossomrec.ranks import ALONE, Ranks
+from blossomrec.registry import BACKBONES
 from blossomrec.run.description import RunInfo, read_run_config
 from blossomrec.run.tables import open_tables
 
@@ -39,8 +40,10 @@ def load_model(
 
     Raises:
         RunError: a file is missing or damaged, or the weights do not fit the configuration.
+        ConfigError: ranks cannot share the table of this model.
     """
     info, path = read_run_config(run), Path(run) / "model.safetensors"
+    _check_shared(info, ranks)
     tables = open_tables(run, info)
     _check_shapes(path, info, tables)
     with unfilled():
@@ -59,6 +62,16 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file; RunError, naming the path, when it is missing or damaged."""
     with _weights_file(path):
         return load_file(path)
+
+
+def _check_shared(info: RunInfo, ranks: Ranks) -> None:
+    """Raise ConfigError where ranks cannot share the table of the run's model."""
+    backbone = info.config.model.backbone
+    if not ranks.alone and not BACKBONES.get(backbone).takes_features:
+        raise ConfigError(
+            f"model.backbone {backbone!r} does not say that it takes item_vectors: its runs are "
+            f"opened by one process, not by {ranks.size} ranks"
+        )
 
 
 def _check_shapes(path: Path, info: RunInfo, tables: Tables) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,7 @@ from blossomrec.data.features import FeatureTable
 from blossomrec.data.growth.appended import Appended
 from blossomrec.data.growth.compact import merge_segments
 from blossomrec.data.growth.grown_log import GrownLog
-from blossomrec.data.growth.new_events import NewEvents, as_ids_of
+from blossomrec.data.growth.new_events import NewEvents, as_ids_of, no_new_events
 from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.growth.segment import FeatureRows, Segment
 from blossomrec.data.log import ITEMS, USERS, EventLog
@@ -47,19 +48,23 @@ def append_events(source: Any, folder: Path, options: AppendOptions) -> Appended
             return Appended(str(key), is_new=False)
         if options.key is None:
             _check_files(files, sources)
-        new_events = NewEvents(source, log.base, options)
-        key = key or new_events.key
-        if key in sources:
-            return Appended(key, is_new=False)
-        segment = _segment(log, new_events, options)
-        new = _told(log, segment, key)
-        with change.new_segment() as (place, told):
-            told |= segment.save(place)
-            sources |= dict.fromkeys(files, 0) | {key: new.events}
-            change.description["fields"] = new_events.fields.to_dict()
-            if options.items is not None:
-                # Another one than was appended alone, or the same one in another form.
-                change.description.pop(APPENDED_ITEMS, None)
+        with change.scratch() as folder:
+            new_events = NewEvents(source, log.base, options, folder / "events")
+            key = key or new_events.key
+            if key in sources:
+                return Appended(key, is_new=False)
+            users, items = new_events.users, new_events.items
+            met = _met(log, options, {USERS: users, ITEMS: items}, new_events.source)
+            with closing(new_events.by_rows(met.rows[USERS], met.rows[ITEMS])) as events:
+                segment = Segment(events, len(events), met.new, met.features)
+                new = _told(log, segment, key)
+                with change.new_segment() as (place, told):
+                    told |= segment.save(place)
+                    sources |= dict.fromkeys(files, 0) | {key: new.events}
+                    change.description["fields"] = new_events.fields.to_dict()
+                    if options.items is not None:
+                        # Another one than was appended alone, or the same one in another form.
+                        change.description.pop(APPENDED_ITEMS, None)
     return new
 
 
@@ -80,11 +85,17 @@ def append_items(folder: Path, table: Path) -> Appended:
         if change.description.get(APPENDED_ITEMS) == key:
             return Appended(key, is_new=False)
         log = _open(change)
-        segment = _segment(log, NewEvents.none(str(table), log.base), options)
+        base = log.base
+        none = {
+            name: pl.Series("id", dtype=getattr(pl, one.dtype))
+            for name, one in ((USERS, base.user_vocabulary), (ITEMS, base.item_vocabulary))
+        }
+        met = _met(log, options, none, str(table))
+        segment = Segment([no_new_events(base)], 0, met.new, met.features)
         with change.new_segment() as (place, told):
             told |= segment.save(place)
             change.description[APPENDED_ITEMS] = key
-    return Appended(key, is_new=True, items=len(segment.ids[ITEMS]), unit=log.base.time_unit)
+    return Appended(key, is_new=True, items=len(segment.ids[ITEMS]), unit=base.time_unit)
 
 
 def _open(change: LogChange) -> GrownLog:
@@ -104,13 +115,27 @@ def _check_files(files: Mapping[str, Path], sources: Mapping[str, int]) -> None:
         )
 
 
-def _segment(log: GrownLog, new_events: NewEvents, options: AppendOptions) -> Segment:
-    """The events in rows of the log, new ids in the rows after those that are there."""
+class _Met(NamedTuple):
+    """What an append has of users and items, by table.
+
+    Attributes:
+        rows: of the ids of events, int32.
+        new: ids in the rows after those that are there.
+        features: what tables say of them.
+    """
+
+    rows: dict[str, np.ndarray]
+    new: dict[str, pl.Series]
+    features: dict[str, FeatureRows]
+
+
+def _met(log: GrownLog, options: AppendOptions, ids: Mapping[str, pl.Series], source: str) -> _Met:
+    """Rows of the ids of events, new ones after those that are there, and of tables."""
     tables = _read_tables(log.base, options)
     rows, new = {}, {}
     features = dict[str, FeatureRows]()
-    for table, met in ((USERS, new_events.users), (ITEMS, new_events.items)):
-        size, given = log.size(table), tables.get(table)
+    for table in (USERS, ITEMS):
+        met, size, given = ids[table], log.size(table), tables.get(table)
         found = log.rows(table, met)
         unknown = met.filter(pl.Series(found < 0)).alias("id")
         new[table] = unknown
@@ -119,7 +144,7 @@ def _segment(log: GrownLog, new_events: NewEvents, options: AppendOptions) -> Se
             others = given.ids.filter(pl.Series(log.rows(table, given.ids) < 0))
             new[table] = pl.concat([unknown, others.alias("id")]).unique().sort()
         if size + len(new[table]) > LARGEST_ROW:
-            raise DataError(f"{new_events.source} brings the {table} to over {LARGEST_ROW:,}")
+            raise DataError(f"{source} brings the {table} to over {LARGEST_ROW:,}")
         added = Vocabulary(new[table])
         found[found < 0] = size + added.rows_of(Vocabulary(unknown))
         rows[table] = found.astype(np.int32)
@@ -127,22 +152,25 @@ def _segment(log: GrownLog, new_events: NewEvents, options: AppendOptions) -> Se
             wanted = log.rows(table, given.ids)
             there = added.rows_of(Vocabulary(given.ids))
             features[table] = _feature_rows(given, np.where(there < 0, wanted, size + there))
-    events = new_events.events.renumbered(rows[USERS], rows[ITEMS]).sorted()
-    return Segment(events, new, features)
+    return _Met(rows, new, features)
 
 
 def _told(log: GrownLog, segment: Segment, key: str) -> Appended:
-    events = segment.events
-    there, last = log.last_times(events.users)
+    late, ends = 0, list[Any]()
+    for events in segment.events:
+        users, counts = np.unique(events.users, return_counts=True)
+        there, last = (np.repeat(each, counts) for each in log.last_times(users))
+        late += int(np.count_nonzero(there & (events.times < last)))
+        ends += [events.times.min().item(), events.times.max().item()]
     return Appended(
         key,
         is_new=True,
-        events=len(events.users),
+        events=segment.num_events,
         users=len(segment.ids[USERS]),
         items=len(segment.ids[ITEMS]),
-        late=int(np.count_nonzero(there & (events.times < last))),
-        first=events.times.min().item(),
-        last=events.times.max().item(),
+        late=late,
+        first=min(ends),
+        last=max(ends),
         unit=log.base.time_unit,
     )
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from blossomrec.data.event_arrays import EventArrays, encode_fields, order_ties
+from blossomrec.data.event_arrays import EventArrays
 from blossomrec.data.fields import EventFields
 from blossomrec.data.growth.options import AppendOptions
 from blossomrec.data.growth.segment import OPTIONAL
-from blossomrec.data.id_arrays import ids_of
-from blossomrec.data.identity import array_digests
 from blossomrec.data.log import EventLog
-from blossomrec.data.preparation import encode_events
-from blossomrec.data.reading.columns import Column
+from blossomrec.data.preparing.id_column import KnownIds
+from blossomrec.data.preparing.parts import EventParts
+from blossomrec.data.preparing.reading import ReadEvents
+from blossomrec.data.preparing.sorting import SortedEvents
+from blossomrec.data.reading.columns import Column, Refused
 from blossomrec.data.reading.kinds import MAX_KINDS, MAX_NAMES
-from blossomrec.data.reading.options import ReadOptions
-from blossomrec.data.reading.tables import EventTable, describe, read_table
+from blossomrec.data.reading.options import PrepareOptions, ReadOptions
+from blossomrec.data.reading.tables import describe
 from blossomrec.data.source_keys import content_key
 from blossomrec.data.units import EPOCH_SECONDS, ORDER, UNITS
 from blossomrec.errors import DataError
@@ -28,73 +32,160 @@ _LARGEST_EXACT = 2**53
 
 
 class NewEvents:
-    """Events to append.
+    """Events to append, on disk; memory is that of a part of them, and of their users and items.
+
+    Args:
+        source: as of ``EventLog.append``.
+        log: without its segments.
+        folder: a new one, that they are kept in.
 
     Attributes:
+        source: what errors call it.
         users, items: ids that are in it, each once, sorted, in the log's type.
-        events: by user, then time, with positions in those in place of rows, and kinds and context
-            in the numbers of ``fields``.
         fields: those of the log, and names that are new.
         key: a digest of all that.
+
+    Raises:
+        DataError: it does not fit the log; the message names table, column, row and value.
     """
 
-    def __init__(self, source: Any, log: EventLog, options: AppendOptions):
-        """Read and check a table.
-
-        Raises:
-            DataError: it does not fit the log; the message names table, column, row and value.
-        """
-        self.source, reading = describe(source), options.reading(log)
-        has_kinds = log.kinds is not None
-        table = read_table(
-            source,
-            reading,
-            None if log.weights is None else options.column("weight", log),
-            options.column("kind", log) if has_kinds else None,
-            {one.name: one.kind for one in log.fields.context},
-            sparse=True,
-        )
-        events = _as_known(table, self.source, reading, log)
-        self.users, self.items, arrays = encode_events(events)
-        fields, kinds, context = encode_fields(events["kind"] if has_kinds else None, table.context)
-        arrays = replace(arrays, kinds=kinds, context=context).sorted()
-        self.key = content_key(
-            (ids_of(self.users), ids_of(self.items)), array_digests(**vars(arrays)), fields
-        )
+    def __init__(self, source: Any, log: EventLog, options: AppendOptions, folder: Path):
+        folder.mkdir()
+        self.source, reading, self._folder = describe(source), options.reading(log), folder
+        read = _KnownEvents(source, log, options, folder / "read")
+        self.users, self.items = read.users.series(), read.items.series()
+        self._lengths, self._own = read.lengths, read.fields
+        ids = read.users, read.items
+        self._events = SortedEvents(read, folder / "sorted", hashed=True)
+        self.key = content_key(ids, self._events.digests, self._own)
         ties = log.summary.get("ties") or {}
         how = "shuffle" if ties.get("shuffled") else reading.ties
-        arrays = order_ties(arrays, how, self.source)
-        self.fields = _grown(log.fields, fields, self.source)
-        self.events = _translated(arrays, fields, self.fields)
+        self._events.order_ties(how, self.source)
+        self.fields = _grown(log.fields, self._own, self.source)
 
-    @classmethod
-    def none(cls, source: str, log: EventLog) -> NewEvents:
-        """No events, beside a table of something else."""
-        self = cls.__new__(cls)
-        self.source, self.key, self.fields = source, "", log.fields
-        self.users, self.items = (
-            pl.Series("id", dtype=getattr(pl, one.dtype))
-            for one in (log.user_vocabulary, log.item_vocabulary)
-        )
-        columns = {name: getattr(log, name) for name in OPTIONAL}
-        columns |= {"items": log.items, "times": log.timestamps}
-        empty = {name: np.asarray(one[:0]) for name, one in columns.items() if one is not None}
-        self.events = EventArrays(np.empty(0, np.int32), **empty)
-        return self
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._events.parts)
+
+    def by_rows(self, users: np.ndarray, items: np.ndarray) -> EventsByRows:
+        """The events in rows of the log, int32, of the users and items; they are no more here."""
+        order = np.argsort(users)
+        places = np.empty_like(users)
+        places[order] = np.arange(len(users), dtype=users.dtype)
+        parts = EventParts(self._folder / "by-rows", self._lengths[order])
+        with self._events:
+            for part in self._events.parts:
+                part = _translated(part, self._own, self.fields)
+                parts.add(part.renumbered(places, items))
+        parts.replace(EventArrays.sorted)
+        return EventsByRows(parts, users[order])
 
 
-def _as_known(table: EventTable, source: str, options: ReadOptions, log: EventLog) -> pl.DataFrame:
+class EventsByRows:
+    """Events by row of the user, then time: parts of all events of neighbouring users, on disk."""
+
+    def __init__(self, parts: EventParts, users: np.ndarray):
+        self._parts, self._users = parts, users
+
+    def __iter__(self) -> Iterator[EventArrays]:
+        for part in self._parts:
+            yield replace(part, users=self._users[part.users])
+
+    def __len__(self) -> int:
+        """Events that there are."""
+        return len(self._parts)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._parts.close()
+
+
+def no_new_events(log: EventLog) -> EventArrays:
+    """No events, beside a table of something else."""
+    columns = {name: getattr(log, name) for name in OPTIONAL}
+    columns |= {"items": log.items, "times": log.timestamps}
+    empty = {name: np.asarray(one[:0]) for name, one in columns.items() if one is not None}
+    return EventArrays(np.empty(0, np.int32), **empty)
+
+
+class _KnownEvents(ReadEvents):
     """The events with ids and times in the log's types."""
-    events = table.events
-    names = {"user_id": options.user, "item_id": options.item, "timestamp": options.timestamp}
-    columns = {
-        role: Column(source, name, events[role], files=table.files) for role, name in names.items()
-    }
-    return events.with_columns(
-        as_ids_of(columns["user_id"], log.user_vocabulary.dtype, "a user").alias("user_id"),
-        as_ids_of(columns["item_id"], log.item_vocabulary.dtype, "an item").alias("item_id"),
-        _as_times_of(columns["timestamp"], log).alias("timestamp"),
-    )
+
+    def __init__(self, source: Any, log: EventLog, options: AppendOptions, folder: Path):
+        self._log, self._source, self._reading = log, describe(source), options.reading(log)
+        known = {
+            "user_id": KnownIds(log.user_vocabulary.dtype, "a user"),
+            "item_id": KnownIds(log.item_vocabulary.dtype, "an item"),
+        }
+        given: dict[str, Any] = {
+            "weight": None if log.weights is None else options.column("weight", log),
+            "kind": None if log.kinds is None else options.column("kind", log),
+        }
+        reading = {
+            entry.name: getattr(self._reading, entry.name)
+            for entry in dataclasses.fields(ReadOptions)
+        }
+        context = {one.name: one.kind for one in log.fields.context}
+        super().__init__(
+            *(source, PrepareOptions(**reading, **given), context, folder),
+            known=known,
+            sparse=True,
+        )
+
+    def batches(self) -> Iterator[EventArrays]:
+        column = Column(
+            self._source, self._reading.timestamp, pl.Series([], dtype=pl.Int64), files=self.files
+        )
+        times, first = _KnownTimes(self._log, self.times.datetimes), 0
+        for events in super().batches():
+            rows = range(first, first + len(events.times))
+            values = pl.Series(events.times)
+            found = times.of(replace(column, values=values, rows=rows))
+            yield replace(events, times=found)
+            first = rows.stop
+        times.refuse()
+
+
+class _KnownTimes:
+    """Times as a log has them, int64 or float64.
+
+    Args:
+        datetimes: whether they were datetimes, as microseconds.
+    """
+
+    def __init__(self, log: EventLog, datetimes: bool):
+        self._unit, self._dtype = log.time_unit, log.timestamps.dtype
+        given = log.options.get("time_unit", "auto")
+        self._datetimes = datetimes
+        self._misfits = datetimes and self._unit != "microseconds" and given != ORDER
+        self._are_told = not datetimes and self._unit != ORDER and given == "auto"
+        self._outside, self._inexact = Refused(), Refused()
+
+    def of(self, column: Column) -> np.ndarray:
+        """Times of neighbouring rows; what is refused is told by :meth:`refuse`."""
+        values = column.values
+        if self._misfits:
+            shown = column.with_values(values.cast(pl.Datetime("us")))
+            shown.refuse(
+                pl.Series([True]), f"is a datetime: the times of the log are numbers, {self._unit}"
+            )
+        if self._are_told:
+            low, high = (limit * UNITS[self._unit] for limit in EPOCH_SECONDS)
+            self._outside.add(column, (values < low) | (values >= high))
+        if self._dtype == np.int64 and values.dtype == pl.Float64:
+            self._inexact.add(column, values != values.floor())
+        if self._dtype == np.float64 and values.dtype == pl.Int64:
+            self._inexact.add(column, values.abs() >= _LARGEST_EXACT)
+        return values.to_numpy().astype(self._dtype, copy=False)
+
+    def refuse(self) -> None:
+        """Raise DataError for the first time that is none of the log's."""
+        self._outside.refuse(f"is not a time in {self._unit} since 1970, as those of the log are")
+        self._inexact.refuse(
+            "is not whole, as the times of the log are"
+            if self._dtype == np.int64
+            else "is too large for a time: those of the log are floats"
+        )
 
 
 def as_ids_of(column: Column, dtype: str, what: str) -> pl.Series:
@@ -103,46 +194,12 @@ def as_ids_of(column: Column, dtype: str, what: str) -> pl.Series:
     Raises:
         DataError: one cannot be.
     """
-    values = column.values
+    values, known = column.values, KnownIds(dtype, what)
     if str(values.dtype) == dtype:
         return values
-    ids = values.cast(getattr(pl, dtype), strict=False)
-    kind = "text" if dtype == "String" else "integers"
-    wrong = ids.is_null() | (ids.cast(pl.String) != values.cast(pl.String))
-    column.refuse(wrong, f"is no id of {what}: those of the log are {kind} ({dtype})")
+    ids = known.cast(values)
+    column.refuse(known.differ(values, ids), known.why)
     return ids
-
-
-def _as_times_of(column: Column, log: EventLog) -> pl.Series:
-    """Times as the log has them, Int64 or Float64."""
-    values = column.values
-    unit, given = log.time_unit, log.options.get("time_unit", "auto")
-    if values.dtype == pl.Datetime:
-        if unit != "microseconds" and given != ORDER:
-            column.refuse(
-                pl.Series([True]), f"is a datetime: the times of the log are numbers, {unit}"
-            )
-        values = values.to_physical()
-    elif unit != ORDER and given == "auto":
-        low, high = (limit * UNITS[unit] for limit in EPOCH_SECONDS)
-        column.refuse(
-            (values < low) | (values >= high),
-            f"is not a time in {unit} since 1970, as those of the log are",
-        )
-    return _as_type_of(column, values, str(log.timestamps.dtype))
-
-
-def _as_type_of(column: Column, values: pl.Series, dtype: str) -> pl.Series:
-    if dtype == "int64" and values.dtype == pl.Float64:
-        column.refuse(values != values.floor(), "is not whole, as the times of the log are")
-        return values.cast(pl.Int64)
-    if dtype == "float64" and values.dtype == pl.Int64:
-        column.refuse(
-            values.abs() >= _LARGEST_EXACT,
-            "is too large for a time: those of the log are floats",
-        )
-        return values.cast(pl.Float64)
-    return values
 
 
 def _grown(known: EventFields, others: EventFields, source: str) -> EventFields:

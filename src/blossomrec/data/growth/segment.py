@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from blossomrec.data.event_arrays import EventArrays
+from blossomrec.data.event_files import EventFiles
 from blossomrec.data.features import FeatureTable
 from blossomrec.data.log import ITEMS, SEGMENT, SEGMENTS, USERS, EventLog
 from blossomrec.data.vocabulary import Vocabulary, natural, text
+from blossomrec.data.windows import boundaries
 from blossomrec.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,25 +36,28 @@ class Segment:
     """Events to add, and what they need.
 
     Attributes:
-        events: by user, then time, in the log's rows and numbers.
+        events: in the log's rows and numbers, by user, then time, in pieces of all events of some
+            users.
+        num_events: how many.
         ids: of new users and items, which take the rows after those that are there.
         features: of users and items, new ones or known ones.
     """
 
-    events: EventArrays
+    events: Iterable[EventArrays]
+    num_events: int
     ids: dict[str, pl.Series]
     features: dict[str, FeatureRows] = field(default_factory=dict)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write it to a folder that is there and empty; what ``log.json`` is to say of it."""
-        users, starts = np.unique(self.events.users, return_index=True)
+        met = [(np.empty(0, np.int32), np.empty(0, np.int64))]
+        with EventFiles(folder, self.num_events) as files:
+            for events in self.events:
+                files.write(events)
+                met.append(np.unique(events.users, return_counts=True))
+        users, lengths = (np.concatenate(each) for each in zip(*met, strict=True))
         np.save(folder / "users.npy", users.astype(np.int32))
-        np.save(folder / "offsets.npy", np.append(starts, len(self.events.users)).astype(np.int64))
-        np.save(folder / "items.npy", self.events.items)
-        np.save(folder / "timestamps.npy", self.events.times)
-        for name in OPTIONAL:
-            if (array := getattr(self.events, name)) is not None:
-                np.save(folder / f"{name}.npy", array)
+        np.save(folder / "offsets.npy", boundaries(lengths))
         for table, ids in self.ids.items():
             if len(ids):
                 Vocabulary(ids).save(folder / table)
@@ -60,7 +66,7 @@ class Segment:
             features.save(folder / f"{table}-features")
         return {
             "histories": len(users),
-            "events": len(self.events.users),
+            "events": self.num_events,
             **{f"new_{table}": len(self.ids[table]) for table in (USERS, ITEMS)},
             **{f"{table}_features": table in self.features for table in (USERS, ITEMS)},
         }

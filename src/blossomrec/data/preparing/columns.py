@@ -130,10 +130,11 @@ class NumberColumn(BatchColumn):
 
     Args:
         read: from a column of a batch, Float32.
+        sparse: there may be none.
     """
 
-    def __init__(self, read: Callable[[Column], pl.Series]):
-        self._read, self._known = read, False
+    def __init__(self, read: Callable[[Column], pl.Series], *, sparse: bool = False):
+        self._read, self._known = read, sparse
 
     def add(self, column: Column) -> pl.Series:
         read = self._read(column)
@@ -215,15 +216,16 @@ def _comparable(column: Column) -> bool:
     return dtype.is_numeric() or dtype in (pl.String, pl.Boolean, pl.Null)
 
 
-def context_column(column: Column, kind: str | None) -> BatchColumn:
+def context_column(column: Column, kind: str | None, *, sparse: bool = False) -> BatchColumn:
     """How a column of the context is read.
 
     Args:
         column: its first batch.
         kind: "category" or "number"; None has it guessed. Text is kept as the distinct values that
             it has until all of it tells which of both it is.
+        sparse: it may lack all of its values.
     """
     text = plain_text(column).values.dtype == pl.String
     if kind == "number" or (kind is None and not text and guess_kind(column) == "number"):
-        return NumberColumn(lambda each: read_context(each, "number", sparse=True))
-    return NameColumn(lambda each: read_context(each, kind))
+        return NumberColumn(lambda each: read_context(each, "number", sparse=True), sparse=sparse)
+    return NameColumn(lambda each: read_context(each, kind, sparse=sparse))

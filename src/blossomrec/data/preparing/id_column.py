@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ from blossomrec.data.id_arrays import IdArrays, ids_of, open_ids, write_ids
 from blossomrec.data.id_index import IdIndex, write_index
 from blossomrec.data.preparing.columns import BatchColumn
 from blossomrec.data.preparing.sorted_runs import SortedRuns
-from blossomrec.data.reading.columns import Column, plain_text, refuse_missing
+from blossomrec.data.reading.columns import Column, Refused, plain_text, refuse_missing
 from blossomrec.data.reading.ids import (
     Spellings,
     TextFacts,
@@ -25,6 +26,32 @@ from blossomrec.data.reading.ids import (
 )
 
 
+class KnownIds(NamedTuple):
+    """The type of ids that are there already: text stands for an integer if it is written as one.
+
+    Attributes:
+        dtype: of a vocabulary.
+        what: an id is of, in words.
+    """
+
+    dtype: str
+    what: str
+
+    def cast(self, values: pl.Series) -> pl.Series:
+        """Ids in this type; null where one cannot be."""
+        return values.cast(getattr(pl, self.dtype), strict=False)
+
+    def differ(self, values: pl.Series, ids: pl.Series) -> pl.Series:
+        """Where ids in this type are not what values say."""
+        return ids.is_null() | (ids.cast(pl.String) != values.cast(pl.String))
+
+    @property
+    def why(self) -> str:
+        """What is wrong with a value that differs."""
+        kind = "text" if self.dtype == "String" else "integers"
+        return f"is no id of {self.what}: those of the log are {kind} ({self.dtype})"
+
+
 class IdColumn(BatchColumn):
     """Ids of users or items; each stands for its place among all of them, sorted.
 
@@ -33,15 +60,16 @@ class IdColumn(BatchColumn):
     Args:
         normalize: as of :class:`ReadOptions`.
         folder: a new one, that they are kept in.
+        known: the type that they are brought to; None for that which they have.
 
     Attributes, once it is closed:
         ids: sorted, memory-mapped.
         counts: events of each, int64.
     """
 
-    def __init__(self, normalize: bool, folder: Path):
+    def __init__(self, normalize: bool, folder: Path, known: KnownIds | None = None):
         folder.mkdir()
-        self._normalize, self._folder = normalize, folder
+        self._normalize, self._folder, self._wanted = normalize, folder, known
         self._runs = SortedRuns(folder / "runs")
         self._first: Column | None = None
         self._last: Column | None = None
@@ -85,6 +113,8 @@ class IdColumn(BatchColumn):
         ranges = self._runs.merged(self._folder / "ranges")
         if self._last.values.dtype == pl.String:
             ranges = self._read_texts(ranges)
+        if self._wanted is not None:
+            ranges = self._as_wanted(ranges, self._wanted)
         self.counts = ranges.counts()
         dtype = str(next(ranges.frames())["value"].dtype)
         write_ids(self._folder, dtype, (ids_of(each["value"]) for each in ranges.frames()))
@@ -135,13 +165,34 @@ class IdColumn(BatchColumn):
         if facts.are_decimals:
             text = self._first.values[0]
             warn_of_floats(self._last, text, text.partition(".")[0])
-        merged = numbers.merged(self._folder / "sorted-numbers")
-        self._again = np.concatenate(
+        return self._in_place_of(
+            ranges, numbers, lambda values: as_integers(values, facts.number_type)
+        )
+
+    def _as_wanted(self, ranges: SortedRuns, known: KnownIds) -> SortedRuns:
+        """The ids in a type that is given."""
+        if str(next(ranges.frames())["value"].dtype) == known.dtype:
+            return ranges
+        found, refused = SortedRuns(self._folder / "wanted"), Refused()
+        for frame in ranges.frames():
+            ids = known.cast(frame["value"])
+            refused.add(self._of_range(frame), known.differ(frame["value"], ids))
+            found.add(frame.with_columns(value=ids).sort("value"))
+        refused.refuse(known.why)
+        return self._in_place_of(ranges, found, known.cast)
+
+    def _in_place_of(
+        self, ranges: SortedRuns, others: SortedRuns, read: Callable[[pl.Series], pl.Series]
+    ) -> SortedRuns:
+        """Runs that have what values of ranges are read as, sorted, merged in place of these."""
+        merged = others.merged(others.folder.with_name(f"sorted-{others.folder.name}"))
+        again = np.concatenate(
             [
-                _unsorted(as_integers(frame["value"], facts.number_type), numbers.places(number))
+                _unsorted(read(frame["value"]), others.places(number))
                 for number, frame in enumerate(ranges.frames())
             ]
         )
+        self._again = again if self._again is None else again[self._again]
         return merged
 
     def _of_range(self, frame: pl.DataFrame) -> Column:

@@ -18,7 +18,7 @@ from blossomrec.data.preparing.columns import (
     TimeColumn,
     context_column,
 )
-from blossomrec.data.preparing.id_column import IdColumn
+from blossomrec.data.preparing.id_column import IdColumn, KnownIds
 from blossomrec.data.reading.columns import Column, read_weights
 from blossomrec.data.reading.declared import with_declared
 from blossomrec.data.reading.kinds import read_event_kinds
@@ -43,6 +43,9 @@ class ReadEvents:
         options: the columns and how they are read.
         context: of the columns of the context, "category", "number" or None, by name.
         folder: a new one, that the events are kept in.
+        known: the types that ids of "user_id" and "item_id" are brought to; those that they have
+            without it.
+        sparse: a column of kinds or of the context may lack all of its values.
 
     Attributes:
         users, items: ids, sorted, memory-mapped; only while the folder is there.
@@ -50,6 +53,7 @@ class ReadEvents:
         times: the column of the times.
         fields: names of the kinds and the context, sorted; numbers are not measured yet.
         num_events: E.
+        files: of the source, with the rows of each.
         lines: of text files; None of others.
 
     Raises:
@@ -62,8 +66,11 @@ class ReadEvents:
         options: PrepareOptions,
         context: Mapping[str, str | None],
         folder: Path,
+        *,
+        known: Mapping[str, KnownIds] | None = None,
+        sparse: bool = False,
     ):
-        self._folder = folder
+        self._folder, self._known, self._sparse = folder, known or {}, sparse
         self._normalize = options.normalize_ids
         self._columns = dict[str, BatchColumn]()
         self.num_events = self._batches = 0
@@ -78,7 +85,7 @@ class ReadEvents:
             raise no_events(source)
         for role in names:
             self._columns[role].close()
-        self.lines = batches.lines
+        self.lines, self.files = batches.lines, tuple(batches.files)
         self._take_columns(names)
 
     def batches(self) -> Iterator[EventArrays]:
@@ -121,14 +128,15 @@ class ReadEvents:
 
     def _column(self, role: str, first: Column) -> BatchColumn:
         if role in ("user_id", "item_id"):
-            return IdColumn(self._normalize, self._folder / role)
+            return IdColumn(self._normalize, self._folder / role, self._known.get(role))
         if role == "timestamp":
             return TimeColumn()
         if role == "weight":
             return NumberColumn(read_weights)
         if role == "kind":
-            return NameColumn(read_event_kinds)
-        return context_column(first, self._kinds_of_context[first.name])
+            return NameColumn(lambda each: read_event_kinds(each, sparse=self._sparse))
+        kind = self._kinds_of_context[first.name]
+        return context_column(first, kind, sparse=self._sparse)
 
     def _take_columns(self, names: Mapping[str, str]) -> None:
         users, items = self._columns["user_id"], self._columns["item_id"]

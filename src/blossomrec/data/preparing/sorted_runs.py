@@ -31,7 +31,7 @@ class SortedRuns:
 
     def __init__(self, folder: Path):
         folder.mkdir()
-        self._folder = folder
+        self.folder = folder
         self._lengths = list[int]()
 
     def __len__(self) -> int:
@@ -115,8 +115,8 @@ class SortedRuns:
         return pl.scan_ipc(self._file(number), glob=False).slice(start, length).collect()
 
     def _file(self, number: int) -> Path:
-        return self._folder / f"{number}.arrow"
+        return self.folder / f"{number}.arrow"
 
     @property
     def _places(self) -> Path:
-        return self._folder / "places"
+        return self.folder / "places"

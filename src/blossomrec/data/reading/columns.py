@@ -94,6 +94,33 @@ class Column:
         )
 
 
+class Refused:
+    """Values of a column that comes in pieces, in any order, and that are refused once all came."""
+
+    def __init__(self) -> None:
+        self._first: Column | None = None
+        self._row = self._count = 0
+
+    def add(self, column: Column, wrong: pl.Series) -> None:
+        """Remember those at which ``wrong`` is true."""
+        places = wrong.fill_null(False).arg_true().to_numpy()
+        if not len(places):
+            return
+        rows = places if column.rows is None else np.asarray(column.rows)[places]
+        first = int(rows.argmin())
+        self._count += column.count(wrong)
+        if self._first is None or rows[first] < self._row:
+            value = column.values.gather([places[first]])
+            self._row = int(rows[first])
+            self._first = replace(column, values=value, rows=[self._row], whole=True)
+
+    def refuse(self, why: str) -> None:
+        """Raise DataError for the first of them, if there is one."""
+        if self._first is not None:
+            column = replace(self._first, counts=np.array([self._count]))
+            column.refuse(pl.Series([True]), why)
+
+
 def plain_text(column: Column) -> Column:
     """The column with its categories, if it has such, as text."""
     if column.values.dtype in (pl.Categorical, pl.Enum):

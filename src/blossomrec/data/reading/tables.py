@@ -50,8 +50,6 @@ def read_table(
     weight: str | None = None,
     kind: str | None = None,
     context: Mapping[str, str | None] | None = None,
-    *,
-    sparse: bool = False,
 ) -> EventTable:
     """Events with columns user_id, item_id, timestamp and, if asked for, weight and kind.
 
@@ -67,7 +65,6 @@ def read_table(
             ``separator``, ``quote`` and ``multiline``; ``normalize_ids``.
         weight, kind: names of the columns of weights and of the kinds of events, None for none.
         context: columns of the context, each a "category" or "number", or None to have it guessed.
-        sparse: a column of kinds or of the context may lack all of its values.
 
     Ids are strings or integers (Int64, or UInt64 where some need it). In text files they are
     integers if all of them are written so, without leading zeros; whole floats become integers
@@ -95,9 +92,9 @@ def read_table(
         column = Column(describe(source), name, values, batches.textual, files)
         kind_of_context = context.get(name) if role in around else None
         read[role] = (
-            read_context(column, kind_of_context, sparse=sparse)
+            read_context(column, kind_of_context)
             if role in around
-            else _read(role, column, options, sparse=sparse)
+            else _read(role, column, options)
         )
     columns = {str(name): read.pop(role) for role, name in around.items()}
     return EventTable(pl.DataFrame(read), batches.lines, columns, files)
@@ -140,13 +137,13 @@ def describe(source: Any) -> str:
     return f"the {type(source).__module__.split('.')[0]} frame"
 
 
-def _read(role: str, column: Column, options: ReadOptions, *, sparse: bool) -> pl.Series:
+def _read(role: str, column: Column, options: ReadOptions) -> pl.Series:
     if role == "timestamp":
         return read_times(column)
     if role == "weight":
         return read_weights(column)
     if role == "kind":
-        return read_event_kinds(column, sparse=sparse)
+        return read_event_kinds(column)
     return read_ids(column, normalize=options.normalize_ids)
 
 

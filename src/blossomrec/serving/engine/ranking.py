@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from blossomrec.errors import RerankerError
 from blossomrec.evaluation import scoring
-from blossomrec.evaluation.top_k import Reordering, choose
+from blossomrec.evaluation.top_k import BlockLists, Reordering, choose
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.rules.catalogue import ItemRules
 from blossomrec.rules.reranking import AskedFor
@@ -185,8 +185,9 @@ def _tops(
 def _chosen(scores: Tensor, choice: Choice, num_items: int) -> Best | RerankerError:
     """What limits, diversity and a re-ranker make of the list of one request."""
     assert choice.rules is not None
+    lists = BlockLists(scores, range(num_items))
     try:
-        return choose(scores, choice.k, num_items, choice.rules.choice, choice.reordering)[0]
+        return choose(lists, choice.k, num_items, choice.rules.choice, choice.reordering)[0]
     except RerankerError as error:
         # Requests that came together with this one are answered.
         return error
