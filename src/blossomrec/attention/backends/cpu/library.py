@@ -28,7 +28,8 @@ class Problem(ctypes.Structure):
     _fields_ = _fields(
         "q k v block_keys gates cu_seqlens selected lse out "
         "grad grad_q grad_k grad_v grad_gates means samples shares",
-        "rows histories groups top_n window sinks causal is_union threads count blocks wrong",
+        "rows histories groups top_n window sinks causal is_union threads count blocks "
+        "short_length wrong",
     )
 
 
