@@ -61,6 +61,8 @@ class Library:
             ValueError: ``cu_seqlens``, a selected block, a sample or the number of blocks is wrong.
         """
         status = getattr(self._functions, name)(ctypes.byref(problem))
+        if not status:
+            return
         if status == 1:
             raise MemoryError(f"no memory for {problem.rows} rows of Blossom attention")
         if status == 2:

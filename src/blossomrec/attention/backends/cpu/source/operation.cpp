@@ -125,3 +125,9 @@ extern "C" int blossom_step(Step *step) {
             step_events(*step, piece * EVENTS_AT_ONCE, scratch);
         });
 }
+
+// Both, where no block is completed.
+extern "C" int blossom_extend(Step *step) {
+    const int failed = blossom_append(step);
+    return failed ? failed : blossom_step(step);
+}
