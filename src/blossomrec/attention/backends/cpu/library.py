@@ -33,6 +33,12 @@ class Problem(ctypes.Structure):
     )
 
 
+class Rotation(ctypes.Structure):
+    """``struct Rotation`` of ``source/rotation.h``, which says what the fields are."""
+
+    _fields_ = _fields("x angles to", "rows heads pairs back threads")
+
+
 class Step(ctypes.Structure):
     """``struct Step`` of ``source/step.h``, which says what the fields are."""
 
@@ -53,7 +59,7 @@ class Library:
         except OSError as error:
             raise NotBuiltError(f"{path} cannot be loaded: {error}") from error
 
-    def run(self, name: str, problem: Problem | Step) -> None:
+    def run(self, name: str, problem: Problem | Rotation | Step) -> None:
         """Call a function of the library; the interpreter's lock is free meanwhile.
 
         Raises:

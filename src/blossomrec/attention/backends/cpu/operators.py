@@ -5,8 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blossomrec.attention.backends.cpu.library import Problem, library
-from blossomrec.attention.backends.operator import empty_gradients, operator, register_gradient
+from blossomrec.attention.backends.cpu.library import Problem, Rotation, library
+from blossomrec.attention.backends.operator import (
+    empty_gradients,
+    operator,
+    register_gradient,
+    register_opposite,
+)
 
 # By query heads of a group, up to so many: longest histories of which all scores are computed, as
 # products of matrices, forward and backward. Heads that share a block's keys look them up together,
@@ -66,6 +71,36 @@ def block_shares(
     sizes |= {"count": samples.numel(), "blocks": blocks, "causal": causal}
     _run("blossom_samples", q, groups, block_size, tensors, sizes)
     return shares
+
+
+def _empty_rotate(x, angles, back, per_group, block_size):
+    return x.new_empty(x.shape)
+
+
+@operator(_empty_rotate)
+def rotate(x: Tensor, angles: Tensor, back: bool, per_group: int, block_size: int) -> Tensor:
+    """Rotary embedding of x [T, n, d] by angles [T, 2, pairs], see ``rotate_by``.
+
+    back: by the opposite angles. The last two tell which library is asked.
+    """
+    x, angles = x.contiguous(), angles.contiguous()
+    rotated = x.new_empty(x.shape)
+    call = Rotation(
+        x.data_ptr(),
+        angles.data_ptr(),
+        rotated.data_ptr(),
+        len(x),
+        x.shape[1],
+        angles.shape[2],
+        back,
+        torch.get_num_threads(),
+    )
+    library(x.shape[2], per_group, block_size).run("blossom_rotate", call)
+    return rotated
+
+
+# The gradient of a rotation is the one back.
+register_opposite("cpu_rotate", rotate)
 
 
 def _empty_attend(q, k, v, gates, selected, cu_seqlens, numbers):

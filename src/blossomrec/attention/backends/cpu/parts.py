@@ -6,18 +6,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from blossomrec.attention.backends.cpu import operators, step
-from blossomrec.attention.backends.parts import Parts
+from blossomrec.attention.backends.parts import Parts, gates_of
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.memo import per_batch
+from blossomrec.attention.packing import positions
+from blossomrec.attention.rotary import cos_sin
 from blossomrec.attention.selector import Sample, selector_loss
 from blossomrec.attention.spec import BlossomSpec
 
 
 class CpuParts(Parts):
-    """Distillation in one pass over the keys, and new events of all users in one call."""
+    """Rotation and distillation in one pass, and new events of all users in one call."""
+
+    def project(self, x, weights, cu_seqlens, heads, spec, rotary=None):
+        q, k, v = (
+            linear(x, weight).unflatten(-1, (-1, heads.size))
+            for weight in (weights.query, weights.key, weights.value)
+        )
+        if rotary is None:
+            rotary = _angles(cu_seqlens, len(x), heads.size, spec.rotary_share)
+        form = (rotary.float(), False, heads.per_group, spec.block_size)
+        q, k = operators.rotate(q, *form), operators.rotate(k, *form)
+        gates = None if weights.gate is None else gates_of(x, weights, heads.queries, spec)
+        return q, k, v, gates
 
     def keys_to_choose_by(
         self,
@@ -43,6 +57,12 @@ class CpuParts(Parts):
     def extend_layer(self, x, weights, output, gates, layer, step_, compression, spec, rotary=None):
         given = layer, step_, compression, spec, rotary
         return step.extend_layer(x, weights, output, gates, *given)
+
+
+@per_batch
+def _angles(cu_seqlens: Tensor, total: int, size: int, share: float) -> Tensor:
+    """Cosine and sine of the angles of all positions, [T, 2, pairs]."""
+    return cos_sin(positions(cu_seqlens, total), size, share)
 
 
 @per_batch

@@ -4,6 +4,7 @@
 #include "backward_keys.h"
 #include "backward_queries.h"
 #include "forward.h"
+#include "rotation.h"
 #include "samples.h"
 #include "selection.h"
 #include "short_gradients.h"
@@ -11,6 +12,7 @@
 
 // Work that a thread is worth its start for: about a tenth of a millisecond.
 constexpr int FEW_TILES = 4, FEW_SHORT = 2, FEW_APPENDED = 16, FEW_EVENTS = 2, FEW_SAMPLES = 16;
+constexpr int FEW_ROTATED = 4;
 
 // Whether all selected blocks are complete, eligible ones of the event's history.
 static Status check_selection(Problem &problem, const Chunks &chunks) {
@@ -28,6 +30,12 @@ static Status check_selection(Problem &problem, const Chunks &chunks) {
         }
     }
     return FINE;
+}
+
+extern "C" int blossom_rotate(Rotation *rotation) {
+    return in_parallel(
+        (rotation->rows + ROWS_ROTATED - 1) / ROWS_ROTATED, rotation->threads, FEW_ROTATED, 0,
+        [&](int64_t piece, Vector *) { rotate_rows(*rotation, piece * ROWS_ROTATED); });
 }
 
 extern "C" int blossom_select(Problem *given) {
