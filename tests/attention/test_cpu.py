@@ -14,6 +14,7 @@ from blossomrec.attention import BlossomSpec, api, selector
 from blossomrec.attention.backends.code_cache import NotBuiltError
 from blossomrec.attention.backends.cpu import compiler, library, operators
 from blossomrec.attention.packing import Packing
+from blossomrec.attention.rotary import rotate_by
 from implementations import CPU_MISSING
 
 needs_compiler = pytest.mark.skipif(bool(CPU_MISSING), reason=CPU_MISSING)
@@ -172,6 +173,20 @@ def test_the_operators_are_registered_in_full(fusion):
     torch.library.opcheck(operators.select_blocks, arguments)
     arguments = (inputs.q.detach(), inputs.k.detach(), inputs.cu_seqlens)
     torch.library.opcheck(operators.block_shares, (*arguments, torch.tensor([[39]]), 2, 16, True))
+    torch.library.opcheck(operators.rotate, (leaves[0], torch.rand(58, 2, 4), False, 2, 16))
+
+
+@needs_compiler
+@pytest.mark.parametrize("size, pairs", [(16, 4), (10, 5), (6, 0)])
+def test_rotation_and_its_gradient(size, pairs, threads):
+    threads(3)
+    x, angles = torch.randn(700, 3, size).requires_grad_(), torch.randn(700, 2, pairs)
+    direction = torch.randn(x.shape)
+    found = operators.rotate(x, angles, False, 1, 16)
+    expected = rotate_by(x, angles)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(out, x, direction)[0] for out in (found, expected))
+    torch.testing.assert_close(*gradients)
 
 
 @needs_compiler

@@ -42,16 +42,17 @@ def test_as_with_the_keys_of_all_blocks(lengths, compress, fusion, causal, impl)
 
 
 @pytest.mark.parametrize("impl", [CPU])
-def test_only_of_histories_with_a_choice(impl, monkeypatch):
-    seen, original = [], MLPCompression.forward
+def test_only_of_blocks_that_are_chosen_from(impl, monkeypatch):
+    seen, original = [], MLPCompression.of_windows
 
-    def counted(compression, k, cu_seqlens):
-        seen.append(len(k))
-        return original(compression, k, cu_seqlens)
+    def counted(compression, windows):
+        seen.append(len(windows))
+        return original(compression, windows)
 
-    monkeypatch.setattr(MLPCompression, "forward", counted)
-    for lengths in ((79, 3, 80, 200), (79, 30)):
-        bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-        make_layer(impl=impl)(torch.randn(sum(lengths), 32), bounds)
-    # Four complete blocks are all selected; a fifth one is a choice.
-    assert seen == [280, 0]
+    monkeypatch.setattr(MLPCompression, "of_windows", counted)
+    for causal in (True, False):
+        for lengths in ((79, 3, 80, 208), (79, 30)):
+            bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+            make_layer(impl=impl, causal=causal)(torch.randn(sum(lengths), 32), bounds)
+    # Four blocks are all selected, and nobody before them is left to choose the last one.
+    assert seen == [12, 0, 5 + 13, 0]

@@ -5,6 +5,7 @@ import torch
 from inputs import AWKWARD, attend, random_inputs, relative_error
 
 from blossomrec.attention.backends import torch as torch_backend
+from blossomrec.attention.backends.cpu import operators
 from blossomrec.attention.backends.torch import selection, sparse
 from implementations import CPU
 
@@ -21,14 +22,21 @@ def outputs_and_gradients(inputs, impl, **options):
     return [out.detach(), *torch.autograd.grad(out, leaves, direction)], selected
 
 
-@pytest.fixture(params=["torch-dense", "torch-sparse", "torch-mixed", CPU])
+LIMITS = {"dense": 1_000_000, "sparse": 0, "mixed": 80}
+WAYS = [
+    *(f"torch-{way}" for way in LIMITS),
+    *(pytest.param(f"cpu-{way}", marks=CPU.marks) for way in LIMITS),
+]
+
+
+@pytest.fixture(params=WAYS)
 def impl(request, monkeypatch):
-    """Each implementation; the one in plain torch with every history on either of its ways."""
-    if request.param == "cpu":
-        return "cpu"
-    limit = {"torch-dense": 1_000_000, "torch-sparse": 0, "torch-mixed": 80}[request.param]
+    """Each implementation with every history on either of its ways."""
+    name, way = request.param.split("-")
+    limit = LIMITS[way]
     monkeypatch.setitem(torch_backend.DENSE_LENGTH, "cpu", limit)
-    return "torch"
+    monkeypatch.setattr(operators, "SHORT_LENGTHS", {64: (limit, limit)})
+    return name
 
 
 @FUSIONS

@@ -75,6 +75,7 @@ class BlossomAttention(nn.Module, KeepsStates):
                 "each must be a multiple of the next, with an even hidden_size / num_heads"
             )
         self.spec, self.impl = spec or BlossomSpec(), impl
+        self._resolved: dict[tuple[Any, ...], tuple[BlossomSpec, Backend]] = {}
         self.heads = Heads(num_heads, num_kv_heads, hidden_size // num_heads)
         size = self.heads.size
         self.query = nn.Linear(hidden_size, num_heads * size, bias=False)
@@ -165,7 +166,15 @@ class BlossomAttention(nn.Module, KeepsStates):
         """What computes this layer for inputs like x, [T, D]."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return resolve(self.spec, self.heads, dtype, kind, self.impl)
+        if torch.compiler.is_compiling():
+            return resolve(self.spec, self.heads, dtype, kind, self.impl)
+        # Of one more event it is a large part to ask anew.
+        asked = (dtype, kind, self.impl)
+        spec, found = self._resolved.get(asked, (None, None))
+        if found is None or spec is not self.spec:
+            found = resolve(self.spec, self.heads, dtype, kind, self.impl)
+            self._resolved[asked] = self.spec, found
+        return found
 
     def project(
         self, x: Tensor, cu_seqlens: Tensor, rotary: Tensor | None = None
@@ -202,7 +211,7 @@ class BlossomAttention(nn.Module, KeepsStates):
 
         Of a union [H, D] and [H].
         """
-        gate = self.gate
+        gate = cast("nn.Linear | None", self._modules.get("gate"))
         if gate is None:
             return None, None
         if self.spec.is_union or self.spec.gate == "independent":
@@ -245,11 +254,11 @@ class BlossomAttention(nn.Module, KeepsStates):
             step: where the events go.
             rotary: as of :meth:`forward`.
         """
-        weights = self._projections()
+        weights, own = self._projections(), cast("dict[str, Any]", self._modules)
         gates = self._fixed_gates(x) if weights.gate is None else None
-        given = layer, step, self.compress, self.spec, rotary
-        parts = self.backend(x).parts
-        hidden, selected, gates = parts.extend_layer(x, weights, self.output.weight, gates, *given)
+        given = layer, step, own["compress"], self.spec, rotary
+        parts, output = self.backend(x).parts, own["output"].weight
+        hidden, selected, gates = parts.extend_layer(x, weights, output, gates, *given)
         return AttentionOutput(hidden, None, selected, gates)
 
     @torch.no_grad()

@@ -72,3 +72,24 @@ def register_gradient(attend: str, backward: Callable[..., Any], kept: int) -> N
     torch.library.register_autograd(
         f"blossomrec::{attend}", differentiate, setup_context=save, lib=_library
     )
+
+
+def register_opposite(name: str, function: Callable[..., Any]) -> None:
+    """Let the gradients of an operator come from itself, the other way round.
+
+    Args:
+        name: of the operator; it takes a tensor that gets a gradient, one that gets none, which way
+            round, and more.
+    """
+
+    def save(ctx, inputs, output) -> None:
+        _, given, ctx.back, *ctx.others = inputs
+        ctx.save_for_backward(given)
+
+    def differentiate(ctx, grad):
+        found = function(grad, *ctx.saved_tensors, not ctx.back, *ctx.others)
+        return found, None, None, *(None for _ in ctx.others)
+
+    torch.library.register_autograd(
+        f"blossomrec::{name}", differentiate, setup_context=save, lib=_library
+    )

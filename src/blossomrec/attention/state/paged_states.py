@@ -250,7 +250,8 @@ class PagedStates:
         """What the table needs for so many more events of each; most need nothing."""
         if len(states) >= MANY:
             return self._changes_of_many(states, counts)
-        size, found, claimed = self.block_size, [], set[Row]()
+        size, found = self.block_size, []
+        claimed: set[Row] = set()
         for number, (state, count) in enumerate(zip(states, counts, strict=True)):
             if not count:
                 continue

@@ -28,8 +28,15 @@ class Problem(ctypes.Structure):
     _fields_ = _fields(
         "q k v block_keys gates cu_seqlens selected lse out "
         "grad grad_q grad_k grad_v grad_gates means samples shares",
-        "rows histories groups top_n window sinks causal is_union threads count blocks wrong",
+        "rows histories groups top_n window sinks causal is_union threads count blocks "
+        "short_length wrong",
     )
+
+
+class Rotation(ctypes.Structure):
+    """``struct Rotation`` of ``source/rotation.h``, which says what the fields are."""
+
+    _fields_ = _fields("x angles to", "rows heads pairs back threads")
 
 
 class Step(ctypes.Structure):
@@ -52,7 +59,7 @@ class Library:
         except OSError as error:
             raise NotBuiltError(f"{path} cannot be loaded: {error}") from error
 
-    def run(self, name: str, problem: Problem | Step) -> None:
+    def run(self, name: str, problem: Problem | Rotation | Step) -> None:
         """Call a function of the library; the interpreter's lock is free meanwhile.
 
         Raises:
@@ -60,6 +67,8 @@ class Library:
             ValueError: ``cu_seqlens``, a selected block, a sample or the number of blocks is wrong.
         """
         status = getattr(self._functions, name)(ctypes.byref(problem))
+        if not status:
+            return
         if status == 1:
             raise MemoryError(f"no memory for {problem.rows} rows of Blossom attention")
         if status == 2:

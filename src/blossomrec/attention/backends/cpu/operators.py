@@ -5,8 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blossomrec.attention.backends.cpu.library import Problem, library
-from blossomrec.attention.backends.operator import empty_gradients, operator, register_gradient
+from blossomrec.attention.backends.cpu.library import Problem, Rotation, library
+from blossomrec.attention.backends.operator import (
+    empty_gradients,
+    operator,
+    register_gradient,
+    register_opposite,
+)
+
+# By query heads of a group, up to so many: longest histories of which all scores are computed, as
+# products of matrices, forward and backward. Heads that share a block's keys look them up together,
+# which saves more the more they are.
+SHORT_LENGTHS = {1: (512, 512), 2: (256, 384), 4: (128, 224), 8: (64, 192)}
 
 
 def _empty_select_blocks(q, block_keys, cu_seqlens, numbers):
@@ -63,6 +73,36 @@ def block_shares(
     return shares
 
 
+def _empty_rotate(x, angles, back, per_group, block_size):
+    return x.new_empty(x.shape)
+
+
+@operator(_empty_rotate)
+def rotate(x: Tensor, angles: Tensor, back: bool, per_group: int, block_size: int) -> Tensor:
+    """Rotary embedding of x [T, n, d] by angles [T, 2, pairs], see ``rotate_by``.
+
+    back: by the opposite angles. The last two tell which library is asked.
+    """
+    x, angles = x.contiguous(), angles.contiguous()
+    rotated = x.new_empty(x.shape)
+    call = Rotation(
+        x.data_ptr(),
+        angles.data_ptr(),
+        rotated.data_ptr(),
+        len(x),
+        x.shape[1],
+        angles.shape[2],
+        back,
+        torch.get_num_threads(),
+    )
+    library(x.shape[2], per_group, block_size).run("blossom_rotate", call)
+    return rotated
+
+
+# The gradient of a rotation is the one back.
+register_opposite("cpu_rotate", rotate)
+
+
 def _empty_attend(q, k, v, gates, selected, cu_seqlens, numbers):
     return q.new_empty(q.shape), q.new_empty(2, *q.shape[:2])
 
@@ -80,7 +120,8 @@ def attend(
     """Both paths fused: out [T, H, d], and the lse [2, T, H], see ``source/problem.h``."""
     out, lse = q.new_empty(q.shape), q.new_empty(2, *q.shape[:2])
     given = [q, k, v, gates, selected, cu_seqlens]
-    _run_paths("blossom_forward", given, {"out": out, "lse": lse}, numbers)
+    short = short_lengths(q.shape[1] // k.shape[1])[0]
+    _run_paths("blossom_forward", given, {"out": out, "lse": lse}, numbers, short)
     return out, lse
 
 
@@ -97,15 +138,21 @@ def attend_backward(
     tensors |= {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v, "grad_gates": grad_gates}
     # Of two softmaxes the gradients of the gates are the means.
     tensors["means"] = torch.empty_like(grad_gates) if numbers[-1] else grad_gates
-    _run_paths("blossom_backward", given, tensors, numbers)
+    short = short_lengths(given[0].shape[1] // given[1].shape[1])[1]
+    _run_paths("blossom_backward", given, tensors, numbers, short)
     return grad_q, grad_k, grad_v, grad_gates
 
 
 register_gradient("cpu_attend", attend_backward, kept=1)
 
 
+def short_lengths(per_group: int) -> tuple[int, int]:
+    """Of ``SHORT_LENGTHS``; none where more query heads share a key/value head."""
+    return next((both for most, both in SHORT_LENGTHS.items() if per_group <= most), (0, 0))
+
+
 def _run_paths(
-    name: str, given: list[Tensor], others: dict[str, Tensor], numbers: list[int]
+    name: str, given: list[Tensor], others: dict[str, Tensor], numbers: list[int], short: int
 ) -> None:
     """Call a function of both paths, given what :func:`attend` was."""
     *rows, cu_seqlens = given
@@ -116,7 +163,7 @@ def _run_paths(
     q, groups = given[0], given[1].shape[1]
     sizes = _sizes(q, cu_seqlens, groups)
     sizes |= {"top_n": top_n, "window": window, "sinks": sinks}
-    sizes |= {"causal": causal, "is_union": is_union}
+    sizes |= {"causal": causal, "is_union": is_union, "short_length": short}
     _run(name, q, groups, block_size, tensors, sizes)
 
 

@@ -6,17 +6,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 
 from blossomrec.attention.backends.cpu import operators, step
-from blossomrec.attention.backends.parts import Parts
+from blossomrec.attention.backends.parts import Parts, gates_of
 from blossomrec.attention.compress import MeanCompression, MLPCompression
+from blossomrec.attention.memo import per_batch
+from blossomrec.attention.packing import positions
+from blossomrec.attention.rotary import cos_sin
 from blossomrec.attention.selector import Sample, selector_loss
 from blossomrec.attention.spec import BlossomSpec
 
 
 class CpuParts(Parts):
-    """Distillation in one pass over the keys, and new events of all users in one call."""
+    """Rotation and distillation in one pass, and new events of all users in one call."""
+
+    def project(self, x, weights, cu_seqlens, heads, spec, rotary=None):
+        q, k, v = (
+            linear(x, weight).unflatten(-1, (-1, heads.size))
+            for weight in (weights.query, weights.key, weights.value)
+        )
+        if rotary is None:
+            rotary = _angles(cu_seqlens, len(x), heads.size, spec.rotary_share)
+        form = (rotary.float(), False, heads.per_group, spec.block_size)
+        q, k = operators.rotate(q, *form), operators.rotate(k, *form)
+        gates = None if weights.gate is None else gates_of(x, weights, heads.queries, spec)
+        return q, k, v, gates
 
     def keys_to_choose_by(
         self,
@@ -27,19 +42,12 @@ class CpuParts(Parts):
     ) -> Tensor:
         if torch.compiler.is_compiling():
             return self.block_keys(compression, k, cu_seqlens)
-        # A perceptron for every block costs more than dense attention to a few blocks does.
-        lengths = cu_seqlens.diff().long()
-        blocks = lengths // spec.block_size
-        has_choice = blocks > spec.top_n
-        if bool(has_choice.all()):
-            return self.block_keys(compression, k, cu_seqlens)
-        rows, places = (
-            has_choice.repeat_interleave(count).nonzero().flatten() for count in (lengths, blocks)
-        )
-        bounds = pad(lengths[has_choice].cumsum(0), (1, 0)).to(cu_seqlens.dtype)
-        found = self.block_keys(compression, k.index_select(0, rows), bounds)
+        places, rows = _windows_to_choose(cu_seqlens, len(k), compression.window, spec)
+        # Keys before the start of a history are the zeros behind the end.
+        events = pad(k, (0, 0, 0, 0, 0, 1)).index_select(0, rows.flatten())
+        found = compression.of_windows(events.unflatten(0, rows.shape).transpose(1, 2))
         keys = k.new_zeros(len(k) // spec.block_size, *k.shape[1:])
-        return keys.index_copy(0, places, found[: len(places)].to(k.dtype))
+        return keys.index_copy(0, places, found.to(k.dtype))
 
     def selector_loss(
         self, q: Tensor, k: Tensor, block_keys: Tensor, cu_seqlens: Tensor, **given: Any
@@ -49,6 +57,36 @@ class CpuParts(Parts):
     def extend_layer(self, x, weights, output, gates, layer, step_, compression, spec, rotary=None):
         given = layer, step_, compression, spec, rotary
         return step.extend_layer(x, weights, output, gates, *given)
+
+
+@per_batch
+def _angles(cu_seqlens: Tensor, total: int, size: int, share: float) -> Tensor:
+    """Cosine and sine of the angles of all positions, [T, 2, pairs]."""
+    return cos_sin(positions(cu_seqlens, total), size, share)
+
+
+@per_batch
+def _windows_to_choose(
+    cu_seqlens: Tensor, total: int, window: int, spec: BlossomSpec
+) -> tuple[Tensor, Tensor]:
+    """The blocks that an event can choose among more than are selected, and their windows.
+
+    A perceptron for every block costs more than dense attention to a few blocks does.
+
+    Returns:
+        Their rows among the block keys, int64 [N], and the packed rows of the events in their
+        windows, int64 [N, window], ``total`` before the start of the history.
+    """
+    size, lengths = spec.block_size, cu_seqlens.long().diff()
+    blocks = lengths // size
+    # The own block of the last event is none that an event chooses.
+    chosen_from = (lengths - 1).clamp(min=0) // size if spec.causal else blocks
+    chosen_from = torch.where(chosen_from > spec.top_n, chosen_from, 0)
+    history = torch.arange(len(blocks)).repeat_interleave(chosen_from)
+    number = torch.arange(len(history)) - (chosen_from.cumsum(0) - chosen_from)[history]
+    event = (number * size + size - window)[:, None] + torch.arange(window)
+    rows = torch.where(event < 0, total, cu_seqlens.long()[history, None] + event)
+    return (blocks.cumsum(0) - blocks)[history] + number, rows
 
 
 def block_shares(

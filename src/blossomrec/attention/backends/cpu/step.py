@@ -62,9 +62,12 @@ def extend_layer(
         torch.get_num_threads(),
     )
     functions = library(size, heads // groups, spec.block_size)
-    functions.run("blossom_append", call)
-    eager.close_blocks(layer, step, compression)
-    functions.run("blossom_step", call)
+    if step.closes:
+        functions.run("blossom_append", call)
+        eager.close_blocks(layer, step, compression)
+        functions.run("blossom_step", call)
+    else:
+        functions.run("blossom_extend", call)
     return hidden, selected, gates
 
 

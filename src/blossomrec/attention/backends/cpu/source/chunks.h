@@ -22,14 +22,15 @@ struct Chunks {
     int32_t longest = 0;
     Status status;
 
-    explicit Chunks(const Problem &problem)
-        : table(problem.rows / LANES + problem.histories), status(fill(problem)) {}
+    // Of the histories longer than that.
+    explicit Chunks(const Problem &problem, int64_t longer = 0)
+        : table(problem.rows / LANES + problem.histories), status(fill(problem, longer)) {}
 
     const Chunk &operator[](int64_t index) const { return table.data[index]; }
     int64_t padded() const { return count * LANES; }
 
   private:
-    Status fill(const Problem &problem) {
+    Status fill(const Problem &problem, int64_t longer) {
         if (!table.data) return NO_MEMORY;
         const int32_t *bounds = problem.cu_seqlens;
         if (bounds[0] != 0 || bounds[problem.histories] != problem.rows) return WRONG_LENGTHS;
@@ -37,10 +38,10 @@ struct Chunks {
             if (bounds[history] > bounds[history + 1]) return WRONG_LENGTHS;
         for (int64_t history = 0; history < problem.histories; history++) {
             const int32_t start = bounds[history], length = bounds[history + 1] - start;
-            for (int32_t position = 0; position < length; position += LANES)
+            for (int32_t position = 0; length > longer && position < length; position += LANES)
                 table.data[count++] = {start + position, blocks, position, length};
             blocks += length / S;
-            if (length > longest) longest = length;
+            if (length > longer && length > longest) longest = length;
         }
         return FINE;
     }

@@ -4,12 +4,15 @@
 #include "backward_keys.h"
 #include "backward_queries.h"
 #include "forward.h"
+#include "rotation.h"
 #include "samples.h"
 #include "selection.h"
+#include "short_gradients.h"
 #include "step.h"
 
 // Work that a thread is worth its start for: about a tenth of a millisecond.
-constexpr int FEW_TILES = 4, FEW_APPENDED = 16, FEW_EVENTS = 2, FEW_SAMPLES = 16;
+constexpr int FEW_TILES = 4, FEW_SHORT = 2, FEW_APPENDED = 16, FEW_EVENTS = 2, FEW_SAMPLES = 16;
+constexpr int FEW_ROTATED = 4;
 
 // Whether all selected blocks are complete, eligible ones of the event's history.
 static Status check_selection(Problem &problem, const Chunks &chunks) {
@@ -27,6 +30,12 @@ static Status check_selection(Problem &problem, const Chunks &chunks) {
         }
     }
     return FINE;
+}
+
+extern "C" int blossom_rotate(Rotation *rotation) {
+    return in_parallel(
+        (rotation->rows + ROWS_ROTATED - 1) / ROWS_ROTATED, rotation->threads, FEW_ROTATED, 0,
+        [&](int64_t piece, Vector *) { rotate_rows(*rotation, piece * ROWS_ROTATED); });
 }
 
 extern "C" int blossom_select(Problem *given) {
@@ -65,18 +74,33 @@ extern "C" int blossom_samples(Problem *given) {
         });
 }
 
+// Runs a ShortForward or ShortBackward for all histories that are short, and all groups.
+template <class Work>
+static Status each_short(const Problem &problem) {
+    const ShortHistories all(problem);
+    if (!all.ready()) return NO_MEMORY;
+    return in_parallel(
+        all.count * problem.groups, problem.threads, FEW_SHORT,
+        Work(problem, all, 0, nullptr).arena.used,
+        [&](int64_t piece, Vector *scratch) { Work(problem, all, piece, scratch).run(); });
+}
+
 extern "C" int blossom_forward(Problem *problem) {
-    const Chunks chunks(*problem);
-    if (chunks.status) return chunks.status;
-    if (const Status wrong = check_selection(*problem, chunks)) return wrong;
+    const Chunks everything(*problem);
+    if (everything.status) return everything.status;
+    if (const Status wrong = check_selection(*problem, everything)) return wrong;
+    if (const Status failed = each_short<ShortForward>(*problem)) return failed;
+    const Chunks chunks(*problem, problem->short_length);
+    if (chunks.status || !chunks.count) return chunks.status;
     Batch batch(*problem, chunks);
     if (const Status failed = batch.fill()) return failed;
     return batch.each(FEW_TILES, ForwardTile(batch, 0, 0, nullptr).arena.used, forward_tile);
 }
 
 extern "C" int blossom_backward(Problem *problem) {
-    const Chunks chunks(*problem);
-    if (chunks.status) return chunks.status;
+    if (const Status failed = each_short<ShortBackward>(*problem)) return failed;
+    const Chunks chunks(*problem, problem->short_length);
+    if (chunks.status || !chunks.count) return chunks.status;
     Batch batch(*problem, chunks);
     if (const Status failed = batch.fill()) return failed;
     // Leaves the means that the gradients of the scores are taken from.
@@ -108,4 +132,10 @@ extern "C" int blossom_step(Step *step) {
         [&](int64_t piece, Vector *scratch) {
             step_events(*step, piece * EVENTS_AT_ONCE, scratch);
         });
+}
+
+// Both, where no block is completed.
+extern "C" int blossom_extend(Step *step) {
+    const int failed = blossom_append(step);
+    return failed ? failed : blossom_step(step);
 }

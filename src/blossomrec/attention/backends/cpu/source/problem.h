@@ -29,6 +29,7 @@ struct Problem {
     const int64_t *samples;    // [count], packed rows
     float *shares;             // [count, G, blocks], at least those of the longest history
     int64_t rows, histories, groups, top_n, window, sinks, causal, is_union, threads, count, blocks;
+    int64_t short_length;      // longest history of which all scores are computed
     int64_t wrong;             // row of the first wrong selection, or the first wrong sample
 
     float scale() const { return LOG2_E / sqrtf((float)D); }  // scores are exponents of two

@@ -18,10 +18,12 @@ typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Mask __attribute__((vector_size(4 * LANES)));  // lanes 0 or -1, or any integers
 // The same at any address.
 typedef float Loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t LooseMask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 constexpr float HIDDEN = -1e30f;  // score of a key that is not seen
 
 static inline Vector load(const float *from) { return *(const Loose *)from; }
+static inline Mask load(const int32_t *from) { return *(const LooseMask *)from; }
 static inline void store(float *to, Vector x) { *(Loose *)to = x; }
 
 static inline Vector every(float x) { return x - Vector{}; }
