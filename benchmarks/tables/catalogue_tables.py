@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from benchmarks.tables.measured_lines import Line, read, table
 from benchmarks.tables.more_gpus import computed
@@ -14,13 +14,25 @@ NAMES = {
     "cut-cross-entropy": "cut-cross-entropy",
     "cut-cross-entropy, all": "cut-cross-entropy, all gradients",
 }
+# What tells apart the cases of a step, and of training on several GPUs.
+STEPS = ("form", "items", "events", "length", "negatives")
+SCALES = ("items", "loss", "length", "gpus", "tokens_per_rank", "hidden_size")
 
 
-def gpu_lines(bench: str, name: str = "speed.jsonl") -> list[Line]:
-    """Lines of a bench on a GPU, those of the machine and the code that were measured last."""
+def gpu_lines(bench: str, name: str = "speed.jsonl", case: Sequence[str] = ()) -> list[Line]:
+    """Lines of a bench on a GPU, those of the machine and the code that were measured last.
+
+    Args:
+        case: fields by which the last line of each case stands, whatever the code it is of; for
+            benches of which only a part is measured again.
+    """
     found = [line for line in read(name) if line["bench"] == bench and "NVIDIA" in line["hardware"]]
-    same = ("hardware", "commit")
-    return [line for line in found if all(line[each] == found[-1][each] for each in same)]
+    same = ("hardware",) if case else ("hardware", "commit")
+    found = [line for line in found if all(line[each] == found[-1][each] for each in same)]
+    if not case:
+        return found
+    last = {tuple(line[each] for each in case): line for line in found}
+    return list(last.values())
 
 
 def loss() -> str:
@@ -49,14 +61,19 @@ def sampled_step() -> str:
             f"{line['ms']:,.1f}",
             f"{line['peak_mib']:,.0f}",
         ]
-        for line in gpu_lines("sampled step")
+        for line in gpu_lines("sampled step", case=STEPS)
     ]
     return table(["catalogue, batch: loss", "sampled items", "step, ms", "peak MiB"], rows)
 
 
+def trained_lines() -> list[Line]:
+    """Lines of training on one GPU and several."""
+    return gpu_lines("scale", "scale.jsonl", SCALES)
+
+
 def scale_lines() -> list[Line]:
     """Lines of training on one GPU and several, those that were computed last."""
-    measured = gpu_lines("scale", "scale.jsonl")
+    measured = trained_lines()
     return measured + computed(measured, gpu_lines("collectives", "scale.jsonl"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.tables import speed_tables
-from benchmarks.tables.catalogue_tables import gpu_lines
+from benchmarks.tables.catalogue_tables import gpu_lines, trained_lines
 from benchmarks.tables.measured_lines import Line, read
 from benchmarks.tables.planning import EVENTS_EACH, HIDDEN, K, event_seconds
 
@@ -26,7 +26,7 @@ def seconds_to_prepare() -> float:
 def _trained(loss: str) -> dict[tuple[int, int], Line]:
     """Lines by items and GPUs, of the shortest histories, with as many events for each GPU."""
     found: dict[tuple[int, int], Line] = {}
-    lines = [line for line in gpu_lines("scale", "scale.jsonl") if line["loss"] == loss]
+    lines = [line for line in trained_lines() if line["loss"] == loss]
     for line in sorted(lines, key=lambda line: (-line["length"], line["tokens_per_rank"])):
         if line["hidden_size"] == HIDDEN:
             found[line["items"], line["gpus"]] = line

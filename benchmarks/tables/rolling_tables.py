@@ -93,13 +93,18 @@ def over_time() -> str:
     """NDCG@10 of each strategy, some periods together."""
     rows = []
     for name, strategies in studies().items():
-        numbers = [line["period"] for line in next(iter(strategies.values()))]
+        # Days differ: one that a strategy lacks counts for none.
+        common = set.intersection(
+            *({one["period"] for one in each} for each in strategies.values())
+        )
+        numbers = sorted(common)
         for first in range(1, max(numbers) + 1, TOGETHER):
             last = min(first + TOGETHER - 1, max(numbers))
             row = [f"{name}: {first} to {last}"]
             for strategy in STRATEGIES:
                 lines = strategies.get(strategy, ())
                 part = [line for line in lines if first <= line["period"] <= last]
+                part = [line for line in part if line["period"] in common]
                 row.append(_shown(total(part).values["metrics"].get(DECISIVE)) if part else "")
             rows.append(row)
     return table(["data: model, periods", *STRATEGIES], rows) if rows else ""
