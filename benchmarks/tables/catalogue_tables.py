@@ -31,7 +31,7 @@ def gpu_lines(bench: str, name: str = "speed.jsonl", case: Sequence[str] = ()) -
     found = [line for line in found if all(line[each] == found[-1][each] for each in same)]
     if not case:
         return found
-    last = {tuple(line[each] for each in case): line for line in found}
+    last = {tuple(line.get(each) for each in case): line for line in found}
     return list(last.values())
 
 
