@@ -70,8 +70,9 @@ def segments(folder: Path) -> list[dict[Path, bytes]]:
     ]
 
 
-@pytest.mark.parametrize("given", ["frame", "csv", "texts", "floats"])
-@pytest.mark.parametrize("rows", [7, 61])
+@pytest.mark.parametrize(
+    "given, rows", [("frame", 7), ("frame", 61), ("csv", 7), ("texts", 7), ("floats", 61)]
+)
 def test_parts_make_the_segments_of_a_whole(tmp_path, given, rows):
     texts, floats = given == "texts", given == "floats"
     tables: list = [events(0, 150, texts=texts, floats=floats)]
