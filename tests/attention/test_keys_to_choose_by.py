@@ -43,13 +43,13 @@ def test_as_with_the_keys_of_all_blocks(lengths, compress, fusion, causal, impl)
 
 @pytest.mark.parametrize("impl", [CPU])
 def test_only_of_blocks_that_are_chosen_from(impl, monkeypatch):
-    seen, original = [], MLPCompression.of_windows
+    seen, original = [], MLPCompression.pool
 
     def counted(compression, windows):
         seen.append(len(windows))
         return original(compression, windows)
 
-    monkeypatch.setattr(MLPCompression, "of_windows", counted)
+    monkeypatch.setattr(MLPCompression, "pool", counted)
     for causal in (True, False):
         for lengths in ((79, 3, 80, 208), (79, 30)):
             bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)

@@ -41,10 +41,6 @@ class MeanCompression(nn.Module):
         """[T, G, d] and int32 [B+1] to [J, G, d]."""
         return keys_of_blocks(k, cu_seqlens, self.block_size).mean(1)
 
-    def of_windows(self, windows: Tensor) -> Tensor:
-        """As :meth:`pool`."""
-        return self.pool(windows)
-
     def pool(self, windows: Tensor) -> Tensor:
         """[N, G, window, d] to [N, G, d]."""
         return windows.mean(2)
@@ -93,11 +89,6 @@ class MLPCompression(nn.Module):
                 part = shifted * (number >= back)[:, None, None]
             hidden = hidden + part
         return hidden
-
-    def of_windows(self, windows: Tensor) -> Tensor:
-        """As :meth:`pool`, for many windows: the vectors of the positions join the bias."""
-        bias = self.inner(self.places.flatten())
-        return self.outer(linear(windows.flatten(2), self.inner.weight, bias).relu_())
 
     def pool(self, windows: Tensor) -> Tensor:
         """[N, G, window, d] to [N, G, d]."""

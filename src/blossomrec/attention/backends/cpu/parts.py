@@ -45,7 +45,7 @@ class CpuParts(Parts):
         places, rows = _windows_to_choose(cu_seqlens, len(k), compression.window, spec)
         # Keys before the start of a history are the zeros behind the end.
         events = pad(k, (0, 0, 0, 0, 0, 1)).index_select(0, rows.flatten())
-        found = compression.of_windows(events.unflatten(0, rows.shape).transpose(1, 2))
+        found = compression.pool(events.unflatten(0, rows.shape).transpose(1, 2))
         keys = k.new_zeros(len(k) // spec.block_size, *k.shape[1:])
         return keys.index_copy(0, places, found.to(k.dtype))
 
