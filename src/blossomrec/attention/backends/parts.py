@@ -55,14 +55,19 @@ class Parts:
             linear(x, weight).unflatten(-1, (-1, heads.size))
             for weight in (weights.query, weights.key)
         )
-        if rotary is None:
-            position = positions(cu_seqlens, len(x))
-            q, k = (rotate(each, position, spec.rotary_share) for each in (q, k))
-        else:
-            q, k = rotate_by(q, rotary), rotate_by(k, rotary)
+        q, k = self.rotated(q, k, cu_seqlens, spec, rotary)
         v = linear(x, weights.value).unflatten(-1, (heads.keys, heads.size))
         gates = None if weights.gate is None else gates_of(x, weights, heads.queries, spec)
         return q, k, v, gates
+
+    def rotated(
+        self, q: Tensor, k: Tensor, cu_seqlens: Tensor, spec: BlossomSpec, rotary: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """q [T, H, d] and k [T, G, d] rotated, see :meth:`project`."""
+        if rotary is not None:
+            return rotate_by(q, rotary), rotate_by(k, rotary)
+        position = positions(cu_seqlens, len(q))
+        return rotate(q, position, spec.rotary_share), rotate(k, position, spec.rotary_share)
 
     def block_keys(
         self, compression: MeanCompression | MLPCompression, k: Tensor, cu_seqlens: Tensor

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from blossomrec.attention.backends.cpu import operators, step
-from blossomrec.attention.backends.parts import Parts, gates_of
+from blossomrec.attention.backends.parts import Parts
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.memo import per_batch
 from blossomrec.attention.packing import positions
@@ -21,17 +21,11 @@ from blossomrec.attention.spec import BlossomSpec
 class CpuParts(Parts):
     """Rotation and distillation in one pass, and new events of all users in one call."""
 
-    def project(self, x, weights, cu_seqlens, heads, spec, rotary=None):
-        q, k, v = (
-            linear(x, weight).unflatten(-1, (-1, heads.size))
-            for weight in (weights.query, weights.key, weights.value)
-        )
+    def rotated(self, q, k, cu_seqlens, spec, rotary):
         if rotary is None:
-            rotary = _angles(cu_seqlens, len(x), heads.size, spec.rotary_share)
-        form = (rotary.float(), False, heads.per_group, spec.block_size)
-        q, k = operators.rotate(q, *form), operators.rotate(k, *form)
-        gates = None if weights.gate is None else gates_of(x, weights, heads.queries, spec)
-        return q, k, v, gates
+            rotary = _angles(cu_seqlens, len(q), q.shape[2], spec.rotary_share)
+        form = rotary.float(), False, q.shape[1] // k.shape[1], spec.block_size
+        return operators.rotate(q, *form), operators.rotate(k, *form)
 
     def keys_to_choose_by(
         self,
