@@ -75,7 +75,6 @@ class BlossomAttention(nn.Module, KeepsStates):
                 "each must be a multiple of the next, with an even hidden_size / num_heads"
             )
         self.spec, self.impl = spec or BlossomSpec(), impl
-        self._resolved: dict[tuple[Any, ...], tuple[BlossomSpec, Backend]] = {}
         self.heads = Heads(num_heads, num_kv_heads, hidden_size // num_heads)
         size = self.heads.size
         self.query = nn.Linear(hidden_size, num_heads * size, bias=False)
@@ -166,15 +165,7 @@ class BlossomAttention(nn.Module, KeepsStates):
         """What computes this layer for inputs like x, [T, D]."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        if torch.compiler.is_compiling():
-            return resolve(self.spec, self.heads, dtype, kind, self.impl)
-        # Of one more event it is a large part to ask anew.
-        asked = (dtype, kind, self.impl)
-        spec, found = self._resolved.get(asked, (None, None))
-        if found is None or spec is not self.spec:
-            found = resolve(self.spec, self.heads, dtype, kind, self.impl)
-            self._resolved[asked] = self.spec, found
-        return found
+        return resolve(self.spec, self.heads, dtype, kind, self.impl)
 
     def project(
         self, x: Tensor, cu_seqlens: Tensor, rotary: Tensor | None = None
