@@ -228,6 +228,11 @@ def test_lengths_that_are_none_are_refused(bounds):
     inputs.cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
     with pytest.raises(ValueError, match="cu_seqlens does not rise from 0 to 40"):
         attend(*inputs.all(), impl="cpu")
+    q, k, v, _, gates, cu_seqlens = inputs.all()
+    selected = torch.full((40, k.shape[1], 4), -1, dtype=torch.int32)
+    given, numbers = [q, k, v, gates, selected, cu_seqlens], [16, 4, 8, 0, 1, 0]
+    with pytest.raises(ValueError, match="cu_seqlens does not rise from 0 to 40"):
+        operators.attend_backward(q, given, [q.new_zeros(2, *q.shape[:2])], numbers)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)

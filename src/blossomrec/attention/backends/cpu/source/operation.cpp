@@ -98,9 +98,10 @@ extern "C" int blossom_forward(Problem *problem) {
 }
 
 extern "C" int blossom_backward(Problem *problem) {
-    if (const Status failed = each_short<ShortBackward>(*problem)) return failed;
     const Chunks chunks(*problem, problem->short_length);
-    if (chunks.status || !chunks.count) return chunks.status;
+    if (chunks.status) return chunks.status;
+    if (const Status failed = each_short<ShortBackward>(*problem)) return failed;
+    if (!chunks.count) return FINE;
     Batch batch(*problem, chunks);
     if (const Status failed = batch.fill()) return failed;
     // Leaves the means that the gradients of the scores are taken from.
