@@ -266,6 +266,22 @@ def test_what_goes_wrong_in_writing_is_told(checkpoints, monkeypatch):
     assert checkpoints.newest().state["step"] == 1
 
 
+def test_nothing_is_written_that_relies_on_what_could_not_be(checkpoints, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    checkpoints.save_best(1, {"w": torch.ones(2)})
+    save(checkpoints, 1)
+    monkeypatch.setattr(module, "write_weights", full)
+    checkpoints.save_best(2, {"w": torch.zeros(2)})
+    checkpoints.save(2, {"w": torch.ones(2)}, {"step": 2})
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.finish()
+    checkpoints.finish()
+    found = Checkpoints(checkpoints.folder).newest()
+    assert found.state["step"] == 1 and found.best.name == "best-0000000001.safetensors"
+
+
 def test_state_is_plain_json(checkpoints):
     save(checkpoints, 1)
     json.loads((checkpoints.folder / "step-0000000001" / "state.json").read_text())

@@ -57,7 +57,8 @@ class Checkpoints:
     read nor removed.
 
     What is saved is written beside the training, in the order in which it was saved; each thing
-    appears whole. :meth:`finish` waits for it.
+    appears whole. :meth:`finish` waits for it. After something that could not be written nothing
+    more is: a checkpoint would rely on it.
 
     Attributes:
         ranks: who call every method together.
@@ -72,6 +73,7 @@ class Checkpoints:
         self._best: dict[str, Any] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._unwritten: deque[Future[None]] = deque()
+        self._failed = False
 
     def of_run(self, run: Path, model: SequenceModel) -> Checkpoints:
         """Those of another run, for the same ranks.
@@ -102,7 +104,16 @@ class Checkpoints:
         """Write something after all else; waits where copies of much more would be kept."""
         while len(self._unwritten) >= MOST_UNWRITTEN:
             self._unwritten.popleft().result()
-        self._unwritten.append(self._writer.submit(write, *what))
+        self._unwritten.append(self._writer.submit(self._try, write, *what))
+
+    def _try(self, write: Callable[..., None], *what: Any) -> None:
+        if self._failed:
+            return
+        try:
+            write(*what)
+        except BaseException:
+            self._failed = True
+            raise
 
     def _write_best(self, step: int, weights: dict[str, torch.Tensor]) -> None:
         path = self.folder / f"best-{step:010d}.safetensors"
