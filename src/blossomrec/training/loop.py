@@ -137,10 +137,18 @@ def train(
         for line in [*told, *(began.lines() if began is not None else ())]:
             display.note(line)
         trainer = Trainer(
-            parts, validation, checkpoints, run_log, display, config.training, same, after_epoch
+            parts,
+            validation,
+            checkpoints,
+            run_log,
+            display,
+            config.training,
+            same,
+            after_epoch,
+            trained=began is not None,
         )
         with trackers, closing(run_log), display, Interrupts() as interrupts:
-            trainer.start(checkpoint, keep=began is not None)
+            trainer.start(checkpoint)
             stopped = trainer.run(interrupts)
         if trainer.state.best_epoch and began is not None and ranks.first:
             write_seen(run, log, split.train_end)

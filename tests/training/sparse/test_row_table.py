@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from blossomrec.training.average import TRAINED, UNTRAINED
 from blossomrec.training.sparse import table as tables
 from blossomrec.training.sparse.distinct import distinct
 from blossomrec.training.sparse.rules import LazyAdamW, RowwiseAdaGrad
@@ -52,11 +53,11 @@ def start(dtype=torch.float64) -> torch.Tensor:
     return torch.randn(ROWS, SIZE, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def by_rows(rule, steps, *, decay=DECAY, dtype=torch.float64, may_fuse=True):
+def by_rows(rule, steps, *, decay=DECAY, dtype=torch.float64, may_fuse=True, forget=UNTRAINED):
     """A table after some steps, not caught up."""
     table = RowTable("items", nn.Parameter(start(dtype)), rule, may_fuse=may_fuse)
     if decay:
-        table.start_average(decay)
+        table.start_average(decay, forget)
     go_on(table, range(steps))
     return table
 
@@ -69,7 +70,7 @@ def go_on(table, steps):
         table.step()
 
 
-def dense(rule, steps, dtype=torch.float64):
+def dense(rule, steps, dtype=torch.float64, forget=UNTRAINED):
     """Weights and average of the whole table by the dense form."""
     weight = nn.Parameter(start(dtype))
     adagrad = DenseAdaGrad(weight)
@@ -83,7 +84,7 @@ def dense(rule, steps, dtype=torch.float64):
         else:
             adamw.param_groups[0]["lr"] = rate_of(step)
             adamw.step()
-        decay = min(DECAY, (2 + step) / (11 + step))
+        decay = min(DECAY, (2 + step) / (2 + step + forget))
         get_ema_multi_avg_fn(decay)([mean], [weight.detach()], step)
     return weight.detach(), mean, adamw.state.get(weight, {})
 
@@ -91,11 +92,11 @@ def dense(rule, steps, dtype=torch.float64):
 # With AdamW's usual eps, and with one that is as good as none.
 @pytest.mark.parametrize("eps, error", [(1e-8, 1e-5), (1e-30, 1e-11)])
 @pytest.mark.parametrize("rule", [LazyAdamW, RowwiseAdaGrad])
-@pytest.mark.parametrize("steps", [1, 3, 400])
-def test_a_table_that_has_caught_up_is_the_dense_one(monkeypatch, rule, steps, eps, error):
+@pytest.mark.parametrize("steps, forget", [(1, UNTRAINED), (3, TRAINED), (400, UNTRAINED)])
+def test_a_table_that_has_caught_up_is_the_dense_one(monkeypatch, rule, steps, forget, eps, error):
     monkeypatch.setattr(LazyAdamW, "eps", eps)
-    table = by_rows(rule(), steps)
-    weight, mean, moments = dense(rule(), steps)
+    table = by_rows(rule(), steps, forget=forget)
+    weight, mean, moments = dense(rule(), steps, forget=forget)
     behind = (table.updates - table.seen).max()
     assert behind == steps if steps < 10 else 200 < behind <= ROWS
     table.catch_up()
