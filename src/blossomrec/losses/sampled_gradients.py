@@ -6,6 +6,7 @@ stands around it looks vectors up, sees to types and takes the mean.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -104,8 +105,9 @@ def summed_by_kernels(
     from blossomrec.models.fused.catalogue_loss import Sample, catalogue_gradient, row_losses
 
     hidden, vectors = rows.hidden.float(), rows.vectors.float()
-    given = rows.hidden, sample.vectors, rows.targets
-    drawn, counted = Sample(sample.items, sample.bias), rows.targets >= 0
+    # Both passes take them as they are then.
+    given = rows.hidden, sample.vectors, rows.targets.int()
+    drawn, counted = Sample(sample.items.int(), sample.bias), rows.targets >= 0
     others, _, means = row_losses(*given, differentiate=differentiate, sample=drawn)
     positive = (hidden * vectors).sum(1)
     lse = torch.logaddexp(others, positive)
@@ -137,13 +139,15 @@ class _SampledSoftmax(torch.autograd.Function):
         dtype, chunk_elements, differentiate, may_fuse = options
         ctx.dtypes = hidden.dtype, positives.dtype, vectors.dtype
         exact = torch.promote_types(dtype, torch.float32)
-        there = targets >= 0
-        weights = there.to(exact) if row_weights is None else row_weights.to(exact) * there
-        shares = row_shares(weights)
+        shares = there = (targets >= 0).to(exact)
+        if row_weights is not None:
+            shares = row_shares(row_weights.to(exact) * there)
         with torch.autocast(hidden.device.type, enabled=False):
             rows = Predicted(hidden.to(dtype), targets, positives.to(dtype), shares)
-            items, bias = sample
-            negatives = Negatives(items, vectors.to(dtype), bias.to(exact))
+            items, log_q = sample
+            # Less the logarithm of how often an item is expected in the sample.
+            bias = -math.log(len(items)) - log_q.to(exact)
+            negatives = Negatives(items, vectors.to(dtype), bias)
             if may_fuse and kernels_take(hidden, dtype):
                 total, gradients = summed_by_kernels(rows, negatives, differentiate)
             else:
@@ -179,7 +183,7 @@ def mean_loss(
         rows: hidden [M, D], vectors of the targets [M, D] and targets, int64 [M], negative where
             the row is not to count.
         vectors: of the negatives, [N, D].
-        sample: the negatives, int64 [N], and what is added to their logits, [N].
+        sample: the negatives, int64 [N], and log-probabilities with which they were drawn, [N].
         row_weights: [M], how much each row counts in the mean; all alike without.
         chunk_elements: as of :func:`summed_loss`.
         may_fuse: whether kernels of a GPU may be used, which hold no logits at all.

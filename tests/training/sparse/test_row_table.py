@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from blossomrec.training.sparse import distinct as distinct_rows
 from blossomrec.training.sparse import table as tables
 from blossomrec.training.sparse.distinct import distinct
 from blossomrec.training.sparse.rules import LazyAdamW, RowwiseAdaGrad
@@ -157,9 +158,14 @@ def test_kernels_find_the_same(monkeypatch, decay):
     pytest.importorskip("triton")
     from blossomrec.models.fused.lazy_adamw import LazyRows
 
-    found, taken = [], []
+    found, by_age, taken = [], [], []
     step = LazyRows.step
-    monkeypatch.setattr(LazyRows, "step", lambda *given: taken.append(given) or step(*given))
+
+    def counted(*given, **options):
+        taken.append(given)
+        step(*given, **options)
+
+    monkeypatch.setattr(LazyRows, "step", counted)
     monkeypatch.setattr(tables.fused, "usable", lambda x: True)
     for may_fuse in (True, False):
         table = by_rows(LazyAdamW(), 60, decay=decay, dtype=torch.float32, may_fuse=may_fuse)
@@ -168,8 +174,11 @@ def test_kernels_find_the_same(monkeypatch, decay):
         table.catch_up()
         mean = () if table.mean is None else (table.mean,)
         found.append((table.weight.detach(), *mean, *table.rows_state.values(), behind))
+        by_age.append((table.steps, table.updates, table.moved, table.left, table.behind))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for one, other in zip(*by_age, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("age", [512, 500, 150])
@@ -236,13 +245,17 @@ def test_gradients_of_rows_are_those_of_the_table():
     assert weight.grad.shape[0] > len(table.vectors)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_distinct_rows_are_those_of_unique(seed):
+def test_distinct_rows_are_those_of_unique(seed, fused, monkeypatch):
+    if fused:
+        pytest.importorskip("triton")
+        monkeypatch.setattr(distinct_rows, "BLOCK", 4)
     generator = torch.Generator().manual_seed(seed)
     given = [
         torch.randint(0, 9, shape, generator=generator) for shape in ((5,), (0,), (2, 3), (seed,))
     ]
-    found = distinct(given, 9)
+    found = distinct(given, 9, fused=fused)
     rows = torch.cat([each.flatten() for each in given]).unique()
     assert found.rows.unique().tolist() == rows.tolist()
     assert len(found.rows) == min(9, 11 + seed)
@@ -251,3 +264,9 @@ def test_distinct_rows_are_those_of_unique(seed):
     for one, places in zip(given, found.places, strict=True):
         assert torch.equal(found.rows[places], one)
         assert (places < len(rows)).all()
+    # Slots beyond the distinct rows are told from those where a row stands first.
+    first = torch.arange(len(found.rows)) == found.own
+    assert first.nonzero()[:, 0].tolist() == list(range(len(rows)))
+    together = torch.cat([each.flatten() for each in found.places])
+    assert torch.equal(together[found.ordered.places], found.ordered.keys.long())
+    assert (found.ordered.keys.diff() >= 0).all()
