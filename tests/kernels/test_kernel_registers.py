@@ -52,6 +52,12 @@ SUMS_TYPES = {
     **{"keys": "*i32", "order": "*i64"},
     **dict.fromkeys(("gradient", "sums", "carried"), "*fp32"),
 }
+# The kernel of the targets beside a sample.
+BESIDE = "blossomrec.models.fused.kernels.sampled_rows"
+BESIDE_TYPES = {
+    **dict.fromkeys(("vectors", "shares", "others", "means", "lse", "losses"), "*fp32"),
+    **{"hidden": "*bf16", "targets": "*i32", "of_targets": "*fp32"},
+}
 # Kernels of distinct rows.
 DISTINCT = "blossomrec.models.fused.kernels.distinct"
 DISTINCT_TYPES = {
@@ -86,6 +92,8 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
             kind = "*i32"
         if kernel.fn.__module__ == LAZY:
             kind = LAZY_TYPES.get(name, "i32")
+        if kernel.fn.__module__ == BESIDE:
+            kind = BESIDE_TYPES.get(name, "i32")
         if kernel.fn.__module__ == DISTINCT:
             kind = DISTINCT_TYPES.get(name, "i32")
         if kernel.fn.__module__ == DRAWS:
@@ -221,6 +229,7 @@ def compile_all(folder):
         (catalogue_loss.rows_kernel, of_rows, warps),
         (catalogue_loss.rows_kernel, of_rows | sample, warps),
         (catalogue_loss.loss_kernel, softmax | {"ROWS": catalogue_loss.LOSS_ROWS}, 4),
+        (catalogue_loss.target_kernel, softmax | {"ROWS": catalogue_loss.LOSS_ROWS}, 4),
         (catalogue_loss.items_kernel, of_items, items_warps),
         (catalogue_loss.items_kernel, of_items | sample, items_warps),
         (block_mass.divergence_kernel, choice, 16),
@@ -241,7 +250,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 44
+    assert len(found) == 45
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}
@@ -249,7 +258,8 @@ def test_no_register_spills(tmp_path):
     assert found["group_bounds_kernel"]["registers"] <= 128
     assert 2 * (found["group_bounds_kernel"]["shared_bytes"] + 1_024) <= 233_472
     wide = ("add_norm_kernel", "add_norm_backward_kernel", "items_kernel")
-    for name in (*wide, "catch_up_kernel", "step_kernel", "row_sums_kernel"):
+    wide += ("catch_up_kernel", "step_kernel", "row_sums_kernel", "target_kernel")
+    for name in wide:
         assert found[name]["wide_accesses"] > 0, name
 
 
