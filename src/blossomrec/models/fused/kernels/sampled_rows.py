@@ -26,7 +26,7 @@ def target_kernel(
 ):
     """Loss of each row, and gradients in the row and in the vector of its target, by its share.
 
-    ``others`` is the logarithm of the row's sum over the sample, ``means`` [rows, D] its gradient in
+    ``others`` is the logarithm of the sum over the sample, ``means`` [rows, D] its gradient in
     the row, which becomes that of the loss. MEAN: whether gradients are wanted.
     """
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, D_BLOCK)
