@@ -180,7 +180,11 @@ class Ranks:
         return out
 
     def exchange(
-        self, x: Tensor, sent: Sequence[int] | None = None, received: Sequence[int] | None = None
+        self,
+        x: Tensor,
+        sent: Sequence[int] | None = None,
+        received: Sequence[int] | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """The rows that others send to this rank, in the order of ranks.
 
@@ -188,12 +192,14 @@ class Ranks:
             x: rows for rank 0, for rank 1, ...
             sent: how many go to each rank; as many to each without it, and to every other rank.
             received: how many come from each, given where ``sent`` is.
+            out: where they go; a new tensor without it.
         """
         import torch.distributed as dist
 
         arriving = None if received is None else list(received)
         leaving = None if sent is None else list(sent)
-        out = x.new_empty(len(x) if arriving is None else sum(arriving), *x.shape[1:])
+        if out is None:
+            out = x.new_empty(len(x) if arriving is None else sum(arriving), *x.shape[1:])
         with self.together():
             dist.all_to_all_single(out, x.contiguous(), arriving, leaving)
         return out

@@ -43,13 +43,26 @@ LAZY_NUMBERS = ("weight", "means", "squares", "average", "steps", "gradient")
 LAZY_TYPES = {
     **dict.fromkeys(LAZY_ROWS, "*i64"),
     **dict.fromkeys(LAZY_NUMBERS, "*fp32"),
-    **dict.fromkeys(("moved", "left", "behind", "force", "decay"), "*fp64"),
+    **dict.fromkeys(("moved", "left", "behind", "now"), "*fp64"),
+    **{"rate": "*fp32", "out": "*fp32"},
 }
 # Kernels of rows that are summed by their numbers.
 SUMS = "blossomrec.models.fused.kernels.embedding"
 SUMS_TYPES = {
     **{"keys": "*i32", "order": "*i64"},
     **dict.fromkeys(("gradient", "sums", "carried"), "*fp32"),
+}
+# The kernel of the targets beside a sample.
+BESIDE = "blossomrec.models.fused.kernels.sampled_rows"
+BESIDE_TYPES = {
+    **dict.fromkeys(("vectors", "shares", "others", "means", "lse", "losses"), "*fp32"),
+    **{"hidden": "*bf16", "targets": "*i32", "of_targets": "*fp32"},
+}
+# Kernels of distinct rows.
+DISTINCT = "blossomrec.models.fused.kernels.distinct"
+DISTINCT_TYPES = {
+    **dict.fromkeys(("rising", "new", "rank"), "*i32"),
+    **dict.fromkeys(("order", "rows", "own", "places"), "*i64"),
 }
 # The kernel that draws.
 DRAWS = "blossomrec.models.fused.kernels.uniform"
@@ -79,6 +92,10 @@ def compile_kernel(kernel, constants, folder, warps=4, stages=3):
             kind = "*i32"
         if kernel.fn.__module__ == LAZY:
             kind = LAZY_TYPES.get(name, "i32")
+        if kernel.fn.__module__ == BESIDE:
+            kind = BESIDE_TYPES.get(name, "i32")
+        if kernel.fn.__module__ == DISTINCT:
+            kind = DISTINCT_TYPES.get(name, "i32")
         if kernel.fn.__module__ == DRAWS:
             kind = DRAWS_TYPES.get(name, "i32")
         if kernel.fn.__module__ == SUMS:
@@ -122,14 +139,23 @@ def compile_all(folder):
         lazy_adamw,
         norm,
     )
+    from blossomrec.models.fused.kernels.distinct import distinct_kernel, new_numbers_kernel
     from blossomrec.models.fused.kernels.embedding import carried_sums_kernel, row_sums_kernel
     from blossomrec.models.fused.kernels.uniform import uniform_kernel
     from blossomrec.models.peers import scan_kernels
     from blossomrec.models.peers.kernels import scan
+    from blossomrec.training.sparse import distinct
 
     chunk = {"ROWS": scan_kernels.ROWS, "COLUMNS": scan_kernels.COLUMNS}
     carry = {"BACK": True, "BLOCK": scan_kernels.CARRIED}
-    norms = {"HAS_BIAS": True, "DROPPED": 13_107, "KEPT": 1.25, "ROWS": 8, "BLOCK": 128}
+    norms = {
+        "HAS_BRANCH": True,
+        "HAS_BIAS": True,
+        "DROPPED": 13_107,
+        "KEPT": 1.25,
+        "ROWS": 8,
+        "BLOCK": 128,
+    }
     heads = projection._form(projection.Sizes(8, 2, 16, 4), None) | {"GATES": 2}
     window = {"S": 16, "WINDOW": 32, "G": 2, "D": 16, "PLACES": 32, "COLUMNS": 32}
     sums = {"G": 2, "R": 4, "D": 16, "S": 16, "D_BLOCK": 16}
@@ -148,6 +174,7 @@ def compile_all(folder):
     of_sums = groups | {"ROWS": height, "ITEMS": seen}
     betas = {"FIRST": 0.9, "SECOND": 0.999, "LOG_FIRST": -0.152, "LOG_SECOND": -0.00144}
     rows = betas | {"D": 128, "D_BLOCK": 128, "ROWS": 8, "EPS": 1e-8, "AVERAGE": True}
+    ages = betas | {"BLOCK": 1_024, "FACTOR": 2.0, "DECAY": 0.998, "FORGET": 9, "AVERAGE": True}
     choice = {"G": 2, "R": 4, "CAUSAL": True, "PLACES": 4_096}
     distilling = {"G": 2, "R": 4, "D": 16, "D_BLOCK": 16, "H_BLOCK": 8, "S": 16, "STEPS": 14}
     distilling |= {
@@ -177,6 +204,9 @@ def compile_all(folder):
         (norm.add_norm_backward_kernel, norms),
         (lazy_adamw.catch_up_kernel, rows),
         (lazy_adamw.step_kernel, rows),
+        (lazy_adamw.age_kernel, ages),
+        (new_numbers_kernel, {"BLOCK": distinct.BLOCK}),
+        (distinct_kernel, {"BLOCK": distinct.BLOCK}),
         (uniform_kernel, of_draws),
         (row_sums_kernel, of_keys),
         (carried_sums_kernel, of_keys | {"PARTS": embedding.PARTS}),
@@ -199,6 +229,7 @@ def compile_all(folder):
         (catalogue_loss.rows_kernel, of_rows, warps),
         (catalogue_loss.rows_kernel, of_rows | sample, warps),
         (catalogue_loss.loss_kernel, softmax | {"ROWS": catalogue_loss.LOSS_ROWS}, 4),
+        (catalogue_loss.target_kernel, softmax | {"ROWS": catalogue_loss.LOSS_ROWS}, 4),
         (catalogue_loss.items_kernel, of_items, items_warps),
         (catalogue_loss.items_kernel, of_items | sample, items_warps),
         (block_mass.divergence_kernel, choice, 16),
@@ -219,7 +250,7 @@ def test_no_register_spills(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert len(found) == 41
+    assert len(found) == 45
     assert {name: use for name, use in found.items() if use["spilled_bytes"]} == {}
     # What a program may take at most.
     assert {name: use for name, use in found.items() if use["shared_bytes"] > 232_448} == {}
@@ -227,7 +258,8 @@ def test_no_register_spills(tmp_path):
     assert found["group_bounds_kernel"]["registers"] <= 128
     assert 2 * (found["group_bounds_kernel"]["shared_bytes"] + 1_024) <= 233_472
     wide = ("add_norm_kernel", "add_norm_backward_kernel", "items_kernel")
-    for name in (*wide, "catch_up_kernel", "step_kernel", "row_sums_kernel"):
+    wide += ("catch_up_kernel", "step_kernel", "row_sums_kernel", "target_kernel")
+    for name in wide:
         assert found[name]["wide_accesses"] > 0, name
 
 

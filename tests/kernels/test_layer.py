@@ -20,7 +20,7 @@ from blossomrec.models.fused import feed_forward
 from blossomrec.models.fused import norm as norm_kernels
 from blossomrec.models.fused.dropout import constants
 from blossomrec.models.fused.feed_forward import feed_forward_norm
-from blossomrec.models.fused.norm import add_norm
+from blossomrec.models.fused.norm import add_norm, layer_norm
 from blossomrec.models.transformer import TransformerLayer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,6 +65,23 @@ def few_programs(monkeypatch):
     """So few that each goes through several tiles."""
     for module in (activation, norm_kernels):
         monkeypatch.setattr(module, "PROGRAMS", 2)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("rows, size", SIZES)
+def test_layer_norm(rows, size, dtype, monkeypatch):
+    few_programs(monkeypatch)
+    norm = shaken(nn.LayerNorm(size))
+    x = draw(rows, size, seed=1, dtype=dtype).requires_grad_()
+    out = layer_norm(x, norm)
+    assert out.dtype == dtype
+    exact, leaf = copy.deepcopy(norm).double(), x.detach().double().requires_grad_()
+    expected = exact(leaf)
+    assert relative_error(out, expected) < TOLERANCE[dtype]
+    ours = gradients(out, [x, *norm.parameters()])
+    theirs = gradients(expected, [leaf, *exact.parameters()])
+    for one, other in zip(ours, theirs, strict=True):
+        assert relative_error(one, other) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 pytest.importorskip("triton")
 
 from blossomrec.models import fused
-from blossomrec.models.fused.embedding import PARTS, ROWS, embedding, row_sums
+from blossomrec.models.fused import embedding as modules
+from blossomrec.models.fused.embedding import PARTS, ROWS, Ordered, embedding, row_sums, summed_once
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -51,6 +52,43 @@ def test_rows_and_their_gradient_are_those_of_pytorch(dtype, monkeypatch):
     (rows, mine), (others, theirs) = found
     assert torch.equal(rows, others) and mine.dtype == theirs.dtype == dtype
     torch.testing.assert_close(mine, theirs)
+
+
+def test_lookups_of_one_table_are_summed_once(monkeypatch):
+    monkeypatch.setattr(fused, "usable", lambda x: True)
+    sums = list[int]()
+    whole = modules.row_sums
+
+    def counted(index, *given):
+        sums.append(index.numel())
+        return whole(index, *given)
+
+    monkeypatch.setattr(modules, "row_sums", counted)
+    table = torch.arange(60.0, device=DEVICE).view(6, 10).requires_grad_()
+    some = [torch.tensor(each, device=DEVICE) for each in ([[4, 0], [2, 4]], [5], [0, 0, 1])]
+
+    def gradient(rows_of, held):
+        found = [rows_of(each, held) for each in some]
+        # One of them needs no gradient, and the table is used by itself.
+        loss = (found[0] ** 2).sum() + found[2].sin().sum() + (held[1] * held[2]).sum()
+        return torch.autograd.grad(loss + found[1].detach().sum(), table)[0]
+
+    ours, theirs = gradient(embedding, summed_once(table)), gradient(F.embedding, table)
+    torch.testing.assert_close(ours, theirs)
+    assert sums == [7]
+    assert summed_once(table.detach()).requires_grad is False
+    held = summed_once(table)
+    (alone,) = torch.autograd.grad(held.sum(), table)
+    assert torch.equal(alone, torch.ones_like(alone)) and sums == [7]
+
+
+def test_an_order_that_is_known_may_have_more_numbers_than_rows(monkeypatch):
+    index = numbers("drawn", 3 * ROWS, 9).to(DEVICE)
+    rows = torch.randn(len(index), 16).to(DEVICE)
+    others = torch.tensor([3, 0, 8], device=DEVICE)
+    keys, places = torch.cat([index, others]).int().sort(stable=True)
+    found = row_sums(index, rows, 9, Ordered(keys, places))
+    torch.testing.assert_close(found, row_sums(index, rows, 9), rtol=1e-5, atol=1e-5)
 
 
 def test_no_kernel_runs_where_none_may(monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import ClassVar, cast
@@ -54,10 +53,9 @@ def sampled_softmax(
     """
     # Unlike indexing, an embedding lookup has a gradient that is summed in a fixed order.
     rows = hidden, embedding(targets.clamp(min=0), weight, may_fuse=may_fuse), targets
-    sample = negatives, -(log_q.double() + math.log(len(negatives)))
     vectors = embedding(negatives, weight, may_fuse=may_fuse)
     options = {"chunk_elements": chunk_elements, "may_fuse": may_fuse}
-    return mean_loss(rows, vectors, sample, row_weights, **options)
+    return mean_loss(rows, vectors, (negatives, log_q), row_weights, **options)
 
 
 def gbce(
@@ -231,12 +229,13 @@ class SampledLoss(TrainingLoss):
 
     def counted(
         self, targets: Tensor, negatives: Tensor, row_weights: Tensor | None = None
-    ) -> Tensor:
-        """By what :meth:`of_sample` divides the sum over rows, but for a factor: a scalar.
+    ) -> Tensor | None:
+        """By what :meth:`of_sample` divides the sum over rows, but for a factor: a scalar; None
+        where that is how much the rows with a target count, which the host knows.
 
         So the mean over the rows of several ranks is made of the means of each.
         """
-        return _counted(targets, row_weights).sum()
+        return None
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"seed": self.sampler.seed, "drawn": self.sampler.drawn}

@@ -6,6 +6,7 @@ stands around it looks vectors up, sees to types and takes the mean.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ class Negatives(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of the summed loss; those of single rows without their shares, which come last.
+    """Of the summed loss.
 
     Attributes:
         hidden, targets: [M, D], float32 or better.
@@ -99,23 +100,22 @@ def summed_by_kernels(
 ) -> tuple[Tensor, Gradients | None]:
     """As :func:`summed_loss`, on a GPU in 16 bits: logits are nowhere in memory.
 
-    The kernels are those of the catalogue; the targets, one for each row, come on top.
+    The kernels are those of the catalogue; the targets, one for each row, come on top, by vectors
+    of any type.
     """
-    from blossomrec.models.fused.catalogue_loss import Sample, catalogue_gradient, row_losses
+    from blossomrec.models.fused import catalogue_loss
 
-    hidden, vectors = rows.hidden.float(), rows.vectors.float()
-    given = rows.hidden, sample.vectors, rows.targets
-    drawn, counted = Sample(sample.items, sample.bias), rows.targets >= 0
-    others, _, means = row_losses(*given, differentiate=differentiate, sample=drawn)
-    positive = (hidden * vectors).sum(1)
-    lse = torch.logaddexp(others, positive)
-    total = ((lse - positive).where(counted, 0.0) * rows.shares).sum()
-    if means is None:
-        return total, None
-    # Of all that is likely, what the negatives have.
-    likely = (others - lse).where(counted, -torch.inf).exp()[:, None]
-    of_negatives = catalogue_gradient(*given, lse, rows.shares, drawn)
-    return total, Gradients(likely * (means - vectors), -likely * hidden, of_negatives)
+    # Both passes take them as they are then.
+    given = rows.hidden, sample.vectors, rows.targets.int()
+    drawn = catalogue_loss.Sample(sample.items.int(), sample.bias)
+    found = catalogue_loss.row_losses(*given, differentiate=differentiate, sample=drawn)
+    others, _, of_hidden = found
+    of_rows = rows.hidden, rows.vectors, given[2], rows.shares, others, of_hidden
+    losses, lse, of_targets = catalogue_loss.target_losses(*of_rows)
+    if of_hidden is None or of_targets is None:
+        return losses.sum(), None
+    of_negatives = catalogue_loss.catalogue_gradient(*given, lse, rows.shares, drawn)
+    return losses.sum(), Gradients(of_hidden, of_targets, of_negatives)
 
 
 def _add_gradients(
@@ -125,10 +125,11 @@ def _add_gradients(
     dtype, exact = chunk.hidden.dtype, shares.dtype
     others = shares.sum(1, keepdim=True)
     shares, factors = shares.to(dtype), chunk.hidden.to(exact)
-    towards = product(shares, sample.vectors)
-    gradients.hidden[part] = towards.sub_(others * chunk.vectors.to(exact))
-    gradients.targets[part] = -others * factors
-    gradients.negatives.add_(product(shares.T, (factors * chunk.shares[:, None]).to(dtype)))
+    counted = chunk.shares[:, None]
+    towards = product(shares, sample.vectors).sub_(others * chunk.vectors.to(exact))
+    gradients.hidden[part] = towards.mul_(counted)
+    gradients.targets[part] = -others * factors * counted
+    gradients.negatives.add_(product(shares.T, (factors * counted).to(dtype)))
 
 
 class _SampledSoftmax(torch.autograd.Function):
@@ -137,30 +138,31 @@ class _SampledSoftmax(torch.autograd.Function):
         dtype, chunk_elements, differentiate, may_fuse = options
         ctx.dtypes = hidden.dtype, positives.dtype, vectors.dtype
         exact = torch.promote_types(dtype, torch.float32)
-        there = targets >= 0
-        weights = there.to(exact) if row_weights is None else row_weights.to(exact) * there
-        shares = row_shares(weights)
+        shares = there = (targets >= 0).to(exact)
+        if row_weights is not None:
+            shares = row_shares(row_weights.to(exact) * there)
         with torch.autocast(hidden.device.type, enabled=False):
-            rows = Predicted(hidden.to(dtype), targets, positives.to(dtype), shares)
-            items, bias = sample
-            negatives = Negatives(items, vectors.to(dtype), bias.to(exact))
+            rows = Predicted(hidden.to(dtype), targets, positives, shares)
+            items, log_q = sample
+            # Less the logarithm of how often an item is expected in the sample.
+            bias = -math.log(len(items)) - log_q.to(exact)
+            negatives = Negatives(items, vectors.to(dtype), bias)
             if may_fuse and kernels_take(hidden, dtype):
                 total, gradients = summed_by_kernels(rows, negatives, differentiate)
             else:
+                rows = rows._replace(vectors=positives.to(dtype))
                 total, gradients = summed_loss(rows, negatives, chunk_elements, differentiate)
         # One share is 1 where anything counts.
         ctx.counted = shares.sum().clamp(min=1)
-        ctx.save_for_backward(shares[:, None], *(gradients or ()))
+        ctx.save_for_backward(*(gradients or ()))
         return total / ctx.counted
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         # The mean is taken here: dividing earlier would underflow in float16 factors.
-        shares, of_hidden, of_targets, of_negatives = ctx.saved_tensors
-        factor = grad / ctx.counted
-        scaled = (of_hidden * shares, of_targets * shares, of_negatives)
-        found = [(each * factor).to(dtype) for each, dtype in zip(scaled, ctx.dtypes, strict=True)]
+        factor, both = grad / ctx.counted, zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        found = [(each * factor).to(dtype) for each, dtype in both]
         return *found, None, None, None, None
 
 
@@ -179,7 +181,7 @@ def mean_loss(
         rows: hidden [M, D], vectors of the targets [M, D] and targets, int64 [M], negative where
             the row is not to count.
         vectors: of the negatives, [N, D].
-        sample: the negatives, int64 [N], and what is added to their logits, [N].
+        sample: the negatives, int64 [N], and log-probabilities with which they were drawn, [N].
         row_weights: [M], how much each row counts in the mean; all alike without.
         chunk_elements: as of :func:`summed_loss`.
         may_fuse: whether kernels of a GPU may be used, which hold no logits at all.

@@ -51,7 +51,10 @@ class NegativeSampler:
             probabilities = uniform_share * probabilities
             probabilities += (1 - uniform_share) * popular / popular.sum()
         # A search in the running sum has no limit on the catalogue, as torch.multinomial has.
-        self.cumulative = probabilities.cumsum(0)
+        cumulative = probabilities.cumsum(0)
+        self.cumulative = cumulative / cumulative[-1]
+        # No number is beyond it, however sums are rounded.
+        self.cumulative[-1] = torch.inf
         self.log_q = probabilities.log().float()
         self.seed, self.drawn = torch.tensor(seed), torch.tensor(0)
 
@@ -66,8 +69,7 @@ class NegativeSampler:
         self._move(torch.device(device))
         draws = uniform(self.seed, self.drawn, count, may_fuse=may_fuse)
         self.drawn += 1
-        items = torch.searchsorted(self.cumulative, draws * self.cumulative[-1], right=True)
-        items = items.clamp(max=len(self.cumulative) - 1)
+        items = torch.searchsorted(self.cumulative, draws, right=True)
         return items, self.log_q.index_select(0, items)
 
     def _move(self, device: torch.device) -> None:

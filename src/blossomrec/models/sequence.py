@@ -15,6 +15,7 @@ from blossomrec.config import ModelConfig, RunConfig
 from blossomrec.data.batches import TrainingBatches, target_importance
 from blossomrec.data.fields import EventFields, Tables
 from blossomrec.errors import ConfigError, DataError
+from blossomrec.models import fused
 from blossomrec.models.event_parts import (
     besides_items,
     event_part,
@@ -259,7 +260,16 @@ class SequenceModel(TiedItems):
             x = x * scale
         else:
             x = torch.add(besides_items(self, self.event_inputs, batch, before), x, alpha=scale)
-        return self.dropout(self.embedding_norm(x))
+        return self.dropout(self._normed(x))
+
+    def _normed(self, x: Tensor) -> Tensor:
+        norm = self.embedding_norm
+        trains = torch.is_grad_enabled() and x.requires_grad and len(x) > 0
+        if not (trains and self.may_fuse and isinstance(norm, nn.LayerNorm) and fused.usable(x)):
+            return norm(x)
+        from blossomrec.models.fused.norm import layer_norm
+
+        return layer_norm(x, norm)
 
     def embedded(
         self, batch: Batch, vectors: Tensor | None = None, before: Tensor | None = None

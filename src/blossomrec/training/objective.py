@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from blossomrec.data.batch import Batch
 from blossomrec.losses import SampledLoss, TrainingLoss, weighted_mean
+from blossomrec.models.fused.embedding import summed_once
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.training.shape import Shape
 from blossomrec.training.sparse import RowTable
@@ -71,7 +72,7 @@ class Objective(nn.Module):
             return loss.of_sample(hidden, weight, targets, negatives, log_q, *weights)
 
         assert table.vectors is not None
-        with self.model.on_rows(table.vectors):
+        with self.model.on_rows(summed_once(table.vectors)):
             return self._losses(step.of(batch), of_sample)
 
     def _losses(self, step: Step, loss_of: Callable[..., Tensor]) -> Losses:

@@ -64,7 +64,8 @@ def test_rows_that_are_sent_are_those_that_are_wanted(tiny_log, split, with_targ
             assert torch.equal(share.wanted[share.batch.targets], share.targets)
     pairs = sorted(zip(torch.cat(items).tolist(), torch.cat(targets).tolist(), strict=True))
     assert pairs == sorted(zip(batch.items.tolist(), batch.targets.tolist(), strict=True))
-    assert sum(share.event_share for share in shares) == pytest.approx(1)
+    for name in ("event_share", "target_share"):
+        assert sum(getattr(share, name) for share in shares) == pytest.approx(1)
     assert len({share.seed for share in shares}) == size
 
 
@@ -91,6 +92,17 @@ def test_a_rank_without_a_history_has_one_that_does_not_count():
     idle = shares[2]
     assert len(idle.targets) == 2 and (idle.targets == -1).all()
     assert idle.event_share == 0 and idle.importance == 5 and idle.longest == 3
+    assert [float(share.target_share) for share in shares] == pytest.approx([0.6, 0.4, 0])
+
+
+def test_targets_have_the_share_that_their_weights_are():
+    batch = pack([[1, 2, 3], [4, 5]])
+    weights = torch.tensor([0.5, 0.0, 1.0, 9.0, 4.5])
+    targets = torch.tensor([2, 3, 4, -1, 6])
+    for given, wanted in ((weights, [0.25, 0.75]), (weights * 0, [0, 0])):
+        two = Two(replace(batch, targets=targets, target_weights=given))
+        found = [float(share.target_share) for share in shares_of(two, 2)]
+        assert found == pytest.approx(wanted)
 
 
 class Counted:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_training import small_config
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blossomrec.data.batches import ClozeBatches, TrainingBatches
 from blossomrec.models import build_model
@@ -171,9 +172,9 @@ class Echo(Ranks):
     def sum_to_owners(self, x: Tensor) -> Tensor:
         return x[: len(x) // 2].clone()
 
-    def exchange(self, x, sent=None, received=None):
+    def exchange(self, x, sent=None, received=None, out=None):
         assert sent is None and received is None
-        return x.clone()
+        return x.clone() if out is None else out.copy_(x)
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -227,6 +228,42 @@ def test_nothing_in_a_step_of_ranks_waits_for_the_device(tiny_log, split, monkey
         values = update(second, 0.01)
     assert waits.found == []
     assert all(np.isfinite(float(each)) for each in values.values())
+
+
+class Sorts(TorchDispatchMode):
+    """How many numbers were sorted each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = list[int]()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name == "aten::sort":
+            self.found.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+def test_rows_are_sorted_once_to_be_found_and_once_to_be_summed(tiny_log, split, monkeypatch):
+    sizes = take_the_way_of_a_gpu(monkeypatch)
+    loss = {"loss": "sampled_softmax", "table_optimizer": "lazy_adamw", "negatives": 16}
+    config = small_config(graph="on", dropout=0.0, tokens_per_batch=68, **loss, **sizes)
+    ranks, told = Echo(), list[tuple[int, ...]]()
+    monkeypatch.setattr(Echo, "sum_", lambda self, x: told.append(x.shape) or x)
+    model = build_model(config.model, tiny_log.num_items, ranks=ranks)
+    given = (model, tiny_log, split.train_end, config, open_fabric(config.training))
+    parts = build_parts(*given, ranks=ranks)
+    update = build_update(parts, 1.0, ShardedUpdate)
+    step = next(parts.division.steps(parts.batches.epoch(0, division=parts.division)))
+    assert step.padded
+    told.clear()
+    with Sorts() as sorts:
+        update(step, 0.01)
+    turn = len(parts.table._in_turn)
+    events = len(step.targets)
+    assert sorts.found == [len(step.sent) + 16 + turn, 2 * events + 16]
+    # Vectors of the sample, their gradients, and those of the encoder with all scalars.
+    size = config.model.hidden_size
+    assert told[:2] == [(16, size)] * 2 and len(told) == 3
 
 
 def test_steps_of_ranks_are_graphs_where_those_of_one_are(tiny_log, split, monkeypatch):

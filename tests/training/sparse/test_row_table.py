@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from blossomrec.training.average import TRAINED, UNTRAINED
+from blossomrec.training.sparse import distinct as distinct_rows
 from blossomrec.training.sparse import table as tables
 from blossomrec.training.sparse.distinct import distinct
 from blossomrec.training.sparse.rules import LazyAdamW, RowwiseAdaGrad
@@ -153,24 +154,33 @@ def test_in_float32_it_is_as_near_as_float32_goes():
     torch.testing.assert_close(table.mean.double(), mean, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("decay", [0, DECAY])
-def test_kernels_find_the_same(monkeypatch, decay):
+@pytest.mark.parametrize("decay, forget", [(0, UNTRAINED), (DECAY, UNTRAINED), (DECAY, TRAINED)])
+def test_kernels_find_the_same(monkeypatch, decay, forget):
     pytest.importorskip("triton")
     from blossomrec.models.fused.lazy_adamw import LazyRows
 
-    found, taken = [], []
+    found, by_age, taken = [], [], []
     step = LazyRows.step
-    monkeypatch.setattr(LazyRows, "step", lambda *given: taken.append(given) or step(*given))
+
+    def counted(*given, **options):
+        taken.append(given)
+        step(*given, **options)
+
+    monkeypatch.setattr(LazyRows, "step", counted)
     monkeypatch.setattr(tables.fused, "usable", lambda x: True)
     for may_fuse in (True, False):
-        table = by_rows(LazyAdamW(), 60, decay=decay, dtype=torch.float32, may_fuse=may_fuse)
+        form = {"decay": decay, "dtype": torch.float32, "forget": forget}
+        table = by_rows(LazyAdamW(), 60, may_fuse=may_fuse, **form)
         assert len(taken) == 60
         behind = table.seen.clone()
         table.catch_up()
         mean = () if table.mean is None else (table.mean,)
         found.append((table.weight.detach(), *mean, *table.rows_state.values(), behind))
+        by_age.append((table.steps, table.updates, table.moved, table.left, table.behind))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for one, other in zip(*by_age, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("age", [512, 500, 150])
@@ -237,13 +247,17 @@ def test_gradients_of_rows_are_those_of_the_table():
     assert weight.grad.shape[0] > len(table.vectors)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_distinct_rows_are_those_of_unique(seed):
+def test_distinct_rows_are_those_of_unique(seed, fused, monkeypatch):
+    if fused:
+        pytest.importorskip("triton")
+        monkeypatch.setattr(distinct_rows, "BLOCK", 4)
     generator = torch.Generator().manual_seed(seed)
     given = [
         torch.randint(0, 9, shape, generator=generator) for shape in ((5,), (0,), (2, 3), (seed,))
     ]
-    found = distinct(given, 9)
+    found = distinct(given, 9, fused=fused)
     rows = torch.cat([each.flatten() for each in given]).unique()
     assert found.rows.unique().tolist() == rows.tolist()
     assert len(found.rows) == min(9, 11 + seed)
@@ -252,3 +266,9 @@ def test_distinct_rows_are_those_of_unique(seed):
     for one, places in zip(given, found.places, strict=True):
         assert torch.equal(found.rows[places], one)
         assert (places < len(rows)).all()
+    # Slots beyond the distinct rows are told from those where a row stands first.
+    first = torch.arange(len(found.rows)) == found.own
+    assert first.nonzero()[:, 0].tolist() == list(range(len(rows)))
+    together = torch.cat([each.flatten() for each in found.places])
+    assert torch.equal(together[found.ordered.places], found.ordered.keys.long())
+    assert (found.ordered.keys.diff() >= 0).all()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
 from blossomrec.models.fused.kernels.catalogue_loss import items_kernel, loss_kernel, rows_kernel
+from blossomrec.models.fused.kernels.sampled_rows import target_kernel
 
 LARGEST_SIZE = 256
 # The tile that a program holds of its own side, that of the other side which it sees at a time, and
@@ -118,6 +119,42 @@ def row_losses(
         **shape,
     )
     return lse, losses, gradient
+
+
+def target_losses(
+    hidden: Tensor,
+    vectors: Tensor,
+    targets: Tensor,
+    shares: Tensor,
+    others: Tensor,
+    means: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The target of each row beside a sample, for which :func:`row_losses` gave what others have.
+
+    Args:
+        hidden, targets: as of :func:`row_losses`.
+        vectors: of the targets, [M, D], rounded to the type of ``hidden``.
+        shares: float32 [M], how much each row counts.
+        others: float32 [M], logarithm of the sum over the sample.
+        means: float32 [M, D], gradient of that in the row, which becomes that of the losses; None
+            where none is wanted.
+
+    Returns:
+        Loss of each row by its share, [M]; logarithm of the whole sum, [M], infinity without a
+        target; gradient of the losses in ``vectors``, [M, D].
+    """
+    hidden, vectors, (rows, size) = hidden.contiguous(), vectors.contiguous(), hidden.shape
+    losses, lse = torch.empty_like(others), torch.empty_like(others)
+    gradient = None if means is None else torch.empty_like(means)
+    target_kernel[(cdiv(rows, LOSS_ROWS),)](
+        *(hidden, vectors, targets, shares.contiguous(), others, means, lse, losses, gradient),
+        rows,
+        D=size,
+        D_BLOCK=_block(size),
+        MEAN=means is not None,
+        ROWS=LOSS_ROWS,
+    )
+    return losses, lse, gradient
 
 
 def catalogue_gradient(

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
 from blossomrec.models import fused
@@ -17,13 +20,32 @@ from blossomrec.models import fused
 ROWS, BLOCK, PARTS = 16, 128, 32
 
 
-def embedding(index: Tensor, table: Tensor, *, may_fuse: bool = True) -> Tensor:
+# The lookups of a table that were met in a backward pass, each its numbers and its gradient.
+_met: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+class Ordered(NamedTuple):
+    """Numbers of rows in rising order.
+
+    Attributes:
+        keys: int32 [N].
+        places: int64 [N], where each stood before; of a place beyond the rows there is nothing.
+    """
+
+    keys: Tensor
+    places: Tensor
+
+
+def embedding(
+    index: Tensor, table: Tensor, *, ordered: Ordered | None = None, may_fuse: bool = True
+) -> Tensor:
     """Rows of ``table`` [I, D], of the shape of ``index``, int64, and D.
 
     As :func:`torch.nn.functional.embedding`, whose gradient takes several times as many kernels
     on a GPU; of both, and unlike that of indexing, it is the same to the bit each time.
 
     Args:
+        ordered: the numbers of ``index`` where their order is known.
         may_fuse: whether kernels of a GPU may be used.
 
     Example:
@@ -33,43 +55,80 @@ def embedding(index: Tensor, table: Tensor, *, may_fuse: bool = True) -> Tensor:
     differentiable = torch.is_grad_enabled() and table.requires_grad
     if not (may_fuse and differentiable and index.numel() and fused.usable(table)):
         return F.embedding(index, table)
-    return _Embedding.apply(index, table)
+    return _Embedding.apply(index, table, ordered, _met.get(table))
+
+
+def summed_once(table: Tensor) -> Tensor:
+    """The same table, [I, D]: gradients of all that :func:`embedding` looks up in it are summed
+    together at the end of the backward pass.
+
+    One sort takes the place of one for each lookup, and no tables of gradients are added.
+    """
+    if not table.requires_grad:
+        return table
+    met = list[tuple[Tensor, Tensor]]()
+    same = _SummedOnce.apply(table, met)
+    _met[same] = met
+    return same
+
+
+class _SummedOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table, met):
+        ctx.met, ctx.num_rows = met, len(table)
+        ctx.set_materialize_grads(False)
+        return table.view_as(table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        if not ctx.met:
+            return grad, None
+        numbers, rows = map(torch.cat, zip(*ctx.met, strict=True))
+        ctx.met.clear()
+        found = row_sums(numbers, rows, ctx.num_rows)
+        return found if grad is None else grad + found, None
 
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, index, table):
-        ctx.save_for_backward(index)
-        ctx.num_rows = len(table)
+    def forward(ctx, index, table, ordered, met):
+        ctx.save_for_backward(index, *(ordered or ()))
+        ctx.num_rows, ctx.met = len(table), met
         return F.embedding(index, table)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (index,) = ctx.saved_tensors
-        return None, row_sums(index, grad, ctx.num_rows)
+        index, *ordered = ctx.saved_tensors
+        if ctx.met is not None:
+            ctx.met.append((index.flatten(), grad.flatten(end_dim=-2)))
+            return None, None, None, None
+        known = Ordered(*ordered) if ordered else None
+        return None, row_sums(index, grad, ctx.num_rows, known), None, None
 
 
-def row_sums(index: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+def row_sums(index: Tensor, rows: Tensor, num_rows: int, ordered: Ordered | None = None) -> Tensor:
     """For each of ``num_rows`` numbers the sum of the rows that have it, [num_rows, D].
 
     Args:
         index: int64, the number of each row, at least one.
         rows: of the shape of ``index``, and D, on a GPU; they are summed in float32.
+        ordered: the numbers where their order is known.
     """
     from blossomrec.models.fused.kernels.embedding import carried_sums_kernel, row_sums_kernel
 
     size = rows.shape[-1]
     rows = rows.reshape(-1, size).contiguous()
     # Half as many passes as of 64 bits.
-    keys, order = index.reshape(-1).int().sort(stable=True)
+    keys, order = ordered or index.reshape(-1).int().sort(stable=True)
     sums = rows.new_zeros(num_rows, size, dtype=torch.float32)
     parts = cdiv(len(keys), ROWS)
     carried = rows.new_empty(parts, size, dtype=torch.float32)
     block = min(BLOCK, max(16, next_power_of_2(size)))
     shape = {"D": size, "ROWS": ROWS, "BLOCK": block}
-    columns = cdiv(size, block)
-    row_sums_kernel[(parts, columns)](keys, order, rows, sums, carried, len(keys), **shape)
+    columns, counts = cdiv(size, block), (len(keys), len(rows))
+    row_sums_kernel[(parts, columns)](keys, order, rows, sums, carried, *counts, **shape)
     if parts > 1:
         grid = parts - 1, columns
         carried_sums_kernel[grid](keys, carried, sums, len(keys), PARTS=PARTS, **shape)

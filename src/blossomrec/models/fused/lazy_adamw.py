@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
-from blossomrec.models.fused.kernels.lazy_adamw import catch_up_kernel, step_kernel
+from blossomrec.models.fused.kernels.lazy_adamw import age_kernel, catch_up_kernel, step_kernel
 
 # Numbers of a tile of rows.
 TILE = 1_024
@@ -31,7 +31,7 @@ class LazyRows:
         means, squares: what AdamW keeps, [I, D].
         average: of the weights, [I, D], or None.
         seen: int64 [I], up to which update each row is as it should be.
-        updates, steps: how many there have been, scalars.
+        updates, steps: how many there have been, scalars, int64 and float32.
         betas, eps: of AdamW.
     """
 
@@ -47,30 +47,55 @@ class LazyRows:
     betas: tuple[float, float]
     eps: float
 
-    def catch_up(self, moved: Tensor, left: Tensor, behind: Tensor) -> None:
-        """Bring the rows up to date.
+    def catch_up(self, moved: Tensor, left: Tensor, behind: Tensor) -> Tensor:
+        """Bring the rows up to date, and give each at its first slot, zeros at others, [K, D].
 
         Args:
             moved, left, behind: by age, float64 [ages]: how far rows have moved along their
                 direction, what is left of the average, how far that is behind.
         """
         logs = {"LOG_FIRST": math.log2(self.betas[0]), "LOG_SECOND": math.log2(self.betas[1])}
-        by_age = moved, left, behind
-        catch_up_kernel[self._grid](
-            *self._tensors, *by_age, len(self.rows), **logs, **self._constants
-        )
+        out = self.weight.new_empty(len(self.rows), self.weight.shape[1])
+        given = moved, left, behind, out, len(self.rows)
+        catch_up_kernel[self._grid](*self._tensors, *given, **logs, **self._constants)
+        return out
 
-    def step(self, gradient: Tensor, force: Tensor, decay: Tensor) -> None:
-        """Take a step of the rows, which are up to date.
+    def step(
+        self,
+        gradient: Tensor,
+        moved: Tensor,
+        left: Tensor,
+        behind: Tensor,
+        *,
+        rate: float | Tensor,
+        factor: float,
+        decay: float,
+        forget: int,
+    ) -> None:
+        """Count a step, take it with the rows, which are up to date, and let the others grow older.
 
         Args:
             gradient: [K, D]; of a row it is the one at its first slot.
-            force: how far rows go along their direction, a scalar.
-            decay: of the average, a scalar.
+            moved, left, behind: as of :meth:`catch_up`, changed in place.
+            rate: learning rate; a tensor is looked at when the step is taken.
+            factor: that it is multiplied by.
+            decay: of the average, at most.
+            forget: how soon it forgets its start, as of :class:`WeightAverage`.
         """
         first, second = self.betas
         betas = {"FIRST": first, "SECOND": second, "LOG_SECOND": math.log2(second)}
-        given = gradient.contiguous(), force, decay, len(self.rows)
+        if not isinstance(rate, Tensor):
+            rate = moved.new_full((), rate)
+        ages, average = len(moved), self.average is not None
+        # How far rows go along their direction, and the decay of the average at this step.
+        now = moved.new_empty(2)
+        logs = {"FIRST": math.log(first), "SECOND": math.log(second)}
+        form = {"FACTOR": factor, "DECAY": decay, "FORGET": forget, "AVERAGE": average}
+        counted = self.updates, self.steps, rate
+        block = next_power_of_2(ages)
+        by_age = moved, left, behind, now, ages
+        age_kernel[(1,)](*counted, *by_age, BLOCK=block, **logs, **form)
+        given = gradient.contiguous(), now, len(self.rows)
         step_kernel[self._grid](*self._tensors, *given, **betas, **self._constants)
 
     @property

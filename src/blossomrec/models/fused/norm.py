@@ -25,16 +25,16 @@ from blossomrec.models.fused.kernels.norm import add_norm_backward_kernel, add_n
 
 def forward(
     x: Tensor,
-    branch: Tensor,
+    branch: Tensor | None,
     bias: Tensor | None,
     norm: nn.LayerNorm,
     p: float,
     seed: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    """See :func:`add_norm`; without a gradient."""
+    """See :func:`add_norm`; without a gradient. No branch: the norm of x alone."""
     out = x.new_empty(x.shape, dtype=dtype)
-    form = _form(x, bias, p)
+    form = _form(x, branch, bias, p)
     grid = (cdiv(len(x), form["ROWS"]),)
     if len(x):
         add_norm_kernel[grid](
@@ -46,15 +46,16 @@ def forward(
 def backward(
     grad: Tensor,
     x: Tensor,
-    branch: Tensor,
+    branch: Tensor | None,
     bias: Tensor | None,
     norm: nn.LayerNorm,
     p: float,
     seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x and branch, and float32 [3, D]: of the norm's weight and bias, of ``bias``."""
-    grad_x, grad_branch = torch.empty_like(x), torch.empty_like(branch)
-    form = _form(x, bias, p)
+    grad_x = torch.empty_like(x)
+    grad_branch = x.new_empty(0) if branch is None else torch.empty_like(branch)
+    form = _form(x, branch, bias, p)
     programs = min(PROGRAMS, cdiv(len(x), form["ROWS"]))
     sums = x.new_empty(programs, 3, x.shape[1], dtype=torch.float32)
     if len(x):
@@ -105,7 +106,34 @@ class _AddNorm(torch.autograd.Function):
         return grad_x, grad_branch, sums[0], sums[1], None, None
 
 
-def _form(x: Tensor, bias: Tensor | None, p: float) -> dict[str, int | float | bool]:
+def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """norm(x), [T, D] in the type of ``x``, whatever autocast says.
+
+    PyTorch's own takes several times as long for the gradients of weight and bias where rows are
+    many and short.
+    """
+    return _LayerNorm.apply(x.contiguous(), norm.weight, norm.bias, norm)
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, shift, norm):
+        ctx.save_for_backward(x)
+        ctx.norm = norm
+        return forward(x, None, None, norm, 0.0, x.new_empty(0), x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        grad_x, _, sums = backward(grad, x, None, None, ctx.norm, 0.0, x.new_empty(0))
+        return grad_x, sums[0], sums[1], None
+
+
+def _form(
+    x: Tensor, branch: Tensor | None, bias: Tensor | None, p: float
+) -> dict[str, int | float | bool]:
     block = max(8, next_power_of_2(x.shape[1]))
     rows = max(1, TILE_ELEMENTS // block)
-    return {"HAS_BIAS": bias is not None, "ROWS": rows, "BLOCK": block, **constants(p)}
+    given = {"HAS_BRANCH": branch is not None, "HAS_BIAS": bias is not None}
+    return {**given, "ROWS": rows, "BLOCK": block, **constants(p)}

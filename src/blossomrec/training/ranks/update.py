@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from blossomrec.training.objective import Step
 from blossomrec.training.setup import Parts
@@ -45,10 +45,15 @@ class ShardedUpdate(Update):
         square = torch.linalg.vector_norm(self._of_table(), dtype=torch.float32).square()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.common]
         parts = [each.reshape(-1).float() for each in (*grads, *values.values(), square)]
-        summed = ranks.sum_(torch.cat(parts)).split([len(each) for each in parts])
+        whole = ranks.sum_(torch.cat(parts))
+        summed = whole.split([len(each) for each in parts])
         for one, grad in zip(self.common, summed, strict=False):
             one.grad = grad.view_as(one).to(one.dtype)
-        *told, self._square = (each[0] for each in summed[len(grads) :])
+        *told, square = (each[0] for each in summed[len(grads) :])
+        # All gradients are one tensor, of which the norm is taken at once.
+        common = whole[: sum(map(len, summed[: len(grads)]))]
+        norm = torch.linalg.vector_norm(common)
+        self._norm = square.addcmul(norm, norm).sqrt()
         return dict(zip(values, told, strict=True))
 
     def _of_table(self) -> Tensor:
@@ -59,10 +64,8 @@ class ShardedUpdate(Update):
         return found.grad
 
     def _clip(self) -> Tensor:
-        norm = get_total_norm([one.grad for one in self.common if one.grad is not None])
-        norm = (norm.square() + self._square).sqrt()
         if self.clip_norm > 0:
             table = self.parts.table
             held = self.held if table is None else cast(Tensor, table.vectors)
-            clip_grads_with_norm_([*self.common, held], self.clip_norm, norm)
-        return norm
+            clip_grads_with_norm_([*self.common, held], self.clip_norm, self._norm)
+        return self._norm

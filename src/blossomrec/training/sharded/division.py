@@ -70,6 +70,7 @@ class SharedStep(Step):
         event_share: of the events of the whole batch that are its own, a scalar; 0 where it has
             none.
         counted: how much the targets of the whole batch count, a scalar; 1 where none does.
+        target_share: its own part of that, a scalar.
         events: of the whole batch.
         seed: of what is drawn at this step and this rank.
         items: vectors of the catalogue's items that this rank has; set when there are.
@@ -94,14 +95,28 @@ class SharedStep(Step):
         self.targets = pad(targets, (0, spare), value=-1)
         self.wanted, self.sent = map(torch.from_numpy, rows)
         self.counts, self.longest = counts, longest
-        self.event_share = torch.tensor(part.event_share)
         # Where nothing counts the sum is 0.
-        self.importance, self.counted = importance, torch.tensor(importance or 1.0)
+        self.importance, counted = importance, importance or 1.0
+        own = float(part.told[_IMPORTANCE].view(torch.float64))
+        # One tensor, as each goes to the device by itself.
+        self.scalars = torch.tensor([part.event_share, counted, own / counted])
         self.events, self.seed = part.events, part.seed
 
     @property
     def num_events(self) -> int:
         return self.events
+
+    @property
+    def event_share(self) -> Tensor:
+        return self.scalars[0]
+
+    @property
+    def counted(self) -> Tensor:
+        return self.scalars[1]
+
+    @property
+    def target_share(self) -> Tensor:
+        return self.scalars[2]
 
 
 class Division:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blossomrec.losses import SampledLoss
-from blossomrec.models.fused.embedding import embedding
+from blossomrec.models.fused.embedding import embedding, summed_once
 from blossomrec.ranks import Ranks
 from blossomrec.training.objective import Losses, Objective
 from blossomrec.training.sharded.division import SharedStep
@@ -49,32 +49,33 @@ class ShardedObjective(Objective):
 
     def _of_sample(self, step: SharedStep, loss: SampledLoss) -> Losses:
         """The losses of the own part, with the same negatives on all ranks."""
-        wanted, sent, first = step.wanted, step.sent, self._first
+        wanted, sent = step.wanted, step.sent
         negatives, log_q = loss.draw(wanted.device)
-        here = (negatives >= first) & (negatives < first + len(self.model.held_items))
         # Of those that other ranks have, any row stands here: it gets no gradient.
-        local = torch.where(here, negatives - first, 0)
+        local = negatives - self._first
+        own = local.clamp(0, len(self.model.held_items) - 1)
+        here = local == own
         if self.table is None:
-            held = self.model.item_vectors()
+            # Looked up together, so that there is one gradient of what is held.
+            found = self._looked_up(self.model.item_vectors(), torch.cat((sent, own)))
         else:
-            sent, local = self.table.take(sent, local)
-            held = cast(Tensor, self.table.vectors)
-        # Looked up together, so that there is one gradient of what is held.
-        leaving, own = self._looked_up(held, torch.cat((sent, local))).tensor_split([len(sent)])
-        fetched = self._exchanged(step, leaving)
-        drawn = _Summed.apply(own * here[:, None], self.ranks)
+            found = self.table.look_up(sent, own)
+        counts = step.counts or (None, None)
+        met = _Met.apply(found, here[:, None], len(wanted), self.ranks, *counts)
         # A negative that the part meets anyway has the place that it has there.
         place = torch.searchsorted(wanted, negatives).clamp(max=len(wanted) - 1)
-        behind = len(wanted) + torch.arange(len(negatives), device=wanted.device)
-        places = torch.where(wanted[place] == negatives, place, behind)
+        behind = torch.arange(len(wanted), len(wanted) + len(negatives), device=wanted.device)
+        places = torch.where(wanted.index_select(0, place) == negatives, place, behind)
 
         def of_sample(hidden: Tensor, weight: Tensor, targets: Tensor, *weights: Tensor) -> Tensor:
             mean = loss.of_sample(hidden, weight, targets, places, log_q, *weights)
             own = loss.counted(targets, places, *weights)
+            if own is None:
+                return mean * step.target_share
             whole = self.ranks.sum_(own.detach().clone())
             return mean * (own / torch.where(whole > 0, whole, 1.0))
 
-        with self.model.on_rows(torch.cat((fetched, drawn))):
+        with self.model.on_rows(summed_once(met)):
             return self._losses(step, of_sample)
 
     def _looked_up(self, held: Tensor, rows: Tensor) -> Tensor:
@@ -124,14 +125,25 @@ class _Exchanged(torch.autograd.Function):
         return ranks.exchange(grad, sent, received), None, None, None
 
 
-class _Summed(torch.autograd.Function):
-    """The sum over all ranks, of which each has a gradient."""
+class _Met(torch.autograd.Function):
+    """Rows that go to other ranks for K that come from them, and behind these N of which each rank
+    has some, as ``here`` [N, 1] says, and a gradient of all."""
 
     @staticmethod
-    def forward(ctx, x, ranks):
-        ctx.ranks = ranks
-        return ranks.sum_(x.clone())
+    def forward(ctx, x, here, count, ranks, sent, received):
+        ctx.save_for_backward(here)
+        leaving = len(x) - len(here)
+        ctx.form = leaving, count, ranks, sent, received
+        out = x.new_empty(count + len(here), x.shape[1])
+        ranks.exchange(x[:leaving], sent, received, out[:count])
+        ranks.sum_(torch.mul(x[leaving:], here, out=out[count:]))
+        return out
 
     @staticmethod
     def backward(ctx, grad):
-        return ctx.ranks.sum_(grad.clone()), None
+        (here,), (leaving, count, ranks, sent, received) = ctx.saved_tensors, ctx.form
+        found = grad.new_empty(leaving + len(here), grad.shape[1])
+        ranks.exchange(grad[:count], received, sent, found[:leaving])
+        drawn = found[leaving:].copy_(grad[count:])
+        ranks.sum_(drawn).mul_(here)
+        return found, None, None, None, None, None

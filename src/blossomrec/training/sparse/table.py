@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blossomrec.models import fused
+from blossomrec.models.fused.embedding import embedding
 from blossomrec.training.sparse.distinct import distinct
 from blossomrec.training.sparse.rules import LazyAdamW, Rule
 
@@ -92,27 +93,35 @@ class RowTable:
     @torch.no_grad()
     def take(self, *given: Tensor) -> Sequence[Tensor]:
         """Where rows, int64 tensors of any shape, are in the ``vectors`` of the step."""
-        turn = (self._in_turn + self.updates * len(self._in_turn)) % len(self.weight)
-        self._rows, self._own, (*places, _) = distinct([*given, turn], len(self.weight))
-        self._catch_up(self._rows, self._own)
-        self.vectors = self.weight.detach().index_select(0, self._rows).requires_grad_()
+        turn = self._in_turn.add(self.updates, alpha=len(self._in_turn)) % len(self.weight)
+        found = distinct([*given, turn], len(self.weight), fused=self._fused)
+        self._rows, self._own, (*places, _), self._ordered = found
+        self.vectors = self._catch_up(self._rows, self._own).requires_grad_()
         return places
+
+    def look_up(self, *given: Tensor) -> Tensor:
+        """Vectors of the rows of a step, all of them after each other, [N, D], where no others are
+        looked up; see :meth:`take`."""
+        places = torch.cat([each.flatten() for each in self.take(*given)])
+        assert self.vectors is not None
+        return embedding(places, self.vectors, ordered=self._ordered, may_fuse=self.may_fuse)
 
     @torch.no_grad()
     def step(self) -> None:
         """Update the rows of :meth:`take` by the gradient of their ``vectors``."""
         assert self.vectors is not None and self.vectors.grad is not None
         gradient, self.vectors.grad = self.vectors.grad, None
+        if self._fused:
+            table = self._of_kernels(self._rows, self._own)
+            by_age = self.moved, self.left, self.behind
+            options = {"factor": self.rate_factor, "decay": self.decay, "forget": self.forget}
+            table.step(gradient, *by_age, rate=self._rate, **options)
+            return
         self.steps += 1
         self.updates += 1
         rows, step = self._rows, self.steps.double()
         rate = torch.ones_like(step) * self._rate * self.rate_factor
         force = self.rule.force(step, rate)
-        table = self._of_kernels(rows, self._own)
-        if table is not None:
-            table.step(gradient, force, self._decay_now)
-            self._grow_older(force)
-            return
         # A row that stands there twice is computed twice, from the same numbers.
         gradient = gradient.index_select(0, self._own)
         state = {name: each[rows] for name, each in self.rows_state.items()}
@@ -145,16 +154,15 @@ class RowTable:
         self.left[1:] = decay * self.left[:-1]
         self.behind[1:] = decay * self.behind[:-1] + (1 - decay) * self.moved[1:]
 
-    def _catch_up(self, rows: Tensor, own: Tensor) -> None:
-        """Bring rows up to date; one that is there several times gets the same each time.
+    def _catch_up(self, rows: Tensor, own: Tensor) -> Tensor:
+        """Bring rows up to date, and give them, [K, D]; one that is there several times gets the
+        same each time.
 
         Args:
             own: where each has its row first, int64 [K].
         """
-        table = self._of_kernels(rows, own)
-        if table is not None:
-            table.catch_up(self.moved, self.left, self.behind)
-            return
+        if self._fused:
+            return self._of_kernels(rows, own).catch_up(self.moved, self.left, self.behind)
         age = self.updates - self.seen[rows]
         weight, mean = self.weight[rows], None
         state = {name: each[rows] for name, each in self.rows_state.items()}
@@ -170,19 +178,23 @@ class RowTable:
             mean = None if mean is None else mean - by_age(self.behind) * direction
             weight = weight - by_age(self.moved) * direction
         self._put(rows, weight, self.rule.skipped(state, age.double()[:, None]), mean)
+        return weight
 
-    def _of_kernels(self, rows: Tensor, own: Tensor) -> LazyRows | None:
-        """Rows whose arithmetic kernels do; None where they do not."""
-        rule, weight, kept = self.rule, self.weight.detach(), self.rows_state
-        if not isinstance(rule, LazyAdamW) or weight.dtype != torch.float32:
-            return None
-        if not self.may_fuse or not fused.usable(weight):
-            return None
+    @property
+    def _fused(self) -> bool:
+        """Whether kernels do the arithmetic of the rows."""
+        known = isinstance(self.rule, LazyAdamW) and self.weight.dtype == torch.float32
+        return known and self.may_fuse and fused.usable(self.weight)
+
+    def _of_kernels(self, rows: Tensor, own: Tensor) -> LazyRows:
+        """Rows whose arithmetic kernels do."""
         from blossomrec.models.fused.lazy_adamw import LazyRows
 
-        numbers = weight, kept["exp_avg"], kept["exp_avg_sq"], self.mean
+        kept = self.rows_state
+        numbers = self.weight.detach(), kept["exp_avg"], kept["exp_avg_sq"], self.mean
         counted = self.seen, self.updates, self.steps
-        return LazyRows(rows, own, *numbers, *counted, betas=rule.betas, eps=rule.eps)
+        form = {"betas": LazyAdamW.betas, "eps": LazyAdamW.eps}
+        return LazyRows(rows, own, *numbers, *counted, **form)
 
     def _put(
         self, rows: Tensor, weight: Tensor, state: dict[str, Tensor], mean: Tensor | None

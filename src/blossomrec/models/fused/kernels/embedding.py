@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "given"])
 def row_sums_kernel(
     keys,
     order,
@@ -20,13 +20,15 @@ def row_sums_kernel(
     sums,
     carried,
     count,
+    given,
     D: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Sums of the keys that begin among ROWS sorted ones, and of the rest of another, [D] each.
 
-    The key of the n-th in order belongs to the row ``order[n]`` of the gradient.
+    The key of the n-th in order belongs to the row ``order[n]`` of the gradient [given, D]; where
+    there is no such row it adds nothing.
     """
     number = tl.arange(0, ROWS)
     place = tl.program_id(0) * ROWS + number
@@ -36,7 +38,8 @@ def row_sums_kernel(
     before = tl.load(keys + place - 1, mask=inside & (place > 0), other=-1)
     row = tl.load(order + place, mask=inside, other=0)
     held = inside[:, None] & (column < D)[None]
-    rows = tl.load(gradient + row[:, None] * D + column[None], mask=held, other=0.0)
+    there = held & (row < given)[:, None]
+    rows = tl.load(gradient + row[:, None] * D + column[None], mask=there, other=0.0)
     same = (key[:, None] == key[None]).to(tl.float32)
     total = tl.dot(same, rows.to(tl.float32), input_precision="ieee")
     begins = (key != before)[:, None]

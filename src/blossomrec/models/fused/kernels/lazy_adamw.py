@@ -38,6 +38,7 @@ def catch_up_kernel(
     moved,
     left,
     behind,
+    out,
     count,
     D: tl.constexpr,
     D_BLOCK: tl.constexpr,
@@ -49,7 +50,8 @@ def catch_up_kernel(
 ):
     """Bring rows up to date, as ``RowTable`` defines it: what they did not follow is known by age.
 
-    LOG_FIRST, LOG_SECOND: logarithms to base 2 of the betas. AVERAGE: whether there is one.
+    LOG_FIRST, LOG_SECOND: logarithms to base 2 of the betas. AVERAGE: whether there is one. The
+    rows go to ``out`` [count, D] as well, each to its first slot.
     """
     row, first, place, held = _rows(rows, own, count, D, ROWS, D_BLOCK)
     now = tl.load(updates)
@@ -69,9 +71,63 @@ def catch_up_kernel(
         tl.store(average + place, later, mask=held)
     vectors -= tl.load(moved + age).to(tl.float32)[:, None] * direction
     tl.store(weight + place, vectors, mask=held)
+    slot, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, D_BLOCK)
+    theirs = out + slot.to(tl.int64)[:, None] * D + column[None]
+    tl.store(theirs, vectors, mask=(slot < count)[:, None] & (column < D)[None])
     tl.store(means + place, mean * tl.exp2(skipped * LOG_FIRST)[:, None], mask=held)
     tl.store(squares + place, square * tl.exp2(skipped * LOG_SECOND)[:, None], mask=held)
     tl.store(seen + row, tl.zeros([ROWS], tl.int64) + now, mask=first)
+
+
+@triton.jit(do_not_specialize=["ages"])
+def age_kernel(
+    updates,
+    steps,
+    rate,
+    moved,
+    left,
+    behind,
+    now,
+    ages,
+    BLOCK: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    FACTOR: tl.constexpr,
+    DECAY: tl.constexpr,
+    FORGET: tl.constexpr,
+    AVERAGE: tl.constexpr,
+):
+    """Count a step, and let what is known by age be that after it, all in one program.
+
+    FIRST, SECOND: natural logarithms of the betas. ``now`` [2] gets how far rows go along their
+    direction, at FACTOR times the rate, and the decay of the average, at most DECAY.
+    """
+    update = tl.load(updates) + 1
+    step = tl.load(steps) + 1.0
+    count, taken = step.to(tl.float64), update.to(tl.float64)
+    correction = tl.sqrt(1.0 - tl.exp(count * SECOND)) / (1.0 - tl.exp(count * FIRST))
+    force = tl.load(rate).to(tl.float64) * FACTOR * correction
+    # Not as a number of 32 bits.
+    soon = (1.0 + taken) / (1.0 + taken + FORGET)
+    decay = tl.minimum(soon, tl.full([], DECAY, tl.float64))
+    # What is known of an age goes to the next one.
+    age = tl.arange(0, BLOCK)
+    older = age + 1 < ages
+    shrunk = tl.exp((age + 1).to(tl.float64) * (FIRST - 0.5 * SECOND))
+    far = tl.load(moved + age, mask=older, other=0.0) + force * shrunk
+    if AVERAGE:
+        kept = decay * tl.load(left + age, mask=older, other=0.0)
+        rest = decay * tl.load(behind + age, mask=older, other=0.0) + (1.0 - decay) * far
+    # All is read before anything is written.
+    tl.debug_barrier()
+    tl.store(moved + age + 1, far, mask=older)
+    if AVERAGE:
+        tl.store(left + age + 1, kept, mask=older)
+        tl.store(behind + age + 1, rest, mask=older)
+    tl.store(updates, update)
+    tl.store(steps, step)
+    tl.store(now, force)
+    tl.store(now + 1, decay)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -86,8 +142,7 @@ def step_kernel(
     updates,
     steps,
     gradient,
-    force,
-    decay,
+    now,
     count,
     D: tl.constexpr,
     D_BLOCK: tl.constexpr,
@@ -100,7 +155,7 @@ def step_kernel(
 ):
     """A step of rows that are up to date by their gradient [count, D], which stands at the slots.
 
-    FIRST, SECOND: the betas. ``force`` is how far rows go along their direction, ``decay`` that of
+    FIRST, SECOND: the betas. ``now`` [2] is how far rows go along their direction, and the decay of
     the average.
     """
     row, first, place, held = _rows(rows, own, count, D, ROWS, D_BLOCK)
@@ -112,12 +167,12 @@ def step_kernel(
     mean += (1.0 - FIRST) * (given - mean)
     square = SECOND * square + (1.0 - SECOND) * given * given
     direction = _direction(mean, square, tl.load(steps), EPS, LOG_SECOND)
-    vectors -= direction * tl.load(force).to(tl.float32)
+    vectors -= direction * tl.load(now).to(tl.float32)
     tl.store(weight + place, vectors, mask=held)
     tl.store(means + place, mean, mask=held)
     tl.store(squares + place, square, mask=held)
     if AVERAGE:
         later = tl.load(average + place, mask=held, other=0.0)
-        later += (1.0 - tl.load(decay).to(tl.float32)) * (vectors - later)
+        later += (1.0 - tl.load(now + 1).to(tl.float32)) * (vectors - later)
         tl.store(average + place, later, mask=held)
     tl.store(seen + row, tl.zeros([ROWS], tl.int64) + tl.load(updates), mask=first)

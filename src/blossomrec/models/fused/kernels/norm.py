@@ -21,16 +21,18 @@ def _normalised(
     place,
     size,
     eps,
+    HAS_BRANCH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     DROPPED: tl.constexpr,
     KEPT: tl.constexpr,
 ):
     """The normalised sum, float32 [ROWS, BLOCK], and one over its deviation, [ROWS]."""
-    added = tl.load(branch + place, mask=inside, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        added += tl.load(bias + column, mask=column < size, other=0.0).to(tl.float32)[None]
-    total = drop(added, seed, row, DROPPED, KEPT)
-    total += tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    total = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BRANCH:
+        added = tl.load(branch + place, mask=inside, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            added += tl.load(bias + column, mask=column < size, other=0.0).to(tl.float32)[None]
+        total += drop(added, seed, row, DROPPED, KEPT)
     total = tl.where(inside, total, 0.0)
     mean = tl.sum(total, 1) / size
     centred = tl.where(inside, total - mean[:, None], 0.0)
@@ -50,6 +52,7 @@ def add_norm_kernel(
     rows,
     size,
     eps,
+    HAS_BRANCH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     DROPPED: tl.constexpr,
     KEPT: tl.constexpr,
@@ -61,7 +64,20 @@ def add_norm_kernel(
     inside = (row < rows)[:, None] & (column < size)[None]
     place = row.to(tl.int64)[:, None] * size + column[None]
     value, _ = _normalised(
-        x, branch, bias, seed, row, column, inside, place, size, eps, HAS_BIAS, DROPPED, KEPT
+        x,
+        branch,
+        bias,
+        seed,
+        row,
+        column,
+        inside,
+        place,
+        size,
+        eps,
+        HAS_BRANCH,
+        HAS_BIAS,
+        DROPPED,
+        KEPT,
     )
     factor = tl.load(weight + column, mask=column < size, other=0.0).to(tl.float32)
     offset = tl.load(shift + column, mask=column < size, other=0.0).to(tl.float32)
@@ -83,6 +99,7 @@ def add_norm_backward_kernel(
     rows,
     size,
     eps,
+    HAS_BRANCH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     DROPPED: tl.constexpr,
     KEPT: tl.constexpr,
@@ -101,7 +118,20 @@ def add_norm_backward_kernel(
         place = row.to(tl.int64)[:, None] * size + column[None]
         slope = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
         value, scale = _normalised(
-            x, branch, bias, seed, row, column, inside, place, size, eps, HAS_BIAS, DROPPED, KEPT
+            x,
+            branch,
+            bias,
+            seed,
+            row,
+            column,
+            inside,
+            place,
+            size,
+            eps,
+            HAS_BRANCH,
+            HAS_BIAS,
+            DROPPED,
+            KEPT,
         )
         of_weight += slope * value
         of_shift += slope
@@ -110,9 +140,10 @@ def add_norm_backward_kernel(
         slope -= (tl.sum(slope, 1) / size)[:, None] + value * along[:, None]
         slope = tl.where(inside, slope * scale[:, None], 0.0)
         tl.store(grad_x + place, slope.to(grad_x.dtype.element_ty), mask=inside)
-        slope = drop(slope, seed, row, DROPPED, KEPT)
-        of_bias += slope
-        tl.store(grad_branch + place, slope.to(grad_branch.dtype.element_ty), mask=inside)
+        if HAS_BRANCH:
+            slope = drop(slope, seed, row, DROPPED, KEPT)
+            of_bias += slope
+            tl.store(grad_branch + place, slope.to(grad_branch.dtype.element_ty), mask=inside)
     sums += tl.program_id(0) * 3 * size + column
     tl.store(sums, tl.sum(of_weight, 0), mask=column < size)
     tl.store(sums + size, tl.sum(of_shift, 0), mask=column < size)
