@@ -174,7 +174,7 @@ def compile_all(folder):
     of_sums = groups | {"ROWS": height, "ITEMS": seen}
     betas = {"FIRST": 0.9, "SECOND": 0.999, "LOG_FIRST": -0.152, "LOG_SECOND": -0.00144}
     rows = betas | {"D": 128, "D_BLOCK": 128, "ROWS": 8, "EPS": 1e-8, "AVERAGE": True}
-    ages = betas | {"BLOCK": 1_024, "FACTOR": 2.0, "DECAY": 0.998, "FORGET": 9, "AVERAGE": True}
+    ages = betas | {"BLOCK": 1_024, "FACTOR": 2.0, "DECAY": 0.998, "AVERAGE": True}
     choice = {"G": 2, "R": 4, "CAUSAL": True, "PLACES": 4_096}
     distilling = {"G": 2, "R": 4, "D": 16, "D_BLOCK": 16, "H_BLOCK": 8, "S": 16, "STEPS": 14}
     distilling |= {

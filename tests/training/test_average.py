@@ -4,7 +4,7 @@ from small_training import small_config, small_train
 from torch import nn
 
 from blossomrec.run.weights import read_weights
-from blossomrec.training.average import TRAINED, WeightAverage
+from blossomrec.training.average import WeightAverage
 
 
 def line(value):
@@ -33,15 +33,6 @@ def test_the_weights_of_the_start_are_soon_forgotten():
         average.update(step)
     # By the decay itself nine tenths of the start would be left.
     assert average.means[0].max() < 1 + 1e-3 * 1e6
-
-
-def test_the_weights_of_a_trained_start_count_as_those_of_two_steps():
-    model = line(0.0)
-    average = WeightAverage(model, 0.999, forget=TRAINED)
-    for step in range(1, 100):
-        nn.init.constant_(model.weight, float(step))
-        average.update(step)
-    torch.testing.assert_close(average.means[0], torch.full((2, 2), 99 * 100 / 2 / 101))
 
 
 def test_within_the_model_is_the_average_and_afterwards_as_it_was():

@@ -11,22 +11,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from blossomrec.training.sparse.table import RowTable
 
-# How soon an average forgets the weights it began with.
-UNTRAINED, TRAINED = 9, 1
-
 
 class WeightAverage:
     """The exponential moving average of a model's trainable weights.
 
-    Step t, counted from 1, counts ``min(decay, (1 + t) / (1 + t + forget))`` of what was before.
-    Takes as much memory as the weights.
+    Step t, counted from 1, counts ``min(decay, (1 + t) / (10 + t))`` of what was before, so that
+    the weights of the start are soon forgotten. Takes as much memory as the weights.
 
     Args:
         model: on the device it is trained on.
         decay: a step; 0 for no average, so that nothing is kept.
-        forget: how soon the weights of the start are forgotten: :data:`UNTRAINED` where they have
-            learned nothing yet; with :data:`TRAINED` all steps count alike, and the start as two
-            of them, until ``decay`` is less.
         table: what keeps the average of one of the weights itself, row by row as they are needed;
             :meth:`in_place` is for a table that has caught up.
 
@@ -39,20 +33,14 @@ class WeightAverage:
         ...     metrics = validate(model)  # of weights half a step behind
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        decay: float,
-        table: RowTable | None = None,
-        forget: int = UNTRAINED,
-    ):
-        self.decay, self.forget = decay, forget
+    def __init__(self, model: nn.Module, decay: float, table: RowTable | None = None):
+        self.decay = decay
         named = model.named_parameters() if decay else ()
         trained = {name: one for name, one in named if one.requires_grad}
         self.names, self.weights = list(trained), [one.detach() for one in trained.values()]
         of_rows = [table is not None and one is table.weight for one in trained.values()]
         self.means = [
-            table.start_average(decay, forget) if table is not None and rows else one.clone()
+            table.start_average(decay) if table is not None and rows else one.clone()
             for one, rows in zip(self.weights, of_rows, strict=True)
         ]
         both = zip(self.means, self.weights, of_rows, strict=True)
@@ -61,7 +49,7 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Take in the weights as they are after ``step``, counted from 1."""
         if self._updated:
-            decay = min(self.decay, (1 + step) / (1 + step + self.forget))
+            decay = min(self.decay, (1 + step) / (10 + step))
             means, weights = map(list, zip(*self._updated, strict=True))
             get_ema_multi_avg_fn(decay)(means, weights, step)
 

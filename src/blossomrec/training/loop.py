@@ -137,18 +137,10 @@ def train(
         for line in [*told, *(began.lines() if began is not None else ())]:
             display.note(line)
         trainer = Trainer(
-            parts,
-            validation,
-            checkpoints,
-            run_log,
-            display,
-            config.training,
-            same,
-            after_epoch,
-            trained=began is not None,
+            parts, validation, checkpoints, run_log, display, config.training, same, after_epoch
         )
         with trackers, closing(run_log), display, Interrupts() as interrupts:
-            trainer.start(checkpoint)
+            trainer.start(checkpoint, keep=began is not None)
             stopped = trainer.run(interrupts)
         if trainer.state.best_epoch and began is not None and ranks.first:
             write_seen(run, log, split.train_end)

@@ -13,7 +13,7 @@ from torch import Tensor
 from blossomrec.config import TrainingConfig
 from blossomrec.errors import TrainingError
 from blossomrec.training import state as stored
-from blossomrec.training.average import TRAINED, UNTRAINED, WeightAverage
+from blossomrec.training.average import WeightAverage
 from blossomrec.training.checkpoint import Checkpoint, Checkpoints, Pace
 from blossomrec.training.objective import Step, device_steps
 from blossomrec.training.progress import Silence
@@ -38,11 +38,7 @@ AfterEpoch = Callable[[Mapping[str, Any]], bool]
 
 
 class Trainer:
-    """Turns the parts of a training until it is over, keeping its state in ``state``.
-
-    Args:
-        trained: the weights to begin with are worth keeping, until there are better ones.
-    """
+    """Turns the parts of a training until it is over, keeping its state in ``state``."""
 
     def __init__(
         self,
@@ -54,10 +50,8 @@ class Trainer:
         config: TrainingConfig,
         identity: dict[str, Any],
         after_epoch: AfterEpoch | None = None,
-        trained: bool = False,
     ):
         self.after_epoch, self._told_to_stop = after_epoch, False
-        self.trained = trained
         self.parts, self.validation, self.display = parts, validation, display
         self.checkpoints, self.log, self.identity = checkpoints, log, identity
         self.config = config
@@ -65,14 +59,17 @@ class Trainer:
         self.device = parts.fabric.device
         kind = Update if parts.ranks.alone else ShardedUpdate
         self.update = build_update(parts, config.clip_norm, kind)
-        forget = TRAINED if trained else UNTRAINED
-        self.average = WeightAverage(parts.model, config.ema_decay, parts.table, forget)
+        self.average = WeightAverage(parts.model, config.ema_decay, parts.table)
         self.watch = LossWatch(self.device)
         self.pace = Pace(self.config.checkpoint_overhead)
         self._clock = time.monotonic()
 
-    def start(self, checkpoint: Checkpoint | None) -> None:
-        """Go back to a checkpoint, weights and log included, or begin afresh."""
+    def start(self, checkpoint: Checkpoint | None, *, keep: bool = False) -> None:
+        """Go back to a checkpoint, weights and log included, or begin afresh.
+
+        Args:
+            keep: the weights to begin with are worth keeping, until there are better ones.
+        """
         if checkpoint is not None:
             self.state = stored.restore(checkpoint.tensors, checkpoint.state, self._stored())
             if checkpoint.best is not None:
@@ -83,7 +80,7 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self._clock = time.monotonic()
-        if self.trained and checkpoint is None:
+        if keep and checkpoint is None:
             self._keep_start()
 
     def _keep_start(self) -> None:

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from blossomrec.training.average import TRAINED, UNTRAINED
 from blossomrec.training.sparse import distinct as distinct_rows
 from blossomrec.training.sparse import table as tables
 from blossomrec.training.sparse.distinct import distinct
@@ -54,11 +53,11 @@ def start(dtype=torch.float64) -> torch.Tensor:
     return torch.randn(ROWS, SIZE, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def by_rows(rule, steps, *, decay=DECAY, dtype=torch.float64, may_fuse=True, forget=UNTRAINED):
+def by_rows(rule, steps, *, decay=DECAY, dtype=torch.float64, may_fuse=True):
     """A table after some steps, not caught up."""
     table = RowTable("items", nn.Parameter(start(dtype)), rule, may_fuse=may_fuse)
     if decay:
-        table.start_average(decay, forget)
+        table.start_average(decay)
     go_on(table, range(steps))
     return table
 
@@ -71,7 +70,7 @@ def go_on(table, steps):
         table.step()
 
 
-def dense(rule, steps, dtype=torch.float64, forget=UNTRAINED):
+def dense(rule, steps, dtype=torch.float64):
     """Weights and average of the whole table by the dense form."""
     weight = nn.Parameter(start(dtype))
     adagrad = DenseAdaGrad(weight)
@@ -85,7 +84,7 @@ def dense(rule, steps, dtype=torch.float64, forget=UNTRAINED):
         else:
             adamw.param_groups[0]["lr"] = rate_of(step)
             adamw.step()
-        decay = min(DECAY, (2 + step) / (2 + step + forget))
+        decay = min(DECAY, (2 + step) / (11 + step))
         get_ema_multi_avg_fn(decay)([mean], [weight.detach()], step)
     return weight.detach(), mean, adamw.state.get(weight, {})
 
@@ -93,11 +92,11 @@ def dense(rule, steps, dtype=torch.float64, forget=UNTRAINED):
 # With AdamW's usual eps, and with one that is as good as none.
 @pytest.mark.parametrize("eps, error", [(1e-8, 1e-5), (1e-30, 1e-11)])
 @pytest.mark.parametrize("rule", [LazyAdamW, RowwiseAdaGrad])
-@pytest.mark.parametrize("steps, forget", [(1, UNTRAINED), (3, TRAINED), (400, UNTRAINED)])
-def test_a_table_that_has_caught_up_is_the_dense_one(monkeypatch, rule, steps, forget, eps, error):
+@pytest.mark.parametrize("steps", [1, 3, 400])
+def test_a_table_that_has_caught_up_is_the_dense_one(monkeypatch, rule, steps, eps, error):
     monkeypatch.setattr(LazyAdamW, "eps", eps)
-    table = by_rows(rule(), steps, forget=forget)
-    weight, mean, moments = dense(rule(), steps, forget=forget)
+    table = by_rows(rule(), steps)
+    weight, mean, moments = dense(rule(), steps)
     behind = (table.updates - table.seen).max()
     assert behind == steps if steps < 10 else 200 < behind <= ROWS
     table.catch_up()
@@ -154,8 +153,8 @@ def test_in_float32_it_is_as_near_as_float32_goes():
     torch.testing.assert_close(table.mean.double(), mean, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("decay, forget", [(0, UNTRAINED), (DECAY, UNTRAINED), (DECAY, TRAINED)])
-def test_kernels_find_the_same(monkeypatch, decay, forget):
+@pytest.mark.parametrize("decay", [0, DECAY])
+def test_kernels_find_the_same(monkeypatch, decay):
     pytest.importorskip("triton")
     from blossomrec.models.fused.lazy_adamw import LazyRows
 
@@ -169,8 +168,7 @@ def test_kernels_find_the_same(monkeypatch, decay, forget):
     monkeypatch.setattr(LazyRows, "step", counted)
     monkeypatch.setattr(tables.fused, "usable", lambda x: True)
     for may_fuse in (True, False):
-        form = {"decay": decay, "dtype": torch.float32, "forget": forget}
-        table = by_rows(LazyAdamW(), 60, may_fuse=may_fuse, **form)
+        table = by_rows(LazyAdamW(), 60, decay=decay, dtype=torch.float32, may_fuse=may_fuse)
         assert len(taken) == 60
         behind = table.seen.clone()
         table.catch_up()

@@ -17,7 +17,6 @@ from blossomrec.losses import LOSSES, SampledLoss
 from blossomrec.models import build_model
 from blossomrec.run.description import read_run_config
 from blossomrec.run.weights import read_weights
-from blossomrec.training.average import UNTRAINED
 from blossomrec.training.checkpoint import Checkpoints
 from blossomrec.training.objective import device_steps
 from blossomrec.training.setup import build_parts, open_fabric
@@ -214,7 +213,7 @@ def test_the_table_has_a_learning_rate_of_its_own(tiny_log, split):
 @pytest.mark.parametrize("options", [LAZY, ROWWISE | {"backbone": "bert4rec"}], ids=str)
 def test_nothing_of_the_table_waits_for_the_device(tiny_log, split, monkeypatch, options):
     parts = parts_of(tiny_log, split, **options, graph="on", attention="full", ema_decay=0.9)
-    parts.table.start_average(0.9, UNTRAINED)
+    parts.table.start_average(0.9)
     update = build_update(parts, 1.0)
     assert isinstance(update, GraphUpdate)
     # The optimizer of the processor looks at its steps, that of a GPU does not.
@@ -295,7 +294,7 @@ def test_a_replayed_step_is_the_step(tiny_log, split, options, backbone):
         given = {"graph": "on", "device": "cuda", "attention": "full", "backbone": backbone}
         parts = parts_of(tiny_log, split, **sizes, **given, **options)
         if parts.table is not None:
-            parts.table.start_average(0.9, UNTRAINED)
+            parts.table.start_average(0.9)
         update = build_update(parts, 1.0)
         update.warm_up = warm_up
         values = [

@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from small_training import CrashError, crash, logged, outcome, small_config, small_train
 from two_periods import SIMULATED
 
@@ -66,20 +65,6 @@ def test_a_run_that_got_no_better_has_not_learned_what_is_new(simulated, tmp_pat
         seen[rate] = seen_events(tmp_path / str(rate), log, ends)
     assert np.array_equal(seen[0.0], seen_events(simulated.run, log, np.diff(log.offsets)))
     assert (seen[5e-3] >= seen[0.0]).all() and (seen[5e-3] > seen[0.0]).any()
-
-
-def test_the_average_does_not_soon_forget_what_it_began_as(old_run, first_log, tmp_path):
-    config = small_config(epochs=1, tokens_per_batch=100_000, ema_decay=0.9, events="all")
-    assert small_train(first_log, config, tmp_path / "run", ancestor=old_run).steps == 1
-    begun = read_weights(old_run / "model.safetensors")
-    (last,) = (tmp_path / "run" / "checkpoints").glob("step-*1")
-    stored = read_weights(last / "tensors.safetensors")
-    averaged = [name for name in begun if f"average.{name}" in stored]
-    assert averaged
-    for name in averaged:
-        expected = begun[name].lerp(stored[f"model.{name}"], 1 / 3)
-        torch.testing.assert_close(stored[f"average.{name}"], expected)
-        assert not torch.equal(expected, begun[name])
 
 
 def test_a_run_tells_what_it_began_as(old_run, undisturbed, both_log):

@@ -70,7 +70,6 @@ class LazyRows:
         rate: float | Tensor,
         factor: float,
         decay: float,
-        forget: int,
     ) -> None:
         """Count a step, take it with the rows, which are up to date, and let the others grow older.
 
@@ -80,7 +79,6 @@ class LazyRows:
             rate: learning rate; a tensor is looked at when the step is taken.
             factor: that it is multiplied by.
             decay: of the average, at most.
-            forget: how soon it forgets its start, as of :class:`WeightAverage`.
         """
         first, second = self.betas
         betas = {"FIRST": first, "SECOND": second, "LOG_SECOND": math.log2(second)}
@@ -90,7 +88,7 @@ class LazyRows:
         # How far rows go along their direction, and the decay of the average at this step.
         now = moved.new_empty(2)
         logs = {"FIRST": math.log(first), "SECOND": math.log(second)}
-        form = {"FACTOR": factor, "DECAY": decay, "FORGET": forget, "AVERAGE": average}
+        form = {"FACTOR": factor, "DECAY": decay, "AVERAGE": average}
         counted = self.updates, self.steps, rate
         block = next_power_of_2(ages)
         by_age = moved, left, behind, now, ages

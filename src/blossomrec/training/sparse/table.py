@@ -60,7 +60,7 @@ class RowTable:
         may_fuse: bool = True,
     ):
         self.name, self.weight, self.rule, self.may_fuse = name, weight, rule, may_fuse
-        self.rate_factor, self.decay, self.forget = rate_factor, 0.0, 0
+        self.rate_factor, self.decay = rate_factor, 0.0
         device, exact = weight.device, torch.float64
         self.rows_state = rule.start(weight)
         # As AdamW counts its steps, which go on where a run is brought up to date.
@@ -78,9 +78,9 @@ class RowTable:
         self.mean: Tensor | None = None
         self.vectors: Tensor | None = None
 
-    def start_average(self, decay: float, forget: int) -> Tensor:
+    def start_average(self, decay: float) -> Tensor:
         """Keep a moving average from the weights as they are; :class:`WeightAverage` says which."""
-        self.decay, self.forget, self.mean = decay, forget, self.weight.detach().clone()
+        self.decay, self.mean = decay, self.weight.detach().clone()
         return self.mean
 
     def set_rate(self, rate: float | Tensor) -> None:
@@ -114,7 +114,7 @@ class RowTable:
         if self._fused:
             table = self._of_kernels(self._rows, self._own)
             by_age = self.moved, self.left, self.behind
-            options = {"factor": self.rate_factor, "decay": self.decay, "forget": self.forget}
+            options = {"factor": self.rate_factor, "decay": self.decay}
             table.step(gradient, *by_age, rate=self._rate, **options)
             return
         self.steps += 1
@@ -142,7 +142,7 @@ class RowTable:
     def _decay_now(self) -> Tensor:
         """Of the moving average at this step."""
         step = self.updates.double()
-        return ((1 + step) / (1 + step + self.forget)).clamp(max=self.decay)
+        return ((1 + step) / (10 + step)).clamp(max=self.decay)
 
     def _grow_older(self, force: Tensor) -> None:
         """Let what is known by age be that after one more step, for rows that did not follow it."""

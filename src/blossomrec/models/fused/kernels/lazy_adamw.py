@@ -94,7 +94,6 @@ def age_kernel(
     SECOND: tl.constexpr,
     FACTOR: tl.constexpr,
     DECAY: tl.constexpr,
-    FORGET: tl.constexpr,
     AVERAGE: tl.constexpr,
 ):
     """Count a step, and let what is known by age be that after it, all in one program.
@@ -108,8 +107,7 @@ def age_kernel(
     correction = tl.sqrt(1.0 - tl.exp(count * SECOND)) / (1.0 - tl.exp(count * FIRST))
     force = tl.load(rate).to(tl.float64) * FACTOR * correction
     # Not as a number of 32 bits.
-    soon = (1.0 + taken) / (1.0 + taken + FORGET)
-    decay = tl.minimum(soon, tl.full([], DECAY, tl.float64))
+    decay = tl.minimum((1.0 + taken) / (10.0 + taken), tl.full([], DECAY, tl.float64))
     # What is known of an age goes to the next one.
     age = tl.arange(0, BLOCK)
     older = age + 1 < ages
