@@ -6,10 +6,11 @@ Nothing is shown of what has not been measured.
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import mean
 
 from benchmarks.tables.measured_lines import ROOT, Line, read, table
 from blossomrec.rolling.measured import DECISIVE, shares_of, total
-from blossomrec.rolling.options import RETRAIN, STRATEGIES
+from blossomrec.rolling.options import RETRAIN, STALE, STRATEGIES, UPDATE
 
 RESULTS = "growth.jsonl"
 # Periods whose targets are put together in a row.
@@ -84,6 +85,34 @@ def totals() -> str:
     return table([*header, "of retrain's NDCG@10", "of its seconds"], rows) if rows else ""
 
 
+def chains() -> str:
+    """Shares of retraining of the chains of a study that was measured several times."""
+    rows = []
+    for name, strategies in studies().items():
+        retrained = strategies.get(RETRAIN, [])
+        if not retrained:
+            continue
+        study = retrained[0]["study"]
+        found: dict[int, dict[str, list[Line]]] = {}
+        for line in rolling_lines():
+            if line["study"] == study and line["strategy"] != RETRAIN:
+                chain = found.setdefault(line.get("chain", 1), {})
+                chain.setdefault(line["strategy"], []).append(line)
+        if len(found) < 2:
+            continue
+        for number, chain in found.items():
+            row = [f"{name}: {number}"]
+            for strategy in (STALE, UPDATE):
+                shares = shares_of(_later(chain.get(strategy, [])), _later(retrained))
+                row += ["", ""] if shares is None else [f"{share:.1%}" for share in shares]
+            days = sum(line["period"] > 1 for line in chain.get(UPDATE, ()))
+            rows.append([row[0], str(days), row[1], *row[3:]])
+        means = [mean(float(row[at].rstrip("%")) for row in rows[-len(found) :]) for at in (2, 3)]
+        rows.append([f"{name}: mean", "", *(f"{each:.1f}%" for each in means), ""])
+    header = ["data: model: chain", "updates", "stale, of retrain's NDCG@10", "update", "seconds"]
+    return table(header, rows) if rows else ""
+
+
 def _later(lines: list[Line]) -> list[Line]:
     """From the second period on: in the first all strategies have the same model."""
     return [line for line in lines if line["period"] > 1]
@@ -114,4 +143,8 @@ def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-TABLES: dict[str, Callable[[], str]] = {"rolling-totals": totals, "rolling-periods": over_time}
+TABLES: dict[str, Callable[[], str]] = {
+    "rolling-totals": totals,
+    "rolling-chains": chains,
+    "rolling-periods": over_time,
+}
