@@ -13,7 +13,7 @@ from blossomrec.attention.backends import Backend
 from blossomrec.attention.backends.parts import Projections
 from blossomrec.attention.compress import build_compression
 from blossomrec.attention.spec import BlossomSpec, Heads, Target
-from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step
+from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step, without_gradients
 
 # The gate starts short-term: sigmoid(-2) = 0.12 long, sigmoid(2) = 0.88 short.
 GATE_START = (-2.0, 2.0)
@@ -163,7 +163,7 @@ class BlossomAttention(nn.Module, KeepsStates):
 
     def backend(self, x: Tensor) -> Backend:
         """What computes this layer for inputs like x, [T, D]."""
-        kind = x.device.type
+        kind = "cpu" if x.is_cpu else x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         return resolve(self.spec, self.heads, dtype, kind, self.impl)
 
@@ -183,10 +183,14 @@ class BlossomAttention(nn.Module, KeepsStates):
         return self.backend(k.flatten(1)).parts.block_keys(self.compress, k, cu_seqlens)
 
     def _projections(self) -> Projections:
-        # As attributes they would be looked up again and again: half the time of one more event.
-        own = cast("dict[str, nn.Linear]", self._modules)
-        weights = own["query"].weight, own["key"].weight, own["value"].weight
-        return Projections(*weights, *self._gate_parameters())
+        own = self._modules
+        query, key, value = own["query"], own["key"], own["value"]
+        return Projections(
+            _parameter(query, "weight"),
+            _parameter(key, "weight"),
+            _parameter(value, "weight"),
+            *self._gate_parameters(),
+        )
 
     def _fixed_gates(self, x: Tensor) -> Tensor:
         """Of one path alone, in the type of x, [T, H, 2]; of a union without bias [T, H, 1]."""
@@ -202,13 +206,14 @@ class BlossomAttention(nn.Module, KeepsStates):
 
         Of a union [H, D] and [H].
         """
-        gate = cast("nn.Linear | None", self._modules.get("gate"))
+        gate = self._modules.get("gate")
         if gate is None:
             return None, None
+        weight, bias = _parameter(gate, "weight"), _parameter(gate, "bias")
         if self.spec.is_union or self.spec.gate == "independent":
-            return gate.weight, gate.bias
+            return weight, bias
         # sigmoid(-z) is 1 - sigmoid(z).
-        weight, bias = (torch.stack((x, -x), 1).flatten(0, 1) for x in (gate.weight, gate.bias))
+        weight, bias = (torch.stack((x, -x), 1).flatten(0, 1) for x in (weight, bias))
         return weight, bias
 
     @property
@@ -220,8 +225,8 @@ class BlossomAttention(nn.Module, KeepsStates):
         """
         if not self.spec.causal:
             raise ValueError("causal is False: only causal attention can be extended")
-        weight, spec = self.key.weight, self.spec
-        sizes = (spec.block_size, spec.keys_of_block, self.heads.keys, self.heads.size)
+        weight, spec, heads = _parameter(self._modules["key"], "weight"), self.spec, self.heads
+        sizes = spec.block_size, spec.keys_of_block, heads.keys, heads.size
         return Layout(*sizes, weight.dtype, weight.device)
 
     @property
@@ -231,7 +236,7 @@ class BlossomAttention(nn.Module, KeepsStates):
         target = Target(self.spec, self.heads, weight.dtype, weight.device.type)
         return self.backend(weight).parts.captures_steps(target)
 
-    @torch.no_grad()
+    @without_gradients
     def extend_paged(
         self, x: Tensor, layer: PagedLayer, step: Step, rotary: Tensor | None = None
     ) -> AttentionOutput:
@@ -245,10 +250,10 @@ class BlossomAttention(nn.Module, KeepsStates):
             step: where the events go.
             rotary: as of :meth:`forward`.
         """
-        weights, own = self._projections(), cast("dict[str, Any]", self._modules)
+        weights, own = self._projections(), self._modules
         gates = self._fixed_gates(x) if weights.gate is None else None
-        given = layer, step, own["compress"], self.spec, rotary
-        parts, output = self.backend(x).parts, own["output"].weight
+        given = layer, step, cast(Any, own["compress"]), self.spec, rotary
+        parts, output = self.backend(x).parts, _parameter(own["output"], "weight")
         hidden, selected, gates = parts.extend_layer(x, weights, output, gates, *given)
         return AttentionOutput(hidden, None, selected, gates)
 
@@ -275,6 +280,16 @@ class BlossomAttention(nn.Module, KeepsStates):
         layer.write(k, v, block_keys, step)
         out, selected = self.attend(q, k, v, block_keys, gates, cu_seqlens, backend)
         return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)
+
+
+def _parameter(module: nn.Module | None, name: str) -> Tensor:
+    """A module's parameter, which as an attribute would be looked for everywhere else first.
+
+    For one more event that takes as long as the attention itself.
+    """
+    assert module is not None
+    found = module._parameters.get(name)
+    return getattr(module, name) if found is None else found
 
 
 def _gate_start(spec: BlossomSpec) -> tuple[float, ...]:

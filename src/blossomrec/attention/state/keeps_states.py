@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 from blossomrec.attention.state.attention_state import AttentionState
 from blossomrec.attention.state.paged_states import PagedStates
 from blossomrec.attention.state.pages import Layout, PagedLayer, Step
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def without_gradients(function: Function) -> Function:
+    """``torch.no_grad`` of a method, at no cost where there are no gradients anyway."""
+
+    @functools.wraps(function)
+    def called(*given: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return function(*given, **named)
+        with torch.no_grad():
+            return function(*given, **named)
+
+    return cast(Function, called)
 
 
 class KeepsStates:
@@ -105,7 +122,7 @@ def kept_together(
         ValueError: ``counts`` do not fit ``x`` and ``states``, or a state is another model's or is
             kept elsewhere than the first.
     """
-    if len(counts) != len(states) or sum(counts) != len(x) or min(counts, default=0) < 0:
+    if len(counts) != len(states) or sum(counts) != x.shape[0] or min(counts, default=0) < 0:
         raise ValueError(
             f"counts {list(counts)} do not fit {len(states)} states and {len(x)} new events"
         )

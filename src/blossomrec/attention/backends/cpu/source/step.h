@@ -121,25 +121,30 @@ static inline int64_t append_room(const Step &step) {
     return (2 * EVENTS_AT_ONCE * step.groups * D + LANES - 1) / LANES;
 }
 
-constexpr int SCORED_AT_ONCE = 64;
+// Products of a query with LANES keys: row(i) is where the i-th is.
+template <class Row>
+static inline Vector score_lanes(Row row, const float *q) {
+    if constexpr (D % LANES == 0) {
+        Vector products[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) {
+            const float *key = row(i);
+            products[i] = load(key) * load(q);
+            for (int d = LANES; d < D; d += LANES) products[i] += load(key + d) * load(q + d);
+        }
+        return totals(products);
+    }
+    Vector scores;
+    for (int i = 0; i < LANES; i++) scores[i] = product(row(i), q);
+    return scores;
+}
 
-// Products of a query with keys: row(i) is where the i-th is.
+// The same with `count` keys.
 template <class Row>
 static inline void score_rows(Row row, int64_t count, const float *q, float *scores) {
     int64_t first = 0;
-    Vector query[ROW_VECTORS];
-    for (int d = 0; D % LANES == 0 && d < ROW_VECTORS; d++) query[d] = load(q + d * LANES);
-    if (D % LANES == 0)
-        for (; first + LANES <= count; first += LANES) {
-            Vector products[LANES];
-#pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) {
-                const float *key = row(first + i);
-                products[i] = load(key) * query[0];
-                for (int d = 1; d < ROW_VECTORS; d++) products[i] += load(key + d * LANES) * query[d];
-            }
-            store(scores + first, totals(products));
-        }
+    for (; first + LANES <= count; first += LANES)
+        store(scores + first, score_lanes([&](int i) { return row(first + i); }, q));
     for (; first < count; first++) scores[first] = product(row(first), q);
 }
 
@@ -169,32 +174,34 @@ static void choose(
             for (int r = 0; r < R; r++) sum += q[(group * R + r) * D + d];
             mean[group * D + d] = sum / R;
         }
-    // A few blocks for all groups, whose keys lie side by side, so that memory is read once.
-    for (int64_t block = 0; block < own; block += SCORED_AT_ONCE) {
-        const int some = own - block < SCORED_AT_ONCE ? own - block : SCORED_AT_ONCE;
-        const int32_t *pages = event.pages + block;
-        int32_t gaps = 0;
-        for (int i = 0; i < some; i++) gaps |= pages[i] - pages[0] - i;
+    // All groups of a few blocks together, whose keys lie side by side: memory is read once.
+    const int64_t width = groups * D;
+    const auto compare = [&](int64_t block, int some, auto row) {
         for (int64_t group = 0; group < groups; group++) {
-            const float *const keys = step.block_keys + group * D;
-            const float *const first = keys + pages[0] * groups * D;
-            float score[SCORED_AT_ONCE], *worst = best + group * count + count - 1;
-            // Pages that follow each other need not be looked up, nor waited for.
-            if (gaps)
-                score_rows([&](int64_t i) { return keys + pages[i] * groups * D; }, some,
-                           mean + group * D, score);
-            else
-                score_rows([first, groups](int64_t i) { return first + i * (groups * D); }, some,
-                           mean + group * D, score);
-            for (int i = 0; i < some; i++) {
-                // Most have none that is needed.
-                if (i % LANES == 0)
-                    while (i + LANES <= some && !any(load(score + i) > *worst)) i += LANES;
-                if (i < some && score[i] > *worst)
-                    insert(score[i], block + i, count, best + group * count,
-                           chosen + group * count);
-            }
+            float *const of_group = best + group * count, *const worst = of_group + count - 1;
+            const Vector score =
+                score_lanes([&](int i) { return row(i) + group * D; }, mean + group * D);
+            // Most have none that is needed.
+            if (any(score > *worst))
+                for (int i = 0; i < some; i++)
+                    if (score[i] > *worst)
+                        insert(score[i], block + i, count, of_group, chosen + group * count);
         }
+    };
+    for (int64_t block = 0; block < own; block += LANES) {
+        const int some = own - block < LANES ? own - block : LANES;
+        const int32_t *pages = event.pages + block;
+        int32_t gaps = some < LANES;
+        for (int i = 0; i < some; i++) gaps |= pages[i] - pages[0] - i;
+        const float *const first = step.block_keys + pages[0] * width;
+        if (gaps) {
+            compare(block, some, [&](int i) {
+                return step.block_keys + pages[i < some ? i : 0] * width;
+            });
+            continue;
+        }
+        // Pages that follow each other need not be looked up.
+        compare(block, some, [&](int i) { return first + i * width; });
     }
     for (int64_t group = 0; group < groups; group++) {
         int32_t *of_group = chosen + group * count;

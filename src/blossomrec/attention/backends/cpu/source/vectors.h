@@ -6,6 +6,10 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
 #elif defined(__AVX__)
@@ -55,12 +59,19 @@ static inline float largest(Vector x) {
     return fold(x, [](float a, float b) { return a > b ? a : b; });
 }
 
+// Whether a lane is not 0.
 static inline bool any(Mask x) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)x, (__m512i)x);
+#elif defined(__AVX__)
+    return !_mm256_testz_si256((__m256i)x, (__m256i)x);
+#else
     int64_t words[LANES / 2];
     memcpy(words, &x, sizeof words);
     int64_t joint = 0;
     for (int word = 0; word < LANES / 2; word++) joint |= words[word];
     return joint != 0;
+#endif
 }
 
 // x with lanes whose numbers differ by the bit W exchanged.
