@@ -1,5 +1,7 @@
 """New events over kept states give what the whole history gives, at a cost that does not grow."""
 
+from functools import partial
+
 import pytest
 import torch
 from extending import in_parts, make_attention, make_events, whole
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from blossomrec.attention import AttentionState, PagedStates
 from blossomrec.attention.state import eager
 from implementations import CPU, CPU_MISSING
 from whole_history import Recorder, relative_error
@@ -164,6 +167,46 @@ def test_many_users_at_once(impl, tile, fusion, monkeypatch):
         assert (state.length, state.first) == (other.length, other.first)
         torch.testing.assert_close(state.keys, other.keys)
         torch.testing.assert_close(state.block_keys, other.block_keys)
+
+
+def keep_random(pages, length, kinds, then):
+    """A user of random keys and values, with block keys of so many kinds; ``then`` is done midway.
+
+    Midway another user takes pages, so that those of this one do not all follow each other.
+    """
+    layout, seed = pages.layout, torch.Generator().manual_seed(length)
+    keys, values = torch.randn(2, length, layout.heads, layout.size, generator=seed).unbind()
+    known = torch.randn(kinds, layout.heads, layout.size, generator=seed)
+    of_blocks = known[torch.randint(kinds, (length // layout.block_size,), generator=seed)]
+    half = length // layout.block_size // 2
+    states = [AttentionState.empty(pages)]
+    for blocks in (slice(half), slice(half, None)):
+        events = slice(*(x and x * layout.block_size for x in (blocks.start, blocks.stop)))
+        rows = keys[events], values[events], of_blocks[blocks]
+        write = partial(pages.layers[0].write, *rows)
+        states = pages.extend(states, [len(rows[0])], write)[1]
+        then()
+    return states[0]
+
+
+@pytest.mark.parametrize("impl", [CPU])
+@pytest.mark.parametrize("top_n", [4, 20])
+@pytest.mark.parametrize("kinds", [50, 100_000])
+@pytest.mark.parametrize("length", [16 * 1024, 16 * 1031, 16 * 2300 + 5])
+def test_the_best_of_many_blocks(length, kinds, top_n, impl):
+    outputs = []
+    for each in ("torch", impl):
+        attention = make_attention(impl=each, fusion="union", top_n=top_n)
+        pages, others = PagedStates(attention.layout), []
+
+        def fork(attention=attention, pages=pages, others=others):
+            others.append(attention.extend(make_events(40), AttentionState.empty(pages)))
+
+        state = keep_random(pages, length, kinds, fork)
+        outputs.append(attention.extend(make_events(9), state)[0])
+    # Among equal blocks, of which there are many of few kinds, the first ones are taken.
+    assert torch.equal(outputs[0].selected, outputs[1].selected)
+    assert relative_error(outputs[1].hidden, outputs[0].hidden) < 1e-5
 
 
 @BOTH

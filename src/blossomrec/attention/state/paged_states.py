@@ -322,8 +322,7 @@ class PagedStates:
         page = known[user, position // size - first]
         parts[: 4 * events].reshape(4, events)[:, :taken] = user, position, first, page
         parts[4 * events :] = closing
-        numbers = torch.from_numpy(parts)
-        return Step(events, size, self.table, known, self._moved(numbers), numbers)
+        return Step(events, size, self.table, known, parts, self._sent(parts))
 
     def _few_events(self, rows: list[Row], states: Sequence[AttentionState]) -> Step:
         """The step of one event each; of so few, lists are faster."""
@@ -339,8 +338,7 @@ class PagedStates:
             if inside == size - 1:
                 closing.append(event)
         parts = np.array(user + position + first + page + closing, np.int32)
-        numbers = torch.from_numpy(parts)
-        return Step(len(rows), size, self.table, known, self._moved(numbers), numbers)
+        return Step(len(rows), size, self.table, known, parts, self._sent(parts))
 
     def _copy_page(self, row: int, column: int) -> None:
         """Give a row a page of its own in place of one that it shares."""
@@ -452,6 +450,10 @@ class PagedStates:
             index = np.asarray(rows, np.int64)
             pages, index = torch.from_numpy(self._known[index]), torch.from_numpy(index)
             self.table.index_copy_(0, self._moved(index), self._moved(pages))
+
+    def _sent(self, numbers: np.ndarray) -> Tensor | None:
+        """On a device that is not the host, without a wait for it."""
+        return self._moved(torch.from_numpy(numbers)) if self.table.is_cuda else None
 
     def _moved(self, numbers: Tensor) -> Tensor:
         """On the device, without a wait for it."""

@@ -17,7 +17,7 @@ from blossomrec.attention.state import PagedLayer, Step, eager
 
 # ``struct Step`` of ``source/step.h``: pointers, then numbers. Of one event a structure of ctypes
 # would take longer to fill than the projections do.
-CALL = struct.Struct("16P10q")
+CALL = struct.Struct("15P10q")
 
 
 def extend_layer(
@@ -58,7 +58,6 @@ def extend_layer(
         pages.data_ptr(),
         layer.block_keys.data_ptr(),
         step.table.data_ptr(),
-        step.numbers.data_ptr(),
         hidden.data_ptr(),
         selected.data_ptr(),
         events,
@@ -72,6 +71,7 @@ def extend_layer(
         per == 1,
         torch.get_num_threads(),
     )
+    call += step.host.tobytes()
     functions = library(size, heads // groups, spec.block_size)
     if step.closes:
         functions.step("blossom_append", call, events)

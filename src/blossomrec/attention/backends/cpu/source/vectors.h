@@ -74,29 +74,68 @@ static inline bool any(Mask x) {
 #endif
 }
 
-// x with lanes whose numbers differ by the bit W exchanged.
-template <int W, int... LANE>
-static inline Vector exchange(Vector x, std::integer_sequence<int, LANE...>) {
+// Lane i of the result is lane from(i) of a, or of b behind it.
+template <class From, int... LANE>
+static inline Vector pick(Vector a, Vector b, From, std::integer_sequence<int, LANE...>) {
 #if defined(__clang__)
-    return __builtin_shufflevector(x, x, (LANE ^ W)...);
+    return __builtin_shufflevector(a, b, From()(LANE)...);
 #else
-    return __builtin_shuffle(x, Mask{(LANE ^ W)...});
+    return __builtin_shuffle(a, b, Mask{From()(LANE)...});
 #endif
 }
 
-// Lane i of the result is the total of x[i]: halves the vectors, LANES of them at first, by adding
-// neighbours. Overwrites x.
-template <int W = 1>
-static inline Vector totals(Vector *x) {
-    if constexpr (W == LANES) {
-        return x[0];
-    } else {
-        const Mask second = (lane_numbers() & W) != 0;
-        for (int i = 0; i < LANES / W; i += 2) {
-            const Vector kept = second ? x[i + 1] : x[i], moved = second ? x[i] : x[i + 1];
-            x[i / 2] = kept + exchange<W>(moved, std::make_integer_sequence<int, LANES>());
-        }
-        return totals<2 * W>(x);
+template <class From, int APART>
+struct Behind {
+    constexpr int operator()(int lane) const { return From()(lane) + APART; }
+};
+
+// What `From` takes of a and b, and what stands so far behind it, added.
+template <class From, int APART>
+static inline Vector add_apart(Vector a, Vector b) {
+    const auto lanes = std::make_integer_sequence<int, LANES>();
+    return pick(a, b, From(), lanes) + pick(a, b, Behind<From, APART>(), lanes);
+}
+
+// Every four lanes: the first two numbers of a, each followed by that of b.
+struct Numbers {
+    constexpr int operator()(int lane) const {
+        return lane / 4 * 4 + lane % 4 / 2 + lane % 2 * LANES;
+    }
+};
+// Every four lanes: the first two numbers of a, then those of b.
+struct Pairs {
+    constexpr int operator()(int lane) const {
+        return lane / 4 * 4 + lane % 2 + lane % 4 / 2 * LANES;
+    }
+};
+// The first half of a, then that of b.
+struct Halves {
+    constexpr int operator()(int lane) const {
+        return lane % (LANES / 2) + lane / (LANES / 2) * LANES;
+    }
+};
+// Every other four lanes of a, then those of b.
+struct Fours {
+    constexpr int operator()(int lane) const {
+        return lane % 8 / 4 * 8 + lane % 4 + lane / 8 * LANES;
+    }
+};
+
+// Lane i of the result is the total of x[i], of LANES vectors. Across four lanes little is moved, for
+// that takes longest.
+static inline Vector totals(const Vector *x) {
+    Vector sums[LANES / 4];
+#pragma GCC unroll 4
+    for (int i = 0; i < LANES / 4; i++) {
+        const Vector *four = x + 4 * i;
+        const Vector first = add_apart<Numbers, 2>(four[0], four[1]);
+        sums[i] = add_apart<Pairs, 2>(first, add_apart<Numbers, 2>(four[2], four[3]));
+    }
+    if constexpr (LANES == 4) return sums[0];
+    if constexpr (LANES == 8) return add_apart<Halves, LANES / 2>(sums[0], sums[1]);
+    if constexpr (LANES == 16) {
+        const Vector first = add_apart<Halves, LANES / 2>(sums[0], sums[1]);
+        return add_apart<Fours, 4>(first, add_apart<Halves, LANES / 2>(sums[2], sums[3]));
     }
 }
 
