@@ -1,5 +1,7 @@
 """New events over kept states give what the whole history gives, at a cost that does not grow."""
 
+import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -207,6 +209,84 @@ def test_the_best_of_many_blocks(length, kinds, top_n, impl):
     # Among equal blocks, of which there are many of few kinds, the first ones are taken.
     assert torch.equal(outputs[0].selected, outputs[1].selected)
     assert relative_error(outputs[1].hidden, outputs[0].hidden) < 1e-5
+
+
+def change_in_place(attention):
+    with torch.no_grad():
+        attention.query.weight.add_(0.1)
+
+
+def change_data(attention):
+    attention.key.weight.data = attention.key.weight.data + 0.1
+
+
+def change_parameter(attention):
+    attention.value.weight = torch.nn.Parameter(attention.value.weight + 0.1)
+
+
+def change_bias(attention):
+    attention.gate.bias.data = attention.gate.bias.data + 0.5
+
+
+def change_module(attention):
+    attention.output = torch.nn.Linear(32, 32, bias=False)
+
+
+def change_compression(attention):
+    attention.compress = copy.deepcopy(attention.compress)
+    with torch.no_grad():
+        attention.compress.inner.weight.neg_()
+
+
+def change_definition(attention):
+    attention.spec = replace(attention.spec, top_n=2)
+
+
+def change_type(attention):
+    attention.double().float()
+
+
+def transpose(attention):
+    attention.query.weight.data = attention.query.weight.data.t().contiguous().t()
+
+
+def load(attention):
+    other = {name: x + 0.1 for name, x in attention.state_dict().items()}
+    attention.load_state_dict(other, assign=True)
+
+
+CHANGES = [change_in_place, change_data, change_parameter, change_bias, change_module]
+CHANGES += [change_compression, change_definition, change_type, transpose, load]
+
+
+@BOTH
+@pytest.mark.parametrize("gate", ["independent", "convex"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_is_prepared_follows_the_layer(change, gate, impl):
+    attention, x = make_attention(impl=impl, gate=gate), make_events(130)
+    _, state = attention.extend(x[:100], attention.start())
+    old, _ = attention.extend(x[100:], state)
+    change(attention)
+    # Never used, it has nothing prepared.
+    fresh = copy.deepcopy(attention)
+    assert fresh._prepared is None
+    found, expected = (each.extend(x[100:], state)[0] for each in (attention, fresh))
+    assert torch.equal(found.selected, expected.selected)
+    torch.testing.assert_close(found.hidden, expected.hidden, rtol=0, atol=0)
+    torch.testing.assert_close(found.gates, expected.gates, rtol=0, atol=0)
+    assert torch.equal(found.hidden, old.hidden) == (change in (change_type, transpose))
+
+
+@BOTH
+def test_what_is_prepared_is_kept(impl):
+    attention, x = make_attention(impl=impl), make_events(20)
+    _, state = attention.extend(x, attention.start())
+    prepared = attention._prepared
+    assert prepared is not None
+    attention.extend(x, state)
+    assert attention._prepared is prepared
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not prepared.fits(attention, x)
 
 
 @BOTH

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from blossomrec.attention.api import blossom_attention, resolve
 from blossomrec.attention.backends import Backend
-from blossomrec.attention.backends.parts import Projections
+from blossomrec.attention.backends.parts import Extension, Projections
 from blossomrec.attention.compress import build_compression
 from blossomrec.attention.spec import BlossomSpec, Heads, Target
-from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step, without_gradients
+from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step
 
 # The gate starts short-term: sigmoid(-2) = 0.12 long, sigmoid(2) = 0.88 short.
 GATE_START = (-2.0, 2.0)
@@ -37,6 +37,40 @@ class AttentionOutput:
     selector_loss: Tensor | None = None
     selected: Tensor | None = None
     gates: Tensor | None = None
+
+
+class _Prepared(NamedTuple):
+    """What extends a layer as long as all that it was made of is the same.
+
+    For one more event, to make it takes longer than to attend.
+
+    Attributes:
+        extend: the extension.
+        gated: whether the gates are among the weights.
+        asked: type of the events, definition, implementation and compression.
+        held: module, name, parameter and address of each weight.
+    """
+
+    extend: Extension
+    gated: bool
+    asked: tuple[torch.dtype, BlossomSpec, str, nn.Module]
+    held: list[tuple[str, str, Tensor, int]]
+
+    def fits(self, attention: BlossomAttention, x: Tensor) -> bool:
+        """Whether it extends the layer as it is now, on a CPU and as nobody else computes it."""
+        dtype, spec, impl, compression = self.asked
+        modules = cast(dict[str, nn.Module], attention._modules)
+        if x.dtype is not dtype or not x.is_cpu or torch.is_autocast_enabled("cpu"):
+            return False
+        if attention.spec is not spec or attention.impl is not impl:
+            return False
+        if modules["compress"] is not compression:
+            return False
+        for module, name, weight, address in self.held:
+            found = modules[module]._parameters.get(name)
+            if found is not weight or weight.data_ptr() != address:
+                return False
+        return True
 
 
 class BlossomAttention(nn.Module, KeepsStates):
@@ -84,6 +118,7 @@ class BlossomAttention(nn.Module, KeepsStates):
         self.compress = build_compression(self.spec, size)
         numbers = num_heads * len(_gate_start(self.spec))
         self.gate = nn.Linear(hidden_size, numbers) if self.spec.is_gated else None
+        self._prepared: _Prepared | None = None
         self.reset_gate()
 
     def reset_gate(self) -> None:
@@ -236,7 +271,6 @@ class BlossomAttention(nn.Module, KeepsStates):
         target = Target(self.spec, self.heads, weight.dtype, weight.device.type)
         return self.backend(weight).parts.captures_steps(target)
 
-    @without_gradients
     def extend_paged(
         self, x: Tensor, layer: PagedLayer, step: Step, rotary: Tensor | None = None
     ) -> AttentionOutput:
@@ -250,12 +284,48 @@ class BlossomAttention(nn.Module, KeepsStates):
             step: where the events go.
             rotary: as of :meth:`forward`.
         """
-        weights, own = self._projections(), self._modules
-        gates = self._fixed_gates(x) if weights.gate is None else None
-        given = layer, step, cast(Any, own["compress"]), self.spec, rotary
-        parts, output = self.backend(x).parts, _parameter(own["output"], "weight")
-        hidden, selected, gates = parts.extend_layer(x, weights, output, gates, *given)
+        # To switch off what is off takes as long as a projection.
+        if not torch.is_grad_enabled():
+            return self._extended(x, layer, step, rotary)
+        with torch.no_grad():
+            return self._extended(x, layer, step, rotary)
+
+    def _extended(
+        self, x: Tensor, layer: PagedLayer, step: Step, rotary: Tensor | None
+    ) -> AttentionOutput:
+        prepared = self._prepared
+        if prepared is None or not prepared.fits(self, x):
+            prepared = self._prepare(x)
+        gates = None if prepared.gated else self._fixed_gates(x)
+        hidden, selected, gates = prepared.extend(x, gates, layer, step, rotary)
         return AttentionOutput(hidden, None, selected, gates)
+
+    def _prepare(self, x: Tensor) -> _Prepared:
+        """What extends this layer for events like x, [E, D]; kept where it may be."""
+        weights, own = self._projections(), cast(dict[str, Any], self._modules)
+        output, gated = _parameter(own["output"], "weight"), weights.gate is not None
+        given = weights, output, self.heads, own["compress"], self.spec
+        names = [(name, "weight") for name in ("query", "key", "value", "output")]
+        names += [("gate", "weight"), ("gate", "bias")] if gated else []
+        found = [_parameter(own[module], name) for module, name in names]
+        prepared = _Prepared(
+            self.backend(x).parts.extension(*given),
+            gated,
+            (x.dtype, self.spec, self.impl, own["compress"]),
+            [(*each, w, w.data_ptr()) for each, w in zip(names, found, strict=True)],
+        )
+        used = [each for each in (*weights, output) if each is not None]
+        # Where something is made of the weights, it is to be made anew each time.
+        as_they_are = {*map(id, used)} == {*map(id, found)} and all(
+            each.is_contiguous() for each in used
+        )
+        if as_they_are and prepared.fits(self, x):
+            self._prepared = prepared
+        return prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is prepared is for these weights where they are.
+        return self.__dict__ | {"_prepared": None}
 
     @torch.no_grad()
     def prefill(

@@ -2,7 +2,7 @@
 
 from blossomrec.attention.state.attention_state import AttentionState, state_of
 from blossomrec.attention.state.graph import StepGraph
-from blossomrec.attention.state.keeps_states import KeepsStates, kept_together, without_gradients
+from blossomrec.attention.state.keeps_states import KeepsStates, kept_together
 from blossomrec.attention.state.paged_states import PagedStates
 from blossomrec.attention.state.pages import Layout, OutOfPagesError, PagedLayer, Step
 
@@ -17,5 +17,4 @@ __all__ = [
     "StepGraph",
     "kept_together",
     "state_of",
-    "without_gradients",
 ]

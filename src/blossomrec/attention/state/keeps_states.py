@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from blossomrec.attention.state.attention_state import AttentionState
 from blossomrec.attention.state.paged_states import PagedStates
 from blossomrec.attention.state.pages import Layout, PagedLayer, Step
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def without_gradients(function: Function) -> Function:
-    """``torch.no_grad`` of a method, at no cost where there are no gradients anyway."""
-
-    @functools.wraps(function)
-    def called(*given: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return function(*given, **named)
-        with torch.no_grad():
-            return function(*given, **named)
-
-    return cast(Function, called)
 
 
 class KeepsStates:
