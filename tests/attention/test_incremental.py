@@ -1,5 +1,9 @@
 """New events over kept states give what the whole history gives, at a cost that does not grow."""
 
+import copy
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from extending import in_parts, make_attention, make_events, whole
@@ -8,6 +12,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from blossomrec.attention import AttentionState, PagedStates
 from blossomrec.attention.state import eager
 from implementations import CPU, CPU_MISSING
 from whole_history import Recorder, relative_error
@@ -164,6 +169,124 @@ def test_many_users_at_once(impl, tile, fusion, monkeypatch):
         assert (state.length, state.first) == (other.length, other.first)
         torch.testing.assert_close(state.keys, other.keys)
         torch.testing.assert_close(state.block_keys, other.block_keys)
+
+
+def keep_random(pages, length, kinds, then):
+    """A user of random keys and values, with block keys of so many kinds; ``then`` is done midway.
+
+    Midway another user takes pages, so that those of this one do not all follow each other.
+    """
+    layout, seed = pages.layout, torch.Generator().manual_seed(length)
+    keys, values = torch.randn(2, length, layout.heads, layout.size, generator=seed).unbind()
+    known = torch.randn(kinds, layout.heads, layout.size, generator=seed)
+    of_blocks = known[torch.randint(kinds, (length // layout.block_size,), generator=seed)]
+    half = length // layout.block_size // 2
+    states = [AttentionState.empty(pages)]
+    for blocks in (slice(half), slice(half, None)):
+        events = slice(*(x and x * layout.block_size for x in (blocks.start, blocks.stop)))
+        rows = keys[events], values[events], of_blocks[blocks]
+        write = partial(pages.layers[0].write, *rows)
+        states = pages.extend(states, [len(rows[0])], write)[1]
+        then()
+    return states[0]
+
+
+@pytest.mark.parametrize("impl", [CPU])
+@pytest.mark.parametrize("top_n", [4, 20])
+@pytest.mark.parametrize("kinds", [50, 100_000])
+@pytest.mark.parametrize("length", [16 * 1024, 16 * 1031, 16 * 2300 + 5])
+def test_the_best_of_many_blocks(length, kinds, top_n, impl):
+    outputs = []
+    for each in ("torch", impl):
+        attention = make_attention(impl=each, fusion="union", top_n=top_n)
+        pages, others = PagedStates(attention.layout), []
+
+        def fork(attention=attention, pages=pages, others=others):
+            others.append(attention.extend(make_events(40), AttentionState.empty(pages)))
+
+        state = keep_random(pages, length, kinds, fork)
+        outputs.append(attention.extend(make_events(9), state)[0])
+    # Among equal blocks, of which there are many of few kinds, the first ones are taken.
+    assert torch.equal(outputs[0].selected, outputs[1].selected)
+    assert relative_error(outputs[1].hidden, outputs[0].hidden) < 1e-5
+
+
+def change_in_place(attention):
+    with torch.no_grad():
+        attention.query.weight.add_(0.1)
+
+
+def change_data(attention):
+    attention.key.weight.data = attention.key.weight.data + 0.1
+
+
+def change_parameter(attention):
+    attention.value.weight = torch.nn.Parameter(attention.value.weight + 0.1)
+
+
+def change_bias(attention):
+    attention.gate.bias.data = attention.gate.bias.data + 0.5
+
+
+def change_module(attention):
+    attention.output = torch.nn.Linear(32, 32, bias=False)
+
+
+def change_compression(attention):
+    attention.compress = copy.deepcopy(attention.compress)
+    with torch.no_grad():
+        attention.compress.inner.weight.neg_()
+
+
+def change_definition(attention):
+    attention.spec = replace(attention.spec, top_n=2)
+
+
+def change_type(attention):
+    attention.double().float()
+
+
+def transpose(attention):
+    attention.query.weight.data = attention.query.weight.data.t().contiguous().t()
+
+
+def load(attention):
+    other = {name: x + 0.1 for name, x in attention.state_dict().items()}
+    attention.load_state_dict(other, assign=True)
+
+
+CHANGES = [change_in_place, change_data, change_parameter, change_bias, change_module]
+CHANGES += [change_compression, change_definition, change_type, transpose, load]
+
+
+@BOTH
+@pytest.mark.parametrize("gate", ["independent", "convex"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_is_prepared_follows_the_layer(change, gate, impl):
+    attention, x = make_attention(impl=impl, gate=gate), make_events(130)
+    _, state = attention.extend(x[:100], attention.start())
+    old, _ = attention.extend(x[100:], state)
+    change(attention)
+    # Never used, it has nothing prepared.
+    fresh = copy.deepcopy(attention)
+    assert fresh._prepared is None
+    found, expected = (each.extend(x[100:], state)[0] for each in (attention, fresh))
+    assert torch.equal(found.selected, expected.selected)
+    torch.testing.assert_close(found.hidden, expected.hidden, rtol=0, atol=0)
+    torch.testing.assert_close(found.gates, expected.gates, rtol=0, atol=0)
+    assert torch.equal(found.hidden, old.hidden) == (change in (change_type, transpose))
+
+
+@BOTH
+def test_what_is_prepared_is_kept(impl):
+    attention, x = make_attention(impl=impl), make_events(20)
+    _, state = attention.extend(x, attention.start())
+    prepared = attention._prepared
+    assert prepared is not None
+    attention.extend(x, state)
+    assert attention._prepared is prepared
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not prepared.fits(attention, x)
 
 
 @BOTH

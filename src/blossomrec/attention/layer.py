@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from blossomrec.attention.api import blossom_attention, resolve
 from blossomrec.attention.backends import Backend
-from blossomrec.attention.backends.parts import Projections
+from blossomrec.attention.backends.parts import Extension, Projections
 from blossomrec.attention.compress import build_compression
 from blossomrec.attention.spec import BlossomSpec, Heads, Target
 from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step
@@ -37,6 +37,40 @@ class AttentionOutput:
     selector_loss: Tensor | None = None
     selected: Tensor | None = None
     gates: Tensor | None = None
+
+
+class _Prepared(NamedTuple):
+    """What extends a layer as long as all that it was made of is the same.
+
+    For one more event, to make it takes longer than to attend.
+
+    Attributes:
+        extend: the extension.
+        gated: whether the gates are among the weights.
+        asked: type of the events, definition, implementation and compression.
+        held: module, name, parameter and address of each weight.
+    """
+
+    extend: Extension
+    gated: bool
+    asked: tuple[torch.dtype, BlossomSpec, str, nn.Module]
+    held: list[tuple[str, str, Tensor, int]]
+
+    def fits(self, attention: BlossomAttention, x: Tensor) -> bool:
+        """Whether it extends the layer as it is now, on a CPU and as nobody else computes it."""
+        dtype, spec, impl, compression = self.asked
+        modules = cast(dict[str, nn.Module], attention._modules)
+        if x.dtype is not dtype or not x.is_cpu or torch.is_autocast_enabled("cpu"):
+            return False
+        if attention.spec is not spec or attention.impl is not impl:
+            return False
+        if modules["compress"] is not compression:
+            return False
+        for module, name, weight, address in self.held:
+            found = modules[module]._parameters.get(name)
+            if found is not weight or weight.data_ptr() != address:
+                return False
+        return True
 
 
 class BlossomAttention(nn.Module, KeepsStates):
@@ -84,6 +118,7 @@ class BlossomAttention(nn.Module, KeepsStates):
         self.compress = build_compression(self.spec, size)
         numbers = num_heads * len(_gate_start(self.spec))
         self.gate = nn.Linear(hidden_size, numbers) if self.spec.is_gated else None
+        self._prepared: _Prepared | None = None
         self.reset_gate()
 
     def reset_gate(self) -> None:
@@ -163,7 +198,7 @@ class BlossomAttention(nn.Module, KeepsStates):
 
     def backend(self, x: Tensor) -> Backend:
         """What computes this layer for inputs like x, [T, D]."""
-        kind = x.device.type
+        kind = "cpu" if x.is_cpu else x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         return resolve(self.spec, self.heads, dtype, kind, self.impl)
 
@@ -183,10 +218,14 @@ class BlossomAttention(nn.Module, KeepsStates):
         return self.backend(k.flatten(1)).parts.block_keys(self.compress, k, cu_seqlens)
 
     def _projections(self) -> Projections:
-        # As attributes they would be looked up again and again: half the time of one more event.
-        own = cast("dict[str, nn.Linear]", self._modules)
-        weights = own["query"].weight, own["key"].weight, own["value"].weight
-        return Projections(*weights, *self._gate_parameters())
+        own = self._modules
+        query, key, value = own["query"], own["key"], own["value"]
+        return Projections(
+            _parameter(query, "weight"),
+            _parameter(key, "weight"),
+            _parameter(value, "weight"),
+            *self._gate_parameters(),
+        )
 
     def _fixed_gates(self, x: Tensor) -> Tensor:
         """Of one path alone, in the type of x, [T, H, 2]; of a union without bias [T, H, 1]."""
@@ -202,13 +241,14 @@ class BlossomAttention(nn.Module, KeepsStates):
 
         Of a union [H, D] and [H].
         """
-        gate = cast("nn.Linear | None", self._modules.get("gate"))
+        gate = self._modules.get("gate")
         if gate is None:
             return None, None
+        weight, bias = _parameter(gate, "weight"), _parameter(gate, "bias")
         if self.spec.is_union or self.spec.gate == "independent":
-            return gate.weight, gate.bias
+            return weight, bias
         # sigmoid(-z) is 1 - sigmoid(z).
-        weight, bias = (torch.stack((x, -x), 1).flatten(0, 1) for x in (gate.weight, gate.bias))
+        weight, bias = (torch.stack((x, -x), 1).flatten(0, 1) for x in (weight, bias))
         return weight, bias
 
     @property
@@ -220,8 +260,8 @@ class BlossomAttention(nn.Module, KeepsStates):
         """
         if not self.spec.causal:
             raise ValueError("causal is False: only causal attention can be extended")
-        weight, spec = self.key.weight, self.spec
-        sizes = (spec.block_size, spec.keys_of_block, self.heads.keys, self.heads.size)
+        weight, spec, heads = _parameter(self._modules["key"], "weight"), self.spec, self.heads
+        sizes = spec.block_size, spec.keys_of_block, heads.keys, heads.size
         return Layout(*sizes, weight.dtype, weight.device)
 
     @property
@@ -231,7 +271,6 @@ class BlossomAttention(nn.Module, KeepsStates):
         target = Target(self.spec, self.heads, weight.dtype, weight.device.type)
         return self.backend(weight).parts.captures_steps(target)
 
-    @torch.no_grad()
     def extend_paged(
         self, x: Tensor, layer: PagedLayer, step: Step, rotary: Tensor | None = None
     ) -> AttentionOutput:
@@ -245,12 +284,48 @@ class BlossomAttention(nn.Module, KeepsStates):
             step: where the events go.
             rotary: as of :meth:`forward`.
         """
-        weights, own = self._projections(), cast("dict[str, Any]", self._modules)
-        gates = self._fixed_gates(x) if weights.gate is None else None
-        given = layer, step, own["compress"], self.spec, rotary
-        parts, output = self.backend(x).parts, own["output"].weight
-        hidden, selected, gates = parts.extend_layer(x, weights, output, gates, *given)
+        # To switch off what is off takes as long as a projection.
+        if not torch.is_grad_enabled():
+            return self._extended(x, layer, step, rotary)
+        with torch.no_grad():
+            return self._extended(x, layer, step, rotary)
+
+    def _extended(
+        self, x: Tensor, layer: PagedLayer, step: Step, rotary: Tensor | None
+    ) -> AttentionOutput:
+        prepared = self._prepared
+        if prepared is None or not prepared.fits(self, x):
+            prepared = self._prepare(x)
+        gates = None if prepared.gated else self._fixed_gates(x)
+        hidden, selected, gates = prepared.extend(x, gates, layer, step, rotary)
         return AttentionOutput(hidden, None, selected, gates)
+
+    def _prepare(self, x: Tensor) -> _Prepared:
+        """What extends this layer for events like x, [E, D]; kept where it may be."""
+        weights, own = self._projections(), cast(dict[str, Any], self._modules)
+        output, gated = _parameter(own["output"], "weight"), weights.gate is not None
+        given = weights, output, self.heads, own["compress"], self.spec
+        names = [(name, "weight") for name in ("query", "key", "value", "output")]
+        names += [("gate", "weight"), ("gate", "bias")] if gated else []
+        found = [_parameter(own[module], name) for module, name in names]
+        prepared = _Prepared(
+            self.backend(x).parts.extension(*given),
+            gated,
+            (x.dtype, self.spec, self.impl, own["compress"]),
+            [(*each, w, w.data_ptr()) for each, w in zip(names, found, strict=True)],
+        )
+        used = [each for each in (*weights, output) if each is not None]
+        # Where something is made of the weights, it is to be made anew each time.
+        as_they_are = {*map(id, used)} == {*map(id, found)} and all(
+            each.is_contiguous() for each in used
+        )
+        if as_they_are and prepared.fits(self, x):
+            self._prepared = prepared
+        return prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is prepared is for these weights where they are.
+        return self.__dict__ | {"_prepared": None}
 
     @torch.no_grad()
     def prefill(
@@ -275,6 +350,16 @@ class BlossomAttention(nn.Module, KeepsStates):
         layer.write(k, v, block_keys, step)
         out, selected = self.attend(q, k, v, block_keys, gates, cu_seqlens, backend)
         return AttentionOutput(self.output(out.flatten(1)), None, selected, gates)
+
+
+def _parameter(module: nn.Module | None, name: str) -> Tensor:
+    """A module's parameter, which as an attribute would be looked for everywhere else first.
+
+    For one more event that takes as long as the attention itself.
+    """
+    assert module is not None
+    found = module._parameters.get(name)
+    return getattr(module, name) if found is None else found
 
 
 def _gate_start(spec: BlossomSpec) -> tuple[float, ...]:

@@ -122,8 +122,7 @@ class BlossomSpec:
         return 1 if self.is_union else 2
 
 
-@dataclass(frozen=True)
-class Heads:
+class Heads(NamedTuple):
     """H query heads, G key/value heads, and the d numbers of a head."""
 
     queries: int

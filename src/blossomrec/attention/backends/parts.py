@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,14 @@ class Projections(NamedTuple):
     value: Tensor
     gate: Tensor | None
     gate_bias: Tensor | None
+
+
+# Of new events x [E, D] of a step, in its order, the gates of all where the weights have none, the
+# layer's pages, the step, and what queries and keys are rotated by, see ``Parts.extend``: hidden
+# [E, D], the selected blocks, int32 [E, G, n], and the gates.
+Extension = Callable[
+    [Tensor, Tensor | None, PagedLayer, Step, Tensor | None], tuple[Tensor, Tensor, Tensor]
+]
 
 
 class Parts:
@@ -95,38 +104,34 @@ class Parts:
         """Whether :meth:`extend` never waits for the device, as a CUDA graph needs it."""
         return False
 
-    def extend_layer(
+    def extension(
         self,
-        x: Tensor,
         weights: Projections,
         output: Tensor,
-        gates: Tensor | None,
-        layer: PagedLayer,
-        step: Step,
+        heads: Heads,
         compression: MeanCompression | MLPCompression,
         spec: BlossomSpec,
-        rotary: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The whole layer for new events over pages: projections, :meth:`extend`, and the output.
+    ) -> Extension:
+        """What extends a whole layer over pages: projections, :meth:`extend`, and the output.
 
         Args:
-            x: [E, D], the events of ``step``, in its order.
+            weights: those of the layer.
             output: [D, H * d], weight of the output's projection.
-            gates: those of all events where ``weights`` have none.
-            layer, step, compression, spec, rotary: as of :meth:`extend`.
-
-        Returns:
-            Hidden [E, D], and of :meth:`extend` the selected blocks and the gates.
+            heads: H, G, d.
+            compression, spec: as of :meth:`extend`.
         """
-        size = layer.layout.size
-        q, k, v = (
-            linear(x, weight).unflatten(-1, (-1, size))
-            for weight in (weights.query, weights.key, weights.value)
-        )
-        if gates is None:
-            gates = gates_of(x, weights, q.shape[1], spec)
-        out, selected = self.extend(q, k, v, gates, layer, step, compression, spec, rotary)
-        return linear(out.flatten(1), output), selected, gates
+
+        def extend_layer(x, gates, layer, step, rotary):
+            q, k, v = (
+                linear(x, weight).unflatten(-1, (-1, heads.size))
+                for weight in (weights.query, weights.key, weights.value)
+            )
+            if gates is None:
+                gates = gates_of(x, weights, heads.queries, spec)
+            out, selected = self.extend(q, k, v, gates, layer, step, compression, spec, rotary)
+            return linear(out.flatten(1), output), selected, gates
+
+        return extend_layer
 
     def extend(
         self,

@@ -64,10 +64,9 @@ class StepGraph:
             self._x = _filled(x.to(table.device), users)
             # Any event may complete its block, and any user may come to be the longest.
             parts = (*range(users), *[longest] * users, *[NOBODY] * 2 * users, *range(users))
-            host = torch.tensor(parts, dtype=torch.int32)
-            numbers = host.to(table.device)
-            known = np.zeros(table.shape, np.int32)
-            self._step = Step(users, self.states.block_size, table, known, numbers, host)
+            host, known = np.array(parts, np.int32), np.zeros(table.shape, np.int32)
+            moved = torch.from_numpy(host).to(table.device)
+            self._step = Step(users, self.states.block_size, table, known, host, moved)
             self._step.rows.fill_(NOBODY)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

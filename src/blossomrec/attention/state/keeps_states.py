@@ -105,7 +105,7 @@ def kept_together(
         ValueError: ``counts`` do not fit ``x`` and ``states``, or a state is another model's or is
             kept elsewhere than the first.
     """
-    if len(counts) != len(states) or sum(counts) != len(x) or min(counts, default=0) < 0:
+    if len(counts) != len(states) or sum(counts) != x.shape[0] or min(counts, default=0) < 0:
         raise ValueError(
             f"counts {list(counts)} do not fit {len(states)} states and {len(x)} new events"
         )

@@ -82,8 +82,9 @@ class PagedStates:
         self._free_pages, self._free_rows = Numbers(), Numbers()
         self._returned: deque[tuple[int, int, int]] = deque()
         # Whoever extends states writes to the tensors without the lock: they may not grow then.
-        self._changing = threading.Condition()
-        self._writing = 0
+        self._lock = threading.RLock()
+        self._changing = threading.Condition(self._lock)
+        self._writing = self._waiting = 0
         self.reserve(pages=pages, users=users, blocks=blocks)
 
     @classmethod
@@ -108,14 +109,14 @@ class PagedStates:
     @property
     def free_pages(self) -> int:
         """Pages that wait for a block."""
-        with self._changing:
+        with self._lock:
             self._take_back()
             return len(self._free_pages)
 
     @property
     def free_users(self) -> int:
         """Rows that wait for a user."""
-        with self._changing:
+        with self._lock:
             self._take_back()
             return len(self._free_rows)
 
@@ -125,7 +126,7 @@ class PagedStates:
         Raises:
             OutOfPagesError: there is no room; nothing has changed.
         """
-        with self._changing:
+        with self._lock:
             self._make_rows(1)
             return self._new_row(np.empty(0, np.int32), first // self.block_size, first)
 
@@ -135,7 +136,7 @@ class PagedStates:
         Raises:
             OutOfPagesError: there is no room; nothing has changed.
         """
-        with self._changing:
+        with self._lock:
             self._make_rows(1)
             made = self._new_row(self.pages_of(row, length)[gone:], row.first + gone, length)
             self._send([made.index])
@@ -151,8 +152,8 @@ class PagedStates:
         Raises:
             OutOfPagesError: it would exceed ``max_bytes``; nothing has changed.
         """
-        with self._changing:
-            self._changing.wait_for(lambda: not self._writing)
+        with self._lock:
+            self._await(lambda: not self._writing)
             self._reserve(pages, users, blocks)
 
     def step(
@@ -181,21 +182,27 @@ class PagedStates:
         counts = [1] * len(states) if counts is None else counts
         if pad_to is not None and len(states) > pad_to:
             raise ValueError(f"{len(states)} users do not fit a step of {pad_to}")
-        with self._changing:
-            self._take_back()
-            if self._writing:
-                self._await_room(states, counts)
-            rows = [state.row for state in states]
-            if changes := self._changes(states, counts):
-                self._change(changes, rows, states)
-            step = self._events(rows, states, counts, pad_to)
-            after = []
-            for state, row, count in zip(states, rows, counts, strict=True):
-                if count:
-                    row.length = state.length + count
-                    state = state.grown(row, row.length)
-                after.append(state)
-            return step, after
+        with self._lock:
+            return self._step(states, counts, pad_to)
+
+    def _step(
+        self, states: Sequence[AttentionState], counts: Sequence[int], pad_to: int | None
+    ) -> tuple[Step, list[AttentionState]]:
+        """See :meth:`step`; by whoever holds the lock."""
+        self._take_back()
+        if self._writing:
+            self._await_room(states, counts)
+        rows = [state.row for state in states]
+        if changes := self._changes(states, counts):
+            self._change(changes, rows, states)
+        step = self._events(rows, states, counts, pad_to)
+        after = []
+        for state, row, count in zip(states, rows, counts, strict=True):
+            if count:
+                row.length = state.length + count
+                state = state.grown(row, row.length)
+            after.append(state)
+        return step, after
 
     def extend(
         self,
@@ -215,15 +222,16 @@ class PagedStates:
         Raises:
             OutOfPagesError: as of :meth:`step`.
         """
-        with self._changing:
-            step, after = self.step(states, counts)
+        with self._lock:
+            step, after = self._step(states, counts, None)
             self._writing += 1
         try:
             return write(step), after
         finally:
-            with self._changing:
+            with self._lock:
                 self._writing -= 1
-                self._changing.notify_all()
+                if self._waiting:
+                    self._changing.notify_all()
 
     def _change(
         self, changes: list[Change], rows: list[Row], states: Sequence[AttentionState]
@@ -297,18 +305,10 @@ class PagedStates:
     ) -> Step:
         """The step of the ``counts`` events behind the states, whose rows have their pages."""
         size, known = self.block_size, self._known
-        single = max(counts, default=1) == min(counts, default=1) == 1
-        position = [state.length for state in states]
+        single = counts.count(1) == len(rows)
         if single and pad_to is None and len(rows) < MANY:
-            # For a few numbers lists are faster.
-            user, first = [row.index for row in rows], [row.first for row in rows]
-            where = zip(user, position, first, strict=True)
-            page = [known.item(row, at // size - gone) for row, at, gone in where]
-            closing = [event for event, at in enumerate(position) if at % size == size - 1]
-            events = len(rows)
-            parts = np.array((*user, *position, *first, *page, *closing), np.int32)
-            numbers = torch.from_numpy(parts)
-            return Step(events, size, self.table, known, self._moved(numbers), numbers)
+            return self._few_events(rows, states)
+        position = [state.length for state in states]
         user, first, _ = _numbers(rows)
         position = np.array(position, np.int64)
         if not single:
@@ -322,8 +322,23 @@ class PagedStates:
         page = known[user, position // size - first]
         parts[: 4 * events].reshape(4, events)[:, :taken] = user, position, first, page
         parts[4 * events :] = closing
-        numbers = torch.from_numpy(parts)
-        return Step(events, size, self.table, known, self._moved(numbers), numbers)
+        return Step(events, size, self.table, known, parts, self._sent(parts))
+
+    def _few_events(self, rows: list[Row], states: Sequence[AttentionState]) -> Step:
+        """The step of one event each; of so few, lists are faster."""
+        size, known = self.block_size, self._known
+        user, position, first, page, closing = [], [], [], [], []
+        for event, row in enumerate(rows):
+            index, gone, at = row.index, row.first, states[event].length
+            block, inside = divmod(at, size)
+            user.append(index)
+            position.append(at)
+            first.append(gone)
+            page.append(known.item(index, block - gone))
+            if inside == size - 1:
+                closing.append(event)
+        parts = np.array(user + position + first + page + closing, np.int32)
+        return Step(len(rows), size, self.table, known, parts, self._sent(parts))
 
     def _copy_page(self, row: int, column: int) -> None:
         """Give a row a page of its own in place of one that it shares."""
@@ -369,11 +384,18 @@ class PagedStates:
             free = (len(self._free_pages), len(self._free_rows), self.table.shape[1])
             return not self._writing or all(map(operator.ge, free, wanted))
 
-        self._changing.wait_for(may_change)
+        self._await(may_change)
+
+    def _await(self, may_change: Callable[[], bool]) -> None:
+        self._waiting += 1
+        try:
+            self._changing.wait_for(may_change)
+        finally:
+            self._waiting -= 1
 
     def _make_rows(self, count: int) -> None:
         self._take_back()
-        self._changing.wait_for(lambda: not self._writing or count <= len(self._free_rows))
+        self._await(lambda: not self._writing or count <= len(self._free_rows))
         self._make_room(rows=count)
 
     def _make_room(self, *, pages: int = 0, rows: int = 0, blocks: int = 0) -> None:
@@ -428,6 +450,10 @@ class PagedStates:
             index = np.asarray(rows, np.int64)
             pages, index = torch.from_numpy(self._known[index]), torch.from_numpy(index)
             self.table.index_copy_(0, self._moved(index), self._moved(pages))
+
+    def _sent(self, numbers: np.ndarray) -> Tensor | None:
+        """On a device that is not the host, without a wait for it."""
+        return self._moved(torch.from_numpy(numbers)) if self.table.is_cuda else None
 
     def _moved(self, numbers: Tensor) -> Tensor:
         """On the device, without a wait for it."""

@@ -129,16 +129,21 @@ class Step:
         size: events in a block, S.
         table: int32 [users, width], on the device; column c is the user's c-th block held.
         known: the table, on the host.
-        numbers: ``rows`` and ``closing`` one after another, int32 [4 * E + C], on the device.
-        host: the same, on the host.
+        host: ``rows`` and ``closing`` one after another, int32 [4 * E + C], on the host.
+        moved: the same, on a device that is not the host.
     """
 
     events: int
     size: int
     table: Tensor
     known: np.ndarray
-    numbers: Tensor
-    host: Tensor
+    host: np.ndarray
+    moved: Tensor | None = None
+
+    @cached_property
+    def numbers(self) -> Tensor:
+        """``host``, on the device."""
+        return torch.from_numpy(self.host) if self.moved is None else self.moved
 
     @cached_property
     def rows(self) -> Tensor:
@@ -153,7 +158,7 @@ class Step:
     @property
     def closes(self) -> bool:
         """Whether an event completes its block; of a step of fixed size any may."""
-        return self.numbers.shape[0] > 4 * self.events
+        return self.host.size > 4 * self.events
 
     @property
     def user(self) -> Tensor:
@@ -178,12 +183,12 @@ class Step:
     @cached_property
     def users(self) -> np.ndarray:
         """On the host, ``user``."""
-        return self.host[: self.events].numpy()
+        return self.host[: self.events]
 
     @cached_property
     def columns(self) -> np.ndarray:
         """On the host, how many blocks are held before each event's own, [E]."""
-        _, position, first, _ = self.host[: 4 * self.events].view(4, -1).numpy()
+        _, position, first, _ = self.host[: 4 * self.events].reshape(4, -1)
         return position // self.size - first
 
     @cached_property

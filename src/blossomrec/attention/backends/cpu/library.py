@@ -39,16 +39,6 @@ class Rotation(ctypes.Structure):
     _fields_ = _fields("x angles to", "rows heads pairs back threads")
 
 
-class Step(ctypes.Structure):
-    """``struct Step`` of ``source/step.h``, which says what the fields are."""
-
-    _fields_ = _fields(
-        "x query key value gate gate_bias output gates "
-        "frequencies angles pages block_keys table places hidden selected",
-        "rows size width groups pairs top_n window sinks is_union threads",
-    )
-
-
 class Library:
     """The functions compiled for one shape of heads."""
 
@@ -59,7 +49,7 @@ class Library:
         except OSError as error:
             raise NotBuiltError(f"{path} cannot be loaded: {error}") from error
 
-    def run(self, name: str, problem: Problem | Rotation | Step) -> None:
+    def run(self, name: str, problem: Problem | Rotation) -> None:
         """Call a function of the library; the interpreter's lock is free meanwhile.
 
         Raises:
@@ -82,6 +72,15 @@ class Library:
             raise ValueError(f"a sample is row {problem.wrong}, there are {problem.rows}")
         if status == 5:
             raise ValueError(f"there are more than {problem.blocks} blocks in the longest history")
+
+    def step(self, name: str, call: bytes, rows: int) -> None:
+        """Call a function of new events with the bytes of a ``struct Step``.
+
+        Raises:
+            MemoryError: there is no memory for the function's own tables.
+        """
+        if getattr(self._functions, name)(call):
+            raise MemoryError(f"no memory for {rows} new events of Blossom attention")
 
 
 def library(head_dim: int, per_group: int, block_size: int) -> Library:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from blossomrec.attention.backends.cpu import operators, step
+from blossomrec.attention.backends.cpu import operators
+from blossomrec.attention.backends.cpu.step import LayerExtension
 from blossomrec.attention.backends.parts import Parts
 from blossomrec.attention.compress import MeanCompression, MLPCompression
 from blossomrec.attention.memo import per_batch
@@ -48,9 +49,8 @@ class CpuParts(Parts):
     ) -> Tensor:
         return selector_loss(q, k, block_keys, cu_seqlens, **given, shares=block_shares)
 
-    def extend_layer(self, x, weights, output, gates, layer, step_, compression, spec, rotary=None):
-        given = layer, step_, compression, spec, rotary
-        return step.extend_layer(x, weights, output, gates, *given)
+    def extension(self, weights, output, heads, compression, spec):
+        return LayerExtension(weights, output, heads, compression, spec)
 
 
 @per_batch

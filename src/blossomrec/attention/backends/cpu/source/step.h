@@ -18,13 +18,17 @@ struct Step {
     float *pages;              // [P, G, S, 2d]
     const float *block_keys;   // [P, G, d]
     const int32_t *table;      // [users, width]
-    const int32_t *places;     // [4, t]: user, position, first block held, own page
     float *hidden;             // [t, size]
     int32_t *selected;         // [t, G, n]
     int64_t rows, size, width, groups, pairs, top_n, window, sinks, is_union, threads;
 
     int64_t heads() const { return groups * R; }
     int64_t per() const { return is_union ? 1 : 2; }
+    // User, position, first block held and own page of a row; [4, t] behind the structure.
+    enum Place { USER, POSITION, FIRST, PAGE };
+    int64_t place(Place what, int64_t row) const {
+        return ((const int32_t *)(this + 1))[what * rows + row];
+    }
 };
 
 // Events that a thread takes together.
@@ -45,9 +49,9 @@ struct Event {
     const int32_t *pages;  // of the user's blocks
 
     Event(const Step &step, int64_t row)
-        : step(step), position(step.places[step.rows + row]),
-          first(step.places[2 * step.rows + row]),
-          pages(step.table + step.places[row] * step.width) {}
+        : step(step), position(step.place(Step::POSITION, row)),
+          first(step.place(Step::FIRST, row)),
+          pages(step.table + step.place(Step::USER, row) * step.width) {}
 
     int64_t place() const { return position - first * S; }
 
@@ -106,8 +110,8 @@ static void append_events(const Step &step, int64_t first, Vector *room) {
     project(step.x + first * step.size, rows, step.size, step.key, nullptr, count, keys);
     project(step.x + first * step.size, rows, step.size, step.value, nullptr, count, values);
     for (int64_t row = 0; row < rows; row++) {
-        const int64_t position = step.places[step.rows + first + row];
-        const int64_t page = step.places[3 * step.rows + first + row];
+        const int64_t position = step.place(Step::POSITION, first + row);
+        const int64_t page = step.place(Step::PAGE, first + row);
         const Turn turn(step, first + row, position);
         for (int64_t group = 0; group < step.groups; group++) {
             float *to = step.pages + ((page * step.groups + group) * S + position % S) * 2 * D;
@@ -121,45 +125,118 @@ static inline int64_t append_room(const Step &step) {
     return (2 * EVENTS_AT_ONCE * step.groups * D + LANES - 1) / LANES;
 }
 
-constexpr int SCORED_AT_ONCE = 64;
+// Products of a query with LANES keys: row(i) is where the i-th is.
+template <class Row>
+static inline Vector score_lanes(Row row, const float *q) {
+    if constexpr (D % LANES == 0) {
+        Vector products[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) {
+            const float *key = row(i);
+            products[i] = load(key) * load(q);
+            for (int d = LANES; d < D; d += LANES) products[i] += load(key + d) * load(q + d);
+        }
+        return totals(products);
+    }
+    Vector scores;
+    for (int i = 0; i < LANES; i++) scores[i] = product(row(i), q);
+    return scores;
+}
 
-// Products of a query with keys: row(i) is where the i-th is.
+// The same with `count` keys.
 template <class Row>
 static inline void score_rows(Row row, int64_t count, const float *q, float *scores) {
     int64_t first = 0;
-    Vector query[ROW_VECTORS];
-    for (int d = 0; D % LANES == 0 && d < ROW_VECTORS; d++) query[d] = load(q + d * LANES);
-    if (D % LANES == 0)
-        for (; first + LANES <= count; first += LANES) {
-            Vector products[LANES];
-#pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) {
-                const float *key = row(first + i);
-                products[i] = load(key) * query[0];
-                for (int d = 1; d < ROW_VECTORS; d++) products[i] += load(key + d * LANES) * query[d];
-            }
-            store(scores + first, totals(products));
-        }
+    for (; first + LANES <= count; first += LANES)
+        store(scores + first, score_lanes([&](int i) { return row(first + i); }, q));
     for (; first < count; first++) scores[first] = product(row(first), q);
 }
 
-// Puts a block among the best of one group, of which the worst is less; among equals it comes last.
-static inline void insert(float score, int32_t block, int64_t count, float *best, int32_t *chosen) {
-    int64_t place = count - 1;
-    for (; place && score > best[place - 1]; place--)
-        best[place] = best[place - 1], chosen[place] = chosen[place - 1];
-    best[place] = score, chosen[place] = block;
-}
+// Blocks that are scored before the best of them are looked for: their scores stay close by.
+constexpr int64_t BLOCKS_SCORED = 1024;
+
+// The most important blocks of each group so far, and what they are found with.
+struct Choice {
+    const int64_t groups, count;
+    float *const mean;      // [G, d], of a group's queries
+    float *const best;      // [G, n], falling
+    float *const scores;    // [G, BLOCKS_SCORED]
+    Vector *const highest;  // [G], by lane
+    int32_t *chosen;        // [G, n]
+
+    Choice(const Step &step, Arena &arena)
+        : groups(step.groups), count(step.top_n), mean(arena.take<float>(groups * D)),
+          best(arena.take<float>(groups * count)),
+          scores(arena.take<float>(groups * BLOCKS_SCORED)), highest(arena.take<Vector>(groups)) {}
+
+    // Scores of blocks for all groups, whose keys lie side by side, so that memory is read once:
+    // row(i) is where those of the i-th are.
+    template <class Row>
+    void score(int64_t blocks, Row row) const {
+        for (int64_t group = 0; group < groups; group++) highest[group] = every(-INFINITY);
+        for (int64_t first = 0; first < blocks; first += LANES) {
+            const int64_t left = blocks - first;
+            const float *keys[LANES];
+            for (int i = 0; i < LANES; i++) keys[i] = row(first + (i < left ? i : 0));
+            for (int64_t group = 0; group < groups; group++) {
+                const auto key = [&](int i) { return keys[i] + group * D; };
+                Vector score = score_lanes(key, mean + group * D);
+                if (left < LANES)
+                    score = lane_numbers() < (int32_t)left ? score : every(-INFINITY);
+                store(scores + group * BLOCKS_SCORED + first, score);
+                highest[group] = larger(highest[group], score);
+            }
+        }
+    }
+
+    // Puts those of the blocks scored, of which the first is `number`, among the best.
+    void take(int64_t blocks, int64_t number) const {
+        for (int64_t group = 0; group < groups; group++) {
+            float *const of_group = best + group * count;
+            const float *const score = scores + group * BLOCKS_SCORED;
+            const float bound = fmaxf(of_group[count - 1], least_of_best(highest[group]));
+            for (int64_t first = 0; first < blocks; first += LANES) {
+                // Most have none that is needed.
+                if (!any(load(score + first) >= bound)) continue;
+                for (int64_t i = first; i < first + LANES; i++)
+                    if (score[i] > of_group[count - 1]) insert(score[i], number + i, group);
+            }
+        }
+    }
+
+  private:
+    // As many as are chosen are as high as that, where each is the highest of a lane.
+    float least_of_best(Vector lanes) const {
+        float falling[LANES];
+        if (count > LANES) return -INFINITY;
+        for (int i = 0; i < LANES; i++) {
+            int to = i;
+            for (; to && falling[to - 1] < lanes[i]; to--) falling[to] = falling[to - 1];
+            falling[to] = lanes[i];
+        }
+        return falling[count - 1];
+    }
+
+    // In place of the worst; among equals it comes last.
+    void insert(float score, int32_t block, int64_t group) const {
+        float *const of_group = best + group * count;
+        int32_t *const blocks = chosen + group * count;
+        int64_t place = count - 1;
+        for (; place && score > of_group[place - 1]; place--)
+            of_group[place] = of_group[place - 1], blocks[place] = blocks[place - 1];
+        of_group[place] = score, blocks[place] = block;
+    }
+};
 
 // The most important of the blocks before `own` for each group, rising, -1 last.
-// q [G, R, d], best [G, n], chosen [G, n].
+// q [G, R, d], chosen [G, n].
 static void choose(
-    const Event &event, const float *q, int64_t own, float *mean, float *best, int32_t *chosen
+    const Event &event, const float *q, int64_t own, Choice choice, int32_t *chosen
 ) {
     const Step &step = event.step;
-    const int64_t count = step.top_n, groups = step.groups;
+    const int64_t count = step.top_n, groups = step.groups, width = groups * D;
     for (int64_t place = 0; place < groups * count; place++) {
-        best[place] = -INFINITY;
+        choice.best[place] = -INFINITY;
         chosen[place] = own <= count && place % count < own ? place % count : -1;
     }
     if (own <= count) return;
@@ -167,34 +244,21 @@ static void choose(
         for (int d = 0; d < D; d++) {
             float sum = 0;
             for (int r = 0; r < R; r++) sum += q[(group * R + r) * D + d];
-            mean[group * D + d] = sum / R;
+            choice.mean[group * D + d] = sum / R;
         }
-    // A few blocks for all groups, whose keys lie side by side, so that memory is read once.
-    for (int64_t block = 0; block < own; block += SCORED_AT_ONCE) {
-        const int some = own - block < SCORED_AT_ONCE ? own - block : SCORED_AT_ONCE;
+    choice.chosen = chosen;
+    for (int64_t block = 0; block < own; block += BLOCKS_SCORED) {
+        const int64_t blocks = own - block < BLOCKS_SCORED ? own - block : BLOCKS_SCORED;
         const int32_t *pages = event.pages + block;
         int32_t gaps = 0;
-        for (int i = 0; i < some; i++) gaps |= pages[i] - pages[0] - i;
-        for (int64_t group = 0; group < groups; group++) {
-            const float *const keys = step.block_keys + group * D;
-            const float *const first = keys + pages[0] * groups * D;
-            float score[SCORED_AT_ONCE], *worst = best + group * count + count - 1;
-            // Pages that follow each other need not be looked up, nor waited for.
-            if (gaps)
-                score_rows([&](int64_t i) { return keys + pages[i] * groups * D; }, some,
-                           mean + group * D, score);
-            else
-                score_rows([first, groups](int64_t i) { return first + i * (groups * D); }, some,
-                           mean + group * D, score);
-            for (int i = 0; i < some; i++) {
-                // Most have none that is needed.
-                if (i % LANES == 0)
-                    while (i + LANES <= some && !any(load(score + i) > *worst)) i += LANES;
-                if (i < some && score[i] > *worst)
-                    insert(score[i], block + i, count, best + group * count,
-                           chosen + group * count);
-            }
-        }
+        for (int32_t i = 0; i < blocks; i++) gaps |= pages[i] - pages[0] - i;
+        const float *const first = step.block_keys + pages[0] * width;
+        // Pages that follow each other need not be looked up.
+        if (gaps)
+            choice.score(blocks, [&](int64_t i) { return step.block_keys + pages[i] * width; });
+        else
+            choice.score(blocks, [&](int64_t i) { return first + i * width; });
+        choice.take(blocks, block);
     }
     for (int64_t group = 0; group < groups; group++) {
         int32_t *of_group = chosen + group * count;
@@ -214,17 +278,14 @@ struct StepScratch {
     Arena arena;
     const float **far, **near;  // the keys; the near ones of the first group, and in `far` as well
     float *q, *out;             // [EVENTS_AT_ONCE, G, R, d]
-    float *mean;                // [G, d]
-    float *best;                // [G, n]
     float *scores;              // [R, keys]
+    Choice choice;
 
-    StepScratch(const Step &step, Vector *from) : arena{from} {
+    StepScratch(const Step &step, Vector *from) : arena{from}, choice(step, arena) {
         far = arena.take<const float *>(most_far(step) + most_near(step));
         near = arena.take<const float *>(most_near(step));
         q = arena.take<float>(EVENTS_AT_ONCE * step.heads() * D);
         out = arena.take<float>(EVENTS_AT_ONCE * step.heads() * D);
-        mean = arena.take<float>(step.groups * D);
-        best = arena.take<float>(step.groups * step.top_n);
         scores = arena.take<float>(R * (most_far(step) + most_near(step) + LANES));
     }
 };
@@ -301,7 +362,7 @@ static void attend_event(
             fetch(scratch.near[key] + group * S * 2 * D, 1);
 
     int32_t *chosen = step.selected + row * groups * step.top_n;
-    choose(event, q, own, scratch.mean, scratch.best, chosen);
+    choose(event, q, own, scratch.choice, chosen);
     for (int64_t i = 0; i < groups * step.top_n; i++)
         if (chosen[i] >= 0) fetch(event.key(chosen[i] * (int64_t)S, i / step.top_n), S);
 

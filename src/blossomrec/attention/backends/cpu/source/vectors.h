@@ -6,6 +6,10 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
 #elif defined(__AVX__)
@@ -55,37 +59,83 @@ static inline float largest(Vector x) {
     return fold(x, [](float a, float b) { return a > b ? a : b; });
 }
 
+// Whether a lane is not 0.
 static inline bool any(Mask x) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)x, (__m512i)x);
+#elif defined(__AVX__)
+    return !_mm256_testz_si256((__m256i)x, (__m256i)x);
+#else
     int64_t words[LANES / 2];
     memcpy(words, &x, sizeof words);
     int64_t joint = 0;
     for (int word = 0; word < LANES / 2; word++) joint |= words[word];
     return joint != 0;
-}
-
-// x with lanes whose numbers differ by the bit W exchanged.
-template <int W, int... LANE>
-static inline Vector exchange(Vector x, std::integer_sequence<int, LANE...>) {
-#if defined(__clang__)
-    return __builtin_shufflevector(x, x, (LANE ^ W)...);
-#else
-    return __builtin_shuffle(x, Mask{(LANE ^ W)...});
 #endif
 }
 
-// Lane i of the result is the total of x[i]: halves the vectors, LANES of them at first, by adding
-// neighbours. Overwrites x.
-template <int W = 1>
-static inline Vector totals(Vector *x) {
-    if constexpr (W == LANES) {
-        return x[0];
-    } else {
-        const Mask second = (lane_numbers() & W) != 0;
-        for (int i = 0; i < LANES / W; i += 2) {
-            const Vector kept = second ? x[i + 1] : x[i], moved = second ? x[i] : x[i + 1];
-            x[i / 2] = kept + exchange<W>(moved, std::make_integer_sequence<int, LANES>());
-        }
-        return totals<2 * W>(x);
+// Lane i of the result is lane from(i) of a, or of b behind it.
+template <class From, int... LANE>
+static inline Vector pick(Vector a, Vector b, From, std::integer_sequence<int, LANE...>) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, From()(LANE)...);
+#else
+    return __builtin_shuffle(a, b, Mask{From()(LANE)...});
+#endif
+}
+
+template <class From, int APART>
+struct Behind {
+    constexpr int operator()(int lane) const { return From()(lane) + APART; }
+};
+
+// What `From` takes of a and b, and what stands so far behind it, added.
+template <class From, int APART>
+static inline Vector add_apart(Vector a, Vector b) {
+    const auto lanes = std::make_integer_sequence<int, LANES>();
+    return pick(a, b, From(), lanes) + pick(a, b, Behind<From, APART>(), lanes);
+}
+
+// Every four lanes: the first two numbers of a, each followed by that of b.
+struct Numbers {
+    constexpr int operator()(int lane) const {
+        return lane / 4 * 4 + lane % 4 / 2 + lane % 2 * LANES;
+    }
+};
+// Every four lanes: the first two numbers of a, then those of b.
+struct Pairs {
+    constexpr int operator()(int lane) const {
+        return lane / 4 * 4 + lane % 2 + lane % 4 / 2 * LANES;
+    }
+};
+// The first half of a, then that of b.
+struct Halves {
+    constexpr int operator()(int lane) const {
+        return lane % (LANES / 2) + lane / (LANES / 2) * LANES;
+    }
+};
+// Every other four lanes of a, then those of b.
+struct Fours {
+    constexpr int operator()(int lane) const {
+        return lane % 8 / 4 * 8 + lane % 4 + lane / 8 * LANES;
+    }
+};
+
+// Lane i of the result is the total of x[i], of LANES vectors. Across four lanes little is moved, for
+// that takes longest.
+static inline Vector totals(const Vector *x) {
+    Vector sums[LANES / 4];
+#pragma GCC unroll 4
+    for (int i = 0; i < LANES / 4; i++) {
+        const Vector *four = x + 4 * i;
+        const Vector first = add_apart<Numbers, 2>(four[0], four[1]);
+        sums[i] = add_apart<Pairs, 2>(first, add_apart<Numbers, 2>(four[2], four[3]));
+    }
+    if constexpr (LANES == 4) return sums[0];
+    if constexpr (LANES == 8) return add_apart<Halves, LANES / 2>(sums[0], sums[1]);
+    if constexpr (LANES == 16) {
+        const Vector first = add_apart<Halves, LANES / 2>(sums[0], sums[1]);
+        return add_apart<Fours, 4>(first, add_apart<Halves, LANES / 2>(sums[2], sums[3]));
     }
 }
 
