@@ -99,7 +99,7 @@ class ScoreBlock:
         self.tile_rows = min(TILE_ROWS, affordable, histories)
         tiles = min(affordable // self.tile_rows, -(-histories // self.tile_rows))
         self.rows = max(1, tiles) * self.tile_rows
-        self._device = device
+        self.device = device
         self.starts = range(0, scorer.num_items, TILE_ITEMS)
         self.left_out = None
         if items is not None:
@@ -112,7 +112,7 @@ class ScoreBlock:
     @cached_property
     def buffer(self) -> Tensor:
         """Made when it is first needed, and not where the best items are found without."""
-        return torch.full((self.rows, self.width), -torch.inf, device=self._device)
+        return torch.full((self.rows, self.width), -torch.inf, device=self.device)
 
     def fill(self, queries: Queries) -> Tensor:
         """Scores [len(queries), width] of at most ``rows`` queries, a view of the buffer."""

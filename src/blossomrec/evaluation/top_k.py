@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blossomrec.evaluation import scoring
 from blossomrec.evaluation.product_top_k import ProductTopK, vectors_for
+from blossomrec.evaluation.quantised_top_k import Offsets, quantised_for
 
 if TYPE_CHECKING:
     from blossomrec.data.batch import Batch
@@ -279,6 +280,30 @@ class TopK:
             offsets = offsets.masked_fill(left_out[: len(vectors)], -torch.inf)
         return ProductTopK(vectors, k, offsets, score_elements=self._score_elements)
 
+    @cached_property
+    def _offsets(self) -> Offsets | None:
+        """What is added to the scores of all items; None for nothing."""
+        left_out, offsets = self._block.left_out, self._boosts
+        if left_out is None:
+            return None if offsets is None else Offsets(offsets)
+        left_out = left_out[: self.scorer.num_items]
+        offsets = torch.zeros(len(left_out)) if offsets is None else offsets
+        return Offsets(offsets.masked_fill(left_out, -torch.inf))
+
+    def _quantised(
+        self, queries: scoring.Queries, seen: Seen | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """The top of the lists by a copy of the vectors in 8 bits; None where there is none."""
+        k = min(self.k, self.scorer.num_items)
+        if self._choice is not None:
+            return None
+        top = quantised_for(self.scorer, self._block, k, len(queries))
+        if top is None:
+            return None
+        left_out = (Seen.of([]) if seen is None else seen).on(self.device)
+        with scoring.full_precision(self.device):
+            return top.of(queries.states, k, [self._offsets] * len(queries), left_out)
+
     def of(
         self,
         batch: Batch | None,
@@ -304,6 +329,9 @@ class TopK:
                 left_out = None if seen is None else seen.on(self.device)
                 with scoring.full_precision(self.device):
                     found = self._products.of_mixed(self.scorer, queries, left_out)
+                return padded(*_arrays(found), self.k)
+            found = None if reordering is not None else self._quantised(queries, seen)
+            if found is not None:
                 return padded(*_arrays(found), self.k)
             for start in range(0, n, self._block.rows):
                 stop = min(start + self._block.rows, n)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from blossomrec.config import ModelConfig
 from blossomrec.models import fused
 from blossomrec.models.features import Content
+from blossomrec.models.fused.quantised_items import KeptCopy
 from blossomrec.models.inputs import needed_table
 from blossomrec.models.shard import held_rows, start_table
 
@@ -33,6 +34,7 @@ class TiedItems(nn.Module):
         held: rows of the item table that it has: all, unless ranks share them.
         content: what the table of items says of them; None where the model sees none.
         trained: which items have a training event, bool [I]; there with content alone.
+        quantised: the copy of its vectors by which processors rank.
     """
 
     trained: Tensor
@@ -45,6 +47,7 @@ class TiedItems(nn.Module):
         self.content: Content | None = None
         self._vectors: Tensor | None = None
         self._rows: Tensor | None = None
+        self.quantised = KeptCopy()
 
     def attach_content(self, table: FeatureTable | None) -> None:
         """Add what a table says of the items, one row for each, to their vectors.
@@ -133,6 +136,7 @@ class TiedItems(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """See ``nn.Module.train``; what was kept of the weights is let go."""
         self._vectors = None
+        self.quantised.clear()
         return super().train(mode)
 
     def output_weight(self, vectors: Tensor | None = None) -> Tensor:

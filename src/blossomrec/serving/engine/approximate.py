@@ -63,7 +63,7 @@ class ApproximateRanking(Ranking):
         ]
 
     def _one(self, query: Tensor, choice: Choice) -> Best | RerankerError:
-        left_out = np.unique(np.concatenate([*choice.left_out, self._off]))
+        left_out = np.unique(np.concatenate([*choice.left_out, self._off.rows]))
         wanted = min(choice.k, self._index.ntotal - len(left_out))
         if choice.among is not None or choice.rules is not None or wanted <= 0:
             return self._exactly(query, choice)

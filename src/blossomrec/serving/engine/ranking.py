@@ -12,7 +12,9 @@ from torch.nn.functional import normalize
 
 from blossomrec.errors import RerankerError
 from blossomrec.evaluation import scoring
-from blossomrec.evaluation.top_k import BlockLists, Reordering, choose
+from blossomrec.evaluation.quantised_top_k import prepare, quantised_for
+from blossomrec.evaluation.top_k import BlockLists, Reordering, Seen, choose
+from blossomrec.models.fused.quantised_items import KeptCopy, Offsets
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.rules.catalogue import ItemRules
 from blossomrec.rules.reranking import AskedFor
@@ -67,12 +69,13 @@ class Ranking:
     def __init__(self, model: SequenceModel):
         self._model = model
         self._device = model.item_embeddings.weight.device
-        self._off = np.empty(0, np.int64)
-        self._table: Tensor | None = None
+        self._off = _Off(np.empty(0, np.int64), model.num_items)
+        self._table: _Table | None = None
+        prepare(model)
 
     def switch_off(self, rows: np.ndarray) -> None:
         """From now on recommend none of these items, and all others."""
-        self._off = rows
+        self._off = _Off(rows, self._model.num_items)
 
     def best(
         self, queries: scoring.Queries, choices: Sequence[Choice]
@@ -103,28 +106,43 @@ class Ranking:
         """The items whose embeddings are closest by cosine to each of ``rows``, itself left out."""
         table = self._directions()
         choices = [Choice(k, [row]) for row in rows[:, None]]
-        queries = scoring.Queries(table[torch.from_numpy(rows).to(self._device)])
-        found = _best(_Table(table), queries, choices, self._off, self._device)
+        queries = scoring.Queries(table.vectors[torch.from_numpy(rows).to(self._device)])
+        found = _best(table, queries, choices, self._off, self._device)
         return [each for each in found if not isinstance(each, RerankerError)]
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """Vectors of items, of length 1: float32 [n, D]."""
-        return self._directions()[torch.from_numpy(rows).to(self._device)].cpu().numpy()
+        vectors = self._directions().vectors
+        return vectors[torch.from_numpy(rows).to(self._device)].cpu().numpy()
 
-    def _directions(self) -> Tensor:
+    def _directions(self) -> _Table:
         if self._table is None:
-            self._table = normalize(self._model.output_weight().float(), dim=-1)
+            self._table = _Table(normalize(self._model.output_weight().float(), dim=-1))
         return self._table
+
+
+class _Off:
+    """Items that are switched off, and the same as what is added to scores."""
+
+    def __init__(self, rows: np.ndarray, num_items: int):
+        self.rows, self.offsets = rows, None
+        if len(rows):
+            values = torch.zeros(num_items)
+            values[torch.from_numpy(rows)] = -torch.inf
+            self.offsets = Offsets(values)
 
 
 class _Table:
     """Scores by product with the rows of a table."""
 
-    def __init__(self, table: Tensor):
-        self.num_items, self._table = len(table), table
+    def __init__(self, vectors: Tensor):
+        self.num_items, self.vectors, self.quantised = len(vectors), vectors, KeptCopy()
+
+    def score_vectors(self) -> Tensor:
+        return self.vectors
 
     def scores(self, queries: Tensor, start: int, stop: int) -> Tensor:
-        return queries @ self._table[start:stop].T
+        return queries @ self.vectors[start:stop].T
 
 
 class _Shared:
@@ -141,7 +159,7 @@ def _best(
     scorer: SequenceModel | _Table | _Shared,
     queries: scoring.Queries,
     choices: Sequence[Choice],
-    off: np.ndarray,
+    off: _Off,
     device: torch.device,
 ) -> list[Best | RerankerError]:
     block = scoring.ScoreBlock(
@@ -149,11 +167,15 @@ def _best(
     )
     found = list[Best | RerankerError]()
     for start in range(0, len(queries), block.rows):
-        part = choices[start : start + block.rows]
+        part, some = choices[start : start + block.rows], queries.part(start, start + block.rows)
+        quantised = _quantised(scorer, block, some, part, off)
+        if quantised is not None:
+            found += _listed(*quantised, part)
+            continue
         with scoring.full_precision(device):
-            scores = block.fill(queries.part(start, start + block.rows))
+            scores = block.fill(some)
         for row, choice in zip(scores, part, strict=True):
-            _restrict(row, choice, off, scorer.num_items)
+            _restrict(row, choice, off.rows, scorer.num_items)
         top = [number for number, choice in enumerate(part) if choice.is_top]
         ranked = dict[int, Best | RerankerError](
             zip(top, _tops(scores, part, top, scorer.num_items), strict=True)
@@ -165,6 +187,39 @@ def _best(
     return found
 
 
+def _quantised(
+    scorer: SequenceModel | _Table | _Shared,
+    block: scoring.ScoreBlock,
+    queries: scoring.Queries,
+    choices: Sequence[Choice],
+    off: _Off,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The tops of the lists by a copy of the vectors in 8 bits; None where they need all scores."""
+    limit = min(max(choice.k for choice in choices), scorer.num_items)
+    if not all(choice.is_top and choice.among is None for choice in choices):
+        return None
+    top = quantised_for(scorer, block, limit, len(queries))
+    if top is None:
+        return None
+    offsets = [_offsets(choice, off, scorer.num_items) for choice in choices]
+    seen = Seen.of([np.concatenate([*choice.left_out, off.rows[:0]]) for choice in choices])
+    with scoring.full_precision(block.device):
+        rows, scores = top.of(queries.states, limit, offsets, seen.on(block.device))
+    return rows.numpy(), scores.numpy()
+
+
+def _offsets(choice: Choice, off: _Off, num_items: int) -> Offsets | None:
+    """What is added to the scores of all items for a choice; None for nothing."""
+    rules = choice.rules
+    if rules is None or (rules.boosts is None and rules.allowed is None):
+        return off.offsets
+    values = torch.zeros(num_items) if rules.boosts is None else torch.tensor(rules.boosts)
+    if rules.allowed is not None:
+        values[~torch.from_numpy(rules.allowed)] = -torch.inf
+    values[torch.from_numpy(off.rows)] = -torch.inf
+    return Offsets(values)
+
+
 def _tops(
     scores: Tensor, choices: Sequence[Choice], numbers: list[int], num_items: int
 ) -> list[Best]:
@@ -173,12 +228,16 @@ def _tops(
         return []
     limit = min(max(choices[number].k for number in numbers), num_items)
     some = scores if len(numbers) == len(scores) else scores[numbers]
-    best = (each.cpu().numpy() for each in scoring.best(some, limit))
+    rows, best = (each.cpu().numpy() for each in scoring.best(some, limit))
+    return _listed(rows, best, [choices[number] for number in numbers])
+
+
+def _listed(rows: np.ndarray, scores: np.ndarray, choices: Sequence[Choice]) -> list[Best]:
+    """What there is of the lists, as long as each is wanted, of rows and scores [n, limit]."""
     found = []
-    for rows, values, number in zip(*best, numbers, strict=True):
-        k = choices[number].k
-        kept = rows[:k] >= 0
-        found.append((rows[:k][kept], values[:k][kept]))
+    for listed, values, choice in zip(rows, scores, choices, strict=True):
+        kept = listed[: choice.k] >= 0
+        found.append((listed[: choice.k][kept], values[: choice.k][kept]))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Compiles the operator for this machine's processor, once for every shape of heads.
+"""Compiles C++ for this machine's processor: the operator, once for every shape of heads.
 
 The result lies in a folder of the user's cache under a name that says what it was made from, so
 that another source, processor or compiler makes another file.
@@ -18,6 +18,7 @@ from pathlib import Path
 from blossomrec.attention.backends.code_cache import NotBuiltError, cache_folder, check_owner, put
 
 SOURCE = Path(__file__).parent / "source"
+OPERATION = SOURCE / "operation.cpp"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = (
     "-std=c++17",
@@ -35,20 +36,23 @@ FLAGS = (
 PATIENCE = 120
 
 
-def build(**constants: int) -> Path:
-    """The library for these constants of the source, compiled if it is not there yet.
+def build(source: Path = OPERATION, **constants: int) -> Path:
+    """The library of a source with these constants, compiled if it is not there yet.
+
+    Args:
+        source: may include what lies beside it, or beside the operator's.
 
     Raises:
         NotBuiltError: there is no compiler, it failed, or the cache folder is not the user's own.
     """
     if os.name != "posix":
-        raise NotBuiltError(f"the operator is for POSIX systems, this is {platform.system()}")
+        raise NotBuiltError(f"{source.name} is for POSIX systems, this is {platform.system()}")
     folder = cache_folder("cpu")
     command = [*compiler(), *FLAGS, native_flag()]
     command += [f"-D{name}={value}" for name, value in constants.items()]
-    library = folder / f"{fingerprint(command)}.so"
+    library = folder / f"{fingerprint(command, source)}.so"
     if not library.exists():
-        _compile(command, library)
+        _compile(command, source, library)
     check_owner(library)
     return library
 
@@ -75,10 +79,10 @@ def native_flag() -> str:
     return "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
 
 
-def fingerprint(command: list[str]) -> str:
+def fingerprint(command: list[str], source: Path = OPERATION) -> str:
     """Short name of what a library is made from: source, command and processor."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCE.iterdir()):
+    for path in sorted({*SOURCE.iterdir(), *source.parent.iterdir()}):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update("\0".join([*command, *processor()]).encode())
     return digest.hexdigest()[:32]
@@ -97,9 +101,9 @@ def processor() -> tuple[str, ...]:
     return described + tuple(first[name] for name in names if name in first)
 
 
-def _compile(command: list[str], library: Path) -> None:
+def _compile(command: list[str], source: Path, library: Path) -> None:
     def make(temporary: Path) -> None:
-        whole = [*command, "-o", str(temporary), str(SOURCE / "operation.cpp")]
+        whole = [*command, f"-I{SOURCE}", "-o", str(temporary), str(source)]
         try:
             done = subprocess.run(whole, capture_output=True, text=True, timeout=PATIENCE)
         except (OSError, subprocess.TimeoutExpired) as error:

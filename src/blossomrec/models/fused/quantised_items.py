@@ -1,0 +1,230 @@
+"""Vectors of items in 8 bits on a processor, which tell what may be among the best of a query.
+
+A pass over them reads a quarter of the memory, and multiplies whole numbers. What quantising took
+from each vector is measured, and by Cauchy and Schwarz it bounds the error of every score, the
+rounding of sums in float32 included. An item whose upper bound is below the k-th best lower one is
+not among the k best: what is left, a few more than k, is to be scored in float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blossomrec.attention.backends.code_cache import NotBuiltError
+from blossomrec.attention.backends.cpu.compiler import build
+from blossomrec.attention.backends.cpu.library import SWITCH
+
+SOURCE = Path(__file__).parent / "source" / "quantised_items.cpp"
+# Items side by side.
+GROUP = 16
+# Candidates of a query: so many, and so many times k.
+ROOM, ROOM_SHARE = 1_024, 2
+# Queries that are looked at together, whose candidates are in memory.
+QUERIES = 256
+# After so many queries the copy has cost no more than they did.
+WORTH = 64
+# Queries after which it is known whether bounds tell items apart.
+TRIED = 64
+
+
+def _fields(pointers: str, numbers: str) -> list[tuple[str, type]]:
+    fields: list[tuple[str, type]] = [(name, ctypes.c_void_p) for name in pointers.split()]
+    return fields + [(name, ctypes.c_int64) for name in numbers.split()]
+
+
+class _Table(ctypes.Structure):
+    """``struct Table`` of the source, which says what the fields are."""
+
+    _fields_ = _fields("vectors codes scales errors largest", "items size threads")
+
+
+class _Search(ctypes.Structure):
+    """``struct Search`` of the source, which says what the fields are."""
+
+    _fields_ = _fields(
+        "codes scales errors queries offsets peaks seen_starts seen largest found counts",
+        "items size count k room threads",
+    )
+
+
+class Offsets:
+    """What is added to the scores of items; -inf leaves one out.
+
+    Args:
+        values: float32 [I], at least as many as there are quantised items.
+
+    Raises:
+        ValueError: one is not a number, or positive infinity.
+    """
+
+    def __init__(self, values: Tensor):
+        if not bool((values < torch.inf).all()):
+            raise ValueError("an offset is not a number, or infinite")
+        self.values = values.float().contiguous()
+        whole = len(values) // GROUP * GROUP
+        self._peaks = self.values[:whole].view(-1, GROUP).amax(1)
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Of the values, and of the largest of each group of items."""
+        return self.values.data_ptr(), self._peaks.data_ptr()
+
+
+class QuantisedItems:
+    """A copy of vectors, in 8 bits.
+
+    Args:
+        vectors: float32 [I, D], contiguous; I is a multiple of GROUP.
+
+    Raises:
+        NotBuiltError: there is no compiler.
+        ValueError: a number is not finite, or too large.
+    """
+
+    def __init__(self, vectors: Tensor):
+        self.num_items, self._size = vectors.shape
+        groups, pairs = self.num_items // GROUP, -(-self._size // 2)
+        self._codes = torch.zeros(groups, pairs, GROUP, 2, dtype=torch.int8)
+        self._scales, self._errors = torch.empty(2, self.num_items).unbind()
+        self._largest = torch.empty(1, dtype=torch.float64)
+        tensors = vectors, self._codes, self._scales, self._errors, self._largest
+        sizes = self.num_items, self._size, torch.get_num_threads()
+        _run("blossom_quantise", _Table(*(each.data_ptr() for each in tensors), *sizes))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the copy."""
+        return sum(each.nbytes for each in (self._codes, self._scales, self._errors))
+
+    def candidates(
+        self,
+        queries: Tensor,
+        k: int,
+        offsets: Sequence[Offsets | None],
+        seen: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Items that may be among the k best of each query, int32 [n, room], and how many.
+
+        The number, int64 [n], is -1 where they do not fit, or the query is not a finite one of a
+        fair size: nothing is known then.
+
+        Args:
+            queries: float32 [n, D].
+            offsets: of each query.
+            seen: items that a query must not have: where those of each query begin, and where the
+                last end, int64 [n + 1], and their rows, int64, rising for each query.
+        """
+        queries, n = queries.contiguous(), len(queries)
+        room = ROOM + ROOM_SHARE * k
+        found = torch.empty(n, room, dtype=torch.int32)
+        counts = torch.empty(n, dtype=torch.int64)
+        added, peaks = torch.tensor(
+            [(0, 0) if each is None else each.addresses for each in offsets]
+        ).T.contiguous()
+        copy = self._codes, self._scales, self._errors
+        tensors = *copy, queries, added, peaks, *seen, self._largest, found, counts
+        sizes = self.num_items, self._size, n, k, room, torch.get_num_threads()
+        _run("blossom_search", _Search(*(each.data_ptr() for each in tensors), *sizes))
+        return found, counts
+
+
+class KeptCopy:
+    """The quantised copy of a table of vectors, made where it pays, and anew when they changed."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Tensor, int] | None = None
+        self._copy: QuantisedItems | None = None
+        self._asked = self._tried = self._failed = 0
+
+    def of(self, vectors: Tensor, queries: int) -> QuantisedItems | None:
+        """The copy; None where there is none, or it has not been asked for often enough.
+
+        Args:
+            vectors: [I, D] on a processor.
+            queries: for how many it is asked for now.
+        """
+        if vectors.dtype != torch.float32 or vectors.is_inference() or missing():
+            return None
+        if not self._is_of(vectors):
+            self.clear()
+            self._of = vectors.detach(), vectors._version
+        if self._copy is None and self._asked <= WORTH:
+            before, self._asked = self._asked, self._asked + queries
+            if before <= WORTH < self._asked:
+                self._copy = _made(vectors.detach())
+        return self._copy
+
+    def tell(self, queries: int, failed: int) -> None:
+        """That so many were looked for, and of how many there were too many candidates.
+
+        Where these are many, bounds do not tell the items apart, and there is no copy any more.
+        """
+        self._tried, self._failed = self._tried + queries, self._failed + failed
+        if self._tried >= TRIED and 4 * self._failed > self._tried:
+            self._copy = None
+
+    def clear(self) -> None:
+        """Let it go."""
+        self.__init__()
+
+    def __reduce__(self) -> tuple[type[KeptCopy], tuple[()]]:
+        # A model that is copied makes its own.
+        return KeptCopy, ()
+
+    def _is_of(self, vectors: Tensor) -> bool:
+        if self._of is None:
+            return False
+        # The old vectors are held, so that no others can lie where they do.
+        known, version = self._of
+        same = known.data_ptr() == vectors.data_ptr() and known.shape == vectors.shape
+        return same and vectors._version == version
+
+
+def _made(vectors: Tensor) -> QuantisedItems | None:
+    try:
+        return QuantisedItems(vectors.contiguous())
+    except ValueError:
+        return None
+
+
+def missing() -> str:
+    """Why nothing is quantised here; empty where there is a library."""
+    try:
+        _library()
+    except NotBuiltError as error:
+        return str(error)
+    return ""
+
+
+def _run(name: str, call: _Table | _Search) -> None:
+    status = getattr(_library(), name)(ctypes.byref(call))
+    if status == 1:
+        raise MemoryError(f"no memory to rank {call.items} items in 8 bits")
+    if status:
+        raise ValueError("a number of the vectors is not finite, or too large")
+
+
+def _library() -> ctypes.CDLL:
+    found = _find()
+    if isinstance(found, str):
+        raise NotBuiltError(found)
+    return found
+
+
+@cache
+def _find() -> ctypes.CDLL | str:
+    """The library, or why there is none: a compiler that failed once is not asked again."""
+    if os.environ.get(SWITCH) == "0":
+        return f"it is switched off by {SWITCH}=0"
+    try:
+        path = build(SOURCE)
+        return ctypes.CDLL(str(path))
+    except (NotBuiltError, OSError) as error:
+        return str(error)
