@@ -49,6 +49,7 @@ class QuantisedTopK:
         self._scorer, self._block, self._copy, self._kept = scorer, block, copy, kept
         self._vectors = scorer.score_vectors().detach()
 
+    @torch.no_grad()
     def of(
         self, states: Tensor, k: int, offsets: Sequence[Offsets | None], seen: Pairs
     ) -> tuple[Tensor, Tensor]:

@@ -117,7 +117,7 @@ class Ranking:
 
     def _directions(self) -> _Table:
         if self._table is None:
-            self._table = _Table(normalize(self._model.output_weight().float(), dim=-1))
+            self._table = _Table(normalize(self._model.output_weight().detach().float(), dim=-1))
         return self._table
 
 
