@@ -76,6 +76,10 @@ VERBS = {
         "speed.ranking:measure_ranking",
         "Time and memory of the best items of a large catalogue, beside the bare product.",
     ),
+    "ranking-quantised": (
+        "speed.quantised_ranking:measure_quantised",
+        "Time of the best items of a catalogue on a processor, by vectors in 8 bits.",
+    ),
     "scale": (
         "speed.scale:measure_scale",
         "Events a second of training on one GPU and on several, and memory of the catalogue.",

@@ -281,6 +281,30 @@ def ranking_rows(lines: list[Line]) -> str:
     return table([*header, "of the time of the product", "times topk", "peak MiB"], rows)
 
 
+def ranking_quantised() -> str:
+    """The best items on a processor by vectors in 8 bits, for some users at once."""
+    measured = lines("ranking-quantised", gpu=False)
+    users = sorted({line["users"] for line in measured})
+    cases: dict[tuple[Any, ...], dict[int, str]] = {}
+    for line in measured:
+        key = tuple(line[name] for name in ("items", "hidden", "vectors", "k", "filters"))
+        times = line["float32_seconds"] / line["seconds"]
+        cases.setdefault(key, {})[line["users"]] = f"{1e3 * line['seconds']:,.1f} ({times:.1f})"
+    rows = [
+        [
+            f"{items:,}",
+            str(size),
+            vectors,
+            str(k),
+            "half, 200 seen" if filters else "",
+            *(found.get(count, "") for count in users),
+        ]
+        for (items, size, vectors, k, filters), found in sorted(cases.items())
+    ]
+    each = [f"{count:,} user" + "s" * (count > 1) for count in users]
+    return table(["items", "D", "vectors", "k", "left out", *each], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "attention-gpu": lambda: attention(gpu=True),
     "attention-cpu": lambda: attention(gpu=False),
@@ -291,6 +315,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "incremental": lambda: incremental(gpu=False),
     "incremental-gpu": lambda: incremental(gpu=True),
     "ranking-gpu": ranking,
+    "ranking-quantised": ranking_quantised,
     "backends": backends,
     "backends-use": backends_used,
     "backends-accuracy": backends_accuracy,

@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_models import small_config
 
 from blossomrec.data.batch import pack
 from blossomrec.errors import TrainingError
@@ -14,6 +13,7 @@ from blossomrec.evaluation.top_k import Seen, TopK
 from blossomrec.models.building import build_model
 from blossomrec.models.fused import quantised_items
 from blossomrec.models.fused.quantised_items import KeptCopy, QuantisedItems
+from small_models import small_config
 
 MISSING = quantised_items.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)

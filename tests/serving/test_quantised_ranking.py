@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from small_models import small_config
 
 from blossomrec.evaluation import quantised_top_k, scoring
 from blossomrec.models.building import build_model
@@ -11,6 +10,7 @@ from blossomrec.models.fused import quantised_items
 from blossomrec.rules.catalogue import ItemRules
 from blossomrec.serving.engine import ranking
 from blossomrec.serving.engine.ranking import Choice, Ranking
+from small_models import small_config
 
 MISSING = quantised_items.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)

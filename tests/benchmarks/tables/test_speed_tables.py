@@ -12,6 +12,28 @@ def ranked(impl, seconds, users=10_000, k=10, filters=False, **more):
     return line | more
 
 
+def quantised(users, seconds, **more):
+    line = {"bench": "ranking-quantised", "items": 100_000, "hidden": 64, "vectors": "even"}
+    line |= {"users": users, "k": 10, "filters": False, "seconds": seconds, "float32_seconds": 0.03}
+    return line | {"hardware": "some processor", "commit": "b"} | more
+
+
+def test_vectors_in_8_bits_stand_beside_all_scores(monkeypatch):
+    lines = [
+        quantised(1, 9.0, commit="a"),
+        quantised(1_024, 0.02),
+        quantised(1, 0.01),
+        quantised(1, 0.005, filters=True),
+        quantised(1, 0.001, hardware="NVIDIA H200"),
+    ]
+    monkeypatch.setattr(speed_tables, "read", lambda name: lines)
+    start = ["100,000", "64", "even", "10"]
+    assert cells(speed_tables.ranking_quantised()) == [
+        [*start, "", "10.0 (3.0)", "20.0 (1.5)"],
+        [*start, "half, 200 seen", "5.0 (6.0)", ""],
+    ]
+
+
 def test_ranking_stands_beside_the_product_and_topk(monkeypatch):
     lines = [
         ranked("blossomrec", 9.0, commit="a"),

@@ -161,6 +161,11 @@ class KeptCopy:
                 self._copy = _made(vectors.detach())
         return self._copy
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the copy, 0 without one."""
+        return 0 if self._copy is None else self._copy.nbytes
+
     def tell(self, queries: int, failed: int) -> None:
         """That so many were looked for, and of how many there were too many candidates.
 
