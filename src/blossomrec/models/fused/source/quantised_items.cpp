@@ -19,6 +19,8 @@ constexpr int64_t LARGEST_CODE = 127;
 constexpr int64_t CHUNK_BYTES = 16 << 10;
 // Items that a thread is worth its start for, once for each query.
 constexpr int64_t FEW_ITEMS = 16 << 10;
+// Queries whose candidates a thread is worth its start for.
+constexpr int64_t FEW_QUERIES = 16;
 // Below it a row has no code, above it no product is trusted.
 constexpr double SMALLEST = 1e-30, LARGEST = 1e30;
 // A query whose norm is less, and the least error of an item: no number below is denormal.
@@ -239,6 +241,7 @@ struct Queries {
         }
         norm = sqrt(norm);
         One &own = each.data[query];
+        own = {1, 0, 0, false};
         own.fair = finite && norm >= SMALLEST_NORM && norm * search.largest[0] <= LARGEST_PRODUCT;
         if (!own.fair) return;
         const int32_t most = largest_query_code(search.size);
@@ -278,34 +281,44 @@ struct Candidates {
         upper[count] = high, lower[count] = low, items[count++] = item;
     }
 
-    // About the k-th largest lower bound, and no more than it.
-    float reached(int64_t k) const {
-        int32_t low = INT32_MAX, high = INT32_MIN;
-        for (int64_t i = 0; i < count; i++) {
-            low = std::min(low, lower[i]);
-            high = std::max(high, lower[i]);
-        }
-        for (int halving = 0; halving < HALVINGS; halving++) {
-            const int32_t middle = (int32_t)(((int64_t)low + high) >> 1);
-            int32_t reach = 0;
-            for (int64_t i = 0; i < count; i++) reach += lower[i] >= middle;
-            (reach >= k ? low : high) = middle;
-        }
-        return float_of(low);
-    }
-
-    // Keeps those that may be among the k best, which are at least `least`; returns what they are.
-    float keep_best(int64_t k, float least) {
-        if (count >= k) least = std::max(least, reached(k));
+    // Keeps those whose upper bound is at least so much.
+    void keep(float least) {
         int64_t kept = 0;
         for (int64_t i = 0; i < count; i++) {
             upper[kept] = upper[i], lower[kept] = lower[i], items[kept] = items[i];
             kept += upper[i] >= least;
         }
         count = kept;
-        return least;
     }
 };
+
+// About the k-th largest lower bound of several lists, and no more than it; -FLT_MAX where they are
+// fewer.
+static float kth_lower(const Candidates *lists, int64_t number, int64_t stride, int64_t k) {
+    int32_t low = INT32_MAX, high = INT32_MIN;
+    int64_t count = 0;
+    for (int64_t list = 0; list < number; list++) {
+        const Candidates &own = lists[list * stride];
+        count += own.count;
+        for (int64_t i = 0; i < own.count; i++) {
+            low = std::min(low, own.lower[i]);
+            high = std::max(high, own.lower[i]);
+        }
+    }
+    if (count < k) return -FLT_MAX;
+    for (int halving = 0; halving < HALVINGS; halving++) {
+        const int32_t middle = (int32_t)(((int64_t)low + high) >> 1);
+        int64_t reach = 0;
+        for (int64_t list = 0; list < number; list++) {
+            const Candidates &own = lists[list * stride];
+            int32_t here = 0;
+            for (int64_t i = 0; i < own.count; i++) here += own.lower[i] >= middle;
+            reach += here;
+        }
+        (reach >= k ? low : high) = middle;
+    }
+    return float_of(low);
+}
 
 // What one thread finds of all queries.
 struct Worker {
@@ -396,7 +409,8 @@ struct Worker {
             if (is_seen(query, item)) continue;
             Candidates &all = mine[query];
             if (all.count == all.limit) {
-                wanted = raised(query, all.keep_best(search.k, wanted));
+                wanted = raised(query, kth_lower(&all, 1, 1, search.k));
+                all.keep(wanted);
                 all.full = all.count == search.room;
                 all.limit = std::min(search.room, all.count + all.count / 2 + 32);
             }
@@ -422,7 +436,7 @@ struct Worker {
     }
 };
 
-// Candidates of all queries for each thread, and room for those of a query together.
+// Candidates of all queries for each thread.
 struct Rooms {
     Buffer<Candidates> each;
     Buffer<float> upper;
@@ -433,16 +447,17 @@ struct Rooms {
           lower(size(search, workers)), items(size(search, workers)) {
         if (!ready()) return;
         const int64_t limit = std::min(search.room, search.k + search.k / 2 + 32);
-        for (int64_t i = 0; i < workers * search.count; i++) each.data[i] = at(i * search.room, limit);
+        for (int64_t i = 0; i < workers * search.count; i++) {
+            const int64_t first = i * search.room;
+            each.data[i] = {
+                upper.data + first, lower.data + first, items.data + first, 0, limit, false};
+        }
     }
 
     static int64_t size(const Search &search, int64_t workers) {
-        return (search.count + 1) * workers * search.room;
+        return search.count * workers * search.room;
     }
     bool ready() const { return each.data && upper.data && lower.data && items.data; }
-    Candidates at(int64_t first, int64_t limit) const {
-        return {upper.data + first, lower.data + first, items.data + first, 0, limit, false};
-    }
 };
 
 extern "C" int blossom_search(Search *given) {
@@ -466,18 +481,21 @@ extern "C" int blossom_search(Search *given) {
             worker.chunk(first, std::min(groups, first + chunk));
     });
     if (failed) return failed;
-    for (int64_t query = 0; query < count; query++) {
-        Candidates all = rooms.at(workers * count * room, 0);
-        all.full = !queries.each.data[query].fair;
+    return in_parallel(count, workers, FEW_QUERIES, 0, [&](int64_t query, Vector *) {
+        const Candidates *lists = rooms.each.data + query;
+        const float wanted =
+            std::max(least.data[query].load(), kth_lower(lists, workers, count, search.k));
+        bool full = !queries.each.data[query].fair;
+        int64_t found = 0;
         for (int64_t worker = 0; worker < workers; worker++) {
-            const Candidates &own = rooms.each.data[worker * count + query];
-            all.full |= own.full;
-            for (int64_t i = 0; i < own.count; i++) all.put(own.upper[i], own.lower[i], own.items[i]);
+            const Candidates &own = lists[worker * count];
+            full |= own.full;
+            for (int64_t i = 0; i < own.count && !full; i++) {
+                if (own.upper[i] < wanted) continue;
+                full = found == room;
+                if (!full) search.found[query * room + found++] = own.items[i];
+            }
         }
-        all.keep_best(search.k, least.data[query]);
-        search.counts[query] = all.full || all.count > room ? -1 : all.count;
-        for (int64_t i = 0; i < search.counts[query]; i++)
-            search.found[query * room + i] = all.items[i];
-    }
-    return FINE;
+        search.counts[query] = full ? -1 : found;
+    });
 }
