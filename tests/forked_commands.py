@@ -50,7 +50,7 @@ class ForkedCommand:
         self._process = CONTEXT.Process(target=_run, args=(*given, write, self._shown.name))
         with read, write:
             self._process.start()
-            self.stdout = open(os.dup(read.fileno()))  # noqa: SIM115
+            self.stdout = os.fdopen(os.dup(read.fileno()))
 
     @property
     def pid(self) -> int:
@@ -88,7 +88,7 @@ def _run(
     with stdout, open(stderr, "w") as shown:
         for number, given in ((1, stdout), (2, shown)):
             os.dup2(given.fileno(), number)
-    sys.stdout, sys.stderr = (open(number, "w", 1, closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
