@@ -14,7 +14,6 @@ from blossomrec.updating import schedule
 from blossomrec.updating.runs import Runs
 from blossomrec.updating.schedule import Ended, repeat
 from forked_commands import ForkedCommand
-from forked_commands import ForkedCommand
 
 
 class Clock:
