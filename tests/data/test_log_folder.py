@@ -62,15 +62,18 @@ def first_format(folder: Path) -> None:
 def test_killed_at_any_step_there_is_the_old_log_or_the_new(tmp_path, monkeypatch, before):
     # Hundreds of logs are written: what only a power cut would show need not reach the disk.
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+    start = tmp_path / "start"
+    if before == "empty":
+        start.mkdir()
+    elif before != "nothing":
+        EventLog.prepare(OLD, start)
+        if before == "format 1":
+            first_format(start)
     at, outcomes = 0, []
     while True:
         folder = tmp_path / str(at) / "log"
-        if before == "empty":
-            folder.mkdir(parents=True)
-        elif before != "nothing":
-            EventLog.prepare(OLD, folder)
-            if before == "format 1":
-                first_format(folder)
+        if before != "nothing":
+            shutil.copytree(start, folder)
         with pytest.MonkeyPatch.context() as dying:
             death = Death(dying, at, ((os, "fsync"),))
             try:

@@ -311,15 +311,17 @@ def ids_in_parts(tmp_path: Path, users: pl.Series, **options: Any) -> EventLog:
 
 
 NUMBERS = pl.int_range(1_500, eager=True)
+# About 30 parts and as many ranges of ids, or 5: each range is looked for in each part.
+MANY = NUMBERS[:701]
 
 
 @pytest.mark.parametrize(
     ("users", "dtype"),
     [
-        (NUMBERS * 97 - 300, "Int64"),
-        (NUMBERS.cast(pl.UInt64) + 2**63 - 40, "UInt64"),
-        (pl.select(pl.format("u{}", NUMBERS)).to_series(), "String"),
-        (pl.select(pl.concat_str(NUMBERS + 5, pl.lit("0" * 30))).to_series(), "String"),
+        (MANY * 97 - 300, "Int64"),
+        (MANY.cast(pl.UInt64) + 2**63 - 40, "UInt64"),
+        (pl.select(pl.format("u{}", MANY)).to_series(), "String"),
+        (pl.select(pl.concat_str(MANY + 5, pl.lit("0" * 30))).to_series(), "String"),
     ],
     ids=["signed", "unsigned", "text", "long numbers"],
 )

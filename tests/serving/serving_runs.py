@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -30,6 +27,7 @@ from blossomrec.serving.engine.ranking import Best, Choice
 from blossomrec.serving.engine.service import Service
 from blossomrec.serving.http.application import build_app
 from blossomrec.serving.stores import store_opener
+from forked_commands import ForkedCommand
 from small_options import MODEL
 
 # Seconds for what must happen, but may take its time on a busy machine.
@@ -166,21 +164,13 @@ class Process:
         files: int | None = None,
         **environment: str,
     ):
-        command = [] if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"']
-        command += [sys.executable, "-m", "blossomrec", "serve", str(run), "--store", str(store)]
-        command += ["--port", str(port), "--device", "cpu", "--threads", "1", *map(str, flags)]
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
-        )
-        assert self.process.stdout is not None
+        command = ["serve", run, "--store", store, "--port", port]
+        command += ["--device", "cpu", "--threads", 1, *flags]
+        self.process = ForkedCommand(command, environment, files=files)
         line = self.process.stdout.readline()
         found = re.search(r"http://\S+:\d+", line)
         if found is None:
-            raise AssertionError(line + self.process.communicate(timeout=30)[1])
+            raise AssertionError(line + self.process.wait(30)[1])
         self.url = found[0]
 
     def signal(self, number: int) -> None:
@@ -188,8 +178,7 @@ class Process:
 
     def wait(self) -> tuple[int, str]:
         """Exit code and what went to standard error."""
-        _, shown = self.process.communicate(timeout=60)
-        return self.process.returncode, shown
+        return self.process.wait(60)
 
     def __enter__(self) -> Process:
         return self

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -16,6 +13,7 @@ from blossomrec.errors import RunError
 from blossomrec.updating import schedule
 from blossomrec.updating.runs import Runs
 from blossomrec.updating.schedule import Ended, repeat
+from forked_commands import ForkedCommand
 
 
 class Clock:
@@ -81,34 +79,26 @@ def test_what_goes_wrong_is_told_and_tried_again(tmp_path, monkeypatch, error):
 @pytest.mark.slow
 def test_a_signal_ends_it_cleanly_anywhere(world):
     def start():
-        command = [sys.executable, "-m", "blossomrec", "update", str(world.log), str(world.runs)]
-        command += ["--store", str(world.path), "--every", "1d", "--tolerance", "1"]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert process.stdout is not None
-        return process, process.stdout
+        flags = ["--store", world.path, "--every", "1d", "--tolerance", "1"]
+        return ForkedCommand(["update", world.log, world.runs, *flags])
 
     # While it waits: the last update was a moment ago.
     world.a_day()
-    process, lines = start()
-    assert lines.readline().startswith("the next update is in 86,")
+    process = start()
+    assert process.stdout.readline().startswith("the next update is in 86,")
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=60)[0] == "ended\n" and process.returncode == 0
+    assert process.stdout.read() == "ended\n" and process.wait(60)[0] == 0
     # While it trains.
     (line,) = world.history()
     (world.runs / "updates.jsonl").write_text(json.dumps(line | {"started": 1.0}))
-    process, lines = start()
-    while not lines.readline().startswith("training "):
+    process = start()
+    while not process.stdout.readline().startswith("training "):
         assert process.poll() is None
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
-    shown, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    shown = process.stdout.read()
+    code, errors = process.wait(60)
+    assert code == 0, errors
     assert "goes on with it" in shown or "ended" in shown
     assert world.update(tolerance=1.0)["run"] == "00002"
     assert world.logged() == world.stored()

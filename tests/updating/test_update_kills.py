@@ -12,8 +12,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import polars as pl
@@ -22,6 +20,7 @@ from daily_world import World
 
 from blossomrec import files
 from death_on_disk import Death, KilledError
+from forked_commands import ForkedCommand
 
 KILLS = int(os.environ.get("BLOSSOMREC_KILLS", "2"))
 MORE = ((os, "symlink"), (shutil, "copyfile"), (pl.DataFrame, "write_parquet"))
@@ -96,23 +95,16 @@ def test_killed_by_the_system(morning, tmp_path, kill):
     world, moments = start.copy(tmp_path / "world"), random.Random(kill)
     flags = ["--store", str(world.path), "--tolerance", "1", "--training.epochs", "20"]
     flags += ["--training.patience", "20"]
-    command = [sys.executable, "-m", "blossomrec", "update", str(world.log), str(world.runs)]
+    command = ["update", world.log, world.runs, *flags]
     for _ in range(2):
-        process = subprocess.Popen(
-            [*command, *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        )
-        assert process.stdout is not None
+        process = ForkedCommand(command)
         while not (world.runs / "update.json").exists() and process.poll() is None:
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 3))
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.wait(60)
         check_whole(world)
     if (world.runs / "update.json").exists() or len(world.history()) == 1:
-        done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        code, shown = ForkedCommand(command).wait(300)
+        assert code == 0, shown
     check_done(world)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import field
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from blossomrec.errors import ConfigError, shortened
@@ -43,9 +44,13 @@ _NEEDED: dict[Any, tuple[Any, str]] = {
 }
 
 
+# Annotations are text, and to make types of it takes most of the time of reading a configuration.
+hints_of = cache(get_type_hints)
+
+
 def check(config: Any, where: str = "") -> None:
     """Raise ConfigError, naming option and value, where a type is wrong or a bound is broken."""
-    hints = get_type_hints(type(config))
+    hints = hints_of(type(config))
     for entry in dataclasses.fields(config):
         name, value = f"{where}{entry.name}", getattr(config, entry.name)
         if dataclasses.is_dataclass(value):

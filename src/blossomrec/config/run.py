@@ -7,11 +7,11 @@ import json
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from textwrap import shorten
-from typing import Any, get_type_hints
+from typing import Any
 
 from blossomrec.config.evaluation import EvaluationConfig
 from blossomrec.config.model import ModelConfig
-from blossomrec.config.options import check
+from blossomrec.config.options import check, hints_of
 from blossomrec.config.training import TrainingConfig
 from blossomrec.errors import ConfigError, shortened
 from blossomrec.registry import Registry
@@ -59,7 +59,7 @@ def registries() -> dict[str, Registry[Any]]:
     return {
         f"{section.name}.{entry.name}": entry.metadata["registry"]
         for section in dataclasses.fields(RunConfig)
-        for entry in dataclasses.fields(get_type_hints(RunConfig)[section.name])
+        for entry in dataclasses.fields(hints_of(RunConfig)[section.name])
         if "registry" in entry.metadata
     }
 
@@ -91,7 +91,7 @@ def rename_options(values: Any) -> None:
 def from_dict(values: dict[str, Any], cls: type = RunConfig, where: str = "") -> Any:
     """A checked configuration from nested values; unknown names raise ConfigError."""
     known = {entry.name: entry for entry in dataclasses.fields(cls)}
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     given: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:

@@ -42,6 +42,9 @@ COMMON = {
     503: "ask again, after the seconds of Retry-After",
 }
 BAD = {400: "no JSON", 415: "not application/json", 422: "the message names field and value"}
+# By its name: of a model FastAPI works out a schema for every status of every request. With the
+# first status that all requests have, it gets the model itself.
+REFUSAL = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorOut"}}}}
 User = Annotated[
     schemas.UserId, Path(description="the user's id", min_length=1, max_length=schemas.LONGEST_ID)
 ]
@@ -89,12 +92,15 @@ def build_app(
         titles: of items, by their ids as text.
     """
     titles = titles or {}
+    responses = _described(COMMON)
+    responses[401] = {"description": COMMON[401], "model": schemas.ErrorOut}
     app = FastAPI(
         title="blossomrec",
         version=__version__,
         description=DESCRIPTION,
         default_response_class=Json,
-        responses=_described(COMMON),
+        responses=_described(COMMON)
+        | {401: {"model": schemas.ErrorOut, "description": COMMON[401]}},
         # Names of functions, which generated clients have as well.
         generate_unique_id_function=lambda route: route.name,
         # FastAPI's own pages load a script from elsewhere.
@@ -126,10 +132,7 @@ def openapi_schema() -> dict[str, Any]:
 
 
 def _described(statuses: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    return {
-        status: {"model": schemas.ErrorOut, "description": text}
-        for status, text in statuses.items()
-    }
+    return {status: {"description": text, **REFUSAL} for status, text in statuses.items()}
 
 
 def _add_users(app: FastAPI, service: Service) -> None:
