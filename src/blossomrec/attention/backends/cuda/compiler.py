@@ -16,14 +16,18 @@ from torch import Tensor
 from blossomrec.attention.backends.code_cache import NotBuiltError, cache_folder, check_owner, put
 
 SOURCES = Path(__file__).parent / "kernels"
+UNITS = ("warp.cuh", "pattern.cuh", "unit.cuh")
 # What each program is made of, in this order.
 PROGRAMS = {
     "pack": ("warp.cuh", "pack.cu"),
     "selection": ("warp.cuh", "selection.cu"),
-    "forward": ("warp.cuh", "pattern.cuh", "unit.cuh", "forward.cu"),
-    "backward_queries": ("warp.cuh", "pattern.cuh", "unit.cuh", "backward_queries.cu"),
-    "backward_keys": ("warp.cuh", "pattern.cuh", "unit.cuh", "backward_keys.cu"),
-    "choices": ("warp.cuh", "pattern.cuh", "unit.cuh", "choices.cu"),
+    "forward": (*UNITS, "forward.cu"),
+    "swept_forward": (*UNITS, "sweep.cuh", "swept_forward.cu"),
+    "backward_queries": (*UNITS, "backward_queries.cu"),
+    "lists": (*UNITS, "lists.cu"),
+    "backward_keys": (*UNITS, "keys.cuh", "backward_keys.cu"),
+    "ring_keys": (*UNITS, "keys.cuh", "ring.cuh", "ring_keys.cu"),
+    "choices": (*UNITS, "choices.cu"),
 }
 WARP = 32
 

@@ -31,6 +31,53 @@ SHORT_LISTS = 1 << 15
 # those of keys do: a block is fetched once, for all events that chose it, but as much as N queries
 # is written down in between. With heads of 16 that costs more than it saves.
 LISTED = frozenset({32, 64})
+
+
+class Sweep(NamedTuple):
+    """How the forward kernel sweeps over chosen blocks, see sweep.cuh.
+
+    Attributes:
+        units: that a warp holds at a time.
+        resident: warps of a multiprocessor.
+        together: warps of a block of threads.
+    """
+
+    units: int
+    resident: int
+    together: int
+
+
+class Ring(NamedTuple):
+    """How queries come to the kernel of the keys, see ring.cuh.
+
+    Attributes:
+        stages: sixteen rows each, in the shared memory of a warp.
+        resident: warps of a multiprocessor.
+    """
+
+    stages: int
+    resident: int
+
+
+class Scoring(NamedTuple):
+    """How blocks are selected, see selection.cu.
+
+    Attributes:
+        tiles: that a warp works on at a time; one where attention is bidirectional.
+        together: warps of a block of threads.
+        ahead: whether keys are fetched ahead, and heads multiplied by themselves.
+    """
+
+    tiles: int
+    together: int
+    ahead: bool
+
+
+# By head size; others fetch the blocks of each event by themselves.
+SWEEPS = {32: Sweep(2, 16, 4), 64: Sweep(1, 16, 8)}
+# By head size, of those that are LISTED; others' queries come from global memory.
+RINGS = {32: Ring(3, 16), 64: Ring(3, 12)}
+SCORING = {16: Scoring(1, 1, False), 32: Scoring(2, 4, True), 64: Scoring(2, 4, True)}
 # Warps of a multiprocessor at a time, by head size: what their registers leave room for.
 RESIDENT = {
     16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
@@ -39,6 +86,10 @@ RESIDENT = {
 }
 # Of them, how many share a block of threads; the fastest of 1, 2, 4 and 8 on an H200.
 TOGETHER = {16: 1, 32: 2, 64: 1}
+# Of a table of tiles there are a multiple: a power of two that all the others divide.
+TILES = 16
+# Warps of a block of threads of a kernel that waits for memory alone.
+STREAMING = 8
 
 
 @cache
@@ -95,11 +146,22 @@ class Attention(NamedTuple):
     add_choices: Callable[..., None]
 
 
+def scoring_of(size: int, causal: bool) -> Scoring:
+    """How blocks are selected for heads of this size."""
+    scoring = SCORING[size]
+    return scoring if causal else scoring._replace(tiles=1)
+
+
+def has_ring(size: int) -> bool:
+    """Whether queries come to the kernel of the keys through a ring."""
+    return size in LISTED and size in RINGS
+
+
 def selection_kernels(
     q: Tensor, groups: int, top_n: int, causal: bool, key_parts: int
 ) -> Selection:
     """For block keys that are sums of ``key_parts`` bfloat16."""
-    return _selection(_sizes(q, groups, top_n), causal, key_parts)
+    return _selection(_sizes(q, groups, top_n), causal, key_parts, scoring_of(q.shape[2], causal))
 
 
 def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: bool) -> Attention:
@@ -111,8 +173,7 @@ def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: b
     # A kernel has one step at least, though it may have nothing to do in it.
     steps = max(1, -(-pattern.far // powers))
     short_path = (window, pattern.near, pattern.first_far, steps)
-    listed = sizes[2] in LISTED
-    return _attention(sizes, short_path, bool(causal), bool(is_union), short_lists, listed)
+    return _attention(sizes, short_path, bool(causal), bool(is_union), short_lists)
 
 
 def _sizes(q: Tensor, groups: int, top_n: int) -> tuple[int, int, int, int, bool]:
@@ -134,10 +195,24 @@ def _constants(sizes: tuple[int, int, int, int, bool], causal: bool) -> dict[str
 
 
 @lru_cache(maxsize=64)
-def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: int) -> Selection:
+def _selection(
+    sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: int, scoring: Scoring
+) -> Selection:
+    per_group, *_, is_bfloat16 = sizes
     # Products are of bfloat16 whatever the queries are: three of them make a float32.
-    constants = {**_constants(sizes, causal), "BF16": 1, "PARTS": key_parts}
-    return Selection(*(compiler.kernel("selection", name, constants) for name in Selection._fields))
+    constants = {
+        **_constants(sizes, causal),
+        "BF16": 1,
+        "PARTS": key_parts,
+        "TILES": scoring.tiles,
+        "TOGETHER": scoring.together,
+        "AHEAD": int(scoring.ahead),
+        "BY_HEAD": int(scoring.ahead and is_bfloat16 and per_group <= 2),
+    }
+    return Selection(
+        compiler.kernel("selection", "split_keys", constants),
+        compiler.kernel("selection", "select_blocks", constants),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -147,8 +222,8 @@ def _attention(
     causal: bool,
     is_union: bool,
     short_lists: bool,
-    listed: bool,
 ) -> Attention:
+    per_group, _, size, *_ = sizes
     names = ("WINDOW", "NEAR", "FIRST_FAR", "FAR_STEPS")
     constants = {
         **_constants(sizes, causal),
@@ -156,14 +231,33 @@ def _attention(
         "UNION": int(is_union),
         "CHUNK": CHUNK,
         "SHORT_LISTS": int(short_lists),
-        "LISTED": int(listed),
-        "TOGETHER": TOGETHER[sizes[2]],
-        **{f"WARPS_{name}": warps for name, warps in RESIDENT[sizes[2]].items()},
+        "LISTED": int(size in LISTED),
+        "RING": int(has_ring(size)),
+        "TOGETHER": TOGETHER[size],
+        **{f"WARPS_{name}": warps for name, warps in RESIDENT[size].items()},
     }
-    programs = ("pack", "forward", "backward_queries", *["backward_keys"] * 3, "choices")
+
+    def of(program: str, name: str, **others: int) -> Callable[..., None]:
+        return compiler.kernel(program, name, {**constants, **others})
+
+    if size in SWEEPS:
+        units, resident, together = SWEEPS[size]
+        # A tile has twice as many units as a group has query heads.
+        form = {"HELD": min(units, 2 * per_group), "WARPS_FORWARD": resident}
+        forward = of("swept_forward", "swept_forward", TOGETHER=together, **form)
+    else:
+        forward = of("forward", "forward")
+    if has_ring(size):
+        stages, resident = RINGS[size]
+        form = {"STAGES": stages, "WARPS_RING": resident, "TOGETHER": 1}
+        keys = [of("ring_keys", name, **form) for name in ("ring_sums", "ring_keys")]
+    else:
+        keys = [of("backward_keys", name) for name in ("list_sums", "backward_keys")]
     return Attention(
-        *(
-            compiler.kernel(program, name, constants)
-            for program, name in zip(programs, Attention._fields, strict=True)
-        )
+        of("pack", "pack_blocks"),
+        forward,
+        of("backward_queries", "backward_queries"),
+        of("lists", "list_starts", TOGETHER=STREAMING),
+        *keys,
+        of("choices", "add_choices", TOGETHER=STREAMING),
     )

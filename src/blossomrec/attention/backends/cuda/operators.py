@@ -37,10 +37,11 @@ def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: li
         whole = keys.float()
         keys = q.new_empty(3, *whole.shape, dtype=torch.bfloat16)
         kernels.split_keys(-(-whole.numel() // 32), whole, keys, whole.numel())
-    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
+    table = _table(cu_seqlens, total)
+    tiles = launch.scoring_of(q.shape[2], bool(causal)).tiles
     selected = q.new_empty(total, groups, top_n, dtype=torch.int32)
     kernels.select_blocks(
-        len(table) * groups,
+        len(table) // tiles * groups,
         q,
         keys,
         table,
@@ -74,7 +75,7 @@ def attend(
     total, heads, size = q.shape
     groups, gates = k.shape[1], gates.contiguous()
     q, k, v = map(_rows, (q, k, v))
-    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE, launch.TOGETHER[size])
+    table = _table(cu_seqlens, total)
     tiles = len(table) * groups
     kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
     packed = _packed(kernels, k, v, table, transposed=True)
@@ -108,12 +109,13 @@ def attend_backward(
     q, k, v, gates, selected, cu_seqlens = given
     out, lse = kept
     total, heads, size = q.shape
-    groups, scale, grad, gates = k.shape[1], _scale(size), grad.contiguous(), gates.contiguous()
-    q, k, v = map(_rows, (q, k, v))
-    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE, launch.TOGETHER[size])
+    groups, scale, gates = k.shape[1], _scale(size), gates.contiguous()
+    q, k, v, grad = *map(_rows, (q, k, v)), _rows(grad.contiguous())
+    table = _table(cu_seqlens, total)
     tiles = len(table) * groups
     kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
-    packed = _packed(kernels, k, v, table, transposed=False)
+    has_ring = launch.has_ring(size)
+    packed = k if has_ring else _packed(kernels, k, v, table, transposed=False)
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     grad_gates, shifts = torch.empty_like(gates), torch.empty_like(lse)
     parts, slopes = _of_choices(q, selected)
@@ -145,20 +147,13 @@ def attend_backward(
     entries = len(order)
     chunks = -(-entries // CHUNK)
     sums = q.new_empty(chunks, 2, BLOCK_SIZE, size, dtype=torch.float32)
-    rows, of_paths, of_choices = (
-        (q, gates, packed, table),
-        (lse, shifts, grad),
-        (sums, parts, slopes),
-    )
-    sizes = (scale, *_strides(q))
-    kernels.list_sums(
-        chunks, *rows, *of_paths, order, starts, ordered, *of_choices, entries, tiles, *sizes
-    )
-    kernels.backward_keys(
-        tiles, *rows, *of_paths, grad_k, grad_v, order, starts, *of_choices, total, *sizes
-    )
+    blocks = (k, v, gates, table) if has_ring else (gates, packed, table)
+    rows, of_choices = (q, *blocks, lse, shifts, grad), (sums, parts, slopes)
+    sizes = (scale, *(_strides(q, k, v) if has_ring else _strides(q)))
+    kernels.list_sums(chunks, *rows, order, starts, ordered, *of_choices, entries, tiles, *sizes)
+    kernels.backward_keys(tiles, *rows, grad_k, grad_v, order, starts, *of_choices, total, *sizes)
     if len(parts):
-        warps = -(-grad_q.numel() // (4 * compiler.WARP))
+        warps = -(-grad_q.numel() // (8 * compiler.WARP))
         kernels.add_choices(
             warps, selected, parts, slopes, of_near, grad_q, grad_gates, total * heads
         )
@@ -204,10 +199,17 @@ def _packed(kernels: Attention, k: Tensor, v: Tensor, table: Tensor, *, transpos
     return packed
 
 
+def _table(cu_seqlens: Tensor, total: int) -> Tensor:
+    """Blocks of the histories; of the fields kernels read all but the number of the history."""
+    return tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE, launch.TILES)
+
+
 def _rows(x: Tensor) -> Tensor:
-    """The kernels read rows of heads at any stride, four numbers at a time."""
-    aligned = x.stride(-1) == 1 and not any(stride % 4 for stride in x.stride()[:2])
-    return x if aligned and x.data_ptr() % 8 == 0 else x.contiguous()
+    """The kernels read rows of heads at any stride, eight numbers at a time."""
+    aligned = x.stride(-1) == 1 and not any(stride % 8 for stride in x.stride()[:2])
+    return (
+        x if aligned and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
+    )
 
 
 def _strides(*rows: Tensor) -> list[int]:

@@ -3,52 +3,6 @@
 // which are at once the factor A of the products that follow. LISTED: along its list a block also
 // gives the queries that chose it their gradients, in the places of the choices.
 
-#define CHUNK_EVENTS (16 / R)   // events of 16 rows
-
-// What the queries of a group have for one lane: rows are those of packed events.
-struct Queries {
-    const u16 *q, *grad;              // of the head of column g, numbers 4c to 4c + 3
-    const u32 *gates;                 // of the head of column 2c; both paths in one word, no bias
-    const float *lse, *shifts;
-    int q_event, plane;               // plane: from the long-term to the short-term path
-
-    INLINE Queries(
-        const u16 *q, const u16 *grad, const u32 *gates, const float *lse,
-        const float *shifts, int q_event, int q_head, int plane, int group, int lane
-    ) : q_event(q_event), plane(plane) {
-        const int g = lane / 4, c = lane % 4, row = group * R + g % R, column = group * R + 2 * c % R;
-        this->q = q + row * q_head + 4 * c;
-        this->grad = grad + row * D + 4 * c;
-        this->gates = gates + column;
-        this->lse = lse + column, this->shifts = shifts + column;
-    }
-};
-
-// One path's numbers of the columns 2c and 2c + 1.
-struct Path {
-    float gate[2], lse[2], shift[2];
-
-    template <int SHORT>
-    INLINE void load(const Queries &from, const int (&event)[2]) {
-        int place[2];
-        for (int n = 0; n < 2; ++n) place[n] = event[n] * HEADS;
-        u32 both[2];
-        if (!UNION) load_two(both, from.gates, place);
-        load_two(lse, from.lse + SHORT * from.plane, place);
-        load_two(shift, from.shifts + SHORT * OF_SHORT * from.plane, place);
-        for (int n = 0; n < 2; ++n) gate[n] = UNION ? 1.0f : SHORT ? high(both[n]) : low(both[n]);
-    }
-    // Adds weight times gate and the gradient of a score, of a query that is seen; returns what the
-    // gradient of the bias, or of the gate, is the sum of.
-    INLINE float weigh(float &weight, float &steep, float score, float slope, int n, bool seen) const {
-        const float plain = exp_2(seen ? score - lse[n] : -INFINITE), share = gate[n] * plain;
-        const float steeper = share * (slope - shift[n]);
-        weight += share;
-        steep += steeper;
-        return UNION ? steeper : plain * slope;
-    }
-};
-
 // Eight rows, of which g is this lane's: queries and the output's gradient.
 struct Rows {
     uint2 q[STEPS], grad[STEPS];
@@ -105,23 +59,6 @@ struct Sums {
             pair(x[1][0], x[1][1]), pair(x[1][2], x[1][3]));
     }
 };
-
-// Inverse lists: the choices of all events sorted by the block they chose, list after list. `order`
-// has their places in the flattened selection, 64 bits each, `starts` where each list begins. What
-// a list has beyond its first CHUNK entries is cut into chunks that have a warp and a sum each: the
-// one that begins at place p has number p / CHUNK. No two have the same, as those of one list are
-// CHUNK apart, and those of two lists more than that.
-#define STARTS_OF_A_WARP 256
-
-extern "C" __global__ void __launch_bounds__(32 * TOGETHER) list_starts(
-    const List *__restrict__ sorted, int *__restrict__ starts, int entries, int lists
-) {
-    const int first = this_warp() * STARTS_OF_A_WARP + this_lane();
-    for (int at = first; at < first + STARTS_OF_A_WARP && at <= entries; at += 32) {
-        const int last = at < entries ? sorted[at] : lists;
-        for (int list = at ? sorted[at - 1] + 1 : 0; list <= last; ++list) starts[list] = at;
-    }
-}
 
 // A chunk of an inverse list, of which the entries below `high` count.
 struct ListChunk {
@@ -208,15 +145,6 @@ INLINE void add_list(
     }
 }
 
-// Sums as rows of keys: each lane has four numbers side by side of the rows g and g + 8.
-INLINE float4 row_of(const float (&x)[2 * STEPS][4], int s, int half) {
-    return make_float4(
-        x[2 * s][2 * half], x[2 * s][2 * half + 1],
-        x[2 * s + 1][2 * half], x[2 * s + 1][2 * half + 1]);
-}
-
-#define SUM_STRIDE (4 * STEPS * 32)   // float4 of the sums of one chunk
-
 extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_LISTS / TOGETHER) list_sums(
     const u16 *__restrict__ q, const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
     const int *__restrict__ table, const float *__restrict__ lse,
@@ -226,24 +154,14 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_LISTS / TOGETH
     int lists, float scale, int q_event, int q_head
 ) {
     const int lane = this_lane(), chunk = this_warp();
-    // Only the lists of the first and the last place can have a chunk that begins in between.
-    const int first = chunk * CHUNK, last = min(first + CHUNK, entries) - 1;
-    if (first >= entries) return;
-    int list = sorted[first], low, high;
-    for (int turn = 0; ; ++turn) {
-        if (list >= lists) return;
-        const int start = starts[list];
-        high = starts[list + 1];
-        low = start + max((first - start + CHUNK - 1) / CHUNK, 1) * CHUNK;
-        if (low <= last && low < high) break;
-        if (turn) return;
-        list = sorted[last];
-    }
+    const ListPart part(starts, sorted, chunk, entries, lists);
+    if (part.low >= part.high) return;
+    const int list = part.list;
     const Queries from(q, grad, gates, lse, shifts, q_event, q_head, 0, list % G, lane);
     const Block block(packed, list / G, list % G, lane);
     const int key = Tile(table, list / G).first_event() + lane / 4;
     Sums sum;
-    add_list(sum, {parts, slopes}, block, from, order, low, min(low + CHUNK, high), key, lane, scale);
+    add_list(sum, {parts, slopes}, block, from, order, part.low, part.high, key, lane, scale);
     float4 *out = row_at(sums, chunk, SUM_STRIDE) + lane;
 #pragma unroll
     for (int s = 0; s < STEPS; ++s)
@@ -252,11 +170,6 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_LISTS / TOGETH
             out[(2 * s + half) * 32] = row_of(sum.k, s, half);
             out[(2 * STEPS + 2 * s + half) * 32] = row_of(sum.v, s, half);
         }
-}
-
-INLINE void add_row(float (&x)[2 * STEPS][4], int s, int half, float4 y) {
-    x[2 * s][2 * half] += y.x, x[2 * s][2 * half + 1] += y.y;
-    x[2 * s + 1][2 * half] += y.z, x[2 * s + 1][2 * half + 1] += y.w;
 }
 
 INLINE void store_rows(
