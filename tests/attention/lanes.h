@@ -153,8 +153,11 @@ static inline void product(float (&c)[4], const uint4 &a, unsigned b0, unsigned 
 }
 
 // Rows of four matrices 8 x 8 by their addresses, those of the first matrix from lanes 0 to 7.
-static inline uint4 matrices(const uint4 *row) {
-    const size_t address = (size_t)row;
+typedef size_t Shared;
+static inline Shared shared_address(const void *x) { return (Shared)x; }
+template <int Offset>
+static inline uint4 matrices(Shared row) {
+    const size_t address = row + Offset;
     const lanes::Given *all = lanes::meet({{(unsigned)address, (unsigned)(address >> 32)}, {}});
     const int g = lanes::current / 4, c = lanes::current % 4;
     unsigned words[4];
@@ -164,8 +167,9 @@ static inline uint4 matrices(const uint4 *row) {
     }
     return {words[0], words[1], words[2], words[3]};
 }
-static inline uint4 turned_matrices(const uint4 *row) {
-    const uint4 x = matrices(row);
+template <int Offset>
+static inline uint4 turned_matrices(Shared row) {
+    const uint4 x = matrices<Offset>(row);
     return {turned(x.x), turned(x.y), turned(x.z), turned(x.w)};
 }
 
@@ -175,8 +179,9 @@ struct Copy { void *to; const void *from; int bytes; bool held; };
 static thread_local std::vector<std::vector<Copy>> copies[32];
 static thread_local std::vector<Copy> begun[32];
 }
-static inline void copy_16(void *to, const void *from, bool held) {
-    lanes::begun[lanes::current].push_back({to, from, 16, held});
+template <int Offset>
+static inline void copy_16(Shared to, const void *from, bool held) {
+    lanes::begun[lanes::current].push_back({(void *)(to + Offset), from, 16, held});
 }
 static inline void copy_4(void *to, const void *from, bool held) {
     lanes::begun[lanes::current].push_back({to, from, 4, held});

@@ -30,6 +30,9 @@ PROGRAMS = {
     "choices": (*UNITS, "choices.cu"),
 }
 WARP = 32
+# Attributes of a function by their numbers in CUDA's header: bytes of shared memory of a block of
+# threads, and the share of a multiprocessor's memory that is shared memory, in per cent.
+SHARED_BYTES, PREFERRED_CARVEOUT = 1, 9
 
 
 class CompilationError(NotBuiltError):
@@ -98,6 +101,11 @@ def _function(module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
     function = ctypes.c_void_p()
     found = _driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode())
     _check(found, f"kernel {name}")
+    shared = ctypes.c_int()
+    _check(_driver().cuFuncGetAttribute(ctypes.byref(shared), SHARED_BYTES, function), name)
+    if shared.value:
+        # As many blocks of threads as registers leave room for, at the cost of the cache.
+        _check(_driver().cuFuncSetAttribute(function, PREFERRED_CARVEOUT, 100), name)
     return function
 
 

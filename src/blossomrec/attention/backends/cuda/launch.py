@@ -81,8 +81,8 @@ SCORING = {16: Scoring(1, 1, False), 32: Scoring(2, 4, True), 64: Scoring(2, 4, 
 # Warps of a multiprocessor at a time, by head size: what their registers leave room for.
 RESIDENT = {
     16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
-    32: {"FORWARD": 9, "QUERIES": 10, "KEYS": 10, "LISTS": 12},
-    64: {"FORWARD": 8, "QUERIES": 8, "KEYS": 8, "LISTS": 8},
+    32: {"FORWARD": 9, "QUERIES": 16, "KEYS": 10, "LISTS": 12},
+    64: {"FORWARD": 8, "QUERIES": 12, "KEYS": 8, "LISTS": 8},
 }
 # Of them, how many share a block of threads; the fastest of 1, 2, 4 and 8 on an H200.
 TOGETHER = {16: 1, 32: 2, 64: 1}
@@ -232,7 +232,6 @@ def _attention(
         "CHUNK": CHUNK,
         "SHORT_LISTS": int(short_lists),
         "LISTED": int(size in LISTED),
-        "RING": int(has_ring(size)),
         "TOGETHER": TOGETHER[size],
         **{f"WARPS_{name}": warps for name, warps in RESIDENT[size].items()},
     }
@@ -250,14 +249,16 @@ def _attention(
     if has_ring(size):
         stages, resident = RINGS[size]
         form = {"STAGES": stages, "WARPS_RING": resident, "TOGETHER": 1}
-        keys = [of("ring_keys", name, **form) for name in ("ring_sums", "ring_keys")]
+        list_sums = of("ring_keys", "ring_sums", **form)
+        keys = of("ring_keys", "ring_keys", **form)
     else:
-        keys = [of("backward_keys", name) for name in ("list_sums", "backward_keys")]
+        list_sums, keys = of("backward_keys", "list_sums"), of("backward_keys", "backward_keys")
     return Attention(
         of("pack", "pack_blocks"),
         forward,
-        of("backward_queries", "backward_queries"),
+        of("backward_queries", "backward_queries", RING=int(has_ring(size))),
         of("lists", "list_starts", TOGETHER=STREAMING),
-        *keys,
+        list_sums,
+        keys,
         of("choices", "add_choices", TOGETHER=STREAMING),
     )

@@ -49,12 +49,12 @@ INLINE void load_near(
     const Unit &unit
 ) {
 #if RING
-    const int upper = block * SIZE + unit.g, lower = upper + 8;
-    const u16 *row = row_at(x, upper, stride) + 4 * unit.c;
+    // Behind the end, where nothing is seen, stands the last row.
+    const int row = block * SIZE + unit.g, last = at.length - 1;
+    const u16 *upper = row_at(x, min(row, last), stride) + 4 * unit.c;
+    const u16 *lower = row_at(x, min(row + 8, last), stride) + 4 * unit.c;
     for (int s = 0; s < STEPS; ++s)
-        rows[s] = rows_as_a(
-            four(row + 16 * s, upper < at.length),
-            four(row + 8 * stride + 16 * s, lower < at.length));
+        rows[s] = rows_as_a(four(upper + 16 * s, true), four(lower + 16 * s, true));
 #else
     load_matrix(rows, packed);
 #endif

@@ -3,29 +3,34 @@
 // transposed. Numbers of a head stand in their own order here.
 
 #ifndef EMULATED
-INLINE u32 shared_address(const void *x) { return (u32)__cvta_generic_to_shared(x); }
+typedef u32 Shared;   // an address in shared memory
+
+INLINE Shared shared_address(const void *x) { return (u32)__cvta_generic_to_shared(x); }
 
 // Four matrices 8 x 8, of which lanes 0 to 7 give the rows of the first, 8 to 15 of the second: each
 // lane gets row g, columns 2c and 2c + 1 of all.
-INLINE uint4 matrices(const uint4 *row) {
+template <int Offset>
+INLINE uint4 matrices(Shared row) {
     uint4 x;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(shared_address(row)) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
+        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(row), "n"(Offset) : "memory");
     return x;
 }
 
 // Of their transposes.
-INLINE uint4 turned_matrices(const uint4 *row) {
+template <int Offset>
+INLINE uint4 turned_matrices(Shared row) {
     uint4 x;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(shared_address(row)) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
+        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(row), "n"(Offset) : "memory");
     return x;
 }
 
-// Begin to copy to shared memory; zeros where nothing is held.
-INLINE void copy_16(void *to, const void *from, bool held) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-        :: "r"(shared_address(to)), "l"(from), "r"(held ? 16 : 0) : "memory");
+// Begins to copy to shared memory, or zeros where nothing is held.
+template <int Offset>
+INLINE void copy_16(Shared to, const void *from, bool held) {
+    asm volatile("cp.async.cg.shared.global [%0 + %1], [%2], 16, %3;"
+        :: "r"(to), "n"(Offset), "l"(from), "r"(held ? 16 : 0) : "memory");
 }
 
 INLINE void copy_4(void *to, const void *from, bool held) {
@@ -43,38 +48,40 @@ INLINE void wait_for_copies() {
 }
 #endif
 
-#define PIECES (D / 8)   // sixteen bytes each, of a row of a head
+#define PIECES (D / 8)           // sixteen bytes each, of a row of a head
+#define ROW_BYTES (2 * D)
+#define ROWS_BYTES (16 * ROW_BYTES)
+#define ROWS_AT_ONCE (32 / PIECES)   // rows of which a warp fetches all pieces at once
 
 // Sixteen rows (event, head), and what belongs to each; side by side in STAGES of a ring.
-struct Stage {
+struct alignas(128) Stage {
     uint4 q[16 * PIECES], grad[16 * PIECES];
     int entry[16];           // place in the selection, of neighbours event * G * N; -1 for none
     float lse[16], shift[16];
     u32 gates[16];
 };
 
-// Where a piece of a row is, so that eight rows of one piece share no bank.
-INLINE int piece_at(int row, int piece) {
-    return row * PIECES + (piece ^ (row * PIECES / 8 & (PIECES - 1)));
+struct alignas(128) StageOfKeys {
+    uint4 rows[16 * PIECES];
+};
+
+// Where a piece of a row is inside sixteen rows, so that eight rows of one piece share no bank.
+INLINE u32 bytes_to(int row, int piece) {
+    return row * ROW_BYTES + 16 * (piece ^ (row * PIECES / 8 & (PIECES - 1)));
 }
 
-// Four matrices 8 x 8 of the numbers 16s to 16s + 15: of the first eight rows, then of the others.
-INLINE uint4 matrices_of(const uint4 *rows, int s, int lane) {
-    return matrices(rows + piece_at(lane / 16 * 8 + lane % 8, 2 * s + lane / 8 % 2));
-}
+// Of the row whose address this lane gives, numbers 0 to 7 or 8 to 15: the first eight rows come
+// first. The numbers 16s and on are at `at ^ 32 * s`.
+INLINE u32 bytes_of_lane(int lane) { return bytes_to(lane / 16 * 8 + lane % 8, lane / 8 % 2); }
 
-INLINE uint4 turned_matrices_of(const uint4 *rows, int s, int lane) {
-    return turned_matrices(rows + piece_at(lane / 16 * 8 + lane % 8, 2 * s + lane / 8 % 2));
-}
-
-// Calls `copy` with this lane's share of sixteen rows: row, place of a piece, its first number.
-template <typename Copy>
-INLINE void fetch_rows(int lane, Copy copy) {
-    const int piece = lane % PIECES;
-#pragma unroll
-    for (int n = 0; n < PIECES / 2; ++n) {
-        const int row = lane / PIECES + n * (32 / PIECES);
-        copy(row, piece_at(row, piece), 8 * piece);
+// Calls `copy` with this lane's share of sixteen rows: row, and where its piece is for the lane's
+// first row at `bytes_to(lane / PIECES, lane % PIECES)`: what that is to be combined with.
+template <int Number, typename Copy>
+INLINE void fetch_rows(Shared to, int lane, const Copy &copy) {
+    if constexpr (Number < PIECES / 2) {
+        constexpr u32 other = 16 * (4 * Number & (PIECES - 1));
+        copy.template fetch<512 * Number>(to ^ other, lane / PIECES + Number * ROWS_AT_ONCE);
+        fetch_rows<Number + 1>(to, lane, copy);
     }
 }
 

@@ -3,14 +3,27 @@
 // memory: first those of the list, then neighbours, which the short-term path reaches. Along its
 // list a block also gives the queries that chose it their gradients, in the places of the choices.
 
-// Tensors that rows come from, from the group's first head on.
+// Tensors that rows come from, from the group's first head on; of q and grad, from the piece and the
+// head of the first row that this lane fetches.
 struct Sources {
     const u16 *q, *grad;
     const u32 *gates;
     const float *lse, *shifts;
     const int *order;
     int q_event, q_head, plane;   // plane: from the long-term to the short-term path
+
+    INLINE Sources(
+        const u16 *q, const u16 *grad, const u32 *gates, const float *lse, const float *shifts,
+        const int *order, int q_event, int q_head, int plane, int group, int lane
+    ) : order(order), q_event(q_event), q_head(q_head), plane(plane) {
+        const int piece = lane % PIECES, head = group * R + lane / PIECES % R;
+        this->q = q + head * q_head + 8 * piece, this->grad = grad + head * D + 8 * piece;
+        this->gates = gates + group * R;
+        this->lse = lse + group * R, this->shifts = shifts + group * R;
+    }
 };
+
+INLINE int event_of(int entry) { return (u32)max(entry, 0) / (G * N); }
 
 // How far queries are away that the short-term path reaches, and with them those of the own block.
 INLINE int distance_of(int step) {
@@ -48,18 +61,28 @@ struct Cursor {
     }
 };
 
-// Begins to fetch rows, given the entry of lane % 16.
-INLINE void fetch(Stage &to, const Sources &from, int entry, bool of_list, int lane) {
-    fetch_rows(lane, [&](int row, int place, int first) {
-        const int of = from_lane(entry, row), event = max(of, 0) / (G * N);
-        const u16 *q = row_at(from.q, event, from.q_event) + row % R * from.q_head;
-        const u16 *grad = row_at(from.grad, event, HEADS * D) + row % R * D;
-        copy_16(&to.q[place], q + first, of >= 0);
-        copy_16(&to.grad[place], grad + first, of >= 0);
-    });
-    const int row = lane % 16;
+// Copies rows of queries, given the entry of lane % 16.
+struct CopyQueries {
+    const Sources &from;
+    int entry, head;   // head: of this lane's first row
+
+    template <int Offset>
+    INLINE void fetch(Shared to, int row) const {
+        const int of = from_lane(entry, row), event = event_of(of);
+        // All rows of a lane are of one head, if not of as many heads as there are rows between.
+        const int others = ROWS_AT_ONCE % R ? row % R - head : 0;
+        const u16 *q = row_at(from.q, event, from.q_event) + others * from.q_head;
+        copy_16<Offset>(to, q, of >= 0);
+        copy_16<Offset + ROWS_BYTES>(to, row_at(from.grad, event, HEADS * D) + others * D, of >= 0);
+    }
+};
+
+INLINE void fetch(
+    Stage &to, Shared rows, const Sources &from, int entry, bool of_list, int lane
+) {
+    fetch_rows<0>(rows, lane, CopyQueries{from, entry, lane / PIECES % R});
+    const int row = lane % 16, place = event_of(entry) * HEADS + row % R;
     const bool held = entry >= 0;
-    const int place = (held ? entry / (G * N) * HEADS : 0) + row % R;
     if (lane < 16) {
         to.entry[row] = entry;
         copy_4(&to.lse[row], from.lse + (of_list ? 0 : from.plane) + place, held);
@@ -68,6 +91,21 @@ INLINE void fetch(Stage &to, const Sources &from, int entry, bool of_list, int l
         copy_4(&to.shift[row], from.shifts + (of_list ? 0 : OF_SHORT * from.plane) + place, held);
     }
 }
+
+// Copies keys and values of the own block, those behind the end as zeros.
+struct CopyKeys {
+    const u16 *k, *v;   // from the piece that this lane fetches
+    int k_event, v_event;
+    const Tile &tile;
+    Shared values;      // as seen from the keys
+
+    template <int Offset>
+    INLINE void fetch(Shared to, int row) const {
+        const int event = tile.first() + row, packed = tile.start + min(event, tile.length - 1);
+        copy_16<Offset>(to, row_at(k, packed, k_event), event < tile.length);
+        copy_16<Offset>(to + values, row_at(v, packed, v_event), event < tile.length);
+    }
+};
 
 INLINE Path path_of(const Stage &stage, int row, bool of_list) {
     Path path;
@@ -83,50 +121,58 @@ INLINE Path path_of(const Stage &stage, int row, bool of_list) {
 INLINE Path long_path_of(const Stage &stage, int row, const Sources &from) {
     Path path;
     for (int n = 0; n < 2; ++n) {
-        const int place = max(stage.entry[row + n], 0) / (G * N) * HEADS + (row + n) % R;
+        const int place = event_of(stage.entry[row + n]) * HEADS + (row + n) % R;
         path.lse[n] = from.lse[place], path.shift[n] = from.shifts[place];
         path.gate[n] = UNION ? 1.0f : low(stage.gates[row + n]);
     }
     return path;
 }
 
-// A block of keys and its gradients. `rows`: its keys in shared memory.
+// A weight times its gate, and the gradient of its score; returns what the gradient of the bias, or
+// of the gate, is the sum of. A score of -INFINITE is of a query that is not seen.
+INLINE float weigh(
+    float &weight, float &steep, float score, float slope, const Path &path, int n, float scale
+) {
+    const float plain = exp_2(score * scale - path.lse[n]);
+    weight = UNION ? plain : path.gate[n] * plain;
+    steep = weight * (slope - path.shift[n]);
+    return UNION ? steep : plain * slope;
+}
+
+// A block of keys and its gradients.
 struct Block {
     uint4 k[STEPS], v[STEPS];
-    const uint4 *rows;
+    Shared rows;   // of its keys, for this lane
     float sum_k[2 * STEPS][4], sum_v[2 * STEPS][4];
 
-    INLINE void load(const uint4 *keys, const uint4 *values, int lane) {
+    INLINE void load(Shared keys, Shared values) {
         rows = keys;
         for (int s = 0; s < STEPS; ++s) {
-            const uint4 x = matrices_of(keys, s, lane), y = matrices_of(values, s, lane);
+            const uint4 x = matrices<0>(keys ^ 32 * s), y = matrices<0>(values ^ 32 * s);
             k[s] = make_uint4(x.x, x.z, x.y, x.w), v[s] = make_uint4(y.x, y.z, y.y, y.w);
         }
         for (int n = 0; n < 2 * STEPS; ++n) clear(sum_k[n]), clear(sum_v[n]);
     }
     // Scores and slopes of sixteen rows of queries.
-    INLINE void score(
-        float (&scores)[2][4], float (&slopes)[2][4], const Stage &stage, int lane
-    ) const {
+    INLINE void score(float (&scores)[2][4], float (&slopes)[2][4], Shared queries) const {
         for (int i = 0; i < 2; ++i) clear(scores[i]), clear(slopes[i]);
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
-            const uint4 q = matrices_of(stage.q, s, lane), grad = matrices_of(stage.grad, s, lane);
+            const uint4 q = matrices<0>(queries ^ 32 * s);
+            const uint4 grad = matrices<ROWS_BYTES>(queries ^ 32 * s);
             product(scores[0], k[s], q.x, q.y), product(scores[1], k[s], q.z, q.w);
             product(slopes[0], v[s], grad.x, grad.y), product(slopes[1], v[s], grad.z, grad.w);
         }
     }
     // Adds weights times gradients to the values' sum, and slopes times queries to the keys'.
-    INLINE void add(
-        const Stage &stage, const float (&weights)[2][4], const float (&steep)[2][4], int lane
-    ) {
+    INLINE void add(Shared queries, const float (&weights)[2][4], const float (&steep)[2][4]) {
         const uint4 by_weight = halves_as_a(weights), by_slope = halves_as_a(steep);
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
-            const uint4 grad = turned_matrices_of(stage.grad, s, lane);
+            const uint4 grad = turned_matrices<ROWS_BYTES>(queries ^ 32 * s);
             product(sum_v[2 * s], by_weight, grad.x, grad.z);
             product(sum_v[2 * s + 1], by_weight, grad.y, grad.w);
-            const uint4 q = turned_matrices_of(stage.q, s, lane);
+            const uint4 q = turned_matrices<0>(queries ^ 32 * s);
             product(sum_k[2 * s], by_slope, q.x, q.z);
             product(sum_k[2 * s + 1], by_slope, q.y, q.w);
         }
@@ -149,22 +195,28 @@ struct Choices {
         const float (&over_keys)[2][2], float scale, int lane
     ) const {
         const int g = lane / 4, c = lane % 4;
-        const uint2 columns[2] = {as_rows(steep[0]), as_rows(steep[1])};
+        uint2 columns[2];
         int entry[2];
-        for (int i = 0; i < 2; ++i) entry[i] = stage.entry[8 * i + g];
+        u16 *rows[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            float scaled[4];
+            for (int j = 0; j < 4; ++j) scaled[j] = steep[i][j] * (scale * LN_2);
+            columns[i] = as_rows(scaled);
+            entry[i] = stage.entry[8 * i + g];
+            rows[i] = row_at(parts, entry[i], R * D) + g % R * D + store_at(c);
+        }
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
-            const uint4 keys = turned_matrices_of(block.rows, s, lane);
+            const uint4 keys = turned_matrices<0>(block.rows ^ 32 * s);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 float sum[4];
                 clear(sum);
                 product(sum, keys, columns[i].x, columns[i].y);
-                for (int j = 0; j < 4; ++j) sum[j] *= scale * LN_2;
-                const uint2 rows = as_rows(sum);
-                const uint2 numbers = side_by_side(rows.x, rows.y, c);
-                u16 *row = row_at(parts, entry[i], R * D) + g % R * D + 16 * s + store_at(c);
-                if (entry[i] >= 0) *reinterpret_cast<uint2 *>(row) = numbers;
+                const uint2 turned_sum = as_rows(sum);
+                const uint2 numbers = side_by_side(turned_sum.x, turned_sum.y, c);
+                if (entry[i] >= 0) *reinterpret_cast<uint2 *>(rows[i] + 16 * s) = numbers;
             }
         }
         for (int i = 0; i < 2; ++i) {
@@ -176,63 +228,94 @@ struct Choices {
     }
 };
 
-// What sixteen rows of queries give.
+// What sixteen rows of queries give. Those that are not there are zeros, which give nothing.
 INLINE void add_stage(
-    Block &block, const Choices &choices, const Stage &stage, const Sources &from,
-    const Tile &tile, bool of_list, bool is_own, float scale, int lane
+    Block &block, const Choices &choices, const Stage &stage, Shared queries, const Sources &from,
+    const Tile &tile, const Cursor &cursor, float scale, int lane
 ) {
     const int g = lane / 4, c = lane % 4;
-    float scores[2][4], slopes[2][4], weights[2][4], steep[2][4];
-    float over_keys[2][2] = {{0.0f, 0.0f}, {0.0f, 0.0f}};
-    block.score(scores, slopes, stage, lane);
+    const bool of_list = cursor.of_list(), is_own = cursor.is_own();
+    float scores[2][4], slopes[2][4], seen[2][4], weights[2][4], steep[2][4];
+    block.score(scores, slopes, queries);
+    // From key g to the event of column 2c, and from that to the others'.
+    const auto distance = [&](int i, int j) {
+        return (8 * i + 2 * c + j % 2) / R - g - 8 * (j / 2) + cursor.part * CHUNK_EVENTS;
+    };
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) seen[i][j] = scores[i][j];
+    if (!of_list && cursor.step > NEAR) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            for (int j = 0; j < 4; ++j)
+                if (distance(i, j) != 0) seen[i][j] = -INFINITE;
+    } else if (!of_list) {
+        const int begin = cursor.sign * cursor.step * SIZE;
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            for (int j = 0; j < 4; ++j)
+                if (!visible(begin + distance(i, j))) seen[i][j] = -INFINITE;
+    } else if (UNION) {
+        const int key = tile.first_event() + g;
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            for (int j = 0; j < 4; ++j) {
+                const int event = event_of(stage.entry[8 * i + 2 * c + j % 2]);
+                if (seen_twice(event - key - j / 2 * 8)) seen[i][j] = -INFINITE;
+            }
+    }
+    float over_keys[2][2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const int row = 8 * i + 2 * c;
-        const Path path = path_of(stage, row, of_list);
-        clear(weights[i]), clear(steep[i]);
-        bool held[4];
-        int distance[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const int entry = stage.entry[row + j % 2], key = g + 8 * (j / 2);
-            distance[j] = entry / (G * N) - tile.first_event() - key;
-            held[j] = entry >= 0 && (CAUSAL || tile.first() + key < tile.length);
-            scores[i][j] *= scale;
-            const bool seen =
-                of_list ? !(UNION && seen_twice(distance[j])) : visible(distance[j]);
-            over_keys[i][j % 2] += path.weigh(
-                weights[i][j], steep[i][j], scores[i][j], slopes[i][j], j % 2, held[j] && seen);
+        const Path path = path_of(stage, 8 * i + 2 * c, of_list);
+        for (int n = 0; n < 2; ++n) {
+            over_keys[i][n] =
+                weigh(weights[i][n], steep[i][n], seen[i][n], slopes[i][n], path, n, scale);
+            over_keys[i][n] += weigh(
+                weights[i][n + 2], steep[i][n + 2], seen[i][n + 2], slopes[i][n + 2], path, n,
+                scale);
         }
-        if (!is_own) continue;
-        const Path other = long_path_of(stage, row, from);
-        for (int j = 0; j < 4; ++j)
-            other.weigh(
-                weights[i][j], steep[i][j], scores[i][j], slopes[i][j], j % 2,
-                held[j] && (!CAUSAL || distance[j] >= 0) && !(UNION && visible(distance[j])));
     }
-    block.add(stage, weights, steep, lane);
+    if (is_own) {
+        // The long-term path, which sees what is not ahead, and nothing twice.
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const Path path = long_path_of(stage, 8 * i + 2 * c, from);
+            for (int j = 0; j < 4; ++j) {
+                const bool held = (!CAUSAL || distance(i, j) >= 0)
+                    && !(UNION && visible(distance(i, j)));
+                const float score = held ? scores[i][j] : -INFINITE;
+                float weight, steeper;
+                weigh(weight, steeper, score, slopes[i][j], path, j % 2, scale);
+                weights[i][j] += weight, steep[i][j] += steeper;
+            }
+        }
+    }
+    block.add(queries, weights, steep);
     if (of_list) choices.store(block, stage, steep, over_keys, scale, lane);
 }
 
 // What all rows give that a cursor goes through.
 INLINE void add_rows(
-    Block &block, Stage *ring, uint4 *keys, const Choices &choices, const Sources &from,
-    const u16 *k, const u16 *v, int k_event, int v_event, const Tile &tile, Cursor here,
-    float scale, int lane
+    Block &block, Stage *ring, const StageOfKeys &own, const Choices &choices,
+    const Sources &from, const u16 *k, const u16 *v, int k_event, int v_event, const Tile &tile,
+    Cursor here, float scale, int lane
 ) {
+    const Shared keys = shared_address(own.rows), first = shared_address(ring);
     // The last stage is empty until the first one is worked on.
-    uint4 *values = ring[STAGES - 1].grad;
-    fetch_rows(lane, [&](int row, int place, int first) {
-        const int event = tile.first() + row, packed = tile.start + min(event, tile.length - 1);
-        copy_16(&keys[place], row_at(k, packed, k_event) + first, event < tile.length);
-        copy_16(&values[place], row_at(v, packed, v_event) + first, event < tile.length);
-    });
+    const Shared values = shared_address(ring[STAGES - 1].grad);
+    const u32 fetched = bytes_to(lane / PIECES, lane % PIECES), read = bytes_of_lane(lane);
+    const int piece = 8 * (lane % PIECES);
+    fetch_rows<0>(
+        keys + fetched, lane, CopyKeys{k + piece, v + piece, k_event, v_event, tile, values - keys});
     commit_copies();
     Cursor ahead = here;
     int entry = ahead.ended(tile) ? -1 : ahead.entry(from, tile, lane);
-    const auto fetch_next = [&](Stage &to) {
+    const auto fetch_next = [&](int stage) {
         if (!ahead.ended(tile)) {
-            fetch(to, from, entry, ahead.of_list(), lane);
+            const Shared rows = first + stage * (int)sizeof(Stage) + fetched;
+            fetch(ring[stage], rows, from, entry, ahead.of_list(), lane);
             ahead.advance(tile);
             // Known one stage before it is fetched.
             if (!ahead.ended(tile)) entry = ahead.entry(from, tile, lane);
@@ -240,16 +323,16 @@ INLINE void add_rows(
         commit_copies();
     };
 #pragma unroll
-    for (int n = 0; n < STAGES - 1; ++n) fetch_next(ring[n]);
+    for (int n = 0; n < STAGES - 1; ++n) fetch_next(n);
     wait_for_copies<STAGES - 1>();
-    block.load(keys, values, lane);
+    block.load(keys + read, values + read);
     int stage = 0;
 #pragma unroll 1
     for (; !here.ended(tile); here.advance(tile)) {
         wait_for_copies<STAGES - 2>();
-        fetch_next(ring[stage ? stage - 1 : STAGES - 1]);
-        add_stage(
-            block, choices, ring[stage], from, tile, here.of_list(), here.is_own(), scale, lane);
+        fetch_next(stage ? stage - 1 : STAGES - 1);
+        const Shared queries = first + stage * (int)sizeof(Stage) + read;
+        add_stage(block, choices, ring[stage], queries, from, tile, here, scale, lane);
         stage = stage + 1 < STAGES ? stage + 1 : 0;
     }
 }
@@ -263,14 +346,13 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_sums(
     int q_event, int q_head, int k_event, int k_head, int v_event, int v_head
 ) {
     __shared__ Stage ring[STAGES];
-    __shared__ uint4 keys[16 * PIECES];
+    __shared__ StageOfKeys keys;
     const int lane = this_lane(), chunk = this_warp();
     const ListPart part(starts, sorted, chunk, entries, lists);
     if (part.low >= part.high) return;
-    const int group = part.list % G, heads = group * R;
+    const int group = part.list % G;
     const Tile tile(table, part.list / G);
-    const Sources from = {q + heads * q_head, grad + heads * D, gates + heads, lse + heads,
-                          shifts + heads, order, q_event, q_head, 0};
+    const Sources from(q, grad, gates, lse, shifts, order, q_event, q_head, 0, group, lane);
     Block block;
     add_rows(
         block, ring, keys, {parts, slopes}, from, k + group * k_head, v + group * v_head, k_event,
@@ -313,12 +395,12 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_keys(
     int v_head
 ) {
     __shared__ Stage ring[STAGES];
-    __shared__ uint4 keys[16 * PIECES];
-    const int lane = this_lane(), number = this_tile(), group = this_group(), heads = group * R;
+    __shared__ StageOfKeys keys;
+    const int lane = this_lane(), number = this_tile(), group = this_group();
     const Tile tile(table, number);
     if (tile.empty()) return;
-    const Sources from = {q + heads * q_head, grad + heads * D, gates + heads, lse + heads,
-                          shifts + heads, order, q_event, q_head, events * HEADS};
+    const Sources from(
+        q, grad, gates, lse, shifts, order, q_event, q_head, events * HEADS, group, lane);
     const int list = number * G + group, low = starts[list], high = starts[list + 1];
     Block block;
     add_rows(
