@@ -15,12 +15,12 @@ B, H = torch.bfloat16, torch.float16
 REAL_KERNEL = compiler.kernel
 # What has nothing to do with how chosen blocks are got at, or takes long.
 once = pytest.mark.parametrize("kernels", [("fetched", 1)], indirect=True, ids=str)
-# Of all head sizes in turn: blocks fetched for each event alone; found along inverse lists; and
-# swept over, with queries that come to keys through a ring, and selection two tiles at a time.
-FORMS = [("fetched", 1), ("listed", 4), ("swept", 2)]
+# Of all head sizes: blocks fetched for each event alone; and those of wide heads swept over, with
+# queries that come to keys through a ring, and selection two tiles at a time.
+FORMS = [("fetched", 1), ("wide", 2)]
 # What needs neither lists nor gradients.
 selecting = pytest.mark.parametrize(
-    "kernels", [("fetched", 1), ("swept", 2)], indirect=True, ids=str
+    "kernels", [("fetched", 1), ("wide", 2)], indirect=True, ids=str
 )
 
 
@@ -33,7 +33,7 @@ def emulator(tmp_path_factory):
 def kernels(request, emulator):
     """The compiled kernels, emulated where there is no GPU.
 
-    All ways to get at chosen blocks; one warp in a block of threads, and some together.
+    Both ways to get at chosen blocks; one warp in a block of threads, and some together.
     """
     if not GPU and COMPILER is None:
         pytest.skip("the kernels are emulated with a C++ compiler, and there is none")
@@ -50,12 +50,13 @@ def kernels(request, emulator):
 
 def take_form(patch, form):
     """Kernels of this form for all head sizes."""
-    sizes, is_swept = launch.HEAD_SIZES, form == "swept"
-    scoring = launch.Scoring(2, 4, True) if is_swept else launch.Scoring(1, 1, False)
-    patch.setattr(launch, "LISTED", frozenset(() if form == "fetched" else sizes))
-    patch.setattr(launch, "SWEEPS", dict.fromkeys(sizes if is_swept else (), launch.Sweep(2, 8, 4)))
-    patch.setattr(launch, "RINGS", dict.fromkeys(sizes if is_swept else (), launch.Ring(3, 8)))
+    sizes, is_wide = launch.HEAD_SIZES, form == "wide"
+    scoring = launch.Scoring(2, 4, True) if is_wide else launch.Scoring(1, 1, False)
+    wide = launch.Wide(units=2, forward=8, together=4, stages=3, keys=8)
+    resident = dict.fromkeys(("FORWARD", "QUERIES", "KEYS", "LISTS"), 8)
+    patch.setattr(launch, "WIDE", dict.fromkeys(sizes if is_wide else (), wide))
     patch.setattr(launch, "SCORING", dict.fromkeys(sizes, scoring))
+    patch.setattr(launch, "RESIDENT", dict.fromkeys(sizes, resident))
 
 
 def forget():
@@ -144,8 +145,7 @@ def test_a_union_sees_keys_once_that_stand_in_chosen_blocks(causal):
 @pytest.mark.parametrize("fusion", ["gated", "union"])
 def test_a_block_chosen_by_everyone(monkeypatch, fusion):
     # Its inverse list is cut into many chunks, and events that choose nothing come last.
-    monkeypatch.setattr(launch, "CHUNK", 16)
-    monkeypatch.setattr(operators, "CHUNK", 16)
+    monkeypatch.setattr(launch, "CHUNK", dict.fromkeys(launch.HEAD_SIZES, 16))
     forget()
     hub = torch.full((150, 1, 4), -1, dtype=torch.int32, device=DEVICE)
     hub[32:, :, 0] = 1

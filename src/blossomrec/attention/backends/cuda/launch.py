@@ -21,42 +21,34 @@ DTYPES = (torch.bfloat16, torch.float16)
 MAX_CHOICES = 32
 # Neighbouring blocks whose scores a warp keeps in its registers.
 MAX_NEAR = 2
-# Entries of an inverse list that one warp takes.
-CHUNK = 128
-# Entries of which one warp finds the beginnings of lists, as in backward_keys.cu.
+# Entries of an inverse list that one warp takes, by head size.
+CHUNK = {16: 128, 32: 128, 64: 256}
+# Entries of which one warp finds the beginnings of lists, as in lists.cu.
 STARTS_OF_A_WARP = 256
 # Lists whose numbers fit 16 bits.
 SHORT_LISTS = 1 << 15
-# Head sizes for which gradients of queries from chosen blocks come along the inverse lists, as
-# those of keys do: a block is fetched once, for all events that chose it, but as much as N queries
-# is written down in between. With heads of 16 that costs more than it saves.
-LISTED = frozenset({32, 64})
 
 
-class Sweep(NamedTuple):
-    """How the forward kernel sweeps over chosen blocks, see sweep.cuh.
+class Wide(NamedTuple):
+    """How kernels of wide heads get at chosen blocks: each is fetched once for many events.
+
+    Forward, events sweep over the blocks that any of them chose, see sweep.cuh. Backward, queries
+    come along the inverse lists through a ring, see ring.cuh, and get their own gradients there, as
+    keys do: as much as N queries is written down in between.
 
     Attributes:
-        units: that a warp holds at a time.
-        resident: warps of a multiprocessor.
-        together: warps of a block of threads.
+        units: that a warp of the forward kernel holds at a time.
+        forward: its warps of a multiprocessor.
+        together: its warps of a block of threads.
+        stages: sixteen rows each, in the shared memory of a warp of the kernel of the keys.
+        keys: its warps of a multiprocessor.
     """
 
     units: int
-    resident: int
+    forward: int
     together: int
-
-
-class Ring(NamedTuple):
-    """How queries come to the kernel of the keys, see ring.cuh.
-
-    Attributes:
-        stages: sixteen rows each, in the shared memory of a warp.
-        resident: warps of a multiprocessor.
-    """
-
     stages: int
-    resident: int
+    keys: int
 
 
 class Scoring(NamedTuple):
@@ -73,16 +65,15 @@ class Scoring(NamedTuple):
     ahead: bool
 
 
-# By head size; others fetch the blocks of each event by themselves.
-SWEEPS = {32: Sweep(2, 16, 4), 64: Sweep(1, 16, 8)}
-# By head size, of those that are LISTED; others' queries come from global memory.
-RINGS = {32: Ring(3, 16), 64: Ring(3, 12)}
+# By head size; events of others fetch their blocks by themselves. With heads of 16 what is written
+# down costs more than it saves.
+WIDE = {32: Wide(2, 16, 4, 3, 16), 64: Wide(1, 16, 8, 3, 12)}
 SCORING = {16: Scoring(1, 1, False), 32: Scoring(2, 4, True), 64: Scoring(2, 4, True)}
 # Warps of a multiprocessor at a time, by head size: what their registers leave room for.
 RESIDENT = {
     16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
-    32: {"FORWARD": 9, "QUERIES": 16, "KEYS": 10, "LISTS": 12},
-    64: {"FORWARD": 8, "QUERIES": 12, "KEYS": 8, "LISTS": 8},
+    32: {"QUERIES": 16},
+    64: {"QUERIES": 12},
 }
 # Of them, how many share a block of threads; the fastest of 1, 2, 4 and 8 on an H200.
 TOGETHER = {16: 1, 32: 2, 64: 1}
@@ -135,7 +126,7 @@ class Selection(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Kernels of both paths; the last one is for LISTED head sizes."""
+    """Kernels of both paths; the last one is for wide heads."""
 
     pack_blocks: Callable[..., None]
     forward: Callable[..., None]
@@ -150,11 +141,6 @@ def scoring_of(size: int, causal: bool) -> Scoring:
     """How blocks are selected for heads of this size."""
     scoring = SCORING[size]
     return scoring if causal else scoring._replace(tiles=1)
-
-
-def has_ring(size: int) -> bool:
-    """Whether queries come to the kernel of the keys through a ring."""
-    return size in LISTED and size in RINGS
 
 
 def selection_kernels(
@@ -229,9 +215,9 @@ def _attention(
         **_constants(sizes, causal),
         **dict(zip(names, short_path, strict=True)),
         "UNION": int(is_union),
-        "CHUNK": CHUNK,
+        "CHUNK": CHUNK[size],
         "SHORT_LISTS": int(short_lists),
-        "LISTED": int(size in LISTED),
+        "LISTED": int(size in WIDE),
         "TOGETHER": TOGETHER[size],
         **{f"WARPS_{name}": warps for name, warps in RESIDENT[size].items()},
     }
@@ -239,24 +225,20 @@ def _attention(
     def of(program: str, name: str, **others: int) -> Callable[..., None]:
         return compiler.kernel(program, name, {**constants, **others})
 
-    if size in SWEEPS:
-        units, resident, together = SWEEPS[size]
+    if size in WIDE:
+        wide = WIDE[size]
         # A tile has twice as many units as a group has query heads.
-        form = {"HELD": min(units, 2 * per_group), "WARPS_FORWARD": resident}
-        forward = of("swept_forward", "swept_forward", TOGETHER=together, **form)
+        sweep = {"HELD": min(wide.units, 2 * per_group), "TOGETHER": wide.together}
+        forward = of("swept_forward", "swept_forward", WARPS_FORWARD=wide.forward, **sweep)
+        ring = {"STAGES": wide.stages, "WARPS_RING": wide.keys, "TOGETHER": 1}
+        list_sums, keys = (of("ring_keys", name, **ring) for name in ("ring_sums", "ring_keys"))
     else:
         forward = of("forward", "forward")
-    if has_ring(size):
-        stages, resident = RINGS[size]
-        form = {"STAGES": stages, "WARPS_RING": resident, "TOGETHER": 1}
-        list_sums = of("ring_keys", "ring_sums", **form)
-        keys = of("ring_keys", "ring_keys", **form)
-    else:
-        list_sums, keys = of("backward_keys", "list_sums"), of("backward_keys", "backward_keys")
+        list_sums, keys = (of("backward_keys", name) for name in ("list_sums", "backward_keys"))
     return Attention(
         of("pack", "pack_blocks"),
         forward,
-        of("backward_queries", "backward_queries", RING=int(has_ring(size))),
+        of("backward_queries", "backward_queries"),
         of("lists", "list_starts", TOGETHER=STREAMING),
         list_sums,
         keys,

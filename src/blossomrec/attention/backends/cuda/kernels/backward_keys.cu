@@ -1,7 +1,47 @@
 // Backward of the keys and values: one warp is one block of keys and one group, or a part of a
 // long inverse list. Queries come in chunks of 16 rows (event, head), two columns C side by side,
-// which are at once the factor A of the products that follow. LISTED: along its list a block also
-// gives the queries that chose it their gradients, in the places of the choices.
+// which are at once the factor A of the products that follow.
+
+// What the queries of a group have for one lane: rows are those of packed events.
+struct Queries {
+    const u16 *q, *grad;              // of the head of column g, numbers 4c to 4c + 3
+    const u32 *gates;                 // of the head of column 2c; both paths in one word, no bias
+    const float *lse, *shifts;
+    int q_event, plane;               // plane: from the long-term to the short-term path
+
+    INLINE Queries(
+        const u16 *q, const u16 *grad, const u32 *gates, const float *lse,
+        const float *shifts, int q_event, int q_head, int plane, int group, int lane
+    ) : q_event(q_event), plane(plane) {
+        const int g = lane / 4, c = lane % 4, row = group * R + g % R, column = group * R + 2 * c % R;
+        this->q = q + row * q_head + 4 * c;
+        this->grad = grad + row * D + 4 * c;
+        this->gates = gates + column;
+        this->lse = lse + column, this->shifts = shifts + column;
+    }
+};
+
+// One path's numbers of the columns 2c and 2c + 1.
+struct Path {
+    float gate[2], lse[2], shift[2];
+
+    template <int SHORT>
+    INLINE void load(const Queries &from, const int (&event)[2]) {
+        int place[2];
+        for (int n = 0; n < 2; ++n) place[n] = event[n] * HEADS;
+        u32 both[2];
+        if (!UNION) load_two(both, from.gates, place);
+        load_two(lse, from.lse + SHORT * from.plane, place);
+        load_two(shift, from.shifts + SHORT * OF_SHORT * from.plane, place);
+        for (int n = 0; n < 2; ++n) gate[n] = UNION ? 1.0f : SHORT ? high(both[n]) : low(both[n]);
+    }
+    // Adds weight times gate and the gradient of a score, of a query that is seen.
+    INLINE void weigh(float &weight, float &steep, float score, float slope, int n, bool seen) const {
+        const float share = gate[n] * exp_2(seen ? score - lse[n] : -INFINITE);
+        weight += share;
+        steep += share * (slope - shift[n]);
+    }
+};
 
 // Eight rows, of which g is this lane's: queries and the output's gradient.
 struct Rows {
@@ -64,7 +104,6 @@ struct Sums {
 struct ListChunk {
     Rows rows[2];
     Path path[2];
-    int entry[2];       // place in the selection, of column g
     int events[2][2];   // of the columns 2c and 2c + 1
 
     INLINE void load(const Queries &from, const int *order, int at, int high, int lane) {
@@ -72,8 +111,7 @@ struct ListChunk {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int place = at + (8 * i + g) / R;
-            entry[i] = place < high ? order[2 * place] : 0;
-            const int event = entry[i] / (G * N);
+            const int event = place < high ? order[2 * place] / (G * N) : 0;
             rows[i].load(from, event, place < high);
             for (int n = 0; n < 2; ++n)
                 events[i][n] = n && R > 1 ? events[i][0] : from_lane(event, 4 * (2 * c + n));
@@ -82,39 +120,10 @@ struct ListChunk {
     }
 };
 
-// Where the gradients of queries and of gates are written along the lists: see add_choices.
-struct Choices {
-    u16 *parts;
-    float *slopes;
-
-    // Gradients of eight queries, and sums over the keys.
-    INLINE void store(
-        const Block &block, const float (&steep)[4], float first, float second, int entry,
-        bool held, float scale, int lane
-    ) const {
-        const int g = lane / 4, c = lane % 4;
-        const uint2 rows = as_rows(steep);
-        u16 *row = row_at(parts, entry, R * D) + g % R * D + 4 * c;
-#pragma unroll
-        for (int s = 0; s < STEPS; ++s) {
-            float sum[4];
-            clear(sum);
-            product(sum, turned(block.k[s]), rows.x, rows.y);
-            for (int j = 0; j < 4; ++j) sum[j] *= scale * LN_2;
-            const uint2 numbers = as_rows(sum);
-            if (held) *reinterpret_cast<uint2 *>(row + 16 * s) = numbers;
-        }
-        first = sum_of_rows(first), second = sum_of_rows(second);
-        // To the lane that has column g.
-        const float one = from_lane(first, g / 2), other = from_lane(second, g / 2);
-        if (held && c == 0) slopes[entry * R + g % R] = g % 2 ? other : one;
-    }
-};
-
 // What the entries from `low` to `high` of an inverse list give. `key`: event of this lane's row g.
 INLINE void add_list(
-    Sums &sums, const Choices &choices, const Block &block, const Queries &from, const int *order,
-    int low, int high, int key, int lane, float scale
+    Sums &sums, const Block &block, const Queries &from, const int *order, int low, int high,
+    int key, int lane, float scale
 ) {
     if (low >= high) return;
     ListChunk next;
@@ -129,17 +138,12 @@ INLINE void add_list(
             float scores[4], slopes[4];
             block.score(scores, slopes, chunk.rows[i], scale);
             clear(weights[i]), clear(steep[i]);
-            float over_keys[2] = {0.0f, 0.0f};
             for (int j = 0; j < 4; ++j) {
                 const bool held = at + (8 * i + 2 * (lane % 4) + j % 2) / R < high
                     && !(UNION && seen_twice(chunk.events[i][j % 2] - key - j / 2 * 8));
-                over_keys[j % 2] += chunk.path[i].weigh(
+                chunk.path[i].weigh(
                     weights[i][j], steep[i][j], scores[j], slopes[j], j % 2, held);
             }
-            if (!LISTED) continue;
-            choices.store(
-                block, steep[i], over_keys[0], over_keys[1], chunk.entry[i],
-                at + (8 * i + lane / 4) / R < high, scale, lane);
         }
         sums.add(chunk.rows[0], chunk.rows[1], weights, steep);
     }
@@ -150,8 +154,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_LISTS / TOGETH
     const int *__restrict__ table, const float *__restrict__ lse,
     const float *__restrict__ shifts, const u16 *__restrict__ grad, const int *__restrict__ order,
     const int *__restrict__ starts, const List *__restrict__ sorted,
-    float4 *__restrict__ sums, u16 *__restrict__ parts, float *__restrict__ slopes, int entries,
-    int lists, float scale, int q_event, int q_head
+    float4 *__restrict__ sums, int entries, int lists, float scale, int q_event, int q_head
 ) {
     const int lane = this_lane(), chunk = this_warp();
     const ListPart part(starts, sorted, chunk, entries, lists);
@@ -161,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_LISTS / TOGETH
     const Block block(packed, list / G, list % G, lane);
     const int key = Tile(table, list / G).first_event() + lane / 4;
     Sums sum;
-    add_list(sum, {parts, slopes}, block, from, order, part.low, part.high, key, lane, scale);
+    add_list(sum, block, from, order, part.low, part.high, key, lane, scale);
     float4 *out = row_at(sums, chunk, SUM_STRIDE) + lane;
 #pragma unroll
     for (int s = 0; s < STEPS; ++s)
@@ -314,8 +317,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_KEYS / TOGETHE
     const int *__restrict__ table, const float *__restrict__ lse,
     const float *__restrict__ shifts, const u16 *__restrict__ grad, u16 *__restrict__ grad_k,
     u16 *__restrict__ grad_v, const int *__restrict__ order, const int *__restrict__ starts,
-    const float4 *__restrict__ chunk_sums, u16 *__restrict__ parts, float *__restrict__ slopes,
-    int events, float scale, int q_event, int q_head
+    const float4 *__restrict__ chunk_sums, int events, float scale, int q_event, int q_head
 ) {
     const int lane = this_lane(), number = this_tile(), group = this_group();
     const Tile at(table, number);
@@ -327,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_KEYS / TOGETHE
     Sums sums;
     const int list = number * G + group, low = starts[list], high = starts[list + 1];
     const int key = at.first_event() + lane / 4;
-    add_list(sums, {parts, slopes}, block, from, order, low, min(low + CHUNK, high), key, lane, scale);
+    add_list(sums, block, from, order, low, min(low + CHUNK, high), key, lane, scale);
 #pragma unroll 1
     for (int at_list = low + CHUNK; at_list < high; at_list += CHUNK) {
         const float4 *in = row_at(chunk_sums, at_list / CHUNK, SUM_STRIDE) + lane;

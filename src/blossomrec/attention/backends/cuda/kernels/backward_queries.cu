@@ -9,12 +9,10 @@
 // gradient of the bias is the sum of those of the scores it is added to, and as all scores' sum up
 // to 0, minus the sum of the others. The mean of both suffers half as much by the rounding of out.
 //
-// RING: nothing is packed, and near blocks are fetched row by row.
-//
-// LISTED: what chosen blocks give comes along the lists (backward_keys.cu) and is added afterwards
-// (choices.cu). `grad_gates` are then sums [SOFTMAXES, T, H]: of a union, gradients of scores with the
-// bias less those of others; else gradients of both gates, that of the long-term path without its
-// chosen blocks.
+// LISTED: nothing is packed, and near blocks are fetched row by row. What chosen blocks give comes
+// along the lists (ring_keys.cu) and is added afterwards (choices.cu). `grad_gates` are then sums
+// [SOFTMAXES, T, H]: of a union, gradients of scores with the bias less those of others; else
+// gradients of both gates, that of the long-term path without its chosen blocks.
 #if LISTED
 typedef float GateGradient;
 #else
@@ -48,7 +46,7 @@ INLINE void load_near(
     uint4 (&rows)[STEPS], const uint4 *packed, const u16 *x, int block, int stride, const Tile &at,
     const Unit &unit
 ) {
-#if RING
+#if LISTED
     // Behind the end, where nothing is seen, stands the last row.
     const int row = block * SIZE + unit.g, last = at.length - 1;
     const u16 *upper = row_at(x, min(row, last), stride) + 4 * unit.c;

@@ -1,6 +1,6 @@
-// What chosen blocks give to gradients of queries, where it comes along the inverse lists (LISTED):
-// R heads of each choice have written it down in the place of the choice, [T, G, N, R, D]. Here
-// events add up what is theirs.
+// What chosen blocks give to gradients of queries, where it comes along the inverse lists: R heads
+// of each choice have written it down in the place of the choice, [T, G, N, R, D]. Here events add
+// up what is theirs.
 
 #define PARTS (D / 8)          // lanes of a row of a head
 #define ROWS_OF_A_WARP (32 / PARTS)

@@ -107,6 +107,11 @@ struct CopyKeys {
     }
 };
 
+// One path's numbers of the columns 2c and 2c + 1.
+struct Path {
+    float gate[2], lse[2], shift[2];
+};
+
 INLINE Path path_of(const Stage &stage, int row, bool of_list) {
     Path path;
     for (int n = 0; n < 2; ++n) {

@@ -1,4 +1,4 @@
-// Numbers of inverse lists, see backward_keys.cu: the shorter, the faster they are sorted.
+// Numbers of inverse lists, see keys.cuh: the shorter, the faster they are sorted.
 #if SHORT_LISTS
 typedef short List;
 #else
