@@ -51,7 +51,7 @@ def kernels(request, emulator):
 def take_form(patch, form):
     """Kernels of this form for all head sizes."""
     sizes, is_wide = launch.HEAD_SIZES, form == "wide"
-    scoring = launch.Scoring(2, 4, True) if is_wide else launch.Scoring(1, 1, False)
+    scoring = launch.Scoring(2, 4, True, 8) if is_wide else launch.Scoring(1, 1, False)
     wide = launch.Wide(units=2, forward=8, together=4, stages=3, keys=8)
     resident = dict.fromkeys(("FORWARD", "QUERIES", "KEYS", "LISTS"), 8)
     patch.setattr(launch, "WIDE", dict.fromkeys(sizes if is_wide else (), wide))
@@ -170,14 +170,16 @@ def test_equal_scores_choose_the_lower_block():
 
 
 @selecting
-@pytest.mark.parametrize("top_n, causal", [(1, True), (4, True), (4, False)])
+@pytest.mark.parametrize(
+    "top_n, causal, size", [(1, True, 16), (4, True, 16), (4, False, 16), (4, True, 64)]
+)
 @pytest.mark.parametrize("keys", [torch.bfloat16, torch.float32], ids=str)
-def test_selection_among_many_blocks(top_n, causal, keys):
+def test_selection_among_many_blocks(top_n, causal, size, keys):
     length = 16 * 150
-    inputs = random_inputs([40, length], heads=2, groups=1, size=16, dtype=B).to(DEVICE)
+    inputs = random_inputs([40, length], heads=2, groups=1, size=size, dtype=B).to(DEVICE)
     # The rows of the second history's last block, and of one in the middle.
     rows = torch.tensor([0, 39, 40, 40 + 15, 40 + 16, 1000, 1700, 40 + length - 1])
-    block_keys = inputs.block_keys.to(keys) + torch.rand(len(inputs.block_keys), 1, 16).to(
+    block_keys = inputs.block_keys.to(keys) + torch.rand(len(inputs.block_keys), 1, size).to(
         DEVICE, keys
     )
     numbers = [16, top_n, 8, 0, int(causal), 0]

@@ -20,7 +20,9 @@ UNITS = ("warp.cuh", "pattern.cuh", "unit.cuh")
 # What each program is made of, in this order.
 PROGRAMS = {
     "pack": ("warp.cuh", "pack.cu"),
-    "selection": ("warp.cuh", "selection.cu"),
+    "split_keys": ("warp.cuh", "split.cuh", "split_keys.cu"),
+    "selection": ("warp.cuh", "split.cuh", "choosing.cuh", "selection.cu"),
+    "wide_selection": ("warp.cuh", "split.cuh", "choosing.cuh", "wide_selection.cu"),
     "forward": (*UNITS, "forward.cu"),
     "swept_forward": (*UNITS, "sweep.cuh", "swept_forward.cu"),
     "backward_queries": (*UNITS, "backward_queries.cu"),
@@ -53,7 +55,8 @@ def kernel(program: str, name: str, constants: Mapping[str, int]) -> Callable[..
         constants: values of the names that the source leaves open.
 
     ``TOGETHER`` among the constants are the warps of a block of threads, which share a first-level
-    cache; 1 without it.
+    cache; 1 without it. ``CARVEOUT`` is the share of a multiprocessor's memory that kernels with
+    shared memory have as such, in per cent; all of it without it.
 
     Returns:
         A function of the number of warps and of the kernel's arguments: tensors, integers (32 bits)
@@ -69,7 +72,8 @@ def kernel(program: str, name: str, constants: Mapping[str, int]) -> Callable[..
         if not arguments[0].is_cuda:
             raise CompilationError(f"{name} needs an NVIDIA GPU, not {arguments[0].device}")
         if device not in functions:
-            functions[device] = _function(_module(program, defines, device), name)
+            module = _module(program, defines, device)
+            functions[device] = _function(module, name, constants.get("CARVEOUT", 100))
         values = [as_argument(each) for each in arguments]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         size = (-(-warps // together), together * WARP)
@@ -97,7 +101,7 @@ def _launch(function: ctypes.c_void_p, size: tuple[int, int], pointers: Any, dev
     _check(launched, "launch of a kernel")
 
 
-def _function(module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
+def _function(module: ctypes.c_void_p, name: str, carveout: int) -> ctypes.c_void_p:
     function = ctypes.c_void_p()
     found = _driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode())
     _check(found, f"kernel {name}")
@@ -105,7 +109,7 @@ def _function(module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
     _check(_driver().cuFuncGetAttribute(ctypes.byref(shared), SHARED_BYTES, function), name)
     if shared.value:
         # As many blocks of threads as registers leave room for, at the cost of the cache.
-        _check(_driver().cuFuncSetAttribute(function, PREFERRED_CARVEOUT, 100), name)
+        _check(_driver().cuFuncSetAttribute(function, PREFERRED_CARVEOUT, carveout), name)
     return function
 
 

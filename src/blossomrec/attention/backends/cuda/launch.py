@@ -58,17 +58,25 @@ class Scoring(NamedTuple):
         tiles: that a warp works on at a time; one where attention is bidirectional.
         together: warps of a block of threads.
         ahead: whether keys are fetched ahead, and heads multiplied by themselves.
+        resident: warps of a multiprocessor; 0 for selection.cu, else wide_selection.cu.
+        carveout: share of a multiprocessor's memory that they want as shared memory, in per cent.
     """
 
     tiles: int
     together: int
     ahead: bool
+    resident: int = 0
+    carveout: int = 100
 
 
 # By head size; events of others fetch their blocks by themselves. With heads of 16 what is written
 # down costs more than it saves.
 WIDE = {32: Wide(2, 16, 4, 3, 16), 64: Wide(1, 16, 8, 3, 12)}
-SCORING = {16: Scoring(1, 1, False), 32: Scoring(2, 4, True), 64: Scoring(2, 4, True)}
+SCORING = {
+    16: Scoring(1, 1, False),
+    32: Scoring(2, 4, True, 16, 100),
+    64: Scoring(2, 4, True, 12, 70),
+}
 # Warps of a multiprocessor at a time, by head size: what their registers leave room for.
 RESIDENT = {
     16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
@@ -184,20 +192,25 @@ def _constants(sizes: tuple[int, int, int, int, bool], causal: bool) -> dict[str
 def _selection(
     sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: int, scoring: Scoring
 ) -> Selection:
-    per_group, *_, is_bfloat16 = sizes
+    per_group, _, _, top_n, is_bfloat16 = sizes
     # Products are of bfloat16 whatever the queries are: three of them make a float32.
     constants = {
         **_constants(sizes, causal),
         "BF16": 1,
         "PARTS": key_parts,
         "TILES": scoring.tiles,
-        "TOGETHER": scoring.together,
+        # Shared memory has room for few blocks of each event.
+        "TOGETHER": scoring.together if top_n <= 4 or not scoring.resident else 1,
         "AHEAD": int(scoring.ahead),
         "BY_HEAD": int(scoring.ahead and is_bfloat16 and per_group <= 2),
     }
+    program = "selection"
+    if scoring.resident:
+        program, constants["WARPS_SELECTION"] = "wide_selection", scoring.resident
+        constants["CARVEOUT"] = scoring.carveout
     return Selection(
-        compiler.kernel("selection", "split_keys", constants),
-        compiler.kernel("selection", "select_blocks", constants),
+        compiler.kernel("split_keys", "split_keys", _constants(sizes, causal) | {"BF16": 1}),
+        compiler.kernel(program, "select_blocks", constants),
     )
 
 

@@ -31,7 +31,7 @@ def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: li
     total, groups, q = len(q), block_keys.shape[1], _rows(q)
     exact = block_keys.dtype == torch.bfloat16
     kernels = selection_kernels(q, groups, top_n, bool(causal), 1 if exact else 3)
-    keys = block_keys.contiguous()
+    keys = _rows(block_keys.contiguous())
     if not exact:
         whole = keys.float()
         keys = q.new_empty(3, *whole.shape, dtype=torch.bfloat16)
