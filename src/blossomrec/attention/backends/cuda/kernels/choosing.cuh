@@ -1,4 +1,4 @@
-// What the kernels of the selection share.
+// What the kernels of the selection keep.
 
 // The N best of what has passed by, best first; of equal scores the earlier one stays ahead.
 struct Best {

@@ -150,29 +150,33 @@ struct Choosing {
                 }
         if (lanes_with(max(count[0], count[1]) > WAITING - 2 * EIGHTS)) settle(lane);
     }
-    // Keeps the best of those that wait. What the other lanes of a row have counts, too: few are
-    // then worth a look.
+    // The best, those that wait among them.
+    INLINE Best best_of(int half, int lane) const {
+        Best best = kept[half].load(lane);
+#pragma unroll 1
+        for (int n = 0; lanes_with(n < count[half]); ++n)
+            if (n < count[half]) {
+                const uint2 next = kept[half].waiting[n][lane];
+                best.add(__int_as_float(next.x), next.y);
+            }
+        return best;
+    }
+    // Lets none wait any longer. What the other lanes of a row have counts, too: few are then worth
+    // a look.
     INLINE void settle(int lane) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            Best best = kept[half].load(lane);
-#pragma unroll 1
-            for (int n = 0; lanes_with(n < count[half]); ++n)
-                if (n < count[half]) {
-                    const uint2 next = kept[half].waiting[n][lane];
-                    best.add(__int_as_float(next.x), next.y);
-                }
-            count[half] = 0;
+            const Best best = best_of(half, lane);
             kept[half].store(best, lane);
+            count[half] = 0;
             bound[half] = fmaxf(bound[half], fmaxf(best.scores[N - 1], nth_best(best)));
         }
     }
-    INLINE void write(int *selected, const Tile &at, int group, int lane) {
-        settle(lane);
+    INLINE void write(int *selected, const Tile &at, int group, int lane) const {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             int chosen[N];
-            merge(kept[half].load(lane), chosen);
+            merge(best_of(half, lane), chosen);
             const int event = at.first() + lane / 4 + 8 * half;
             if (lane % 4 == 0 && event < at.length)
                 for (int j = 0; j < N; ++j)
