@@ -16,6 +16,7 @@
 #define __global__
 #define __restrict__
 #define __launch_bounds__(...)
+#define __shared__ static thread_local
 
 struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
@@ -108,6 +109,18 @@ static inline int from_lane(int x, int lane) {
 }
 static inline float across(float x, int mask) { return from_lane(x, lanes::current ^ mask); }
 static inline int across(int x, int mask) { return from_lane(x, lanes::current ^ mask); }
+static inline unsigned across(unsigned x, int mask) { return across((int)x, mask); }
+static inline unsigned lanes_with(bool x) {
+    const lanes::Given *all = lanes::meet({{x}, {}});
+    unsigned bits = 0;
+    for (int lane = 0; lane < 32; ++lane) bits |= all[lane].words[0] << lane;
+    return bits;
+}
+static inline int lowest(int x) {
+    const lanes::Given *all = lanes::meet({{(unsigned)x}, {}});
+    for (int lane = 0; lane < 32; ++lane) x = min(x, (int)all[lane].words[0]);
+    return x;
+}
 static inline float half_of(unsigned word, int which) {
     return number_of((unsigned short)(which ? word >> 16 : word & 0xffff));
 }
@@ -139,6 +152,54 @@ static inline void product(float (&c)[4], const uint4 &a, unsigned b0, unsigned 
     }
 }
 
+// Rows of four matrices 8 x 8 by their addresses, those of the first matrix from lanes 0 to 7.
+typedef size_t Shared;
+static inline Shared shared_address(const void *x) { return (Shared)x; }
+template <int Offset>
+static inline uint4 matrices(Shared row) {
+    const size_t address = row + Offset;
+    const lanes::Given *all = lanes::meet({{(unsigned)address, (unsigned)(address >> 32)}, {}});
+    const int g = lanes::current / 4, c = lanes::current % 4;
+    unsigned words[4];
+    for (int n = 0; n < 4; ++n) {
+        const unsigned *given = all[8 * n + g].words;
+        words[n] = ((const unsigned *)(given[0] | (size_t)given[1] << 32))[c];
+    }
+    return {words[0], words[1], words[2], words[3]};
+}
+template <int Offset>
+static inline uint4 turned_matrices(Shared row) {
+    const uint4 x = matrices<Offset>(row);
+    return {turned(x.x), turned(x.y), turned(x.z), turned(x.w)};
+}
+
+// Copies of each lane, group by group: none is made before it has to be.
+namespace lanes {
+struct Copy { void *to; const void *from; int bytes; bool held; };
+static thread_local std::vector<std::vector<Copy>> copies[32];
+static thread_local std::vector<Copy> begun[32];
+}
+template <int Offset>
+static inline void copy_16(Shared to, const void *from, bool held) {
+    lanes::begun[lanes::current].push_back({(void *)(to + Offset), from, 16, held});
+}
+static inline void copy_4(void *to, const void *from, bool held) {
+    lanes::begun[lanes::current].push_back({to, from, 4, held});
+}
+static inline void commit_copies() {
+    lanes::copies[lanes::current].push_back(std::move(lanes::begun[lanes::current]));
+    lanes::begun[lanes::current].clear();
+}
+template <int Later>
+static inline void wait_for_copies() {
+    auto &groups = lanes::copies[lanes::current];
+    for (; groups.size() > Later; groups.erase(groups.begin()))
+        for (const lanes::Copy &each : groups[0])
+            if (each.held) memcpy(each.to, each.from, each.bytes);
+            else memset(each.to, 0, each.bytes);
+    lanes::meet({{}, {}});
+}
+
 typedef void (*Body)(void **);
 static thread_local Body body;
 static thread_local void **arguments;
@@ -158,6 +219,7 @@ static void launch(Body kernel, void **given, int warps, int together) {
         lanes::arrived[0] = lanes::arrived[1] = 0;
         for (int i = 0; i < 32; ++i) {
             lanes::started[i] = lanes::done[i] = false;
+            lanes::copies[i].clear(), lanes::begun[i].clear();
             getcontext(&lanes::starts[i]);
             lanes::starts[i].uc_stack.ss_sp = stacks[i].data();
             lanes::starts[i].uc_stack.ss_size = stacks[i].size();

@@ -14,7 +14,14 @@ NAMES = ("out", "q", "k", "v", "gates")
 B, H = torch.bfloat16, torch.float16
 REAL_KERNEL = compiler.kernel
 # What has nothing to do with how chosen blocks are got at, or takes long.
-once = pytest.mark.parametrize("kernels", [(False, 1)], indirect=True, ids=str)
+once = pytest.mark.parametrize("kernels", [("fetched", 1)], indirect=True, ids=str)
+# Of all head sizes: blocks fetched for each event alone; and those of wide heads swept over, with
+# queries that come to keys through a ring, and selection two tiles at a time.
+FORMS = [("fetched", 1), ("wide", 2)]
+# What needs neither lists nor gradients.
+selecting = pytest.mark.parametrize(
+    "kernels", [("fetched", 1), ("wide", 2)], indirect=True, ids=str
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +29,7 @@ def emulator(tmp_path_factory):
     return Emulator(tmp_path_factory.mktemp("kernels"))
 
 
-@pytest.fixture(scope="module", autouse=True, params=[(False, 1), (True, 4)], ids=str)
+@pytest.fixture(scope="module", autouse=True, params=FORMS, ids=str)
 def kernels(request, emulator):
     """The compiled kernels, emulated where there is no GPU.
 
@@ -31,14 +38,25 @@ def kernels(request, emulator):
     if not GPU and COMPILER is None:
         pytest.skip("the kernels are emulated with a C++ compiler, and there is none")
     with pytest.MonkeyPatch.context() as patch:
-        listed, together = request.param
-        patch.setattr(launch, "LISTED", frozenset(launch.HEAD_SIZES if listed else ()))
+        form, together = request.param
+        take_form(patch, form)
         patch.setattr(launch, "TOGETHER", dict.fromkeys(launch.HEAD_SIZES, together))
         if not GPU:
             patch.setattr(compiler, "kernel", emulator.kernel)
         forget()
         yield
     forget()
+
+
+def take_form(patch, form):
+    """Kernels of this form for all head sizes."""
+    sizes, is_wide = launch.HEAD_SIZES, form == "wide"
+    scoring = launch.Scoring(2, 4, True, 8) if is_wide else launch.Scoring(1, 1, False)
+    wide = launch.Wide(units=2, forward=8, together=4, stages=3, keys=8)
+    resident = dict.fromkeys(("FORWARD", "QUERIES", "KEYS", "LISTS"), 8)
+    patch.setattr(launch, "WIDE", dict.fromkeys(sizes if is_wide else (), wide))
+    patch.setattr(launch, "SCORING", dict.fromkeys(sizes, scoring))
+    patch.setattr(launch, "RESIDENT", dict.fromkeys(sizes, resident))
 
 
 def forget():
@@ -127,8 +145,7 @@ def test_a_union_sees_keys_once_that_stand_in_chosen_blocks(causal):
 @pytest.mark.parametrize("fusion", ["gated", "union"])
 def test_a_block_chosen_by_everyone(monkeypatch, fusion):
     # Its inverse list is cut into many chunks, and events that choose nothing come last.
-    monkeypatch.setattr(launch, "CHUNK", 16)
-    monkeypatch.setattr(operators, "CHUNK", 16)
+    monkeypatch.setattr(launch, "CHUNK", dict.fromkeys(launch.HEAD_SIZES, 16))
     forget()
     hub = torch.full((150, 1, 4), -1, dtype=torch.int32, device=DEVICE)
     hub[32:, :, 0] = 1
@@ -143,7 +160,7 @@ def test_lists_of_more_than_16_bits(monkeypatch):
     check_parity(random_inputs([40, 90], heads=2, groups=1, size=16, dtype=H))
 
 
-@once
+@selecting
 def test_equal_scores_choose_the_lower_block():
     inputs = random_inputs([16 * 24], heads=1, groups=1, size=16, dtype=H).to(DEVICE)
     inputs.block_keys[:] = 0.0
@@ -152,15 +169,17 @@ def test_equal_scores_choose_the_lower_block():
     assert selected[-1].flatten().tolist() == [0, 1, 2, 3]
 
 
-@once
-@pytest.mark.parametrize("top_n, causal", [(1, True), (4, True), (4, False)])
+@selecting
+@pytest.mark.parametrize(
+    "top_n, causal, size", [(1, True, 16), (4, True, 16), (4, False, 16), (4, True, 64)]
+)
 @pytest.mark.parametrize("keys", [torch.bfloat16, torch.float32], ids=str)
-def test_selection_among_many_blocks(top_n, causal, keys):
+def test_selection_among_many_blocks(top_n, causal, size, keys):
     length = 16 * 150
-    inputs = random_inputs([40, length], heads=2, groups=1, size=16, dtype=B).to(DEVICE)
+    inputs = random_inputs([40, length], heads=2, groups=1, size=size, dtype=B).to(DEVICE)
     # The rows of the second history's last block, and of one in the middle.
     rows = torch.tensor([0, 39, 40, 40 + 15, 40 + 16, 1000, 1700, 40 + length - 1])
-    block_keys = inputs.block_keys.to(keys) + torch.rand(len(inputs.block_keys), 1, 16).to(
+    block_keys = inputs.block_keys.to(keys) + torch.rand(len(inputs.block_keys), 1, size).to(
         DEVICE, keys
     )
     numbers = [16, top_n, 8, 0, int(causal), 0]
@@ -169,6 +188,24 @@ def test_selection_among_many_blocks(top_n, causal, keys):
     exact = inputs.to(dtype=torch.float64)
     _, expected = attend(*exact.all(), impl="torch", top_n=top_n, causal=causal)
     assert torch.equal(selected[rows], expected[rows])
+
+
+@pytest.mark.parametrize("fusion", ["gated", "union"])
+def test_scores_far_apart(fusion):
+    # Tops of the softmaxes are found late, and what was summed up is scaled anew.
+    inputs = random_inputs([17, 150], heads=4, groups=2, size=16, dtype=H, fusion=fusion)
+    inputs.q *= 6
+    check_parity(inputs, fusion=fusion)
+
+
+def test_queries_change_nothing_of_those_beside_them():
+    inputs = random_inputs([150], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
+    inputs.q *= 6
+    before, selected = attend(*inputs.all(), impl="cuda")
+    inputs.q[1::2] *= -1
+    after, _ = attend(*inputs.all(), selected=selected, impl="cuda")
+    assert torch.equal(before[::2], after[::2])
+    assert not torch.equal(before[1::2], after[1::2])
 
 
 def test_the_future_changes_nothing():

@@ -27,12 +27,9 @@ def described(monkeypatch):
 
 
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc, CUDA's compiler")
-@pytest.mark.parametrize("listed, together", [(False, 1), (True, 4)])
 @pytest.mark.parametrize("is_union", [0, 1], ids=["gated", "union"])
 @pytest.mark.parametrize("heads, groups, size", LAYOUTS, ids=str)
-def test_nothing_spills(heads, groups, size, is_union, listed, together, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "LISTED", frozenset([32, 64] if listed else []))
-    monkeypatch.setattr(launch, "TOGETHER", {size: together})
+def test_nothing_spills(heads, groups, size, is_union, tmp_path):
     q = torch.empty(131_072, heads, size, dtype=torch.bfloat16, device="meta")
     selection = launch.selection_kernels(q, groups, 4, True, 1)
     attention = launch.attention_kernels(q, groups, [16, 4, 8, 0, 1, is_union], True)

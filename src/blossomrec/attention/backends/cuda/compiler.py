@@ -16,16 +16,25 @@ from torch import Tensor
 from blossomrec.attention.backends.code_cache import NotBuiltError, cache_folder, check_owner, put
 
 SOURCES = Path(__file__).parent / "kernels"
+UNITS = ("warp.cuh", "pattern.cuh", "unit.cuh")
 # What each program is made of, in this order.
 PROGRAMS = {
     "pack": ("warp.cuh", "pack.cu"),
-    "selection": ("warp.cuh", "selection.cu"),
-    "forward": ("warp.cuh", "pattern.cuh", "unit.cuh", "forward.cu"),
-    "backward_queries": ("warp.cuh", "pattern.cuh", "unit.cuh", "backward_queries.cu"),
-    "backward_keys": ("warp.cuh", "pattern.cuh", "unit.cuh", "backward_keys.cu"),
-    "choices": ("warp.cuh", "pattern.cuh", "unit.cuh", "choices.cu"),
+    "split_keys": ("warp.cuh", "split.cuh", "split_keys.cu"),
+    "selection": ("warp.cuh", "split.cuh", "choosing.cuh", "selection.cu"),
+    "wide_selection": ("warp.cuh", "split.cuh", "choosing.cuh", "wide_selection.cu"),
+    "forward": (*UNITS, "forward.cu"),
+    "swept_forward": (*UNITS, "sweep.cuh", "swept_forward.cu"),
+    "backward_queries": (*UNITS, "backward_queries.cu"),
+    "lists": (*UNITS, "lists.cu"),
+    "backward_keys": (*UNITS, "keys.cuh", "backward_keys.cu"),
+    "ring_keys": (*UNITS, "keys.cuh", "ring.cuh", "ring_keys.cu"),
+    "choices": (*UNITS, "choices.cu"),
 }
 WARP = 32
+# Attributes of a function by their numbers in CUDA's header: bytes of shared memory of a block of
+# threads, and the share of a multiprocessor's memory that is shared memory, in per cent.
+SHARED_BYTES, PREFERRED_CARVEOUT = 1, 9
 
 
 class CompilationError(NotBuiltError):
@@ -46,7 +55,8 @@ def kernel(program: str, name: str, constants: Mapping[str, int]) -> Callable[..
         constants: values of the names that the source leaves open.
 
     ``TOGETHER`` among the constants are the warps of a block of threads, which share a first-level
-    cache; 1 without it.
+    cache; 1 without it. ``CARVEOUT`` is the share of a multiprocessor's memory that kernels with
+    shared memory have as such, in per cent; all of it without it.
 
     Returns:
         A function of the number of warps and of the kernel's arguments: tensors, integers (32 bits)
@@ -62,7 +72,8 @@ def kernel(program: str, name: str, constants: Mapping[str, int]) -> Callable[..
         if not arguments[0].is_cuda:
             raise CompilationError(f"{name} needs an NVIDIA GPU, not {arguments[0].device}")
         if device not in functions:
-            functions[device] = _function(_module(program, defines, device), name)
+            module = _module(program, defines, device)
+            functions[device] = _function(module, name, constants.get("CARVEOUT", 100))
         values = [as_argument(each) for each in arguments]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         size = (-(-warps // together), together * WARP)
@@ -90,10 +101,15 @@ def _launch(function: ctypes.c_void_p, size: tuple[int, int], pointers: Any, dev
     _check(launched, "launch of a kernel")
 
 
-def _function(module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
+def _function(module: ctypes.c_void_p, name: str, carveout: int) -> ctypes.c_void_p:
     function = ctypes.c_void_p()
     found = _driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode())
     _check(found, f"kernel {name}")
+    shared = ctypes.c_int()
+    _check(_driver().cuFuncGetAttribute(ctypes.byref(shared), SHARED_BYTES, function), name)
+    if shared.value:
+        # As many blocks of threads as registers leave room for, at the cost of the cache.
+        _check(_driver().cuFuncSetAttribute(function, PREFERRED_CARVEOUT, carveout), name)
     return function
 
 

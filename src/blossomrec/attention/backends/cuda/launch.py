@@ -21,24 +21,74 @@ DTYPES = (torch.bfloat16, torch.float16)
 MAX_CHOICES = 32
 # Neighbouring blocks whose scores a warp keeps in its registers.
 MAX_NEAR = 2
-# Entries of an inverse list that one warp takes.
-CHUNK = 128
-# Entries of which one warp finds the beginnings of lists, as in backward_keys.cu.
+# Entries of an inverse list that one warp takes, by head size.
+CHUNK = {16: 128, 32: 128, 64: 256}
+# Entries of which one warp finds the beginnings of lists, as in lists.cu.
 STARTS_OF_A_WARP = 256
 # Lists whose numbers fit 16 bits.
 SHORT_LISTS = 1 << 15
-# Head sizes for which gradients of queries from chosen blocks come along the inverse lists, as
-# those of keys do: a block is fetched once, for all events that chose it, but as much as N queries
-# is written down in between. With heads of 16 that costs more than it saves.
-LISTED = frozenset({32, 64})
+
+
+class Wide(NamedTuple):
+    """How kernels of wide heads get at chosen blocks: each is fetched once for many events.
+
+    Forward, events sweep over the blocks that any of them chose, see sweep.cuh. Backward, queries
+    come along the inverse lists through a ring, see ring.cuh, and get their own gradients there, as
+    keys do: as much as N queries is written down in between.
+
+    Attributes:
+        units: that a warp of the forward kernel holds at a time.
+        forward: its warps of a multiprocessor.
+        together: its warps of a block of threads.
+        stages: sixteen rows each, in the shared memory of a warp of the kernel of the keys.
+        keys: its warps of a multiprocessor.
+    """
+
+    units: int
+    forward: int
+    together: int
+    stages: int
+    keys: int
+
+
+class Scoring(NamedTuple):
+    """How blocks are selected, see selection.cu.
+
+    Attributes:
+        tiles: that a warp works on at a time; one where attention is bidirectional.
+        together: warps of a block of threads.
+        ahead: whether keys are fetched ahead, and heads multiplied by themselves.
+        resident: warps of a multiprocessor; 0 for selection.cu, else wide_selection.cu.
+        carveout: share of a multiprocessor's memory that they want as shared memory, in per cent.
+    """
+
+    tiles: int
+    together: int
+    ahead: bool
+    resident: int = 0
+    carveout: int = 100
+
+
+# By head size; events of others fetch their blocks by themselves. With heads of 16 what is written
+# down costs more than it saves.
+WIDE = {32: Wide(2, 16, 4, 3, 16), 64: Wide(1, 16, 8, 3, 12)}
+SCORING = {
+    16: Scoring(1, 1, False),
+    32: Scoring(2, 4, True, 16, 100),
+    64: Scoring(2, 4, True, 12, 70),
+}
 # Warps of a multiprocessor at a time, by head size: what their registers leave room for.
 RESIDENT = {
     16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
-    32: {"FORWARD": 9, "QUERIES": 10, "KEYS": 10, "LISTS": 12},
-    64: {"FORWARD": 8, "QUERIES": 8, "KEYS": 8, "LISTS": 8},
+    32: {"QUERIES": 16},
+    64: {"QUERIES": 12},
 }
 # Of them, how many share a block of threads; the fastest of 1, 2, 4 and 8 on an H200.
 TOGETHER = {16: 1, 32: 2, 64: 1}
+# Of a table of tiles there are a multiple: a power of two that all the others divide.
+TILES = 16
+# Warps of a block of threads of a kernel that waits for memory alone.
+STREAMING = 8
 
 
 @cache
@@ -84,7 +134,7 @@ class Selection(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Kernels of both paths; the last one is for LISTED head sizes."""
+    """Kernels of both paths; the last one is for wide heads."""
 
     pack_blocks: Callable[..., None]
     forward: Callable[..., None]
@@ -95,11 +145,17 @@ class Attention(NamedTuple):
     add_choices: Callable[..., None]
 
 
+def scoring_of(size: int, causal: bool) -> Scoring:
+    """How blocks are selected for heads of this size."""
+    scoring = SCORING[size]
+    return scoring if causal else scoring._replace(tiles=1)
+
+
 def selection_kernels(
     q: Tensor, groups: int, top_n: int, causal: bool, key_parts: int
 ) -> Selection:
     """For block keys that are sums of ``key_parts`` bfloat16."""
-    return _selection(_sizes(q, groups, top_n), causal, key_parts)
+    return _selection(_sizes(q, groups, top_n), causal, key_parts, scoring_of(q.shape[2], causal))
 
 
 def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: bool) -> Attention:
@@ -111,8 +167,7 @@ def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: b
     # A kernel has one step at least, though it may have nothing to do in it.
     steps = max(1, -(-pattern.far // powers))
     short_path = (window, pattern.near, pattern.first_far, steps)
-    listed = sizes[2] in LISTED
-    return _attention(sizes, short_path, bool(causal), bool(is_union), short_lists, listed)
+    return _attention(sizes, short_path, bool(causal), bool(is_union), short_lists)
 
 
 def _sizes(q: Tensor, groups: int, top_n: int) -> tuple[int, int, int, int, bool]:
@@ -134,10 +189,29 @@ def _constants(sizes: tuple[int, int, int, int, bool], causal: bool) -> dict[str
 
 
 @lru_cache(maxsize=64)
-def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: int) -> Selection:
+def _selection(
+    sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: int, scoring: Scoring
+) -> Selection:
+    per_group, _, _, top_n, is_bfloat16 = sizes
     # Products are of bfloat16 whatever the queries are: three of them make a float32.
-    constants = {**_constants(sizes, causal), "BF16": 1, "PARTS": key_parts}
-    return Selection(*(compiler.kernel("selection", name, constants) for name in Selection._fields))
+    constants = {
+        **_constants(sizes, causal),
+        "BF16": 1,
+        "PARTS": key_parts,
+        "TILES": scoring.tiles,
+        # Shared memory has room for few blocks of each event.
+        "TOGETHER": scoring.together if top_n <= 4 or not scoring.resident else 1,
+        "AHEAD": int(scoring.ahead),
+        "BY_HEAD": int(scoring.ahead and is_bfloat16 and per_group <= 2),
+    }
+    program = "selection"
+    if scoring.resident:
+        program, constants["WARPS_SELECTION"] = "wide_selection", scoring.resident
+        constants["CARVEOUT"] = scoring.carveout
+    return Selection(
+        compiler.kernel("split_keys", "split_keys", _constants(sizes, causal) | {"BF16": 1}),
+        compiler.kernel(program, "select_blocks", constants),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -147,23 +221,39 @@ def _attention(
     causal: bool,
     is_union: bool,
     short_lists: bool,
-    listed: bool,
 ) -> Attention:
+    per_group, _, size, *_ = sizes
     names = ("WINDOW", "NEAR", "FIRST_FAR", "FAR_STEPS")
     constants = {
         **_constants(sizes, causal),
         **dict(zip(names, short_path, strict=True)),
         "UNION": int(is_union),
-        "CHUNK": CHUNK,
+        "CHUNK": CHUNK[size],
         "SHORT_LISTS": int(short_lists),
-        "LISTED": int(listed),
-        "TOGETHER": TOGETHER[sizes[2]],
-        **{f"WARPS_{name}": warps for name, warps in RESIDENT[sizes[2]].items()},
+        "LISTED": int(size in WIDE),
+        "TOGETHER": TOGETHER[size],
+        **{f"WARPS_{name}": warps for name, warps in RESIDENT[size].items()},
     }
-    programs = ("pack", "forward", "backward_queries", *["backward_keys"] * 3, "choices")
+
+    def of(program: str, name: str, **others: int) -> Callable[..., None]:
+        return compiler.kernel(program, name, {**constants, **others})
+
+    if size in WIDE:
+        wide = WIDE[size]
+        # A tile has twice as many units as a group has query heads.
+        sweep = {"HELD": min(wide.units, 2 * per_group), "TOGETHER": wide.together}
+        forward = of("swept_forward", "swept_forward", WARPS_FORWARD=wide.forward, **sweep)
+        ring = {"STAGES": wide.stages, "WARPS_RING": wide.keys, "TOGETHER": 1}
+        list_sums, keys = (of("ring_keys", name, **ring) for name in ("ring_sums", "ring_keys"))
+    else:
+        forward = of("forward", "forward")
+        list_sums, keys = (of("backward_keys", name) for name in ("list_sums", "backward_keys"))
     return Attention(
-        *(
-            compiler.kernel(program, name, constants)
-            for program, name in zip(programs, Attention._fields, strict=True)
-        )
+        of("pack", "pack_blocks"),
+        forward,
+        of("backward_queries", "backward_queries"),
+        of("lists", "list_starts", TOGETHER=STREAMING),
+        list_sums,
+        keys,
+        of("choices", "add_choices", TOGETHER=STREAMING),
     )

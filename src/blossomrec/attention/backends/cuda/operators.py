@@ -10,7 +10,6 @@ from torch import Tensor
 from blossomrec.attention.backends.cuda import compiler, launch
 from blossomrec.attention.backends.cuda.launch import (
     BLOCK_SIZE,
-    CHUNK,
     SHORT_LISTS,
     STARTS_OF_A_WARP,
     Attention,
@@ -32,15 +31,16 @@ def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: li
     total, groups, q = len(q), block_keys.shape[1], _rows(q)
     exact = block_keys.dtype == torch.bfloat16
     kernels = selection_kernels(q, groups, top_n, bool(causal), 1 if exact else 3)
-    keys = block_keys.contiguous()
+    keys = _rows(block_keys.contiguous())
     if not exact:
         whole = keys.float()
         keys = q.new_empty(3, *whole.shape, dtype=torch.bfloat16)
         kernels.split_keys(-(-whole.numel() // 32), whole, keys, whole.numel())
-    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE)
+    table = _table(cu_seqlens, total)
+    tiles = launch.scoring_of(q.shape[2], bool(causal)).tiles
     selected = q.new_empty(total, groups, top_n, dtype=torch.int32)
     kernels.select_blocks(
-        len(table) * groups,
+        len(table) // tiles * groups,
         q,
         keys,
         table,
@@ -74,7 +74,7 @@ def attend(
     total, heads, size = q.shape
     groups, gates = k.shape[1], gates.contiguous()
     q, k, v = map(_rows, (q, k, v))
-    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE, launch.TOGETHER[size])
+    table = _table(cu_seqlens, total)
     tiles = len(table) * groups
     kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
     packed = _packed(kernels, k, v, table, transposed=True)
@@ -108,17 +108,22 @@ def attend_backward(
     q, k, v, gates, selected, cu_seqlens = given
     out, lse = kept
     total, heads, size = q.shape
-    groups, scale, grad, gates = k.shape[1], _scale(size), grad.contiguous(), gates.contiguous()
-    q, k, v = map(_rows, (q, k, v))
-    table = tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE, launch.TOGETHER[size])
+    groups, scale, gates = k.shape[1], _scale(size), gates.contiguous()
+    q, k, v, grad = *map(_rows, (q, k, v)), _rows(grad.contiguous())
+    table = _table(cu_seqlens, total)
     tiles = len(table) * groups
     kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
-    packed = _packed(kernels, k, v, table, transposed=False)
+    is_wide = size in launch.WIDE
+    # Kernels of wide heads take keys and values as they are.
+    packed = k if is_wide else _packed(kernels, k, v, table, transposed=False)
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     grad_gates, shifts = torch.empty_like(gates), torch.empty_like(lse)
-    parts, slopes = _of_choices(q, selected)
+    # What R heads get from each choice, and a number beside it.
+    of_choices = selected.shape if is_wide else (0, *selected.shape[1:])
+    parts = q.new_empty(*of_choices, heads // groups, size)
+    slopes = parts.new_empty(parts.shape[:-1], dtype=torch.float32)
     # Without what chosen blocks give, which is added last.
-    of_near = torch.empty_like(lse) if len(parts) else grad_gates
+    of_near = torch.empty_like(lse) if is_wide else grad_gates
     lists = torch.empty_like(selected, dtype=_list_type(tiles))
     kernels.backward_queries(
         tiles,
@@ -143,22 +148,16 @@ def attend_backward(
     )
     order, ordered, starts = _inverse(kernels, lists, tiles)
     entries = len(order)
-    chunks = -(-entries // CHUNK)
+    chunks = -(-entries // launch.CHUNK[size])
     sums = q.new_empty(chunks, 2, BLOCK_SIZE, size, dtype=torch.float32)
-    rows, of_paths, of_choices = (
-        (q, gates, packed, table),
-        (lse, shifts, grad),
-        (sums, parts, slopes),
-    )
-    sizes = (scale, *_strides(q))
-    kernels.list_sums(
-        chunks, *rows, *of_paths, order, starts, ordered, *of_choices, entries, tiles, *sizes
-    )
-    kernels.backward_keys(
-        tiles, *rows, *of_paths, grad_k, grad_v, order, starts, *of_choices, total, *sizes
-    )
-    if len(parts):
-        warps = -(-grad_q.numel() // (4 * compiler.WARP))
+    blocks = (k, v, gates, table) if is_wide else (gates, packed, table)
+    rows = (q, *blocks, lse, shifts, grad)
+    to = (sums, parts, slopes) if is_wide else (sums,)
+    sizes = (scale, *(_strides(q, k, v) if is_wide else _strides(q)))
+    kernels.list_sums(chunks, *rows, order, starts, ordered, *to, entries, tiles, *sizes)
+    kernels.backward_keys(tiles, *rows, grad_k, grad_v, order, starts, *to, total, *sizes)
+    if is_wide:
+        warps = -(-grad_q.numel() // (8 * compiler.WARP))
         kernels.add_choices(
             warps, selected, parts, slopes, of_near, grad_q, grad_gates, total * heads
         )
@@ -168,22 +167,12 @@ def attend_backward(
 register_gradient("cuda_attend", attend_backward, kept=2)
 
 
-def _of_choices(q: Tensor, selected: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for what R heads get from each choice, [T, G, n, R, d], and a number beside it.
-
-    None where events fetch their blocks themselves.
-    """
-    shape = (*selected.shape, q.shape[1] // selected.shape[1], q.shape[2])
-    rows = q.new_empty(shape if q.shape[2] in launch.LISTED else (0, *shape[1:]))
-    return rows, rows.new_empty(rows.shape[:-1], dtype=torch.float32)
-
-
 def _list_type(lists: int) -> torch.dtype:
     return torch.int16 if lists < SHORT_LISTS else torch.int32
 
 
 def _inverse(kernels: Attention, lists: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inverse lists, given which list each choice is in, see backward_keys.cu.
+    """Inverse lists, given which list each choice is in, see keys.cuh.
 
     Returns:
         places in the flattened selection, list after list, int64; the list of each; where each list
@@ -204,10 +193,17 @@ def _packed(kernels: Attention, k: Tensor, v: Tensor, table: Tensor, *, transpos
     return packed
 
 
+def _table(cu_seqlens: Tensor, total: int) -> Tensor:
+    """Blocks of the histories; of the fields kernels read all but the number of the history."""
+    return tile_table(cu_seqlens, total, BLOCK_SIZE, BLOCK_SIZE, launch.TILES)
+
+
 def _rows(x: Tensor) -> Tensor:
-    """The kernels read rows of heads at any stride, four numbers at a time."""
-    aligned = x.stride(-1) == 1 and not any(stride % 4 for stride in x.stride()[:2])
-    return x if aligned and x.data_ptr() % 8 == 0 else x.contiguous()
+    """The kernels read rows of heads at any stride, eight numbers at a time."""
+    aligned = x.stride(-1) == 1 and not any(stride % 8 for stride in x.stride()[:2])
+    return (
+        x if aligned and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
+    )
 
 
 def _strides(*rows: Tensor) -> list[int]:

@@ -1,9 +1,6 @@
 // Backward of the keys and values: one warp is one block of keys and one group, or a part of a
 // long inverse list. Queries come in chunks of 16 rows (event, head), two columns C side by side,
-// which are at once the factor A of the products that follow. LISTED: along its list a block also
-// gives the queries that chose it their gradients, in the places of the choices.
-
-#define CHUNK_EVENTS (16 / R)   // events of 16 rows
+// which are at once the factor A of the products that follow.
 
 // What the queries of a group have for one lane: rows are those of packed events.
 struct Queries {
@@ -38,14 +35,11 @@ struct Path {
         load_two(shift, from.shifts + SHORT * OF_SHORT * from.plane, place);
         for (int n = 0; n < 2; ++n) gate[n] = UNION ? 1.0f : SHORT ? high(both[n]) : low(both[n]);
     }
-    // Adds weight times gate and the gradient of a score, of a query that is seen; returns what the
-    // gradient of the bias, or of the gate, is the sum of.
-    INLINE float weigh(float &weight, float &steep, float score, float slope, int n, bool seen) const {
-        const float plain = exp_2(seen ? score - lse[n] : -INFINITE), share = gate[n] * plain;
-        const float steeper = share * (slope - shift[n]);
+    // Adds weight times gate and the gradient of a score, of a query that is seen.
+    INLINE void weigh(float &weight, float &steep, float score, float slope, int n, bool seen) const {
+        const float share = gate[n] * exp_2(seen ? score - lse[n] : -INFINITE);
         weight += share;
-        steep += steeper;
-        return UNION ? steeper : plain * slope;
+        steep += share * (slope - shift[n]);
     }
 };
 
@@ -106,28 +100,10 @@ struct Sums {
     }
 };
 
-// Inverse lists: the choices of all events sorted by the block they chose, list after list. `order`
-// has their places in the flattened selection, 64 bits each, `starts` where each list begins. What
-// a list has beyond its first CHUNK entries is cut into chunks that have a warp and a sum each: the
-// one that begins at place p has number p / CHUNK. No two have the same, as those of one list are
-// CHUNK apart, and those of two lists more than that.
-#define STARTS_OF_A_WARP 256
-
-extern "C" __global__ void __launch_bounds__(32 * TOGETHER) list_starts(
-    const List *__restrict__ sorted, int *__restrict__ starts, int entries, int lists
-) {
-    const int first = this_warp() * STARTS_OF_A_WARP + this_lane();
-    for (int at = first; at < first + STARTS_OF_A_WARP && at <= entries; at += 32) {
-        const int last = at < entries ? sorted[at] : lists;
-        for (int list = at ? sorted[at - 1] + 1 : 0; list <= last; ++list) starts[list] = at;
-    }
-}
-
 // A chunk of an inverse list, of which the entries below `high` count.
 struct ListChunk {
     Rows rows[2];
     Path path[2];
-    int entry[2];       // place in the selection, of column g
     int events[2][2];   // of the columns 2c and 2c + 1
 
     INLINE void load(const Queries &from, const int *order, int at, int high, int lane) {
@@ -135,8 +111,7 @@ struct ListChunk {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int place = at + (8 * i + g) / R;
-            entry[i] = place < high ? order[2 * place] : 0;
-            const int event = entry[i] / (G * N);
+            const int event = place < high ? order[2 * place] / (G * N) : 0;
             rows[i].load(from, event, place < high);
             for (int n = 0; n < 2; ++n)
                 events[i][n] = n && R > 1 ? events[i][0] : from_lane(event, 4 * (2 * c + n));
@@ -145,39 +120,10 @@ struct ListChunk {
     }
 };
 
-// Where the gradients of queries and of gates are written along the lists: see add_choices.
-struct Choices {
-    u16 *parts;
-    float *slopes;
-
-    // Gradients of eight queries, and sums over the keys.
-    INLINE void store(
-        const Block &block, const float (&steep)[4], float first, float second, int entry,
-        bool held, float scale, int lane
-    ) const {
-        const int g = lane / 4, c = lane % 4;
-        const uint2 rows = as_rows(steep);
-        u16 *row = row_at(parts, entry, R * D) + g % R * D + 4 * c;
-#pragma unroll
-        for (int s = 0; s < STEPS; ++s) {
-            float sum[4];
-            clear(sum);
-            product(sum, turned(block.k[s]), rows.x, rows.y);
-            for (int j = 0; j < 4; ++j) sum[j] *= scale * LN_2;
-            const uint2 numbers = as_rows(sum);
-            if (held) *reinterpret_cast<uint2 *>(row + 16 * s) = numbers;
-        }
-        first = sum_of_rows(first), second = sum_of_rows(second);
-        // To the lane that has column g.
-        const float one = from_lane(first, g / 2), other = from_lane(second, g / 2);
-        if (held && c == 0) slopes[entry * R + g % R] = g % 2 ? other : one;
-    }
-};
-
 // What the entries from `low` to `high` of an inverse list give. `key`: event of this lane's row g.
 INLINE void add_list(
-    Sums &sums, const Choices &choices, const Block &block, const Queries &from, const int *order,
-    int low, int high, int key, int lane, float scale
+    Sums &sums, const Block &block, const Queries &from, const int *order, int low, int high,
+    int key, int lane, float scale
 ) {
     if (low >= high) return;
     ListChunk next;
@@ -192,58 +138,33 @@ INLINE void add_list(
             float scores[4], slopes[4];
             block.score(scores, slopes, chunk.rows[i], scale);
             clear(weights[i]), clear(steep[i]);
-            float over_keys[2] = {0.0f, 0.0f};
             for (int j = 0; j < 4; ++j) {
                 const bool held = at + (8 * i + 2 * (lane % 4) + j % 2) / R < high
                     && !(UNION && seen_twice(chunk.events[i][j % 2] - key - j / 2 * 8));
-                over_keys[j % 2] += chunk.path[i].weigh(
+                chunk.path[i].weigh(
                     weights[i][j], steep[i][j], scores[j], slopes[j], j % 2, held);
             }
-            if (!LISTED) continue;
-            choices.store(
-                block, steep[i], over_keys[0], over_keys[1], chunk.entry[i],
-                at + (8 * i + lane / 4) / R < high, scale, lane);
         }
         sums.add(chunk.rows[0], chunk.rows[1], weights, steep);
     }
 }
-
-// Sums as rows of keys: each lane has four numbers side by side of the rows g and g + 8.
-INLINE float4 row_of(const float (&x)[2 * STEPS][4], int s, int half) {
-    return make_float4(
-        x[2 * s][2 * half], x[2 * s][2 * half + 1],
-        x[2 * s + 1][2 * half], x[2 * s + 1][2 * half + 1]);
-}
-
-#define SUM_STRIDE (4 * STEPS * 32)   // float4 of the sums of one chunk
 
 extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_LISTS / TOGETHER) list_sums(
     const u16 *__restrict__ q, const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
     const int *__restrict__ table, const float *__restrict__ lse,
     const float *__restrict__ shifts, const u16 *__restrict__ grad, const int *__restrict__ order,
     const int *__restrict__ starts, const List *__restrict__ sorted,
-    float4 *__restrict__ sums, u16 *__restrict__ parts, float *__restrict__ slopes, int entries,
-    int lists, float scale, int q_event, int q_head
+    float4 *__restrict__ sums, int entries, int lists, float scale, int q_event, int q_head
 ) {
     const int lane = this_lane(), chunk = this_warp();
-    // Only the lists of the first and the last place can have a chunk that begins in between.
-    const int first = chunk * CHUNK, last = min(first + CHUNK, entries) - 1;
-    if (first >= entries) return;
-    int list = sorted[first], low, high;
-    for (int turn = 0; ; ++turn) {
-        if (list >= lists) return;
-        const int start = starts[list];
-        high = starts[list + 1];
-        low = start + max((first - start + CHUNK - 1) / CHUNK, 1) * CHUNK;
-        if (low <= last && low < high) break;
-        if (turn) return;
-        list = sorted[last];
-    }
+    const ListPart part(starts, sorted, chunk, entries, lists);
+    if (part.low >= part.high) return;
+    const int list = part.list;
     const Queries from(q, grad, gates, lse, shifts, q_event, q_head, 0, list % G, lane);
     const Block block(packed, list / G, list % G, lane);
     const int key = Tile(table, list / G).first_event() + lane / 4;
     Sums sum;
-    add_list(sum, {parts, slopes}, block, from, order, low, min(low + CHUNK, high), key, lane, scale);
+    add_list(sum, block, from, order, part.low, part.high, key, lane, scale);
     float4 *out = row_at(sums, chunk, SUM_STRIDE) + lane;
 #pragma unroll
     for (int s = 0; s < STEPS; ++s)
@@ -252,11 +173,6 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_LISTS / TOGETH
             out[(2 * s + half) * 32] = row_of(sum.k, s, half);
             out[(2 * STEPS + 2 * s + half) * 32] = row_of(sum.v, s, half);
         }
-}
-
-INLINE void add_row(float (&x)[2 * STEPS][4], int s, int half, float4 y) {
-    x[2 * s][2 * half] += y.x, x[2 * s][2 * half + 1] += y.y;
-    x[2 * s + 1][2 * half] += y.z, x[2 * s + 1][2 * half + 1] += y.w;
 }
 
 INLINE void store_rows(
@@ -401,8 +317,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_KEYS / TOGETHE
     const int *__restrict__ table, const float *__restrict__ lse,
     const float *__restrict__ shifts, const u16 *__restrict__ grad, u16 *__restrict__ grad_k,
     u16 *__restrict__ grad_v, const int *__restrict__ order, const int *__restrict__ starts,
-    const float4 *__restrict__ chunk_sums, u16 *__restrict__ parts, float *__restrict__ slopes,
-    int events, float scale, int q_event, int q_head
+    const float4 *__restrict__ chunk_sums, int events, float scale, int q_event, int q_head
 ) {
     const int lane = this_lane(), number = this_tile(), group = this_group();
     const Tile at(table, number);
@@ -414,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_KEYS / TOGETHE
     Sums sums;
     const int list = number * G + group, low = starts[list], high = starts[list + 1];
     const int key = at.first_event() + lane / 4;
-    add_list(sums, {parts, slopes}, block, from, order, low, min(low + CHUNK, high), key, lane, scale);
+    add_list(sums, block, from, order, low, min(low + CHUNK, high), key, lane, scale);
 #pragma unroll 1
     for (int at_list = low + CHUNK; at_list < high; at_list += CHUNK) {
         const float4 *in = row_at(chunk_sums, at_list / CHUNK, SUM_STRIDE) + lane;

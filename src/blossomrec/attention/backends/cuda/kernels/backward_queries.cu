@@ -9,10 +9,10 @@
 // gradient of the bias is the sum of those of the scores it is added to, and as all scores' sum up
 // to 0, minus the sum of the others. The mean of both suffers half as much by the rounding of out.
 //
-// LISTED: what chosen blocks give comes along the lists (backward_keys.cu) and is added afterwards
-// (lists.cu). `grad_gates` are then sums [SOFTMAXES, T, H]: of a union, gradients of scores with the
-// bias less those of others; else gradients of both gates, that of the long-term path without its
-// chosen blocks.
+// LISTED: nothing is packed, and near blocks are fetched row by row. What chosen blocks give comes
+// along the lists (ring_keys.cu) and is added afterwards (choices.cu). `grad_gates` are then sums
+// [SOFTMAXES, T, H]: of a union, gradients of scores with the bias less those of others; else
+// gradients of both gates, that of the long-term path without its chosen blocks.
 #if LISTED
 typedef float GateGradient;
 #else
@@ -39,6 +39,23 @@ INLINE void steepen(
 
 INLINE void add_keys(float (&sum)[STEPS][4], const uint4 (&keys)[STEPS], uint2 slopes) {
     for (int s = 0; s < STEPS; ++s) product(sum[s], turned(keys[s]), slopes.x, slopes.y);
+}
+
+// Keys or values of a near block.
+INLINE void load_near(
+    uint4 (&rows)[STEPS], const uint4 *packed, const u16 *x, int block, int stride, const Tile &at,
+    const Unit &unit
+) {
+#if LISTED
+    // Behind the end, where nothing is seen, stands the last row.
+    const int row = block * SIZE + unit.g, last = at.length - 1;
+    const u16 *upper = row_at(x, min(row, last), stride) + 4 * unit.c;
+    const u16 *lower = row_at(x, min(row + 8, last), stride) + 4 * unit.c;
+    for (int s = 0; s < STEPS; ++s)
+        rows[s] = rows_as_a(four(upper + 16 * s, true), four(lower + 16 * s, true));
+#else
+    load_matrix(rows, packed);
+#endif
 }
 
 // Sum of products of the numbers of two rows, of the columns 2c and 2c + 1.
@@ -120,9 +137,11 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_QUERIES / TOGE
         float near[NEAR_STEPS][4], near_slopes[NEAR_STEPS][4], own_long[4];
         for (int step = 0; step < NEAR_STEPS; ++step) {
             start(near[step], bias), clear(near_slopes[step]);
-            const uint4 *place = block_at(home, near_block(at, step));
+            const int block = near_block(at, step);
+            const uint4 *place = block_at(home, block);
             uint4 keys[STEPS], values[STEPS];
-            load_matrix(keys, place), load_matrix(values, place + STEPS * 32);
+            load_near(keys, place, k, block, k_event, at, unit);
+            load_near(values, place + STEPS * 32, v, block, v_event, at, unit);
             multiply(near[step], keys, queries);
             multiply(near_slopes[step], values, grads);
             hide_unseen(near[step], own_long, pattern, bias, at, u * EVENTS, step, unit.g);
@@ -172,7 +191,8 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_QUERIES / TOGE
         }
         for (int step = 0; step < NEAR_STEPS && !UNION; ++step) {
             uint4 keys[STEPS];
-            load_matrix(keys, block_at(home, near_block(at, step)));
+            const int block = near_block(at, step);
+            load_near(keys, block_at(home, block), k, block, k_event, at, unit);
             steepen(near[step], near_slopes[step], gate[1], lost[1]);
             if (step == OWN) {
                 weigh_again(own_long, near_slopes[step], logs[0], shift[0], scale);

@@ -1,9 +1,15 @@
-// What chosen blocks give to gradients of queries, where it comes along the inverse lists (LISTED):
-// R heads of each choice have written it down in the place of the choice, [T, G, N, R, D]. Here
-// events add up what is theirs.
+// What chosen blocks give to gradients of queries, where it comes along the inverse lists: R heads
+// of each choice have written it down in the place of the choice, [T, G, N, R, D]. Here events add
+// up what is theirs.
 
-#define PARTS (D / 4)          // lanes of a row of a head
+#define PARTS (D / 8)          // lanes of a row of a head
 #define ROWS_OF_A_WARP (32 / PARTS)
+
+INLINE void add_halves(float (&sum)[8], uint4 x, bool held) {
+    const u32 words[4] = {x.x, x.y, x.z, x.w};
+    for (int i = 0; i < 4; ++i)
+        if (held) sum[2 * i] += low(words[i]), sum[2 * i + 1] += high(words[i]);
+}
 
 // Adds what came along the lists to the gradients of queries and of gates.
 //
@@ -18,16 +24,27 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER) add_choices(
     if (row >= rows) return;
     const int event = row / HEADS, head = row % HEADS, part = lane % PARTS;
     const int first = (event * G + head / R) * N;
-    uint2 *to = reinterpret_cast<uint2 *>(row_at(grad_q, row, D) + 4 * part);
-    float sum[4] = {low(to->x), high(to->x), low(to->y), high(to->y)}, slope = 0.0f;
+    uint4 *to = reinterpret_cast<uint4 *>(row_at(grad_q, row, D) + 8 * part);
+    // Fetched whether there is a choice or not: nothing waits for anything.
+    bool held[N];
+    uint4 given[N];
+    float each[N];
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-        const bool held = selected[first + j] >= 0;
-        const uint2 x = four(row_at(parts, first + j, R * D) + head % R * D + 4 * part, held);
-        sum[0] += low(x.x), sum[1] += high(x.x), sum[2] += low(x.y), sum[3] += high(x.y);
-        if (held) slope += slopes[(first + j) * R + head % R];
+        held[j] = selected[first + j] >= 0;
+        const u16 *from = row_at(parts, first + j, R * D) + head % R * D + 8 * part;
+        given[j] = *reinterpret_cast<const uint4 *>(from);
+        each[j] = slopes[(first + j) * R + head % R];
     }
-    *to = make_uint2(pair(sum[0], sum[1]), pair(sum[2], sum[3]));
+    float sum[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f}, slope = 0.0f;
+    add_halves(sum, *to, true);
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+        add_halves(sum, given[j], held[j]);
+        if (held[j]) slope += each[j];
+    }
+    *to = make_uint4(
+        pair(sum[0], sum[1]), pair(sum[2], sum[3]), pair(sum[4], sum[5]), pair(sum[6], sum[7]));
     if (part) return;
 #if UNION
     // As all gradients of scores sum up to 0, so does this; the mean of both suffers half as much

@@ -1,4 +1,4 @@
-// Numbers of inverse lists, see backward_keys.cu: the shorter, the faster they are sorted.
+// Numbers of inverse lists, see keys.cuh: the shorter, the faster they are sorted.
 #if SHORT_LISTS
 typedef short List;
 #else
@@ -58,7 +58,7 @@ INLINE void multiply_own(
 // Positions of the far keys in the rows g and g + 8 of a step: those of the first events come
 // first, POWERS of them each. Steps beyond the powers on one side are those of the other side.
 struct FarKeys {
-    int key[2];
+    int key[2];     // some key of the history where none is held
     bool held[2];
     int event[2];   // which event of the unit sees the row
 
@@ -69,8 +69,9 @@ struct FarKeys {
             event[i] = row / POWERS;
             const int exponent = FIRST_FAR + step % FAR_STEPS * POWERS + row % POWERS;
             const int query = first + event[i];
-            key[i] = exponent < 31 ? query + sign * (1 << exponent) : -1;
-            held[i] = exponent < 31 && key[i] >= 0 && key[i] < length && query < length;
+            const int far = exponent < 31 ? query + sign * (1 << exponent) : -1;
+            held[i] = far >= 0 && far < length && query < length;
+            key[i] = max(min(far, length - 1), 0);
         }
     }
 };
@@ -80,8 +81,8 @@ INLINE void load_far(
 ) {
     for (int s = 0; s < STEPS; ++s)
         rows[s] = rows_as_a(
-            four(row_at(x, far.key[0], stride) + 16 * s + 4 * c, far.held[0]),
-            four(row_at(x, far.key[1], stride) + 16 * s + 4 * c, far.held[1]));
+            four(row_at(x, far.key[0], stride) + 16 * s + 4 * c, true),
+            four(row_at(x, far.key[1], stride) + 16 * s + 4 * c, true));
 }
 
 #if CAUSAL

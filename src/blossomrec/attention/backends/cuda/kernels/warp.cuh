@@ -88,6 +88,13 @@ INLINE float from_lane(float x, int lane) { return __shfl_sync(0xffffffffu, x, l
 INLINE int from_lane(int x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 INLINE float across(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 INLINE int across(int x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+INLINE u32 across(u32 x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+INLINE u32 lanes_with(bool x) { return __ballot_sync(0xffffffffu, x); }
+INLINE int lowest(int x) {
+    int y;
+    asm volatile("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
+    return y;
+}
 #endif
 
 INLINE float number_of_bf16(u16 x) { return __int_as_float((u32)x << 16); }

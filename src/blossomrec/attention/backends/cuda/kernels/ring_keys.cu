@@ -1,0 +1,427 @@
+// Backward of the keys and values: one warp is one block of keys and one group, or a part of a
+// long inverse list. Sixteen rows (event, head) of queries at a time come through a ring in shared
+// memory: first those of the list, then neighbours, which the short-term path reaches. Along its
+// list a block also gives the queries that chose it their gradients, in the places of the choices.
+
+// Tensors that rows come from, from the group's first head on; of q and grad, from the piece and the
+// head of the first row that this lane fetches.
+struct Sources {
+    const u16 *q, *grad;
+    const u32 *gates;
+    const float *lse, *shifts;
+    const int *order;
+    int q_event, q_head, plane;   // plane: from the long-term to the short-term path
+
+    INLINE Sources(
+        const u16 *q, const u16 *grad, const u32 *gates, const float *lse, const float *shifts,
+        const int *order, int q_event, int q_head, int plane, int group, int lane
+    ) : order(order), q_event(q_event), q_head(q_head), plane(plane) {
+        const int piece = lane % PIECES, head = group * R + lane / PIECES % R;
+        this->q = q + head * q_head + 8 * piece, this->grad = grad + head * D + 8 * piece;
+        this->gates = gates + group * R;
+        this->lse = lse + group * R, this->shifts = shifts + group * R;
+    }
+};
+
+INLINE int event_of(int entry) { return (u32)max(entry, 0) / (G * N); }
+
+// How far queries are away that the short-term path reaches, and with them those of the own block.
+INLINE int distance_of(int step) {
+    return step <= NEAR ? step * SIZE : 1 << min(FIRST_FAR + step - NEAR - 1, 30);
+}
+
+// Which rows come next: of an inverse list, from `at` to `high`, then neighbours ahead (sign 1) and
+// behind; none where sign is 0.
+struct Cursor {
+    int at, high, sign;
+    int step = 0, part = 0;
+
+    INLINE bool of_list() const { return at < high; }
+    INLINE bool is_own() const { return !of_list() && step == 0; }
+    INLINE int first(const Tile &tile) const {
+        return tile.first() + sign * distance_of(step) + part * CHUNK_EVENTS;
+    }
+    INLINE bool ended(const Tile &tile) const {
+        return !of_list() && (sign == 0 || first(tile) < 0 || first(tile) >= tile.length);
+    }
+    INLINE void advance(const Tile &tile) {
+        if (of_list()) {
+            at += CHUNK_EVENTS;
+            return;
+        }
+        if (++part == R) part = 0, ++step;
+        if (!CAUSAL && sign > 0 && first(tile) >= tile.length) sign = -1, step = 1, part = 0;
+    }
+    // Of the row that this lane is to find, lane % 16.
+    INLINE int entry(const Sources &from, const Tile &tile, int lane) const {
+        const int event = lane % 16 / R;
+        if (of_list()) return at + event < high ? from.order[2 * (at + event)] : -1;
+        const int neighbour = first(tile) + event;
+        return neighbour < tile.length ? (tile.start + neighbour) * (G * N) : -1;
+    }
+};
+
+// Copies rows of queries, given the entry of lane % 16.
+struct CopyQueries {
+    const Sources &from;
+    int entry, head;   // head: of this lane's first row
+
+    template <int Offset>
+    INLINE void fetch(Shared to, int row) const {
+        const int of = from_lane(entry, row), event = event_of(of);
+        // All rows of a lane are of one head, if not of as many heads as there are rows between.
+        const int others = ROWS_AT_ONCE % R ? row % R - head : 0;
+        const u16 *q = row_at(from.q, event, from.q_event) + others * from.q_head;
+        copy_16<Offset>(to, q, of >= 0);
+        copy_16<Offset + ROWS_BYTES>(to, row_at(from.grad, event, HEADS * D) + others * D, of >= 0);
+    }
+};
+
+INLINE void fetch(
+    Stage &to, Shared rows, const Sources &from, int entry, bool of_list, int lane
+) {
+    fetch_rows<0>(rows, lane, CopyQueries{from, entry, lane / PIECES % R});
+    const int row = lane % 16, place = event_of(entry) * HEADS + row % R;
+    const bool held = entry >= 0;
+    if (lane < 16) {
+        to.entry[row] = entry;
+        copy_4(&to.lse[row], from.lse + (of_list ? 0 : from.plane) + place, held);
+        if (!UNION) copy_4(&to.gates[row], from.gates + place, held);
+    } else {
+        copy_4(&to.shift[row], from.shifts + (of_list ? 0 : OF_SHORT * from.plane) + place, held);
+    }
+}
+
+// Copies keys and values of the own block, those behind the end as zeros.
+struct CopyKeys {
+    const u16 *k, *v;   // from the piece that this lane fetches
+    int k_event, v_event;
+    const Tile &tile;
+    Shared values;      // as seen from the keys
+
+    template <int Offset>
+    INLINE void fetch(Shared to, int row) const {
+        const int event = tile.first() + row, packed = tile.start + min(event, tile.length - 1);
+        copy_16<Offset>(to, row_at(k, packed, k_event), event < tile.length);
+        copy_16<Offset>(to + values, row_at(v, packed, v_event), event < tile.length);
+    }
+};
+
+// One path's numbers of the columns 2c and 2c + 1.
+struct Path {
+    float gate[2], lse[2], shift[2];
+};
+
+INLINE Path path_of(const Stage &stage, int row, bool of_list) {
+    Path path;
+    for (int n = 0; n < 2; ++n) {
+        path.lse[n] = stage.lse[row + n], path.shift[n] = stage.shift[row + n];
+        const u32 both = UNION ? 0 : stage.gates[row + n];
+        path.gate[n] = UNION ? 1.0f : of_list ? low(both) : high(both);
+    }
+    return path;
+}
+
+// The long-term path of rows whose stage has the other's.
+INLINE Path long_path_of(const Stage &stage, int row, const Sources &from) {
+    Path path;
+    for (int n = 0; n < 2; ++n) {
+        const int place = event_of(stage.entry[row + n]) * HEADS + (row + n) % R;
+        path.lse[n] = from.lse[place], path.shift[n] = from.shifts[place];
+        path.gate[n] = UNION ? 1.0f : low(stage.gates[row + n]);
+    }
+    return path;
+}
+
+// A weight times its gate, and the gradient of its score; returns what the gradient of the bias, or
+// of the gate, is the sum of. A score of -INFINITE is of a query that is not seen.
+INLINE float weigh(
+    float &weight, float &steep, float score, float slope, const Path &path, int n, float scale
+) {
+    const float plain = exp_2(score * scale - path.lse[n]);
+    weight = UNION ? plain : path.gate[n] * plain;
+    steep = weight * (slope - path.shift[n]);
+    return UNION ? steep : plain * slope;
+}
+
+// A block of keys and its gradients.
+struct Block {
+    uint4 k[STEPS], v[STEPS];
+    Shared rows;   // of its keys, for this lane
+    float sum_k[2 * STEPS][4], sum_v[2 * STEPS][4];
+
+    INLINE void load(Shared keys, Shared values) {
+        rows = keys;
+        for (int s = 0; s < STEPS; ++s) {
+            const uint4 x = matrices<0>(keys ^ 32 * s), y = matrices<0>(values ^ 32 * s);
+            k[s] = make_uint4(x.x, x.z, x.y, x.w), v[s] = make_uint4(y.x, y.z, y.y, y.w);
+        }
+        for (int n = 0; n < 2 * STEPS; ++n) clear(sum_k[n]), clear(sum_v[n]);
+    }
+    // Scores and slopes of sixteen rows of queries.
+    INLINE void score(float (&scores)[2][4], float (&slopes)[2][4], Shared queries) const {
+        for (int i = 0; i < 2; ++i) clear(scores[i]), clear(slopes[i]);
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) {
+            const uint4 q = matrices<0>(queries ^ 32 * s);
+            const uint4 grad = matrices<ROWS_BYTES>(queries ^ 32 * s);
+            product(scores[0], k[s], q.x, q.y), product(scores[1], k[s], q.z, q.w);
+            product(slopes[0], v[s], grad.x, grad.y), product(slopes[1], v[s], grad.z, grad.w);
+        }
+    }
+    // Adds weights times gradients to the values' sum, and slopes times queries to the keys'.
+    INLINE void add(Shared queries, const float (&weights)[2][4], const float (&steep)[2][4]) {
+        const uint4 by_weight = halves_as_a(weights), by_slope = halves_as_a(steep);
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) {
+            const uint4 grad = turned_matrices<ROWS_BYTES>(queries ^ 32 * s);
+            product(sum_v[2 * s], by_weight, grad.x, grad.z);
+            product(sum_v[2 * s + 1], by_weight, grad.y, grad.w);
+            const uint4 q = turned_matrices<0>(queries ^ 32 * s);
+            product(sum_k[2 * s], by_slope, q.x, q.z);
+            product(sum_k[2 * s + 1], by_slope, q.y, q.w);
+        }
+    }
+    INLINE static uint4 halves_as_a(const float (&x)[2][4]) {
+        return make_uint4(
+            pair(x[0][0], x[0][1]), pair(x[0][2], x[0][3]),
+            pair(x[1][0], x[1][1]), pair(x[1][2], x[1][3]));
+    }
+};
+
+// Where the gradients of queries and of gates are written along the lists: see add_choices.
+struct Choices {
+    u16 *parts;
+    float *slopes;
+
+    // Gradients of sixteen queries, and their sums over the keys.
+    INLINE void store(
+        const Block &block, const Stage &stage, const float (&steep)[2][4],
+        const float (&over_keys)[2][2], float scale, int lane
+    ) const {
+        const int g = lane / 4, c = lane % 4;
+        uint2 columns[2];
+        int entry[2];
+        u16 *rows[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            float scaled[4];
+            for (int j = 0; j < 4; ++j) scaled[j] = steep[i][j] * (scale * LN_2);
+            columns[i] = as_rows(scaled);
+            entry[i] = stage.entry[8 * i + g];
+            rows[i] = row_at(parts, entry[i], R * D) + g % R * D + store_at(c);
+        }
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) {
+            const uint4 keys = turned_matrices<0>(block.rows ^ 32 * s);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                float sum[4];
+                clear(sum);
+                product(sum, keys, columns[i].x, columns[i].y);
+                const uint2 turned_sum = as_rows(sum);
+                const uint2 numbers = side_by_side(turned_sum.x, turned_sum.y, c);
+                if (entry[i] >= 0) *reinterpret_cast<uint2 *>(rows[i] + 16 * s) = numbers;
+            }
+        }
+        for (int i = 0; i < 2; ++i) {
+            const float first = sum_of_rows(over_keys[i][0]), second = sum_of_rows(over_keys[i][1]);
+            // To the lane that has column g.
+            const float one = from_lane(first, g / 2), other = from_lane(second, g / 2);
+            if (entry[i] >= 0 && c == 0) slopes[entry[i] * R + g % R] = g % 2 ? other : one;
+        }
+    }
+};
+
+// What sixteen rows of queries give. Those that are not there are zeros, which give nothing.
+INLINE void add_stage(
+    Block &block, const Choices &choices, const Stage &stage, Shared queries, const Sources &from,
+    const Tile &tile, const Cursor &cursor, float scale, int lane
+) {
+    const int g = lane / 4, c = lane % 4;
+    const bool of_list = cursor.of_list(), is_own = cursor.is_own();
+    float scores[2][4], slopes[2][4], seen[2][4], weights[2][4], steep[2][4];
+    block.score(scores, slopes, queries);
+    // From key g to the event of column 2c, and from that to the others'.
+    const auto distance = [&](int i, int j) {
+        return (8 * i + 2 * c + j % 2) / R - g - 8 * (j / 2) + cursor.part * CHUNK_EVENTS;
+    };
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) seen[i][j] = scores[i][j];
+    if (!of_list && cursor.step > NEAR) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            for (int j = 0; j < 4; ++j)
+                if (distance(i, j) != 0) seen[i][j] = -INFINITE;
+    } else if (!of_list) {
+        const int begin = cursor.sign * cursor.step * SIZE;
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            for (int j = 0; j < 4; ++j)
+                if (!visible(begin + distance(i, j))) seen[i][j] = -INFINITE;
+    } else if (UNION) {
+        const int key = tile.first_event() + g;
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            for (int j = 0; j < 4; ++j) {
+                const int event = event_of(stage.entry[8 * i + 2 * c + j % 2]);
+                if (seen_twice(event - key - j / 2 * 8)) seen[i][j] = -INFINITE;
+            }
+    }
+    float over_keys[2][2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const Path path = path_of(stage, 8 * i + 2 * c, of_list);
+        for (int n = 0; n < 2; ++n) {
+            over_keys[i][n] =
+                weigh(weights[i][n], steep[i][n], seen[i][n], slopes[i][n], path, n, scale);
+            over_keys[i][n] += weigh(
+                weights[i][n + 2], steep[i][n + 2], seen[i][n + 2], slopes[i][n + 2], path, n,
+                scale);
+        }
+    }
+    if (is_own) {
+        // The long-term path, which sees what is not ahead, and nothing twice.
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const Path path = long_path_of(stage, 8 * i + 2 * c, from);
+            for (int j = 0; j < 4; ++j) {
+                const bool held = (!CAUSAL || distance(i, j) >= 0)
+                    && !(UNION && visible(distance(i, j)));
+                const float score = held ? scores[i][j] : -INFINITE;
+                float weight, steeper;
+                weigh(weight, steeper, score, slopes[i][j], path, j % 2, scale);
+                weights[i][j] += weight, steep[i][j] += steeper;
+            }
+        }
+    }
+    block.add(queries, weights, steep);
+    if (of_list) choices.store(block, stage, steep, over_keys, scale, lane);
+}
+
+// What all rows give that a cursor goes through.
+INLINE void add_rows(
+    Block &block, Stage *ring, const StageOfKeys &own, const Choices &choices,
+    const Sources &from, const u16 *k, const u16 *v, int k_event, int v_event, const Tile &tile,
+    Cursor here, float scale, int lane
+) {
+    const Shared keys = shared_address(own.rows), first = shared_address(ring);
+    // The last stage is empty until the first one is worked on.
+    const Shared values = shared_address(ring[STAGES - 1].grad);
+    const u32 fetched = bytes_to(lane / PIECES, lane % PIECES), read = bytes_of_lane(lane);
+    const int piece = 8 * (lane % PIECES);
+    fetch_rows<0>(
+        keys + fetched, lane, CopyKeys{k + piece, v + piece, k_event, v_event, tile, values - keys});
+    commit_copies();
+    Cursor ahead = here;
+    int entry = ahead.ended(tile) ? -1 : ahead.entry(from, tile, lane);
+    const auto fetch_next = [&](int stage) {
+        if (!ahead.ended(tile)) {
+            const Shared rows = first + stage * (int)sizeof(Stage) + fetched;
+            fetch(ring[stage], rows, from, entry, ahead.of_list(), lane);
+            ahead.advance(tile);
+            // Known one stage before it is fetched.
+            if (!ahead.ended(tile)) entry = ahead.entry(from, tile, lane);
+        }
+        commit_copies();
+    };
+#pragma unroll
+    for (int n = 0; n < STAGES - 1; ++n) fetch_next(n);
+    wait_for_copies<STAGES - 1>();
+    block.load(keys + read, values + read);
+    int stage = 0;
+#pragma unroll 1
+    for (; !here.ended(tile); here.advance(tile)) {
+        wait_for_copies<STAGES - 2>();
+        fetch_next(stage ? stage - 1 : STAGES - 1);
+        const Shared queries = first + stage * (int)sizeof(Stage) + read;
+        add_stage(block, choices, ring[stage], queries, from, tile, here, scale, lane);
+        stage = stage + 1 < STAGES ? stage + 1 : 0;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_sums(
+    const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
+    const u32 *__restrict__ gates, const int *__restrict__ table, const float *__restrict__ lse,
+    const float *__restrict__ shifts, const u16 *__restrict__ grad, const int *__restrict__ order,
+    const int *__restrict__ starts, const List *__restrict__ sorted, float4 *__restrict__ sums,
+    u16 *__restrict__ parts, float *__restrict__ slopes, int entries, int lists, float scale,
+    int q_event, int q_head, int k_event, int k_head, int v_event, int v_head
+) {
+    __shared__ Stage ring[STAGES];
+    __shared__ StageOfKeys keys;
+    const int lane = this_lane(), chunk = this_warp();
+    const ListPart part(starts, sorted, chunk, entries, lists);
+    if (part.low >= part.high) return;
+    const int group = part.list % G;
+    const Tile tile(table, part.list / G);
+    const Sources from(q, grad, gates, lse, shifts, order, q_event, q_head, 0, group, lane);
+    Block block;
+    add_rows(
+        block, ring, keys, {parts, slopes}, from, k + group * k_head, v + group * v_head, k_event,
+        v_event, tile, {part.low, part.high, 0}, scale, lane);
+    float4 *out = row_at(sums, chunk, SUM_STRIDE) + lane;
+#pragma unroll
+    for (int s = 0; s < STEPS; ++s)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            out[(2 * s + half) * 32] = row_of(block.sum_k, s, half);
+            out[(2 * STEPS + 2 * s + half) * 32] = row_of(block.sum_v, s, half);
+        }
+}
+
+INLINE void store_rows(
+    u16 *out, const float (&x)[2 * STEPS][4], const Tile &at, int group, int lane, float factor
+) {
+    const int g = lane / 4, c = lane % 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int event = at.first() + g + 8 * half;
+        u16 *row = row_at(out, (at.start + event) * G + group, D) + store_at(c);
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) {
+            const float4 y = row_of(x, s, half);
+            const uint2 numbers = side_by_side(
+                pair(y.x * factor, y.y * factor), pair(y.z * factor, y.w * factor), c);
+            if (event < at.length) *reinterpret_cast<uint2 *>(row + 16 * s) = numbers;
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_keys(
+    const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
+    const u32 *__restrict__ gates, const int *__restrict__ table, const float *__restrict__ lse,
+    const float *__restrict__ shifts, const u16 *__restrict__ grad, u16 *__restrict__ grad_k,
+    u16 *__restrict__ grad_v, const int *__restrict__ order, const int *__restrict__ starts,
+    const float4 *__restrict__ chunk_sums, u16 *__restrict__ parts, float *__restrict__ slopes,
+    int events, float scale, int q_event, int q_head, int k_event, int k_head, int v_event,
+    int v_head
+) {
+    __shared__ Stage ring[STAGES];
+    __shared__ StageOfKeys keys;
+    const int lane = this_lane(), number = this_tile(), group = this_group();
+    const Tile tile(table, number);
+    if (tile.empty()) return;
+    const Sources from(
+        q, grad, gates, lse, shifts, order, q_event, q_head, events * HEADS, group, lane);
+    const int list = number * G + group, low = starts[list], high = starts[list + 1];
+    Block block;
+    add_rows(
+        block, ring, keys, {parts, slopes}, from, k + group * k_head, v + group * v_head, k_event,
+        v_event, tile, {low, min(low + CHUNK, high), 1}, scale, lane);
+#pragma unroll 1
+    for (int at_list = low + CHUNK; at_list < high; at_list += CHUNK) {
+        const float4 *in = row_at(chunk_sums, at_list / CHUNK, SUM_STRIDE) + lane;
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                add_row(block.sum_k, s, half, in[(2 * s + half) * 32]);
+                add_row(block.sum_v, s, half, in[(2 * STEPS + 2 * s + half) * 32]);
+            }
+    }
+    store_rows(grad_k, block.sum_k, tile, group, lane, scale * LN_2);
+    store_rows(grad_v, block.sum_v, tile, group, lane, 1.0f);
+}

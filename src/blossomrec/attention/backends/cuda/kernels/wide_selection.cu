@@ -1,0 +1,246 @@
+// Selection with wide heads: one warp is TILES blocks of queries and one group. Scores stream by,
+// those of SPAN blocks at a time. Few pass what the N best of their row have: they wait in shared
+// memory until some lane has no room for more, and then all lanes settle at once which are kept.
+//
+// Importance is wanted in float32. A float32 is the sum of three bf16: the mean of a group's queries
+// comes in three parts, block keys in PARTS of them, and of the products those are left out that
+// float32 would not hold. BY_HEAD: queries of one or two heads that are bf16 are multiplied as they
+// are, each by itself; which blocks score highest is the same for a sum as for a mean.
+#define QUERY_PARTS (BY_HEAD ? R : 3)
+#define EIGHTS 2                // products of eight blocks each
+#define SPAN (8 * EIGHTS)
+#define WAITING 8               // scores of a row that a lane has room for; a span brings 2 * EIGHTS
+
+// Numbers of a row of a head that a lane has in step s, four of them. Those of two steps lie side by
+// side, so that one load of keys fills both.
+INLINE int place_of(int s, int c) { return STEPS > 1 ? s / 2 * 32 + 8 * c + s % 2 * 4 : 4 * c; }
+
+// Queries of sixteen events as factors A.
+struct Queries {
+    uint4 parts[QUERY_PARTS][STEPS];
+
+    INLINE void load(const u16 *q, const Tile &at, int q_event, int q_head, int group, int lane) {
+        const int g = lane / 4, c = lane % 4;
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) {
+            u32 first[2][QUERY_PARTS], second[2][QUERY_PARTS];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int event = at.first() + g + 8 * half;
+                const u16 *row = q + (at.start + event) * q_event + place_of(s, c);
+                const bool held = event < at.length;
+#if BY_HEAD
+                for (int head = 0; head < R; ++head) {
+                    const uint2 x = four(row + (group * R + head) * q_head, held);
+                    first[half][head] = x.x, second[half][head] = x.y;
+                }
+#else
+                float mean[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+                for (int head = group * R; head < group * R + R; ++head) {
+                    const uint2 x = four(row + head * q_head, held);
+                    mean[0] += query_low(x.x), mean[1] += query_high(x.x);
+                    mean[2] += query_low(x.y), mean[3] += query_high(x.y);
+                }
+                split(mean[0] * (1.0f / R), mean[1] * (1.0f / R), first[half]);
+                split(mean[2] * (1.0f / R), mean[3] * (1.0f / R), second[half]);
+#endif
+            }
+            for (int p = 0; p < QUERY_PARTS; ++p)
+                parts[p][s] = make_uint4(first[0][p], first[1][p], second[0][p], second[1][p]);
+        }
+    }
+};
+
+// Keys of eight blocks as factors B.
+struct BlockKeys {
+    uint2 parts[PARTS][STEPS];
+
+    // `row`: the key of block g, from this lane's first number on.
+    INLINE void load(const u16 *row, int plane) {
+#pragma unroll
+        for (int p = 0; p < PARTS; ++p) {
+#if D == 16
+            parts[p][0] = four(row + p * plane, true);
+#else
+#pragma unroll
+            for (int s = 0; s < STEPS; s += 2) {
+                const uint4 x = *reinterpret_cast<const uint4 *>(row + p * plane + 16 * s);
+                parts[p][s] = make_uint2(x.x, x.y), parts[p][s + 1] = make_uint2(x.z, x.w);
+            }
+#endif
+        }
+    }
+    // Sums are kept apart, so that few products wait for others, and the smallest come first.
+    INLINE void score(float (&scores)[4], const Queries &queries) const {
+        float sums[QUERY_PARTS][4];
+        for (int n = 0; n < QUERY_PARTS; ++n) clear(sums[n]);
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) {
+#if BY_HEAD
+            for (int p = PARTS - 1; p >= 0; --p)
+                for (int n = 0; n < R; ++n)
+                    product(sums[n], queries.parts[n][s], parts[p][s].x, parts[p][s].y);
+#else
+            for (int order = 2; order >= 0; --order)
+                for (int p = 0; p < PARTS && p <= order; ++p)
+                    product(
+                        sums[order], queries.parts[order - p][s], parts[p][s].x, parts[p][s].y);
+#endif
+        }
+        for (int i = 0; i < 4; ++i) {
+            scores[i] = sums[QUERY_PARTS - 1][i];
+            for (int n = QUERY_PARTS - 2; n >= 0; --n) scores[i] += sums[n][i];
+        }
+    }
+};
+
+// What eight rows have in shared memory; each lane sees its own column alone.
+struct Kept {
+    float scores[N][32];
+    int blocks[N][32];
+    uint2 waiting[WAITING][32];   // score and block
+
+    INLINE Best load(int lane) const {
+        Best best;
+#pragma unroll
+        for (int j = 0; j < N; ++j) best.scores[j] = scores[j][lane], best.blocks[j] = blocks[j][lane];
+        return best;
+    }
+    INLINE void store(const Best &best, int lane) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) scores[j][lane] = best.scores[j], blocks[j][lane] = best.blocks[j];
+    }
+};
+
+// What sixteen events have chosen so far: rows g, then g + 8.
+struct Choosing {
+    Kept *kept;
+    float bound[2];   // what a score has to pass
+    int count[2];     // of those that wait
+
+    INLINE void begin(Kept *memory, int lane) {
+        kept = memory;
+        for (int half = 0; half < 2; ++half) {
+            bound[half] = -INFINITE, count[half] = 0;
+            kept[half].store(Best(), lane);
+        }
+    }
+    // Scores of the blocks from `first` on, of this lane two of each eight.
+    INLINE void add(const float (&scores)[EIGHTS][4], int first, int lane) {
+        bool passes = false;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float top = -INFINITE;
+            for (int n = 0; n < EIGHTS; ++n)
+                top = fmaxf(top, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+            passes |= top > bound[half];
+        }
+        if (!lanes_with(passes)) return;
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int n = 0; n < EIGHTS; ++n)
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const float score = scores[n][2 * half + i];
+                    if (score > bound[half]) {
+                        kept[half].waiting[count[half]++][lane] =
+                            make_uint2(__float_as_int(score), first + 8 * n + i);
+                    }
+                }
+        if (lanes_with(max(count[0], count[1]) > WAITING - 2 * EIGHTS)) settle(lane);
+    }
+    // The best, those that wait among them.
+    INLINE Best best_of(int half, int lane) const {
+        Best best = kept[half].load(lane);
+#pragma unroll 1
+        for (int n = 0; lanes_with(n < count[half]); ++n)
+            if (n < count[half]) {
+                const uint2 next = kept[half].waiting[n][lane];
+                best.add(__int_as_float(next.x), next.y);
+            }
+        return best;
+    }
+    // Lets none wait any longer. What the other lanes of a row have counts, too: few are then worth
+    // a look.
+    INLINE void settle(int lane) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const Best best = best_of(half, lane);
+            kept[half].store(best, lane);
+            count[half] = 0;
+            bound[half] = fmaxf(bound[half], fmaxf(best.scores[N - 1], nth_best(best)));
+        }
+    }
+    INLINE void write(int *selected, const Tile &at, int group, int lane) const {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            int chosen[N];
+            merge(best_of(half, lane), chosen);
+            const int event = at.first() + lane / 4 + 8 * half;
+            if (lane % 4 == 0 && event < at.length)
+                for (int j = 0; j < N; ++j)
+                    selected[((at.start + event) * G + group) * N + j] = chosen[j];
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TOGETHER) select_blocks(
+    const u16 *__restrict__ q, const u16 *__restrict__ keys, const int *__restrict__ table,
+    int *__restrict__ selected, int tiles, int rows, int q_event, int q_head
+) {
+    __shared__ Kept memory[TOGETHER][TILES][2];
+    const int lane = this_lane(), g = lane / 4, c = lane % 4, group = this_group();
+    // The last blocks of a history have the most to look at: they go first.
+    const int last = tiles - 1 - TILES * this_tile();
+    // Two tiles are of one history, or the later one is a first block, which has none to choose.
+    const Tile earlier(table, last - (TILES - 1));
+    if (earlier.empty()) return;
+    Queries queries[TILES];
+    Choosing choosing[TILES];
+    int reach[TILES], own[TILES], limit = 0;
+#pragma unroll
+    for (int u = 0; u < TILES; ++u) {
+        const Tile at(table, last - u);
+        own[u] = at.block;
+        reach[u] = CAUSAL ? min(at.block, at.length / SIZE) : at.length / SIZE;
+        limit = max(limit, reach[u]);
+        queries[u].load(q, at, q_event, q_head, group, lane);
+        choosing[u].begin(memory[warp_of_block()][u], lane);
+    }
+    const int plane = rows * G * D;
+    keys += (earlier.first_block_key * G + group) * D + place_of(0, c);
+    BlockKeys here[EIGHTS];
+    // Behind the last block, where nothing counts, stands that one.
+    const auto load = [&](int first) {
+#pragma unroll
+        for (int n = 0; n < EIGHTS; ++n)
+            here[n].load(keys + min(first + 8 * n + g, limit - 1) * (G * D), plane);
+    };
+    if (limit > 0) load(0);
+#pragma unroll 1
+    for (int first = 0; first < limit; first += SPAN) {
+        float scores[TILES][EIGHTS][4];
+#pragma unroll
+        for (int n = 0; n < EIGHTS; ++n)
+#pragma unroll
+            for (int u = 0; u < TILES; ++u) here[n].score(scores[u][n], queries[u]);
+        load(first + SPAN);
+#pragma unroll
+        for (int u = 0; u < TILES; ++u) {
+            if (!CAUSAL || first + SPAN > reach[u]) {
+#pragma unroll
+                for (int n = 0; n < EIGHTS; ++n)
+                    for (int i = 0; i < 4; ++i) {
+                        const int block = first + 8 * n + 2 * c + i % 2;
+                        if (block >= reach[u] || (!CAUSAL && block == own[u]))
+                            scores[u][n][i] = -INFINITE;
+                    }
+            }
+            choosing[u].add(scores[u], first + 2 * c, lane);
+        }
+    }
+#pragma unroll
+    for (int u = 0; u < TILES; ++u)
+        choosing[u].write(selected, Tile(table, last - u), group, lane);
+}
