@@ -30,17 +30,20 @@ NAMES = {
 }
 
 
-def lines(bench: str, gpu: bool) -> list[Line]:
-    """Lines of a bench on one kind of device, by rising length."""
+def lines(bench: str, gpu: bool, field: str = "bench") -> list[Line]:
+    """Lines of a bench on one kind of device, by rising length: those of the machine and the code
+    that measured last, of all that have something in ``field``.
+    """
     found = [
         line
         for line in read("speed.jsonl")
         if line["bench"] == bench and ("NVIDIA" in line["hardware"]) == gpu
     ]
+    newest = next((line for line in reversed(found) if line.get(field)), None)
     last = [
         line
         for line in found
-        if all(line[each] == found[-1][each] for each in ("hardware", "commit"))
+        if newest and all(line[each] == newest[each] for each in ("hardware", "commit"))
     ]
     # What has no length stays in the order in which it was measured.
     return sorted(last, key=lambda line: line.get("length", 0))
@@ -110,7 +113,7 @@ def speed_up() -> str:
 def ragged() -> str:
     """Time of histories as long as real ones over that of equally long ones."""
     rows = []
-    measured = lines("attention", gpu=True)
+    measured = lines("attention", gpu=True, field="ragged")
     for line in measured:
         if not line.get("ragged") or line["impl"] != "cuda":
             continue

@@ -51,11 +51,9 @@ def kernels(request, emulator):
 def take_form(patch, form):
     """Kernels of this form for all head sizes."""
     sizes, is_wide = launch.HEAD_SIZES, form == "wide"
-    scoring = launch.Scoring(2, 4, True, 8) if is_wide else launch.Scoring(1, 1, False)
     wide = launch.Wide(units=2, forward=8, together=4, stages=3, keys=8)
     resident = dict.fromkeys(("FORWARD", "QUERIES", "KEYS", "LISTS"), 8)
     patch.setattr(launch, "WIDE", dict.fromkeys(sizes if is_wide else (), wide))
-    patch.setattr(launch, "SCORING", dict.fromkeys(sizes, scoring))
     patch.setattr(launch, "RESIDENT", dict.fromkeys(sizes, resident))
 
 

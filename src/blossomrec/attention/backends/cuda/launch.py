@@ -51,32 +51,9 @@ class Wide(NamedTuple):
     keys: int
 
 
-class Scoring(NamedTuple):
-    """How blocks are selected, see selection.cu.
-
-    Attributes:
-        tiles: that a warp works on at a time; one where attention is bidirectional.
-        together: warps of a block of threads.
-        ahead: whether keys are fetched ahead, and heads multiplied by themselves.
-        resident: warps of a multiprocessor; 0 for selection.cu, else wide_selection.cu.
-        carveout: share of a multiprocessor's memory that they want as shared memory, in per cent.
-    """
-
-    tiles: int
-    together: int
-    ahead: bool
-    resident: int = 0
-    carveout: int = 100
-
-
 # By head size; events of others fetch their blocks by themselves. With heads of 16 what is written
 # down costs more than it saves.
 WIDE = {32: Wide(2, 16, 4, 3, 16), 64: Wide(1, 16, 8, 3, 12)}
-SCORING = {
-    16: Scoring(1, 1, False),
-    32: Scoring(2, 4, True, 16, 100),
-    64: Scoring(2, 4, True, 12, 70),
-}
 # Warps of a multiprocessor at a time, by head size: what their registers leave room for.
 RESIDENT = {
     16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
@@ -85,6 +62,9 @@ RESIDENT = {
 }
 # Of them, how many share a block of threads; the fastest of 1, 2, 4 and 8 on an H200.
 TOGETHER = {16: 1, 32: 2, 64: 1}
+# Both of the selection with wide heads, and the share of a multiprocessor's memory, in per cent,
+# that it wants as shared memory.
+SELECTION = {"WARPS_SELECTION": 20, "TOGETHER": 4, "CARVEOUT": 80}
 # Of a table of tiles there are a multiple: a power of two that all the others divide.
 TILES = 16
 # Warps of a block of threads of a kernel that waits for memory alone.
@@ -145,17 +125,11 @@ class Attention(NamedTuple):
     add_choices: Callable[..., None]
 
 
-def scoring_of(size: int, causal: bool) -> Scoring:
-    """How blocks are selected for heads of this size."""
-    scoring = SCORING[size]
-    return scoring if causal else scoring._replace(tiles=1)
-
-
 def selection_kernels(
     q: Tensor, groups: int, top_n: int, causal: bool, key_parts: int
 ) -> Selection:
     """For block keys that are sums of ``key_parts`` bfloat16."""
-    return _selection(_sizes(q, groups, top_n), causal, key_parts, scoring_of(q.shape[2], causal))
+    return _selection(_sizes(q, groups, top_n), causal, key_parts)
 
 
 def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: bool) -> Attention:
@@ -189,25 +163,17 @@ def _constants(sizes: tuple[int, int, int, int, bool], causal: bool) -> dict[str
 
 
 @lru_cache(maxsize=64)
-def _selection(
-    sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: int, scoring: Scoring
-) -> Selection:
-    per_group, _, _, top_n, is_bfloat16 = sizes
+def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: int) -> Selection:
+    per_group, _, size, top_n, is_bfloat16 = sizes
     # Products are of bfloat16 whatever the queries are: three of them make a float32.
-    constants = {
-        **_constants(sizes, causal),
-        "BF16": 1,
-        "PARTS": key_parts,
-        "TILES": scoring.tiles,
-        # Shared memory has room for few blocks of each event.
-        "TOGETHER": scoring.together if top_n <= 4 or not scoring.resident else 1,
-        "AHEAD": int(scoring.ahead),
-        "BY_HEAD": int(scoring.ahead and is_bfloat16 and per_group <= 2),
-    }
+    constants = {**_constants(sizes, causal), "BF16": 1, "PARTS": key_parts}
     program = "selection"
-    if scoring.resident:
-        program, constants["WARPS_SELECTION"] = "wide_selection", scoring.resident
-        constants["CARVEOUT"] = scoring.carveout
+    if size in WIDE:
+        program = "wide_selection"
+        constants |= {**SELECTION, "BY_HEAD": int(is_bfloat16 and per_group <= 2)}
+        # Shared memory has room for few blocks of each event.
+        if top_n > 4:
+            constants["TOGETHER"] = 1
     return Selection(
         compiler.kernel("split_keys", "split_keys", _constants(sizes, causal) | {"BF16": 1}),
         compiler.kernel(program, "select_blocks", constants),

@@ -37,10 +37,9 @@ def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: li
         keys = q.new_empty(3, *whole.shape, dtype=torch.bfloat16)
         kernels.split_keys(-(-whole.numel() // 32), whole, keys, whole.numel())
     table = _table(cu_seqlens, total)
-    tiles = launch.scoring_of(q.shape[2], bool(causal)).tiles
     selected = q.new_empty(total, groups, top_n, dtype=torch.int32)
     kernels.select_blocks(
-        len(table) // tiles * groups,
+        len(table) * groups,
         q,
         keys,
         table,

@@ -1,6 +1,6 @@
-// Selection with wide heads: one warp is TILES blocks of queries and one group. Scores stream by,
-// those of SPAN blocks at a time. Few pass what the N best of their row have: they wait in shared
-// memory until some lane has no room for more, and then all lanes settle at once which are kept.
+// Selection with wide heads: one warp is one block of queries and one group. Scores stream by, those
+// of SPAN blocks at a time. Few pass what the N best of their row have: they wait in shared memory
+// until some lane has no room for more, and then all lanes settle at once which are kept.
 //
 // Importance is wanted in float32. A float32 is the sum of three bf16: the mean of a group's queries
 // comes in three parts, block keys in PARTS of them, and of the products those are left out that
@@ -189,58 +189,42 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TO
     const u16 *__restrict__ q, const u16 *__restrict__ keys, const int *__restrict__ table,
     int *__restrict__ selected, int tiles, int rows, int q_event, int q_head
 ) {
-    __shared__ Kept memory[TOGETHER][TILES][2];
+    __shared__ Kept memory[TOGETHER][2];
     const int lane = this_lane(), g = lane / 4, c = lane % 4, group = this_group();
     // The last blocks of a history have the most to look at: they go first.
-    const int last = tiles - 1 - TILES * this_tile();
-    // Two tiles are of one history, or the later one is a first block, which has none to choose.
-    const Tile earlier(table, last - (TILES - 1));
-    if (earlier.empty()) return;
-    Queries queries[TILES];
-    Choosing choosing[TILES];
-    int reach[TILES], own[TILES], limit = 0;
-#pragma unroll
-    for (int u = 0; u < TILES; ++u) {
-        const Tile at(table, last - u);
-        own[u] = at.block;
-        reach[u] = CAUSAL ? min(at.block, at.length / SIZE) : at.length / SIZE;
-        limit = max(limit, reach[u]);
-        queries[u].load(q, at, q_event, q_head, group, lane);
-        choosing[u].begin(memory[warp_of_block()][u], lane);
-    }
+    const Tile at(table, tiles - 1 - this_tile());
+    if (at.empty()) return;
+    const int complete = at.length / SIZE;
+    const int reach = CAUSAL ? min(at.block, complete) : complete;
+    Queries queries;
+    queries.load(q, at, q_event, q_head, group, lane);
+    Choosing choosing;
+    choosing.begin(memory[warp_of_block()], lane);
     const int plane = rows * G * D;
-    keys += (earlier.first_block_key * G + group) * D + place_of(0, c);
+    keys += (at.first_block_key * G + group) * D + place_of(0, c);
     BlockKeys here[EIGHTS];
     // Behind the last block, where nothing counts, stands that one.
     const auto load = [&](int first) {
 #pragma unroll
         for (int n = 0; n < EIGHTS; ++n)
-            here[n].load(keys + min(first + 8 * n + g, limit - 1) * (G * D), plane);
+            here[n].load(keys + min(first + 8 * n + g, reach - 1) * (G * D), plane);
     };
-    if (limit > 0) load(0);
+    if (reach > 0) load(0);
 #pragma unroll 1
-    for (int first = 0; first < limit; first += SPAN) {
-        float scores[TILES][EIGHTS][4];
+    for (int first = 0; first < reach; first += SPAN) {
+        float scores[EIGHTS][4];
 #pragma unroll
-        for (int n = 0; n < EIGHTS; ++n)
-#pragma unroll
-            for (int u = 0; u < TILES; ++u) here[n].score(scores[u][n], queries[u]);
+        for (int n = 0; n < EIGHTS; ++n) here[n].score(scores[n], queries);
         load(first + SPAN);
+        if (!CAUSAL || first + SPAN > reach) {
 #pragma unroll
-        for (int u = 0; u < TILES; ++u) {
-            if (!CAUSAL || first + SPAN > reach[u]) {
-#pragma unroll
-                for (int n = 0; n < EIGHTS; ++n)
-                    for (int i = 0; i < 4; ++i) {
-                        const int block = first + 8 * n + 2 * c + i % 2;
-                        if (block >= reach[u] || (!CAUSAL && block == own[u]))
-                            scores[u][n][i] = -INFINITE;
-                    }
-            }
-            choosing[u].add(scores[u], first + 2 * c, lane);
+            for (int n = 0; n < EIGHTS; ++n)
+                for (int i = 0; i < 4; ++i) {
+                    const int block = first + 8 * n + 2 * c + i % 2;
+                    if (block >= reach || (!CAUSAL && block == at.block)) scores[n][i] = -INFINITE;
+                }
         }
+        choosing.add(scores, first + 2 * c, lane);
     }
-#pragma unroll
-    for (int u = 0; u < TILES; ++u)
-        choosing[u].write(selected, Tile(table, last - u), group, lane);
+    choosing.write(selected, at, group, lane);
 }
