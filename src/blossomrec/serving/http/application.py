@@ -92,8 +92,6 @@ def build_app(
         titles: of items, by their ids as text.
     """
     titles = titles or {}
-    responses = _described(COMMON)
-    responses[401] = {"description": COMMON[401], "model": schemas.ErrorOut}
     app = FastAPI(
         title="blossomrec",
         version=__version__,
