@@ -31,9 +31,12 @@ def described(monkeypatch):
 @pytest.mark.parametrize("heads, groups, size", LAYOUTS, ids=str)
 def test_nothing_spills(heads, groups, size, is_union, tmp_path):
     q = torch.empty(131_072, heads, size, dtype=torch.bfloat16, device="meta")
-    selection = launch.selection_kernels(q, groups, 4, True, 1)
+    # Block keys in 16 bits, and in float32.
+    selection = [
+        each for parts in (1, 3) for each in launch.selection_kernels(q, groups, 4, True, parts)
+    ]
     attention = launch.attention_kernels(q, groups, [16, 4, 8, 0, 1, is_union], True)
-    kernels = [*attention] if is_union else [*selection, *attention]
+    kernels = attention if is_union else [*selection, *attention]
     # What is compiled alike is compiled at once: CUDA's own headers take longer than a kernel.
     alike: dict[tuple, dict[str, set[str]]] = {}
     for program, name, constants in kernels:

@@ -65,6 +65,8 @@ TOGETHER = {16: 1, 32: 2, 64: 1}
 # Both of the selection with wide heads, and the share of a multiprocessor's memory, in per cent,
 # that it wants as shared memory.
 SELECTION = {"WARPS_SELECTION": 20, "TOGETHER": 4, "CARVEOUT": 80}
+# Its warps where keys come in three parts, which take more registers.
+WARPS_OF_PARTS = 12
 # Of a table of tiles there are a multiple: a power of two that all the others divide.
 TILES = 16
 # Warps of a block of threads of a kernel that waits for memory alone.
@@ -171,6 +173,8 @@ def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: 
     if size in WIDE:
         program = "wide_selection"
         constants |= {**SELECTION, "BY_HEAD": int(is_bfloat16 and per_group <= 2)}
+        if key_parts > 1:
+            constants["WARPS_SELECTION"] = WARPS_OF_PARTS
         # Shared memory has room for few blocks of each event.
         if top_n > 4:
             constants["TOGETHER"] = 1
