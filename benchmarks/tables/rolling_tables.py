@@ -1,5 +1,7 @@
 """Models over periods of time, from results/growth.jsonl: the last study of a data set and model.
 
+Of a chain of updates that was measured again, with another ``chain``, the last one counts, too.
+
 Nothing is shown of what has not been measured.
 """
 
@@ -86,30 +88,28 @@ def totals() -> str:
 
 
 def chains() -> str:
-    """Shares of retraining of the chains of a study that was measured several times."""
+    """Chains of updates beside the same retrainings, where there are several of a study."""
     rows = []
     for name, strategies in studies().items():
-        retrained = strategies.get(RETRAIN, [])
-        if not retrained:
-            continue
-        study = retrained[0]["study"]
+        retrained = _later(strategies.get(RETRAIN, []))
         found: dict[int, dict[str, list[Line]]] = {}
         for line in rolling_lines():
-            if line["study"] == study and line["strategy"] != RETRAIN:
+            if retrained and line["study"] == retrained[0]["study"] and line["period"] > 1:
                 chain = found.setdefault(line.get("chain", 1), {})
                 chain.setdefault(line["strategy"], []).append(line)
         if len(found) < 2:
             continue
+        shares = []
         for number, chain in found.items():
-            row = [f"{name}: {number}"]
-            for strategy in (STALE, UPDATE):
-                shares = shares_of(_later(chain.get(strategy, [])), _later(retrained))
-                row += ["", ""] if shares is None else [f"{share:.1%}" for share in shares]
-            days = sum(line["period"] > 1 for line in chain.get(UPDATE, ()))
-            rows.append([row[0], str(days), row[1], *row[3:]])
-        means = [mean(float(row[at].rstrip("%")) for row in rows[-len(found) :]) for at in (2, 3)]
-        rows.append([f"{name}: mean", "", *(f"{each:.1f}%" for each in means), ""])
-    header = ["data: model: chain", "updates", "stale, of retrain's NDCG@10", "update", "seconds"]
+            stale, update = (shares_of(chain[each], retrained) for each in (STALE, UPDATE))
+            assert stale is not None and update is not None
+            shares.append((stale[0], *update))
+            told = [f"{share:.1%}" for share in shares[-1]]
+            rows.append([f"{name}: {number}", str(len(chain[UPDATE])), *told])
+        means = map(mean, zip(*shares, strict=True))
+        rows.append([f"{name}: mean", "", *(f"{each:.1%}" for each in means)])
+    header = ["data: model: chain", "updates", "stale, of retrain's NDCG@10"]
+    header += ["update, of retrain's NDCG@10", "of its seconds"]
     return table(header, rows) if rows else ""
 
 

@@ -68,6 +68,27 @@ def test_periods_are_put_together(measured):
     ]
 
 
+def test_chains_of_a_study_stand_beside_the_same_retrainings(measured, monkeypatch):
+    assert rolling_tables.chains() == ""
+    again = [line(1, "stale", 0.2, 8.0), line(2, "stale", 0.4, 0.0, targets=30)]
+    again += [line(1, "update", 0.1, 0.0), line(2, "update", 0.3, 4.0, targets=30)]
+    first = [line(1, "stale", 0.3, 8.0), line(2, "stale", 0.32, 0.0, targets=30)]
+    lines = [*LINES, *first, *(each | {"chain": 2} for each in again)]
+    monkeypatch.setattr(rolling_tables, "read", lambda name: lines)
+    assert cells(rolling_tables.chains()) == [
+        ["films: BlossomRec: 1", "2", "80.0%", "95.0%", "5.0%"],
+        ["films: BlossomRec: 2", "1", "100.0%", "75.0%", "40.0%"],
+        ["films: BlossomRec: mean", "", "90.0%", "85.0%", "22.5%"],
+    ]
+    # Elsewhere the last one counts.
+    assert cells(rolling_tables.totals())[1][:4] == [
+        "films: BlossomRec, 3 x 1d: update",
+        "40",
+        "0",
+        "0.5000",
+    ]
+
+
 def test_nothing_is_shown_of_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(rolling_tables, "ROOT", tmp_path)
     assert rolling_tables.totals() == rolling_tables.over_time() == ""
