@@ -2,38 +2,53 @@
 
 One process imports PyTorch and what serves models, and does nothing else. It is forked for each
 command, which is then in a process of its own as one of ``python -m blossomrec`` is, with its
-arguments, environment, signals and exit code.
+arguments, environment, signals and exit code. What is read from the environment while modules are
+imported is that of the first command.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import resource
 import runpy
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# They begin no threads, which a forked process would not have.
+# Of these only Polars begins threads, which tidy its memory: a forked process does without them.
 CONTEXT.set_forkserver_preload(
     ["blossomrec.commands.serving", "blossomrec.recommender", "blossomrec.serving.http.server"]
 )
+# Seconds for what must happen, but may take its time on a busy machine.
+PATIENCE = 120.0
+
+
+class Ended(NamedTuple):
+    """Exit code, negative for a signal, what was printed since the last line, and what went to
+    standard error."""
+
+    code: int
+    stdout: str
+    stderr: str
 
 
 class ForkedCommand:
     """``blossomrec`` with arguments, in a process that is forked from one that has imported it.
 
+    It ends with this process at the latest.
+
     Args:
         environment: what it has of it besides that of this process.
         files: that it may have open, where it is not as many as this process.
-
-    Attributes:
-        stdout: what it prints, as text.
     """
 
     def __init__(
@@ -43,14 +58,16 @@ class ForkedCommand:
         *,
         files: int | None = None,
     ):
-        read, write = CONTEXT.Pipe(duplex=False)
-        self._shown = tempfile.NamedTemporaryFile("r")  # noqa: SIM115
+        # Files hold whatever is printed, whether somebody reads it or not.
+        self._stdout, self._stderr = (
+            tempfile.NamedTemporaryFile("r")  # noqa: SIM115
+            for _ in range(2)
+        )
         words = ["blossomrec", *map(str, arguments)]
         given = words, os.environ | (environment or {}), os.getcwd(), files
-        self._process = CONTEXT.Process(target=_run, args=(*given, write, self._shown.name))
-        with read, write:
-            self._process.start()
-            self.stdout = os.fdopen(os.dup(read.fileno()))
+        shown = self._stdout.name, self._stderr.name
+        self._process = CONTEXT.Process(target=_run, args=(*given, *shown), daemon=True)
+        self._process.start()
 
     @property
     def pid(self) -> int:
@@ -59,21 +76,36 @@ class ForkedCommand:
         return pid
 
     def send_signal(self, number: int) -> None:
-        if self.poll() is None:
+        # Once it has ended nobody is there.
+        with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
     def poll(self) -> int | None:
         """As that of ``subprocess``: the exit code, negative for a signal, None while it runs."""
         return self._process.exitcode
 
-    def wait(self, timeout: float) -> tuple[int, str]:
-        """Exit code and what went to standard error."""
+    def line(self, timeout: float = PATIENCE) -> str:
+        """The next line that it prints; AssertionError where none comes, with all it said."""
+        line, until = "", time.monotonic() + timeout
+        while not line.endswith("\n"):
+            ended = self.poll() is not None
+            line += self._stdout.readline()
+            if not line.endswith("\n"):
+                if ended or time.monotonic() > until:
+                    raise AssertionError(f"no line but {line!r}: {self.wait(0)}")
+                time.sleep(0.01)
+        return line
+
+    def wait(self, timeout: float) -> Ended:
+        """What came of it; it is killed, and AssertionError raised, where it still runs then."""
         self._process.join(timeout)
         code = self.poll()
-        assert code is not None, f"it still runs after {timeout} seconds"
-        self.stdout.close()
-        with self._shown:
-            return code, self._shown.read()
+        if code is None:
+            self.send_signal(signal.SIGKILL)
+        with self._stdout, self._stderr:
+            shown = self._stdout.read(), self._stderr.read()
+        assert code is not None, f"it still ran after {timeout} seconds: {shown}"
+        return Ended(code, *shown)
 
 
 def _run(
@@ -81,13 +113,13 @@ def _run(
     environment: dict[str, str],
     folder: str,
     files: int | None,
-    stdout: Connection,
+    stdout: str,
     stderr: str,
 ) -> None:
     """What the forked process does."""
-    with stdout, open(stderr, "w") as shown:
-        for number, given in ((1, stdout), (2, shown)):
-            os.dup2(given.fileno(), number)
+    for number, name in ((1, stdout), (2, stderr)):
+        with open(name, "w") as shown:
+            os.dup2(shown.fileno(), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
     os.environ.clear()
     os.environ.update(environment)
@@ -95,8 +127,10 @@ def _run(
     if files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     sys.argv = words
+    # Several of them run at the same time.
+    torch.set_num_threads(1)
     try:
         runpy.run_module("blossomrec", run_name="__main__", alter_sys=True)
     finally:
-        # Processes of multiprocessing end without.
+        # multiprocessing ends its processes without calling these.
         atexit._run_exitfuncs()

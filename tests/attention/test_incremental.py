@@ -250,13 +250,17 @@ def transpose(attention):
     attention.query.weight.data = attention.query.weight.data.t().contiguous().t()
 
 
+def turn(attention):
+    attention.query.weight.data = attention.query.weight.data.t()
+
+
 def load(attention):
     other = {name: x + 0.1 for name, x in attention.state_dict().items()}
     attention.load_state_dict(other, assign=True)
 
 
 CHANGES = [change_in_place, change_data, change_parameter, change_bias, change_module]
-CHANGES += [change_compression, change_definition, change_type, transpose, load]
+CHANGES += [change_compression, change_definition, change_type, transpose, turn, load]
 
 
 @BOTH

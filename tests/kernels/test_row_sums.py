@@ -80,6 +80,13 @@ def test_lookups_of_one_table_are_summed_once(monkeypatch):
     held = summed_once(table)
     (alone,) = torch.autograd.grad(held.sum(), table)
     assert torch.equal(alone, torch.ones_like(alone)) and sums == [7]
+    # Lookups alone, whose gradients are asked for twice.
+    squares = (embedding(some[2], summed_once(table)) ** 2).sum()
+    (expected,) = torch.autograd.grad((F.embedding(some[2], table) ** 2).sum(), table)
+    for _ in range(2):
+        (found,) = torch.autograd.grad(squares, table, retain_graph=True)
+        torch.testing.assert_close(found, expected)
+    assert sums == [7, 3, 3]
 
 
 def test_an_order_that_is_known_may_have_more_numbers_than_rows(monkeypatch):

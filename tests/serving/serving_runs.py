@@ -167,10 +167,10 @@ class Process:
         command = ["serve", run, "--store", store, "--port", port]
         command += ["--device", "cpu", "--threads", 1, *flags]
         self.process = ForkedCommand(command, environment, files=files)
-        line = self.process.stdout.readline()
+        line = self.process.line()
         found = re.search(r"http://\S+:\d+", line)
         if found is None:
-            raise AssertionError(line + self.process.wait(30)[1])
+            raise AssertionError(line + self.process.wait(30).stderr)
         self.url = found[0]
 
     def signal(self, number: int) -> None:
@@ -178,7 +178,8 @@ class Process:
 
     def wait(self) -> tuple[int, str]:
         """Exit code and what went to standard error."""
-        return self.process.wait(60)
+        ended = self.process.wait(60)
+        return ended.code, ended.stderr
 
     def __enter__(self) -> Process:
         return self

@@ -105,6 +105,6 @@ def test_killed_by_the_system(morning, tmp_path, kill):
         process.wait(60)
         check_whole(world)
     if (world.runs / "update.json").exists() or len(world.history()) == 1:
-        code, shown = ForkedCommand(command).wait(300)
-        assert code == 0, shown
+        ended = ForkedCommand(command).wait(300)
+        assert ended.code == 0, ended
     check_done(world)

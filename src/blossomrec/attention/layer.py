@@ -42,7 +42,7 @@ class AttentionOutput:
 class _Prepared(NamedTuple):
     """What extends a layer as long as all that it was made of is the same.
 
-    For one more event, to make it takes longer than to attend.
+    Making it takes longer than attending from one event.
 
     Attributes:
         extend: the extension.
@@ -57,7 +57,8 @@ class _Prepared(NamedTuple):
     held: list[tuple[str, str, Tensor, int]]
 
     def fits(self, attention: BlossomAttention, x: Tensor) -> bool:
-        """Whether it extends the layer as it is now, on a CPU and as nobody else computes it."""
+        """Whether it still extends the layer: weights where they were and as they lay, the same
+        definition and type of events, on a CPU, without autocast."""
         dtype, spec, impl, compression = self.asked
         modules = cast(dict[str, nn.Module], attention._modules)
         if x.dtype is not dtype or not x.is_cpu or torch.is_autocast_enabled("cpu"):
@@ -68,7 +69,7 @@ class _Prepared(NamedTuple):
             return False
         for module, name, weight, address in self.held:
             found = modules[module]._parameters.get(name)
-            if found is not weight or weight.data_ptr() != address:
+            if found is not weight or weight.data_ptr() != address or not weight.is_contiguous():
                 return False
         return True
 
@@ -284,7 +285,7 @@ class BlossomAttention(nn.Module, KeepsStates):
             step: where the events go.
             rotary: as of :meth:`forward`.
         """
-        # To switch off what is off takes as long as a projection.
+        # Entering no_grad takes as long as a projection.
         if not torch.is_grad_enabled():
             return self._extended(x, layer, step, rotary)
         with torch.no_grad():
@@ -353,10 +354,8 @@ class BlossomAttention(nn.Module, KeepsStates):
 
 
 def _parameter(module: nn.Module | None, name: str) -> Tensor:
-    """A module's parameter, which as an attribute would be looked for everywhere else first.
-
-    For one more event that takes as long as the attention itself.
-    """
+    """A module's parameter, without the attribute look-up, which for one event takes as long as the
+    attention. What is computed, as by a parametrization, is looked up as usual."""
     assert module is not None
     found = module._parameters.get(name)
     return getattr(module, name) if found is None else found

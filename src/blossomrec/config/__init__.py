@@ -12,6 +12,7 @@ from blossomrec.config.options import (
     check,
     check_option,
     column,
+    hints_of,
     named,
     option,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "column",
     "flat",
     "from_dict",
+    "hints_of",
     "instead",
     "named",
     "option",

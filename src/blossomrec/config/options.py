@@ -44,7 +44,7 @@ _NEEDED: dict[Any, tuple[Any, str]] = {
 }
 
 
-# Annotations are text, and to make types of it takes most of the time of reading a configuration.
+# Annotations are text, and making types of them takes most of the time of reading a configuration.
 hints_of = cache(get_type_hints)
 
 

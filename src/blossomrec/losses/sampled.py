@@ -230,8 +230,8 @@ class SampledLoss(TrainingLoss):
     def counted(
         self, targets: Tensor, negatives: Tensor, row_weights: Tensor | None = None
     ) -> Tensor | None:
-        """By what :meth:`of_sample` divides the sum over rows, but for a factor: a scalar; None
-        where that is how much the rows with a target count, which the host knows.
+        """What :meth:`of_sample` divides the sum over rows by, but for a constant factor: a scalar.
+        None where it is the summed weight of the rows with a target, which the host knows.
 
         So the mean over the rows of several ranks is made of the means of each.
         """

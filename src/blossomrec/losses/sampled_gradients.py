@@ -105,7 +105,7 @@ def summed_by_kernels(
     """
     from blossomrec.models.fused import catalogue_loss
 
-    # Both passes take them as they are then.
+    # Converted once for both passes.
     given = rows.hidden, sample.vectors, rows.targets.int()
     drawn = catalogue_loss.Sample(sample.items.int(), sample.bias)
     found = catalogue_loss.row_losses(*given, differentiate=differentiate, sample=drawn)

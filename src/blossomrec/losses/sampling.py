@@ -52,9 +52,8 @@ class NegativeSampler:
             probabilities += (1 - uniform_share) * popular / popular.sum()
         # A search in the running sum has no limit on the catalogue, as torch.multinomial has.
         cumulative = probabilities.cumsum(0)
+        # The last one is 1, and draws are less.
         self.cumulative = cumulative / cumulative[-1]
-        # No number is beyond it, however sums are rounded.
-        self.cumulative[-1] = torch.inf
         self.log_q = probabilities.log().float()
         self.seed, self.drawn = torch.tensor(seed), torch.tensor(0)
 

@@ -265,7 +265,8 @@ class SequenceModel(TiedItems):
     def _normed(self, x: Tensor) -> Tensor:
         norm = self.embedding_norm
         trains = torch.is_grad_enabled() and x.requires_grad and len(x) > 0
-        if not (trains and self.may_fuse and isinstance(norm, nn.LayerNorm) and fused.usable(x)):
+        fuses = trains and x.dtype == torch.float32 and self.may_fuse and fused.usable(x)
+        if not fuses or type(norm) is not nn.LayerNorm or norm.bias is None:
             return norm(x)
         from blossomrec.models.fused.norm import layer_norm
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from blossomrec.config import (
     ModelConfig,
@@ -18,6 +18,7 @@ from blossomrec.config import (
     TrainingConfig,
     check_option,
     from_dict,
+    hints_of,
     instead,
     read_file,
     to_dict,
@@ -139,7 +140,7 @@ def _field(section: str, option: str) -> tuple[dataclasses.Field[Any], Any]:
     if option not in fields:
         known = instead(str(option), list(fields))
         raise ConfigError(f"unknown option {section}.{shortened(option)}: {known}")
-    return fields[option], get_type_hints(SECTIONS[section])[option]
+    return fields[option], hints_of(SECTIONS[section])[option]
 
 
 def _searched(entry: dataclasses.Field[Any], hint: Any, name: str, given: Searched) -> Searched:

@@ -30,9 +30,9 @@ class Projections(NamedTuple):
     gate_bias: Tensor | None
 
 
-# Of new events x [E, D] of a step, in its order, the gates of all where the weights have none, the
-# layer's pages, the step, and what queries and keys are rotated by, see ``Parts.extend``: hidden
-# [E, D], the selected blocks, int32 [E, G, n], and the gates.
+# Extends a layer. Takes new events x [E, D] in the order of the step, the gates of all of them
+# where the weights have none, the layer's pages, the step, and what queries and keys are rotated
+# by, see ``Parts.extend``; gives hidden [E, D], selected blocks, int32 [E, G, n], and the gates.
 Extension = Callable[
     [Tensor, Tensor | None, PagedLayer, Step, Tensor | None], tuple[Tensor, Tensor, Tensor]
 ]

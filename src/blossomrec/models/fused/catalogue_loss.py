@@ -63,8 +63,8 @@ def row_losses(
     Args:
         hidden: [M, D], M at least 1, in 16 bits.
         weight: [I, D] in the same type.
-        targets: int64 [M], negative where the row is not to count; I or more where the target is
-            another item than these, so that the loss is the logarithm of the sum.
+        targets: int64 or int32 [M], negative where the row is not to count; I or more where the
+            target is another item than these, so that the loss is the logarithm of the sum.
         differentiate: whether the gradient is wanted.
         sample: what the items are among those of a catalogue. Targets are numbers of the catalogue
             then, the loss is the logarithm of the sum, and a row for which no item counts has that

@@ -19,8 +19,7 @@ from blossomrec.models import fused
 # added at a time.
 ROWS, BLOCK, PARTS = 16, 128, 32
 
-
-# The lookups of a table that were met in a backward pass, each its numbers and its gradient.
+# By table: what the backward pass has found of its lookups so far, numbers and gradients.
 _met: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -102,7 +101,7 @@ class _Embedding(torch.autograd.Function):
     def backward(ctx, grad):
         index, *ordered = ctx.saved_tensors
         if ctx.met is not None:
-            ctx.met.append((index.flatten(), grad.flatten(end_dim=-2)))
+            ctx.met.append((index.flatten(), grad.reshape(-1, grad.shape[-1])))
             return None, None, None, None
         known = Ordered(*ordered) if ordered else None
         return None, row_sums(index, grad, ctx.num_rows, known), None, None

@@ -52,7 +52,8 @@ def backward(
     p: float,
     seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x and branch, and float32 [3, D]: of the norm's weight and bias, of ``bias``."""
+    """Gradients of x and of the branch, empty without one, and float32 [3, D]: of the norm's weight
+    and bias, of ``bias``."""
     grad_x = torch.empty_like(x)
     grad_branch = x.new_empty(0) if branch is None else torch.empty_like(branch)
     form = _form(x, branch, bias, p)
@@ -107,10 +108,9 @@ class _AddNorm(torch.autograd.Function):
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """norm(x), [T, D] in the type of ``x``, whatever autocast says.
+    """norm(x), [T, D] in the type of ``x``, whatever autocast says; the norm has a bias.
 
-    PyTorch's own takes several times as long for the gradients of weight and bias where rows are
-    many and short.
+    One kernel finds the gradients of x, weight and bias together.
     """
     return _LayerNorm.apply(x.contiguous(), norm.weight, norm.bias, norm)
 

@@ -51,8 +51,7 @@ class ShardedUpdate(Update):
             one.grad = grad.view_as(one).to(one.dtype)
         *told, square = (each[0] for each in summed[len(grads) :])
         # All gradients are one tensor, of which the norm is taken at once.
-        common = whole[: sum(map(len, summed[: len(grads)]))]
-        norm = torch.linalg.vector_norm(common)
+        norm = torch.linalg.vector_norm(whole[: -1 - len(values)])
         self._norm = square.addcmul(norm, norm).sqrt()
         return dict(zip(values, told, strict=True))
 

@@ -53,7 +53,7 @@ class ShardedObjective(Objective):
         negatives, log_q = loss.draw(wanted.device)
         # Of those that other ranks have, any row stands here: it gets no gradient.
         local = negatives - self._first
-        own = local.clamp(0, len(self.model.held_items) - 1)
+        own = local.clamp(0, max(0, len(self.model.held_items) - 1))
         here = local == own
         if self.table is None:
             # Looked up together, so that there is one gradient of what is held.

@@ -36,8 +36,8 @@ def distinct(given: Sequence[Tensor], num_rows: int, *, fused: bool = False) -> 
     Nobody waits to learn how many there are: there is room for as many as there can be.
 
     Args:
-        fused: whether kernels are used. What is behind the distinct rows is then the first again
-            and again, which takes long to write to.
+        fused: whether kernels are used. Behind the distinct rows stands then the first one again
+            and again, so writing to all of these would be slow.
 
     Example:
         >>> found = distinct([torch.tensor([7, 3]), torch.tensor([7])], 100)

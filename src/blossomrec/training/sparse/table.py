@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +100,8 @@ class RowTable:
         return places
 
     def look_up(self, *given: Tensor) -> Tensor:
-        """Vectors of the rows of a step, all of them after each other, [N, D], where no others are
-        looked up; see :meth:`take`."""
+        """Vectors of the rows of a step, one after the other, [N, D], for a step that looks nothing
+        else up; see :meth:`take`."""
         places = torch.cat([each.flatten() for each in self.take(*given)])
         assert self.vectors is not None
         return embedding(places, self.vectors, ordered=self._ordered, may_fuse=self.may_fuse)
@@ -114,8 +114,9 @@ class RowTable:
         if self._fused:
             table = self._of_kernels(self._rows, self._own)
             by_age = self.moved, self.left, self.behind
-            options = {"factor": self.rate_factor, "decay": self.decay}
-            table.step(gradient, *by_age, rate=self._rate, **options)
+            table.step(
+                gradient, *by_age, rate=self._rate, factor=self.rate_factor, decay=self.decay
+            )
             return
         self.steps += 1
         self.updates += 1
@@ -193,8 +194,8 @@ class RowTable:
         kept = self.rows_state
         numbers = self.weight.detach(), kept["exp_avg"], kept["exp_avg_sq"], self.mean
         counted = self.seen, self.updates, self.steps
-        form = {"betas": LazyAdamW.betas, "eps": LazyAdamW.eps}
-        return LazyRows(rows, own, *numbers, *counted, **form)
+        rule = cast(LazyAdamW, self.rule)
+        return LazyRows(rows, own, *numbers, *counted, betas=rule.betas, eps=rule.eps)
 
     def _put(
         self, rows: Tensor, weight: Tensor, state: dict[str, Tensor], mean: Tensor | None

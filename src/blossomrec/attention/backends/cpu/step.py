@@ -15,8 +15,8 @@ from blossomrec.attention.rotary import frequencies, rotated_pairs
 from blossomrec.attention.spec import BlossomSpec, Heads
 from blossomrec.attention.state import PagedLayer, Step, eager
 
-# ``struct Step`` of ``source/step.h``: pointers, then numbers. Of one event a structure of ctypes
-# would take longer to fill than the projections do.
+# ``struct Step`` of ``source/step.h``: pointers, then numbers. For one event, filling a structure
+# of ctypes takes longer than the projections.
 CALL = struct.Struct("15P10q")
 
 
