@@ -13,10 +13,11 @@ needed:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,14 @@ from benchmarks.accuracy.accuracy_study import DATASETS, Preset, check_jobs, kno
 from benchmarks.accuracy.reproduce import read
 from benchmarks.job_queue import FOREVER, run_jobs
 from blossomrec.config import RunConfig, to_dict
-from blossomrec.errors import BlossomRecError
+from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.files import locked
-from blossomrec.rolling.options import STRATEGIES, RollingOptions, UpdateOptions
+from blossomrec.rolling.options import (
+    RETRAIN,
+    STRATEGIES,
+    RollingOptions,
+    UpdateOptions,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +42,8 @@ if TYPE_CHECKING:
     from blossomrec.rolling.study import Study
 
 Line = dict[str, Any]
+# What a chain of updates is known by; the first of a study has no number.
+CHAIN = ("dataset", "model", "study", "chain")
 BLOSSOM = "BlossomRec"
 MODELS: dict[str, dict[str, Any]] = {
     BLOSSOM: {},
@@ -75,24 +83,61 @@ class Setting:
     epochs: int | None
     seed: int
 
-    def study(self, dataset: str, logs: Path, runs: Path) -> Study:
-        """The study of a data set; its folder is named by all that decides its numbers."""
+    def chains(self, dataset: str, logs: Path, runs: Path, count: int = 1) -> list[Chain]:
+        """The chains of a data set; folders are named by all that decides their numbers."""
         from blossomrec.rolling.study import Study
 
         known_or_refused(dataset, ROLLED)
         known_or_refused(self.model, MODELS)
-        rolled = ROLLED[dataset]
-        config = rolled.preset.configure(
-            MODELS[self.model],
-            {"seed": self.seed},
-            max_len=self.max_len,
-            epochs=self.epochs,
-        )
+        rolled, found = ROLLED[dataset], list[Chain]()
         given: dict[str, Any] = {"until": rolled.until} | self.options
-        options = RollingOptions(**given)
-        key = digest(config, options, self.update)
-        folder = runs / f"{dataset}-{self.model}-{key}"
-        return Study(logs / dataset, folder, config, options, self.update)
+        for number in range(1, count + 1):
+            config = rolled.preset.configure(
+                MODELS[self.model],
+                {"seed": self.seed + number - 1},
+                max_len=self.max_len,
+                epochs=self.epochs,
+            )
+            options = RollingOptions(**given)
+            if number > 1:
+                begun = [each for each in options.chosen if each != RETRAIN]
+                options = replace(options, strategies=",".join(begun))
+            folder = runs / f"{dataset}-{self.model}-{digest(config, options, self.update)}"
+            study = Study(logs / dataset, folder, config, options, self.update)
+            found.append(Chain(dataset, number, study, found[0].study if found else study))
+        return found
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What begins with one first training; from the second on without trainings from nothing.
+
+    Attributes:
+        number: from 1.
+        first: study of the first chain, which has the trainings from nothing for all.
+    """
+
+    dataset: str
+    number: int
+    study: Study
+    first: Study
+
+    def told(self, model: str, jobs: int) -> Line:
+        """What all its lines say."""
+        config, options, update = self.first.config, self.first.options, self.first.update
+        told = {
+            "dataset": self.dataset,
+            "study": digest(config, options, update),
+            "model": model,
+            "seed": self.study.config.training.seed,
+            "max_len": config.model.max_len,
+            "most_epochs": config.training.epochs,
+            "period_length": options.period,
+            "periods": options.periods,
+            "update": asdict(update),
+            "jobs": jobs,
+        }
+        return told | ({"chain": self.number} if self.number > 1 else {})
 
 
 def digest(config: RunConfig, options: RollingOptions, update: UpdateOptions) -> str:
@@ -108,13 +153,13 @@ class LineJob:
     """A job whose lines are appended as soon as they are there; see ``run_jobs``."""
 
     job: RollingJob
-    dataset: str
     out: Path
     told: Line
     needs: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.dataset}, {self.job}"
+        chain = f"chain {self.told['chain']}, " if "chain" in self.told else ""
+        return f"{self.told['dataset']}, {chain}{self.job}"
 
     def run(self, device: torch.device, seconds: float) -> list[Line]:
         """Appends its lines itself, those that are not there."""
@@ -123,18 +168,17 @@ class LineJob:
 
         def tell(line: Line) -> None:
             say(line)
-            full = {"dataset": self.dataset, **self.told, **line}
-            if not known(read(self.out), full):
+            full = self.told | line
+            if not _there(read(self.out), full, (*CHAIN, "period", "strategy")):
                 append_result(self.out, full | provenance(device))
 
         self.job.run(tell)
         return []
 
 
-def known(lines: Iterable[Line], line: Line) -> bool:
-    """Whether there is a line of the same study, period and strategy."""
-    key = ("dataset", "study", "period", "strategy")
-    return any(all(each.get(name) == line[name] for name in key) for each in lines)
+def _there(lines: Iterable[Line], line: Line, names: Iterable[str]) -> bool:
+    """Whether there is a line that has the same under these names."""
+    return any(all(each.get(name) == line.get(name) for name in names) for each in lines)
 
 
 def measure_rolling(
@@ -153,6 +197,7 @@ def measure_rolling(
     max_len: int | None = None,
     epochs: int | None = None,
     seed: int = 0,
+    chains: int = 1,
     jobs: int = 1,
     seconds: float = FOREVER,
 ) -> None:
@@ -174,6 +219,8 @@ def measure_rolling(
         max_len: longest history, in events, if other than a data set's own
         epochs: most epochs of a training from nothing, if other than a data set's own
         seed: of the trainings
+        chains: how many first trainings, with seeds that follow each other, are left as they are
+            and brought up to date; trainings from nothing are of the first seed
         jobs: how many train at the same time, on the GPUs in turn
         seconds: until all has to end; what is not done goes on in the next call
 
@@ -186,44 +233,46 @@ def measure_rolling(
     from blossomrec.rolling.study import Opened
 
     check_jobs(jobs)
+    if chains < 1:
+        raise ConfigError(f"chains is {chains}: at least 1")
     options: dict[str, Any] = {"period": period, "periods": periods, "targets": targets}
     options["strategies"] = ",".join(strategies or STRATEGIES)
     if until is not None:
         options["until"] = until
     setting = Setting(model, options, update, max_len, epochs, seed)
     names = datasets or ["ml-1m-timed", "completejourney"]
-    studies = {name: setting.study(name, logs, runs) for name in names}
-    for study in studies.values():
-        study.check()
-    opened = {name: Opened(study) for name, study in studies.items()}
+    found = [setting.chains(name, logs, runs, chains) for name in names]
+    for chain in itertools.chain(*found):
+        chain.study.check()
+    opened = {chain.dataset: Opened(chain.study) for chain, *_ in found}
     with ExitStack() as held:
         queue = []
-        for name, study in studies.items():
-            held.enter_context(locked(study.folder))
-            study.begin(opened[name].log)
-            told = _told(setting, study, jobs)
-            queue += [LineJob(job, name, out, told) for job in jobs_of(study)]
+        for chain in itertools.chain(*found):
+            held.enter_context(locked(chain.study.folder))
+            chain.study.begin(opened[chain.dataset].log)
+            told = chain.told(model, jobs)
+            queue += [LineJob(job, out, told) for job in jobs_of(chain.study)]
         # Those first that much follows from: the sort keeps the order of the others.
         queue.sort(key=lambda each: each.job.number is not None)
         missing = run_jobs(queue, out, together=jobs, seconds=seconds)
-        for name, study in studies.items():
-            print(f"{name}:", flush=True)
-            _append_intervals(_show(study), {"dataset": name, **_told(setting, study, jobs)}, out)
+        for chain in itertools.chain(*found):
+            print(f"{chain.dataset}, first training with seed {chain.study.config.training.seed}:")
+            _append_intervals(_show(chain), chain.told(model, jobs), out)
     if missing:
         raise BlossomRecError(
             f"{len(missing)} of {len(queue)} did not finish: {'; '.join(missing)}"
         )
 
 
-def _show(study: Study) -> Rolled:
-    """What there is by now: shown as a table, drawn in the study's folder."""
+def _show(chain: Chain) -> Rolled:
+    """What there is by now: shown as a table, drawn in the folder of the study."""
     from blossomrec.rolling.jobs import collected
     from blossomrec.rolling.outcome import draw_if_possible, rolled_table
     from blossomrec.terminal import console, show
 
-    rolled = collected(study)
+    rolled = collected(chain.study, chain.first)
     show(console(), rolled_table(rolled))
-    draw_if_possible(rolled, study.folder)
+    draw_if_possible(rolled, chain.study.folder)
     return rolled
 
 
@@ -233,23 +282,7 @@ def _append_intervals(rolled: Rolled, told: Line, out: Path) -> None:
 
     for strategy, (low, high) in () if rolled.missing else rolled.intervals.items():
         share, _ = rolled.shares(strategy) or (0.0, 0.0)
-        key = {name: told[name] for name in ("dataset", "model", "study")} | {"compared": strategy}
-        if not any(key.items() <= line.items() for line in read(out)):
+        key = {name: told[name] for name in CHAIN if name in told} | {"compared": strategy}
+        if not _there(read(out), key, (*CHAIN, "compared")):
             interval = {"ndcg_share": share, "low": low, "high": high}
             append_result(out, key | {name: round(each, 6) for name, each in interval.items()})
-
-
-def _told(setting: Setting, study: Study, jobs: int) -> Line:
-    """What all lines of a study say."""
-    training = study.config.training
-    return {
-        "study": digest(study.config, study.options, study.update),
-        "model": setting.model,
-        "seed": setting.seed,
-        "max_len": study.config.model.max_len,
-        "most_epochs": training.epochs,
-        "period_length": study.options.period,
-        "periods": study.options.periods,
-        "update": asdict(study.update),
-        "jobs": jobs,
-    }

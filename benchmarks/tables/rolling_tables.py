@@ -1,6 +1,6 @@
 """Models over periods of time, from results/growth.jsonl: the last study of a data set and model.
 
-Of a chain of updates that was measured again, with another ``chain``, the last one counts, too.
+Of several chains of updates the first one is shown, but where chains stand side by side.
 
 Nothing is shown of what has not been measured.
 """
@@ -27,11 +27,13 @@ def rolling_lines() -> list[Line]:
     return [line for line in _read() if "strategy" in line]
 
 
-def intervals() -> dict[tuple[str, str], str]:
-    """Of study and strategy, the interval of its share of retraining's NDCG@10, in words."""
+def intervals() -> dict[tuple[str, int, str], str]:
+    """Of study, chain and strategy, the interval of its share of retraining's NDCG@10, in words."""
     lines = [line for line in _read() if "compared" in line]
     return {
-        (line["study"], line["compared"]): f" ({line['low']:.1%} to {line['high']:.1%})"
+        (line["study"], _chain(line), line["compared"]): (
+            f" ({line['low']:.1%} to {line['high']:.1%})"
+        )
         for line in lines
     }
 
@@ -47,7 +49,7 @@ def studies() -> Studies:
     found: dict[str, dict[str, dict[int, Line]]] = {}
     for line in lines:
         dataset, model = line["dataset"], line["model"]
-        if line["study"] == last[dataset, model]:
+        if line["study"] == last[dataset, model] and _chain(line) == 1:
             strategies = found.setdefault(f"{dataset}: {model}", {})
             strategies.setdefault(line["strategy"], {})[line["period"]] = line
     return {
@@ -70,7 +72,7 @@ def totals() -> str:
             shares = shares_of(later, _later(strategies.get(RETRAIN, [])))
             first = lines[0]
             of_both = ["", ""] if shares is None else [f"{share:.1%}" for share in shares]
-            of_both[0] += known.get((first["study"], strategy), "")
+            of_both[0] += known.get((first["study"], 1, strategy), "")
             rows.append(
                 [
                     f"{name}, {len(lines)} x {first['period_length']}: {strategy}",
@@ -89,13 +91,13 @@ def totals() -> str:
 
 def chains() -> str:
     """Chains of updates beside the same retrainings, where there are several of a study."""
-    rows = []
+    rows, known = [], intervals()
     for name, strategies in studies().items():
         retrained = _later(strategies.get(RETRAIN, []))
         found: dict[int, dict[str, list[Line]]] = {}
         for line in rolling_lines():
             if retrained and line["study"] == retrained[0]["study"] and line["period"] > 1:
-                chain = found.setdefault(line.get("chain", 1), {})
+                chain = found.setdefault(_chain(line), {})
                 chain.setdefault(line["strategy"], []).append(line)
         if len(found) < 2:
             continue
@@ -105,12 +107,19 @@ def chains() -> str:
             assert stale is not None and update is not None
             shares.append((stale[0], *update))
             told = [f"{share:.1%}" for share in shares[-1]]
+            for place, strategy in enumerate((STALE, UPDATE)):
+                told[place] += known.get((retrained[0]["study"], number, strategy), "")
             rows.append([f"{name}: {number}", str(len(chain[UPDATE])), *told])
         means = map(mean, zip(*shares, strict=True))
         rows.append([f"{name}: mean", "", *(f"{each:.1%}" for each in means)])
     header = ["data: model: chain", "updates", "stale, of retrain's NDCG@10"]
     header += ["update, of retrain's NDCG@10", "of its seconds"]
     return table(header, rows) if rows else ""
+
+
+def _chain(line: Line) -> int:
+    """The number of the chain that a line is of; the first says none."""
+    return line.get("chain", 1)
 
 
 def _later(lines: list[Line]) -> list[Line]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,29 +133,40 @@ def _read_line(path: Path) -> Line:
     return line
 
 
-def collected(study: Study) -> Rolled:
-    """All lines that the folder of a study has, which are written to ``periods.jsonl``."""
+def collected(study: Study, beside: Study | None = None) -> Rolled:
+    """All lines that the folder of a study has, which are written to ``periods.jsonl``.
+
+    Args:
+        beside: a study of the same periods whose trainings from nothing stand for those that this
+            one has none of.
+    """
     lines, missing = list[Line](), list[str]()
+    chosen = [(strategy, study) for strategy in study.options.chosen]
+    if beside is not None and RETRAIN not in study.options.chosen:
+        chosen += [(RETRAIN, beside)] if RETRAIN in beside.options.chosen else []
     for number in range(1, study.options.periods + 1):
-        for strategy in study.options.chosen:
-            path = study.place(number, strategy) / MEASURED
+        for strategy, of in chosen:
+            path = of.place(number, strategy) / MEASURED
             if path.exists():
                 lines.append(_read_line(path))
             else:
                 missing.append(f"period {number}, {strategy}")
-    write_text(study.folder / LINES, "".join(json.dumps(line) + "\n" for line in lines))
-    rolled = Rolled(lines, missing)
-    intervals = {name: _interval(study, rolled, name) for name in rolled.strategies}
+    own = [line for line in lines if line["strategy"] in study.options.chosen]
+    write_text(study.folder / LINES, "".join(json.dumps(line) + "\n" for line in own))
+    rolled, places = Rolled(lines, missing), dict(chosen)
+    intervals = {name: _interval(places, rolled, name) for name in rolled.strategies}
     known = {name: each for name, each in intervals.items() if each is not None}
     return dataclasses.replace(rolled, intervals=known)
 
 
-def _interval(study: Study, rolled: Rolled, strategy: str) -> tuple[float, float] | None:
+def _interval(
+    places: Mapping[str, Study], rolled: Rolled, strategy: str
+) -> tuple[float, float] | None:
     if strategy == RETRAIN or rolled.shares(strategy) is None:
         return None
     numbers = [{line["period"] for line in rolled.of(one, first=2)} for one in (strategy, RETRAIN)]
     return share_interval(
-        (study.place(number, strategy), study.place(number, RETRAIN))
+        (places[strategy].place(number, strategy), places[RETRAIN].place(number, RETRAIN))
         for number in sorted(numbers[0] & numbers[1])
     )
 

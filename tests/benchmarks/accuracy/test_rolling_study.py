@@ -74,6 +74,30 @@ def test_a_line_for_each_period_and_strategy(logs, small, tmp_path, capsys):
     assert len({line["study"] for line in more}) == 2
 
 
+def test_chains_begin_with_other_seeds_beside_the_same_retrainings(logs, small, tmp_path):
+    lines = measure(logs, tmp_path, chains=2)
+    periods, compared = lines[:-4], lines[-4:]
+    found = [(each.get("chain"), each["seed"], each["strategy"]) for each in periods]
+    names = ("retrain", "stale", "update")
+    assert sorted(found, key=str) == sorted(
+        [(None, 0, each) for each in names * 2] + [(2, 1, each) for each in names[1:] * 2], key=str
+    )
+    first, second = ([each for each in periods if each.get("chain") == n] for n in (None, 2))
+    assert {line["study"] for line in periods} == {first[0]["study"]}
+    assert {line["metrics"]["ndcg@10"] for line in first} != {
+        line["metrics"]["ndcg@10"] for line in second
+    }
+    assert [(each.get("chain"), each["compared"]) for each in compared] == [
+        (n, each) for n in (None, 2) for each in names[1:]
+    ]
+    # Of the same retrainings.
+    (base,) = (each for each in periods if (each["strategy"], each["period"]) == ("retrain", 2))
+    (mine,) = (each for each in second if (each["strategy"], each["period"]) == ("update", 2))
+    share = mine["metrics"]["ndcg@10"] / base["metrics"]["ndcg@10"]
+    assert compared[3]["ndcg_share"] == pytest.approx(share, rel=1e-4)
+    assert measure(logs, tmp_path, chains=2) == lines
+
+
 def test_what_did_not_finish_is_named_and_done_in_the_next_call(logs, small, tmp_path, monkeypatch):
     def only_first(jobs, out, **options):
         return run_jobs_here(jobs[:1], out) + [str(job) for job in jobs[1:]]
@@ -93,6 +117,7 @@ def test_what_did_not_finish_is_named_and_done_in_the_next_call(logs, small, tmp
         ({"datasets": ["none"]}, "'none' is not known"),
         ({"model": "none"}, "'none' is not known"),
         ({"jobs": 0}, "jobs is 0"),
+        ({"chains": 0}, "chains is 0"),
         ({"strategies": ["best"]}, "'best'"),
         ({"periods": 0}, "periods is 0"),
     ],

@@ -76,16 +76,17 @@ def test_chains_of_a_study_stand_beside_the_same_retrainings(measured, monkeypat
     lines = [*LINES, *first, *(each | {"chain": 2} for each in again)]
     monkeypatch.setattr(rolling_tables, "read", lambda name: lines)
     assert cells(rolling_tables.chains()) == [
-        ["films: BlossomRec: 1", "2", "80.0%", "95.0%", "5.0%"],
+        ["films: BlossomRec: 1", "2", "80.0%", "95.0% (90.0% to 101.0%)", "5.0%"],
         ["films: BlossomRec: 2", "1", "100.0%", "75.0%", "40.0%"],
         ["films: BlossomRec: mean", "", "90.0%", "85.0%", "22.5%"],
     ]
-    # Elsewhere the last one counts.
-    assert cells(rolling_tables.totals())[1][:4] == [
+    # Elsewhere the first one counts.
+    assert cells(rolling_tables.totals())[1][:5] == [
         "films: BlossomRec, 3 x 1d: update",
         "40",
-        "0",
-        "0.5000",
+        "5",
+        "0.6700",
+        "0.3350",
     ]
 
 
