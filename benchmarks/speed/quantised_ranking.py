@@ -126,6 +126,8 @@ def lines(
     """A line of each case of a catalogue."""
     spread = spread_of(size, vectors)
     table = spread * torch.randn(items, size, generator=torch.Generator().manual_seed(0))
+    # What is tried out once for vectors of a size is no part of a copy.
+    prepare(Quantised(table, table[:1], KeptCopy()))
     kept = KeptCopy()
     making = seconds(lambda: prepare(Quantised(table, table[:1], kept)), "cpu")
     for count, k, filtered in product(users, ks, (False, True)):

@@ -236,7 +236,7 @@ def test_other_scorers_do_without(model):
         return product_top_k.vectors_for(scorer, k)
 
     assert vectors(model) is model.output_weight()
-    assert vectors(model, product_top_k.LARGEST_K + 1) is None
+    assert vectors(model, scoring.LARGEST_K + 1) is None
 
     class Otherwise(type(model)):
         def scores(self, queries, start, stop):

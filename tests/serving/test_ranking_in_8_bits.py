@@ -1,15 +1,20 @@
 """A server ranks by vectors in 8 bits where it can, and answers as by all scores."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 
+from blossomrec.errors import TrainingError
 from blossomrec.evaluation import quantised_top_k, scoring
 from blossomrec.models.building import build_model
 from blossomrec.models.fused import quantised_items
 from blossomrec.rules.catalogue import ItemRules
 from blossomrec.serving.engine import ranking
 from blossomrec.serving.engine.ranking import Choice, Ranking
+from blossomrec.serving.engine.service import Service
+from blossomrec.serving.stores import store_opener
 from small_models import small_config
 
 MISSING = quantised_items.missing()
@@ -31,7 +36,23 @@ CHOICES = [
 
 @pytest.fixture(scope="module")
 def model():
-    return build_model(small_config(), ITEMS).eval()
+    model = build_model(small_config(), ITEMS).eval()
+    # A tile of one query, of two, and of all choices.
+    for count in (1, 2, len(CHOICES)):
+        if not quantised_top_k._places_do_not_matter(model.output_weight(), count):
+            pytest.skip("the matrix library sums in an order that depends on the place")
+    return model
+
+
+@pytest.fixture
+def in_the_engine(model):
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(quantised_items, "WORTH", 0)
 
 
 @pytest.fixture
@@ -59,6 +80,7 @@ def same(first, second):
     )
 
 
+@pytest.mark.usefixtures("in_the_engine")
 @pytest.mark.parametrize("off", [[], [3], range(0, ITEMS, 3)])
 def test_answers_are_those_by_all_scores(off, model, monkeypatch, whole):
     ranked = Ranking(model)
@@ -66,7 +88,6 @@ def test_answers_are_those_by_all_scores(off, model, monkeypatch, whole):
     some, rows = queries(len(CHOICES)), np.array([5, ITEMS - 1])
     found = ranked.best(some, CHOICES)
     assert whole == []
-    monkeypatch.setattr(quantised_items, "WORTH", 0)
     close = ranked.similar(rows, 10)
     assert whole == []
     monkeypatch.setattr(ranking, "quantised_for", lambda *_: None)
@@ -76,8 +97,47 @@ def test_answers_are_those_by_all_scores(off, model, monkeypatch, whole):
     assert [len(listed) for listed, _ in found][:5] == [10, 3, 40, 10, 10]
 
 
+@pytest.mark.usefixtures("in_the_engine")
 def test_items_that_are_named_are_ranked_by_all_scores(model, whole):
     choices = [Choice(10), Choice(2, among=np.array([4, 9, 2]))]
     (listed, _), (named, _) = Ranking(model).best(queries(2), choices)
     assert whole == [2]
     assert len(listed) == 10 and set(named.tolist()) < {2, 4, 9}
+
+
+@pytest.mark.usefixtures("in_the_engine")
+@pytest.mark.parametrize("boost", [np.inf, np.nan])
+def test_boosts_that_are_not_finite_are_added_to_all_scores(boost, model, whole):
+    boosts = BOOSTS.copy()
+    boosts[3::10_000] = boost
+    choices = [Choice(10), Choice(10, rules=ItemRules(boosts=boosts))]
+    if np.isnan(boost):
+        with pytest.raises(TrainingError, match="not a number"):
+            Ranking(model).best(queries(2), choices)
+    else:
+        _, (listed, _) = Ranking(model).best(queries(2), choices)
+        assert listed[:7].tolist() == list(range(3, ITEMS, 10_000))
+    assert whole == [2]
+
+
+def test_no_request_waits_for_what_a_server_can_do_before(run, tmp_path, monkeypatch, whole):
+    """The copy is made, and whether it may be used is known, when it has started."""
+    # So that the tiny catalogue of 80 items is one of several tiles.
+    monkeypatch.setattr(scoring, "TILE_ITEMS", 16)
+    known = cache(quantised_top_k._same_anywhere.__wrapped__)
+    monkeypatch.setattr(quantised_top_k, "_same_anywhere", known)
+    before = torch.get_num_threads()
+    service = Service(run, store_opener(str(tmp_path / "events.db"))[0], threads=before + 1)
+
+    def first_request():
+        misses = known.cache_info().misses
+        (best,) = service.version.ranking.best(queries(1), [Choice(3)])
+        return best[0], known.cache_info().misses - misses
+
+    try:
+        assert service.version.model.quantised.nbytes > 0
+        listed, settled = service._engine.call(first_request).result()
+        assert len(listed) == 3 and settled == 0 and known.cache_info().hits == 1
+    finally:
+        service.close()
+        torch.set_num_threads(before)

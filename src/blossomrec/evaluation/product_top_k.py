@@ -16,11 +16,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from blossomrec.evaluation import scoring
+from blossomrec.evaluation.scoring import Pairs
 from blossomrec.models import fused
 
-# Rows of queries and item rows, int64 [N].
-Pairs = tuple[Tensor, Tensor]
-LARGEST_K = 1_024
 # Groups looked at besides one for each item wanted: a share of these, and one for each item that
 # is left out, which may be the best of it, as long as these are no more.
 SPARE, SPARE_SHARE, SPARE_LEFT_OUT = 16, 0.25, 512
@@ -33,7 +31,7 @@ def vectors_for(scorer: Any, k: int) -> Tensor | None:
 
     They are called for when it is in evaluation mode.
     """
-    if k > LARGEST_K or not hasattr(scorer, "score_vectors"):
+    if k > scoring.LARGEST_K or not hasattr(scorer, "score_vectors"):
         return None
     vectors = scorer.score_vectors()
     if vectors is None or not fused.usable(vectors):

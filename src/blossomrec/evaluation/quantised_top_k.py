@@ -16,17 +16,9 @@ import torch
 from torch import Tensor
 
 from blossomrec.evaluation import scoring
-from blossomrec.models.fused.quantised_items import (
-    QUERIES,
-    WORTH,
-    KeptCopy,
-    Offsets,
-    QuantisedItems,
-)
+from blossomrec.evaluation.scoring import Pairs
+from blossomrec.models.fused.quantised_items import KeptCopy, Offsets, QuantisedItems
 
-# Rows of queries and item rows, int64 [N].
-Pairs = tuple[Tensor, Tensor]
-LARGEST_K = 1_024
 # Whole tiles of items from which on it pays.
 LEAST_TILES = 4
 # Items that are scored by a call, always as many.
@@ -59,14 +51,15 @@ class QuantisedTopK:
 
         Args:
             states: of the queries, float32 [n, D].
-            offsets: of each query, for all items.
+            offsets: of each query, for all items; bounded.
             seen: items that some of the queries must not have.
 
         Raises:
             TrainingError: a score is not a number.
         """
         states, height = states.float(), self._block.tile_rows
-        step, ordered = max(1, QUERIES // height) * height, _Ordered(seen, len(states))
+        step = max(1, self._copy.together(k) // height) * height
+        ordered = _Ordered(seen, len(states))
         rows = torch.empty(len(states), k, dtype=torch.int64)
         scores = torch.empty(len(states), k)
         for start in range(0, len(states), step):
@@ -88,9 +81,8 @@ class QuantisedTopK:
 
     def _best(self, tile: _Tile, k: int, found: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         failed = int((counts < 0).sum())
-        self._kept.tell(len(counts), failed)
-        alignment, threads = self._vectors.data_ptr() % 64, torch.get_num_threads()
-        if failed or not _same_anywhere(*tile.states.shape, alignment, threads):
+        self._kept.tell(self._copy, len(counts), failed)
+        if failed or not _places_do_not_matter(self._vectors, len(tile.states)):
             return tile.best(self._block.fill(scoring.Queries(tile.states)), k, 0)
         items = found[:, : max(1, int(counts.max()))].long()
         there = torch.arange(items.shape[1]) < counts[:, None]
@@ -141,27 +133,30 @@ def quantised_for(
         block: of the scorer.
         queries: for how many they are looked for now.
     """
-    if k > LARGEST_K or 2 * len(block.starts) < scorer.num_items // scoring.TILE_ITEMS:
+    if k > scoring.LARGEST_K or 2 * len(block.starts) < scorer.num_items // scoring.TILE_ITEMS:
         return None
-    copy = _copy(scorer, queries)
+    vectors = _whole_tiles(scorer)
+    copy = None if vectors is None else scorer.quantised.of(vectors, queries)
     return None if copy is None else QuantisedTopK(scorer, block, copy, scorer.quantised)
 
 
 @torch.no_grad()
 def prepare(scorer: Any) -> None:
-    """Make the copy now if it is one that pays, for a scorer that will be asked often."""
-    _copy(scorer, WORTH + 1)
+    """Do for a scorer that will be asked often what a single query would have to wait for."""
+    vectors = _whole_tiles(scorer)
+    if vectors is not None and scorer.quantised.make(vectors) is not None:
+        _places_do_not_matter(vectors, 1)
 
 
-def _copy(scorer: Any, queries: int) -> QuantisedItems | None:
-    """The copy of the vectors of all whole tiles; None where there is none."""
+def _whole_tiles(scorer: Any) -> Tensor | None:
+    """The vectors of all whole tiles of items; None where no copy of them pays."""
     tiles = scorer.num_items // scoring.TILE_ITEMS
     if tiles < LEAST_TILES or not hasattr(scorer, "quantised") or scoring.mixes_own(scorer):
         return None
     vectors = scorer.score_vectors()
     if vectors is None or vectors.device.type != "cpu" or not vectors.is_contiguous():
         return None
-    return scorer.quantised.of(vectors[: tiles * scoring.TILE_ITEMS], queries)
+    return vectors[: tiles * scoring.TILE_ITEMS]
 
 
 class _Tile:
@@ -213,6 +208,12 @@ class _Ordered:
         """Of the queries start .. stop-1."""
         first, end = self._starts[[start, stop]].tolist()
         return self._histories[first:end] - start, self._items[first:end]
+
+
+def _places_do_not_matter(vectors: Tensor, queries: int) -> bool:
+    """Whether so many queries together have scores that do not depend on where an item stands."""
+    alignment, threads = vectors.data_ptr() % 64, torch.get_num_threads()
+    return _same_anywhere(queries, vectors.shape[1], alignment, threads)
 
 
 @cache

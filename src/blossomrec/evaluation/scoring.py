@@ -32,6 +32,10 @@ GROUP = 64
 # Largest intermediate while counting and picking, in numbers.
 WORK_ELEMENTS = 1 << 21
 SCORE_ELEMENTS = 1 << 26
+# Longer lists are found by all scores.
+LARGEST_K = 1_024
+# Rows of queries and item rows, int64 [N].
+Pairs = tuple[Tensor, Tensor]
 
 
 def mixes_own(scorer: Any) -> bool:

@@ -272,23 +272,25 @@ class TopK:
         vectors = None if self._choice is not None else vectors_for(self.scorer, k)
         if vectors is None:
             return None
-        left_out, offsets = self._block.left_out, self._boosts
-        if left_out is not None:
-            offsets = (
-                vectors.new_zeros(len(vectors), dtype=torch.float32) if offsets is None else offsets
-            )
-            offsets = offsets.masked_fill(left_out[: len(vectors)], -torch.inf)
-        return ProductTopK(vectors, k, offsets, score_elements=self._score_elements)
+        return ProductTopK(vectors, k, self._offsets, score_elements=self._score_elements)
 
     @cached_property
-    def _offsets(self) -> Offsets | None:
-        """What is added to the scores of all items; None for nothing."""
-        left_out, offsets = self._block.left_out, self._boosts
+    def _offsets(self) -> Tensor | None:
+        """What is added to the scores of all items, float32 [I]; None for nothing.
+
+        -inf leaves an item out.
+        """
+        left_out, boosts = self._block.left_out, self._boosts
         if left_out is None:
-            return None if offsets is None else Offsets(offsets)
+            return boosts
         left_out = left_out[: self.scorer.num_items]
-        offsets = torch.zeros(len(left_out)) if offsets is None else offsets
-        return Offsets(offsets.masked_fill(left_out, -torch.inf))
+        boosts = torch.zeros(len(left_out), device=self.device) if boosts is None else boosts
+        return boosts.masked_fill(left_out, -torch.inf)
+
+    @cached_property
+    def _quantised_offsets(self) -> Offsets | None:
+        """The same for :class:`QuantisedTopK`."""
+        return None if self._offsets is None else Offsets(self._offsets)
 
     def _quantised(
         self, queries: scoring.Queries, seen: Seen | None
@@ -300,9 +302,12 @@ class TopK:
         top = quantised_for(self.scorer, self._block, k, len(queries))
         if top is None:
             return None
+        offsets = self._quantised_offsets
+        if offsets is not None and not offsets.bounded:
+            return None
         left_out = (Seen.of([]) if seen is None else seen).on(self.device)
         with scoring.full_precision(self.device):
-            return top.of(queries.states, k, [self._offsets] * len(queries), left_out)
+            return top.of(queries.states, k, [offsets] * len(queries), left_out)
 
     def of(
         self,
@@ -358,8 +363,10 @@ class TopK:
         self, block: Tensor, seen: Seen | None = None, reordering: Reordering | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same from scores [n, width], which are changed; width is I in whole groups."""
-        if self._boosts is not None:
-            block[:, : self.scorer.num_items] += self._boosts
+        # What is left out is so already, and stays so with boosts that are infinite.
+        offsets = None if self._boosts is None else self._offsets
+        if offsets is not None:
+            block[:, : self.scorer.num_items] += offsets
         if seen is not None:
             block[seen.on(block.device)] = -torch.inf
         lists = BlockLists(block, range(self.scorer.num_items))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
@@ -135,9 +135,17 @@ class TiedItems(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """See ``nn.Module.train``; what was kept of the weights is let go."""
+        self._let_go()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # The weights go to another device, or become numbers of another type.
+        self._let_go()
+        return super()._apply(fn, recurse)
+
+    def _let_go(self) -> None:
         self._vectors = None
         self.quantised.clear()
-        return super().train(mode)
 
     def output_weight(self, vectors: Tensor | None = None) -> Tensor:
         """Vectors of the catalogue's items, [I, D]: the output matrix."""

@@ -13,42 +13,38 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from blossomrec.attention.backends.code_cache import NotBuiltError
 from blossomrec.attention.backends.cpu.compiler import build
-from blossomrec.attention.backends.cpu.library import SWITCH
+from blossomrec.attention.backends.cpu.library import SWITCH, fields_of
 
 SOURCE = Path(__file__).parent / "source" / "quantised_items.cpp"
-# Items side by side.
-GROUP = 16
+# Items side by side, as in the source.
+PANEL = 16
 # Candidates of a query: so many, and so many times k.
 ROOM, ROOM_SHARE = 1_024, 2
-# Queries that are looked at together, whose candidates are in memory.
-QUERIES = 256
+# Queries that are looked at together, and candidates of theirs that all threads have room for.
+QUERIES, ROOMS = 256, 1 << 23
 # After so many queries the copy has cost no more than they did.
 WORTH = 64
 # Queries after which it is known whether bounds tell items apart.
 TRIED = 64
 
 
-def _fields(pointers: str, numbers: str) -> list[tuple[str, type]]:
-    fields: list[tuple[str, type]] = [(name, ctypes.c_void_p) for name in pointers.split()]
-    return fields + [(name, ctypes.c_int64) for name in numbers.split()]
-
-
 class _Table(ctypes.Structure):
     """``struct Table`` of the source, which says what the fields are."""
 
-    _fields_ = _fields("vectors codes scales errors largest", "items size threads")
+    _fields_ = fields_of("vectors codes scales errors largest", "items size threads")
 
 
 class _Search(ctypes.Structure):
     """``struct Search`` of the source, which says what the fields are."""
 
-    _fields_ = _fields(
+    _fields_ = fields_of(
         "codes scales errors queries offsets peaks seen_starts seen largest found counts",
         "items size count k room threads",
     )
@@ -60,20 +56,20 @@ class Offsets:
     Args:
         values: float32 [I], at least as many as there are quantised items.
 
-    Raises:
-        ValueError: one is not a number, or positive infinity.
+    Attributes:
+        bounded: whether scores have bounds with them, as they have not where one is not a number,
+            or infinite but for -inf.
     """
 
     def __init__(self, values: Tensor):
-        if not bool((values < torch.inf).all()):
-            raise ValueError("an offset is not a number, or infinite")
         self.values = values.float().contiguous()
-        whole = len(values) // GROUP * GROUP
-        self._peaks = self.values[:whole].view(-1, GROUP).amax(1)
+        self.bounded = bool((self.values < torch.inf).all())
+        whole = len(values) // PANEL * PANEL
+        self._peaks = self.values[:whole].view(-1, PANEL).amax(1)
 
     @property
     def addresses(self) -> tuple[int, int]:
-        """Of the values, and of the largest of each group of items."""
+        """Of the values, and of the largest of each panel of items."""
         return self.values.data_ptr(), self._peaks.data_ptr()
 
 
@@ -81,17 +77,18 @@ class QuantisedItems:
     """A copy of vectors, in 8 bits.
 
     Args:
-        vectors: float32 [I, D], contiguous; I is a multiple of GROUP.
+        vectors: float32 [I, D], contiguous; I is a multiple of PANEL.
 
     Raises:
         NotBuiltError: there is no compiler.
+        MemoryError: there is no memory for it.
         ValueError: a number is not finite, or too large.
     """
 
     def __init__(self, vectors: Tensor):
         self.num_items, self._size = vectors.shape
-        groups, pairs = self.num_items // GROUP, -(-self._size // 2)
-        self._codes = torch.zeros(groups, pairs, GROUP, 2, dtype=torch.int8)
+        panels, pairs = self.num_items // PANEL, -(-self._size // 2)
+        self._codes = torch.zeros(panels, pairs, PANEL, 2, dtype=torch.int8)
         self._scales, self._errors = torch.empty(2, self.num_items).unbind()
         self._largest = torch.empty(1, dtype=torch.float64)
         tensors = vectors, self._codes, self._scales, self._errors, self._largest
@@ -103,6 +100,11 @@ class QuantisedItems:
         """Memory of the copy."""
         return sum(each.nbytes for each in (self._codes, self._scales, self._errors))
 
+    @staticmethod
+    def together(k: int) -> int:
+        """How many queries to look at together for k items each."""
+        return max(1, min(QUERIES, ROOMS // (torch.get_num_threads() * _room(k))))
+
     def candidates(
         self,
         queries: Tensor,
@@ -113,16 +115,16 @@ class QuantisedItems:
         """Items that may be among the k best of each query, int32 [n, room], and how many.
 
         The number, int64 [n], is -1 where they do not fit, or the query is not a finite one of a
-        fair size: nothing is known then.
+        fair size, and of all queries where there is no memory: nothing is known then.
 
         Args:
             queries: float32 [n, D].
-            offsets: of each query.
+            offsets: of each query, bounded.
             seen: items that a query must not have: where those of each query begin, and where the
                 last end, int64 [n + 1], and their rows, int64, rising for each query.
         """
         queries, n = queries.contiguous(), len(queries)
-        room = ROOM + ROOM_SHARE * k
+        room = _room(k)
         found = torch.empty(n, room, dtype=torch.int32)
         counts = torch.empty(n, dtype=torch.int64)
         added, peaks = torch.tensor(
@@ -131,17 +133,25 @@ class QuantisedItems:
         copy = self._codes, self._scales, self._errors
         tensors = *copy, queries, added, peaks, *seen, self._largest, found, counts
         sizes = self.num_items, self._size, n, k, room, torch.get_num_threads()
-        _run("blossom_search", _Search(*(each.data_ptr() for each in tensors), *sizes))
+        try:
+            _run("blossom_search", _Search(*(each.data_ptr() for each in tensors), *sizes))
+        except MemoryError:
+            counts.fill_(-1)
         return found, counts
 
 
 class KeptCopy:
-    """The quantised copy of a table of vectors, made where it pays, and anew when they changed."""
+    """The quantised copy of a table of vectors, made where it pays, and anew when they changed.
+
+    A change is known by the version that PyTorch counts of a tensor. What is written through
+    ``.data``, or into its memory by others, is not seen: after it, :meth:`clear` is to be called.
+
+    Several threads may ask; they wait while one makes the copy.
+    """
 
     def __init__(self) -> None:
-        self._of: tuple[Tensor, int] | None = None
-        self._copy: QuantisedItems | None = None
-        self._asked = self._tried = self._failed = 0
+        self._lock = Lock()
+        self._start(None)
 
     def of(self, vectors: Tensor, queries: int) -> QuantisedItems | None:
         """The copy; None where there is none, or it has not been asked for often enough.
@@ -150,38 +160,55 @@ class KeptCopy:
             vectors: [I, D] on a processor.
             queries: for how many it is asked for now.
         """
-        if vectors.dtype != torch.float32 or vectors.is_inference() or missing():
+        # Of what was made in inference mode no versions are counted.
+        if vectors.dtype != torch.float32 or vectors.is_inference():
             return None
-        if not self._is_of(vectors):
-            self.clear()
-            self._of = vectors.detach(), vectors._version
-        if self._copy is None and self._asked <= WORTH:
-            before, self._asked = self._asked, self._asked + queries
-            if before <= WORTH < self._asked:
-                self._copy = _made(vectors.detach())
-        return self._copy
+        vectors = vectors.detach()
+        with self._lock:
+            if not self._is_of(vectors):
+                self._start((vectors, vectors._version))
+            if self._asked <= WORTH:
+                self._asked += queries
+                if self._asked > WORTH:
+                    self._copy = _made(vectors)
+            return self._copy
+
+    def make(self, vectors: Tensor) -> QuantisedItems | None:
+        """As :meth:`of`, for who will ask often: it is made now."""
+        return self.of(vectors, WORTH + 1)
 
     @property
     def nbytes(self) -> int:
         """Memory of the copy, 0 without one."""
-        return 0 if self._copy is None else self._copy.nbytes
+        copy = self._copy
+        return 0 if copy is None else copy.nbytes
 
-    def tell(self, queries: int, failed: int) -> None:
-        """That so many were looked for, and of how many there were too many candidates.
+    def tell(self, copy: QuantisedItems, queries: int, failed: int) -> None:
+        """That so many were looked for in a copy, and of how many there were too many candidates.
 
         Where these are many, bounds do not tell the items apart, and there is no copy any more.
         """
-        self._tried, self._failed = self._tried + queries, self._failed + failed
-        if self._tried >= TRIED and 4 * self._failed > self._tried:
-            self._copy = None
+        with self._lock:
+            # Another thread may have found other vectors meanwhile.
+            if copy is not self._copy:
+                return
+            self._tried, self._failed = self._tried + queries, self._failed + failed
+            if self._tried >= TRIED and 4 * self._failed > self._tried:
+                self._copy = None
 
     def clear(self) -> None:
-        """Let it go."""
-        self.__init__()
+        """Let it go, and the vectors."""
+        with self._lock:
+            self._start(None)
 
     def __reduce__(self) -> tuple[type[KeptCopy], tuple[()]]:
         # A model that is copied makes its own.
         return KeptCopy, ()
+
+    def _start(self, of: tuple[Tensor, int] | None) -> None:
+        self._of = of
+        self._copy: QuantisedItems | None = None
+        self._asked = self._tried = self._failed = 0
 
     def _is_of(self, vectors: Tensor) -> bool:
         if self._of is None:
@@ -192,10 +219,16 @@ class KeptCopy:
         return same and vectors._version == version
 
 
+def _room(k: int) -> int:
+    """Candidates of a query that a thread has room for."""
+    return ROOM + ROOM_SHARE * k
+
+
 def _made(vectors: Tensor) -> QuantisedItems | None:
     try:
         return QuantisedItems(vectors.contiguous())
-    except ValueError:
+    except (ValueError, MemoryError, RuntimeError):
+        # A RuntimeError: there is no compiler, or PyTorch has no memory.
         return None
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from blossomrec.errors import RerankerError
 from blossomrec.evaluation import scoring
-from blossomrec.evaluation.quantised_top_k import prepare, quantised_for
+from blossomrec.evaluation.quantised_top_k import quantised_for
 from blossomrec.evaluation.top_k import BlockLists, Reordering, Seen, choose
 from blossomrec.models.fused.quantised_items import KeptCopy, Offsets
 from blossomrec.models.sequence import SequenceModel
@@ -71,7 +71,6 @@ class Ranking:
         self._device = model.item_embeddings.weight.device
         self._off = _Off(np.empty(0, np.int64), model.num_items)
         self._table: _Table | None = None
-        prepare(model)
 
     def switch_off(self, rows: np.ndarray) -> None:
         """From now on recommend none of these items, and all others."""
@@ -117,7 +116,9 @@ class Ranking:
 
     def _directions(self) -> _Table:
         if self._table is None:
-            self._table = _Table(normalize(self._model.output_weight().detach().float(), dim=-1))
+            # No copy in 8 bits is kept of what is made in inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                self._table = _Table(normalize(self._model.output_weight().float(), dim=-1))
         return self._table
 
 
@@ -202,6 +203,8 @@ def _quantised(
     if top is None:
         return None
     offsets = [_offsets(choice, off, scorer.num_items) for choice in choices]
+    if not all(each is None or each.bounded for each in offsets):
+        return None
     seen = Seen.of([np.concatenate([*choice.left_out, off.rows[:0]]) for choice in choices])
     with scoring.full_precision(block.device):
         rows, scores = top.of(queries.states, limit, offsets, seen.on(block.device))

@@ -17,6 +17,7 @@ import numpy as np
 from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
 from blossomrec.data.units import Time
+from blossomrec.evaluation.quantised_top_k import prepare
 from blossomrec.rules import Rules
 from blossomrec.serving.engine.engine import Engine, Request
 from blossomrec.serving.engine.explainer import Explainer, check_model
@@ -88,6 +89,8 @@ class Service:
             lists=self.watch.lists,
             threads=threads,
         )
+        # The version was read with other threads than its model has from now on.
+        self._engine.call(lambda: prepare(self.version.model))
         self._listing = Listing(self._engine, self.metrics, self.watch, self.config.timeout)
         self._explainer = Explainer(threads)
         self._looked: tuple[float, asyncio.Future[None]] | None = None

@@ -11,6 +11,7 @@ from blossomrec.data.features import FeatureTable
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.device import resolve_device
 from blossomrec.errors import RunError
+from blossomrec.evaluation.quantised_top_k import prepare
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.rules import Rules
 from blossomrec.run import VERSIONED, run_version
@@ -89,6 +90,7 @@ def load_version(
     # A link may lead elsewhere in the middle of it.
     parts = _read_whole(Path(run).resolve(), config, device)
     info, model = parts.info, parts.model
+    prepare(model)
     ranking = Ranking(model)
     if config.probes:
         ranking = ApproximateRanking(model, config.probes, metrics)

@@ -1,4 +1,8 @@
-"""The compiled operator: its functions, and the structure that tells them what to compute."""
+"""The compiled operator: its functions, and the structures that tell them what to compute.
+
+Its switch turns off whatever else of the library is compiled C++ for processors, too: the ranking
+by vectors in 8 bits (``models/fused/quantised_items.py``).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,12 @@ from blossomrec.attention.backends.code_cache import NotBuiltError
 from blossomrec.attention.backends.cpu.compiler import build
 from blossomrec.attention.backends.tracing import looked_up
 
-# Set to 0, the operator is neither compiled nor used.
+# Set to 0, nothing is compiled for processors, or used.
 SWITCH = "BLOSSOMREC_CPU_BACKEND"
 
 
-def _fields(pointers: str, numbers: str) -> list[tuple[str, type]]:
+def fields_of(pointers: str, numbers: str) -> list[tuple[str, type]]:
+    """Fields of a structure: names of pointers, then of integers of 64 bits."""
     fields: list[tuple[str, type]] = [(name, ctypes.c_void_p) for name in pointers.split()]
     return fields + [(name, ctypes.c_int64) for name in numbers.split()]
 
@@ -25,7 +30,7 @@ class Problem(ctypes.Structure):
     What pointers lead to is contiguous, on the CPU, and outlives the call.
     """
 
-    _fields_ = _fields(
+    _fields_ = fields_of(
         "q k v block_keys gates cu_seqlens selected lse out "
         "grad grad_q grad_k grad_v grad_gates means samples shares",
         "rows histories groups top_n window sinks causal is_union threads count blocks "
@@ -36,7 +41,7 @@ class Problem(ctypes.Structure):
 class Rotation(ctypes.Structure):
     """``struct Rotation`` of ``source/rotation.h``, which says what the fields are."""
 
-    _fields_ = _fields("x angles to", "rows heads pairs back threads")
+    _fields_ = fields_of("x angles to", "rows heads pairs back threads")
 
 
 class Library:

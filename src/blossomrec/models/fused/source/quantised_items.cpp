@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <functional>
 
 // What the functions return, and the threads that they start.
 enum Status : int { FINE, NO_MEMORY, UNFIT };
@@ -12,8 +11,8 @@ enum Status : int { FINE, NO_MEMORY, UNFIT };
 #include <immintrin.h>
 #endif
 
-// Items side by side; the codes of a group are [pairs][GROUP][2], pairs of neighbouring numbers.
-constexpr int64_t GROUP = 16;
+// Items side by side; the codes of a panel are [pairs][PANEL][2], pairs of neighbouring numbers.
+constexpr int64_t PANEL = 16;
 constexpr int64_t LARGEST_CODE = 127;
 // Bytes of codes that all queries meet before the next ones: they stay in the nearest cache.
 constexpr int64_t CHUNK_BYTES = 16 << 10;
@@ -32,7 +31,7 @@ constexpr int HALVINGS = 20;
 
 struct Table {
     const float *vectors;  // [items, size]
-    int8_t *codes;  // [groups][pairs][GROUP][2], zeros
+    int8_t *codes;  // [panels][pairs][PANEL][2], zeros
     float *scales, *errors;  // [items]
     double *largest;  // [1], of the norms of the vectors
     int64_t items, size, threads;
@@ -43,7 +42,7 @@ struct Search {
     const float *scales, *errors;
     const float *queries;  // [count, size]
     const float *const *offsets;  // [count] of null or [items]; -infinity leaves an item out
-    const float *const *peaks;  // [count] of null or [groups], the largest offsets of groups
+    const float *const *peaks;  // [count] of null or [panels], the largest offsets of panels
     const int64_t *seen_starts, *seen;  // [count + 1]; item rows, rising for each query
     const double *largest;
     int32_t *found;  // [count, room]
@@ -70,7 +69,7 @@ static double sum_error(int64_t size) {
 static bool quantise(const Table &table, int64_t item) {
     const int64_t size = table.size, pairs = (size + 1) / 2;
     const float *vector = table.vectors + item * size;
-    int8_t *to = table.codes + item / GROUP * pairs * GROUP * 2 + item % GROUP * 2;
+    int8_t *to = table.codes + item / PANEL * pairs * PANEL * 2 + item % PANEL * 2;
     float largest = 0;
     bool fair = true;
     for (int64_t d = 0; d < size; d++) {
@@ -91,7 +90,7 @@ static bool quantise(const Table &table, int64_t item) {
         const double rest = exact - (double)scale * kept;
         lost += rest * rest;
         norm += exact * exact;
-        to[d / 2 * GROUP * 2 + d % 2] = (int8_t)kept;
+        to[d / 2 * PANEL * 2 + d % 2] = (int8_t)kept;
     }
     lost = sqrt(lost), norm = sqrt(norm);
     const double error = lost + (query_error(size) + sum_error(size)) * (norm + lost);
@@ -103,8 +102,8 @@ static bool quantise(const Table &table, int64_t item) {
 
 extern "C" int blossom_quantise(Table *given) {
     const Table &table = *given;
-    const int64_t groups = table.items / GROUP, each = 1024;
-    const int64_t pieces = (groups + each - 1) / each;
+    const int64_t panels = table.items / PANEL, each = 1024;
+    const int64_t pieces = (panels + each - 1) / each;
     Buffer<double> norms(pieces);
     if (!norms.data) return NO_MEMORY;
     std::atomic<bool> fair{true};
@@ -112,8 +111,8 @@ extern "C" int blossom_quantise(Table *given) {
         double largest = 0, norm;
         Table own = table;
         own.largest = &norm;
-        const int64_t stop = std::min(table.items, (piece + 1) * each * GROUP);
-        for (int64_t item = piece * each * GROUP; item < stop; item++) {
+        const int64_t stop = std::min(table.items, (piece + 1) * each * PANEL);
+        for (int64_t item = piece * each * PANEL; item < stop; item++) {
             if (!quantise(own, item)) {
                 fair = false;
                 return;
@@ -128,13 +127,13 @@ extern "C" int blossom_quantise(Table *given) {
     return FINE;
 }
 
-// Sums of products of a query with the items of a group.
-constexpr int PARTS = GROUP / LANES;
+// Sums of products of a query with the items of a panel.
+constexpr int PARTS = PANEL / LANES;
 struct Sums {
     Mask part[PARTS];
 };
 
-// Sums of Q queries, whose codes are pairs, as words, with a group of items.
+// Sums of Q queries, whose codes are pairs, as words, with a panel of items.
 #if defined(__AVX512BW__)
 constexpr int TOGETHER = 8;
 template <int Q>
@@ -192,13 +191,13 @@ template <int Q>
 static inline void products(
     const int8_t *codes, const int32_t *queries, int64_t pairs, Sums *sums
 ) {
-    int32_t sum[Q][GROUP] = {};
+    int32_t sum[Q][PANEL] = {};
     for (int64_t pair = 0; pair < pairs; pair++) {
-        const int8_t *items = codes + pair * GROUP * 2;
+        const int8_t *items = codes + pair * PANEL * 2;
         for (int q = 0; q < Q; q++) {
             int16_t query[2];
             memcpy(query, queries + q * pairs + pair, sizeof query);
-            for (int64_t lane = 0; lane < GROUP; lane++)
+            for (int64_t lane = 0; lane < PANEL; lane++)
                 sum[q][lane] += (int32_t)items[2 * lane] * query[0]
                     + (int32_t)items[2 * lane + 1] * query[1];
         }
@@ -292,8 +291,8 @@ struct Candidates {
     }
 };
 
-// About the k-th largest lower bound of several lists, and no more than it; -FLT_MAX where they are
-// fewer.
+// About the k-th largest lower bound of several lists, and no more than it, nor infinite; -FLT_MAX
+// where they are fewer.
 static float kth_lower(const Candidates *lists, int64_t number, int64_t stride, int64_t k) {
     int32_t low = INT32_MAX, high = INT32_MIN;
     int64_t count = 0;
@@ -317,7 +316,7 @@ static float kth_lower(const Candidates *lists, int64_t number, int64_t stride, 
         }
         (reach >= k ? low : high) = middle;
     }
-    return float_of(low);
+    return std::min(float_of(low), FLT_MAX);
 }
 
 // What one thread finds of all queries.
@@ -330,25 +329,25 @@ struct Worker {
     void chunk(int64_t first, int64_t stop) {
         int64_t query = 0;
         for (; query + TOGETHER <= search.count; query += TOGETHER)
-            groups<TOGETHER>(query, first, stop);
-        for (; query < search.count; query++) groups<1>(query, first, stop);
+            panels<TOGETHER>(query, first, stop);
+        for (; query < search.count; query++) panels<1>(query, first, stop);
     }
 
     template <int Q>
-    void groups(int64_t query, int64_t first, int64_t stop) {
+    void panels(int64_t query, int64_t first, int64_t stop) {
         float cuts[Q];
         for (int q = 0; q < Q; q++) cuts[q] = cut(query + q);
         const Queries::One *own = queries.each.data + query;
-        for (int64_t group = first; group < stop; group++) {
+        for (int64_t panel = first; panel < stop; panel++) {
             Sums sums[Q];
             products<Q>(
-                search.codes + group * queries.pairs * GROUP * 2, queries.words(query),
+                search.codes + panel * queries.pairs * PANEL * 2, queries.words(query),
                 queries.pairs, sums);
-            const float *scales = search.scales + group * GROUP;
-            const float *errors = search.errors + group * GROUP;
+            const float *scales = search.scales + panel * PANEL;
+            const float *errors = search.errors + panel * PANEL;
             Mask reached[Q] = {};
             float own_cuts[Q];
-            for (int q = 0; q < Q; q++) own_cuts[q] = cuts[q] - peak(query + q, group);
+            for (int q = 0; q < Q; q++) own_cuts[q] = cuts[q] - peak(query + q, panel);
             for (int part = 0; part < PARTS; part++) {
                 const Vector scale = load(scales + part * LANES);
                 const Vector error = load(errors + part * LANES);
@@ -359,53 +358,57 @@ struct Worker {
             }
             for (int q = 0; q < Q; q++) {
                 if (!any(reached[q])) continue;
-                take(query + q, group, sums[q]);
+                take(query + q, panel, sums[q]);
                 cuts[q] = cut(query + q);
             }
         }
     }
 
-    // The largest offset of a group, in units of the query.
-    float peak(int64_t query, int64_t group) const {
+    // The largest offset of a panel, in units of the query.
+    float peak(int64_t query, int64_t panel) const {
         const float *peaks = search.peaks[query];
         if (!peaks) return 0;
-        return (peaks[group] + fabsf(peaks[group]) * 0x1p-20f) / queries.each.data[query].unit;
+        const float largest = peaks[panel] + fabsf(peaks[panel]) * 0x1p-20f;
+        // Where all are left out it is no number, and stays none.
+        return std::max(largest / queries.each.data[query].unit, -FLT_MAX);
     }
 
-    // What a bound, in units of the query, is at least where an item is looked at.
+    // What a bound, in units of the query, is at least where an item is looked at; no number where
+    // there are too many. Above FLT_MAX, a peak of infinity would be taken from infinity.
     float cut(int64_t query) const {
         const Queries::One &own = queries.each.data[query];
         const float wanted = least[query].load(std::memory_order_relaxed);
-        return own.fair ? (wanted - fabsf(wanted) * 0x1p-20f) / own.unit : INFINITY;
+        if (!own.fair) return INFINITY;
+        return std::min((wanted - fabsf(wanted) * 0x1p-20f) / own.unit, FLT_MAX);
     }
 
-    __attribute__((noinline)) void take(int64_t query, int64_t group, const Sums &given) {
+    __attribute__((noinline)) void take(int64_t query, int64_t panel, const Sums &given) {
         const Queries::One &own = queries.each.data[query];
         const float *offsets = search.offsets[query];
         float wanted = least[query].load(std::memory_order_relaxed);
-        alignas(64) float upper[GROUP], lower[GROUP];
-        alignas(64) int32_t sums[GROUP];
+        alignas(64) float upper[PANEL], lower[PANEL];
+        alignas(64) int32_t sums[PANEL];
         memcpy(sums, &given, sizeof sums);
-        for (int64_t lane = 0; lane < GROUP; lane++) {
-            const float score = (float)sums[lane] * search.scales[group * GROUP + lane] * own.unit;
-            const float error = search.errors[group * GROUP + lane] * own.norm;
+        for (int64_t lane = 0; lane < PANEL; lane++) {
+            const float score = (float)sums[lane] * search.scales[panel * PANEL + lane] * own.unit;
+            const float error = search.errors[panel * PANEL + lane] * own.norm;
             upper[lane] = score + error, lower[lane] = score - error;
         }
         // What is left out becomes no number, which reaches nothing.
         if (offsets) {
-            for (int64_t lane = 0; lane < GROUP; lane++) {
-                const float offset = offsets[group * GROUP + lane];
+            for (int64_t lane = 0; lane < PANEL; lane++) {
+                const float offset = offsets[panel * PANEL + lane];
                 const float slack = fabsf(offset) * 0x1p-21f;
                 upper[lane] += offset + slack, lower[lane] += offset - slack;
             }
         }
-        int64_t reached = 0, lanes[GROUP];
-        for (int64_t lane = 0; lane < GROUP; lane++) {
+        int64_t reached = 0, lanes[PANEL];
+        for (int64_t lane = 0; lane < PANEL; lane++) {
             lanes[reached] = lane;
             reached += upper[lane] >= wanted;
         }
         for (int64_t i = 0; i < reached; i++) {
-            const int64_t lane = lanes[i], item = group * GROUP + lane;
+            const int64_t lane = lanes[i], item = panel * PANEL + lane;
             if (is_seen(query, item)) continue;
             Candidates &all = mine[query];
             if (all.count == all.limit) {
@@ -463,8 +466,8 @@ struct Rooms {
 extern "C" int blossom_search(Search *given) {
     const Search &search = *given;
     const Queries queries(search);
-    const int64_t groups = search.items / GROUP, count = search.count, room = search.room;
-    const int64_t chunk = std::max<int64_t>(1, CHUNK_BYTES / (queries.pairs * GROUP * 2));
+    const int64_t panels = search.items / PANEL, count = search.count, room = search.room;
+    const int64_t chunk = std::max<int64_t>(1, CHUNK_BYTES / (queries.pairs * PANEL * 2));
     const int64_t worth = search.items * count / FEW_ITEMS;
     const int64_t workers = std::max<int64_t>(1, std::min(search.threads, worth));
     const Rooms rooms(search, workers);
@@ -477,8 +480,8 @@ extern "C" int blossom_search(Search *given) {
     std::atomic<int64_t> next{0};
     const Status failed = in_parallel(workers, workers, 1, 0, [&](int64_t number, Vector *) {
         Worker worker{search, queries, least.data, rooms.each.data + number * count};
-        for (int64_t first; (first = next.fetch_add(chunk)) < groups;)
-            worker.chunk(first, std::min(groups, first + chunk));
+        for (int64_t first; (first = next.fetch_add(chunk)) < panels;)
+            worker.chunk(first, std::min(panels, first + chunk));
     });
     if (failed) return failed;
     return in_parallel(count, workers, FEW_QUERIES, 0, [&](int64_t query, Vector *) {
