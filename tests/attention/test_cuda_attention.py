@@ -196,6 +196,16 @@ def test_scores_far_apart(fusion):
     check_parity(inputs, fusion=fusion)
 
 
+@pytest.mark.parametrize("dtype, fusion", [(H, "gated"), (B, "gated"), (H, "union")], ids=str)
+def test_a_score_far_below_zero_stays_with_its_event(dtype, fusion):
+    # The lse of the first packed event is one that no score of 0 may meet: 2 ** -lse is infinite.
+    sizes = dict(heads=4, groups=2, size=16, dtype=dtype, fusion=fusion)
+    inputs = random_inputs([1, 10, 26], **sizes)
+    inputs.k[0] *= 20 / inputs.k[0].norm(dim=-1, keepdim=True)
+    inputs.q[0] = -inputs.k[0].repeat_interleave(2, dim=0)
+    check_parity(inputs, fusion=fusion)
+
+
 def test_queries_change_nothing_of_those_beside_them():
     inputs = random_inputs([150], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
     inputs.q *= 6
