@@ -18,10 +18,6 @@ once = pytest.mark.parametrize("kernels", [("fetched", 1)], indirect=True, ids=s
 # Of all head sizes: blocks fetched for each event alone; and those of wide heads swept over, with
 # queries that come to keys through a ring, and selection two tiles at a time.
 FORMS = [("fetched", 1), ("wide", 2)]
-# What needs neither lists nor gradients.
-selecting = pytest.mark.parametrize(
-    "kernels", [("fetched", 1), ("wide", 2)], indirect=True, ids=str
-)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +154,6 @@ def test_lists_of_more_than_16_bits(monkeypatch):
     check_parity(random_inputs([40, 90], heads=2, groups=1, size=16, dtype=H))
 
 
-@selecting
 def test_equal_scores_choose_the_lower_block():
     inputs = random_inputs([16 * 24], heads=1, groups=1, size=16, dtype=H).to(DEVICE)
     inputs.block_keys[:] = 0.0
@@ -167,7 +162,6 @@ def test_equal_scores_choose_the_lower_block():
     assert selected[-1].flatten().tolist() == [0, 1, 2, 3]
 
 
-@selecting
 @pytest.mark.parametrize(
     "top_n, causal, size", [(1, True, 16), (4, True, 16), (4, False, 16), (4, True, 64)]
 )
@@ -252,6 +246,17 @@ def test_rows_at_any_stride():
     inputs.gates = inputs.gates.transpose(0, 1).contiguous().transpose(0, 1)
     value, _ = attend(*inputs.all(), impl="cuda")
     assert torch.equal(value, expected)
+
+
+def test_selection_with_rows_farther_apart_than_32_bits_count(monkeypatch):
+    inputs = random_inputs([97], heads=1, groups=1, size=16, dtype=H).to(DEVICE)
+    arguments = (inputs.block_keys, inputs.cu_seqlens, [16, 4, 8, 0, 1, 0])
+    # 6.5 GB, of which a CPU takes only what is touched.
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    apart = torch.empty(97, 1 << 25, dtype=H, device=DEVICE)[:, None, :16]
+    apart.copy_(inputs.q)
+    selected = operators.select_blocks(apart, *arguments)
+    assert torch.equal(selected, operators.select_blocks(inputs.q, *arguments))
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 0]], ids=str)
