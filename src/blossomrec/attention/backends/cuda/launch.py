@@ -67,7 +67,8 @@ BOTH_WAYS = {16: 20, 32: 12, 64: 8}
 TOGETHER = {16: 1, 32: 2, 64: 1}
 # Both of the selection with wide heads, and the share of a multiprocessor's memory, in per cent,
 # that it wants as shared memory.
-SELECTION = {"WARPS_SELECTION": 20, "TOGETHER": 4, "CARVEOUT": 80}
+SELECTION = {"WARPS_SELECTION": 20, "TOGETHER": 4}
+SELECTION_CARVEOUT = 80
 # Its warps where keys come in three parts, and where top_n is above 8: both take more registers.
 WARPS_OF_PARTS, WARPS_OF_MANY = 12, 8
 # Of a table of tiles there are a multiple: a power of two that all the others divide.
@@ -172,9 +173,9 @@ def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: 
     per_group, _, size, top_n, is_bfloat16 = sizes
     # Products are of bfloat16 whatever the queries are: three of them make a float32.
     constants = {**_constants(sizes, causal), "BF16": 1, "PARTS": key_parts}
-    program = "selection"
+    program, carveout = "selection", 100
     if size in WIDE:
-        program = "wide_selection"
+        program, carveout = "wide_selection", SELECTION_CARVEOUT
         constants |= {**SELECTION, "BY_HEAD": int(is_bfloat16 and per_group <= 2)}
         if top_n > 8:
             constants["WARPS_SELECTION"] = WARPS_OF_MANY
@@ -185,7 +186,7 @@ def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: 
             constants["TOGETHER"] = 1
     return Selection(
         compiler.kernel("split_keys", "split_keys", _constants(sizes, causal) | {"BF16": 1}),
-        compiler.kernel(program, "select_blocks", constants),
+        compiler.kernel(program, "select_blocks", constants, carveout),
     )
 
 
