@@ -42,7 +42,7 @@ class Emulator:
         self.library = cache(self._library)
         self.headers = cache(self._headers)
 
-    def kernel(self, program, name, constants):
+    def kernel(self, program, name, constants, carveout=100):
         def launch(warps, *arguments):
             if not warps:
                 return

@@ -1,6 +1,11 @@
 """What is compiled is kept, and loaded only from a folder that is the user's own."""
 
+import ctypes
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from blossomrec.attention.backends.cuda import compiler
 
@@ -42,6 +47,41 @@ def test_what_others_may_write_is_not_loaded(compilations, tmp_path):
     kept.parent.chmod(0o777)
     assert compiler.compiled("pack", CONSTANTS, "sm_90") == b"pack"
     assert compilations == ["pack"] * 3
+
+
+def test_the_device_of_the_tensors_is_the_current_one_of_every_call(monkeypatch):
+    current, calls = [0], []
+
+    class Driver:
+        def __getattr__(self, name):
+            def call(first, *_):
+                calls.append((name, current[-1]))
+                if name == "cuFuncGetAttribute":
+                    # The kernel has shared memory.
+                    first._obj.value = 1
+                return 0
+
+            return call
+
+    @contextmanager
+    def device(number):
+        current.append(number)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(compiler, "_driver", Driver)
+    monkeypatch.setattr(compiler, "compiled", lambda *_: b"")
+    monkeypatch.setattr(compiler, "as_argument", lambda _: ctypes.c_int())
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
+    elsewhere = SimpleNamespace(device=torch.device("cuda", 1), is_cuda=True)
+    compiler._module.cache_clear()
+    compiler.kernel("pack", "pack_blocks", CONSTANTS)(1, elsewhere)
+    compiler._module.cache_clear()
+    assert calls[-1][0] == "cuLaunchKernel" and ("cuFuncSetAttribute", 1) in calls
+    assert [number for _, number in calls] == [1] * len(calls)
 
 
 def test_every_program_is_whole():

@@ -12,13 +12,17 @@ from blossomrec.attention.backends.cuda import compiler, launch
 NVCC = shutil.which("nvcc")
 # Bytes of a thread: some addresses kept aside. A tile that does not fit takes hundreds.
 SPILL_LIMIT = 64
-LAYOUTS = [(8, 2, 16), (2, 2, 32), (4, 2, 64)]
+# Wide heads of which a warp holds the most events at a time: there is one a group.
+LAYOUTS = [(8, 2, 16), (2, 2, 32), (2, 2, 64)]
+# The last number is top_n.
+CHOOSING = [(8, 2, 16, 4), (2, 2, 32, 4), (4, 2, 64, 4), (8, 1, 64, 32)]
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc, CUDA's compiler")
 
 
 @pytest.fixture(autouse=True)
 def described(monkeypatch):
     """Instead of kernels, what they are compiled from."""
-    monkeypatch.setattr(compiler, "kernel", lambda *given: given)
+    monkeypatch.setattr(compiler, "kernel", lambda *given: given[:3])
     launch._attention.cache_clear()
     launch._selection.cache_clear()
     yield
@@ -26,24 +30,35 @@ def described(monkeypatch):
     launch._selection.cache_clear()
 
 
-@pytest.mark.skipif(NVCC is None, reason="needs nvcc, CUDA's compiler")
+@needs_nvcc
 @pytest.mark.parametrize("is_union", [0, 1], ids=["gated", "union"])
+@pytest.mark.parametrize("causal", [1, 0], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("heads, groups, size", LAYOUTS, ids=str)
-def test_nothing_spills(heads, groups, size, is_union, tmp_path):
-    q = torch.empty(131_072, heads, size, dtype=torch.bfloat16, device="meta")
-    # Block keys in 16 bits, and in float32.
-    selection = [
-        each for parts in (1, 3) for each in launch.selection_kernels(q, groups, 4, True, parts)
-    ]
-    attention = launch.attention_kernels(q, groups, [16, 4, 8, 0, 1, is_union], True)
-    kernels = attention if is_union else [*selection, *attention]
+def test_attention_does_not_spill(heads, groups, size, causal, is_union, tmp_path):
+    numbers = [16, 4, 8, 0, causal, is_union]
+    check_spills(launch.attention_kernels(rows(heads, size), groups, numbers, True), tmp_path)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("key_parts", [1, 3], ids=["keys of 16 bits", "keys of float32"])
+@pytest.mark.parametrize("heads, groups, size, top_n", CHOOSING, ids=str)
+def test_selection_does_not_spill(heads, groups, size, top_n, key_parts, tmp_path):
+    kernels = launch.selection_kernels(rows(heads, size), groups, top_n, True, key_parts)
+    check_spills(kernels, tmp_path)
+
+
+def rows(heads, size):
+    return torch.empty(131_072, heads, size, dtype=torch.bfloat16, device="meta")
+
+
+def check_spills(kernels, folder):
     # What is compiled alike is compiled at once: CUDA's own headers take longer than a kernel.
     alike: dict[tuple, dict[str, set[str]]] = {}
     for program, name, constants in kernels:
         programs = alike.setdefault(tuple(constants.items()), {})
         programs.setdefault(program, set()).add(name)
     for number, (constants, programs) in enumerate(alike.items()):
-        source = tmp_path / f"{number}.cu"
+        source = folder / f"{number}.cu"
         texts = (f"namespace {each} {{\n{compiler.source(each)}\n}}\n" for each in programs)
         source.write_text("".join(texts))
         defines = [f"-D{name}={value}" for name, value in constants]

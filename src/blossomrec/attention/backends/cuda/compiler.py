@@ -46,17 +46,19 @@ def source(program: str) -> str:
     return "\n".join((SOURCES / part).read_text() for part in PROGRAMS[program])
 
 
-def kernel(program: str, name: str, constants: Mapping[str, int]) -> Callable[..., None]:
+def kernel(
+    program: str, name: str, constants: Mapping[str, int], carveout: int = 100
+) -> Callable[..., None]:
     """A kernel of independent warps, compiled when it is first launched on a device.
 
     Args:
         program: one of PROGRAMS.
         name: of a function in it.
-        constants: values of the names that the source leaves open.
-
-    ``TOGETHER`` among the constants are the warps of a block of threads, which share a first-level
-    cache; 1 without it. ``CARVEOUT`` is the share of a multiprocessor's memory that kernels with
-    shared memory have as such, in per cent; all of it without it.
+        constants: values of the names that the source leaves open. ``TOGETHER`` among them, 1
+            without it, is the number of warps in a block of threads, which share a first-level
+            cache.
+        carveout: share of a multiprocessor's memory, in per cent, that a kernel with shared memory
+            has as such.
 
     Returns:
         A function of the number of warps and of the kernel's arguments: tensors, integers (32 bits)
@@ -73,7 +75,8 @@ def kernel(program: str, name: str, constants: Mapping[str, int]) -> Callable[..
             raise CompilationError(f"{name} needs an NVIDIA GPU, not {arguments[0].device}")
         if device not in functions:
             module = _module(program, defines, device)
-            functions[device] = _function(module, name, constants.get("CARVEOUT", 100))
+            with torch.cuda.device(device):
+                functions[device] = _function(module, name, carveout)
         values = [as_argument(each) for each in arguments]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         size = (-(-warps // together), together * WARP)

@@ -60,13 +60,17 @@ RESIDENT = {
     32: {"QUERIES": 16},
     64: {"QUERIES": 12},
 }
+# Of the kernel of the queries where two paths look both ways, which takes more registers; where one
+# query head a group makes units of eight events, 8 warps have room.
+BOTH_WAYS = {16: 20, 32: 12, 64: 8}
 # Of them, how many share a block of threads; the fastest of 1, 2, 4 and 8 on an H200.
 TOGETHER = {16: 1, 32: 2, 64: 1}
 # Both of the selection with wide heads, and the share of a multiprocessor's memory, in per cent,
 # that it wants as shared memory.
-SELECTION = {"WARPS_SELECTION": 20, "TOGETHER": 4, "CARVEOUT": 80}
-# Its warps where keys come in three parts, which take more registers.
-WARPS_OF_PARTS = 12
+SELECTION = {"WARPS_SELECTION": 20, "TOGETHER": 4}
+SELECTION_CARVEOUT = 80
+# Its warps where keys come in three parts, and where top_n is above 8: both take more registers.
+WARPS_OF_PARTS, WARPS_OF_MANY = 12, 8
 # Of a table of tiles there are a multiple: a power of two that all the others divide.
 TILES = 16
 # Warps of a block of threads of a kernel that waits for memory alone.
@@ -169,18 +173,20 @@ def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: 
     per_group, _, size, top_n, is_bfloat16 = sizes
     # Products are of bfloat16 whatever the queries are: three of them make a float32.
     constants = {**_constants(sizes, causal), "BF16": 1, "PARTS": key_parts}
-    program = "selection"
+    program, carveout = "selection", 100
     if size in WIDE:
-        program = "wide_selection"
+        program, carveout = "wide_selection", SELECTION_CARVEOUT
         constants |= {**SELECTION, "BY_HEAD": int(is_bfloat16 and per_group <= 2)}
-        if key_parts > 1:
+        if top_n > 8:
+            constants["WARPS_SELECTION"] = WARPS_OF_MANY
+        elif key_parts > 1:
             constants["WARPS_SELECTION"] = WARPS_OF_PARTS
         # Shared memory has room for few blocks of each event.
         if top_n > 4:
             constants["TOGETHER"] = 1
     return Selection(
         compiler.kernel("split_keys", "split_keys", _constants(sizes, causal) | {"BF16": 1}),
-        compiler.kernel(program, "select_blocks", constants),
+        compiler.kernel(program, "select_blocks", constants, carveout),
     )
 
 
@@ -204,6 +210,8 @@ def _attention(
         "TOGETHER": TOGETHER[size],
         **{f"WARPS_{name}": warps for name, warps in RESIDENT[size].items()},
     }
+    if not (causal or is_union):
+        constants["WARPS_QUERIES"] = BOTH_WAYS[size] if per_group > 1 else 8
 
     def of(program: str, name: str, **others: int) -> Callable[..., None]:
         return compiler.kernel(program, name, {**constants, **others})

@@ -111,7 +111,8 @@ struct ListChunk {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int place = at + (8 * i + g) / R;
-            const int event = place < high ? order[2 * place] / (G * N) : 0;
+            // Behind the end stands the last entry: no event of another history.
+            const int event = order[2 * min(place, high - 1)] / (G * N);
             rows[i].load(from, event, place < high);
             for (int n = 0; n < 2; ++n)
                 events[i][n] = n && R > 1 ? events[i][0] : from_lane(event, 4 * (2 * c + n));

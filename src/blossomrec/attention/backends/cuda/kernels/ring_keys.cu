@@ -126,8 +126,10 @@ INLINE Path path_of(const Stage &stage, int row, bool of_list) {
 INLINE Path long_path_of(const Stage &stage, int row, const Sources &from) {
     Path path;
     for (int n = 0; n < 2; ++n) {
-        const int place = event_of(stage.entry[row + n]) * HEADS + (row + n) % R;
-        path.lse[n] = from.lse[place], path.shift[n] = from.shifts[place];
+        const int entry = stage.entry[row + n], place = event_of(entry) * HEADS + (row + n) % R;
+        // A row that is not there has zeros, as in its stage: another event's lse could give NaN.
+        path.lse[n] = entry < 0 ? 0.0f : from.lse[place];
+        path.shift[n] = entry < 0 ? 0.0f : from.shifts[place];
         path.gate[n] = UNION ? 1.0f : low(stage.gates[row + n]);
     }
     return path;

@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER) select_blocks(
         u32 first[2][3], second[2][3];
         for (int half = 0; half < 2; ++half) {
             const int event = at.first() + g + 8 * half;
-            const u16 *row = q + (at.start + event) * q_event + 16 * s + 4 * c;
+            const u16 *row = row_at(q, at.start + event, q_event) + 16 * s + 4 * c;
             float mean[4] = {0.0f, 0.0f, 0.0f, 0.0f};
             for (int head = group * R; head < group * R + R; ++head) {
                 const uint2 x = four(row + head * q_head, event < at.length);

@@ -27,7 +27,7 @@ struct Queries {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int event = at.first() + g + 8 * half;
-                const u16 *row = q + (at.start + event) * q_event + place_of(s, c);
+                const u16 *row = row_at(q, at.start + event, q_event) + place_of(s, c);
                 const bool held = event < at.length;
 #if BY_HEAD
                 for (int head = 0; head < R; ++head) {
