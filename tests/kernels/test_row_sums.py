@@ -9,7 +9,15 @@ pytest.importorskip("triton")
 
 from blossomrec.models import fused
 from blossomrec.models.fused import embedding as modules
-from blossomrec.models.fused.embedding import PARTS, ROWS, Ordered, embedding, row_sums, summed_once
+from blossomrec.models.fused.embedding import (
+    PARTS,
+    ROWS,
+    Ordered,
+    bags,
+    embedding,
+    row_sums,
+    summed_once,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -51,6 +59,25 @@ def test_rows_and_their_gradient_are_those_of_pytorch(dtype, monkeypatch):
         found.append((given, gradient))
     (rows, mine), (others, theirs) = found
     assert torch.equal(rows, others) and mine.dtype == theirs.dtype == dtype
+    torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("lengths", [[3, 0, 0, 2, 1, 0], [0], [0, 90, 7]])
+def test_bags_and_their_gradient_are_those_of_pytorch(lengths, monkeypatch):
+    monkeypatch.setattr(fused, "usable", lambda x: True)
+    generator = torch.Generator().manual_seed(0)
+    offsets = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE)
+    values = torch.randint(5, (sum(lengths),), generator=generator).to(DEVICE)
+    table = torch.randn(6, 10, generator=generator).to(DEVICE).requires_grad_()
+    factors = torch.randn(len(lengths), 10, generator=generator).to(DEVICE)
+    found = []
+    for given in (
+        bags(values, offsets, table),
+        F.embedding_bag(values, table, offsets, mode="sum", include_last_offset=True),
+    ):
+        found.append((given, *torch.autograd.grad((given * factors).sum(), table)))
+    (sums, mine), (others, theirs) = found
+    assert torch.equal(sums, others)
     torch.testing.assert_close(mine, theirs)
 
 

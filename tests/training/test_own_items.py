@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from small_training import outcome, small_config, small_train
+from small_training import small_config
 
 from blossomrec.config import EvaluationConfig, with_options
 from blossomrec.data.batch import Batch, pack
@@ -247,16 +247,3 @@ def test_habits_are_learned_and_kept(tmp_path):
     few = again.recommend([0], k=3, items=rows["item_id"][:5].to_list())
     assert few["item_id"].to_list() == rows["item_id"][:3].to_list()
     assert few["score"].to_list() == pytest.approx(rows["score"][:3].to_list(), abs=1e-5)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("graph", ["off", "auto"])
-def test_a_gpu_learns_the_same_to_the_bit_each_time(tmp_path, graph):
-    log = log_of(habits(users=400, days=120))
-    config = small_config(
-        device="cuda", graph=graph, repeats="on", tokens_per_batch=4_096, learning_rate=1e-2
-    )
-    for name in ("one", "other"):
-        small_train(log, config, tmp_path / name)
-    assert outcome(tmp_path / "one") == outcome(tmp_path / "other")

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from blossomrec.attention.packing import histories
 from blossomrec.config import ModelConfig
 from blossomrec.data.fields import EventFields, Tables
 from blossomrec.models.features import Asked, EventInputs, UserContent, gaps, passed
+from blossomrec.models.fused.embedding import embedding
 from blossomrec.models.inputs import needed_table, seen_fields
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def seen_tables(config: ModelConfig, tables: Tables) -> Tables:
     )
 
 
-def user_part(config: ModelConfig, table: FeatureTable | None) -> UserContent | None:
+def user_part(
+    config: ModelConfig, table: FeatureTable | None, *, may_fuse: bool
+) -> UserContent | None:
     """What is seen of users; None where nothing is.
 
     Raises:
@@ -44,7 +46,8 @@ def user_part(config: ModelConfig, table: FeatureTable | None) -> UserContent | 
     """
     if config.user_table != "on":
         return None
-    return UserContent(needed_table("user_table", table), config.hidden_size)
+    found = needed_table("user_table", table)
+    return UserContent(found, config.hidden_size, may_fuse=may_fuse)
 
 
 def event_part(
@@ -114,9 +117,10 @@ def besides_items(
         if len(model.user_content.of_many):
             vectors = model.user_content.vectors(rows)
         if history is not None:
-            users = F.embedding(history, users)
-            # Unlike indexing, a lookup has a gradient that is summed in a fixed order.
-            vectors = None if vectors is None else F.embedding(history, vectors)
+            fuses = inputs.may_fuse
+            # Its gradient is summed in a fixed order.
+            users = embedding(history, users, may_fuse=fuses)
+            vectors = None if vectors is None else embedding(history, vectors, may_fuse=fuses)
     x = inputs(gap, batch.times, batch.kinds, batch.context, users)
     return x if vectors is None else x + vectors
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from blossomrec.data.features import Categories, Feature, Numbers, Vectors
 from blossomrec.data.fields import ContextField
 from blossomrec.models import fused
+from blossomrec.models.fused.embedding import bags, embedding
 
 # A gap that is not known, no gap at all, then two buckets each time that it doubles: 68 years.
 GAP_BUCKETS = 64
@@ -319,6 +320,7 @@ class UserContent(nn.Module):
     Args:
         features: by name.
         size: D.
+        may_fuse: whether a kernel may run where a GPU takes it.
 
     Attributes:
         width: number of columns, U.
@@ -326,14 +328,14 @@ class UserContent(nn.Module):
 
     numbers: Tensor
 
-    def __init__(self, features: Mapping[str, Feature], size: int):
+    def __init__(self, features: Mapping[str, Feature], size: int, *, may_fuse: bool = True):
         super().__init__()
         categories = [one for one in features.values() if isinstance(one, Categories)]
         numbers = [one for one in features.values() if isinstance(one, (Numbers, Vectors))]
         few = [one for one in categories if one.size <= FEW]
         many = [one for one in categories if one.size > FEW]
         self.lists = nn.ModuleList(_Lists(one) for one in few)
-        self.of_many = nn.ModuleList(_Categories(one, size, 0.0) for one in many)
+        self.of_many = nn.ModuleList(_Categories(one, size, 0.0, may_fuse=may_fuse) for one in many)
         scaled = [_scaled(one) for one in numbers]
         rows = len(next(iter(features.values())))
         _keep(self, numbers=np.concatenate([np.empty((rows, 0), np.float32), *scaled], 1))
@@ -384,13 +386,21 @@ class Content(nn.Module):
         features: by name; their arrays become buffers, which are saved with the table.
         size: D.
         rows: which of the table's it has; all without.
+        may_fuse: whether a kernel may run where a GPU takes it.
     """
 
-    def __init__(self, features: Mapping[str, Feature], size: int, rows: range | None = None):
+    def __init__(
+        self,
+        features: Mapping[str, Feature],
+        size: int,
+        rows: range | None = None,
+        *,
+        may_fuse: bool = True,
+    ):
         super().__init__()
         held = WHOLE if rows is None else slice(rows.start, rows.stop)
         self.categories = nn.ModuleList(
-            _Categories(one, size, rows=held)
+            _Categories(one, size, rows=held, may_fuse=may_fuse)
             for one in features.values()
             if isinstance(one, Categories)
         )
@@ -440,8 +450,17 @@ class _Lists(nn.Module):
 class _Categories(nn.Module):
     """The sum of the embeddings of each row's categories."""
 
-    def __init__(self, feature: Categories, size: int, std: float = 0.02, rows: slice = WHOLE):
+    def __init__(
+        self,
+        feature: Categories,
+        size: int,
+        std: float = 0.02,
+        rows: slice = WHOLE,
+        *,
+        may_fuse: bool,
+    ):
         super().__init__()
+        self.may_fuse = may_fuse
         self.bag = nn.EmbeddingBag(feature.size, size, mode="sum", include_last_offset=True)
         nn.init.normal_(self.bag.weight, std=std)
         self.lists = _Lists(feature, rows)
@@ -449,9 +468,11 @@ class _Categories(nn.Module):
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """Of some rows, int64 [B], or of all, [R, D]."""
         if rows is None:
-            return self.bag(self.lists.values, self.lists.offsets)
+            lists = self.lists.values, self.lists.offsets
+            return bags(*lists, self.bag.weight, may_fuse=self.may_fuse)
         values, there = self.lists(rows)
-        return (F.embedding(values, self.bag.weight) * there[:, :, None]).sum(1)
+        found = embedding(values, self.bag.weight, may_fuse=self.may_fuse)
+        return (found * there[:, :, None]).sum(1)
 
 
 class _Projected(nn.Module):

@@ -103,7 +103,7 @@ class SequenceModel(TiedItems):
         """Add what the configuration asks for besides ids; see :func:`build_model`."""
         config, fuses = self.config, self.may_fuse
         self.tables = seen_tables(config, tables)
-        self.user_content = user_part(config, tables.users)
+        self.user_content = user_part(config, tables.users, may_fuse=fuses)
         self.event_inputs = event_part(config, self.fields, self.user_content, may_fuse=fuses)
         if self.causal:
             self.request_inputs = request_part(config, self.fields, may_fuse=fuses)
@@ -111,7 +111,8 @@ class SequenceModel(TiedItems):
             self.attach_content(tables.items)
         if config.repeats == "on":
             timed = "times" in inputs_of(config)
-            self.own_history = OwnHistory(config.hidden_size, config.max_len, timed=timed)
+            size, longest = config.hidden_size, config.max_len
+            self.own_history = OwnHistory(size, longest, timed=timed, may_fuse=fuses)
 
     @property
     def features(self) -> FeatureTable | None:

@@ -56,7 +56,8 @@ class TiedItems(nn.Module):
             ConfigError: there is none, or one of another catalogue.
         """
         table = needed_table("content", table, self.num_items)
-        self.content = Content(table, self.config.hidden_size, self.held_items)
+        size, fuses = self.config.hidden_size, self.may_fuse
+        self.content = Content(table, size, self.held_items, may_fuse=fuses)
         self.register_buffer("trained", torch.ones(len(self.held_items), dtype=torch.bool))
 
     @property

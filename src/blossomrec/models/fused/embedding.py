@@ -28,7 +28,7 @@ class Ordered(NamedTuple):
 
     Attributes:
         keys: int32 [N].
-        places: int64 [N], where each stood before; of a place beyond the rows there is nothing.
+        places: int64 [N], the row that each has; of a place beyond the rows there is nothing.
     """
 
     keys: Tensor
@@ -40,8 +40,8 @@ def embedding(
 ) -> Tensor:
     """Rows of ``table`` [I, D], of the shape of ``index``, int64, and D.
 
-    As :func:`torch.nn.functional.embedding`, whose gradient takes several times as many kernels
-    on a GPU; of both, and unlike that of indexing, it is the same to the bit each time.
+    As :func:`torch.nn.functional.embedding`, whose gradient on a GPU takes several times as many
+    kernels, and has other bits each time where many of the numbers are the same.
 
     Args:
         ordered: the numbers of ``index`` where their order is known.
@@ -55,6 +55,31 @@ def embedding(
     if not (may_fuse and differentiable and index.numel() and fused.usable(table)):
         return F.embedding(index, table)
     return _Embedding.apply(index, table, ordered, _met.get(table))
+
+
+def bags(values: Tensor, offsets: Tensor, table: Tensor, *, may_fuse: bool = True) -> Tensor:
+    """Sums of rows of ``table`` [I, D] by their numbers: [B, D].
+
+    As :func:`torch.nn.functional.embedding_bag`, with a gradient as that of :func:`embedding`.
+
+    Args:
+        values: numbers of rows, int64 [N].
+        offsets: where those of each sum begin, and where the last end, int64 [B + 1].
+        may_fuse: whether kernels of a GPU may be used.
+
+    Example:
+        >>> bags(torch.tensor([1, 0]), torch.tensor([0, 2, 2]), torch.tensor([[5.0], [7.0]]))
+        tensor([[12.],
+                [ 0.]])
+    """
+    differentiable = torch.is_grad_enabled() and table.requires_grad
+    if not (may_fuse and differentiable and values.numel() and fused.usable(table)):
+        return _plain_bags(values, offsets, table)
+    return _Bags.apply(values, offsets, table)
+
+
+def _plain_bags(values: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
+    return F.embedding_bag(values, table, offsets, mode="sum", include_last_offset=True)
 
 
 def summed_once(table: Tensor) -> Tensor:
@@ -107,13 +132,30 @@ class _Embedding(torch.autograd.Function):
         return None, row_sums(index, grad, ctx.num_rows, known), None, None
 
 
+class _Bags(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, offsets, table):
+        ctx.save_for_backward(values, offsets)
+        ctx.num_rows = len(table)
+        return _plain_bags(values, offsets, table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        values, offsets = ctx.saved_tensors
+        keys, order = values.int().sort(stable=True)
+        # The bag of each value, whose row of the gradient it has.
+        bag = torch.searchsorted(offsets, order, right=True) - 1
+        return None, None, row_sums(values, grad, ctx.num_rows, Ordered(keys, bag))
+
+
 def row_sums(index: Tensor, rows: Tensor, num_rows: int, ordered: Ordered | None = None) -> Tensor:
     """For each of ``num_rows`` numbers the sum of the rows that have it, [num_rows, D].
 
     Args:
         index: int64, the number of each row, at least one.
         rows: of the shape of ``index``, and D, on a GPU; they are summed in float32.
-        ordered: the numbers where their order is known.
+        ordered: the numbers where their order is known, and the rows, of any shape, that they have.
     """
     from blossomrec.models.fused.kernels.embedding import carried_sums_kernel, row_sums_kernel
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blossomrec.data.batch import Batch
+from blossomrec.models.fused.embedding import embedding
 from blossomrec.models.own_history.items import OwnItems
 from blossomrec.models.own_history.occurrences import (
     LARGEST_LOG,
@@ -49,12 +50,16 @@ class Scale(nn.Module):
         counts: how many logarithms of counts an occurrence has.
         rates: of decay, by events or seconds.
         starts: smallest gap of each bucket, rising from the smallest that there is.
+        may_fuse: whether kernels of a GPU may be used.
     """
 
     starts: Tensor
 
-    def __init__(self, size: int, counts: int, rates: list[float], starts: list[int]):
+    def __init__(
+        self, size: int, counts: int, rates: list[float], starts: list[int], *, may_fuse: bool
+    ):
         super().__init__()
+        self.may_fuse = may_fuse
         self.log_rates = nn.Parameter(torch.tensor(rates).log())
         self.register_buffer("starts", torch.tensor(starts), persistent=False)
         self.buckets = len(starts)
@@ -78,7 +83,8 @@ class Scale(nn.Module):
             counts: logarithms of the counts on all scales, [N, R].
             gap: bucket of the gap before, int64 [N].
         """
-        weights = self.of_item(vectors) + self.of_counts(counts) + self.of_gap(gap)
+        of_gap = embedding(gap, self.of_gap.weight, may_fuse=self.may_fuse)
+        weights = self.of_item(vectors) + self.of_counts(counts) + of_gap
         return weights.clamp(-LARGEST_LOG, LARGEST_LOG)
 
     def gap_bucket(self, gaps: Tensor, before: Tensor) -> Tensor:
@@ -114,9 +120,10 @@ class OwnHistory(nn.Module):
         size: D, of states and of vectors of items.
         max_len: longest history.
         timed: whether the model sees times.
+        may_fuse: whether kernels of a GPU may be used.
     """
 
-    def __init__(self, size: int, max_len: int, *, timed: bool):
+    def __init__(self, size: int, max_len: int, *, timed: bool, may_fuse: bool = True):
         super().__init__()
         rates = [[-math.log(each) for each in DECAYS]]
         starts = [_doubling(1, max(2 * math.ceil(math.log2(max_len)), 2))]
@@ -125,10 +132,11 @@ class OwnHistory(nn.Module):
             starts.append([*SHORT_GAPS, *_doubling(DAY, LONG_BUCKETS)])
         counts = sum(map(len, rates))
         own = counts + len(STEP_DECAYS) + len(rates)
-        self.timed = timed
+        self.timed, self.may_fuse = timed, may_fuse
         self.log_step_rates = nn.Parameter(torch.tensor([-math.log(x) for x in STEP_DECAYS]).log())
         self.scales = nn.ModuleList(
-            Scale(size, counts, *each) for each in zip(rates, starts, strict=True)
+            Scale(size, counts, *each, may_fuse=may_fuse)
+            for each in zip(rates, starts, strict=True)
         )
         self.mix = nn.Linear(size, 1 + own)
         self.of_state = nn.Linear(size, sum(map(len, starts)))
@@ -253,7 +261,8 @@ class OwnHistory(nn.Module):
         rows = torch.arange(len(batch.items), device=batch.items.device)
         before = torch.where(rows > found.start, rows - 1, -1)
         chains = torch.cat((found.previous, torch.where(before < 0, -1, before + len(rows))))
-        vectors, places = F.embedding(batch.items, catalogue), self._places(batch, ahead)
+        vectors = embedding(batch.items, catalogue, may_fuse=self.may_fuse)
+        places = self._places(batch, ahead)
         counted = []
         for scale, (place, _) in zip(self._scales(), places, strict=True):
             both = decayed_counts(scale.rates, torch.cat((place, place)), chains, batch.max_length)
@@ -351,7 +360,8 @@ def _doubling(start: int, count: int) -> list[int]:
 
 
 def _logs(counts: Tensor, rows: Tensor) -> Tensor:
-    # Unlike of an index, the gradient of a selection needs no sort.
+    # Unlike of an index, the gradient of a selection needs no sort. It has the same bits each time
+    # all the same: a row is asked for by one event, and by others whose gradient is zero.
     return counts.index_select(0, rows).log()
 
 

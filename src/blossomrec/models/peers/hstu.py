@@ -18,6 +18,7 @@ from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step, ea
 from blossomrec.attention.state.pages import rows_at
 from blossomrec.config import ModelConfig
 from blossomrec.models.features import GAP_BUCKETS, gap_buckets
+from blossomrec.models.fused.embedding import embedding
 from blossomrec.models.sasrec import SASRec
 
 # Scores of all heads that are held at a time.
@@ -132,7 +133,7 @@ class HSTUAttention(nn.Module, KeepsStates):
         if self.time_bias is not None:
             assert times is not None
             passed = _passed(times[:, own], times[:, : len(other)])
-            bias = bias + self.time_bias(gap_buckets(passed)).permute(0, 3, 1, 2)
+            bias = bias + embedding(gap_buckets(passed), self.time_bias.weight).permute(0, 3, 1, 2)
         scores = torch.einsum("nthd,nshd->nhts", q, k) / math.sqrt(self.head_dim) + bias
         seen, count = distance >= 0, own[:, None] + 1
         if not self.causal:
@@ -148,7 +149,7 @@ class HSTUAttention(nn.Module, KeepsStates):
         last = start + rows - 1
         distance = torch.arange(last, start - columns, -1, device=self.input.weight.device)
         behind = GAP_BUCKETS * (distance < 0) * (not self.causal)
-        bias = self.position_bias(gap_buckets(distance.abs()) + behind)
+        bias = embedding(gap_buckets(distance.abs()) + behind, self.position_bias.weight)
         return bias.unfold(0, columns, 1).flip(0).transpose(0, 1)
 
     @property

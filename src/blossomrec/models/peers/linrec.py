@@ -14,6 +14,7 @@ from blossomrec.attention.memo import per_batch
 from blossomrec.attention.packing import Packing, positions
 from blossomrec.config import ModelConfig
 from blossomrec.models.full import PackedHeads, sizes_of
+from blossomrec.models.fused.embedding import embedding
 from blossomrec.models.recurrent import Continued, RecurrentAttention, Tensors
 
 # Events of a chunk: inside of one they meet in pairs, from chunk to chunk by their sums.
@@ -235,5 +236,5 @@ class Chunks(NamedTuple):
 
     def of_history(self, totals: Tensor) -> Tensor:
         """Of each chunk what its history has, [N, ...] of [B, ...]."""
-        # Unlike indexing, a lookup has a gradient that is summed in a fixed order.
-        return F.embedding(self.history, totals.flatten(1)).unflatten(1, totals.shape[1:])
+        # Its gradient is summed in a fixed order.
+        return embedding(self.history, totals.flatten(1)).unflatten(1, totals.shape[1:])
