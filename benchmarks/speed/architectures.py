@@ -19,6 +19,7 @@ FULL = {"cpu": "dense", "cuda": "flash"}
 # Multi-head attention of the released SASRec: as many key/value heads as query heads.
 NAIVE_LAYOUT = Layout(8, 8, 16)
 DROPOUT = 0.2
+WIDE = Layout(4, 2, 64)
 # Attentions of linear cost beside which the encoder is measured.
 LINEAR = ("linrec", "mamba")
 
@@ -63,6 +64,14 @@ def architectures(options: BenchOptions) -> list[Architecture]:
         Architecture(FULL[options.device], "none", layout) for layout in (PUBLISHED, FASTEST_DENSE)
     ]
     return [*blossom, *full]
+
+
+def wide_architectures(options: BenchOptions) -> list[Architecture]:
+    """Blossom and dense attention with wide heads, for which processors have no kernels."""
+    if options.device == "cpu":
+        return []
+    blossom = [Architecture(impl, "mlp", WIDE) for impl in options.blossom]
+    return [*blossom, Architecture(FULL[options.device], "none", WIDE)]
 
 
 def graph_choices(architecture: Architecture, options: BenchOptions) -> tuple[bool, ...]:

@@ -1,4 +1,5 @@
-"""Two layers of the published size (hidden 128, inner 256, post-norm, dropout 0.2).
+"""Two layers of the published size (hidden 128, inner 256, post-norm, dropout 0.2), and on a GPU
+of hidden 256 with heads of 64.
 
 A training step is forward and backward over a batch met for the first time, so that what depends on
 its lengths is computed anew; for Blossom attention with distillation of its selector and without.
@@ -24,6 +25,7 @@ from benchmarks.speed.architectures import (
     architectures,
     graph_choices,
     naive_layers,
+    wide_architectures,
 )
 from benchmarks.speed.bench_options import ONLY_16_BITS, BenchOptions, is_blossom
 from benchmarks.speed.history_lengths import equal_lengths, packed
@@ -99,6 +101,7 @@ def cases(options: BenchOptions) -> list[Case]:
     others = (*LINEAR, "naive")
     known = [
         *architectures(options),
+        *wide_architectures(options),
         *(Architecture(name, "none", NAIVE_LAYOUT) for name in others),
     ]
     return [
