@@ -162,8 +162,8 @@ INLINE void load_two(u32 (&x)[2], const u32 *from, const int (&place)[2]) {
 
 INLINE void load_two(float (&x)[2], const u16 *from, const int (&place)[2]) {
 #if R > 1
-    const u32 both = *reinterpret_cast<const u32 *>(from + place[0]);
-    x[0] = low(both), x[1] = high(both);
+    const ushort2 both = *reinterpret_cast<const ushort2 *>(from + place[0]);
+    x[0] = number(both.x), x[1] = number(both.y);
 #else
     x[0] = number(from[place[0]]), x[1] = number(from[place[1]]);
 #endif
