@@ -1,5 +1,5 @@
-// What the kernels share. A thread block is one warp, which works for itself: no shared memory, no
-// barriers, and the compiler knows what is the same in all lanes.
+// What the kernels share. Each warp works alone: there are no barriers between warps, and none reads
+// what another wrote to shared memory. The TOGETHER warps of a thread block share a cache.
 //
 // Matrices live in the registers of a warp as tensor cores take them (mma.m16n8k16). A lane is
 // (g, c) = (lane / 4, lane % 4):
