@@ -27,9 +27,9 @@ static void invoke(void (*kernel)(A...), void **given) {
 }
 """
 CALL = """
-extern "C" void run_{name}(void **given, int warps) {{
+extern "C" int run_{name}(void **given, int warps) {{
     const int all = (warps + TOGETHER - 1) / TOGETHER * TOGETHER;
-    launch([](void **each) {{ invoke({name}, each); }}, given, all, TOGETHER);
+    return launch([](void **each) {{ invoke({name}, each); }}, given, all, TOGETHER);
 }}
 """
 
@@ -49,7 +49,8 @@ class Emulator:
             # Only here, as the real compiler does: few tests launch all kernels that there are.
             run = getattr(self.library(program, tuple(sorted(constants.items()))), f"run_{name}")
             values = [compiler.as_argument(each) for each in arguments]
-            run((ctypes.c_void_p * len(values))(*map(ctypes.addressof, values)), warps)
+            misaligned = run((ctypes.c_void_p * len(values))(*map(ctypes.addressof, values)), warps)
+            assert not misaligned, f"{name}: {misaligned} accesses are not aligned"
 
         return launch
 

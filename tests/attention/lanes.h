@@ -18,10 +18,40 @@
 #define __launch_bounds__(...)
 #define __shared__ static thread_local
 
-struct uint2 { unsigned x, y; };
-struct uint4 { unsigned x, y, z, w; };
-struct float2 { float x, y; };
-struct float4 { float x, y, z, w; };
+// Vectors count how often they are read or written where a GPU would refuse it.
+static thread_local int misaligned;
+static inline void check_alignment(const void *place, size_t bytes) {
+    if ((size_t)place % bytes) ++misaligned;
+}
+template <typename T, int Bytes>
+struct alignas(Bytes) Two {
+    T x, y;
+    Two() = default;
+    Two(T x, T y) : x(x), y(y) {}
+    Two(const Two &other) { *this = other; }
+    Two &operator=(const Two &other) {
+        check_alignment(this, Bytes), check_alignment(&other, Bytes);
+        x = other.x, y = other.y;
+        return *this;
+    }
+};
+template <typename T>
+struct alignas(16) Four {
+    T x, y, z, w;
+    Four() = default;
+    Four(T x, T y, T z, T w) : x(x), y(y), z(z), w(w) {}
+    Four(const Four &other) { *this = other; }
+    Four &operator=(const Four &other) {
+        check_alignment(this, 16), check_alignment(&other, 16);
+        x = other.x, y = other.y, z = other.z, w = other.w;
+        return *this;
+    }
+};
+typedef Two<unsigned short, 4> ushort2;
+typedef Two<unsigned, 8> uint2;
+typedef Two<float, 8> float2;
+typedef Four<unsigned> uint4;
+typedef Four<float> float4;
 static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
@@ -158,6 +188,7 @@ static inline Shared shared_address(const void *x) { return (Shared)x; }
 template <int Offset>
 static inline uint4 matrices(Shared row) {
     const size_t address = row + Offset;
+    check_alignment((void *)address, 16);
     const lanes::Given *all = lanes::meet({{(unsigned)address, (unsigned)(address >> 32)}, {}});
     const int g = lanes::current / 4, c = lanes::current % 4;
     unsigned words[4];
@@ -181,9 +212,11 @@ static thread_local std::vector<Copy> begun[32];
 }
 template <int Offset>
 static inline void copy_16(Shared to, const void *from, bool held) {
+    check_alignment((void *)(to + Offset), 16), check_alignment(from, 16);
     lanes::begun[lanes::current].push_back({(void *)(to + Offset), from, 16, held});
 }
 static inline void copy_4(void *to, const void *from, bool held) {
+    check_alignment(to, 4), check_alignment(from, 4);
     lanes::begun[lanes::current].push_back({to, from, 4, held});
 }
 static inline void commit_copies() {
@@ -210,10 +243,11 @@ static void run_lane() {
     lanes::pause();
 }
 
-// Runs the warps of a grid one after another, `together` of them in a thread block.
-static void launch(Body kernel, void **given, int warps, int together) {
+// Runs the warps of a grid one after another, `together` of them in a thread block. Returns how many
+// accesses were not aligned.
+static int launch(Body kernel, void **given, int warps, int together) {
     static thread_local std::vector<std::vector<char>> stacks(32, std::vector<char>(1 << 17));
-    body = kernel, arguments = given;
+    body = kernel, arguments = given, misaligned = 0;
     for (int warp = 0; warp < warps; ++warp) {
         memset(lanes::turn, 0, sizeof lanes::turn);
         lanes::arrived[0] = lanes::arrived[1] = 0;
@@ -237,4 +271,5 @@ static void launch(Body kernel, void **given, int warps, int together) {
             }
         }
     }
+    return misaligned;
 }

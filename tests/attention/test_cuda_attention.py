@@ -45,11 +45,12 @@ def kernels(request, emulator):
 
 
 def take_form(patch, form):
-    """Kernels of this form for all head sizes."""
+    """Kernels of this form for all head sizes: wide ones as they are, others like them."""
     sizes, is_wide = launch.HEAD_SIZES, form == "wide"
     wide = launch.Wide(units=2, forward=8, together=4, stages=3, keys=8)
     resident = dict.fromkeys(("FORWARD", "QUERIES", "KEYS", "LISTS"), 8)
-    patch.setattr(launch, "WIDE", dict.fromkeys(sizes if is_wide else (), wide))
+    forms = {size: launch.WIDE.get(size, wide) for size in sizes} if is_wide else {}
+    patch.setattr(launch, "WIDE", forms)
     patch.setattr(launch, "RESIDENT", dict.fromkeys(sizes, resident))
 
 
@@ -163,12 +164,20 @@ def test_equal_scores_choose_the_lower_block():
 
 
 @pytest.mark.parametrize(
-    "top_n, causal, size", [(1, True, 16), (4, True, 16), (4, False, 16), (4, True, 64)]
+    "heads, top_n, causal, size",
+    [
+        (2, 1, True, 16),
+        (2, 4, True, 16),
+        (2, 4, False, 16),
+        (2, 4, True, 64),
+        # Means of queries come in three parts, and few events share a block of threads.
+        (4, 12, True, 32),
+    ],
 )
 @pytest.mark.parametrize("keys", [torch.bfloat16, torch.float32], ids=str)
-def test_selection_among_many_blocks(top_n, causal, size, keys):
+def test_selection_among_many_blocks(heads, top_n, causal, size, keys):
     length = 16 * 150
-    inputs = random_inputs([40, length], heads=2, groups=1, size=size, dtype=B).to(DEVICE)
+    inputs = random_inputs([40, length], heads=heads, groups=1, size=size, dtype=B).to(DEVICE)
     # The rows of the second history's last block, and of one in the middle.
     rows = torch.tensor([0, 39, 40, 40 + 15, 40 + 16, 1000, 1700, 40 + length - 1])
     block_keys = inputs.block_keys.to(keys) + torch.rand(len(inputs.block_keys), 1, size).to(
@@ -237,15 +246,42 @@ def test_another_history_changes_nothing(fusion):
         assert torch.equal(a[~poisoned], b[~poisoned]), name
 
 
-@once
 def test_rows_at_any_stride():
-    inputs = random_inputs([35], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
-    expected, _ = attend(*inputs.all(), impl="cuda")
-    joint = torch.cat((inputs.q, inputs.k, inputs.v), dim=1)
-    inputs.q, inputs.k, inputs.v = joint.split((4, 1, 1), dim=1)
-    inputs.gates = inputs.gates.transpose(0, 1).contiguous().transpose(0, 1)
-    value, _ = attend(*inputs.all(), impl="cuda")
-    assert torch.equal(value, expected)
+    inputs = random_inputs([35], heads=4, groups=2, size=16, dtype=H).to(DEVICE)
+    expected, _ = outputs_and_gradients(inputs, "cuda")
+    apart = inputs.to()
+    apart.q = torch.nn.functional.pad(inputs.q, (8, 0))[..., 8:]
+    apart.k = torch.cat((inputs.k, inputs.k), dim=-1)[..., 16:]
+    apart.v = inputs.v.transpose(0, 1).contiguous().transpose(0, 1)
+    # Contiguous, but not where four numbers are read at a time.
+    apart.gates = torch.nn.functional.pad(inputs.gates.flatten(), (1, 0))[1:].view(35, 4, 2)
+    values, _ = outputs_and_gradients(apart, "cuda")
+    for name, value, other in zip(NAMES, values, expected, strict=True):
+        assert torch.equal(value, other), name
+
+
+@once
+def test_rows_are_copied_where_eight_numbers_are_not_aligned():
+    x = torch.zeros(6, 4, 48, dtype=H, device=DEVICE)
+    for rows in (x, x[:, 1:3, 8:24], x.transpose(0, 1), x[:1].expand(5, 4, 48)):
+        assert operators._rows(rows) is rows
+    uneven = torch.zeros(6, 4, 20, dtype=H, device=DEVICE)
+    for rows in (x[..., 4:20], x[..., ::2], x.transpose(1, 2), uneven, uneven.transpose(0, 1)):
+        copy = operators._rows(rows)
+        assert copy.is_contiguous() and copy.data_ptr() != rows.data_ptr()
+        assert copy.shape == rows.shape
+
+
+@once
+@pytest.mark.skipif(GPU, reason="a GPU stops at what is not aligned")
+def test_the_emulator_tells_what_is_not_aligned(emulator):
+    pack = emulator.kernel("pack", "pack_blocks", launch._constants((1, 1, 16, 1, False), True))
+    rows = torch.zeros(1, 1, 24, dtype=H)
+    table = torch.tensor([[0, 1, 0, 0, 0]], dtype=torch.int32)
+    packed = torch.empty(1, 1, 2, 16, 16, dtype=H)
+    pack(1, rows, rows, table, packed, 24, 24, 24, 24, 0)
+    with pytest.raises(AssertionError, match="accesses are not aligned"):
+        pack(1, rows[..., 2:], rows, table, packed, 24, 24, 24, 24, 0)
 
 
 def test_selection_with_rows_farther_apart_than_32_bits_count(monkeypatch):

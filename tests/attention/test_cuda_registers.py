@@ -52,16 +52,23 @@ def rows(heads, size):
 
 
 def check_spills(kernels, folder):
-    # What is compiled alike is compiled at once: CUDA's own headers take longer than a kernel.
-    alike: dict[tuple, dict[str, set[str]]] = {}
+    # Kernels whose constants agree are compiled at once: CUDA's headers take longer than a kernel.
+    alike: list[tuple[dict[str, int], dict[str, set[str]]]] = []
     for program, name, constants in kernels:
-        programs = alike.setdefault(tuple(constants.items()), {})
-        programs.setdefault(program, set()).add(name)
-    for number, (constants, programs) in enumerate(alike.items()):
+        agree = (
+            each
+            for each in alike
+            if all(each[0].get(key, value) == value for key, value in constants.items())
+        )
+        if (group := next(agree, None)) is None:
+            alike.append(group := ({}, {}))
+        group[0].update(constants)
+        group[1].setdefault(program, set()).add(name)
+    for number, (constants, programs) in enumerate(alike):
         source = folder / f"{number}.cu"
         texts = (f"namespace {each} {{\n{compiler.source(each)}\n}}\n" for each in programs)
         source.write_text("".join(texts))
-        defines = [f"-D{name}={value}" for name, value in constants]
+        defines = [f"-D{name}={value}" for name, value in constants.items()]
         flags = ["-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas", "-v", *defines]
         output = [NVCC, *flags, "-o", source.with_suffix(".cubin"), source]
         done = subprocess.run(output, capture_output=True, text=True)

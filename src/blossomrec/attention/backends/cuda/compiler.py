@@ -1,4 +1,4 @@
-"""CUDA C++ compiled when it is first needed, by the compiler that comes with PyTorch (NVRTC)."""
+"""Compiles CUDA C++ when it is first needed, with the compiler that comes with PyTorch (NVRTC)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from blossomrec.attention.backends.code_cache import NotBuiltError, cache_folder
 
 SOURCES = Path(__file__).parent / "kernels"
 UNITS = ("warp.cuh", "pattern.cuh", "unit.cuh")
-# What each program is made of, in this order.
+# Each program is these files, in this order.
 PROGRAMS = {
     "pack": ("warp.cuh", "pack.cu"),
     "split_keys": ("warp.cuh", "split.cuh", "split_keys.cu"),
@@ -32,8 +32,8 @@ PROGRAMS = {
     "choices": (*UNITS, "choices.cu"),
 }
 WARP = 32
-# Attributes of a function by their numbers in CUDA's header: bytes of shared memory of a block of
-# threads, and the share of a multiprocessor's memory that is shared memory, in per cent.
+# Attributes of a function, by their numbers in CUDA's header: the bytes of shared memory that one
+# block of threads takes, and the per cent of a multiprocessor's memory that is shared memory.
 SHARED_BYTES, PREFERRED_CARVEOUT = 1, 9
 
 
@@ -111,7 +111,8 @@ def _function(module: ctypes.c_void_p, name: str, carveout: int) -> ctypes.c_voi
     shared = ctypes.c_int()
     _check(_driver().cuFuncGetAttribute(ctypes.byref(shared), SHARED_BYTES, function), name)
     if shared.value:
-        # As many blocks of threads as registers leave room for, at the cost of the cache.
+        # Shared memory is to hold as many blocks of threads as registers do; it is taken from the
+        # cache.
         _check(_driver().cuFuncSetAttribute(function, PREFERRED_CARVEOUT, carveout), name)
     return function
 
@@ -146,14 +147,14 @@ def compiled(program: str, constants: Mapping[str, int], architecture: str) -> b
             check_owner(kept)
             return kept.read_bytes()
     except NotBuiltError:
-        # Nothing there is trusted, and nothing is kept.
+        # The folder is not trusted: nothing is read from it or kept in it.
         return _compile(program, text, options)
     code = _compile(program, text, options)
 
     def write(path: Path) -> None:
         path.write_bytes(code)
 
-    # Without room for it, it is compiled again next time.
+    # A full disk means that the program is compiled again next time.
     with contextlib.suppress(OSError):
         put(kept, write)
     return code

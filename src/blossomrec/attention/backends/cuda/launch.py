@@ -17,31 +17,32 @@ BLOCK_SIZE = 16
 HEAD_SIZES = (16, 32, 64)
 HEADS_PER_GROUP = (1, 2, 4, 8)
 DTYPES = (torch.bfloat16, torch.float16)
-# Choices of the events of a unit (8 / R of them) that a warp has lanes for.
+# A warp has a lane for each choice of the events of a unit, of which there are 8 / R.
 MAX_CHOICES = 32
-# Neighbouring blocks whose scores a warp keeps in its registers.
+# A warp keeps the scores of its own block and of this many neighbours in registers.
 MAX_NEAR = 2
-# Entries of an inverse list that one warp takes, by head size.
+# One warp takes this many entries of an inverse list, by head size.
 CHUNK = {16: 128, 32: 128, 64: 256}
-# Entries of which one warp finds the beginnings of lists, as in lists.cu.
+# One warp looks for the beginnings of lists in this many entries; lists.cu says the same.
 STARTS_OF_A_WARP = 256
-# Lists whose numbers fit 16 bits.
+# The numbers of fewer lists than this fit 16 bits.
 SHORT_LISTS = 1 << 15
 
 
 class Wide(NamedTuple):
-    """How kernels of wide heads get at chosen blocks: each is fetched once for many events.
+    """Kernels of wide heads, which fetch a chosen block once for many events.
 
-    Forward, events sweep over the blocks that any of them chose, see sweep.cuh. Backward, queries
-    come along the inverse lists through a ring, see ring.cuh, and get their own gradients there, as
-    keys do: as much as N queries is written down in between.
+    Forward, a warp sweeps over the blocks that any of its events chose, see sweep.cuh. Backward,
+    the warp of a block goes through the queries that chose it, which come through a ring, see
+    ring.cuh. It computes gradients of keys and of queries; those of queries are written to memory,
+    N for each query, and summed up afterwards.
 
     Attributes:
-        units: that a warp of the forward kernel holds at a time.
-        forward: its warps of a multiprocessor.
-        together: its warps of a block of threads.
-        stages: sixteen rows each, in the shared memory of a warp of the kernel of the keys.
-        keys: its warps of a multiprocessor.
+        units: how many a warp of the forward kernel holds at a time.
+        forward: how many of its warps a multiprocessor holds.
+        together: how many of its warps make a block of threads.
+        stages: how many the ring has, sixteen rows each.
+        keys: how many warps of the kernel of the keys a multiprocessor holds.
     """
 
     units: int
@@ -51,29 +52,31 @@ class Wide(NamedTuple):
     keys: int
 
 
-# By head size; events of others fetch their blocks by themselves. With heads of 16 what is written
-# down costs more than it saves.
+# The forms of wide heads, by size. With heads of 16 each event fetches its own blocks: writing
+# gradients of queries to memory costs more than it saves.
 WIDE = {32: Wide(2, 16, 4, 3, 16), 64: Wide(1, 16, 8, 3, 12)}
-# Warps of a multiprocessor at a time, by head size: what their registers leave room for.
+# How many warps a multiprocessor holds, by head size: as many as registers leave room for.
 RESIDENT = {
     16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
     32: {"QUERIES": 16},
     64: {"QUERIES": 12},
 }
-# Of the kernel of the queries where two paths look both ways, which takes more registers; where one
-# query head a group makes units of eight events, 8 warps have room.
+# How many of the kernel of the queries it holds where both of two paths look both ways, which takes
+# more registers. With one query head a group, units have eight events, and there is room for 8.
 BOTH_WAYS = {16: 20, 32: 12, 64: 8}
-# Of them, how many share a block of threads; the fastest of 1, 2, 4 and 8 on an H200.
+# How many warps make a block of threads: the fastest of 1, 2, 4 and 8 on an H200.
 TOGETHER = {16: 1, 32: 2, 64: 1}
-# Both of the selection with wide heads, and the share of a multiprocessor's memory, in per cent,
-# that it wants as shared memory.
+# The same two numbers of the selection with wide heads, and the share of a multiprocessor's memory,
+# in per cent, that it has as shared memory.
 SELECTION = {"WARPS_SELECTION": 20, "TOGETHER": 4}
 SELECTION_CARVEOUT = 80
-# Its warps where keys come in three parts, and where top_n is above 8: both take more registers.
+# A multiprocessor holds fewer of its warps where keys come in three parts, and where top_n is above
+# 8: both take more registers.
 WARPS_OF_PARTS, WARPS_OF_MANY = 12, 8
-# Of a table of tiles there are a multiple: a power of two that all the others divide.
-TILES = 16
-# Warps of a block of threads of a kernel that waits for memory alone.
+# A table has a multiple of this many tiles. Every number of warps in a block of threads divides it,
+# so that all warps of a block have a tile.
+TILES = 8
+# How many warps make a block of threads in a kernel that only waits for memory.
 STREAMING = 8
 
 
@@ -181,11 +184,11 @@ def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: 
             constants["WARPS_SELECTION"] = WARPS_OF_MANY
         elif key_parts > 1:
             constants["WARPS_SELECTION"] = WARPS_OF_PARTS
-        # Shared memory has room for few blocks of each event.
+        # Shared memory has no room for more choices of several warps in one block of threads.
         if top_n > 4:
             constants["TOGETHER"] = 1
     return Selection(
-        compiler.kernel("split_keys", "split_keys", _constants(sizes, causal) | {"BF16": 1}),
+        compiler.kernel("split_keys", "split_keys", {**constants, "TOGETHER": STREAMING}),
         compiler.kernel(program, "select_blocks", constants, carveout),
     )
 
@@ -206,7 +209,6 @@ def _attention(
         "UNION": int(is_union),
         "CHUNK": CHUNK[size],
         "SHORT_LISTS": int(short_lists),
-        "LISTED": int(size in WIDE),
         "TOGETHER": TOGETHER[size],
         **{f"WARPS_{name}": warps for name, warps in RESIDENT[size].items()},
     }
@@ -229,7 +231,7 @@ def _attention(
     return Attention(
         of("pack", "pack_blocks"),
         forward,
-        of("backward_queries", "backward_queries"),
+        of("backward_queries", "backward_queries", LISTED=int(size in WIDE)),
         of("lists", "list_starts", TOGETHER=STREAMING),
         list_sums,
         keys,

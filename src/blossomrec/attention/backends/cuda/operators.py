@@ -71,7 +71,7 @@ def attend(
     either path are found by, from scores without the bias.
     """
     total, heads, size = q.shape
-    groups, gates = k.shape[1], gates.contiguous()
+    groups, gates = k.shape[1], _aligned(gates)
     q, k, v = map(_rows, (q, k, v))
     table = _table(cu_seqlens, total)
     tiles = len(table) * groups
@@ -107,7 +107,7 @@ def attend_backward(
     q, k, v, gates, selected, cu_seqlens = given
     out, lse = kept
     total, heads, size = q.shape
-    groups, scale, gates = k.shape[1], _scale(size), gates.contiguous()
+    groups, scale, gates = k.shape[1], _scale(size), _aligned(gates)
     q, k, v, grad = *map(_rows, (q, k, v)), _rows(grad.contiguous())
     table = _table(cu_seqlens, total)
     tiles = len(table) * groups
@@ -198,11 +198,19 @@ def _table(cu_seqlens: Tensor, total: int) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """The kernels read rows of heads at any stride, eight numbers at a time."""
+    """Rows of heads as the kernels read them: at any stride, eight numbers at a time."""
     aligned = x.stride(-1) == 1 and not any(stride % 8 for stride in x.stride()[:2])
-    return (
-        x if aligned and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
-    )
+    return x if aligned and x.data_ptr() % 16 == 0 else _copy(x)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """A contiguous tensor that begins where eight numbers may be read at a time."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else _copy(x)
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _strides(*rows: Tensor) -> list[int]:

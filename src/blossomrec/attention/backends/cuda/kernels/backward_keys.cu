@@ -93,11 +93,6 @@ struct Sums {
             product(k[2 * s + 1], by_slope, turned(first.q[s].y), turned(second.q[s].y));
         }
     }
-    INLINE static uint4 halves_as_a(const float (&x)[2][4]) {
-        return make_uint4(
-            pair(x[0][0], x[0][1]), pair(x[0][2], x[0][3]),
-            pair(x[1][0], x[1][1]), pair(x[1][2], x[1][3]));
-    }
 };
 
 // A chunk of an inverse list, of which the entries below `high` count.
@@ -166,14 +161,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_LISTS / TOGETH
     const int key = Tile(table, list / G).first_event() + lane / 4;
     Sums sum;
     add_list(sum, block, from, order, part.low, part.high, key, lane, scale);
-    float4 *out = row_at(sums, chunk, SUM_STRIDE) + lane;
-#pragma unroll
-    for (int s = 0; s < STEPS; ++s)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            out[(2 * s + half) * 32] = row_of(sum.k, s, half);
-            out[(2 * STEPS + 2 * s + half) * 32] = row_of(sum.v, s, half);
-        }
+    store_sums(sums, chunk, sum.k, sum.v, lane);
 }
 
 INLINE void store_rows(
@@ -331,17 +319,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_KEYS / TOGETHE
     const int list = number * G + group, low = starts[list], high = starts[list + 1];
     const int key = at.first_event() + lane / 4;
     add_list(sums, block, from, order, low, min(low + CHUNK, high), key, lane, scale);
-#pragma unroll 1
-    for (int at_list = low + CHUNK; at_list < high; at_list += CHUNK) {
-        const float4 *in = row_at(chunk_sums, at_list / CHUNK, SUM_STRIDE) + lane;
-#pragma unroll
-        for (int s = 0; s < STEPS; ++s)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                add_row(sums.k, s, half, in[(2 * s + half) * 32]);
-                add_row(sums.v, s, half, in[(2 * STEPS + 2 * s + half) * 32]);
-            }
-    }
+    add_chunks(sums.k, sums.v, chunk_sums, low, high, lane);
     add_near(sums, block, from, pattern, at, lane, scale);
     add_far(sums, block, from, at, 1, lane, scale);
     if (!CAUSAL) add_far(sums, block, from, at, -1, lane, scale);

@@ -1,6 +1,13 @@
-// What the kernels of the selection keep.
+// What the kernels of the selection share.
 
-// The N best of what has passed by, best first; of equal scores the earlier one stays ahead.
+// How many blocks, from the history's first on, the events of a tile choose among; events that look
+// both ways leave out their own block.
+INLINE int reach_of(const Tile &at) {
+    const int complete = at.length / SIZE;
+    return CAUSAL ? min(at.block, complete) : complete;
+}
+
+// The N best blocks seen so far, best first. Of equal scores the earlier one stays ahead.
 struct Best {
     float scores[N];
     int blocks[N];
@@ -23,7 +30,7 @@ struct Best {
     }
 };
 
-// Score of the N-th best of the four lanes that share a row, or of a worse one where some are equal.
+// The N-th best score of the four lanes that share a row, or a lower one where scores are equal.
 INLINE float nth_best(Best best) {
     float top = -INFINITE;
     for (int j = 0; j < N; ++j) {
@@ -34,11 +41,12 @@ INLINE float nth_best(Best best) {
     return top;
 }
 
-// The best of the four lanes that share a row; all of them get the result, no block as -1.
+// The N best blocks of the four lanes that share a row, in rising order; -1 stands for none and comes
+// last. All four lanes get the result.
 INLINE void merge(Best best, int (&chosen)[N]) {
     for (int j = 0; j < N; ++j) {
         float score = best.scores[0];
-        u32 block = best.blocks[0];   // none is above all
+        u32 block = best.blocks[0];   // none, -1, is the highest
         for (int mask = 1; mask < 4; mask *= 2) {
             const float other_score = across(score, mask);
             const u32 other = across((int)block, mask);
@@ -54,4 +62,16 @@ INLINE void merge(Best best, int (&chosen)[N]) {
                 const int other = chosen[j];
                 chosen[j] = chosen[j + 1], chosen[j + 1] = other;
             }
+}
+
+// Writes the blocks that the event of row g, or g + 8, chose.
+INLINE void store_chosen(
+    int *selected, const Best &best, int half, const Tile &at, int group, int lane
+) {
+    int chosen[N];
+    merge(best, chosen);
+    const int event = at.first() + lane / 4 + 8 * half;
+    if (lane % 4 == 0 && event < at.length)
+        for (int j = 0; j < N; ++j)
+            selected[((at.start + event) * G + group) * N + j] = chosen[j];
 }

@@ -1,17 +1,18 @@
-// What the kernels share that find gradients of keys and values.
+// What the kernels that compute gradients of keys and values share.
 
 #define CHUNK_EVENTS (16 / R)   // events of 16 rows
 
-// Inverse lists: the choices of all events sorted by the block they chose, list after list. `order`
-// has their places in the flattened selection, 64 bits each, `starts` where each list begins. What
-// a list has beyond its first CHUNK entries is cut into chunks that have a warp and a sum each: the
-// one that begins at place p has number p / CHUNK. No two have the same, as those of one list are
-// CHUNK apart, and those of two lists more than that.
+// Inverse lists hold the choices of all events sorted by the block that they chose, list after list.
+// `order` holds their indices in the flattened selection, 64 bits each; `starts` holds where each
+// list begins. The first CHUNK entries of a list belong to the warp of its block. The others are cut
+// into chunks, each with a warp and sums of its own: a chunk that begins at entry p has the number
+// p / CHUNK. No two chunks share a number, because those of one list begin CHUNK entries apart, and
+// those of two lists more than that.
 struct ListPart {
-    int list, low = 0, high = 0;   // none where it is empty
+    int list, low = 0, high = 0;   // there is no such part where low == high
 
     INLINE ListPart(const int *starts, const List *sorted, int chunk, int entries, int lists) {
-        // Only the lists of the first and the last place can have a chunk that begins in between.
+        // A chunk that begins in between can only be of the first or of the last entry's list.
         const int first = chunk * CHUNK, last = min(first + CHUNK, entries) - 1;
         if (first >= entries) return;
         for (int turn = 0; turn < 2; ++turn) {
@@ -26,7 +27,14 @@ struct ListPart {
     }
 };
 
-// Sums as rows of keys: each lane has four numbers side by side of the rows g and g + 8.
+// Two products C side by side as a factor A.
+INLINE uint4 halves_as_a(const float (&x)[2][4]) {
+    return make_uint4(
+        pair(x[0][0], x[0][1]), pair(x[0][2], x[0][3]),
+        pair(x[1][0], x[1][1]), pair(x[1][2], x[1][3]));
+}
+
+// Sums as rows of keys: a lane has four adjacent numbers of the row g or g + 8.
 INLINE float4 row_of(const float (&x)[2 * STEPS][4], int s, int half) {
     return make_float4(
         x[2 * s][2 * half], x[2 * s][2 * half + 1],
@@ -38,4 +46,36 @@ INLINE float4 row_of(const float (&x)[2 * STEPS][4], int s, int half) {
 INLINE void add_row(float (&x)[2 * STEPS][4], int s, int half, float4 y) {
     x[2 * s][2 * half] += y.x, x[2 * s][2 * half + 1] += y.y;
     x[2 * s + 1][2 * half] += y.z, x[2 * s + 1][2 * half + 1] += y.w;
+}
+
+// Writes the sums of a chunk, which the warp of the block adds to its own.
+INLINE void store_sums(
+    float4 *sums, int chunk, const float (&k)[2 * STEPS][4], const float (&v)[2 * STEPS][4], int lane
+) {
+    float4 *out = row_at(sums, chunk, SUM_STRIDE) + lane;
+#pragma unroll
+    for (int s = 0; s < STEPS; ++s)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            out[(2 * s + half) * 32] = row_of(k, s, half);
+            out[(2 * STEPS + 2 * s + half) * 32] = row_of(v, s, half);
+        }
+}
+
+// Adds the sums of all chunks of the list from `low` to `high`.
+INLINE void add_chunks(
+    float (&k)[2 * STEPS][4], float (&v)[2 * STEPS][4], const float4 *sums, int low, int high,
+    int lane
+) {
+#pragma unroll 1
+    for (int at = low + CHUNK; at < high; at += CHUNK) {
+        const float4 *in = row_at(sums, at / CHUNK, SUM_STRIDE) + lane;
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                add_row(k, s, half, in[(2 * s + half) * 32]);
+                add_row(v, s, half, in[(2 * STEPS + 2 * s + half) * 32]);
+            }
+    }
 }

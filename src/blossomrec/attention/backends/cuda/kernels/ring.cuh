@@ -1,14 +1,14 @@
-// Rows of queries on their way through shared memory: while a warp works on sixteen of them, the
-// next ones are fetched without any register. Tensor cores take them from there as they are or
-// transposed. Numbers of a head stand in their own order here.
+// A ring in shared memory that rows of queries pass through: while a warp works on sixteen rows, the
+// next ones are fetched and take no registers. Tensor cores read them from there, as they are or
+// transposed. The numbers of a head keep their own order here.
 
 #ifndef EMULATED
 typedef u32 Shared;   // an address in shared memory
 
 INLINE Shared shared_address(const void *x) { return (u32)__cvta_generic_to_shared(x); }
 
-// Four matrices 8 x 8, of which lanes 0 to 7 give the rows of the first, 8 to 15 of the second: each
-// lane gets row g, columns 2c and 2c + 1 of all.
+// Reads four matrices 8 x 8: lanes 0 to 7 give the addresses of the first one's rows, lanes 8 to 15
+// of the second one's. Each lane gets row g, columns 2c and 2c + 1, of all four.
 template <int Offset>
 INLINE uint4 matrices(Shared row) {
     uint4 x;
@@ -17,7 +17,7 @@ INLINE uint4 matrices(Shared row) {
     return x;
 }
 
-// Of their transposes.
+// Reads the transposes of such matrices.
 template <int Offset>
 INLINE uint4 turned_matrices(Shared row) {
     uint4 x;
@@ -26,7 +26,7 @@ INLINE uint4 turned_matrices(Shared row) {
     return x;
 }
 
-// Begins to copy to shared memory, or zeros where nothing is held.
+// Begins a copy to shared memory, or writes zeros where nothing is held.
 template <int Offset>
 INLINE void copy_16(Shared to, const void *from, bool held) {
     asm volatile("cp.async.cg.shared.global [%0 + %1], [%2], 16, %3;"
@@ -40,7 +40,7 @@ INLINE void copy_4(void *to, const void *from, bool held) {
 
 INLINE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Until all copies of the warp have come but those of the last `Later` that were committed.
+// Waits for all copies of the warp except those of the last `Later` commits.
 template <int Later>
 INLINE void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" :: "n"(Later) : "memory");
@@ -48,15 +48,15 @@ INLINE void wait_for_copies() {
 }
 #endif
 
-#define PIECES (D / 8)           // sixteen bytes each, of a row of a head
+#define PIECES (D / 8)           // of sixteen bytes, in a row of a head
 #define ROW_BYTES (2 * D)
 #define ROWS_BYTES (16 * ROW_BYTES)
-#define ROWS_AT_ONCE (32 / PIECES)   // rows of which a warp fetches all pieces at once
+#define ROWS_AT_ONCE (32 / PIECES)   // rows that one load of each lane fetches
 
-// Sixteen rows (event, head), and what belongs to each; side by side in STAGES of a ring.
+// Sixteen rows (event, head) and what belongs to each. A ring is STAGES of these.
 struct alignas(128) Stage {
     uint4 q[16 * PIECES], grad[16 * PIECES];
-    int entry[16];           // place in the selection, of neighbours event * G * N; -1 for none
+    int entry[16];           // index in the selection; of neighbours event * G * N; -1 for none
     float lse[16], shift[16];
     u32 gates[16];
 };
@@ -65,17 +65,18 @@ struct alignas(128) StageOfKeys {
     uint4 rows[16 * PIECES];
 };
 
-// Where a piece of a row is inside sixteen rows, so that eight rows of one piece share no bank.
+// Offset of a piece of a row inside sixteen rows: the same piece of eight rows lies in eight
+// different groups of banks.
 INLINE u32 bytes_to(int row, int piece) {
     return row * ROW_BYTES + 16 * (piece ^ (row * PIECES / 8 & (PIECES - 1)));
 }
 
-// Of the row whose address this lane gives, numbers 0 to 7 or 8 to 15: the first eight rows come
-// first. The numbers 16s and on are at `at ^ 32 * s`.
+// Offset of the row whose address this lane gives: numbers 0 to 7 of rows 0 to 7 first, then numbers
+// 8 to 15 of them, then rows 8 to 15. The numbers from 16s on are at the offset `^ 32 * s`.
 INLINE u32 bytes_of_lane(int lane) { return bytes_to(lane / 16 * 8 + lane % 8, lane / 8 % 2); }
 
-// Calls `copy` with this lane's share of sixteen rows: row, and where its piece is for the lane's
-// first row at `bytes_to(lane / PIECES, lane % PIECES)`: what that is to be combined with.
+// Calls `copy` for each row that this lane fetches a piece of, with the piece's address. `to` is the
+// address of the lane's first piece: sixteen rows and `bytes_to(lane / PIECES, lane % PIECES)`.
 template <int Number, typename Copy>
 INLINE void fetch_rows(Shared to, int lane, const Copy &copy) {
     if constexpr (Number < PIECES / 2) {
@@ -85,8 +86,8 @@ INLINE void fetch_rows(Shared to, int lane, const Copy &copy) {
     }
 }
 
-// Numbers 4c' to 4c' + 3 of a row for each lane, where it had 2c, 2c + 1 of the first and of the
-// second eight: those at 16s + store_at(c).
+// Exchanges numbers between lanes: each has the numbers 2c and 2c + 1 of the first eight and of the
+// second eight of a row, and gets four adjacent ones, those from 16s + store_at(c) on.
 INLINE uint2 side_by_side(u32 first, u32 second, int c) {
     const u32 other = across(c % 2 ? first : second, 1);
     return c % 2 ? make_uint2(other, second) : make_uint2(first, other);

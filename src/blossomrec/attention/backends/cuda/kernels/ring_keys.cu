@@ -1,10 +1,10 @@
-// Backward of the keys and values: one warp is one block of keys and one group, or a part of a
-// long inverse list. Sixteen rows (event, head) of queries at a time come through a ring in shared
-// memory: first those of the list, then neighbours, which the short-term path reaches. Along its
-// list a block also gives the queries that chose it their gradients, in the places of the choices.
+// Backward of keys and values: one warp computes one block of keys and one group, or a part of a
+// long inverse list. Rows (event, head) of queries come sixteen at a time through a ring in shared
+// memory: first those of the list, then those of neighbours, which the short-term path reaches. The
+// warp also writes the gradients of the queries in the list, at the indices of their choices.
 
-// Tensors that rows come from, from the group's first head on; of q and grad, from the piece and the
-// head of the first row that this lane fetches.
+// Tensors that rows are fetched from, beginning at the group's first head. q and grad begin at the
+// head and the piece of the first row that this lane fetches.
 struct Sources {
     const u16 *q, *grad;
     const u32 *gates;
@@ -25,13 +25,13 @@ struct Sources {
 
 INLINE int event_of(int entry) { return (u32)max(entry, 0) / (G * N); }
 
-// How far queries are away that the short-term path reaches, and with them those of the own block.
+// Distance from a block to the neighbours of a step; step 0 is the own block.
 INLINE int distance_of(int step) {
     return step <= NEAR ? step * SIZE : 1 << min(FIRST_FAR + step - NEAR - 1, 30);
 }
 
-// Which rows come next: of an inverse list, from `at` to `high`, then neighbours ahead (sign 1) and
-// behind; none where sign is 0.
+// Says which rows come next: those of an inverse list from `at` to `high`, then those of neighbours
+// ahead (sign 1) and behind. There are no neighbours where sign is 0.
 struct Cursor {
     int at, high, sign;
     int step = 0, part = 0;
@@ -52,7 +52,7 @@ struct Cursor {
         if (++part == R) part = 0, ++step;
         if (!CAUSAL && sign > 0 && first(tile) >= tile.length) sign = -1, step = 1, part = 0;
     }
-    // Of the row that this lane is to find, lane % 16.
+    // Entry of row lane % 16.
     INLINE int entry(const Sources &from, const Tile &tile, int lane) const {
         const int event = lane % 16 / R;
         if (of_list()) return at + event < high ? from.order[2 * (at + event)] : -1;
@@ -64,12 +64,12 @@ struct Cursor {
 // Copies rows of queries, given the entry of lane % 16.
 struct CopyQueries {
     const Sources &from;
-    int entry, head;   // head: of this lane's first row
+    int entry, head;   // head: that of this lane's first row
 
     template <int Offset>
     INLINE void fetch(Shared to, int row) const {
         const int of = from_lane(entry, row), event = event_of(of);
-        // All rows of a lane are of one head, if not of as many heads as there are rows between.
+        // The rows that a lane fetches share a head unless they stand no multiple of R apart.
         const int others = ROWS_AT_ONCE % R ? row % R - head : 0;
         const u16 *q = row_at(from.q, event, from.q_event) + others * from.q_head;
         copy_16<Offset>(to, q, of >= 0);
@@ -92,12 +92,12 @@ INLINE void fetch(
     }
 }
 
-// Copies keys and values of the own block, those behind the end as zeros.
+// Copies keys and values of the own block; rows behind the end of the history are zeros.
 struct CopyKeys {
-    const u16 *k, *v;   // from the piece that this lane fetches
+    const u16 *k, *v;   // at the piece that this lane fetches
     int k_event, v_event;
     const Tile &tile;
-    Shared values;      // as seen from the keys
+    Shared values;      // distance from the keys
 
     template <int Offset>
     INLINE void fetch(Shared to, int row) const {
@@ -107,7 +107,7 @@ struct CopyKeys {
     }
 };
 
-// One path's numbers of the columns 2c and 2c + 1.
+// What one path has for the columns 2c and 2c + 1.
 struct Path {
     float gate[2], lse[2], shift[2];
 };
@@ -122,12 +122,12 @@ INLINE Path path_of(const Stage &stage, int row, bool of_list) {
     return path;
 }
 
-// The long-term path of rows whose stage has the other's.
+// The long-term path of rows whose stage holds the short-term path.
 INLINE Path long_path_of(const Stage &stage, int row, const Sources &from) {
     Path path;
     for (int n = 0; n < 2; ++n) {
         const int entry = stage.entry[row + n], place = event_of(entry) * HEADS + (row + n) % R;
-        // A row that is not there has zeros, as in its stage: another event's lse could give NaN.
+        // A row that is not there gets zeros, as in its stage: another event's lse could give NaN.
         path.lse[n] = entry < 0 ? 0.0f : from.lse[place];
         path.shift[n] = entry < 0 ? 0.0f : from.shifts[place];
         path.gate[n] = UNION ? 1.0f : low(stage.gates[row + n]);
@@ -135,8 +135,9 @@ INLINE Path long_path_of(const Stage &stage, int row, const Sources &from) {
     return path;
 }
 
-// A weight times its gate, and the gradient of its score; returns what the gradient of the bias, or
-// of the gate, is the sum of. A score of -INFINITE is of a query that is not seen.
+// Computes a weight times its gate, and the gradient of its score. Returns a summand of the gradient
+// of the gate, or, of a union, of the bias. A score of -INFINITE means that the query does not see
+// the key.
 INLINE float weigh(
     float &weight, float &steep, float score, float slope, const Path &path, int n, float scale
 ) {
@@ -149,7 +150,7 @@ INLINE float weigh(
 // A block of keys and its gradients.
 struct Block {
     uint4 k[STEPS], v[STEPS];
-    Shared rows;   // of its keys, for this lane
+    Shared rows;   // this lane's address in the keys
     float sum_k[2 * STEPS][4], sum_v[2 * STEPS][4];
 
     INLINE void load(Shared keys, Shared values) {
@@ -184,14 +185,9 @@ struct Block {
             product(sum_k[2 * s + 1], by_slope, q.y, q.w);
         }
     }
-    INLINE static uint4 halves_as_a(const float (&x)[2][4]) {
-        return make_uint4(
-            pair(x[0][0], x[0][1]), pair(x[0][2], x[0][3]),
-            pair(x[1][0], x[1][1]), pair(x[1][2], x[1][3]));
-    }
 };
 
-// Where the gradients of queries and of gates are written along the lists: see add_choices.
+// Where gradients of queries and gates are written, one for each choice; add_choices sums them up.
 struct Choices {
     u16 *parts;
     float *slopes;
@@ -228,14 +224,14 @@ struct Choices {
         }
         for (int i = 0; i < 2; ++i) {
             const float first = sum_of_rows(over_keys[i][0]), second = sum_of_rows(over_keys[i][1]);
-            // To the lane that has column g.
+            // The lane of column g gets its sum.
             const float one = from_lane(first, g / 2), other = from_lane(second, g / 2);
             if (entry[i] >= 0 && c == 0) slopes[entry[i] * R + g % R] = g % 2 ? other : one;
         }
     }
 };
 
-// What sixteen rows of queries give. Those that are not there are zeros, which give nothing.
+// Adds what sixteen rows of queries contribute. Rows that are not there are zeros and add nothing.
 INLINE void add_stage(
     Block &block, const Choices &choices, const Stage &stage, Shared queries, const Sources &from,
     const Tile &tile, const Cursor &cursor, float scale, int lane
@@ -244,7 +240,7 @@ INLINE void add_stage(
     const bool of_list = cursor.of_list(), is_own = cursor.is_own();
     float scores[2][4], slopes[2][4], seen[2][4], weights[2][4], steep[2][4];
     block.score(scores, slopes, queries);
-    // From key g to the event of column 2c, and from that to the others'.
+    // From a key to the event of a column, less the distance of the step.
     const auto distance = [&](int i, int j) {
         return (8 * i + 2 * c + j % 2) / R - g - 8 * (j / 2) + cursor.part * CHUNK_EVENTS;
     };
@@ -285,7 +281,7 @@ INLINE void add_stage(
         }
     }
     if (is_own) {
-        // The long-term path, which sees what is not ahead, and nothing twice.
+        // The long-term path sees keys that are not ahead, and none that a union has counted.
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const Path path = long_path_of(stage, 8 * i + 2 * c, from);
@@ -303,14 +299,14 @@ INLINE void add_stage(
     if (of_list) choices.store(block, stage, steep, over_keys, scale, lane);
 }
 
-// What all rows give that a cursor goes through.
+// Adds what all rows of a cursor contribute.
 INLINE void add_rows(
     Block &block, Stage *ring, const StageOfKeys &own, const Choices &choices,
     const Sources &from, const u16 *k, const u16 *v, int k_event, int v_event, const Tile &tile,
     Cursor here, float scale, int lane
 ) {
     const Shared keys = shared_address(own.rows), first = shared_address(ring);
-    // The last stage is empty until the first one is worked on.
+    // The last stage stays empty until the first one is used.
     const Shared values = shared_address(ring[STAGES - 1].grad);
     const u32 fetched = bytes_to(lane / PIECES, lane % PIECES), read = bytes_of_lane(lane);
     const int piece = 8 * (lane % PIECES);
@@ -324,7 +320,7 @@ INLINE void add_rows(
             const Shared rows = first + stage * (int)sizeof(Stage) + fetched;
             fetch(ring[stage], rows, from, entry, ahead.of_list(), lane);
             ahead.advance(tile);
-            // Known one stage before it is fetched.
+            // The next entry is read one stage before its row is fetched.
             if (!ahead.ended(tile)) entry = ahead.entry(from, tile, lane);
         }
         commit_copies();
@@ -364,14 +360,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_sums(
     add_rows(
         block, ring, keys, {parts, slopes}, from, k + group * k_head, v + group * v_head, k_event,
         v_event, tile, {part.low, part.high, 0}, scale, lane);
-    float4 *out = row_at(sums, chunk, SUM_STRIDE) + lane;
-#pragma unroll
-    for (int s = 0; s < STEPS; ++s)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            out[(2 * s + half) * 32] = row_of(block.sum_k, s, half);
-            out[(2 * STEPS + 2 * s + half) * 32] = row_of(block.sum_v, s, half);
-        }
+    store_sums(sums, chunk, block.sum_k, block.sum_v, lane);
 }
 
 INLINE void store_rows(
@@ -413,17 +402,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_keys(
     add_rows(
         block, ring, keys, {parts, slopes}, from, k + group * k_head, v + group * v_head, k_event,
         v_event, tile, {low, min(low + CHUNK, high), 1}, scale, lane);
-#pragma unroll 1
-    for (int at_list = low + CHUNK; at_list < high; at_list += CHUNK) {
-        const float4 *in = row_at(chunk_sums, at_list / CHUNK, SUM_STRIDE) + lane;
-#pragma unroll
-        for (int s = 0; s < STEPS; ++s)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                add_row(block.sum_k, s, half, in[(2 * s + half) * 32]);
-                add_row(block.sum_v, s, half, in[(2 * STEPS + 2 * s + half) * 32]);
-            }
-    }
+    add_chunks(block.sum_k, block.sum_v, chunk_sums, low, high, lane);
     store_rows(grad_k, block.sum_k, tile, group, lane, scale * LN_2);
     store_rows(grad_v, block.sum_v, tile, group, lane, 1.0f);
 }

@@ -12,23 +12,16 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER) select_blocks(
     const int group = this_group();
     const Tile at(table, tiles - 1 - this_tile());
     if (at.empty()) return;
-    const int complete = at.length / SIZE;
-    const int reach = CAUSAL ? min(at.block, complete) : complete;
+    const int reach = reach_of(at);
 
     uint4 queries[3][STEPS];
     for (int s = 0; s < STEPS; ++s) {
         u32 first[2][3], second[2][3];
         for (int half = 0; half < 2; ++half) {
             const int event = at.first() + g + 8 * half;
-            const u16 *row = row_at(q, at.start + event, q_event) + 16 * s + 4 * c;
-            float mean[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            for (int head = group * R; head < group * R + R; ++head) {
-                const uint2 x = four(row + head * q_head, event < at.length);
-                mean[0] += query_low(x.x), mean[1] += query_high(x.x);
-                mean[2] += query_low(x.y), mean[3] += query_high(x.y);
-            }
-            split(mean[0] * (1.0f / R), mean[1] * (1.0f / R), first[half]);
-            split(mean[2] * (1.0f / R), mean[3] * (1.0f / R), second[half]);
+            const u16 *row = row_at(q, at.start + event, q_event) + group * R * q_head;
+            split_mean(
+                first[half], second[half], row + 16 * s + 4 * c, q_head, event < at.length);
         }
         for (int p = 0; p < 3; ++p)
             queries[p][s] = make_uint4(first[0][p], first[1][p], second[0][p], second[1][p]);
@@ -69,12 +62,6 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER) select_blocks(
             for (int half = 0; half < 2; ++half)
                 bound[half] = fmaxf(bound[half], nth_best(best[half]));
     }
-    for (int half = 0; half < 2; ++half) {
-        int chosen[N];
-        merge(best[half], chosen);
-        const int event = at.first() + g + 8 * half;
-        if (c == 0 && event < at.length)
-            for (int j = 0; j < N; ++j)
-                selected[((at.start + event) * G + group) * N + j] = chosen[j];
-    }
+    for (int half = 0; half < 2; ++half)
+        store_chosen(selected, best[half], half, at, group, lane);
 }

@@ -1,15 +1,15 @@
-// Forward with chosen blocks swept: one warp is one block of queries and one group of heads, and
-// holds some units at a time. Softmaxes are summed up as keys come by.
+// Forward that sweeps over the chosen blocks: one warp computes one block of queries and one group of
+// heads, and holds HELD units at a time. Softmaxes are summed up online.
 
-// Weights are relative to a top that lags behind by this power of two at most, so that few keys
-// make anything be scaled anew.
+// Weights are relative to a top that the highest score exceeds by at most this power of two, so that
+// few keys make the sums be rescaled.
 #define LAG 8.0f
 
-// Of one path, of the columns 2c and 2c + 1; `total` of the rows of this lane alone.
+// The softmax of one path for the columns 2c and 2c + 1. `total` covers this lane's rows alone.
 struct Softmax {
     float top[2], total[2], mean[STEPS][4];
 
-    // Begins with the top of some scores, one of each column that is there.
+    // Begins with the top of the first scores, which every event has.
     INLINE void begin(const float (&scores)[4], float scale) {
         for (int i = 0; i < 2; ++i) {
             // Columns behind the end see nothing and must not give NaN.
@@ -18,7 +18,7 @@ struct Softmax {
         }
         for (int s = 0; s < STEPS; ++s) clear(mean[s]);
     }
-    // `begun`: with these scores.
+    // `begun`: whether these are the first scores.
     INLINE void add(
         float (&scores)[4], const uint4 (&values)[STEPS], float scale, bool begun = false
     ) {
@@ -32,8 +32,8 @@ struct Softmax {
         const uint2 weights = as_rows(scores);
         for (int s = 0; s < STEPS; ++s) product(mean[s], values[s], weights.x, weights.y);
     }
-    // A column whose top does not lag too far behind stays as it is, to the bit: no event is to tell
-    // of another.
+    // Raises tops that are too low. Other columns stay the same to the bit, so that no event depends
+    // on another.
     INLINE void rise(float (&scores)[4]) {
         for (int i = 0; i < 2; ++i) {
             const float above = max_of_rows(fmaxf(scores[i], scores[i + 2]));
@@ -46,7 +46,7 @@ struct Softmax {
     }
 };
 
-// The own block first, where every event sees a key: then the others of the near ones.
+// The own block comes first, because every event sees a key there; the other near blocks follow.
 constexpr INLINE int near_step(int n) { return n == 0 ? OWN : n <= OWN ? n - 1 : n; }
 
 extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGETHER) swept_forward(
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
         const auto load_next = [&](int step, int u) {
             next.load(step, k, v, k_event, v_event, first + u * EVENTS, at, lane);
         };
-        // Two softmaxes of wide heads leave no registers to fetch ahead.
+        // Two softmaxes of heads of 64 leave no registers to fetch ahead.
         constexpr bool AHEAD = UNION || D < 64;
         if (AHEAD) load_next(0, 0);
 #pragma unroll 1
@@ -172,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
                     for (int path = 0; path < 2; ++path) {
                         if (unit.events[i] >= at.length) continue;
                         const Softmax &of = paths[u][path * OF_SHORT];
-                        // Of a union, that by which scores without the bias become weights.
+                        // The second lse of a union turns scores without the bias into weights.
                         lse[path * events * HEADS + places[i]] = of.top[i] + log_2(of.total[i])
                             - (UNION && path ? bias[u][i] * scale : 0.0f);
                     }

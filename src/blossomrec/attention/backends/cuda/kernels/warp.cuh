@@ -1,5 +1,5 @@
-// What the kernels share. A thread block is one warp, which works for itself: no shared memory, no
-// barriers, and the compiler knows what is the same in all lanes.
+// What the kernels share. Each warp works alone: there are no barriers between warps, and none reads
+// what another wrote to shared memory. The TOGETHER warps of a thread block share a cache.
 //
 // Matrices live in the registers of a warp as tensor cores take them (mma.m16n8k16). A lane is
 // (g, c) = (lane / 4, lane % 4):
@@ -162,8 +162,8 @@ INLINE void load_two(u32 (&x)[2], const u32 *from, const int (&place)[2]) {
 
 INLINE void load_two(float (&x)[2], const u16 *from, const int (&place)[2]) {
 #if R > 1
-    const u32 both = *reinterpret_cast<const u32 *>(from + place[0]);
-    x[0] = low(both), x[1] = high(both);
+    const ushort2 both = *reinterpret_cast<const ushort2 *>(from + place[0]);
+    x[0] = number(both.x), x[1] = number(both.y);
 #else
     x[0] = number(from[place[0]]), x[1] = number(from[place[1]]);
 #endif

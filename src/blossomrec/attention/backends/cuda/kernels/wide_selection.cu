@@ -27,22 +27,16 @@ struct Queries {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int event = at.first() + g + 8 * half;
-                const u16 *row = row_at(q, at.start + event, q_event) + place_of(s, c);
+                const u16 *row =
+                    row_at(q, at.start + event, q_event) + group * R * q_head + place_of(s, c);
                 const bool held = event < at.length;
 #if BY_HEAD
                 for (int head = 0; head < R; ++head) {
-                    const uint2 x = four(row + (group * R + head) * q_head, held);
+                    const uint2 x = four(row + head * q_head, held);
                     first[half][head] = x.x, second[half][head] = x.y;
                 }
 #else
-                float mean[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-                for (int head = group * R; head < group * R + R; ++head) {
-                    const uint2 x = four(row + head * q_head, held);
-                    mean[0] += query_low(x.x), mean[1] += query_high(x.x);
-                    mean[2] += query_low(x.y), mean[3] += query_high(x.y);
-                }
-                split(mean[0] * (1.0f / R), mean[1] * (1.0f / R), first[half]);
-                split(mean[2] * (1.0f / R), mean[3] * (1.0f / R), second[half]);
+                split_mean(first[half], second[half], row, q_head, held);
 #endif
             }
             for (int p = 0; p < QUERY_PARTS; ++p)
@@ -174,14 +168,8 @@ struct Choosing {
     }
     INLINE void write(int *selected, const Tile &at, int group, int lane) const {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            int chosen[N];
-            merge(best_of(half, lane), chosen);
-            const int event = at.first() + lane / 4 + 8 * half;
-            if (lane % 4 == 0 && event < at.length)
-                for (int j = 0; j < N; ++j)
-                    selected[((at.start + event) * G + group) * N + j] = chosen[j];
-        }
+        for (int half = 0; half < 2; ++half)
+            store_chosen(selected, best_of(half, lane), half, at, group, lane);
     }
 };
 
@@ -194,8 +182,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TO
     // The last blocks of a history have the most to look at: they go first.
     const Tile at(table, tiles - 1 - this_tile());
     if (at.empty()) return;
-    const int complete = at.length / SIZE;
-    const int reach = CAUSAL ? min(at.block, complete) : complete;
+    const int reach = reach_of(at);
     Queries queries;
     queries.load(q, at, q_event, q_head, group, lane);
     Choosing choosing;
