@@ -13,8 +13,8 @@ from blossomrec.models.fused.embedding import (
     PARTS,
     ROWS,
     Ordered,
-    bags,
     embedding,
+    embedding_bag,
     row_sums,
     summed_once,
 )
@@ -72,7 +72,7 @@ def test_bags_and_their_gradient_are_those_of_pytorch(lengths, monkeypatch):
     factors = torch.randn(len(lengths), 10, generator=generator).to(DEVICE)
     found = []
     for given in (
-        bags(values, offsets, table),
+        embedding_bag(values, offsets, table),
         F.embedding_bag(values, table, offsets, mode="sum", include_last_offset=True),
     ):
         found.append((given, *torch.autograd.grad((given * factors).sum(), table)))

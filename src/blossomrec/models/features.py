@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from blossomrec.data.features import Categories, Feature, Numbers, Vectors
 from blossomrec.data.fields import ContextField
 from blossomrec.models import fused
-from blossomrec.models.fused.embedding import bags, embedding
+from blossomrec.models.fused.embedding import embedding, embedding_bag
 
 # A gap that is not known, no gap at all, then two buckets each time that it doubles: 68 years.
 GAP_BUCKETS = 64
@@ -469,7 +469,7 @@ class _Categories(nn.Module):
         """Of some rows, int64 [B], or of all, [R, D]."""
         if rows is None:
             lists = self.lists.values, self.lists.offsets
-            return bags(*lists, self.bag.weight, may_fuse=self.may_fuse)
+            return embedding_bag(*lists, self.bag.weight, may_fuse=self.may_fuse)
         values, there = self.lists(rows)
         found = embedding(values, self.bag.weight, may_fuse=self.may_fuse)
         return (found * there[:, :, None]).sum(1)

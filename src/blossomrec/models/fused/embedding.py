@@ -57,7 +57,9 @@ def embedding(
     return _Embedding.apply(index, table, ordered, _met.get(table))
 
 
-def bags(values: Tensor, offsets: Tensor, table: Tensor, *, may_fuse: bool = True) -> Tensor:
+def embedding_bag(
+    values: Tensor, offsets: Tensor, table: Tensor, *, may_fuse: bool = True
+) -> Tensor:
     """Sums of rows of ``table`` [I, D] by their numbers: [B, D].
 
     As :func:`torch.nn.functional.embedding_bag`, with a gradient as that of :func:`embedding`.
@@ -68,17 +70,17 @@ def bags(values: Tensor, offsets: Tensor, table: Tensor, *, may_fuse: bool = Tru
         may_fuse: whether kernels of a GPU may be used.
 
     Example:
-        >>> bags(torch.tensor([1, 0]), torch.tensor([0, 2, 2]), torch.tensor([[5.0], [7.0]]))
-        tensor([[12.],
-                [ 0.]])
+        >>> values, offsets = torch.tensor([1, 0]), torch.tensor([0, 2, 2])
+        >>> embedding_bag(values, offsets, torch.tensor([[5.0], [7.0]])).tolist()
+        [[12.0], [0.0]]
     """
     differentiable = torch.is_grad_enabled() and table.requires_grad
     if not (may_fuse and differentiable and values.numel() and fused.usable(table)):
-        return _plain_bags(values, offsets, table)
+        return _plain_bag(values, offsets, table)
     return _Bags.apply(values, offsets, table)
 
 
-def _plain_bags(values: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
+def _plain_bag(values: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
     return F.embedding_bag(values, table, offsets, mode="sum", include_last_offset=True)
 
 
@@ -137,7 +139,7 @@ class _Bags(torch.autograd.Function):
     def forward(ctx, values, offsets, table):
         ctx.save_for_backward(values, offsets)
         ctx.num_rows = len(table)
-        return _plain_bags(values, offsets, table)
+        return _plain_bag(values, offsets, table)
 
     @staticmethod
     @once_differentiable
