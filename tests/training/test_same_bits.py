@@ -16,6 +16,8 @@ FORMS = {
     "times": {"time_gap": "on", "request_time": "on"},
     "linrec": {"attention": "linrec"},
     "window": {"attention": "window"},
+    "gbce": {"loss": "gbce"},
+    "bpr": {"loss": "bpr"},
     "hstu": {"backbone": "hstu", "time_gap": "on"},
 }
 

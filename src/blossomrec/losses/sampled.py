@@ -68,6 +68,7 @@ def gbce(
     t: float,
     num_items: int | None = None,
     chunk_elements: int = CHUNK_ELEMENTS,
+    may_fuse: bool = True,
 ) -> Tensor:
     """Generalised binary cross-entropy (Petrov and Macdonald, gSASRec, RecSys 2023).
 
@@ -83,6 +84,7 @@ def gbce(
         t: calibration, 0 is plain binary cross-entropy, 1 removes all overconfidence.
         num_items: size of the catalogue, where ``weight`` has some of its rows; I without.
         chunk_elements: largest number of logits held at once, but for those of a single row.
+        may_fuse: whether kernels of a GPU may be used.
     """
     catalogue = len(weight) if num_items is None else num_items
     alpha = min(len(negatives) / max(catalogue - 1, 1), 1.0)
@@ -91,7 +93,8 @@ def gbce(
     def of_logits(positive: Tensor, negative: Tensor) -> Tensor:
         return beta * F.softplus(-positive) + F.softplus(negative).sum(1)
 
-    row_losses = _row_losses(of_logits, hidden, weight, targets, negatives, chunk_elements)
+    options = {"chunk_elements": chunk_elements, "may_fuse": may_fuse}
+    row_losses = _row_losses(of_logits, hidden, weight, targets, negatives, **options)
     return weighted_mean(row_losses, _counted(targets, row_weights)) / (len(negatives) + 1)
 
 
@@ -103,6 +106,7 @@ def bpr(
     row_weights: Tensor | None = None,
     *,
     chunk_elements: int = CHUNK_ELEMENTS,
+    may_fuse: bool = True,
 ) -> Tensor:
     """Bayesian personalised ranking (Rendle et al., UAI 2009): mean of -log sigmoid(s+ - s-).
 
@@ -112,13 +116,14 @@ def bpr(
         targets: int64 [M], negative where the row is not to count.
         negatives: int64 [N], the same for every row; pairs whose items are the same are left out.
         row_weights: [M], how much each pair of a row counts in the mean; all alike without.
-        chunk_elements: as of :func:`gbce`.
+        chunk_elements, may_fuse: as of :func:`gbce`.
     """
 
     def of_logits(positive: Tensor, negative: Tensor) -> Tensor:
         return F.softplus(negative - positive[:, None]).sum(1)
 
-    losses = _row_losses(of_logits, hidden, weight, targets, negatives, chunk_elements)
+    options = {"chunk_elements": chunk_elements, "may_fuse": may_fuse}
+    losses = _row_losses(of_logits, hidden, weight, targets, negatives, **options)
     shares = row_shares(_counted(targets, row_weights))
     counted = (shares * _pairs(targets, negatives)).sum()
     # Nothing is lost where nothing counts, whatever it is divided by.
@@ -144,7 +149,9 @@ def _row_losses(
     weight: Tensor,
     targets: Tensor,
     negatives: Tensor,
+    *,
     chunk_elements: int,
+    may_fuse: bool,
 ) -> Tensor:
     """Losses of rows, [M], by the logits of their targets [m] and of the sample [m, N].
 
@@ -152,9 +159,9 @@ def _row_losses(
     these are not all, they are computed again for the gradients.
     """
     exact = torch.promote_types(torch.promote_types(hidden.dtype, weight.dtype), torch.float32)
-    # Unlike indexing, an embedding lookup has a gradient that is summed in a fixed order.
-    vectors = F.embedding(targets.clamp(min=0), weight).to(exact)
-    sample = F.embedding(negatives, weight).to(exact)
+    # Unlike indexing, a lookup has a gradient that is summed in a fixed order.
+    vectors = embedding(targets.clamp(min=0), weight, may_fuse=may_fuse).to(exact)
+    sample = embedding(negatives, weight, may_fuse=may_fuse).to(exact)
 
     def of_part(hidden: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
         positive = (hidden * vectors).sum(1)
@@ -274,7 +281,8 @@ class GBCE(SampledLoss):
 
     def of_sample(self, hidden, weight, targets, negatives, log_q, row_weights=None):
         options = {"t": self.config.gbce_t, "num_items": self.num_items}
-        return gbce(hidden, weight, targets, negatives, row_weights, **options)
+        given = hidden, weight, targets, negatives, row_weights
+        return gbce(*given, **options, may_fuse=self.may_fuse)
 
 
 class BPR(SampledLoss):
@@ -285,7 +293,7 @@ class BPR(SampledLoss):
     sparse = True
 
     def of_sample(self, hidden, weight, targets, negatives, log_q, row_weights=None):
-        return bpr(hidden, weight, targets, negatives, row_weights)
+        return bpr(hidden, weight, targets, negatives, row_weights, may_fuse=self.may_fuse)
 
     def counted(self, targets, negatives, row_weights=None):
         return (_counted(targets, row_weights) * _pairs(targets, negatives)).sum()
