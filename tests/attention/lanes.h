@@ -127,7 +127,8 @@ static inline unsigned short rounded(float x) {
 static inline unsigned pair(float low, float high) {
     return rounded(low) | (unsigned)rounded(high) << 16;
 }
-static inline float quotient(float x, float y) { return x / y; }
+static inline float flushed(float x) { return std::fabs(x) < 0x1p-126f ? 0.0f : x; }
+static inline float quotient(float x, float y) { return flushed(flushed(x) / flushed(y)); }
 static inline float exp_2(float x) { return std::exp2(x); }
 static inline float log_2(float x) { return std::log2(x); }
 

@@ -209,6 +209,13 @@ def test_a_score_far_below_zero_stays_with_its_event(dtype, fusion):
     check_parity(inputs, fusion=fusion)
 
 
+def test_gates_all_but_closed():
+    # Division takes numbers like these as 0.
+    inputs = random_inputs([1, 10, 26], heads=4, groups=2, size=16, dtype=B)
+    inputs.gates[::2, :, 0] = 1e-39
+    check_parity(inputs)
+
+
 def test_queries_change_nothing_of_those_beside_them():
     inputs = random_inputs([150], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
     inputs.q *= 6

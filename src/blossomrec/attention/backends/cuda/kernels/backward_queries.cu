@@ -245,9 +245,9 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_QUERIES / TOGE
             grad_gates[places[i]] = UNION ? bias_slopes[i] : shift[0][i];
             if (!UNION)
                 grad_gates[plane + places[i]] = shifts[plane + places[i]] = shift[OF_SHORT][i];
-            // The sum over all keys is not there yet: what grad . out leaves is that of a gate that
-            // is open.
-            const bool closed = !UNION && gate[0][i] == 0.0f;
+            // The sum over all keys is not there yet. What grad . out leaves is gate * shift, and tells
+            // nothing of the shift where the gate is too small to divide by.
+            const bool closed = !UNION && fabsf(gate[0][i]) < 1e-30f;
             shifts[places[i]] = closed ? 0.0f : quotient(lost[0][i], gate[0][i]);
         }
 #else
