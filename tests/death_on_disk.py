@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ CALLS: tuple[tuple[Any, str], ...] = (
     (shutil, "rmtree"),
     (np, "save"),
 )
+# In the names of generations and segments.
+DRAWN = rb"(?<=-)[0-9a-f]{16}"
 
 
 class KilledError(BaseException):
@@ -42,3 +46,17 @@ class Death:
             return call(*arguments, **options)
 
         return dying
+
+
+def what_is_left(folder: Path) -> frozenset[tuple[str, bytes | None]]:
+    """Paths in a folder and what files hold, without the names that are drawn at random.
+
+    What comes after the death is the same wherever this is the same.
+    """
+    return frozenset(
+        (
+            re.sub(DRAWN.decode(), "", str(path.relative_to(folder))),
+            re.sub(DRAWN, b"", path.read_bytes()) if path.is_file() else None,
+        )
+        for path in folder.rglob("*")
+    )

@@ -24,7 +24,7 @@ from blossomrec.data.growth.segment import OpenSegment
 from blossomrec.data.log import EventLog
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError
-from death_on_disk import Death, KilledError
+from death_on_disk import Death, KilledError, what_is_left
 
 FIRST = pl.DataFrame(
     {
@@ -86,7 +86,7 @@ def test_killed_at_any_step_there_is_the_old_log_or_the_new(tmp_path, monkeypatc
     log = EventLog.prepare(FIRST, tmp_path / "start", **OPTIONS)
     if grown:
         log.append(SECOND)
-    at, outcomes = 0, []
+    at, outcomes, met = 0, [], {}
     while True:
         folder = tmp_path / str(at)
         shutil.copytree(tmp_path / "start", folder)
@@ -94,19 +94,21 @@ def test_killed_at_any_step_there_is_the_old_log_or_the_new(tmp_path, monkeypatc
             death = Death(dying, at, ((event_files, "append_array"),))
             with contextlib.suppress(KilledError):
                 step(folder)
-        copy = tmp_path / "copy"
-        shutil.copytree(folder, copy)
-        outcomes.append(events(EventLog.open(copy)))
-        shutil.rmtree(copy)
-        # Whatever was left, the next one writes, and sweeps.
-        if what == "forget" and outcomes[-1] == new:
-            with pytest.raises(DataError, match="has no user 'ann'"):
-                forget(folder)
-        else:
-            step(folder)
-        assert events(EventLog.open(folder)) == new
-        assert sorted(os.listdir(folder)) == ["events", "items", "log.json", "users"]
-        assert all(len(os.listdir(folder / name)) == 1 for name in ("events", "users", "items"))
+        if (left := what_is_left(folder)) not in met:
+            copy = tmp_path / "copy"
+            shutil.copytree(folder, copy)
+            met[left] = events(EventLog.open(copy))
+            shutil.rmtree(copy)
+            # Whatever was left, the next one writes, and sweeps.
+            if what == "forget" and met[left] == new:
+                with pytest.raises(DataError, match="has no user 'ann'"):
+                    forget(folder)
+            else:
+                step(folder)
+            assert events(EventLog.open(folder)) == new
+            assert sorted(os.listdir(folder)) == ["events", "items", "log.json", "users"]
+            assert all(len(os.listdir(folder / name)) == 1 for name in ("events", "users", "items"))
+        outcomes.append(met[left])
         shutil.rmtree(folder)
         if death.seen <= at:
             break
