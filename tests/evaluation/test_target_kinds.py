@@ -279,7 +279,7 @@ def test_the_commands_take_and_compare_kinds(log, cli, tmp_path):
     for name in ("popularity", "transitions"):
         shown = cli(
             *("evaluate", name, "--log", log.folder, "--kinds", "click,cart"),
-            *("--out", tmp_path / name),
+            *("--ks", "10", "--out", tmp_path / name),
         )
         assert f"{name}: leave-one-out, targets: click, cart, full ranking" in shown
         assert "By kind of the target" in shown
