@@ -1,15 +1,16 @@
 """Commands in processes that need not import anything: most of what a short one takes.
 
-One process imports PyTorch and what serves models, and does nothing else. It is forked for each
-command, which is then in a process of its own as one of ``python -m blossomrec`` is, with its
-arguments, environment, signals and exit code. What is read from the environment while modules are
-imported is that of the first command.
+One process imports PyTorch and what trains and serves models, and does nothing else. It is forked
+for each command, which is then in a process of its own as one of ``python -m blossomrec`` is, with
+its arguments, environment, signals and exit code; and for each of several ranks. What is read from
+the environment while modules are imported is that of the first process.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import multiprocessing
 import os
 import resource
@@ -18,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,10 @@ import torch
 CONTEXT = multiprocessing.get_context("forkserver")
 # Of these only Polars begins threads, which tidy its memory: a forked process does without them.
 CONTEXT.set_forkserver_preload(
-    ["blossomrec.commands.serving", "blossomrec.recommender", "blossomrec.serving.http.server"]
+    [
+        *("blossomrec.commands.serving", "blossomrec.serving.http.server"),
+        *("blossomrec.recommender", "blossomrec.training.loop"),
+    ]
 )
 # Seconds for what must happen, but may take its time on a busy machine.
 PATIENCE = 120.0
@@ -41,21 +45,22 @@ class Ended(NamedTuple):
     stderr: str
 
 
-class ForkedCommand:
-    """``blossomrec`` with arguments, in a process that is forked from one that has imported it.
+class Forked:
+    """A function with arguments, in a process that is forked from one that has imported much.
 
     It ends with this process at the latest.
 
     Args:
+        function: that a process which imports its module finds there.
         environment: what it has of it besides that of this process.
         files: that it may have open, where it is not as many as this process.
     """
 
     def __init__(
         self,
-        arguments: Sequence[Any],
+        function: Callable[..., Any],
+        *arguments: Any,
         environment: Mapping[str, str] | None = None,
-        *,
         files: int | None = None,
     ):
         # Files hold whatever is printed, whether somebody reads it or not.
@@ -63,10 +68,10 @@ class ForkedCommand:
             tempfile.NamedTemporaryFile("r")  # noqa: SIM115
             for _ in range(2)
         )
-        words = ["blossomrec", *map(str, arguments)]
-        given = words, os.environ | (environment or {}), os.getcwd(), files
+        called = function, arguments
+        given = os.environ | (environment or {}), os.getcwd(), files
         shown = self._stdout.name, self._stderr.name
-        self._process = CONTEXT.Process(target=_run, args=(*given, *shown), daemon=True)
+        self._process = CONTEXT.Process(target=_run, args=(*called, *given, *shown), daemon=True)
         self._process.start()
 
     @property
@@ -108,8 +113,42 @@ class ForkedCommand:
         return Ended(code, *shown)
 
 
+class ForkedCommand(Forked):
+    """``blossomrec`` with arguments, as :class:`Forked`."""
+
+    def __init__(
+        self,
+        arguments: Sequence[Any],
+        environment: Mapping[str, str] | None = None,
+        *,
+        files: int | None = None,
+    ):
+        words = ["blossomrec", *map(str, arguments)]
+        super().__init__(_command, words, environment=environment, files=files)
+
+
+def _command(words: list[str]) -> None:
+    sys.argv = words
+    runpy.run_module("blossomrec", run_name="__main__", alter_sys=True)
+
+
+def forked_ranks(count: int, function: Callable[..., Any], *arguments: Any) -> list[Ended]:
+    """What came of a function that so many ranks did together, as those that torchrun starts."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    job = {
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(count)},
+        **{"TORCHELASTIC_RUN_ID": "forked", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+    }
+    ranks = [
+        Forked(function, *arguments, environment={**job, "RANK": str(one), "LOCAL_RANK": str(one)})
+        for one in range(count)
+    ]
+    return [rank.wait(2 * PATIENCE) for rank in ranks]
+
+
 def _run(
-    words: list[str],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
     environment: dict[str, str],
     folder: str,
     files: int | None,
@@ -117,6 +156,8 @@ def _run(
     stderr: str,
 ) -> None:
     """What the forked process does."""
+    # What it has from the other one stays: looking through that for garbage would copy it.
+    gc.freeze()
     for number, name in ((1, stdout), (2, stderr)):
         with open(name, "w") as shown:
             os.dup2(shown.fileno(), number)
@@ -126,11 +167,10 @@ def _run(
     os.chdir(folder)
     if files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    sys.argv = words
     # Several of them run at the same time.
     torch.set_num_threads(1)
     try:
-        runpy.run_module("blossomrec", run_name="__main__", alter_sys=True)
+        function(*arguments)
     finally:
         # multiprocessing ends its processes without calling these.
         atexit._run_exitfuncs()

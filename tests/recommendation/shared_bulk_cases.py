@@ -1,8 +1,4 @@
-"""Jobs of recommending that two ranks do together, and one process: run by torchrun, this is one of
-the two.
-
-torchrun --nproc-per-node 2 shared_bulk_cases.py FOLDER [kill]
-"""
+"""Jobs of recommending that two ranks do together, and one process."""
 
 from __future__ import annotations
 
@@ -10,13 +6,11 @@ import importlib.util
 import os
 import pickle
 import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from blossomrec.cli import main
 from blossomrec.errors import ConfigError, RunError
@@ -137,12 +131,11 @@ def by_command(runs: Path, out: Path) -> None:
     assert main([*recommend, "--user", "1001"]) == 2
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+def each_rank(folder: Path, killed: bool = False) -> None:
+    """What one of the two does; the second is killed where that is wanted."""
     with open_ranks("cpu") as opened, pytest.MonkeyPatch.context() as patched:
         small(patched)
-        if sys.argv[2:]:
+        if killed:
             kill(opened)
             write("in-files", folder, folder / "killed", opened)
         for case in CASES:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from shared_bulk_cases import CASES, path_of, small, write
+from shared_bulk_cases import CASES, each_rank, path_of, small, write
 
 from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError
@@ -25,6 +23,7 @@ from blossomrec.recommendation.shared_scores import SharedScores
 from blossomrec.recommender import BlossomRec
 from blossomrec.run.weights import load_model
 from command_line import content
+from forked_commands import forked_ranks
 from small_models import small_config
 from small_options import SMALL
 
@@ -39,18 +38,6 @@ RUNS = {
         )
     },
 }
-
-
-def on_two_ranks(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(Path(__file__).with_name("shared_bulk_cases.py"))]
-    return subprocess.run(
-        [*command, str(folder), *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def files(folder: Path) -> dict[Path, bytes]:
@@ -97,10 +84,11 @@ def written(runs) -> Path:
         small(patch)
         for name in CASES:
             write(name, runs, runs / "one")
-    done = on_two_ranks(runs)
-    assert done.returncode == 0, done.stderr
-    assert "540 items for 60 users" in done.stdout and done.stdout.count("users are in") == 1
-    assert done.stderr.count("leave torchrun away") == 2
+    ranks = forked_ranks(2, each_rank, runs)
+    assert all(one.code == 0 for one in ranks), ranks
+    assert "540 items for 60 users" in ranks[0].stdout and "users are in" not in ranks[1].stdout
+    assert ranks[0].stdout.count("users are in") == 1
+    assert all(one.stderr.count("leave torchrun away") == 1 for one in ranks)
     return runs
 
 
@@ -125,8 +113,9 @@ def test_so_is_that_of_the_command(written):
 
 
 def test_a_killed_rank_loses_nothing(written, monkeypatch):
-    done = on_two_ranks(written, "kill")
-    assert done.returncode != 0 and "SIGKILL" in done.stderr
+    other, killed = forked_ranks(2, each_rank, written, True)
+    assert killed.code == -signal.SIGKILL
+    assert other.code == 1 and "rank 0 lost another rank" in other.stderr
     out = written / "killed" / "in-files"
     # What two rounds of two parts gave is there, as a file or as parts, and nothing else is.
     left = [path.name for path in (out / ".parts").glob("users-*.parquet")]

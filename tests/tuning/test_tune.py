@@ -21,6 +21,7 @@ from blossomrec.tuning import workers
 from blossomrec.tuning.space import read_space
 from blossomrec.tuning.trial import run_trial
 from command_line import refuse
+from forked_commands import PATIENCE, ForkedCommand
 from small_options import SMALL, small_flags
 
 optuna = pytest.importorskip("optuna")
@@ -96,15 +97,14 @@ def test_the_best_of_the_trials_is_a_configuration_that_trains(
 
 def test_a_search_that_was_killed_goes_on_to_the_same_outcome(tiny_log, tmp_path, space):
     flags = ["--space", space, "--trials", "3", "--startup", "1", "--min-epochs", "1", "--quiet"]
-    command = [sys.executable, "-m", "blossomrec", "tune", str(tiny_log.folder)]
     config = small(epochs=3)
     flags += small_flags(epochs=3)
     folder = tmp_path / "killed"
-    with subprocess.Popen([*command, str(folder), *flags]) as process:
-        log = folder / "trials" / "0000" / "log.jsonl"
-        wait_until(lambda: log.exists() and log.read_bytes().count(b"\n") >= 1)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    process = ForkedCommand(["tune", tiny_log.folder, folder, *flags])
+    log = folder / "trials" / "0000" / "log.jsonl"
+    wait_until(lambda: log.exists() and log.read_bytes().count(b"\n") >= 1)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(PATIENCE).code == -signal.SIGKILL
     search(tiny_log, folder, space, config)
     whole = search(tiny_log, tmp_path / "whole", space, config)
     assert told(lines(folder)) == told(lines(tmp_path / "whole")) == told(whole.trials)
@@ -282,17 +282,14 @@ def test_a_signal_ends_all_workers(tiny_log, tmp_path, space, monkeypatch):
 
 
 def test_a_worker_that_is_killed_fails_its_trial_alone(tiny_log, tmp_path, space, monkeypatch):
-    start = workers._start
 
     def deadly(folder, number, slot, jobs):
-        """The second trial is killed; what comes after it needs no process of its own."""
-        if number == 0:
-            return start(folder, number, slot, jobs)
+        """The second trial is killed beside the first one; none needs a process of its own."""
         if number == 1:
             return subprocess.Popen(["sh", "-c", "kill -9 $$"])
         known = studies.read_search(folder)
         run_trial(folder, known, studies.open_study(folder, known), number)
-        return subprocess.Popen(["true"])
+        return subprocess.Popen(["sleep", "0.5" if number == 0 else "0"])
 
     monkeypatch.setattr(workers, "_start", deadly)
     trials = search(tiny_log, tmp_path / "t", space, small(epochs=1), trials=2, jobs=2).trials

@@ -1,19 +1,17 @@
-"""What one rank trains, and two do that torchrun starts, once, on processors."""
+"""What one rank trains, and two do once, on processors."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from ranks_cases import BEGUN, CASES, PLAIN, RESUMED, evaluated, run_case, run_from
+from ranks_cases import BEGUN, CASES, PLAIN, RESUMED, each_rank, evaluated, run_case, run_from
 from two_periods import two_periods
 
 from blossomrec.data.log import EventLog
+from forked_commands import forked_ranks
 
 
 @pytest.fixture(scope="session")
@@ -55,16 +53,8 @@ def trained(one_thread, log, periods, tmp_path_factory) -> Path:
         run_case(periods["first"], options, folder / "first-one" / name)
         run_from(periods["both"], folder, name, "one-one")
         evaluated(periods["first"], folder / "first-one" / name, folder / "evaluated-one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(Path(__file__).with_name("ranks_cases.py"))]
-    done = subprocess.run(
-        [*command, str(log.folder), *(str(each.folder) for each in periods.values()), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    ranks = forked_ranks(2, each_rank, log, periods["first"], periods["both"], folder)
+    assert all(one.code == 0 for one in ranks), ranks
     for name in RESUMED:
         run_case(log, PLAIN | CASES[name], folder / "two-one" / name)
     for name in BEGUN:

@@ -1,7 +1,4 @@
-"""The trainings that two ranks, and one, do: run by torchrun, this is one of the two.
-
-torchrun --nproc-per-node 2 ranks_cases.py LOG FIRST BOTH FOLDER
-"""
+"""The trainings that two ranks, and one, do."""
 
 from __future__ import annotations
 
@@ -126,24 +123,19 @@ def evaluated(log: EventLog, run: Path, folder: Path, ranks: Ranks = ALONE) -> N
         save_evaluation(measured, folder / run.name / f"{name}-{ranks.rank}.json")
 
 
-def both_ranks(log: EventLog, first: EventLog, both: EventLog, folder: Path, ranks: Ranks) -> None:
-    for name, options in CASES.items():
-        run_case(log, PLAIN | options, folder / "two" / name, ranks)
-    for name in RESUMED:
-        run_case(log, PLAIN | CASES[name], folder / "two-one" / name, ranks, last=2)
-        run_case(log, PLAIN | CASES[name], folder / "one-two" / name, ranks)
-    run_case(log, DRAWN, folder / "whole", ranks)
-    run_case(log, DRAWN, folder / "broken", ranks, last=1)
-    run_case(log, DRAWN, folder / "broken", ranks)
-    for name, options in BEGUN.items():
-        run_case(first, options, folder / "first-two" / name, ranks)
-        evaluated(first, folder / "first-one" / name, folder / "evaluated-two", ranks)
-        for numbers in ("one-two", "two-two"):
-            run_from(both, folder, name, numbers, ranks)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with open_ranks("cpu") as opened:
-        logs = [EventLog.open(each) for each in sys.argv[1:4]]
-        both_ranks(*logs, Path(sys.argv[4]), opened)
+def each_rank(log: EventLog, first: EventLog, both: EventLog, folder: Path) -> None:
+    """What one of the two does."""
+    with open_ranks("cpu") as ranks:
+        for name, options in CASES.items():
+            run_case(log, PLAIN | options, folder / "two" / name, ranks)
+        for name in RESUMED:
+            run_case(log, PLAIN | CASES[name], folder / "two-one" / name, ranks, last=2)
+            run_case(log, PLAIN | CASES[name], folder / "one-two" / name, ranks)
+        run_case(log, DRAWN, folder / "whole", ranks)
+        run_case(log, DRAWN, folder / "broken", ranks, last=1)
+        run_case(log, DRAWN, folder / "broken", ranks)
+        for name, options in BEGUN.items():
+            run_case(first, options, folder / "first-two" / name, ranks)
+            evaluated(first, folder / "first-one" / name, folder / "evaluated-two", ranks)
+            for numbers in ("one-two", "two-two"):
+                run_from(both, folder, name, numbers, ranks)
