@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import os
 from typing import TYPE_CHECKING
@@ -26,6 +27,11 @@ if not torch.cuda.is_available():
 
 TINY_USERS = 60
 TINY_ITEMS = 80
+
+
+def pytest_collection_finish():
+    # What is imported by now stays: it need not be looked through for garbage again and again.
+    gc.freeze()
 
 
 def _events(histories: list[np.ndarray]) -> pl.DataFrame:
