@@ -167,6 +167,8 @@ def _run(
     os.chdir(folder)
     if files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    # It ends by it, even where the tests are run with nohup.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # Several of them run at the same time.
     torch.set_num_threads(1)
     try:

@@ -32,6 +32,7 @@ from blossomrec.training import trainer
 from blossomrec.tuning.options import TuneOptions
 from blossomrec.updating.options import DailyOptions
 from command_line import prepare_and_train, python
+from forked_commands import PATIENCE, ForkedCommand
 from small_options import MODEL, SMALL, TRAINING, small_flags
 
 pytestmark = pytest.mark.usefixtures("one_thread", "wide_terminal")
@@ -211,18 +212,18 @@ def test_every_encoding_can_show_recommendations(spelled, encoding):
     assert {"café", "👍", "a, b"} <= {row["item_id"] for row in json.loads(shown[1])}
 
 
-def test_tables_in_a_pipe_are_whole(place, monkeypatch):
+def test_tables_in_a_file_are_whole(place, monkeypatch):
     """No column is cut, whatever the width that a terminal would have."""
     monkeypatch.delenv("COLUMNS")
-    done = python("evaluate", place / "run")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = ForkedCommand(["evaluate", place / "run"]).wait(PATIENCE)
+    assert (done.code, done.stderr) == (0, "")
     assert "…" not in done.stdout
     [row] = [line for line in done.stdout.splitlines() if line.startswith("│ ndcg@10 ")]
     assert re.fullmatch(r"│ ndcg@10 +│ 0\.\d{4} │ 0\.\d{4}–0\.\d{4} │", row)
     monkeypatch.setenv("COLUMNS", "80")
-    done = python("compare", place / "run", place / "run")
+    done = ForkedCommand(["compare", place / "run", place / "run"]).wait(PATIENCE)
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and "…" not in done.stdout
+    assert done.code == 0 and "…" not in done.stdout
     assert max(len(line) for line in lines[1:]) <= 80
     assert [line.split()[0] for line in lines if "@" in line][:2] == ["ndcg@10", "hr@10"]
     assert len(re.findall(r"0\.\d{4}", next(line for line in lines if "ndcg@10" in line))) >= 3
@@ -314,25 +315,17 @@ def test_evaluation_takes_other_cut_offs_and_validation_events(cli, place, tmp_p
 def test_a_stopped_training_saves_and_goes_on(cli, place, tmp_path, signum, code):
     run, log = tmp_path / "the run", place / "log"
     flags = small_flags(epochs=100_000, patience=100_000)
-    command = [sys.executable, "-m", "blossomrec", "train", log, run, "--quiet", *flags]
-    # Not ignored, even where these tests are run with nohup.
-    signals = {"preexec_fn": lambda: signal.signal(signum, signal.SIG_DFL)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **signals)
-    lines = run / "log.jsonl"
-    try:
-        deadline = time.monotonic() + 60
-        while not (lines.is_file() and lines.read_bytes().count(b"\n") >= 2):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signum)
-        _, shown = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == code
+    process = ForkedCommand(["train", log, run, "--quiet", *flags])
+    lines, deadline = run / "log.jsonl", time.monotonic() + PATIENCE
+    while not (lines.is_file() and lines.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None and time.monotonic() < deadline, process.wait(0)
+        time.sleep(0.02)
+    process.send_signal(signum)
+    ended = process.wait(PATIENCE)
+    assert ended.code == code
     command = f"blossomrec train {log} '{run}' --resume auto"
     stopped = f"training stopped by {signum.name}, checkpoint saved"
-    assert shown == f"blossomrec: {stopped}; to go on: {command}\n"
+    assert ended.stderr == f"blossomrec: {stopped}; to go on: {command}\n"
     last = max(run.glob("checkpoints/step-*")) / "state.json"
     epoch = json.loads(last.read_text())["content"]["state"]["training"]["epoch"]
     # The command that was named, but for one thing that may change.
