@@ -2,8 +2,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,10 +15,11 @@ from blossomrec.data.log import EventLog
 from blossomrec.data.split import Split
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.models import build_model
-from blossomrec.training import TrainingInterrupted, train
+from blossomrec.training import TrainingInterrupted, train, trainer
 from blossomrec.training.checkpoint import Checkpoints, Pace, _content_digest
 from blossomrec.training.resume import stored_options
 from blossomrec.training.state import seeded
+from forked_commands import PATIENCE, Forked
 
 
 @pytest.fixture
@@ -59,45 +58,32 @@ def newest(run: Path) -> dict:
     return json.loads((last / "state.json").read_text())["content"]["state"]["training"]
 
 
-CHILD = """
-import sys, time
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from blossomrec.data.log import EventLog
-from blossomrec.training import trainer
-from blossomrec.training.checkpoint import Pace
-from small_training import small_config, small_train
+def train_and_wait(log: EventLog, run: Path, there: Path) -> None:
+    """Train with a checkpoint after every third step; wait before the 17th."""
+    steps, seen = trainer.device_steps, []
 
-steps, seen = trainer.device_steps, []
-def waiting_steps(*arguments):
-    for step in steps(*arguments):
-        seen.append(step)
-        if len(seen) == 17:
-            Path({there!r}).touch()
-            time.sleep(600)
-        yield step
-trainer.device_steps = waiting_steps
-Pace.due = lambda pace: len(seen) % 3 == 0
-small_train(EventLog.open({log!r}), small_config(), Path({run!r}))
-"""
+    def waiting_steps(*arguments):
+        for step in steps(*arguments):
+            seen.append(step)
+            if len(seen) == 17:
+                there.touch()
+                time.sleep(600)
+            yield step
+
+    trainer.device_steps = waiting_steps
+    Pace.due = lambda pace: len(seen) % 3 == 0
+    small_train(log, small_config(), run)
 
 
 def test_a_killed_training_resumes_to_the_same_numbers(tiny_log, undisturbed, tmp_path):
     whole = outcome(undisturbed(small_config()))
     run, there = tmp_path / "run", tmp_path / "there"
-    places = {"log": str(tiny_log.folder), "run": str(run), "there": str(there)}
-    code = CHILD.format(tests=str(Path(__file__).parent), **places)
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    try:
-        while not there.exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process = Forked(train_and_wait, tiny_log, run, there)
+    while not there.exists():
+        assert process.poll() is None, process.wait(0)
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(PATIENCE).code == -signal.SIGKILL
     state = newest(run)
     assert (state["epoch"], state["step"]) == (1, 15)
     assert state["epoch_step"] > 0
