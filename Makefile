@@ -16,8 +16,13 @@ demo: $(READY)
 # Processes with one thread each are faster than one process with several, and three of them keep two
 # cores busy while tests wait for servers and for the disk. Each takes a third of the tests, so that
 # what the tests of a file share is made once, and at the end some of another's. The many processes
-# that tests start find the code compiled.
+# that tests start find the code compiled. Their files, small ones by the ten thousand, lie in memory
+# where there is room for 4 GiB.
+ROOM = $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4194304')
+IN_MEMORY = folder=$$(mktemp -d /dev/shm/XXXXXX) && trap 'rm -rf "$$folder"' EXIT && TMPDIR=$$folder
+
 test: $(READY)
+	$(if $(ROOM),$(IN_MEMORY)) \
 	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 PYTHONDONTWRITEBYTECODE= \
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
