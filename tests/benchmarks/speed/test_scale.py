@@ -1,25 +1,35 @@
 """One rank and two are measured on the same training."""
 
 import json
+import runpy
+import sys
 
 import pytest
 
 from benchmarks.speed import scale
 from blossomrec.errors import BlossomRecError, ConfigError
+from forked_commands import forked_ranks
+
+
+def each_rank(module, *words):
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def test_as_many_events_for_each_rank_and_for_all(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(scale, "measure_collectives", lambda *given, out: told.append((given, out)))
-    by_ranks = scale.by_ranks
 
-    def two_by_ranks(module, asked, count, device):
+    def by_forked_ranks(module, asked, count, device):
         """One needs no process of its own."""
-        if count > 1:
-            return by_ranks(module, asked, count, device)
-        return scale.time_steps(scale.ScaleCase(**asked), device, scale.Ranks())
+        if count == 1:
+            return scale.time_steps(scale.ScaleCase(**asked), device, scale.Ranks())
+        found = tmp_path / "found.json"
+        ranks = forked_ranks(count, each_rank, module, json.dumps(asked), device, str(found))
+        assert all(one.code == 0 for one in ranks), ranks
+        return json.loads(found.read_text())
 
-    monkeypatch.setattr(scale, "by_ranks", two_by_ranks)
+    monkeypatch.setattr(scale, "by_ranks", by_forked_ranks)
     out = tmp_path / "scale.jsonl"
     scale.measure_scale(
         gpus=[1, 2], items=[300], lengths=[16], tokens=64, losses=["exact"], hidden_size=16,
