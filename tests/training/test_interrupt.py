@@ -12,7 +12,7 @@ def test_the_first_signal_is_noted_and_the_second_works_as_ever(signum):
     hits = []
     before = signal.signal(signum, lambda *_: hits.append(signum))
     try:
-        with Interrupts() as interrupts:
+        with pytest.raises(TrainingInterrupted), Interrupts() as interrupts:
             os.kill(os.getpid(), signum)
             assert interrupts.received == signum
             assert hits == []
@@ -34,6 +34,18 @@ def test_a_signal_that_is_ignored_stays_ignored():
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_after_the_last_look_is_not_lost():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TrainingInterrupted, match="SIGTERM") as caught, Interrupts():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.signum == signal.SIGTERM
+    # What went wrong meanwhile is told instead.
+    with pytest.raises(RuntimeError), Interrupts():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_handlers_come_back_after_an_exception():

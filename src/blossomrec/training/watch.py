@@ -137,8 +137,10 @@ class TrainingInterrupted(KeyboardInterrupt):
 class Interrupts:
     """While entered, ``received`` holds the first of SIGNALS instead of its usual effect.
 
-    A second signal has its usual effect again. One that is ignored, as nohup has it with SIGHUP,
-    stays ignored. Outside of the main thread, where Python allows no handlers, nothing changes.
+    Whoever enters looks at it from time to time. Where it came after the last look, leaving raises
+    TrainingInterrupted, so that no signal is lost. A second signal has its usual effect again. One
+    that is ignored, as nohup has it with SIGHUP, stays ignored. Outside of the main thread, where
+    Python allows no handlers, nothing changes.
     """
 
     def __init__(self) -> None:
@@ -152,8 +154,10 @@ class Interrupts:
                     self._previous[signum] = signal.signal(signum, self._note)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._restore()
+        if kind is None and self.received is not None:
+            raise TrainingInterrupted(self.received)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
