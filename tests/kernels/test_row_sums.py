@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 from blossomrec.models import fused
 from blossomrec.models.fused import embedding as modules
 from blossomrec.models.fused.embedding import (
+    FEW,
     PARTS,
     ROWS,
     Ordered,
@@ -35,9 +36,8 @@ def numbers(form, count, num_rows):
 
 @pytest.mark.parametrize("form", ["drawn", "one", "two", "most"])
 @pytest.mark.parametrize("count", [1, ROWS, ROWS + 1, 5 * ROWS, (2 * PARTS + 1) * ROWS + 7])
-@pytest.mark.parametrize("size", [16, 150])
-def test_sums_are_those_of_rows_one_by_one(form, count, size):
-    num_rows = 40
+@pytest.mark.parametrize("size, num_rows", [(16, 40), (150, 40), (16, FEW + 1)])
+def test_sums_are_those_of_rows_one_by_one(form, count, size, num_rows):
     index = numbers(form, count, num_rows).to(DEVICE)
     rows = torch.randn(count, size, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     found = row_sums(index, rows, num_rows)

@@ -18,6 +18,8 @@ from blossomrec.models import fused
 # Rows that a program adds up, their numbers that it holds at a time, and parts of a sum that are
 # added at a time.
 ROWS, BLOCK, PARTS = 16, 128, 32
+# Tables of so many rows get sums of many parts each.
+FEW = 256
 
 # By table: what the backward pass has found of its lookups so far, numbers and gradients.
 _met: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -166,13 +168,18 @@ def row_sums(index: Tensor, rows: Tensor, num_rows: int, ordered: Ordered | None
     # Half as many passes as of 64 bits.
     keys, order = ordered or index.reshape(-1).int().sort(stable=True)
     sums = rows.new_zeros(num_rows, size, dtype=torch.float32)
-    parts = cdiv(len(keys), ROWS)
-    carried = rows.new_empty(parts, size, dtype=torch.float32)
+    parts, few = cdiv(len(keys), ROWS), num_rows <= FEW
+    room = rows.new_zeros if few else rows.new_empty
+    carried = room(parts, size, dtype=torch.float32)
     block = min(BLOCK, max(16, next_power_of_2(size)))
     shape = {"D": size, "ROWS": ROWS, "BLOCK": block}
     columns, counts = cdiv(size, block), (len(keys), len(rows))
     row_sums_kernel[(parts, columns)](keys, order, rows, sums, carried, *counts, **shape)
-    if parts > 1:
+    if parts > 1 and few:
+        # Summed as the rows are, since one program would have to add up most of them.
+        keys, order = keys[ROWS::ROWS].contiguous(), torch.arange(parts - 1, device=keys.device)
+        sums += row_sums(keys, carried[1:], num_rows, Ordered(keys, order))
+    elif parts > 1:
         grid = parts - 1, columns
         carried_sums_kernel[grid](keys, carried, sums, len(keys), PARTS=PARTS, **shape)
     return sums.to(rows.dtype)
