@@ -15,6 +15,7 @@ from blossomrec.run.weights import load_model
 from blossomrec.training import TrainingResult, train
 from blossomrec.training.objective import Losses, Objective
 from blossomrec.training.setup import LearningRate
+from blossomrec.training.trainer import Trainer
 
 
 def test_training_learns(tiny_log, tmp_path):
@@ -321,3 +322,23 @@ def test_a_gpu_trains_and_resumes(tiny_log, tmp_path, at_step, backbone, graph):
     assert 0 < result.peak_mib < 2000
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     assert load_model(tmp_path / "run").item_embeddings.weight.device.type == "cpu"
+
+
+def test_time_that_runs_out_between_epochs_leaves_validated_weights(
+    tiny_log, tmp_path, monkeypatch
+):
+    finish = Trainer._finish_epoch
+
+    def slow(trainer):
+        finish(trainer)
+        if trainer.state.epoch == 2:
+            trainer.state.seconds += 3_600
+
+    monkeypatch.setattr(Trainer, "_finish_epoch", slow)
+    config = small_config(epochs=50, minutes=30.0, validate_every=50)
+    result = small_train(tiny_log, config, tmp_path / "run")
+    assert (result.stopped, result.epochs, result.best_epoch) == ("minutes", 3, 3)
+    # It ends with the first step that it takes after that.
+    first, second, last = (line["step"] for line in logged(tmp_path / "run"))
+    assert second == 2 * first and last == second + 1
+    assert load_model(tmp_path / "run").num_items == tiny_log.num_items

@@ -51,7 +51,7 @@ class Trainer:
         identity: dict[str, Any],
         after_epoch: AfterEpoch | None = None,
     ):
-        self.after_epoch, self._told_to_stop = after_epoch, False
+        self.after_epoch, self._told_to_stop, self._over = after_epoch, False, False
         self.parts, self.validation, self.display = parts, validation, display
         self.checkpoints, self.log, self.identity = checkpoints, log, identity
         self.config = config
@@ -82,6 +82,7 @@ class Trainer:
         self._clock = time.monotonic()
         if keep and checkpoint is None:
             self._keep_start()
+        self._over = self._time_is_up()
 
     def _keep_start(self) -> None:
         """Publish the weights to begin with, and save a checkpoint that knows all of the start."""
@@ -122,7 +123,8 @@ class Trainer:
             return "early"
         if self.state.epoch >= self.config.epochs:
             return "epochs"
-        return "minutes" if self._time_is_up() else None
+        # As it was when the last epoch was finished: its weights are validated then.
+        return "minutes" if self._over else None
 
     def _time_is_up(self) -> bool:
         """The same on all ranks, by the clock of any."""
@@ -194,7 +196,8 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """Validate where it is time to, keep better weights, write the log."""
         state = self.state
-        last = state.epoch + 1 == self.config.epochs or self._time_is_up()
+        self._over = self._time_is_up()
+        last = state.epoch + 1 == self.config.epochs or self._over
         validated, better = {}, False
         if self.parts.table is not None:
             # After every epoch, validated or not: how sums are rounded depends on when.
