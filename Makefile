@@ -17,9 +17,11 @@ demo: $(READY)
 # cores busy while tests wait for servers and for the disk. Each takes a third of the tests, so that
 # what the tests of a file share is made once, and at the end some of another's. The many processes
 # that tests start find the code compiled. Their files, small ones by the ten thousand, lie in memory
-# where there is room for 4 GiB.
-ROOM = $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4194304')
-IN_MEMORY = folder=$$(mktemp -d /dev/shm/XXXXXX) && trap 'rm -rf "$$folder"' EXIT && TMPDIR=$$folder
+# where there is room for 4 GiB and compiled code may be loaded; Ctrl-C removes them, too.
+ROOM = $(shell ! grep -qs ' /dev/shm .*noexec' /proc/mounts && df -Pk /dev/shm 2>/dev/null \
+	| awk 'NR == 2 && $$4 > 4194304')
+IN_MEMORY = folder=$$(mktemp -d /dev/shm/blossomrec.XXXXXX) && trap 'rm -rf "$$folder"' EXIT \
+	&& trap 'exit 130' INT TERM HUP && TMPDIR=$$folder
 
 test: $(READY)
 	$(if $(ROOM),$(IN_MEMORY)) \
