@@ -36,12 +36,7 @@ CHOICES = [
 
 @pytest.fixture(scope="module")
 def model():
-    model = build_model(small_config(), ITEMS).eval()
-    # A tile of one query, of two, and of all choices.
-    for count in (1, 2, len(CHOICES)):
-        if not quantised_top_k._places_do_not_matter(model.output_weight(), count):
-            pytest.skip("the matrix library sums in an order that depends on the place")
-    return model
+    return build_model(small_config(), ITEMS).eval()
 
 
 @pytest.fixture
@@ -86,14 +81,16 @@ def test_answers_are_those_by_all_scores(off, model, monkeypatch, whole):
     ranked = Ranking(model)
     ranked.switch_off(np.array(off, dtype=np.int64))
     some, rows = queries(len(CHOICES)), np.array([5, ITEMS - 1])
-    found = ranked.best(some, CHOICES)
-    assert whole == []
-    close = ranked.similar(rows, 10)
-    assert whole == []
+    found, close = ranked.best(some, CHOICES), ranked.similar(rows, 10)
+    # Where the matrix library sums in an order that depends on the place, all scores are made.
+    tiles = len(CHOICES), 2
+    if all(quantised_top_k._places_do_not_matter(model.output_weight(), n) for n in tiles):
+        assert whole == []
+    whole.clear()
     monkeypatch.setattr(ranking, "quantised_for", lambda *_: None)
     assert same(found, ranked.best(some, CHOICES))
     assert same(close, ranked.similar(rows, 10))
-    assert whole == [len(CHOICES), 2]
+    assert whole == [*tiles]
     assert [len(listed) for listed, _ in found][:5] == [10, 3, 40, 10, 10]
 
 
