@@ -27,12 +27,7 @@ from benchmarks.job_queue import FOREVER, run_jobs
 from blossomrec.config import RunConfig, to_dict
 from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.files import locked
-from blossomrec.rolling.options import (
-    RETRAIN,
-    STRATEGIES,
-    RollingOptions,
-    UpdateOptions,
-)
+from blossomrec.rolling.options import RETRAIN, STRATEGIES, RollingOptions, UpdateOptions
 
 if TYPE_CHECKING:
     import torch

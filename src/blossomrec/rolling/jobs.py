@@ -141,32 +141,32 @@ def collected(study: Study, beside: Study | None = None) -> Rolled:
             one has none of.
     """
     lines, missing = list[Line](), list[str]()
-    chosen = [(strategy, study) for strategy in study.options.chosen]
-    if beside is not None and RETRAIN not in study.options.chosen:
-        chosen += [(RETRAIN, beside)] if RETRAIN in beside.options.chosen else []
+    studies = {strategy: study for strategy in study.options.chosen}
+    if beside is not None and RETRAIN in beside.options.chosen:
+        studies.setdefault(RETRAIN, beside)
     for number in range(1, study.options.periods + 1):
-        for strategy, of in chosen:
+        for strategy, of in studies.items():
             path = of.place(number, strategy) / MEASURED
             if path.exists():
                 lines.append(_read_line(path))
             else:
                 missing.append(f"period {number}, {strategy}")
-    own = [line for line in lines if line["strategy"] in study.options.chosen]
+    own = [line for line in lines if studies[line["strategy"]] is study]
     write_text(study.folder / LINES, "".join(json.dumps(line) + "\n" for line in own))
-    rolled, places = Rolled(lines, missing), dict(chosen)
-    intervals = {name: _interval(places, rolled, name) for name in rolled.strategies}
+    rolled = Rolled(lines, missing)
+    intervals = {name: _interval(studies, rolled, name) for name in rolled.strategies}
     known = {name: each for name, each in intervals.items() if each is not None}
     return dataclasses.replace(rolled, intervals=known)
 
 
 def _interval(
-    places: Mapping[str, Study], rolled: Rolled, strategy: str
+    studies: Mapping[str, Study], rolled: Rolled, strategy: str
 ) -> tuple[float, float] | None:
     if strategy == RETRAIN or rolled.shares(strategy) is None:
         return None
     numbers = [{line["period"] for line in rolled.of(one, first=2)} for one in (strategy, RETRAIN)]
     return share_interval(
-        (places[strategy].place(number, strategy), places[RETRAIN].place(number, RETRAIN))
+        (studies[strategy].place(number, strategy), studies[RETRAIN].place(number, RETRAIN))
         for number in sorted(numbers[0] & numbers[1])
     )
 
