@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, BenchOptions, Layout
+from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, WIDE, BenchOptions, Layout
 from benchmarks.speed.operations import causal_mask, naive_attention
 from blossomrec.config import ModelConfig
 from blossomrec.models.full import FullAttention
@@ -19,7 +19,6 @@ FULL = {"cpu": "dense", "cuda": "flash"}
 # Multi-head attention of the released SASRec: as many key/value heads as query heads.
 NAIVE_LAYOUT = Layout(8, 8, 16)
 DROPOUT = 0.2
-WIDE = Layout(4, 2, 64)
 # Attentions of linear cost beside which the encoder is measured.
 LINEAR = ("linrec", "mamba")
 
@@ -67,7 +66,7 @@ def architectures(options: BenchOptions) -> list[Architecture]:
 
 
 def wide_architectures(options: BenchOptions) -> list[Architecture]:
-    """Blossom and dense attention with wide heads, for which processors have no kernels."""
+    """Blossom and dense attention with wide heads, which are measured on GPUs."""
     if options.device == "cpu":
         return []
     blossom = [Architecture(impl, "mlp", WIDE) for impl in options.blossom]

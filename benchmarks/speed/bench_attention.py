@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed import operations
-from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, BenchOptions, Layout
+from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, WIDE, BenchOptions, Layout
 from benchmarks.speed.flex import TILE
 from benchmarks.speed.history_lengths import equal_lengths, real_lengths
 from benchmarks.speed.instruments.floor import floor_mib, floor_milliseconds
@@ -33,7 +33,7 @@ TOKENS = {"cpu": 16_384, "cuda": 131_072}
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 # Length 0 stands for histories of different lengths.
 RAGGED = 0
-LAYOUTS = (PUBLISHED, Layout(4, 2, 64))
+LAYOUTS = (PUBLISHED, WIDE)
 CUDNN_STEP = 64
 # Copies of the scores that forward and backward hold at a time.
 NAIVE_COPIES = 5

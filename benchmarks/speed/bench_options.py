@@ -33,6 +33,7 @@ class Layout(NamedTuple):
 
 PUBLISHED = Layout(8, 2, 16)
 BLOCK_SIZE = 16
+WIDE = Layout(4, 2, 64)
 # The fastest layout of dense attention for the hidden size of the published one.
 FASTEST_DENSE = Layout(2, 2, 64)
 

@@ -1,6 +1,6 @@
 """Models over periods of time, from results/growth.jsonl: the last study of a data set and model.
 
-Of several chains of updates the first one is shown, but where chains stand side by side.
+Of several chains of updates the first is shown, except where chains stand side by side.
 
 Nothing is shown of what has not been measured.
 """
