@@ -175,7 +175,8 @@ def _constants(sizes: tuple[int, int, int, int, bool], causal: bool) -> dict[str
 def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: int) -> Selection:
     per_group, _, size, top_n, is_bfloat16 = sizes
     # Products are of bfloat16 whatever the queries are: three of them make a float32.
-    constants = {**_constants(sizes, causal), "BF16": 1, "PARTS": key_parts}
+    common = {**_constants(sizes, causal), "BF16": 1}
+    constants = {**common, "PARTS": key_parts}
     program, carveout = "selection", 100
     if size in WIDE:
         program, carveout = "wide_selection", SELECTION_CARVEOUT
@@ -188,7 +189,7 @@ def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: 
         if top_n > 4:
             constants["TOGETHER"] = 1
     return Selection(
-        compiler.kernel("split_keys", "split_keys", {**constants, "TOGETHER": STREAMING}),
+        compiler.kernel("split_keys", "split_keys", {**common, "TOGETHER": STREAMING}),
         compiler.kernel(program, "select_blocks", constants, carveout),
     )
 
