@@ -18,7 +18,7 @@ from blossomrec.models import fused
 # Rows that a program adds up, their numbers that it holds at a time, and parts of a sum that are
 # added at a time.
 ROWS, BLOCK, PARTS = 16, 128, 32
-# Tables of so many rows get sums of many parts each.
+# A table of at most so many rows has sums of many parts.
 FEW = 256
 
 # By table: what the backward pass has found of its lookups so far, numbers and gradients.
@@ -43,7 +43,7 @@ def embedding(
     """Rows of ``table`` [I, D], of the shape of ``index``, int64, and D.
 
     As :func:`torch.nn.functional.embedding`, whose gradient on a GPU takes several times as many
-    kernels, and has other bits each time where many of the numbers are the same.
+    kernels, and may have other bits each time where many of the numbers are the same.
 
     Args:
         ordered: the numbers of ``index`` where their order is known.
@@ -176,7 +176,7 @@ def row_sums(index: Tensor, rows: Tensor, num_rows: int, ordered: Ordered | None
     columns, counts = cdiv(size, block), (len(keys), len(rows))
     row_sums_kernel[(parts, columns)](keys, order, rows, sums, carried, *counts, **shape)
     if parts > 1 and few:
-        # Summed as the rows are, since one program would have to add up most of them.
+        # Summed as the rows are: by the other kernel, one program would add up most of the parts.
         keys, order = keys[ROWS::ROWS].contiguous(), torch.arange(parts - 1, device=keys.device)
         sums += row_sums(keys, carried[1:], num_rows, Ordered(keys, order))
     elif parts > 1:

@@ -360,8 +360,8 @@ def _doubling(start: int, count: int) -> list[int]:
 
 
 def _logs(counts: Tensor, rows: Tensor) -> Tensor:
-    # Unlike of an index, the gradient of a selection needs no sort. It has the same bits each time
-    # all the same: a row is asked for by one event, and by others whose gradient is zero.
+    # Unlike that of indexing, the gradient of a selection needs no sort. Its sums do not depend on
+    # the order: one event asks for a row, and the gradient of any others that do is zero.
     return counts.index_select(0, rows).log()
 
 
