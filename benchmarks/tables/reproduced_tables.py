@@ -52,14 +52,33 @@ def keys(name: str) -> list[tuple[Key, str]]:
 
 
 def tests(measured: Iterable[Key]) -> dict[Key, tuple[str, str]]:
-    """Difference and p-value of what was tested, in words."""
-    return {key: shown_test(*found) for key, found in corrected(measured).items()}
+    """Difference and p-value of what was tested, in words, and of how many seeds if not of all."""
+    trained, seeds = trainings(), {key: len(line["seeds"]) for key, line in _tested().items()}
+    words = {key: shown_test(*found) for key, found in corrected(measured).items()}
+    for key, (difference, p_value) in words.items():
+        if seeds[key] < len(trained[key]):
+            words[key] = f"{difference}, {_counted(seeds[key])}", p_value
+    return words
+
+
+def _counted(seeds: int) -> str:
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
 
 
 def corrected(measured: Iterable[Key]) -> dict[Key, tuple[Line, float]]:
     """The tests of a table, and their p-values corrected over it."""
-    found = {_key(line): line["paired"] for line in paired_lines() if line["against"] in DENSE}
+    found = {key: line["paired"] for key, line in _tested().items()}
     return _corrected({key: found[key] for key in dict.fromkeys(measured) if key in found})
+
+
+def _tested() -> dict[Key, Line]:
+    """The test of each model to dense attention: the last of those with the most seeds."""
+    found: dict[Key, Line] = {}
+    for line in paired_lines():
+        key = _key(line)
+        if line["against"] in DENSE and len(line["seeds"]) >= len(found.get(key, line)["seeds"]):
+            found[key] = line
+    return found
 
 
 def paired_lines() -> list[Line]:

@@ -31,10 +31,10 @@ def line(model, value, seed=0, *, dataset="ml-1m", max_len=200, ranking="full", 
     }
 
 
-def of_test(model, difference, p_value, *, dataset="ml-1m", max_len=200):
+def of_test(model, difference, p_value, *, dataset="ml-1m", max_len=200, seeds=(0, 1)):
     numbers = {"difference": difference, "low": 0.001, "high": 0.003, "p_value": p_value}
     key = {"dataset": dataset, "model": model, "max_len": max_len, "against": "SASRec"}
-    return key | {"seeds": [0, 1], "paired": numbers}
+    return key | {"seeds": list(seeds), "paired": numbers}
 
 
 @pytest.mark.parametrize("name", reproduced_tables.TABLES)
@@ -71,6 +71,24 @@ def test_models_stand_beside_each_other_in_both_rankings(given):
             *("-0.2000 (+0.0010 to +0.0030)", "< 0.001"),
         ],
     ]
+
+
+def test_a_test_of_fewer_seeds_than_were_trained_says_so(given):
+    given(
+        *(line(model, 0.2, seed) for model in ("BlossomRec", "HSTU", "GRU4Rec") for seed in (0, 1)),
+        of_test("BlossomRec", 0.1, 0.01, seeds=[0, 1]),
+        of_test("BlossomRec", 0.2, 0.01, seeds=[0]),
+        of_test("HSTU", 0.1, 0.01, seeds=[0]),
+        of_test("HSTU", 0.2, 0.01, seeds=[1]),
+        of_test("GRU4Rec", 0.1, 0.01, seeds=[0]),
+        of_test("GRU4Rec", 0.2, 0.01, seeds=[0, 1]),
+    )
+    interval = "(+0.0010 to +0.0030)"
+    assert {row[0]: row[-2] for row in cells(reproduced_tables.accuracy())} == {
+        "ml-1m, 200: BlossomRec": f"+0.1000 {interval}",
+        "ml-1m, 200: GRU4Rec": f"+0.2000 {interval}",
+        "ml-1m, 200: HSTU": f"+0.2000 {interval}, 1 seed",
+    }
 
 
 def test_choices_that_are_defaults_have_the_numbers_of_the_default(given):
