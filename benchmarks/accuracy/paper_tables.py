@@ -204,6 +204,15 @@ TABLES = {
             "with a bias": blossom(near_bias="on"),
         },
     ),
+    "precision": PaperTable(
+        "Precision",
+        PAPER_DATASETS[:-1],
+        {
+            "dense attention": SASREC[DENSE],
+            "bfloat16, the default on a GPU": blossom(),
+            "float32": Form(f"{BLOSSOM} (float32)", training={"precision": "32-true"}),
+        },
+    ),
     "parameters": PaperTable(
         "Parameters",
         STUDIED,

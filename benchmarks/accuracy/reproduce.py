@@ -138,7 +138,7 @@ def reproduce(
     """Measure what a table of the paper needs, after saying what that costs.
 
     Args:
-        table: accuracy, ablation, near-bias, parameters, lengths or efficiency
+        table: accuracy, ablation, near-bias, precision, parameters, lengths or efficiency
         logs: folder with a prepared log for each data set, such as ml-1m or completejourney
         out: JSONL file that gets a line for each training and ranking; what it has is not done
             again

@@ -68,7 +68,7 @@ def _counted(seeds: int) -> str:
 def corrected(measured: Iterable[Key]) -> dict[Key, tuple[Line, float]]:
     """The tests of a table, and their p-values corrected over it."""
     found = {key: line["paired"] for key, line in _tested().items()}
-    return _corrected({key: found[key] for key in dict.fromkeys(measured) if key in found})
+    return corrected_over({key: found[key] for key in dict.fromkeys(measured) if key in found})
 
 
 def _tested() -> dict[Key, Line]:
@@ -86,7 +86,7 @@ def paired_lines() -> list[Line]:
     return [line for line in read("reproduce.jsonl") if "paired" in line]
 
 
-def _corrected(found: dict[Any, Line]) -> dict[Any, tuple[Line, float]]:
+def corrected_over(found: dict[Any, Line]) -> dict[Any, tuple[Line, float]]:
     """Tests with p-values that are corrected over all of them."""
     p_values = holm(np.array([test["p_value"] for test in found.values()]))
     pairs = zip(found.items(), p_values.tolist(), strict=True)
@@ -222,7 +222,9 @@ def comparisons() -> str:
         ["data, longest history: model", "beside", "seeds", "difference", "p, Holm"],
         (
             [f"{dataset}, {max_len:,}: {model}", other, str(seeds), *shown_test(*test)]
-            for (dataset, max_len, model, other, seeds), test in sorted(_corrected(found).items())
+            for (dataset, max_len, model, other, seeds), test in sorted(
+                corrected_over(found).items()
+            )
         ),
     )
 
@@ -256,6 +258,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "reproduce-accuracy": accuracy,
     "reproduce-ablation": lambda: choices("ablation"),
     "reproduce-near-bias": lambda: choices("near-bias"),
+    "reproduce-precision": lambda: choices("precision"),
     "reproduce-parameters": lambda: choices("parameters"),
     "reproduce-lengths": lengths,
     "reproduce-by-length": by_length,
