@@ -28,6 +28,10 @@ VERBS = {
         "accuracy.reproduce:reproduce",
         "What a table of the paper needs, after saying what that costs.",
     ),
+    "tuned": (
+        "accuracy.tuned_study:measure_tuned",
+        "The models of the paper beside each other, each tuned by the same number of trials.",
+    ),
     "rolling": (
         "accuracy.rolling_study:measure_rolling",
         "A model over periods of time: left as it is, brought up to date, trained from nothing.",

@@ -52,7 +52,7 @@ class Preset:
         """The configuration of a model and its training on the data set.
 
         Args:
-            model: options that are not the preset's.
+            model: options that are not the preset's, and a dropout, if other than that.
             training: likewise.
             max_len: longest history, in events, if other than the preset's.
             epochs: most epochs, if other than the preset's.
@@ -61,7 +61,7 @@ class Preset:
             ConfigError: a value is out of bounds.
         """
         max_len = self.max_len if max_len is None else max_len
-        options = ModelConfig(max_len=max_len, dropout=self.dropout, **model)
+        options = ModelConfig(max_len=max_len, **{"dropout": self.dropout, **model})
         times = BERT4REC_EPOCHS if options.backbone == "bert4rec" else 1
         config = RunConfig(
             options,

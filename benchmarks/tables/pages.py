@@ -28,6 +28,7 @@ from benchmarks.tables import (
     selector_tables,
     serving_tables,
     speed_tables,
+    tuned_tables,
 )
 from benchmarks.tables.measured_lines import ROOT, Line, read
 
@@ -67,6 +68,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **rolling_tables.TABLES,
     **selector_tables.TABLES,
     **serving_tables.TABLES,
+    **tuned_tables.TABLES,
     "hardware": hardware,
 }
 
