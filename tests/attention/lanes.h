@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ucontext.h>
+#include <utility>
 #include <vector>
 
 #define EMULATED 1
@@ -152,6 +153,15 @@ static inline int lowest(int x) {
     for (int lane = 0; lane < 32; ++lane) x = min(x, (int)all[lane].words[0]);
     return x;
 }
+static inline unsigned lanes_like(int x) {
+    const lanes::Given *all = lanes::meet({{(unsigned)x}, {}});
+    unsigned bits = 0;
+    for (int lane = 0; lane < 32; ++lane) bits |= (unsigned)((int)all[lane].words[0] == x) << lane;
+    return bits;
+}
+static inline int number_of_bits(unsigned x) { return __builtin_popcount(x); }
+static inline void wait_for_lanes() { lanes::meet({{}, {}}); }
+static inline int add_to(int *sum, int x) { return std::exchange(*sum, *sum + x); }
 static inline float half_of(unsigned word, int which) {
     return number_of((unsigned short)(which ? word >> 16 : word & 0xffff));
 }

@@ -23,10 +23,10 @@ MAX_CHOICES = 32
 MAX_NEAR = 2
 # One warp takes this many entries of an inverse list, by head size.
 CHUNK = {16: 128, 32: 128, 64: 256}
-# One warp looks for the beginnings of lists in this many entries; lists.cu says the same.
-STARTS_OF_A_WARP = 256
-# The numbers of fewer lists than this fit 16 bits.
-SHORT_LISTS = 1 << 15
+# Choices are counted segment by segment, of a multiple of 32 tiles: counts.cu has a lane for each.
+SEGMENT, MAX_SEGMENTS = 32, 512
+# How many lists one warp counts at a time: four bytes of shared memory each.
+COUNTERS = 4096
 
 
 class Wide(NamedTuple):
@@ -128,7 +128,9 @@ class Attention(NamedTuple):
     pack_blocks: Callable[..., None]
     forward: Callable[..., None]
     backward_queries: Callable[..., None]
-    list_starts: Callable[..., None]
+    count_choices: Callable[..., None]
+    find_lists: Callable[..., None]
+    order_choices: Callable[..., None]
     list_sums: Callable[..., None]
     backward_keys: Callable[..., None]
     add_choices: Callable[..., None]
@@ -141,7 +143,7 @@ def selection_kernels(
     return _selection(_sizes(q, groups, top_n), causal, key_parts)
 
 
-def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: bool) -> Attention:
+def attention_kernels(q: Tensor, groups: int, numbers: list[int]) -> Attention:
     """For histories of at most as many events as ``q`` has; ``numbers`` as operators take them."""
     _, top_n, window, _, causal, is_union = numbers
     pattern = Pattern.of(BLOCK_SIZE, window, 0, bool(causal), len(q))
@@ -150,7 +152,7 @@ def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: b
     # A kernel has one step at least, though it may have nothing to do in it.
     steps = max(1, -(-pattern.far // powers))
     short_path = (window, pattern.near, pattern.first_far, steps)
-    return _attention(sizes, short_path, bool(causal), bool(is_union), short_lists)
+    return _attention(sizes, short_path, bool(causal), bool(is_union))
 
 
 def _sizes(q: Tensor, groups: int, top_n: int) -> tuple[int, int, int, int, bool]:
@@ -200,7 +202,6 @@ def _attention(
     short_path: tuple[int, int, int, int],
     causal: bool,
     is_union: bool,
-    short_lists: bool,
 ) -> Attention:
     per_group, _, size, *_ = sizes
     names = ("WINDOW", "NEAR", "FIRST_FAR", "FAR_STEPS")
@@ -209,7 +210,6 @@ def _attention(
         **dict(zip(names, short_path, strict=True)),
         "UNION": int(is_union),
         "CHUNK": CHUNK[size],
-        "SHORT_LISTS": int(short_lists),
         "TOGETHER": TOGETHER[size],
         **{f"WARPS_{name}": warps for name, warps in RESIDENT[size].items()},
     }
@@ -233,7 +233,9 @@ def _attention(
         of("pack", "pack_blocks"),
         forward,
         of("backward_queries", "backward_queries", LISTED=int(size in WIDE)),
-        of("lists", "list_starts", TOGETHER=STREAMING),
+        of("counts", "count_choices", COUNTERS=COUNTERS, TOGETHER=1),
+        of("lists", "find_lists", TOGETHER=STREAMING),
+        of("lists", "order_choices", TOGETHER=STREAMING),
         list_sums,
         keys,
         of("choices", "add_choices", TOGETHER=STREAMING),

@@ -10,8 +10,6 @@ from torch import Tensor
 from blossomrec.attention.backends.cuda import compiler, launch
 from blossomrec.attention.backends.cuda.launch import (
     BLOCK_SIZE,
-    SHORT_LISTS,
-    STARTS_OF_A_WARP,
     Attention,
     attention_kernels,
     selection_kernels,
@@ -75,7 +73,7 @@ def attend(
     q, k, v = map(_rows, (q, k, v))
     table = _table(cu_seqlens, total)
     tiles = len(table) * groups
-    kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
+    kernels = attention_kernels(q, groups, numbers)
     packed = _packed(kernels, k, v, table, transposed=True)
     out, lse = q.new_empty(q.shape), q.new_empty(2, total, heads, dtype=torch.float32)
     kernels.forward(
@@ -111,7 +109,7 @@ def attend_backward(
     q, k, v, grad = *map(_rows, (q, k, v)), _rows(grad.contiguous())
     table = _table(cu_seqlens, total)
     tiles = len(table) * groups
-    kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
+    kernels = attention_kernels(q, groups, numbers)
     is_wide = size in launch.WIDE
     # Kernels of wide heads take keys and values as they are.
     packed = k if is_wide else _packed(kernels, k, v, table, transposed=False)
@@ -123,7 +121,6 @@ def attend_backward(
     slopes = parts.new_empty(parts.shape[:-1], dtype=torch.float32)
     # Without what chosen blocks give, which is added last.
     of_near = torch.empty_like(lse) if is_wide else grad_gates
-    lists = torch.empty_like(selected, dtype=_list_type(tiles))
     kernels.backward_queries(
         tiles,
         q,
@@ -139,22 +136,19 @@ def attend_backward(
         grad_q,
         of_near,
         shifts,
-        lists,
-        len(table),
         total,
         scale,
         *_strides(q, k, v),
     )
-    order, ordered, starts = _inverse(kernels, lists, tiles)
-    entries = len(order)
-    chunks = -(-entries // launch.CHUNK[size])
+    order, bounds, owners = _inverse(kernels, selected, table, launch.CHUNK[size])
+    chunks = len(owners)
     sums = q.new_empty(chunks, 2, BLOCK_SIZE, size, dtype=torch.float32)
     blocks = (k, v, gates, table) if is_wide else (gates, packed, table)
     rows = (q, *blocks, lse, shifts, grad)
     to = (sums, parts, slopes) if is_wide else (sums,)
     sizes = (scale, *(_strides(q, k, v) if is_wide else _strides(q)))
-    kernels.list_sums(chunks, *rows, order, starts, ordered, *to, entries, tiles, *sizes)
-    kernels.backward_keys(tiles, *rows, grad_k, grad_v, order, starts, *to, total, *sizes)
+    kernels.list_sums(chunks, *rows, order, bounds, owners, *to, *sizes)
+    kernels.backward_keys(tiles, *rows, grad_k, grad_v, order, bounds, *to, total, *sizes)
     if is_wide:
         warps = -(-grad_q.numel() // (8 * compiler.WARP))
         kernels.add_choices(
@@ -166,22 +160,29 @@ def attend_backward(
 register_gradient("cuda_attend", attend_backward, kept=2)
 
 
-def _list_type(lists: int) -> torch.dtype:
-    return torch.int16 if lists < SHORT_LISTS else torch.int32
-
-
-def _inverse(kernels: Attention, lists: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inverse lists, given which list each choice is in, see keys.cuh.
+def _inverse(
+    kernels: Attention, selected: Tensor, table: Tensor, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inverse lists, see keys.cuh.
 
     Returns:
-        places in the flattened selection, list after list, int64; the list of each; where each list
-        begins, int32 [count + 1].
+        places in the flattened selection, list after list, int32; where each list begins and ends,
+        int32 [tiles * G, 2]; the list of each chunk, int32.
     """
-    # Sorted as they are told apart by place, each list is in the order of its events.
-    ordered, order = lists.flatten().sort(stable=True)
-    starts, entries = lists.new_empty(count + 1, dtype=torch.int32), len(order)
-    kernels.list_starts(entries // STARTS_OF_A_WARP + 1, ordered, starts, entries, count)
-    return order, ordered, starts
+    tiles, groups, entries = len(table), selected.shape[1], selected.numel()
+    size = launch.SEGMENT * -(-tiles // (launch.SEGMENT * launch.MAX_SEGMENTS))
+    segments = -(-tiles // size) if tiles else 0
+    ranks, order = torch.empty_like(selected), selected.new_empty(entries)
+    counts = selected.new_empty(segments, tiles, groups)
+    bounds = selected.new_empty(tiles * groups, 2)
+    owners, used = selected.new_empty(-(-entries // chunk)), selected.new_empty(1)
+    warps = segments * groups * -(-tiles // launch.COUNTERS)
+    sizes, shape = (tiles, size), (segments, warps, len(owners))
+    kernels.count_choices(warps, selected, table, ranks, counts, owners, used, *sizes, *shape)
+    lists = -(-len(bounds) // compiler.WARP)
+    kernels.find_lists(lists, table, counts, bounds, owners, used, *sizes)
+    kernels.order_choices(len(bounds), selected, table, ranks, counts, bounds, order, *sizes)
+    return order, bounds, owners
 
 
 def _packed(kernels: Attention, k: Tensor, v: Tensor, table: Tensor, *, transposed: bool) -> Tensor:

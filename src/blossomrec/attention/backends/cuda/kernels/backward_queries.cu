@@ -90,9 +90,8 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_QUERIES / TOGE
     const Gates *__restrict__ gates, const uint4 *__restrict__ packed,
     const int *__restrict__ selected, const int *__restrict__ table, const u16 *__restrict__ out,
     const float *__restrict__ lse, const u16 *__restrict__ grad, u16 *__restrict__ grad_q,
-    GateGradient *__restrict__ grad_gates, float *__restrict__ shifts, List *__restrict__ lists,
-    int tiles, int events, float scale, int q_event, int q_head, int k_event, int k_head,
-    int v_event, int v_head
+    GateGradient *__restrict__ grad_gates, float *__restrict__ shifts, int events, float scale,
+    int q_event, int q_head, int k_event, int k_head, int v_event, int v_head
 ) {
     const int lane = this_lane(), number = this_tile(), group = this_group();
     const Tile at(table, number);
@@ -261,11 +260,5 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_QUERIES / TOGE
             }
         }
 #endif
-        // The inverse list that each choice belongs to, for the kernel of the keys.
-        if (lane < EVENTS * N && first + lane / N < at.length) {
-            const int place = ((at.start + first + lane / N) * G + group) * N + lane % N;
-            const int block = selected[place];
-            lists[place] = block < 0 ? tiles * G : (number - at.block + block) * G + group;
-        }
     }
 }

@@ -55,7 +55,7 @@ struct Cursor {
     // Entry of row lane % 16.
     INLINE int entry(const Sources &from, const Tile &tile, int lane) const {
         const int event = lane % 16 / R;
-        if (of_list()) return at + event < high ? from.order[2 * (at + event)] : -1;
+        if (of_list()) return at + event < high ? from.order[at + event] : -1;
         const int neighbour = first(tile) + event;
         return neighbour < tile.length ? (tile.start + neighbour) * (G * N) : -1;
     }
@@ -344,14 +344,14 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_sums(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
     const u32 *__restrict__ gates, const int *__restrict__ table, const float *__restrict__ lse,
     const float *__restrict__ shifts, const u16 *__restrict__ grad, const int *__restrict__ order,
-    const int *__restrict__ starts, const List *__restrict__ sorted, float4 *__restrict__ sums,
-    u16 *__restrict__ parts, float *__restrict__ slopes, int entries, int lists, float scale,
-    int q_event, int q_head, int k_event, int k_head, int v_event, int v_head
+    const int *__restrict__ bounds, const int *__restrict__ owners, float4 *__restrict__ sums,
+    u16 *__restrict__ parts, float *__restrict__ slopes, float scale, int q_event, int q_head,
+    int k_event, int k_head, int v_event, int v_head
 ) {
     __shared__ Stage ring[STAGES];
     __shared__ StageOfKeys keys;
     const int lane = this_lane(), chunk = this_warp();
-    const ListPart part(starts, sorted, chunk, entries, lists);
+    const ListPart part(bounds, owners, chunk);
     if (part.low >= part.high) return;
     const int group = part.list % G;
     const Tile tile(table, part.list / G);
@@ -385,7 +385,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_keys(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
     const u32 *__restrict__ gates, const int *__restrict__ table, const float *__restrict__ lse,
     const float *__restrict__ shifts, const u16 *__restrict__ grad, u16 *__restrict__ grad_k,
-    u16 *__restrict__ grad_v, const int *__restrict__ order, const int *__restrict__ starts,
+    u16 *__restrict__ grad_v, const int *__restrict__ order, const int *__restrict__ bounds,
     const float4 *__restrict__ chunk_sums, u16 *__restrict__ parts, float *__restrict__ slopes,
     int events, float scale, int q_event, int q_head, int k_event, int k_head, int v_event,
     int v_head
@@ -397,7 +397,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_keys(
     if (tile.empty()) return;
     const Sources from(
         q, grad, gates, lse, shifts, order, q_event, q_head, events * HEADS, group, lane);
-    const int list = number * G + group, low = starts[list], high = starts[list + 1];
+    const int list = number * G + group, low = bounds[2 * list], high = bounds[2 * list + 1];
     Block block;
     add_rows(
         block, ring, keys, {parts, slopes}, from, k + group * k_head, v + group * v_head, k_event,
