@@ -226,10 +226,6 @@ static inline void copy_16(Shared to, const void *from, bool held) {
     check_alignment((void *)(to + Offset), 16), check_alignment(from, 16);
     lanes::begun[lanes::current].push_back({(void *)(to + Offset), from, 16, held});
 }
-static inline void copy_4(void *to, const void *from, bool held) {
-    check_alignment(to, 4), check_alignment(from, 4);
-    lanes::begun[lanes::current].push_back({to, from, 4, held});
-}
 static inline void commit_copies() {
     lanes::copies[lanes::current].push_back(std::move(lanes::begun[lanes::current]));
     lanes::begun[lanes::current].clear();

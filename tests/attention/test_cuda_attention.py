@@ -47,7 +47,7 @@ def kernels(request, emulator):
 def take_form(patch, form):
     """Kernels of this form for all head sizes: wide ones as they are, others like them."""
     sizes, is_wide = launch.HEAD_SIZES, form == "wide"
-    wide = launch.Wide(units=2, forward=8, together=4, stages=3, keys=8)
+    wide = launch.Wide(2, forward=8, together=4, slots=1, queries=8, stages=3, keys=8)
     resident = dict.fromkeys(("FORWARD", "QUERIES", "KEYS", "LISTS"), 8)
     forms = {size: launch.WIDE.get(size, wide) for size in sizes} if is_wide else {}
     patch.setattr(launch, "WIDE", forms)
