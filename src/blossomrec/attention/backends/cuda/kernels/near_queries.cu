@@ -260,10 +260,8 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) near_queries(
         u16 *row = row_at(grad_q, first_row + unit.event * HEADS + unit.head, D);
         for (int s = 0; s < STEPS; ++s) {
             for (int i = 0; i < 4; ++i) sum[s][i] *= scale * LN_2;
-            const uint2 halves = as_rows(sum[s]);
-            const uint2 numbers = side_by_side(halves.x, halves.y, unit.c);
-            if (unit.inside)
-                *reinterpret_cast<uint2 *>(row + 16 * s + store_at(unit.c)) = numbers;
+            // add_choices puts numbers in order.
+            store_columns(row, sum[s], unit, s);
         }
         for (int i = 0; i < 2; ++i) {
             // Summed up over the keys, this shift is free of the rounding of the output.

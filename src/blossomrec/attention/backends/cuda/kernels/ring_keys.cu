@@ -181,7 +181,8 @@ struct Block {
     }
 };
 
-// Where gradients of queries and gates are written, one for each choice; add_choices sums them up.
+// Where gradients of queries and gates are written, one for each choice; add_choices sums them up, and
+// puts numbers in order.
 struct Choices {
     u16 *parts;
     float *slopes;
@@ -201,7 +202,7 @@ struct Choices {
             for (int j = 0; j < 4; ++j) scaled[j] = steep[i][j] * (scale * LN_2);
             columns[i] = as_rows(scaled);
             entry[i] = stage.entry[8 * i + g];
-            rows[i] = row_at(parts, entry[i], R * D) + g % R * D + store_at(c);
+            rows[i] = row_at(parts, entry[i], R * D) + g % R * D + 4 * c;
         }
         // Queries are rows of this factor, and so of the products.
         const uint4 queries = make_uint4(columns[0].x, columns[1].x, columns[0].y, columns[1].y);
@@ -213,8 +214,8 @@ struct Choices {
             product(first, queries, keys.x, keys.z), product(second, queries, keys.y, keys.w);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const uint2 numbers = side_by_side(
-                    pair(first[2 * i], first[2 * i + 1]), pair(second[2 * i], second[2 * i + 1]), c);
+                const uint2 numbers = make_uint2(
+                    pair(first[2 * i], first[2 * i + 1]), pair(second[2 * i], second[2 * i + 1]));
                 if (entry[i] >= 0) *reinterpret_cast<uint2 *>(rows[i] + 16 * s) = numbers;
             }
         }
