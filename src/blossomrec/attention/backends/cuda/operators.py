@@ -104,10 +104,11 @@ def attend_backward(
     given: the tensors that ``attend`` was given; kept: its results.
     """
     q, k, v, gates, selected, cu_seqlens = given
+    out, lse = kept
     q, k, v, grad = *map(_rows, (q, k, v)), _rows(grad.contiguous())
     kernels = attention_kernels(q, k.shape[1], numbers)
     table = _table(cu_seqlens, len(q))
-    all_given = Given(kernels, q, k, v, _aligned(gates), selected, table, *kept, grad)
+    all_given = Given(kernels, q, k, v, _aligned(gates), selected, table, out, lse, grad)
     gradients = _wide_gradients if q.shape[2] in launch.WIDE else _gradients
     return gradients(all_given)
 
@@ -147,9 +148,10 @@ def _gradients(given: Given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     to = (grad_q, grad_gates, shifts)
     kernels.backward_queries(given.warps, *rows, *to, total, scale, *strides)
     order, bounds, owners = _inverse(kernels, selected, table, launch.CHUNK[size])
-    sums = _sums(owners, size)
+    chunks = len(owners)
+    sums = q.new_empty(chunks, 2, BLOCK_SIZE, size, dtype=torch.float32)
     rows, sizes = (q, gates, packed, table, lse, shifts, grad), (scale, *_strides(q))
-    kernels.list_sums(len(owners), *rows, order, bounds, owners, sums, *sizes)
+    kernels.list_sums(chunks, *rows, order, bounds, owners, sums, chunks, *sizes)
     kernels.backward_keys(given.warps, *rows, grad_k, grad_v, order, bounds, sums, total, *sizes)
     return grad_q, grad_k, grad_v, grad_gates
 
@@ -164,22 +166,18 @@ def _wide_gradients(given: Given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, to = (q, k, v, gates, table, out, lse, grad), (grad_q, of_near, records)
     kernels.backward_queries(given.warps, *rows, *to, total, *sizes)
     order, bounds, owners = _inverse(kernels, selected, table, launch.CHUNK[size])
-    sums = _sums(owners, size)
+    chunks = len(owners)
+    sums = q.new_empty(chunks, 2, BLOCK_SIZE, size, dtype=torch.float32)
     # What R heads get from each choice, and a number beside it.
     parts = q.new_empty(*selected.shape, heads // k.shape[1], size)
     slopes = lse.new_empty(parts.shape[:-1])
     rows, to = (q, k, v, table, records, grad), (sums, parts, slopes)
-    kernels.list_sums(len(owners), *rows, order, bounds, owners, *to, *sizes)
+    kernels.list_sums(chunks, *rows, order, bounds, owners, *to, chunks, *sizes)
     kernels.backward_keys(given.warps, *rows, grad_k, grad_v, order, bounds, *to, total, *sizes)
     warps = -(-grad_q.numel() // (8 * compiler.WARP))
     to = (grad_q, grad_gates)
     kernels.add_choices(warps, selected, parts, slopes, of_near, *to, total * heads)
     return grad_q, grad_k, grad_v, grad_gates
-
-
-def _sums(owners: Tensor, size: int) -> Tensor:
-    """Sums of each chunk of an inverse list, of keys and values."""
-    return owners.new_empty(len(owners), 2, BLOCK_SIZE, size, dtype=torch.float32)
 
 
 register_gradient("cuda_attend", attend_backward, kept=2)

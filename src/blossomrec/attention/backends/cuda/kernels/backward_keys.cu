@@ -150,10 +150,10 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_LISTS / TOGETH
     const int *__restrict__ table, const float *__restrict__ lse,
     const float *__restrict__ shifts, const u16 *__restrict__ grad, const int *__restrict__ order,
     const int *__restrict__ bounds, const int *__restrict__ owners, float4 *__restrict__ sums,
-    float scale, int q_event, int q_head
+    int chunks, float scale, int q_event, int q_head
 ) {
     const int lane = this_lane(), chunk = this_warp();
-    const ListPart part(bounds, owners, chunk);
+    const ListPart part(bounds, owners, chunk, chunks);
     if (part.low >= part.high) return;
     const int list = part.list;
     const Queries from(q, grad, gates, lse, shifts, q_event, q_head, 0, list % G, lane);

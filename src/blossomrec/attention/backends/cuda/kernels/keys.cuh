@@ -11,8 +11,8 @@
 struct ListPart {
     int list, low = 0, high = 0;   // there is no such part where low == high
 
-    INLINE ListPart(const int *bounds, const int *owners, int chunk) {
-        list = owners[chunk];
+    INLINE ListPart(const int *bounds, const int *owners, int chunk, int chunks) {
+        list = chunk < chunks ? owners[chunk] : -1;
         if (list < 0) return;
         const int begin = bounds[2 * list], end = bounds[2 * list + 1];
         low = begin + (chunk * CHUNK - begin + CHUNK - 1) / CHUNK * CHUNK;

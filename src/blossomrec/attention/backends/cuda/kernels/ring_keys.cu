@@ -344,14 +344,14 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_sums(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
     const int *__restrict__ table, const float4 *__restrict__ records,
     const u16 *__restrict__ grad, const int *__restrict__ order, const int *__restrict__ bounds,
-    const int *__restrict__ owners, float4 *__restrict__ sums,
-    u16 *__restrict__ parts, float *__restrict__ slopes, float scale, int q_event, int q_head,
-    int k_event, int k_head, int v_event, int v_head
+    const int *__restrict__ owners, float4 *__restrict__ sums, u16 *__restrict__ parts,
+    float *__restrict__ slopes, int chunks, float scale, int q_event, int q_head, int k_event,
+    int k_head, int v_event, int v_head
 ) {
     __shared__ Stage ring[STAGES];
     __shared__ StageOfKeys keys;
     const int lane = this_lane(), chunk = this_warp();
-    const ListPart part(bounds, owners, chunk);
+    const ListPart part(bounds, owners, chunk, chunks);
     if (part.low >= part.high) return;
     const int group = part.list % G;
     const Tile tile(table, part.list / G);
@@ -384,8 +384,8 @@ INLINE void store_rows(
 extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_keys(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
     const int *__restrict__ table, const float4 *__restrict__ records,
-    const u16 *__restrict__ grad, u16 *__restrict__ grad_k,
-    u16 *__restrict__ grad_v, const int *__restrict__ order, const int *__restrict__ bounds,
+    const u16 *__restrict__ grad, u16 *__restrict__ grad_k, u16 *__restrict__ grad_v,
+    const int *__restrict__ order, const int *__restrict__ bounds,
     const float4 *__restrict__ chunk_sums, u16 *__restrict__ parts, float *__restrict__ slopes,
     int events, float scale, int q_event, int q_head, int k_event, int k_head, int v_event,
     int v_head
