@@ -144,7 +144,6 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) near_queries(
 #pragma unroll
         for (int step = 0; step < FAR_SLOTS; ++step)
             if (needed(step)) fetch_far(step, first);
-        commit_copies();
     };
     const auto fetch_now = [&](int step, int first) {
         fetch_far(step, first);
@@ -160,6 +159,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) near_queries(
     fetch_own(at.first());
     commit_copies();
     fetch_first_far(at.first());
+    commit_copies();
 #pragma unroll 1
     for (int u = 0; u < UNITS; ++u) {
         const int first = at.first() + u * EVENTS;
@@ -184,7 +184,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) near_queries(
         read_columns<2 * QUERIES_BYTES>(outs, columns);
         float lost[2][2];   // gate * shift, [long or short][column]
         row_products(lost[0], outs, grads, unit.c);
-        fetch_own(first + EVENTS);
+        if (u < UNITS - 1) fetch_own(first + EVENTS);
         commit_copies();
 
         float near[NEAR_STEPS][4], near_slopes[NEAR_STEPS][4], own_long[4];
@@ -246,7 +246,8 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) near_queries(
             steepen(far[step], slopes[step], gate[1], lost[1]);
             add_keys(sum, far_slot(step) + read, far[step]);
         }
-        fetch_first_far(first + EVENTS);
+        if (u < UNITS - 1) fetch_first_far(first + EVENTS);
+        commit_copies();
 #pragma unroll
         for (int step = 0; step < NEAR_STEPS && !UNION; ++step) {
             steepen(near[step], near_slopes[step], gate[1], lost[1]);
