@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ucontext.h>
+#include <utility>
 #include <vector>
 
 #define EMULATED 1
@@ -152,6 +153,15 @@ static inline int lowest(int x) {
     for (int lane = 0; lane < 32; ++lane) x = min(x, (int)all[lane].words[0]);
     return x;
 }
+static inline unsigned lanes_like(int x) {
+    const lanes::Given *all = lanes::meet({{(unsigned)x}, {}});
+    unsigned bits = 0;
+    for (int lane = 0; lane < 32; ++lane) bits |= (unsigned)((int)all[lane].words[0] == x) << lane;
+    return bits;
+}
+static inline int number_of_bits(unsigned x) { return __builtin_popcount(x); }
+static inline void wait_for_lanes() { lanes::meet({{}, {}}); }
+static inline int add_to(int *sum, int x) { return std::exchange(*sum, *sum + x); }
 static inline float half_of(unsigned word, int which) {
     return number_of((unsigned short)(which ? word >> 16 : word & 0xffff));
 }
@@ -215,10 +225,6 @@ template <int Offset>
 static inline void copy_16(Shared to, const void *from, bool held) {
     check_alignment((void *)(to + Offset), 16), check_alignment(from, 16);
     lanes::begun[lanes::current].push_back({(void *)(to + Offset), from, 16, held});
-}
-static inline void copy_4(void *to, const void *from, bool held) {
-    check_alignment(to, 4), check_alignment(from, 4);
-    lanes::begun[lanes::current].push_back({to, from, 4, held});
 }
 static inline void commit_copies() {
     lanes::copies[lanes::current].push_back(std::move(lanes::begun[lanes::current]));

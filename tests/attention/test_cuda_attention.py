@@ -47,7 +47,7 @@ def kernels(request, emulator):
 def take_form(patch, form):
     """Kernels of this form for all head sizes: wide ones as they are, others like them."""
     sizes, is_wide = launch.HEAD_SIZES, form == "wide"
-    wide = launch.Wide(units=2, forward=8, together=4, stages=3, keys=8)
+    wide = launch.Wide(2, forward=8, together=4, slots=1, queries=8, stages=3, keys=8)
     resident = dict.fromkeys(("FORWARD", "QUERIES", "KEYS", "LISTS"), 8)
     forms = {size: launch.WIDE.get(size, wide) for size in sizes} if is_wide else {}
     patch.setattr(launch, "WIDE", forms)
@@ -150,9 +150,50 @@ def test_a_block_chosen_by_everyone(monkeypatch, fusion):
     forget()
 
 
-def test_lists_of_more_than_16_bits(monkeypatch):
-    monkeypatch.setattr(operators, "SHORT_LISTS", 4)
-    check_parity(random_inputs([40, 90], heads=2, groups=1, size=16, dtype=H))
+@once
+@pytest.mark.parametrize("top_n, causal", [(4, True), (3, False), (1, True)], ids=str)
+@pytest.mark.parametrize("counters, segments", [(4096, 512), (8, 2)], ids=str)
+def test_lists_hold_choices_in_the_order_of_events(monkeypatch, counters, segments, top_n, causal):
+    monkeypatch.setattr(launch, "COUNTERS", counters)
+    monkeypatch.setattr(launch, "MAX_SEGMENTS", segments)
+    forget()
+    lengths, groups, chunk = [40, 0, 1100, 600, 1], 2, launch.CHUNK[16]
+    inputs = random_inputs(lengths, heads=2, groups=groups, size=16, dtype=H).to(DEVICE)
+    numbers = [16, top_n, 8, 0, int(causal), 0]
+    selected = random_choices(lengths, groups, top_n, causal)
+    kernels = launch.attention_kernels(inputs.q, groups, numbers)
+    table = operators._table(inputs.cu_seqlens, sum(lengths))
+    found = operators._inverse(kernels, selected.to(DEVICE), table, chunk)
+    order, bounds, owners = (x.tolist() for x in found)
+    first_tiles = torch.tensor([0, 3, 3, 72, 110]).repeat_interleave(torch.tensor(lengths))
+    lists = (first_tiles[:, None, None] + selected) * groups + torch.arange(groups)[:, None]
+    lists[selected < 0] = -1
+    for number, (begin, end) in enumerate(bounds):
+        places = (lists.flatten() == number).nonzero()[:, 0].tolist()
+        assert order[begin:end] == places
+        for at in range(begin + chunk, end, chunk):
+            assert owners[at // chunk] == number
+            owners[at // chunk] = -1
+    assert set(owners) == {-1}
+    forget()
+
+
+def random_choices(lengths, groups, top_n, causal):
+    """Distinct blocks of each event's history, earlier ones if causal, with -1 among them."""
+    chosen = torch.full((sum(lengths), groups, top_n), -1, dtype=torch.int32)
+    generator, row = torch.Generator().manual_seed(0), 0
+    for length in lengths:
+        for event in range(length):
+            blocks = event // 16 if causal else length // 16
+            for group in range(groups):
+                each = torch.randperm(blocks, generator=generator)[:top_n].to(torch.int32)
+                # The first block is everyone's: its list has chunks.
+                each[1:][each[1:] == 0] = -1
+                if len(each):
+                    each[0] = 0
+                chosen[row, group, : len(each)] = each
+            row += 1
+    return chosen
 
 
 def test_equal_scores_choose_the_lower_block():

@@ -36,7 +36,7 @@ def described(monkeypatch):
 @pytest.mark.parametrize("heads, groups, size", LAYOUTS, ids=str)
 def test_attention_does_not_spill(heads, groups, size, causal, is_union, tmp_path):
     numbers = [16, 4, 8, 0, causal, is_union]
-    check_spills(launch.attention_kernels(rows(heads, size), groups, numbers, True), tmp_path)
+    check_spills(launch.attention_kernels(rows(heads, size), groups, numbers), tmp_path)
 
 
 @needs_nvcc

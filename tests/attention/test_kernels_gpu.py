@@ -83,9 +83,10 @@ def test_the_choice_is_the_best_by_score_margin(impl, dtype, size):
     assert (kept >= left - 1e-5).all()
 
 
+@pytest.mark.parametrize("size", [16, 64])
 @pytest.mark.parametrize("fusion", ["gated", "union"])
-def test_the_same_bits_twice(impl, fusion):
-    inputs = on_gpu([5_000, 3, 700], heads=8, size=16, fusion=fusion)
+def test_the_same_bits_twice(impl, fusion, size):
+    inputs = on_gpu([5_000, 3, 700], heads=8, size=size, fusion=fusion)
     hub = torch.full((len(inputs.q), 2, 4), -1, dtype=torch.int32, device="cuda")
     hub[32:5_000, :, 0] = 1
     form = dict(sinks=4 if impl == "triton" else 0, impl=impl, fusion=fusion)
@@ -94,9 +95,10 @@ def test_the_same_bits_twice(impl, fusion):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_a_graph_is_replayed_for_other_lengths(impl):
-    inputs = on_gpu([4_000, 96], heads=8, size=16)
-    inputs.block_keys = torch.randn(256, 2, 16, device="cuda", dtype=torch.bfloat16)
+@pytest.mark.parametrize("size", [16, 64])
+def test_a_graph_is_replayed_for_other_lengths(impl, size):
+    inputs = on_gpu([4_000, 96], heads=8, size=size)
+    inputs.block_keys = torch.randn(256, 2, size, device="cuda", dtype=torch.bfloat16)
     leaves = inputs.differentiable()
 
     def step():

@@ -25,10 +25,12 @@ PROGRAMS = {
     "wide_selection": ("warp.cuh", "split.cuh", "choosing.cuh", "wide_selection.cu"),
     "forward": (*UNITS, "forward.cu"),
     "swept_forward": (*UNITS, "sweep.cuh", "swept_forward.cu"),
-    "backward_queries": (*UNITS, "backward_queries.cu"),
-    "lists": (*UNITS, "lists.cu"),
+    "backward_queries": (*UNITS, "queries.cuh", "backward_queries.cu"),
+    "counts": (*UNITS, "listing.cuh", "counts.cu"),
+    "lists": (*UNITS, "listing.cuh", "lists.cu"),
     "backward_keys": (*UNITS, "keys.cuh", "backward_keys.cu"),
-    "ring_keys": (*UNITS, "keys.cuh", "ring.cuh", "ring_keys.cu"),
+    "near_queries": (*UNITS, "queries.cuh", "shared.cuh", "near_queries.cu"),
+    "ring_keys": (*UNITS, "keys.cuh", "shared.cuh", "ring.cuh", "ring_keys.cu"),
     "choices": (*UNITS, "choices.cu"),
 }
 WARP = 32

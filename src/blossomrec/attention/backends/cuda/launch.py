@@ -23,24 +23,27 @@ MAX_CHOICES = 32
 MAX_NEAR = 2
 # One warp takes this many entries of an inverse list, by head size.
 CHUNK = {16: 128, 32: 128, 64: 256}
-# One warp looks for the beginnings of lists in this many entries; lists.cu says the same.
-STARTS_OF_A_WARP = 256
-# The numbers of fewer lists than this fit 16 bits.
-SHORT_LISTS = 1 << 15
+# Choices are counted segment by segment, of a multiple of 32 tiles: counts.cu has a lane for each.
+SEGMENT, MAX_SEGMENTS = 32, 512
+# How many lists one warp counts at a time: four bytes of shared memory each.
+COUNTERS = 4096
 
 
 class Wide(NamedTuple):
     """Kernels of wide heads, which fetch a chosen block once for many events.
 
     Forward, a warp sweeps over the blocks that any of its events chose, see sweep.cuh. Backward,
-    the warp of a block goes through the queries that chose it, which come through a ring, see
-    ring.cuh. It computes gradients of keys and of queries; those of queries are written to memory,
-    N for each query, and summed up afterwards.
+    gradients of queries are first computed without chosen blocks, see near_queries.cu. The warp of
+    a block then goes through the queries that chose it, which come through a ring, see ring.cuh. It
+    computes gradients of keys and of queries; those of queries are written to memory, N for each
+    query, and summed up afterwards.
 
     Attributes:
         units: how many a warp of the forward kernel holds at a time.
         forward: how many of its warps a multiprocessor holds.
         together: how many of its warps make a block of threads.
+        slots: how many steps of far keys the kernel of the queries has room for.
+        queries: how many of its warps a multiprocessor holds.
         stages: how many the ring has, sixteen rows each.
         keys: how many warps of the kernel of the keys a multiprocessor holds.
     """
@@ -48,22 +51,21 @@ class Wide(NamedTuple):
     units: int
     forward: int
     together: int
+    slots: int
+    queries: int
     stages: int
     keys: int
 
 
 # The forms of wide heads, by size. With heads of 16 each event fetches its own blocks: writing
 # gradients of queries to memory costs more than it saves.
-WIDE = {32: Wide(2, 16, 4, 3, 16), 64: Wide(1, 16, 8, 3, 12)}
-# How many warps a multiprocessor holds, by head size: as many as registers leave room for.
-RESIDENT = {
-    16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},
-    32: {"QUERIES": 16},
-    64: {"QUERIES": 12},
-}
+WIDE = {32: Wide(2, 16, 4, 3, 12, 3, 16), 64: Wide(1, 16, 8, 3, 9, 3, 12)}
+# How many warps a multiprocessor holds of the kernels of other heads, by their size: as many as
+# registers leave room for.
+RESIDENT = {16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24}}
 # How many of the kernel of the queries it holds where both of two paths look both ways, which takes
 # more registers. With one query head a group, units have eight events, and there is room for 8.
-BOTH_WAYS = {16: 20, 32: 12, 64: 8}
+BOTH_WAYS = 20
 # How many warps make a block of threads: the fastest of 1, 2, 4 and 8 on an H200.
 TOGETHER = {16: 1, 32: 2, 64: 1}
 # The same two numbers of the selection with wide heads, and the share of a multiprocessor's memory,
@@ -128,7 +130,9 @@ class Attention(NamedTuple):
     pack_blocks: Callable[..., None]
     forward: Callable[..., None]
     backward_queries: Callable[..., None]
-    list_starts: Callable[..., None]
+    count_choices: Callable[..., None]
+    find_lists: Callable[..., None]
+    order_choices: Callable[..., None]
     list_sums: Callable[..., None]
     backward_keys: Callable[..., None]
     add_choices: Callable[..., None]
@@ -141,7 +145,7 @@ def selection_kernels(
     return _selection(_sizes(q, groups, top_n), causal, key_parts)
 
 
-def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: bool) -> Attention:
+def attention_kernels(q: Tensor, groups: int, numbers: list[int]) -> Attention:
     """For histories of at most as many events as ``q`` has; ``numbers`` as operators take them."""
     _, top_n, window, _, causal, is_union = numbers
     pattern = Pattern.of(BLOCK_SIZE, window, 0, bool(causal), len(q))
@@ -150,7 +154,7 @@ def attention_kernels(q: Tensor, groups: int, numbers: list[int], short_lists: b
     # A kernel has one step at least, though it may have nothing to do in it.
     steps = max(1, -(-pattern.far // powers))
     short_path = (window, pattern.near, pattern.first_far, steps)
-    return _attention(sizes, short_path, bool(causal), bool(is_union), short_lists)
+    return _attention(sizes, short_path, bool(causal), bool(is_union))
 
 
 def _sizes(q: Tensor, groups: int, top_n: int) -> tuple[int, int, int, int, bool]:
@@ -200,7 +204,6 @@ def _attention(
     short_path: tuple[int, int, int, int],
     causal: bool,
     is_union: bool,
-    short_lists: bool,
 ) -> Attention:
     per_group, _, size, *_ = sizes
     names = ("WINDOW", "NEAR", "FIRST_FAR", "FAR_STEPS")
@@ -209,12 +212,9 @@ def _attention(
         **dict(zip(names, short_path, strict=True)),
         "UNION": int(is_union),
         "CHUNK": CHUNK[size],
-        "SHORT_LISTS": int(short_lists),
         "TOGETHER": TOGETHER[size],
-        **{f"WARPS_{name}": warps for name, warps in RESIDENT[size].items()},
     }
-    if not (causal or is_union):
-        constants["WARPS_QUERIES"] = BOTH_WAYS[size] if per_group > 1 else 8
+    both_ways = not (causal or is_union)
 
     def of(program: str, name: str, **others: int) -> Callable[..., None]:
         return compiler.kernel(program, name, {**constants, **others})
@@ -226,14 +226,21 @@ def _attention(
         forward = of("swept_forward", "swept_forward", WARPS_FORWARD=wide.forward, **sweep)
         ring = {"STAGES": wide.stages, "WARPS_RING": wide.keys, "TOGETHER": 1}
         list_sums, keys = (of("ring_keys", name, **ring) for name in ("ring_sums", "ring_keys"))
+        resident = {"WARPS_QUERIES": min(wide.queries, 8) if both_ways else wide.queries}
+        queries = of("near_queries", "near_queries", SLOTS=wide.slots, TOGETHER=1, **resident)
     else:
-        forward = of("forward", "forward")
+        constants |= {f"WARPS_{name}": warps for name, warps in RESIDENT[size].items()}
+        if both_ways:
+            constants["WARPS_QUERIES"] = BOTH_WAYS if per_group > 1 else 8
+        forward, queries = of("forward", "forward"), of("backward_queries", "backward_queries")
         list_sums, keys = (of("backward_keys", name) for name in ("list_sums", "backward_keys"))
     return Attention(
         of("pack", "pack_blocks"),
         forward,
-        of("backward_queries", "backward_queries", LISTED=int(size in WIDE)),
-        of("lists", "list_starts", TOGETHER=STREAMING),
+        queries,
+        of("counts", "count_choices", COUNTERS=COUNTERS, TOGETHER=1),
+        of("lists", "find_lists", TOGETHER=STREAMING),
+        of("lists", "order_choices", TOGETHER=STREAMING),
         list_sums,
         keys,
         of("choices", "add_choices", TOGETHER=STREAMING),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +11,6 @@ from torch import Tensor
 from blossomrec.attention.backends.cuda import compiler, launch
 from blossomrec.attention.backends.cuda.launch import (
     BLOCK_SIZE,
-    SHORT_LISTS,
-    STARTS_OF_A_WARP,
     Attention,
     attention_kernels,
     selection_kernels,
@@ -75,7 +74,7 @@ def attend(
     q, k, v = map(_rows, (q, k, v))
     table = _table(cu_seqlens, total)
     tiles = len(table) * groups
-    kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
+    kernels = attention_kernels(q, groups, numbers)
     packed = _packed(kernels, k, v, table, transposed=True)
     out, lse = q.new_empty(q.shape), q.new_empty(2, total, heads, dtype=torch.float32)
     kernels.forward(
@@ -106,82 +105,107 @@ def attend_backward(
     """
     q, k, v, gates, selected, cu_seqlens = given
     out, lse = kept
-    total, heads, size = q.shape
-    groups, scale, gates = k.shape[1], _scale(size), _aligned(gates)
     q, k, v, grad = *map(_rows, (q, k, v)), _rows(grad.contiguous())
-    table = _table(cu_seqlens, total)
-    tiles = len(table) * groups
-    kernels = attention_kernels(q, groups, numbers, tiles < SHORT_LISTS)
-    is_wide = size in launch.WIDE
-    # Kernels of wide heads take keys and values as they are.
-    packed = k if is_wide else _packed(kernels, k, v, table, transposed=False)
-    grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
-    grad_gates, shifts = torch.empty_like(gates), torch.empty_like(lse)
-    # What R heads get from each choice, and a number beside it.
-    of_choices = selected.shape if is_wide else (0, *selected.shape[1:])
-    parts = q.new_empty(*of_choices, heads // groups, size)
-    slopes = parts.new_empty(parts.shape[:-1], dtype=torch.float32)
-    # Without what chosen blocks give, which is added last.
-    of_near = torch.empty_like(lse) if is_wide else grad_gates
-    lists = torch.empty_like(selected, dtype=_list_type(tiles))
-    kernels.backward_queries(
-        tiles,
-        q,
-        k,
-        v,
-        gates,
-        packed,
-        selected,
-        table,
-        out,
-        lse,
-        grad,
-        grad_q,
-        of_near,
-        shifts,
-        lists,
-        len(table),
-        total,
-        scale,
-        *_strides(q, k, v),
-    )
-    order, ordered, starts = _inverse(kernels, lists, tiles)
-    entries = len(order)
-    chunks = -(-entries // launch.CHUNK[size])
+    kernels = attention_kernels(q, k.shape[1], numbers)
+    table = _table(cu_seqlens, len(q))
+    all_given = Given(kernels, q, k, v, _aligned(gates), selected, table, out, lse, grad)
+    gradients = _wide_gradients if q.shape[2] in launch.WIDE else _gradients
+    return gradients(all_given)
+
+
+class Given(NamedTuple):
+    """What gradients are computed from: rows as the kernels read them."""
+
+    kernels: Attention
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gates: Tensor
+    selected: Tensor
+    table: Tensor
+    out: Tensor
+    lse: Tensor
+    grad: Tensor
+
+    @property
+    def warps(self) -> int:
+        """One for each tile and group."""
+        return len(self.table) * self.k.shape[1]
+
+    def empty(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of q, k, v and gates."""
+        grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (self.q, self.k, self.v))
+        return grad_q, grad_k, grad_v, torch.empty_like(self.gates)
+
+
+def _gradients(given: Given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kernels, q, k, v, gates, selected, table, out, lse, grad = given
+    total, _, size = q.shape
+    scale, strides = _scale(size), _strides(q, k, v)
+    grad_q, grad_k, grad_v, grad_gates = given.empty()
+    packed, shifts = _packed(kernels, k, v, table, transposed=False), torch.empty_like(lse)
+    rows = (q, k, v, gates, packed, selected, table, out, lse, grad)
+    to = (grad_q, grad_gates, shifts)
+    kernels.backward_queries(given.warps, *rows, *to, total, scale, *strides)
+    order, bounds, owners = _inverse(kernels, selected, table, launch.CHUNK[size])
+    chunks = len(owners)
     sums = q.new_empty(chunks, 2, BLOCK_SIZE, size, dtype=torch.float32)
-    blocks = (k, v, gates, table) if is_wide else (gates, packed, table)
-    rows = (q, *blocks, lse, shifts, grad)
-    to = (sums, parts, slopes) if is_wide else (sums,)
-    sizes = (scale, *(_strides(q, k, v) if is_wide else _strides(q)))
-    kernels.list_sums(chunks, *rows, order, starts, ordered, *to, entries, tiles, *sizes)
-    kernels.backward_keys(tiles, *rows, grad_k, grad_v, order, starts, *to, total, *sizes)
-    if is_wide:
-        warps = -(-grad_q.numel() // (8 * compiler.WARP))
-        kernels.add_choices(
-            warps, selected, parts, slopes, of_near, grad_q, grad_gates, total * heads
-        )
+    rows, sizes = (q, gates, packed, table, lse, shifts, grad), (scale, *_strides(q))
+    kernels.list_sums(chunks, *rows, order, bounds, owners, sums, chunks, *sizes)
+    kernels.backward_keys(given.warps, *rows, grad_k, grad_v, order, bounds, sums, total, *sizes)
+    return grad_q, grad_k, grad_v, grad_gates
+
+
+def _wide_gradients(given: Given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kernels, q, k, v, gates, selected, table, out, lse, grad = given
+    total, heads, size = q.shape
+    sizes = (_scale(size), *_strides(q, k, v))
+    grad_q, grad_k, grad_v, grad_gates = given.empty()
+    # Gradients of gates, and of queries, without what chosen blocks give, which is added last.
+    of_near, records = torch.empty_like(lse), lse.new_empty(*lse.shape, 4)
+    rows, to = (q, k, v, gates, table, out, lse, grad), (grad_q, of_near, records)
+    kernels.backward_queries(given.warps, *rows, *to, total, *sizes)
+    order, bounds, owners = _inverse(kernels, selected, table, launch.CHUNK[size])
+    chunks = len(owners)
+    sums = q.new_empty(chunks, 2, BLOCK_SIZE, size, dtype=torch.float32)
+    # What R heads get from each choice, and a number beside it.
+    parts = q.new_empty(*selected.shape, heads // k.shape[1], size)
+    slopes = lse.new_empty(parts.shape[:-1])
+    rows, to = (q, k, v, table, records, grad), (sums, parts, slopes)
+    kernels.list_sums(chunks, *rows, order, bounds, owners, *to, chunks, *sizes)
+    kernels.backward_keys(given.warps, *rows, grad_k, grad_v, order, bounds, *to, total, *sizes)
+    warps = -(-grad_q.numel() // (8 * compiler.WARP))
+    to = (grad_q, grad_gates)
+    kernels.add_choices(warps, selected, parts, slopes, of_near, *to, total * heads)
     return grad_q, grad_k, grad_v, grad_gates
 
 
 register_gradient("cuda_attend", attend_backward, kept=2)
 
 
-def _list_type(lists: int) -> torch.dtype:
-    return torch.int16 if lists < SHORT_LISTS else torch.int32
-
-
-def _inverse(kernels: Attention, lists: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inverse lists, given which list each choice is in, see keys.cuh.
+def _inverse(
+    kernels: Attention, selected: Tensor, table: Tensor, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inverse lists, see keys.cuh.
 
     Returns:
-        places in the flattened selection, list after list, int64; the list of each; where each list
-        begins, int32 [count + 1].
+        places in the flattened selection, list after list, int32; where each list begins and ends,
+        int32 [tiles * G, 2]; the list of each chunk, int32.
     """
-    # Sorted as they are told apart by place, each list is in the order of its events.
-    ordered, order = lists.flatten().sort(stable=True)
-    starts, entries = lists.new_empty(count + 1, dtype=torch.int32), len(order)
-    kernels.list_starts(entries // STARTS_OF_A_WARP + 1, ordered, starts, entries, count)
-    return order, ordered, starts
+    tiles, groups, entries = len(table), selected.shape[1], selected.numel()
+    size = launch.SEGMENT * -(-tiles // (launch.SEGMENT * launch.MAX_SEGMENTS))
+    segments = -(-tiles // size) if tiles else 0
+    ranks, order = torch.empty_like(selected), selected.new_empty(entries)
+    counts = selected.new_empty(segments, tiles, groups)
+    bounds = selected.new_empty(tiles * groups, 2)
+    owners, used = selected.new_empty(-(-entries // chunk)), selected.new_empty(1)
+    warps = segments * groups * -(-tiles // launch.COUNTERS)
+    sizes, shape = (tiles, size), (segments, warps, len(owners))
+    kernels.count_choices(warps, selected, table, ranks, counts, owners, used, *sizes, *shape)
+    lists = -(-len(bounds) // compiler.WARP)
+    kernels.find_lists(lists, table, counts, bounds, owners, used, *sizes)
+    kernels.order_choices(len(bounds), selected, table, ranks, counts, bounds, order, *sizes)
+    return order, bounds, owners
 
 
 def _packed(kernels: Attention, k: Tensor, v: Tensor, table: Tensor, *, transposed: bool) -> Tensor:

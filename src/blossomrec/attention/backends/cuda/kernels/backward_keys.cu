@@ -107,7 +107,7 @@ struct ListChunk {
         for (int i = 0; i < 2; ++i) {
             const int place = at + (8 * i + g) / R;
             // Behind the end stands the last entry: no event of another history.
-            const int event = order[2 * min(place, high - 1)] / (G * N);
+            const int event = order[min(place, high - 1)] / (G * N);
             rows[i].load(from, event, place < high);
             for (int n = 0; n < 2; ++n)
                 events[i][n] = n && R > 1 ? events[i][0] : from_lane(event, 4 * (2 * c + n));
@@ -149,11 +149,11 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_LISTS / TOGETH
     const u16 *__restrict__ q, const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
     const int *__restrict__ table, const float *__restrict__ lse,
     const float *__restrict__ shifts, const u16 *__restrict__ grad, const int *__restrict__ order,
-    const int *__restrict__ starts, const List *__restrict__ sorted,
-    float4 *__restrict__ sums, int entries, int lists, float scale, int q_event, int q_head
+    const int *__restrict__ bounds, const int *__restrict__ owners, float4 *__restrict__ sums,
+    int chunks, float scale, int q_event, int q_head
 ) {
     const int lane = this_lane(), chunk = this_warp();
-    const ListPart part(starts, sorted, chunk, entries, lists);
+    const ListPart part(bounds, owners, chunk, chunks);
     if (part.low >= part.high) return;
     const int list = part.list;
     const Queries from(q, grad, gates, lse, shifts, q_event, q_head, 0, list % G, lane);
@@ -305,7 +305,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_KEYS / TOGETHE
     const u16 *__restrict__ q, const u32 *__restrict__ gates, const uint4 *__restrict__ packed,
     const int *__restrict__ table, const float *__restrict__ lse,
     const float *__restrict__ shifts, const u16 *__restrict__ grad, u16 *__restrict__ grad_k,
-    u16 *__restrict__ grad_v, const int *__restrict__ order, const int *__restrict__ starts,
+    u16 *__restrict__ grad_v, const int *__restrict__ order, const int *__restrict__ bounds,
     const float4 *__restrict__ chunk_sums, int events, float scale, int q_event, int q_head
 ) {
     const int lane = this_lane(), number = this_tile(), group = this_group();
@@ -316,7 +316,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_KEYS / TOGETHE
     const NearPattern pattern(lane / 4, lane % 4);
     const Block block(packed, number, group, lane);
     Sums sums;
-    const int list = number * G + group, low = starts[list], high = starts[list + 1];
+    const int list = number * G + group, low = bounds[2 * list], high = bounds[2 * list + 1];
     const int key = at.first_event() + lane / 4;
     add_list(sums, block, from, order, low, min(low + CHUNK, high), key, lane, scale);
     add_chunks(sums.k, sums.v, chunk_sums, low, high, lane);

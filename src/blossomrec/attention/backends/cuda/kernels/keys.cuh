@@ -2,28 +2,21 @@
 
 #define CHUNK_EVENTS (16 / R)   // events of 16 rows
 
-// Inverse lists hold the choices of all events sorted by the block that they chose, list after list.
-// `order` holds their indices in the flattened selection, 64 bits each; `starts` holds where each
-// list begins. The first CHUNK entries of a list belong to the warp of its block. The others are cut
+// Inverse lists hold the choices of all events by the block that they chose, in the order of events.
+// `order` holds their indices in the flattened selection, and `bounds` where each list begins and
+// ends there. The first CHUNK entries of a list belong to the warp of its block. The others are cut
 // into chunks, each with a warp and sums of its own: a chunk that begins at entry p has the number
 // p / CHUNK. No two chunks share a number, because those of one list begin CHUNK entries apart, and
-// those of two lists more than that.
+// those of two lists more than that. `owners` holds the list of each chunk, -1 where there is none.
 struct ListPart {
     int list, low = 0, high = 0;   // there is no such part where low == high
 
-    INLINE ListPart(const int *starts, const List *sorted, int chunk, int entries, int lists) {
-        // A chunk that begins in between can only be of the first or of the last entry's list.
-        const int first = chunk * CHUNK, last = min(first + CHUNK, entries) - 1;
-        if (first >= entries) return;
-        for (int turn = 0; turn < 2; ++turn) {
-            list = sorted[turn ? last : first];
-            if (list >= lists) return;
-            const int start = starts[list], end = starts[list + 1];
-            const int begin = start + max((first - start + CHUNK - 1) / CHUNK, 1) * CHUNK;
-            if (begin > last || begin >= end) continue;
-            low = begin, high = min(begin + CHUNK, end);
-            return;
-        }
+    INLINE ListPart(const int *bounds, const int *owners, int chunk, int chunks) {
+        list = chunk < chunks ? owners[chunk] : -1;
+        if (list < 0) return;
+        const int begin = bounds[2 * list], end = bounds[2 * list + 1];
+        low = begin + (chunk * CHUNK - begin + CHUNK - 1) / CHUNK * CHUNK;
+        high = min(low + CHUNK, end);
     }
 };
 

@@ -7,23 +7,21 @@
 // head and the piece of the first row that this lane fetches.
 struct Sources {
     const u16 *q, *grad;
-    const u32 *gates;
-    const float *lse, *shifts;
+    const float4 *records;
     const int *order;
     int q_event, q_head, plane;   // plane: from the long-term to the short-term path
 
     INLINE Sources(
-        const u16 *q, const u16 *grad, const u32 *gates, const float *lse, const float *shifts,
-        const int *order, int q_event, int q_head, int plane, int group, int lane
+        const u16 *q, const u16 *grad, const float4 *records, const int *order, int q_event,
+        int q_head, int plane, int group, int lane
     ) : order(order), q_event(q_event), q_head(q_head), plane(plane) {
         const int piece = lane % PIECES, head = group * R + lane / PIECES % R;
         this->q = q + head * q_head + 8 * piece, this->grad = grad + head * D + 8 * piece;
-        this->gates = gates + group * R;
-        this->lse = lse + group * R, this->shifts = shifts + group * R;
+        this->records = records + group * R;
     }
 };
 
-INLINE int event_of(int entry) { return (u32)max(entry, 0) / (G * N); }
+INLINE int event_of(int entry) { return entry < 0 ? -1 : (int)((u32)entry / (G * N)); }
 
 // Distance from a block to the neighbours of a step; step 0 is the own block.
 INLINE int distance_of(int step) {
@@ -33,16 +31,14 @@ INLINE int distance_of(int step) {
 // Says which rows come next: those of an inverse list from `at` to `high`, then those of neighbours
 // ahead (sign 1) and behind. There are no neighbours where sign is 0.
 struct Cursor {
-    int at, high, sign;
+    int at, high, sign, neighbour;   // neighbour: the first event that comes next, in the history
     int step = 0, part = 0;
 
+    INLINE Cursor(int at, int high, int sign, const Tile &tile)
+        : at(at), high(high), sign(sign), neighbour(sign ? tile.first() : -1) {}
     INLINE bool of_list() const { return at < high; }
-    INLINE bool is_own() const { return !of_list() && step == 0; }
-    INLINE int first(const Tile &tile) const {
-        return tile.first() + sign * distance_of(step) + part * CHUNK_EVENTS;
-    }
     INLINE bool ended(const Tile &tile) const {
-        return !of_list() && (sign == 0 || first(tile) < 0 || first(tile) >= tile.length);
+        return !of_list() && (u32)neighbour >= (u32)tile.length;
     }
     INLINE void advance(const Tile &tile) {
         if (of_list()) {
@@ -50,46 +46,44 @@ struct Cursor {
             return;
         }
         if (++part == R) part = 0, ++step;
-        if (!CAUSAL && sign > 0 && first(tile) >= tile.length) sign = -1, step = 1, part = 0;
+        neighbour = tile.first() + sign * distance_of(step) + part * CHUNK_EVENTS;
+        if (!CAUSAL && sign > 0 && neighbour >= tile.length)
+            sign = -1, step = 1, part = 0, neighbour = tile.first() - distance_of(1);
     }
     // Entry of row lane % 16.
     INLINE int entry(const Sources &from, const Tile &tile, int lane) const {
         const int event = lane % 16 / R;
-        if (of_list()) return at + event < high ? from.order[2 * (at + event)] : -1;
-        const int neighbour = first(tile) + event;
-        return neighbour < tile.length ? (tile.start + neighbour) * (G * N) : -1;
+        if (of_list()) return at + event < high ? from.order[at + event] : -1;
+        return neighbour + event < tile.length ? (tile.start + neighbour + event) * (G * N) : -1;
     }
 };
 
-// Copies rows of queries, given the entry of lane % 16.
+// Copies rows of queries, given the event of lane % 16.
 struct CopyQueries {
     const Sources &from;
-    int entry, head;   // head: that of this lane's first row
+    int event, head;   // head: that of this lane's first row
 
     template <int Offset>
     INLINE void fetch(Shared to, int row) const {
-        const int of = from_lane(entry, row), event = event_of(of);
+        const int of = from_lane(event, row);
         // The rows that a lane fetches share a head unless they stand no multiple of R apart.
         const int others = ROWS_AT_ONCE % R ? row % R - head : 0;
-        const u16 *q = row_at(from.q, event, from.q_event) + others * from.q_head;
+        const u16 *q = row_at(from.q, of, from.q_event) + others * from.q_head;
         copy_16<Offset>(to, q, of >= 0);
-        copy_16<Offset + ROWS_BYTES>(to, row_at(from.grad, event, HEADS * D) + others * D, of >= 0);
+        copy_16<Offset + ROWS_BYTES>(to, row_at(from.grad, of, HEADS * D) + others * D, of >= 0);
     }
 };
 
 INLINE void fetch(
-    Stage &to, Shared rows, const Sources &from, int entry, bool of_list, int lane
+    Stage &to, Shared rows, const Sources &from, const Cursor &cursor, int entry, int lane
 ) {
-    fetch_rows<0>(rows, lane, CopyQueries{from, entry, lane / PIECES % R});
-    const int row = lane % 16, place = event_of(entry) * HEADS + row % R;
-    const bool held = entry >= 0;
-    if (lane < 16) {
-        to.entry[row] = entry;
-        copy_4(&to.lse[row], from.lse + (of_list ? 0 : from.plane) + place, held);
-        if (!UNION) copy_4(&to.gates[row], from.gates + place, held);
-    } else {
-        copy_4(&to.shift[row], from.shifts + (of_list ? 0 : OF_SHORT * from.plane) + place, held);
-    }
+    const int event = event_of(entry);
+    const bool of_list = cursor.of_list();
+    fetch_rows<0>(rows, lane, CopyQueries{from, event, lane / PIECES % R});
+    if (lane >= 16) return;
+    to.entry[lane] = entry, to.step = cursor.sign * cursor.step, to.part = of_list ? -1 : cursor.part;
+    const int place = event * HEADS + lane % R + (of_list ? 0 : from.plane);
+    copy_16<0>(shared_address(&to.records[lane]), from.records + place, event >= 0);
 }
 
 // Copies keys and values of the own block; rows behind the end of the history are zeros.
@@ -110,15 +104,15 @@ struct CopyKeys {
 // What one path has for the columns 2c and 2c + 1.
 struct Path {
     float gate[2], lse[2], shift[2];
+
+    INLINE void set(int n, float4 record) {
+        lse[n] = record.x, shift[n] = record.y, gate[n] = UNION ? 1.0f : record.z;
+    }
 };
 
-INLINE Path path_of(const Stage &stage, int row, bool of_list) {
+INLINE Path path_of(const Stage &stage, int row) {
     Path path;
-    for (int n = 0; n < 2; ++n) {
-        path.lse[n] = stage.lse[row + n], path.shift[n] = stage.shift[row + n];
-        const u32 both = UNION ? 0 : stage.gates[row + n];
-        path.gate[n] = UNION ? 1.0f : of_list ? low(both) : high(both);
-    }
+    for (int n = 0; n < 2; ++n) path.set(n, stage.records[row + n]);
     return path;
 }
 
@@ -126,11 +120,11 @@ INLINE Path path_of(const Stage &stage, int row, bool of_list) {
 INLINE Path long_path_of(const Stage &stage, int row, const Sources &from) {
     Path path;
     for (int n = 0; n < 2; ++n) {
-        const int entry = stage.entry[row + n], place = event_of(entry) * HEADS + (row + n) % R;
+        const int event = event_of(stage.entry[row + n]);
         // A row that is not there gets zeros, as in its stage: another event's lse could give NaN.
-        path.lse[n] = entry < 0 ? 0.0f : from.lse[place];
-        path.shift[n] = entry < 0 ? 0.0f : from.shifts[place];
-        path.gate[n] = UNION ? 1.0f : low(stage.gates[row + n]);
+        float4 record = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (event >= 0) record = from.records[event * HEADS + (row + n) % R];
+        path.set(n, record);
     }
     return path;
 }
@@ -187,7 +181,8 @@ struct Block {
     }
 };
 
-// Where gradients of queries and gates are written, one for each choice; add_choices sums them up.
+// Where gradients of queries and gates are written, one for each choice; add_choices sums them up, and
+// puts numbers in order.
 struct Choices {
     u16 *parts;
     float *slopes;
@@ -207,58 +202,64 @@ struct Choices {
             for (int j = 0; j < 4; ++j) scaled[j] = steep[i][j] * (scale * LN_2);
             columns[i] = as_rows(scaled);
             entry[i] = stage.entry[8 * i + g];
-            rows[i] = row_at(parts, entry[i], R * D) + g % R * D + store_at(c);
+            rows[i] = row_at(parts, entry[i], R * D) + g % R * D + 4 * c;
         }
+        // Queries are rows of this factor, and so of the products.
+        const uint4 queries = make_uint4(columns[0].x, columns[1].x, columns[0].y, columns[1].y);
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
             const uint4 keys = turned_matrices<0>(block.rows ^ 32 * s);
+            float first[4], second[4];
+            clear(first), clear(second);
+            product(first, queries, keys.x, keys.z), product(second, queries, keys.y, keys.w);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                float sum[4];
-                clear(sum);
-                product(sum, keys, columns[i].x, columns[i].y);
-                const uint2 turned_sum = as_rows(sum);
-                const uint2 numbers = side_by_side(turned_sum.x, turned_sum.y, c);
+                const uint2 numbers = make_uint2(
+                    pair(first[2 * i], first[2 * i + 1]), pair(second[2 * i], second[2 * i + 1]));
                 if (entry[i] >= 0) *reinterpret_cast<uint2 *>(rows[i] + 16 * s) = numbers;
             }
         }
-        for (int i = 0; i < 2; ++i) {
-            const float first = sum_of_rows(over_keys[i][0]), second = sum_of_rows(over_keys[i][1]);
-            // The lane of column g gets its sum.
-            const float one = from_lane(first, g / 2), other = from_lane(second, g / 2);
-            if (entry[i] >= 0 && c == 0) slopes[entry[i] * R + g % R] = g % 2 ? other : one;
+        // Lanes with other keys share the columns: each hands over what others sum up.
+        const bool odd = g & 1, upper = g & 2;
+        float mine[2];
+        for (int n = 0; n < 2; ++n) {
+            const float first = over_keys[0][n], second = over_keys[1][n];
+            mine[n] = (odd ? second : first) + across(odd ? first : second, 4);
         }
+        float sum = (upper ? mine[1] : mine[0]) + across(upper ? mine[0] : mine[1], 8);
+        sum += across(sum, 16);
+        const int row = 8 * odd + 2 * c + upper, of = stage.entry[row];
+        if (g < 4 && of >= 0) slopes[of * R + row % R] = sum;
     }
 };
 
 // Adds what sixteen rows of queries contribute. Rows that are not there are zeros and add nothing.
 INLINE void add_stage(
     Block &block, const Choices &choices, const Stage &stage, Shared queries, const Sources &from,
-    const Tile &tile, const Cursor &cursor, float scale, int lane
+    const Tile &tile, float scale, int lane
 ) {
-    const int g = lane / 4, c = lane % 4;
-    const bool of_list = cursor.of_list(), is_own = cursor.is_own();
+    const int g = lane / 4, c = lane % 4, step = stage.step, part = stage.part;
+    const bool of_list = part < 0, is_own = !of_list && step == 0;
     float scores[2][4], slopes[2][4], seen[2][4], weights[2][4], steep[2][4];
     block.score(scores, slopes, queries);
     // From a key to the event of a column, less the distance of the step.
     const auto distance = [&](int i, int j) {
-        return (8 * i + 2 * c + j % 2) / R - g - 8 * (j / 2) + cursor.part * CHUNK_EVENTS;
+        return (8 * i + 2 * c + j % 2) / R - g - 8 * (j / 2) + part * CHUNK_EVENTS;
     };
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int j = 0; j < 4; ++j) seen[i][j] = scores[i][j];
-    if (!of_list && cursor.step > NEAR) {
+    if (!of_list && (step < 0 ? -step : step) > NEAR) {
 #pragma unroll
         for (int i = 0; i < 2; ++i)
             for (int j = 0; j < 4; ++j)
                 if (distance(i, j) != 0) seen[i][j] = -INFINITE;
     } else if (!of_list) {
-        const int begin = cursor.sign * cursor.step * SIZE;
 #pragma unroll
         for (int i = 0; i < 2; ++i)
             for (int j = 0; j < 4; ++j)
-                if (!visible(begin + distance(i, j))) seen[i][j] = -INFINITE;
+                if (!visible(step * SIZE + distance(i, j))) seen[i][j] = -INFINITE;
     } else if (UNION) {
         const int key = tile.first_event() + g;
 #pragma unroll
@@ -271,7 +272,7 @@ INLINE void add_stage(
     float over_keys[2][2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const Path path = path_of(stage, 8 * i + 2 * c, of_list);
+        const Path path = path_of(stage, 8 * i + 2 * c);
         for (int n = 0; n < 2; ++n) {
             over_keys[i][n] =
                 weigh(weights[i][n], steep[i][n], seen[i][n], slopes[i][n], path, n, scale);
@@ -303,22 +304,21 @@ INLINE void add_stage(
 INLINE void add_rows(
     Block &block, Stage *ring, const StageOfKeys &own, const Choices &choices,
     const Sources &from, const u16 *k, const u16 *v, int k_event, int v_event, const Tile &tile,
-    Cursor here, float scale, int lane
+    Cursor ahead, float scale, int lane
 ) {
     const Shared keys = shared_address(own.rows), first = shared_address(ring);
     // The last stage stays empty until the first one is used.
     const Shared values = shared_address(ring[STAGES - 1].grad);
-    const u32 fetched = bytes_to(lane / PIECES, lane % PIECES), read = bytes_of_lane(lane);
+    const u32 to = bytes_to(lane / PIECES, lane % PIECES), read = bytes_of_lane(lane);
     const int piece = 8 * (lane % PIECES);
     fetch_rows<0>(
-        keys + fetched, lane, CopyKeys{k + piece, v + piece, k_event, v_event, tile, values - keys});
+        keys + to, lane, CopyKeys{k + piece, v + piece, k_event, v_event, tile, values - keys});
     commit_copies();
-    Cursor ahead = here;
-    int entry = ahead.ended(tile) ? -1 : ahead.entry(from, tile, lane);
+    int entry = ahead.ended(tile) ? -1 : ahead.entry(from, tile, lane), fetched = 0;
     const auto fetch_next = [&](int stage) {
         if (!ahead.ended(tile)) {
-            const Shared rows = first + stage * (int)sizeof(Stage) + fetched;
-            fetch(ring[stage], rows, from, entry, ahead.of_list(), lane);
+            fetch(ring[stage], first + stage * (int)sizeof(Stage) + to, from, ahead, entry, lane);
+            ++fetched;
             ahead.advance(tile);
             // The next entry is read one stage before its row is fetched.
             if (!ahead.ended(tile)) entry = ahead.entry(from, tile, lane);
@@ -331,35 +331,35 @@ INLINE void add_rows(
     block.load(keys + read, values + read);
     int stage = 0;
 #pragma unroll 1
-    for (; !here.ended(tile); here.advance(tile)) {
+    for (; fetched; --fetched) {
         wait_for_copies<STAGES - 2>();
         fetch_next(stage ? stage - 1 : STAGES - 1);
         const Shared queries = first + stage * (int)sizeof(Stage) + read;
-        add_stage(block, choices, ring[stage], queries, from, tile, here, scale, lane);
+        add_stage(block, choices, ring[stage], queries, from, tile, scale, lane);
         stage = stage + 1 < STAGES ? stage + 1 : 0;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_sums(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
-    const u32 *__restrict__ gates, const int *__restrict__ table, const float *__restrict__ lse,
-    const float *__restrict__ shifts, const u16 *__restrict__ grad, const int *__restrict__ order,
-    const int *__restrict__ starts, const List *__restrict__ sorted, float4 *__restrict__ sums,
-    u16 *__restrict__ parts, float *__restrict__ slopes, int entries, int lists, float scale,
-    int q_event, int q_head, int k_event, int k_head, int v_event, int v_head
+    const int *__restrict__ table, const float4 *__restrict__ records,
+    const u16 *__restrict__ grad, const int *__restrict__ order, const int *__restrict__ bounds,
+    const int *__restrict__ owners, float4 *__restrict__ sums, u16 *__restrict__ parts,
+    float *__restrict__ slopes, int chunks, float scale, int q_event, int q_head, int k_event,
+    int k_head, int v_event, int v_head
 ) {
     __shared__ Stage ring[STAGES];
     __shared__ StageOfKeys keys;
     const int lane = this_lane(), chunk = this_warp();
-    const ListPart part(starts, sorted, chunk, entries, lists);
+    const ListPart part(bounds, owners, chunk, chunks);
     if (part.low >= part.high) return;
     const int group = part.list % G;
     const Tile tile(table, part.list / G);
-    const Sources from(q, grad, gates, lse, shifts, order, q_event, q_head, 0, group, lane);
+    const Sources from(q, grad, records, order, q_event, q_head, 0, group, lane);
     Block block;
     add_rows(
         block, ring, keys, {parts, slopes}, from, k + group * k_head, v + group * v_head, k_event,
-        v_event, tile, {part.low, part.high, 0}, scale, lane);
+        v_event, tile, Cursor(part.low, part.high, 0, tile), scale, lane);
     store_sums(sums, chunk, block.sum_k, block.sum_v, lane);
 }
 
@@ -383,9 +383,9 @@ INLINE void store_rows(
 
 extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_keys(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
-    const u32 *__restrict__ gates, const int *__restrict__ table, const float *__restrict__ lse,
-    const float *__restrict__ shifts, const u16 *__restrict__ grad, u16 *__restrict__ grad_k,
-    u16 *__restrict__ grad_v, const int *__restrict__ order, const int *__restrict__ starts,
+    const int *__restrict__ table, const float4 *__restrict__ records,
+    const u16 *__restrict__ grad, u16 *__restrict__ grad_k, u16 *__restrict__ grad_v,
+    const int *__restrict__ order, const int *__restrict__ bounds,
     const float4 *__restrict__ chunk_sums, u16 *__restrict__ parts, float *__restrict__ slopes,
     int events, float scale, int q_event, int q_head, int k_event, int k_head, int v_event,
     int v_head
@@ -395,13 +395,12 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_RING) ring_keys(
     const int lane = this_lane(), number = this_tile(), group = this_group();
     const Tile tile(table, number);
     if (tile.empty()) return;
-    const Sources from(
-        q, grad, gates, lse, shifts, order, q_event, q_head, events * HEADS, group, lane);
-    const int list = number * G + group, low = starts[list], high = starts[list + 1];
+    const Sources from(q, grad, records, order, q_event, q_head, events * HEADS, group, lane);
+    const int list = number * G + group, low = bounds[2 * list], high = bounds[2 * list + 1];
     Block block;
     add_rows(
         block, ring, keys, {parts, slopes}, from, k + group * k_head, v + group * v_head, k_event,
-        v_event, tile, {low, min(low + CHUNK, high), 1}, scale, lane);
+        v_event, tile, Cursor(low, min(low + CHUNK, high), 1, tile), scale, lane);
     add_chunks(block.sum_k, block.sum_v, chunk_sums, low, high, lane);
     store_rows(grad_k, block.sum_k, tile, group, lane, scale * LN_2);
     store_rows(grad_v, block.sum_v, tile, group, lane, 1.0f);

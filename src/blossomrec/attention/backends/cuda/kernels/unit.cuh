@@ -1,10 +1,3 @@
-// Numbers of inverse lists, see keys.cuh: the shorter, the faster they are sorted.
-#if SHORT_LISTS
-typedef short List;
-#else
-typedef int List;
-#endif
-
 // Of two paths with a gate each, or of a union, where the short-term path has its keys in the same
 // softmax and adds a bias to their scores. What both paths see, the long-term path leaves out.
 #define SOFTMAXES (UNION ? 1 : 2)
