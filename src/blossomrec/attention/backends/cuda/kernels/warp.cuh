@@ -90,6 +90,7 @@ INLINE float across(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, 
 INLINE int across(int x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 INLINE u32 across(u32 x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 INLINE u32 lanes_with(bool x) { return __ballot_sync(0xffffffffu, x); }
+INLINE bool any_lane(bool x) { return __any_sync(0xffffffffu, x); }
 INLINE int lowest(int x) {
     int y;
     asm volatile("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
