@@ -54,7 +54,7 @@ class Wide(NamedTuple):
 
 # The forms of wide heads, by size. With heads of 16 each event fetches its own blocks: writing
 # gradients of queries to memory costs more than it saves.
-WIDE = {32: Wide(2, 16, 4, 3, 16), 64: Wide(1, 16, 8, 3, 12)}
+WIDE = {32: Wide(2, 20, 4, 3, 16), 64: Wide(2, 16, 8, 3, 12)}
 # How many warps a multiprocessor holds, by head size: as many as registers leave room for.
 RESIDENT = {
     16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24},

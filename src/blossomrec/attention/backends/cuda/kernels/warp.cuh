@@ -91,6 +91,12 @@ INLINE int across(int x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask
 INLINE u32 across(u32 x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 INLINE u32 lanes_with(bool x) { return __ballot_sync(0xffffffffu, x); }
 INLINE bool any_lane(bool x) { return __any_sync(0xffffffffu, x); }
+// The same number, which the compiler takes for another: what is read by it is read once more, not
+// kept in registers.
+INLINE int anew(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 INLINE int lowest(int x) {
     int y;
     asm volatile("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
