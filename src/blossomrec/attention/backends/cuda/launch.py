@@ -183,6 +183,7 @@ def _constants(sizes: tuple[int, int, int, int, bool], causal: bool) -> dict[str
         "BF16": int(is_bfloat16),
         "QUERY_BF16": int(is_bfloat16),
         "CAUSAL": int(causal),
+        "PAIRED": int(size in WIDE and size > 16),
         "TOGETHER": 1,
     }
 
@@ -252,7 +253,7 @@ def _attention(
         forward = of("forward", "forward")
         list_sums, keys = (of("backward_keys", name) for name in ("list_sums", "backward_keys"))
     return Attention(
-        of("pack", "pack_blocks"),
+        of("pack", "pack_blocks", TOGETHER=STREAMING),
         forward,
         of("backward_queries", "backward_queries", LISTED=int(size in WIDE)),
         of("lists", "list_starts", TOGETHER=STREAMING),

@@ -105,8 +105,12 @@ struct FarRows {
     ) {
         FarKeys far(step, lane / 4, first, at.length);
         for (int i = 0; i < 2; ++i) far.held[i] &= step < FAR_TOTAL;
-        load_far(keys, k, far, k_event, lane % 4);
-        load_far(values, v, far, v_event, lane % 4);
+        load_rows(
+            keys, row_at(k, far.key[0], k_event), row_at(k, far.key[1], k_event), lane % 4, true,
+            true);
+        load_rows(
+            values, row_at(v, far.key[0], v_event), row_at(v, far.key[1], v_event), lane % 4, true,
+            true);
         for (int i = 0; i < 4; ++i)
             met[i] = far.held[i / 2] && (2 * (lane % 4) + i % 2) / R == far.event[i / 2];
     }

@@ -74,8 +74,9 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
         if (first >= at.length) return;
         const auto unit_of = [&](int u) { return Unit(lane, first + u * EVENTS, at.length); };
         const auto load_queries = [&](uint2 (&queries)[STEPS], const Unit &unit) {
-            load_columns(
-                queries, row_at(q, at.start + unit.event, q_event) + unit.head * q_head, unit);
+            load_row(
+                queries, row_at(q, at.start + unit.event, q_event) + unit.head * q_head, unit.c,
+                unit.inside);
         };
         const auto finish = [&](Softmax &path, int number, const Unit &unit, const float (&bias)[2]) {
             float gate[2][2];
@@ -190,11 +191,13 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
             }
             finish(path, OF_SHORT, unit, bias);
             u16 *row = row_at(out, (at.start + unit.event) * HEADS + group * R + unit.head, D);
+            uint2 numbers[STEPS];
             for (int s = 0; s < STEPS; ++s) {
                 if (!UNION)
                     for (int i = 0; i < 4; ++i) path.mean[s][i] += paths[0].mean[s][i];
-                store_columns(row, path.mean[s], unit, s);
+                numbers[s] = as_rows(path.mean[s]);
             }
+            if (unit.inside) store_row(row, numbers, unit.c);
             // Registers have no numbers that a loop could count: the next unit becomes the first.
 #pragma unroll
             for (int other = 1; other < HELD; ++other) paths[other - 1] = paths[other];

@@ -13,37 +13,29 @@
 // Scores of a row that a lane has room for: the N best, and what a span brings.
 #define WAITING (N > 4 ? N + BROUGHT : 4 + BROUGHT)
 
-// Numbers of a row of a head that a lane has in step s, four of them. Those of two steps lie side by
-// side, so that one load of keys fills both.
-INLINE int place_of(int s, int c) { return STEPS > 1 ? s / 2 * 32 + 8 * c + s % 2 * 4 : 4 * c; }
-
 // Queries of sixteen events as factors A.
 struct Queries {
     uint4 parts[QUERY_PARTS][STEPS];
 
     INLINE void load(const Tile &at, const u16 *q, int q_event, int q_head, int group, int lane) {
-        const int g = lane / 4, c = lane % 4;
+        const int g = lane / 4, c = lane % 4, first = at.first() + g, second = first + 8;
+        const bool held = first < at.length, also = second < at.length;
+        const u16 *upper = row_at(q, at.start + first, q_event) + group * R * q_head;
+        const u16 *lower = row_at(q, at.start + second, q_event) + group * R * q_head;
+#if BY_HEAD
+        for (int head = 0; head < R; ++head)
+            load_rows(parts[head], upper + head * q_head, lower + head * q_head, c, held, also);
+#else
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
-            u32 first[2][QUERY_PARTS], second[2][QUERY_PARTS];
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int event = at.first() + g + 8 * half;
-                const u16 *row =
-                    row_at(q, at.start + event, q_event) + group * R * q_head + place_of(s, c);
-                const bool held = event < at.length;
-#if BY_HEAD
-                for (int head = 0; head < R; ++head) {
-                    const uint2 x = four(row + head * q_head, held);
-                    first[half][head] = x.x, second[half][head] = x.y;
-                }
-#else
-                split_mean(first[half], second[half], row, q_head, held);
-#endif
-            }
-            for (int p = 0; p < QUERY_PARTS; ++p)
-                parts[p][s] = make_uint4(first[0][p], first[1][p], second[0][p], second[1][p]);
+            const int place = PAIRED ? s / 2 * 32 + 8 * c + s % 2 * 4 : 16 * s + 4 * c;
+            u32 left[2][3], right[2][3];
+            split_mean(left[0], right[0], upper + place, q_head, held);
+            split_mean(left[1], right[1], lower + place, q_head, also);
+            for (int p = 0; p < 3; ++p)
+                parts[p][s] = make_uint4(left[0][p], left[1][p], right[0][p], right[1][p]);
         }
+#endif
     }
 };
 
@@ -51,20 +43,10 @@ struct Queries {
 struct BlockKeys {
     uint2 parts[PARTS][STEPS];
 
-    // `row`: the key of block g, from this lane's first number on.
-    INLINE void load(const u16 *row, int plane) {
+    // `row`: the key of block g.
+    INLINE void load(const u16 *row, int plane, int c) {
 #pragma unroll
-        for (int p = 0; p < PARTS; ++p) {
-#if D == 16
-            parts[p][0] = four(row + p * plane, true);
-#else
-#pragma unroll
-            for (int s = 0; s < STEPS; s += 2) {
-                const uint4 x = *reinterpret_cast<const uint4 *>(row + p * plane + 16 * s);
-                parts[p][s] = make_uint2(x.x, x.y), parts[p][s + 1] = make_uint2(x.z, x.w);
-            }
-#endif
-        }
+        for (int p = 0; p < PARTS; ++p) load_row(parts[p], row + p * plane, c, true);
     }
 };
 
@@ -176,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TO
             choosing[t][half].begin(&memory[warp_of_block()][t][half], lane);
     }
     const int plane = rows * G * D;
-    keys += group * D + place_of(0, c);
+    keys += group * D;
     // Tiles of one history look at the same blocks; those of two are taken one after the other.
     const bool alike = Tile(table, 0).start == Tile(table, HELD - 1).start;
 #pragma unroll 1
@@ -193,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TO
         const auto load = [&](int first) {
 #pragma unroll
             for (int n = 0; n < EIGHTS; ++n)
-                here[n].load(row_at(row, min(first + 8 * n + g, last_end - 1), G * D), plane);
+                here[n].load(row_at(row, min(first + 8 * n + g, last_end - 1), G * D), plane, c);
         };
         if (last_end > 0) load(0);
 #pragma unroll 1
