@@ -1,5 +1,6 @@
 // Forward that sweeps over the chosen blocks: one warp computes one block of queries and one group of
-// heads, and holds HELD units at a time. Softmaxes are summed up online.
+// heads, HELD units at a time. The long-term path comes first, for all of these at once, then the
+// short-term path of one after the other. Softmaxes are summed up online.
 
 // Weights are relative to a top that the highest score exceeds by at most this power of two, so that
 // few keys make the sums be rescaled.
@@ -78,13 +79,19 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
                 queries, row_at(q, at.start + unit.event, q_event) + unit.head * q_head, unit.c,
                 unit.inside);
         };
-        const auto finish = [&](Softmax &path, int number, const Unit &unit, const float (&bias)[2]) {
-            float gate[2][2];
+        const auto load_gate = [&](float (&gate)[2][2], const Unit &unit) {
             int places[2];
             places_of(places, unit, at, group);
             load_gates(gate, gates, places);
-            path.finish(gate[number]);
+        };
+        const auto finish = [&](
+            Softmax &path, int number, const Unit &unit, const float (&gate)[2],
+            const float (&bias)[2]
+        ) {
+            path.finish(gate);
             if (unit.g > 0) return;
+            int places[2];
+            places_of(places, unit, at, group);
             for (int i = 0; i < 2; ++i)
                 if (unit.events[i] < at.length) {
                     lse[number * events * HEADS + places[i]] = path.lse(i);
@@ -145,16 +152,21 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
         }
         if (!UNION)
 #pragma unroll
-            for (int u = 0; u < HELD; ++u) finish(paths[u], 0, unit_of(u), {0.0f, 0.0f});
+            for (int u = 0; u < HELD; ++u) {
+                float gate[2][2];
+                load_gate(gate, unit_of(u));
+                finish(paths[u], 0, unit_of(u), gate[0], {0.0f, 0.0f});
+            }
         // The short-term path, one unit after the other.
 #pragma unroll 1
         for (int u = 0; u < HELD; ++u) {
             const Unit unit = unit_of(u);
             const NearPattern pattern = pattern_of(part + u, lane);
             uint2 queries[STEPS];
-            float bias[2];
+            float bias[2], gate[2][2];
             load_queries(queries, unit);
             load_bias(bias, gates, unit, at, group, scale);
+            load_gate(gate, unit);
 #if UNION
             Softmax &path = paths[0];
 #else
@@ -189,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
                 turn(far.values);
                 path.add(scores, far.values, scale);
             }
-            finish(path, OF_SHORT, unit, bias);
+            finish(path, OF_SHORT, unit, gate[OF_SHORT], bias);
             u16 *row = row_at(out, (at.start + unit.event) * HEADS + group * R + unit.head, D);
             uint2 numbers[STEPS];
             for (int s = 0; s < STEPS; ++s) {
