@@ -93,18 +93,17 @@ INLINE void hide_near(
     }
 }
 
-// Far keys of a unit, fetched while another's are worked on.
+// Far keys of a unit.
 struct FarRows {
     uint4 keys[STEPS], values[STEPS];
     bool met[4];   // whether the score of a row and a column is wanted
 
-    // `first`: event of the unit. There is nothing to fetch of a step behind the last one.
+    // `first`: event of the unit.
     INLINE void load(
         int step, const u16 *k, const u16 *v, int k_event, int v_event, int first,
         const Tile &at, int lane
     ) {
-        FarKeys far(step, lane / 4, first, at.length);
-        for (int i = 0; i < 2; ++i) far.held[i] &= step < FAR_TOTAL;
+        const FarKeys far(step, lane / 4, first, at.length);
         load_rows(
             keys, row_at(k, far.key[0], k_event), row_at(k, far.key[1], k_event), lane % 4, true,
             true);
