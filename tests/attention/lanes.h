@@ -148,6 +148,8 @@ static inline unsigned lanes_with(bool x) {
     for (int lane = 0; lane < 32; ++lane) bits |= all[lane].words[0] << lane;
     return bits;
 }
+static inline int anew(int x) { return x; }
+static inline bool any_lane(bool x) { return lanes_with(x); }
 static inline int lowest(int x) {
     const lanes::Given *all = lanes::meet({{(unsigned)x}, {}});
     for (int lane = 0; lane < 32; ++lane) x = min(x, (int)all[lane].words[0]);

@@ -232,6 +232,19 @@ def test_selection_among_many_blocks(heads, top_n, causal, size, keys):
     assert torch.equal(selected[rows], expected[rows])
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_selection_where_neighbours_are_of_two_histories(causal):
+    # With odd numbers of blocks, the last of one and the first of the next may share a warp.
+    lengths = [16 * 15, 16 * 8 + 5, 16 * 11]
+    inputs = random_inputs(lengths, heads=2, groups=1, size=64, dtype=B).to(DEVICE)
+    numbers = [16, 4, 8, 0, int(causal), 0]
+    arguments = (inputs.q, inputs.block_keys, inputs.cu_seqlens, numbers)
+    selected = operators.select_blocks(*arguments)
+    exact = inputs.to(dtype=torch.float64)
+    _, expected = attend(*exact.all(), impl="torch", causal=causal)
+    assert torch.equal(selected, expected)
+
+
 @pytest.mark.parametrize("fusion", ["gated", "union"])
 def test_scores_far_apart(fusion):
     # Tops of the softmaxes are found late, and what was summed up is scaled anew.

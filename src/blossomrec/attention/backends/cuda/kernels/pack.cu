@@ -10,15 +10,15 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER) pack_blocks(
     const Tile at(table, tile);
     if (at.empty()) return;
     const int upper = at.first() + g, lower = upper + 8;
-    const u16 *row_k = row_at(k, at.start + upper, k_event) + group * k_head + 4 * c;
-    const u16 *row_v = row_at(v, at.start + upper, v_event) + group * v_head + 4 * c;
+    const bool held = upper < at.length, also = lower < at.length;
+    const u16 *row_k = row_at(k, at.start + upper, k_event) + group * k_head;
+    const u16 *row_v = row_at(v, at.start + upper, v_event) + group * v_head;
+    uint4 keys[STEPS], values[STEPS];
+    load_rows(keys, row_k, row_k + 8 * k_event, c, held, also);
+    load_rows(values, row_v, row_v + 8 * v_event, c, held, also);
     uint4 *place = packed_block(packed, tile, group, lane);
     for (int s = 0; s < STEPS; ++s) {
-        const bool held = upper < at.length, also = lower < at.length;
-        place[s * 32] = rows_as_a(
-            four(row_k + 16 * s, held), four(row_k + 8 * k_event + 16 * s, also));
-        const uint4 values = rows_as_a(
-            four(row_v + 16 * s, held), four(row_v + 8 * v_event + 16 * s, also));
-        place[(STEPS + s) * 32] = transposed ? turned(values) : values;
+        place[s * 32] = keys[s];
+        place[(STEPS + s) * 32] = transposed ? turned(values[s]) : values[s];
     }
 }

@@ -64,20 +64,52 @@ INLINE void multiply_by_halves(
         for (int i = 0; i < 4; ++i) scores[i] += other[i];
 }
 
-// Far keys of a unit, fetched while another's are worked on.
+// The near pattern of a unit by its number in the tile.
+INLINE NearPattern pattern_of(int number, int lane) {
+    NearPattern pattern(lane / 4, lane % 4);
+    for (int i = 0; i < 2; ++i) {
+        pattern.distance[i] += number * EVENTS;
+#if CAUSAL
+        pattern.bits[i] >>= number * EVENTS;
+#endif
+    }
+    return pattern;
+}
+
+// As hide_unseen, of a unit's own pattern. Without branches, for which the next fetch would wait.
+INLINE void hide_near(
+    float (&scores)[4], float (&own)[4], const NearPattern &pattern, const float (&bias)[2],
+    const Tile &at, int step, int g
+) {
+    const int block = at.block + step - OWN;
+    for (int i = 0; i < 4; ++i) {
+        const bool there = (block >= 0) & (CAUSAL || block * SIZE + g + i / 2 * 8 < at.length);
+        const bool near = there & pattern.sees(i % 2, 0, OWN - step, i / 2);
+        const bool is_own = there & pattern.sees_own(i % 2, 0, i / 2);
+        if (UNION && step == OWN && !near) scores[i] -= bias[i % 2];
+        if (step == OWN) own[i] = is_own ? scores[i] : -INFINITE;
+        const bool seen = UNION && step == OWN ? is_own : near;
+        scores[i] = seen ? scores[i] : -INFINITE;
+    }
+}
+
+// Far keys of a unit.
 struct FarRows {
     uint4 keys[STEPS], values[STEPS];
     bool met[4];   // whether the score of a row and a column is wanted
 
-    // `first`: event of the unit. There is nothing to fetch of a step behind the last one.
+    // `first`: event of the unit.
     INLINE void load(
         int step, const u16 *k, const u16 *v, int k_event, int v_event, int first,
         const Tile &at, int lane
     ) {
-        FarKeys far(step, lane / 4, first, at.length);
-        for (int i = 0; i < 2; ++i) far.held[i] &= step < FAR_TOTAL;
-        load_far(keys, k, far, k_event, lane % 4);
-        load_far(values, v, far, v_event, lane % 4);
+        const FarKeys far(step, lane / 4, first, at.length);
+        load_rows(
+            keys, row_at(k, far.key[0], k_event), row_at(k, far.key[1], k_event), lane % 4, true,
+            true);
+        load_rows(
+            values, row_at(v, far.key[0], v_event), row_at(v, far.key[1], v_event), lane % 4, true,
+            true);
         for (int i = 0; i < 4; ++i)
             met[i] = far.held[i / 2] && (2 * (lane % 4) + i % 2) / R == far.event[i / 2];
     }

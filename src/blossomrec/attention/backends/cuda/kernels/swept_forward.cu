@@ -1,5 +1,6 @@
 // Forward that sweeps over the chosen blocks: one warp computes one block of queries and one group of
-// heads, and holds HELD units at a time. Softmaxes are summed up online.
+// heads, HELD units at a time. The long-term path comes first, for all of these at once, then the
+// short-term path of one after the other. Softmaxes are summed up online.
 
 // Weights are relative to a top that the highest score exceeds by at most this power of two, so that
 // few keys make the sums be rescaled.
@@ -24,7 +25,7 @@ struct Softmax {
     ) {
         for (int i = 0; i < 4; ++i) scores[i] = scores[i] * scale - top[i % 2];
         const float above = fmaxf(fmaxf(scores[0], scores[1]), fmaxf(scores[2], scores[3]));
-        if (!begun && lanes_with(above > LAG)) rise(scores);
+        if (!begun && any_lane(above > LAG)) rise(scores);
         for (int i = 0; i < 4; ++i) {
             scores[i] = exp_2(scores[i]);
             total[i % 2] += scores[i];
@@ -44,10 +45,16 @@ struct Softmax {
             for (int s = 0; s < STEPS; ++s) mean[s][i] *= factor, mean[s][i + 2] *= factor;
         }
     }
+    // Makes the mean the path's share of the result.
+    INLINE void finish(const float (&gate)[2]) {
+        for (int i = 0; i < 2; ++i) {
+            total[i] = sum_of_rows(total[i]);
+            const float factor = quotient(gate[i], total[i]);
+            for (int s = 0; s < STEPS; ++s) mean[s][i] *= factor, mean[s][i + 2] *= factor;
+        }
+    }
+    INLINE float lse(int i) const { return top[i] + log_2(total[i]); }
 };
-
-// The own block comes first, because every event sees a key there; the other near blocks follow.
-constexpr INLINE int near_step(int n) { return n == 0 ? OWN : n <= OWN ? n - 1 : n; }
 
 extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGETHER) swept_forward(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
@@ -59,132 +66,153 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
     const int lane = this_lane(), number = this_tile(), group = this_group();
     const Tile at(table, number);
     if (at.empty()) return;
-    k = row_at(k, at.start, k_event) + group * k_head;
-    v = row_at(v, at.start, v_event) + group * v_head;
+    q += group * R * q_head;
     const uint4 *home = packed_block(packed, number - at.block, group, lane);
-    const NearPattern pattern(lane / 4, lane % 4);
 
 #pragma unroll 1
     for (int part = 0; part < UNITS; part += HELD) {
         const int first = at.first() + part * EVENTS;
         if (first >= at.length) return;
-        const Sweep sweep(selected, at, group, first, lane);
-        uint2 queries[HELD][STEPS];
-        float bias[HELD][2];
-#pragma unroll
-        for (int u = 0; u < HELD; ++u) {
-            const Unit unit(lane, first + u * EVENTS, at.length);
-            load_columns(queries[u], row_at(q, at.start + unit.event, q_event)
-                + (group * R + unit.head) * q_head, unit);
-            load_bias(bias[u], gates, unit, at, group, scale);
-        }
-        Softmax paths[HELD][SOFTMAXES];   // [long or short]
-#pragma unroll
-        for (int n = 0; n < NEAR_STEPS; ++n) {
-            const int step = near_step(n);
-            const uint4 *place = block_at(home, near_block(at, step));
-            uint4 keys[STEPS], values[STEPS];
-            load_matrix(keys, place), load_matrix(values, place + STEPS * 32);
-#pragma unroll
-            for (int u = 0; u < HELD; ++u) {
-                float scores[4], own[4];
-                start(scores, bias[u]);
-                multiply_by_halves(scores, keys, queries[u]);
-                hide_unseen(
-                    scores, own, pattern, bias[u], at, (part + u) * EVENTS, step, lane / 4);
-                if (step == OWN) {
-                    paths[u][OF_SHORT].begin(scores, scale);
-                    if (!UNION) {
-                        paths[u][0].begin(own, scale);
-                        paths[u][0].add(own, values, scale, true);
-                    }
-                }
-                paths[u][OF_SHORT].add(scores, values, scale, step == OWN);
-            }
-        }
-        FarRows next;
-        const auto load_next = [&](int step, int u) {
-            next.load(step, k, v, k_event, v_event, first + u * EVENTS, at, lane);
+        const auto unit_of = [&](int u) { return Unit(lane, first + u * EVENTS, at.length); };
+        const auto load_queries = [&](uint2 (&queries)[STEPS], const Unit &unit) {
+            load_row(
+                queries, row_at(q, at.start + unit.event, q_event) + unit.head * q_head, unit.c,
+                unit.inside);
         };
-        // Two softmaxes of heads of 64 leave no registers to fetch ahead.
-        constexpr bool AHEAD = UNION || D < 64;
-        if (AHEAD) load_next(0, 0);
-#pragma unroll 1
-        for (int step = 0; step < FAR_TOTAL; ++step) {
-            const bool needed = far_step_needed(step, at.first(), at.length);
-#pragma unroll
-            for (int u = 0; u < HELD; ++u) {
-                if (!needed && (!AHEAD || u < HELD - 1)) continue;
-                if (!AHEAD) load_next(step, u);
-                FarRows far = next;
-                if (AHEAD) load_next(step + (u + 1) / HELD, (u + 1) % HELD);
-                if (!needed) continue;
-                float scores[4];
-                start(scores, bias[u]);
-                multiply_by_halves(scores, far.keys, queries[u]);
-                far.hide_unmet(scores);
-                turn(far.values);
-                paths[u][OF_SHORT].add(scores, far.values, scale);
-            }
-        }
-        int block = sweep.after(-1);
-        uint4 keys[STEPS];
-        if (block != NO_BLOCK) load_matrix(keys, block_at(home, block));
-#pragma unroll 1
-        while (block != NO_BLOCK) {
-            uint4 values[STEPS];
-            load_matrix(values, block_at(home, block) + STEPS * 32);
-            const int following = sweep.after(block);
-            float scores[HELD][4];
-            u32 lanes[HELD];
-#pragma unroll
-            for (int u = 0; u < HELD; ++u) {
-                lanes[u] = sweep.lanes(u, block);
-                clear(scores[u]);
-                if (lanes[u]) multiply_by_halves(scores[u], keys, queries[u]);
-            }
-            if (following != NO_BLOCK) load_matrix(keys, block_at(home, following));
-#pragma unroll
-            for (int u = 0; u < HELD; ++u) {
-                if (!lanes[u]) continue;
-                const Unit unit(lane, first + u * EVENTS, at.length);
-                hide_unless_chosen(scores[u], lanes[u], block, unit);
-                paths[u][0].add(scores[u], values, scale);
-            }
-            block = following;
-        }
-
-#pragma unroll
-        for (int u = 0; u < HELD; ++u) {
-            const Unit unit(lane, first + u * EVENTS, at.length);
-            float gate[2][2], factor[SOFTMAXES][2];
+        const auto load_gate = [&](float (&gate)[2][2], const Unit &unit) {
             int places[2];
             places_of(places, unit, at, group);
             load_gates(gate, gates, places);
-            for (int path = 0; path < SOFTMAXES; ++path)
-                for (int i = 0; i < 2; ++i) {
-                    float &total = paths[u][path].total[i];
-                    total = sum_of_rows(total);
-                    factor[path][i] = quotient(gate[path][i], total);
+        };
+        const auto finish = [&](
+            Softmax &path, int number, const Unit &unit, const float (&gate)[2],
+            const float (&bias)[2]
+        ) {
+            path.finish(gate);
+            if (unit.g > 0) return;
+            int places[2];
+            places_of(places, unit, at, group);
+            for (int i = 0; i < 2; ++i)
+                if (unit.events[i] < at.length) {
+                    lse[number * events * HEADS + places[i]] = path.lse(i);
+                    // The second of a union turns scores without the bias into weights.
+                    if (UNION) lse[events * HEADS + places[i]] = path.lse(i) - bias[i] * scale;
                 }
-            if (unit.g == 0)
-                for (int i = 0; i < 2; ++i)
-                    for (int path = 0; path < 2; ++path) {
-                        if (unit.events[i] >= at.length) continue;
-                        const Softmax &of = paths[u][path * OF_SHORT];
-                        // The second lse of a union turns scores without the bias into weights.
-                        lse[path * events * HEADS + places[i]] = of.top[i] + log_2(of.total[i])
-                            - (UNION && path ? bias[u][i] * scale : 0.0f);
-                    }
-            u16 *row = row_at(out, (at.start + unit.event) * HEADS + group * R + unit.head, D);
-            for (int s = 0; s < STEPS; ++s) {
-                float result[4];
-                for (int i = 0; i < 4; ++i)
-                    result[i] = paths[u][0].mean[s][i] * factor[0][i % 2]
-                        + (UNION ? 0.0f
-                            : paths[u][OF_SHORT].mean[s][i] * factor[OF_SHORT][i % 2]);
-                store_columns(row, result, unit, s);
+        };
+        // Of the long-term path, or of both.
+        Softmax paths[HELD];
+        {
+            const Sweep sweep(selected, at, group, first, lane);
+            uint2 queries[HELD][STEPS];
+            uint4 keys[STEPS], values[STEPS];
+            // The own block comes first, because every event sees a key there.
+            const uint4 *here = row_at(home, at.block, BLOCK_STRIDE);
+            load_matrix(keys, here), load_matrix(values, here + STEPS * 32);
+            int block = sweep.after(-1);
+#pragma unroll
+            for (int u = 0; u < HELD; ++u) load_queries(queries[u], unit_of(u));
+#pragma unroll
+            for (int u = 0; u < HELD; ++u) {
+                float bias[2], seen[4], own[4];
+                load_bias(bias, gates, unit_of(u), at, group, scale);
+                start(seen, bias);
+                multiply_by_halves(seen, keys, queries[u]);
+                hide_near(seen, own, pattern_of(part + u, lane), bias, at, OWN, lane / 4);
+                float (&scores)[4] = UNION ? seen : own;
+                paths[u].begin(scores, scale);
+                paths[u].add(scores, values, scale, true);
             }
+            if (block != NO_BLOCK) {
+                const uint4 *place = row_at(home, block, BLOCK_STRIDE);
+                load_matrix(keys, place), load_matrix(values, place + STEPS * 32);
+            }
+            // What comes next is fetched as soon as there is room.
+#pragma unroll 1
+            while (block != NO_BLOCK) {
+                const int following = sweep.after(block);
+                const uint4 *place = row_at(home, following, BLOCK_STRIDE);
+                float scores[HELD][4];
+                u32 lanes[HELD];
+#pragma unroll
+                for (int u = 0; u < HELD; ++u) {
+                    lanes[u] = sweep.lanes(u, block);
+                    clear(scores[u]);
+                    if (HELD == 1 || lanes[u]) multiply_by_halves(scores[u], keys, queries[u]);
+                }
+                if (following != NO_BLOCK) load_matrix(keys, place);
+#pragma unroll
+                for (int u = 0; u < HELD; ++u) {
+                    if (HELD > 1 && !lanes[u]) continue;
+                    hide_unless_chosen(scores[u], lanes[u], block, unit_of(u));
+                    paths[u].add(scores[u], values, scale);
+                }
+                if (following != NO_BLOCK) load_matrix(values, place + STEPS * 32);
+                block = following;
+            }
+        }
+        if (!UNION)
+#pragma unroll
+            for (int u = 0; u < HELD; ++u) {
+                float gate[2][2];
+                load_gate(gate, unit_of(u));
+                finish(paths[u], 0, unit_of(u), gate[0], {0.0f, 0.0f});
+            }
+        // The short-term path, one unit after the other.
+#pragma unroll 1
+        for (int u = 0; u < HELD; ++u) {
+            const Unit unit = unit_of(u);
+            const NearPattern pattern = pattern_of(part + u, lane);
+            uint2 queries[STEPS];
+            float bias[2], gate[2][2];
+            load_queries(queries, unit);
+            load_bias(bias, gates, unit, at, group, scale);
+            load_gate(gate, unit);
+#if UNION
+            Softmax &path = paths[0];
+#else
+            Softmax path;
+#endif
+            // The own block first; a union has been there.
+#pragma unroll
+            for (int n = UNION; n < NEAR_STEPS; ++n) {
+                const int step = n == 0 ? OWN : n <= OWN ? n - 1 : n;
+                const uint4 *place = block_at(home, anew(near_block(at, step)));
+                uint4 keys[STEPS], values[STEPS];
+                load_matrix(keys, place), load_matrix(values, place + STEPS * 32);
+                float scores[4], own[4];
+                start(scores, bias);
+                multiply_by_halves(scores, keys, queries);
+                hide_near(scores, own, pattern, bias, at, step, lane / 4);
+                if (step == OWN) path.begin(scores, scale);
+                path.add(scores, values, scale, step == OWN);
+            }
+#pragma unroll 1
+            for (int step = 0; step < FAR_TOTAL; ++step) {
+                if (!far_step_needed(step, at.first(), at.length)) continue;
+                FarRows far;
+                far.load(
+                    step, row_at(k, at.start, k_event) + group * k_head,
+                    row_at(v, at.start, v_event) + group * v_head, k_event, v_event,
+                    first + u * EVENTS, at, lane);
+                float scores[4];
+                start(scores, bias);
+                multiply_by_halves(scores, far.keys, queries);
+                far.hide_unmet(scores);
+                turn(far.values);
+                path.add(scores, far.values, scale);
+            }
+            finish(path, OF_SHORT, unit, gate[OF_SHORT], bias);
+            u16 *row = row_at(out, (at.start + unit.event) * HEADS + group * R + unit.head, D);
+            uint2 numbers[STEPS];
+            for (int s = 0; s < STEPS; ++s) {
+                if (!UNION)
+                    for (int i = 0; i < 4; ++i) path.mean[s][i] += paths[0].mean[s][i];
+                numbers[s] = as_rows(path.mean[s]);
+            }
+            if (unit.inside) store_row(row, numbers, unit.c);
+            // Registers have no numbers that a loop could count: the next unit becomes the first.
+#pragma unroll
+            for (int other = 1; other < HELD; ++other) paths[other - 1] = paths[other];
         }
     }
 }

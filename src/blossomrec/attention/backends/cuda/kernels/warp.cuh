@@ -10,14 +10,14 @@
 //
 // The order of the numbers of a head is free as long as both factors share it. A lane takes four
 // that lie side by side, 4c to 4c + 3, in the places 2c, 2c + 1, 2c + 8, 2c + 9: one load of eight
-// bytes fills them.
+// bytes fills them. PAIRED: those of two steps lie side by side, and one load fills both.
 //
 // Queries are columns: 8 / R events of R heads each are a unit, EVENTS x R = 8. Keys are rows, so
 // that the products need no copy of a block for each event: what belongs to one event alone is
 // multiplied by the unit's queries with the others' columns zeroed.
 //
 // Constants given when compiled: R query heads a group, G groups, D numbers a head, N blocks
-// selected, WINDOW, NEAR, FIRST_FAR, FAR_STEPS of the short-term path, CAUSAL, UNION, BF16.
+// selected, WINDOW, NEAR, FIRST_FAR, FAR_STEPS of the short-term path, CAUSAL, UNION, BF16, PAIRED.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -90,6 +90,13 @@ INLINE float across(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, 
 INLINE int across(int x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 INLINE u32 across(u32 x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 INLINE u32 lanes_with(bool x) { return __ballot_sync(0xffffffffu, x); }
+INLINE bool any_lane(bool x) { return __any_sync(0xffffffffu, x); }
+// The same number, which the compiler takes for another: what is read by it is read once more, not
+// kept in registers.
+INLINE int anew(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 INLINE int lowest(int x) {
     int y;
     asm volatile("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
@@ -174,6 +181,31 @@ INLINE uint2 four(const u16 *row, bool held) {
     return held ? *reinterpret_cast<const uint2 *>(row) : make_uint2(0, 0);
 }
 
+// What a lane takes of a row of a head, or zeros.
+INLINE void load_row(uint2 (&x)[STEPS], const u16 *row, int c, bool held) {
+#if PAIRED
+#pragma unroll
+    for (int s = 0; s < STEPS; s += 2) {
+        const uint4 both = held ? *reinterpret_cast<const uint4 *>(row + 16 * s + 8 * c)
+                                : make_uint4(0, 0, 0, 0);
+        x[s] = make_uint2(both.x, both.y), x[s + 1] = make_uint2(both.z, both.w);
+    }
+#else
+    for (int s = 0; s < STEPS; ++s) x[s] = four(row + 16 * s + 4 * c, held);
+#endif
+}
+
+INLINE void store_row(u16 *row, const uint2 (&x)[STEPS], int c) {
+#if PAIRED
+#pragma unroll
+    for (int s = 0; s < STEPS; s += 2)
+        *reinterpret_cast<uint4 *>(row + 16 * s + 8 * c) =
+            make_uint4(x[s].x, x[s].y, x[s + 1].x, x[s + 1].y);
+#else
+    for (int s = 0; s < STEPS; ++s) *reinterpret_cast<uint2 *>(row + 16 * s + 4 * c) = x[s];
+#endif
+}
+
 // Rows g and g + 8 as a matrix of the form A.
 INLINE uint4 rows_as_a(uint2 upper, uint2 lower) {
     return make_uint4(upper.x, lower.x, upper.y, lower.y);
@@ -201,6 +233,14 @@ INLINE uint4 *packed_block(uint4 *packed, int tile, int group, int lane) {
 
 INLINE const uint4 *packed_block(const uint4 *packed, int tile, int group, int lane) {
     return row_at(packed, tile, BLOCK_STRIDE) + group * (2 * STEPS * 32) + lane;
+}
+
+INLINE void load_rows(
+    uint4 (&x)[STEPS], const u16 *upper, const u16 *lower, int c, bool held, bool also
+) {
+    uint2 rows[2][STEPS];
+    load_row(rows[0], upper, c, held), load_row(rows[1], lower, c, also);
+    for (int s = 0; s < STEPS; ++s) x[s] = rows_as_a(rows[0][s], rows[1][s]);
 }
 
 INLINE void load_matrix(uint4 (&x)[STEPS], const uint4 *place) {
