@@ -152,6 +152,8 @@ static inline int lowest(int x) {
     for (int lane = 0; lane < 32; ++lane) x = min(x, (int)all[lane].words[0]);
     return x;
 }
+template <typename T>
+static inline T *in_registers(T *x) { return x; }
 static inline float half_of(unsigned word, int which) {
     return number_of((unsigned short)(which ? word >> 16 : word & 0xffff));
 }

@@ -176,11 +176,12 @@ def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: 
     per_group, _, size, top_n, is_bfloat16 = sizes
     # Products are of bfloat16 whatever the queries are: three of them make a float32.
     common = {**_constants(sizes, causal), "BF16": 1}
-    constants = {**common, "PARTS": key_parts}
+    by_head = int(is_bfloat16 and per_group <= 2)
+    constants = {**common, "PARTS": key_parts, "BY_HEAD": by_head}
     program, carveout = "selection", 100
     if size in WIDE:
         program, carveout = "wide_selection", SELECTION_CARVEOUT
-        constants |= {**SELECTION, "BY_HEAD": int(is_bfloat16 and per_group <= 2)}
+        constants |= SELECTION
         if top_n > 8:
             constants["WARPS_SELECTION"] = WARPS_OF_MANY
         elif key_parts > 1:

@@ -95,6 +95,14 @@ INLINE int lowest(int x) {
     asm volatile("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
     return y;
 }
+
+// A pointer that is worked out once: the compiler does not take it apart to compute it anew.
+template <typename T>
+INLINE T *in_registers(T *x) {
+    asm("" : "+l"(x));
+    __builtin_assume(__isGlobal(x));
+    return x;
+}
 #endif
 
 INLINE float number_of_bf16(u16 x) { return __int_as_float((u32)x << 16); }
