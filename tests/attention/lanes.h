@@ -152,8 +152,9 @@ static inline int lowest(int x) {
     for (int lane = 0; lane < 32; ++lane) x = min(x, (int)all[lane].words[0]);
     return x;
 }
+static inline long long wide_product(int x, int y) { return (long long)x * y; }
 template <typename T>
-static inline T *in_registers(T *x) { return x; }
+static inline T in_registers(T x) { return x; }
 static inline float half_of(unsigned word, int which) {
     return number_of((unsigned short)(which ? word >> 16 : word & 0xffff));
 }

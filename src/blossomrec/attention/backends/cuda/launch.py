@@ -61,6 +61,8 @@ RESIDENT = {
     32: {"QUERIES": 16},
     64: {"QUERIES": 12},
 }
+# The same with one query head a group: units of eight events take more registers.
+SINGLE = {"FORWARD": 16}
 # How many of the kernel of the queries it holds where both of two paths look both ways, which takes
 # more registers. With one query head a group, units have eight events, and there is room for 8.
 BOTH_WAYS = {16: 20, 32: 12, 64: 8}
@@ -205,6 +207,7 @@ def _attention(
 ) -> Attention:
     per_group, _, size, *_ = sizes
     names = ("WINDOW", "NEAR", "FIRST_FAR", "FAR_STEPS")
+    resident = RESIDENT[size] | (SINGLE if per_group == 1 and size == 16 else {})
     constants = {
         **_constants(sizes, causal),
         **dict(zip(names, short_path, strict=True)),
@@ -212,7 +215,7 @@ def _attention(
         "CHUNK": CHUNK[size],
         "SHORT_LISTS": int(short_lists),
         "TOGETHER": TOGETHER[size],
-        **{f"WARPS_{name}": warps for name, warps in RESIDENT[size].items()},
+        **{f"WARPS_{name}": warps for name, warps in resident.items()},
     }
     if not (causal or is_union):
         constants["WARPS_QUERIES"] = BOTH_WAYS[size] if per_group > 1 else 8

@@ -152,6 +152,38 @@ INLINE const uint4 *block_at(const uint4 *home, int block) {
     return row_at(home, max(block, 0), BLOCK_STRIDE);
 }
 
+// The same choices where a lane has one of them, EVENTS * N lanes in all.
+struct ChosenBlocks {
+    int block;    // some block of the history where there is none
+    u32 missing;  // lanes of events that lack a choice, as bits
+
+    // `first`: event of the unit.
+    INLINE ChosenBlocks(const int *selected, const Tile &at, int group, int first, int lane) {
+        const int event = first + lane / N;
+        int chosen = -1;
+        if (lane < EVENTS * N && event < at.length)
+            chosen = selected[((at.start + event) * G + group) * N + lane % N];
+        block = max(chosen, 0), missing = lanes_with(chosen < 0 && lane < EVENTS * N);
+    }
+    // Where the n-th block stands: the first choices of all events come first.
+    INLINE const uint4 *place(const uint4 *home, int n) const {
+        return row_at(home, from_lane(block, n % EVENTS * N + n / EVENTS), BLOCK_STRIDE);
+    }
+    // Whether the long-term path sees all keys of the blocks.
+    INLINE bool complete() const { return !UNION && !missing; }
+    // Scores with the j-th choices, those left that the long-term path sees.
+    INLINE void hide_unseen(float (&scores)[4], int j, const Unit &unit) const {
+        for (int i = 0; i < 2; ++i) {
+            const int lane = (2 * unit.c + i) / R * N + j;
+            const bool has = !(missing >> lane & 1);
+            const int distance =
+                UNION ? unit.events[i] - unit.g - from_lane(block, lane) * SIZE : 0;
+            if (!has || (UNION && seen_twice(distance))) scores[i] = -INFINITE;
+            if (!has || (UNION && seen_twice(distance - 8))) scores[i + 2] = -INFINITE;
+        }
+    }
+};
+
 // The near block of a step; the own one where there is none.
 INLINE int near_block(const Tile &at, int step) {
     const int block = at.block + step - OWN;
