@@ -62,10 +62,11 @@ RESIDENT = {
     64: {"QUERIES": 12},
 }
 # The same with one query head a group: units of eight events take more registers.
-SINGLE = {"FORWARD": 16}
+SINGLE = {"FORWARD": 16, "QUERIES": 16}
 # How many of the kernel of the queries it holds where both of two paths look both ways, which takes
-# more registers. With one query head a group, units have eight events, and there is room for 8.
+# more registers, and how many with one query head a group.
 BOTH_WAYS = {16: 20, 32: 12, 64: 8}
+BOTH_WAYS_SINGLE = {16: 12, 32: 8, 64: 8}
 # How many warps make a block of threads: the fastest of 1, 2, 4 and 8 on an H200.
 TOGETHER = {16: 1, 32: 2, 64: 1}
 # The same two numbers of the selection with wide heads, and the share of a multiprocessor's memory,
@@ -218,7 +219,7 @@ def _attention(
         **{f"WARPS_{name}": warps for name, warps in resident.items()},
     }
     if not (causal or is_union):
-        constants["WARPS_QUERIES"] = BOTH_WAYS[size] if per_group > 1 else 8
+        constants["WARPS_QUERIES"] = (BOTH_WAYS if per_group > 1 else BOTH_WAYS_SINGLE)[size]
 
     def of(program: str, name: str, **others: int) -> Callable[..., None]:
         return compiler.kernel(program, name, {**constants, **others})

@@ -5,8 +5,8 @@ INLINE float top_of(const float (&scores)[4], int i, float top) {
     return fmaxf(top, fmaxf(scores[i], scores[i + 2]));
 }
 
-// Weights relative to the scaled top of their column, as rows of a factor B, in the place of scores,
-// and their sums.
+// Weights relative to the scaled top of their column, as rows of a factor B, in the place of
+// scores, and their sums.
 INLINE uint2 weights_of(
     float (&scores)[4], const float (&top)[2], float (&total)[2], float scale
 ) {
@@ -40,15 +40,15 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
     v = in_registers(row_at(v, at.start, v_event) + group * v_head + 4 * c);
     const uint4 *home = in_registers(packed_block(packed, number - at.block, group, lane));
     const NearPattern pattern(lane / 4, c);
-    ChosenBlocks next(selected, at, group, at.first(), lane);
+    int next = load_choice(selected, at, group, at.first(), lane);
 
 #pragma unroll 1
     for (int u = 0; u < UNITS; ++u) {
         const int first = at.first() + u * EVENTS;
         if (first >= at.length) return;
         const Unit unit(lane, first, at.length);
-        const ChosenBlocks chosen = next;
-        next = ChosenBlocks(selected, at, group, first + EVENTS, lane);
+        const ChosenBlocks chosen(next, lane);
+        next = load_choice(selected, at, group, first + EVENTS, lane);
         uint2 queries[STEPS];
         for (int s = 0; s < STEPS; ++s)
             queries[s] = four(row_at(q, unit.event, q_event) + 16 * s, unit.inside);
@@ -76,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
         for (int step = 0; step < NEAR_STEPS; ++step) {
             start(near[step], bias);
             uint4 keys[STEPS];
-            load_matrix(keys, row_at(home, near_block(at, step), BLOCK_STRIDE));
+            load_matrix(keys, block_at(home, near_block(at, step)));
             multiply(near[step], keys, queries);
             hide_unseen(near[step], own_long, seen, bias, at, 0, step, unit.g);
         }
@@ -125,8 +125,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
         }
         for (int step = 0; step < NEAR_STEPS; ++step) {
             uint4 near_values[STEPS];
-            load_matrix(
-                near_values, row_at(home, near_block(at, step), BLOCK_STRIDE) + STEPS * 32);
+            load_matrix(near_values, block_at(home, near_block(at, step)) + STEPS * 32);
             const uint2 weights = weights_of(near[step], top[OF_SHORT], total[OF_SHORT], scale);
             add_values(mean[OF_SHORT], near_values, weights);
             if (!UNION && step == OWN)
