@@ -62,7 +62,7 @@ RESIDENT = {
     64: {"QUERIES": 12},
 }
 # The same with one query head a group: units of eight events take more registers.
-SINGLE = {"FORWARD": 16, "QUERIES": 16}
+SINGLE = {"FORWARD": 16, "QUERIES": 16, "LISTS": 20}
 # How many of the kernel of the queries it holds where both of two paths look both ways, which takes
 # more registers, and how many with one query head a group.
 BOTH_WAYS = {16: 20, 32: 12, 64: 8}

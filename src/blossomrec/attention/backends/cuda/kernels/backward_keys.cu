@@ -25,15 +25,19 @@ struct Queries {
 struct Path {
     float gate[2], lse[2], shift[2];
 
+    // Without weight are the columns that are not held.
     template <int SHORT>
-    INLINE void load(const Queries &from, const int (&event)[2]) {
+    INLINE void load(const Queries &from, const int (&event)[2], const bool (&held)[2]) {
         int place[2];
         for (int n = 0; n < 2; ++n) place[n] = event[n] * HEADS;
         u32 both[2];
         if (!UNION) load_two(both, from.gates, place);
         load_two(lse, from.lse + SHORT * from.plane, place);
         load_two(shift, from.shifts + SHORT * OF_SHORT * from.plane, place);
-        for (int n = 0; n < 2; ++n) gate[n] = UNION ? 1.0f : SHORT ? high(both[n]) : low(both[n]);
+        for (int n = 0; n < 2; ++n) {
+            gate[n] = UNION ? 1.0f : SHORT ? high(both[n]) : low(both[n]);
+            if (!held[n]) lse[n] = INFINITE;
+        }
     }
     // Weight times gate and the gradient of a score, of a query that is seen.
     INLINE void weigh(float &weight, float &steep, float score, float slope, int n, bool seen) const {
@@ -113,13 +117,13 @@ struct ListChunk {
         for (int i = 0; i < 2; ++i) {
             const int row = (8 * i + g) / R;
             rows[i].load(from, from_lane(event, first + row), at + row < high);
-            for (int n = 0; n < 2; ++n)
-                events[i][n] = n && R > 1 ? events[i][0]
-                    : from_lane(event, first + (8 * i + 2 * c + n) / R);
-            path[i].template load<0>(from, events[i]);
-            // Nothing has weight behind the end.
-            for (int n = 0; n < 2; ++n)
-                if (at + (8 * i + 2 * c + n) / R >= high) path[i].lse[n] = INFINITE;
+            bool held[2];
+            for (int n = 0; n < 2; ++n) {
+                const int column = (8 * i + 2 * c + n) / R;
+                events[i][n] = n && R > 1 ? events[i][0] : from_lane(event, first + column);
+                held[n] = at + column < high;
+            }
+            path[i].template load<0>(from, events[i], held);
         }
     }
 };
@@ -222,21 +226,20 @@ INLINE void add_near(
                     events[n] = at.start + min(events[n], at.length - 1);
                 }
                 Path path;
-                path.template load<1>(from, events);
+                path.template load<1>(from, events, held);
                 float scores[4], slopes[4];
                 block.score(scores, slopes, rows[i], scale);
                 for (int j = 0; j < 4; ++j) {
-                    const bool there = held[j % 2]
-                        && (CAUSAL || at.first() + g + 8 * (j / 2) < at.length);
+                    // Where nothing is seen ahead, no query sees a key behind the end.
+                    const bool there = CAUSAL || at.first() + g + 8 * (j / 2) < at.length;
                     path.weigh(
                         weights[i][j], steep[i][j], scores[j], slopes[j], j % 2,
                         there && seen.sees(j % 2, 0, 0, j / 2));
                 }
                 if (step != 0) continue;
-                path.template load<0>(from, events);
+                path.template load<0>(from, events, held);
                 for (int j = 0; j < 4; ++j) {
-                    const bool there = held[j % 2]
-                        && (CAUSAL || at.first() + g + 8 * (j / 2) < at.length);
+                    const bool there = CAUSAL || at.first() + g + 8 * (j / 2) < at.length;
                     float weight, slope;
                     path.weigh(
                         weight, slope, scores[j], slopes[j], j % 2,
@@ -285,15 +288,16 @@ INLINE void add_far(
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int query = first + g + 8 * half;
-            const bool held =
+            const bool met =
                 query >= 0 && query < at.length && at.first() + g + 8 * half < at.length;
-            const int event = at.start + (held ? query : 0);
+            const int event = at.start + (met ? query : 0);
             const int events[2] = {event, event};
+            const bool held[2] = {met, met};
             Path path;
-            path.template load<1>(from, events);
+            path.template load<1>(from, events, held);
             for (int n = 0; n < 2; ++n)
                 path.weigh(
-                    weights[half][n], steep[half][n], scores[half][n], slopes[half][n], n, held);
+                    weights[half][n], steep[half][n], scores[half][n], slopes[half][n], n, true);
         }
 #pragma unroll
         for (int part = 0; part < R; ++part) {
