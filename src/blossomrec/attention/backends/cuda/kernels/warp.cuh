@@ -228,7 +228,8 @@ INLINE void load_matrix(uint4 (&x)[STEPS], const uint4 *place) {
 }
 
 INLINE int this_lane() { return threadIdx.x & 31; }
-INLINE int warp_of_block() { return TOGETHER > 1 ? threadIdx.x / 32 : 0; }
+// Taken from one lane, it is known to the compiler to be the same in all: so is what follows from it.
+INLINE int warp_of_block() { return TOGETHER > 1 ? from_lane((int)threadIdx.x / 32, 0) : 0; }
 INLINE int this_warp() { return blockIdx.x * TOGETHER + warp_of_block(); }
 
 // What a warp works on, where each has a tile and a group of heads. Those that share a first-level
