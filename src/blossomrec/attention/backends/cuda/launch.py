@@ -61,7 +61,7 @@ RESIDENT = {
     32: {"QUERIES": 16},
     64: {"QUERIES": 12},
 }
-# The same with one query head a group: units of eight events take more registers.
+# The same with heads of 16, one a group: units of eight events take more registers.
 SINGLE = {"FORWARD": 16, "QUERIES": 16, "LISTS": 20}
 # How many of the kernel of the queries it holds where both of two paths look both ways, which takes
 # more registers, and how many with one query head a group.
