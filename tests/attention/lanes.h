@@ -164,6 +164,9 @@ static inline unsigned lanes_like(int x) {
 static inline int number_of_bits(unsigned x) { return __builtin_popcount(x); }
 static inline void wait_for_lanes() { lanes::meet({{}, {}}); }
 static inline int add_to(int *sum, int x) { return std::exchange(*sum, *sum + x); }
+static inline long long wide_product(int x, int y) { return (long long)x * y; }
+template <typename T>
+static inline T in_registers(T x) { return x; }
 static inline float half_of(unsigned word, int which) {
     return number_of((unsigned short)(which ? word >> 16 : word & 0xffff));
 }

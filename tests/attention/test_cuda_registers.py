@@ -12,8 +12,8 @@ from blossomrec.attention.backends.cuda import compiler, launch
 NVCC = shutil.which("nvcc")
 # Bytes of a thread: some addresses kept aside. A tile that does not fit takes hundreds.
 SPILL_LIMIT = 64
-# Wide heads of which a warp holds the most events at a time: there is one a group.
-LAYOUTS = [(8, 2, 16), (2, 2, 32), (2, 2, 64)]
+# The published layout, then those of which a warp holds the most events at a time: one a group.
+LAYOUTS = [(8, 2, 16), (8, 8, 16), (2, 2, 32), (2, 2, 64)]
 # The last number is top_n.
 CHOOSING = [(8, 2, 16, 4), (2, 2, 32, 4), (4, 2, 64, 4), (8, 1, 64, 32)]
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc, CUDA's compiler")

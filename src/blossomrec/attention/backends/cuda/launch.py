@@ -63,18 +63,20 @@ WIDE = {32: Wide(2, 20, 4, 3, 12, 3, 16), 64: Wide(2, 16, 8, 3, 9, 3, 12)}
 # How many warps a multiprocessor holds of the kernels of other heads, by their size: as many as
 # registers leave room for.
 RESIDENT = {16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24}}
+# The same with one query head a group: units of eight events take more registers.
+SINGLE = {"FORWARD": 20, "QUERIES": 20, "KEYS": 24, "LISTS": 20}
 # How many of the kernel of the queries it holds where both of two paths look both ways, which takes
-# more registers. With one query head a group, units have eight events, and there is room for 8.
-BOTH_WAYS = 20
+# more registers, and how many with one query head a group.
+BOTH_WAYS, BOTH_WAYS_SINGLE = 20, 12
 # How many warps make a block of threads: the fastest of 1, 2, 4 and 8 on an H200.
 TOGETHER = {16: 1, 32: 2, 64: 1}
-# How many warps of the selection with wide heads a multiprocessor holds, by the number of tiles of
-# each; fewer where keys come in three parts or top_n is above 8, which take more registers.
-SELECTION = {1: 20, 2: 12}
+# The same two numbers of the selection with wide heads, and the share of a multiprocessor's memory,
+# in per cent, that it has as shared memory.
+SELECTION = {"WARPS_SELECTION": 20, "TOGETHER": 4}
+SELECTION_CARVEOUT = 80
+# A multiprocessor holds fewer of its warps where keys come in three parts, and where top_n is above
+# 8: both take more registers.
 WARPS_OF_PARTS, WARPS_OF_MANY = 12, 8
-# How many of them make a block of threads, and the share of a multiprocessor's memory, in per cent,
-# that they have as shared memory.
-SELECTION_TOGETHER, SELECTION_CARVEOUT = 4, 70
 # A table has a multiple of this many tiles. Every number of warps in a block of threads divides it,
 # so that all warps of a block have a tile.
 TILES = 8
@@ -157,22 +159,6 @@ def attention_kernels(q: Tensor, groups: int, numbers: list[int]) -> Attention:
     return _attention(sizes, short_path, bool(causal), bool(is_union))
 
 
-def tiles_held(q: Tensor, groups: int, top_n: int, key_parts: int) -> int:
-    """How many tiles a warp of ``select_blocks`` takes."""
-    return _tiles_held(_sizes(q, groups, top_n), key_parts)
-
-
-def _tiles_held(sizes: tuple[int, int, int, int, bool], key_parts: int) -> int:
-    # Registers hold the queries of two where one part of each head is multiplied.
-    fits = _by_head(sizes) and key_parts == 1 and sizes[3] <= 4
-    return 2 if sizes[2] in WIDE and fits else 1
-
-
-def _by_head(sizes: tuple[int, int, int, int, bool]) -> bool:
-    """Whether queries are multiplied as they are, not the mean of a group's."""
-    return sizes[4] and sizes[0] <= 2
-
-
 def _sizes(q: Tensor, groups: int, top_n: int) -> tuple[int, int, int, int, bool]:
     return q.shape[1] // groups, groups, q.shape[2], top_n, q.dtype == torch.bfloat16
 
@@ -194,20 +180,15 @@ def _constants(sizes: tuple[int, int, int, int, bool], causal: bool) -> dict[str
 
 @lru_cache(maxsize=64)
 def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: int) -> Selection:
-    _, _, size, top_n, _ = sizes
+    per_group, _, size, top_n, is_bfloat16 = sizes
     # Products are of bfloat16 whatever the queries are: three of them make a float32.
     common = {**_constants(sizes, causal), "BF16": 1}
-    constants = {**common, "PARTS": key_parts}
+    by_head = int(is_bfloat16 and per_group <= 2)
+    constants = {**common, "PARTS": key_parts, "BY_HEAD": by_head}
     program, carveout = "selection", 100
     if size in WIDE:
         program, carveout = "wide_selection", SELECTION_CARVEOUT
-        held = _tiles_held(sizes, key_parts)
-        constants |= {
-            "HELD": held,
-            "BY_HEAD": int(_by_head(sizes)),
-            "WARPS_SELECTION": SELECTION[held],
-            "TOGETHER": SELECTION_TOGETHER,
-        }
+        constants |= SELECTION
         if top_n > 8:
             constants["WARPS_SELECTION"] = WARPS_OF_MANY
         elif key_parts > 1:
@@ -252,9 +233,10 @@ def _attention(
         resident = {"WARPS_QUERIES": min(wide.queries, 8) if both_ways else wide.queries}
         queries = of("near_queries", "near_queries", SLOTS=wide.slots, TOGETHER=1, **resident)
     else:
-        constants |= {f"WARPS_{name}": warps for name, warps in RESIDENT[size].items()}
+        resident = RESIDENT[size] | (SINGLE if per_group == 1 else {})
+        constants |= {f"WARPS_{name}": warps for name, warps in resident.items()}
         if both_ways:
-            constants["WARPS_QUERIES"] = BOTH_WAYS if per_group > 1 else 8
+            constants["WARPS_QUERIES"] = BOTH_WAYS if per_group > 1 else BOTH_WAYS_SINGLE
         forward, queries = of("forward", "forward"), of("backward_queries", "backward_queries")
         list_sums, keys = (of("backward_keys", name) for name in ("list_sums", "backward_keys"))
     return Attention(

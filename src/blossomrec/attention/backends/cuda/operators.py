@@ -14,7 +14,6 @@ from blossomrec.attention.backends.cuda.launch import (
     Attention,
     attention_kernels,
     selection_kernels,
-    tiles_held,
 )
 from blossomrec.attention.backends.gpu.geometry import tile_table
 from blossomrec.attention.backends.operator import empty_gradients, operator, register_gradient
@@ -30,8 +29,7 @@ def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: li
     _, top_n, _, _, causal, _ = numbers
     total, groups, q = len(q), block_keys.shape[1], _rows(q)
     exact = block_keys.dtype == torch.bfloat16
-    parts = 1 if exact else 3
-    kernels = selection_kernels(q, groups, top_n, bool(causal), parts)
+    kernels = selection_kernels(q, groups, top_n, bool(causal), 1 if exact else 3)
     keys = _rows(block_keys.contiguous())
     if not exact:
         whole = keys.float()
@@ -40,7 +38,7 @@ def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: li
     table = _table(cu_seqlens, total)
     selected = q.new_empty(total, groups, top_n, dtype=torch.int32)
     kernels.select_blocks(
-        len(table) // tiles_held(q, groups, top_n, parts) * groups,
+        len(table) * groups,
         q,
         keys,
         table,

@@ -25,21 +25,24 @@ struct Queries {
 struct Path {
     float gate[2], lse[2], shift[2];
 
+    // Without weight are the columns that are not held.
     template <int SHORT>
-    INLINE void load(const Queries &from, const int (&event)[2]) {
+    INLINE void load(const Queries &from, const int (&event)[2], const bool (&held)[2]) {
         int place[2];
         for (int n = 0; n < 2; ++n) place[n] = event[n] * HEADS;
         u32 both[2];
         if (!UNION) load_two(both, from.gates, place);
         load_two(lse, from.lse + SHORT * from.plane, place);
         load_two(shift, from.shifts + SHORT * OF_SHORT * from.plane, place);
-        for (int n = 0; n < 2; ++n) gate[n] = UNION ? 1.0f : SHORT ? high(both[n]) : low(both[n]);
+        for (int n = 0; n < 2; ++n) {
+            gate[n] = UNION ? 1.0f : SHORT ? high(both[n]) : low(both[n]);
+            if (!held[n]) lse[n] = INFINITE;
+        }
     }
-    // Adds weight times gate and the gradient of a score, of a query that is seen.
+    // Weight times gate and the gradient of a score, of a query that is seen.
     INLINE void weigh(float &weight, float &steep, float score, float slope, int n, bool seen) const {
-        const float share = gate[n] * exp_2(seen ? score - lse[n] : -INFINITE);
-        weight += share;
-        steep += share * (slope - shift[n]);
+        weight = gate[n] * exp_2(seen ? score - lse[n] : -INFINITE);
+        steep = weight * (slope - shift[n]);
     }
 };
 
@@ -95,23 +98,32 @@ struct Sums {
     }
 };
 
+// Event of the entry of an inverse list that is this lane's; behind the end that of the last entry,
+// which is no event of another history.
+INLINE int event_of(const int *order, int at, int high, int lane) {
+    return order[min(at + lane, high - 1)] / (G * N);
+}
+
 // A chunk of an inverse list, of which the entries below `high` count.
 struct ListChunk {
     Rows rows[2];
     Path path[2];
     int events[2][2];   // of the columns 2c and 2c + 1
 
-    INLINE void load(const Queries &from, const int *order, int at, int high, int lane) {
+    // `event`: of 32 entries, among which those of the chunk begin with the one of lane `first`.
+    INLINE void load(const Queries &from, int event, int first, int at, int high, int lane) {
         const int g = lane / 4, c = lane % 4;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const int place = at + (8 * i + g) / R;
-            // Behind the end stands the last entry: no event of another history.
-            const int event = order[min(place, high - 1)] / (G * N);
-            rows[i].load(from, event, place < high);
-            for (int n = 0; n < 2; ++n)
-                events[i][n] = n && R > 1 ? events[i][0] : from_lane(event, 4 * (2 * c + n));
-            path[i].template load<0>(from, events[i]);
+            const int row = (8 * i + g) / R;
+            rows[i].load(from, from_lane(event, first + row), at + row < high);
+            bool held[2];
+            for (int n = 0; n < 2; ++n) {
+                const int column = (8 * i + 2 * c + n) / R;
+                events[i][n] = n && R > 1 ? events[i][0] : from_lane(event, first + column);
+                held[n] = at + column < high;
+            }
+            path[i].template load<0>(from, events[i], held);
         }
     }
 };
@@ -122,24 +134,27 @@ INLINE void add_list(
     int key, int lane, float scale
 ) {
     if (low >= high) return;
+    int event = event_of(order, low, high, lane), later = event_of(order, low + 32, high, lane);
     ListChunk next;
-    next.load(from, order, low, high, lane);
+    next.load(from, event, 0, low, high, lane);
 #pragma unroll 1
     for (int at = low; at < high; at += CHUNK_EVENTS) {
         const ListChunk chunk = next;
-        if (at + CHUNK_EVENTS < high) next.load(from, order, at + CHUNK_EVENTS, high, lane);
+        const int ahead = at + CHUNK_EVENTS;
+        if (ahead < high) {
+            if ((ahead - low) % 32 == 0)
+                event = later, later = event_of(order, ahead + 32, high, lane);
+            next.load(from, event, (ahead - low) % 32, ahead, high, lane);
+        }
         float weights[2][4], steep[2][4];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             float scores[4], slopes[4];
             block.score(scores, slopes, chunk.rows[i], scale);
-            clear(weights[i]), clear(steep[i]);
-            for (int j = 0; j < 4; ++j) {
-                const bool held = at + (8 * i + 2 * (lane % 4) + j % 2) / R < high
-                    && !(UNION && seen_twice(chunk.events[i][j % 2] - key - j / 2 * 8));
+            for (int j = 0; j < 4; ++j)
                 chunk.path[i].weigh(
-                    weights[i][j], steep[i][j], scores[j], slopes[j], j % 2, held);
-            }
+                    weights[i][j], steep[i][j], scores[j], slopes[j], j % 2,
+                    !(UNION && seen_twice(chunk.events[i][j % 2] - key - j / 2 * 8)));
         }
         sums.add(chunk.rows[0], chunk.rows[1], weights, steep);
     }
@@ -201,6 +216,7 @@ INLINE void add_near(
                 // The first event of these columns, as seen from the first query of the block.
                 const int begin = part * CHUNK_EVENTS + 8 * i / R;
                 const int event = first + begin + g / R;
+                const NearPattern seen = pattern.later(step * SIZE + begin);
                 rows[i].load(from, at.start + min(event, at.length - 1), event < at.length);
                 int events[2];
                 bool held[2];
@@ -210,26 +226,26 @@ INLINE void add_near(
                     events[n] = at.start + min(events[n], at.length - 1);
                 }
                 Path path;
-                path.template load<1>(from, events);
+                path.template load<1>(from, events, held);
                 float scores[4], slopes[4];
                 block.score(scores, slopes, rows[i], scale);
-                clear(weights[i]), clear(steep[i]);
                 for (int j = 0; j < 4; ++j) {
-                    const bool there = held[j % 2]
-                        && (CAUSAL || at.first() + g + 8 * (j / 2) < at.length);
+                    // Where nothing is seen ahead, no query sees a key behind the end.
+                    const bool there = CAUSAL || at.first() + g + 8 * (j / 2) < at.length;
                     path.weigh(
                         weights[i][j], steep[i][j], scores[j], slopes[j], j % 2,
-                        there && pattern.sees(j % 2, begin, step, j / 2));
+                        there && seen.sees(j % 2, 0, 0, j / 2));
                 }
                 if (step != 0) continue;
-                path.template load<0>(from, events);
+                path.template load<0>(from, events, held);
                 for (int j = 0; j < 4; ++j) {
-                    const bool there = held[j % 2]
-                        && (CAUSAL || at.first() + g + 8 * (j / 2) < at.length);
+                    const bool there = CAUSAL || at.first() + g + 8 * (j / 2) < at.length;
+                    float weight, slope;
                     path.weigh(
-                        weights[i][j], steep[i][j], scores[j], slopes[j], j % 2,
-                        there && pattern.sees_own(j % 2, begin, j / 2)
-                            && !(UNION && pattern.sees(j % 2, begin, 0, j / 2)));
+                        weight, slope, scores[j], slopes[j], j % 2,
+                        there && seen.sees_own(j % 2, 0, j / 2)
+                            && !(UNION && seen.sees(j % 2, 0, 0, j / 2)));
+                    weights[i][j] += weight, steep[i][j] += slope;
                 }
             }
             sums.add(rows[0], rows[1], weights, steep);
@@ -272,17 +288,16 @@ INLINE void add_far(
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int query = first + g + 8 * half;
-            const bool held =
+            const bool met =
                 query >= 0 && query < at.length && at.first() + g + 8 * half < at.length;
-            const int event = at.start + (held ? query : 0);
+            const int event = at.start + (met ? query : 0);
             const int events[2] = {event, event};
+            const bool held[2] = {met, met};
             Path path;
-            path.template load<1>(from, events);
-            for (int n = 0; n < 2; ++n) {
-                weights[half][n] = steep[half][n] = 0.0f;
+            path.template load<1>(from, events, held);
+            for (int n = 0; n < 2; ++n)
                 path.weigh(
-                    weights[half][n], steep[half][n], scores[half][n], slopes[half][n], n, held);
-            }
+                    weights[half][n], steep[half][n], scores[half][n], slopes[half][n], n, true);
         }
 #pragma unroll
         for (int part = 0; part < R; ++part) {

@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_QUERIES / TOGE
     const int plane = events * HEADS;
     k = row_at(k, at.start, k_event) + group * k_head;
     v = row_at(v, at.start, v_event) + group * v_head;
-    const uint4 *home = packed_block(packed, number - at.block, group, lane);
+    const uint4 *home = in_registers(packed_block(packed, number - at.block, group, lane));
     const NearPattern pattern(lane / 4, lane % 4);
 
 #pragma unroll 1
@@ -39,8 +39,8 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_QUERIES / TOGE
         const int first = at.first() + u * EVENTS;
         if (first >= at.length) return;
         const Unit unit(lane, first, at.length);
-        int chosen[EVENTS * N];
-        load_choices(chosen, selected, at, group, first);
+        const NearPattern seen = pattern.later(u * EVENTS);
+        const ChosenBlocks chosen(load_choice(selected, at, group, first, lane), lane);
         uint2 queries[STEPS], grads[STEPS], outs[STEPS];
         load_columns(queries, row_at(q, at.start + unit.event, q_event)
             + (group * R + unit.head) * q_head, unit);
@@ -71,12 +71,12 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_QUERIES / TOGE
             load_matrix(keys, place), load_matrix(values, place + STEPS * 32);
             multiply(near[step], keys, queries);
             multiply(near_slopes[step], values, grads);
-            hide_unseen(near[step], own_long, pattern, bias, at, u * EVENTS, step, unit.g);
+            hide_unseen(near[step], own_long, seen, bias, at, 0, step, unit.g);
             weigh_again(near[step], near_slopes[step], logs[OF_SHORT], shift[OF_SHORT], scale);
             if (!UNION) continue;
             steepen(near[step], near_slopes[step], gate[0], lost[0]);
             for (int i = 0; i < 4; ++i) {
-                const bool raised = step != OWN || pattern.sees(i % 2, u * EVENTS, 0, i / 2);
+                const bool raised = step != OWN || seen.sees(i % 2, 0, 0, i / 2);
                 bias_slopes[i % 2] += raised ? near[step][i] : -near[step][i];
             }
             add_keys(sum, keys, as_rows(near[step]));
@@ -140,13 +140,13 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_QUERIES / TOGE
             clear(scores), clear(score_slopes);
             uint4 keys[EVENTS][STEPS];
             for (int e = 0; e < EVENTS; ++e) {
-                const uint4 *place = block_at(home, chosen[e * N + j]);
+                const uint4 *place = chosen.place(home, j * EVENTS + e);
                 uint4 values[STEPS];
                 load_matrix(keys[e], place), load_matrix(values, place + STEPS * 32);
                 multiply_own(scores, keys[e], queries, unit.owns(e));
                 multiply_own(score_slopes, values, grads, unit.owns(e));
             }
-            hide_unchosen(scores, chosen, j, unit, selected, at, group);
+            if (!chosen.complete()) chosen.hide_unseen(scores, j, unit);
             weigh_again(scores, score_slopes, logs[0], shift[0], scale);
             steepen(scores, score_slopes, gate[0], lost[0]);
             for (int i = 0; i < 4; ++i) bias_slopes[i % 2] -= scores[i];

@@ -16,13 +16,13 @@ struct Best {
         for (int j = 0; j < N; ++j) scores[j] = -INFINITE, blocks[j] = -1;
     }
     INLINE void add(float score, int block) {
-        for (int j = 0; j < N; ++j) {
-            const bool above = score > scores[j];
-            const float lower = fminf(score, scores[j]);
-            const int other = above ? blocks[j] : block;
-            scores[j] = fmaxf(score, scores[j]), blocks[j] = above ? block : blocks[j];
-            score = lower, block = other;
-        }
+        for (int j = 0; j < N; ++j)
+            if (score > scores[j]) {
+                const float other_score = scores[j];
+                const int other_block = blocks[j];
+                scores[j] = score, blocks[j] = block;
+                score = other_score, block = other_block;
+            }
     }
     INLINE void drop_first() {
         for (int j = 0; j + 1 < N; ++j) scores[j] = scores[j + 1], blocks[j] = blocks[j + 1];

@@ -5,17 +5,24 @@ INLINE float top_of(const float (&scores)[4], int i, float top) {
     return fmaxf(top, fmaxf(scores[i], scores[i + 2]));
 }
 
-// Scores to weights relative to the scaled top of their column, and their sums.
-INLINE void weigh(float (&scores)[4], const float (&top)[2], float (&total)[2], float scale) {
+// Weights relative to the scaled top of their column, as rows of a factor B, in the place of
+// scores, and their sums.
+INLINE uint2 weights_of(
+    float (&scores)[4], const float (&top)[2], float (&total)[2], float scale
+) {
     for (int i = 0; i < 4; ++i) {
         scores[i] = exp_2(scores[i] * scale - top[i % 2]);
         total[i % 2] += scores[i];
     }
+    return as_rows(scores);
 }
 
 INLINE void add_values(float (&mean)[STEPS][4], const uint4 (&values)[STEPS], uint2 weights) {
     for (int s = 0; s < STEPS; ++s) product(mean[s], values[s], weights.x, weights.y);
 }
+
+// How many blocks' values are on their way at a time.
+#define AHEAD (N * EVENTS < 4 ? N * EVENTS : 4)
 
 extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGETHER) forward(
     const u16 *__restrict__ q, const u16 *__restrict__ k, const u16 *__restrict__ v,
@@ -27,52 +34,58 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
     const int lane = this_lane(), number = this_tile(), group = this_group();
     const Tile at(table, number);
     if (at.empty()) return;
-    k = row_at(k, at.start, k_event) + group * k_head;
-    v = row_at(v, at.start, v_event) + group * v_head;
-    const uint4 *home = packed_block(packed, number - at.block, group, lane);
-    const NearPattern pattern(lane / 4, lane % 4);
+    const int c = lane % 4;
+    q = in_registers(row_at(q, at.start, q_event) + (group * R + lane / 4 % R) * q_head + 4 * c);
+    k = in_registers(row_at(k, at.start, k_event) + group * k_head + 4 * c);
+    v = in_registers(row_at(v, at.start, v_event) + group * v_head + 4 * c);
+    const uint4 *home = in_registers(packed_block(packed, number - at.block, group, lane));
+    const NearPattern pattern(lane / 4, c);
+    int next = load_choice(selected, at, group, at.first(), lane);
 
 #pragma unroll 1
     for (int u = 0; u < UNITS; ++u) {
         const int first = at.first() + u * EVENTS;
         if (first >= at.length) return;
         const Unit unit(lane, first, at.length);
+        const ChosenBlocks chosen(next, lane);
+        next = load_choice(selected, at, group, first + EVENTS, lane);
         uint2 queries[STEPS];
-        load_columns(queries, row_at(q, at.start + unit.event, q_event)
-            + (group * R + unit.head) * q_head, unit);
-
+        for (int s = 0; s < STEPS; ++s)
+            queries[s] = four(row_at(q, unit.event, q_event) + 16 * s, unit.inside);
         float bias[2];
         load_bias(bias, gates, unit, at, group, scale);
 
-        float own_long[4];   // long-term scores with the own block
-        int chosen[EVENTS * N];
-        load_choices(chosen, selected, at, group, first);
         float far_long[N][4];
         for (int j = 0; j < N; ++j) {
             clear(far_long[j]);
             for (int e = 0; e < EVENTS; ++e) {
                 uint4 keys[STEPS];
-                load_matrix(keys, block_at(home, chosen[e * N + j]));
+                load_matrix(keys, chosen.place(home, j * EVENTS + e));
                 multiply_own(far_long[j], keys, queries, unit.owns(e));
             }
-            hide_unchosen(far_long[j], chosen, j, unit, selected, at, group);
         }
+        // Values come while other scores are computed, the next ones while weights are multiplied.
+        uint4 values[AHEAD][STEPS];
+        for (int n = 0; n < AHEAD; ++n) load_matrix(values[n], chosen.place(home, n) + STEPS * 32);
+        if (!chosen.complete())
+            for (int j = 0; j < N; ++j) chosen.hide_unseen(far_long[j], j, unit);
         // Short-term scores: near blocks, among them the own one, and far powers of two.
         float near[NEAR_STEPS][4], far[FAR_TOTAL > 0 ? FAR_TOTAL : 1][4];
+        float own_long[4];   // long-term scores with the own block
+        const NearPattern seen = pattern.later(u * EVENTS);
         for (int step = 0; step < NEAR_STEPS; ++step) {
             start(near[step], bias);
             uint4 keys[STEPS];
-            const uint4 *place = block_at(home, near_block(at, step));
-            load_matrix(keys, place);
+            load_matrix(keys, block_at(home, near_block(at, step)));
             multiply(near[step], keys, queries);
-            hide_unseen(near[step], own_long, pattern, bias, at, u * EVENTS, step, unit.g);
+            hide_unseen(near[step], own_long, seen, bias, at, 0, step, unit.g);
         }
         for (int step = 0; step < FAR_TOTAL; ++step) {
             for (int i = 0; i < 4; ++i) far[step][i] = -INFINITE;
-            if (!far_step_needed(step, at.first(), at.length)) continue;
+            if (step && !far_step_needed(step, at.first(), at.length)) continue;
             const FarKeys keys(step, unit.g, first, at.length);
             uint4 rows[STEPS];
-            load_far(rows, k, keys, k_event, unit.c);
+            load_far(rows, k, keys, k_event, 0);
             float scores[4];
             start(scores, bias);
             multiply(scores, rows, queries);
@@ -81,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
                     far[step][i] = scores[i];
         }
 
-        float top[SOFTMAXES][2], total[SOFTMAXES][2];   // [long or short][column]
+        float top[SOFTMAXES][2];   // [long or short][column]
         for (int i = 0; i < 2; ++i) {
             // Columns behind the end see nothing and must not give NaN.
             float tops[SOFTMAXES];
@@ -93,40 +106,39 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_FORWARD / TOGE
             for (int step = 0; step < FAR_TOTAL; ++step)
                 tops[OF_SHORT] = top_of(far[step], i, tops[OF_SHORT]);
             for (int path = 0; path < SOFTMAXES; ++path)
-                top[path][i] = max_of_rows(tops[path]) * scale, total[path][i] = 0.0f;
+                top[path][i] = max_of_rows(tops[path]) * scale;
         }
-        if (!UNION) weigh(own_long, top[0], total[0], scale);
-        for (int j = 0; j < N; ++j) weigh(far_long[j], top[0], total[0], scale);
-        for (int step = 0; step < NEAR_STEPS; ++step)
-            weigh(near[step], top[OF_SHORT], total[OF_SHORT], scale);
-        for (int step = 0; step < FAR_TOTAL; ++step)
-            weigh(far[step], top[OF_SHORT], total[OF_SHORT], scale);
 
-        float mean[SOFTMAXES][STEPS][4];
-        for (int path = 0; path < SOFTMAXES; ++path)
+        float mean[SOFTMAXES][STEPS][4], total[SOFTMAXES][2];
+        for (int path = 0; path < SOFTMAXES; ++path) {
+            total[path][0] = total[path][1] = 0.0f;
             for (int s = 0; s < STEPS; ++s) clear(mean[path][s]);
+        }
         for (int j = 0; j < N; ++j) {
-            const uint2 weights = as_rows(far_long[j]);
+            const uint2 weights = weights_of(far_long[j], top[0], total[0], scale);
             for (int e = 0; e < EVENTS; ++e) {
-                uint4 values[STEPS];
-                load_matrix(values, block_at(home, chosen[e * N + j]) + STEPS * 32);
-                add_values(mean[0], values, zero_unless(unit.owns(e), weights));
+                const int n = j * EVENTS + e;
+                add_values(mean[0], values[n % AHEAD], zero_unless(unit.owns(e), weights));
+                if (n + AHEAD < N * EVENTS)
+                    load_matrix(values[n % AHEAD], chosen.place(home, n + AHEAD) + STEPS * 32);
             }
         }
         for (int step = 0; step < NEAR_STEPS; ++step) {
-            const uint4 *place = block_at(home, near_block(at, step));
             uint4 near_values[STEPS];
-            load_matrix(near_values, place + STEPS * 32);
-            add_values(mean[OF_SHORT], near_values, as_rows(near[step]));
-            if (!UNION && step == OWN) add_values(mean[0], near_values, as_rows(own_long));
+            load_matrix(near_values, block_at(home, near_block(at, step)) + STEPS * 32);
+            const uint2 weights = weights_of(near[step], top[OF_SHORT], total[OF_SHORT], scale);
+            add_values(mean[OF_SHORT], near_values, weights);
+            if (!UNION && step == OWN)
+                add_values(mean[0], near_values, weights_of(own_long, top[0], total[0], scale));
         }
         for (int step = 0; step < FAR_TOTAL; ++step) {
-            if (!far_step_needed(step, at.first(), at.length)) continue;
+            if (step && !far_step_needed(step, at.first(), at.length)) continue;
             const FarKeys keys(step, unit.g, first, at.length);
             uint4 rows[STEPS];
-            load_far(rows, v, keys, v_event, unit.c);
+            load_far(rows, v, keys, v_event, 0);
             for (int s = 0; s < STEPS; ++s) rows[s] = turned(rows[s]);
-            add_values(mean[OF_SHORT], rows, as_rows(far[step]));
+            const uint2 weights = weights_of(far[step], top[OF_SHORT], total[OF_SHORT], scale);
+            add_values(mean[OF_SHORT], rows, weights);
         }
 
         float gate[2][2], factor[SOFTMAXES][2];

@@ -42,6 +42,15 @@ struct NearPattern {
             bits[i] = visible_distances() << (8 - distance[i]);
         }
     }
+    // The same of the unit that begins `first` events later.
+    INLINE NearPattern later(int first) const {
+        NearPattern pattern = *this;
+        for (int i = 0; i < 2; ++i) {
+            pattern.distance[i] += first;
+            pattern.bits[i] = in_registers(bits[i] >> first);
+        }
+        return pattern;
+    }
     // Row g + 8 * half of the block that is `back` before the tile, seen `first` events later.
     INLINE bool sees(int i, int first, int back, int half) const {
         return bits[i] >> first >> (16 * back - 8 * half + 8) & 1;
@@ -49,6 +58,11 @@ struct NearPattern {
 #else
     INLINE NearPattern(int g, int c) {
         for (int i = 0; i < 2; ++i) distance[i] = (2 * c + i) / R - g;
+    }
+    INLINE NearPattern later(int first) const {
+        NearPattern pattern = *this;
+        for (int i = 0; i < 2; ++i) pattern.distance[i] += first;
+        return pattern;
     }
     INLINE bool sees(int i, int first, int back, int half) const {
         return visible(distance[i] + first + 16 * back - 8 * half);

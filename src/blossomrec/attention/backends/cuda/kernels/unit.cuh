@@ -96,54 +96,44 @@ INLINE bool far_step_needed(int step, int first, int length) {
     return (1 << exponent) <= reach;
 }
 
-// Which blocks the unit's events chose, of each N; the same in all lanes. -1 for none.
-INLINE void load_choices(
-    int (&chosen)[EVENTS * N], const int *selected, const Tile &at, int group, int first
-) {
-    for (int e = 0; e < EVENTS; ++e) {
-        const int *place = selected + ((at.start + first + e) * G + group) * N;
-        for (int j = 0; j < N; ++j) chosen[e * N + j] = first + e < at.length ? place[j] : -1;
-    }
-}
-
-// Whether the j-th choice of the event of column 2c + i is one.
-INLINE bool has_choice(const int (&chosen)[EVENTS * N], int j, int c, int i) {
-    bool has = false;
-    for (int e = 0; e < EVENTS; ++e)
-        if ((2 * c + i) / R == e) has = chosen[e * N + j] >= 0;
-    return has;
-}
-
-// Scores with the j-th choices, those left that the long-term path sees.
-INLINE void hide_unchosen(
-    float (&scores)[4], const int (&chosen)[EVENTS * N], int j, const Unit &unit,
-    const int *selected, const Tile &at, int group
-) {
-    for (int i = 0; i < 2; ++i) {
-        if (!UNION) {
-            if (!has_choice(chosen, j, unit.c, i)) scores[i] = scores[i + 2] = -INFINITE;
-            continue;
-        }
-        int block = -1;
-#if R == 1
-        // Memory is cheaper than to choose among the registers of eight events.
-        if (unit.events[i] < at.length)
-            block = selected[((at.start + unit.events[i]) * G + group) * N + j];
-#else
-        for (int e = 0; e < EVENTS; ++e)
-            if ((2 * unit.c + i) / R == e) block = chosen[e * N + j];
-#endif
-        // Of no choice both rows are hidden: 8 and 0 are distances of the short-term path.
-        const int distance = block < 0 ? 8 : unit.events[i] - unit.g - block * SIZE;
-        if (seen_twice(distance)) scores[i] = -INFINITE;
-        if (seen_twice(distance - 8)) scores[i + 2] = -INFINITE;
-    }
-}
-
 // Where a block of the history stands, whose first block is at `home`.
 INLINE const uint4 *block_at(const uint4 *home, int block) {
-    return row_at(home, max(block, 0), BLOCK_STRIDE);
+    return row_at(home, block, BLOCK_STRIDE);
 }
+
+// Which blocks a unit's events choose, of each N: a lane has one choice, EVENTS * N lanes do. -1
+// for none. `first`: event of the unit.
+INLINE int load_choice(const int *selected, const Tile &at, int group, int first, int lane) {
+    const int event = first + lane / N;
+    if (lane >= EVENTS * N || event >= at.length) return -1;
+    return selected[((at.start + event) * G + group) * N + lane % N];
+}
+
+struct ChosenBlocks {
+    int block;    // some block of the history where there is none
+    u32 missing;  // lanes of events that lack a choice, as bits
+
+    INLINE ChosenBlocks(int choice, int lane) {
+        block = max(choice, 0), missing = lanes_with(choice < 0 && lane < EVENTS * N);
+    }
+    // Where the n-th block stands: the first choices of all events come first.
+    INLINE const uint4 *place(const uint4 *home, int n) const {
+        return block_at(home, from_lane(block, n % EVENTS * N + n / EVENTS));
+    }
+    // Whether the long-term path sees all keys of the blocks.
+    INLINE bool complete() const { return !UNION && !missing; }
+    // Scores with the j-th choices, those left that the long-term path sees.
+    INLINE void hide_unseen(float (&scores)[4], int j, const Unit &unit) const {
+        for (int i = 0; i < 2; ++i) {
+            const int lane = (2 * unit.c + i) / R * N + j;
+            const bool has = !(missing >> lane & 1);
+            const int distance =
+                UNION ? unit.events[i] - unit.g - from_lane(block, lane) * SIZE : 0;
+            if (!has || (UNION && seen_twice(distance))) scores[i] = -INFINITE;
+            if (!has || (UNION && seen_twice(distance - 8))) scores[i + 2] = -INFINITE;
+        }
+    }
+};
 
 // The near block of a step; the own one where there is none.
 INLINE int near_block(const Tile &at, int step) {

@@ -80,7 +80,7 @@ INLINE float quotient(float x, float y) {
 
 INLINE float log_2(float x) {
     float y;
-    asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
@@ -101,6 +101,26 @@ INLINE int lowest(int x) {
     int y;
     asm volatile("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
     return y;
+}
+
+// One instruction, where the compiler may make several of a product that it knows more of.
+INLINE long long wide_product(int x, int y) {
+    long long z;
+    asm("mul.wide.s32 %0, %1, %2;" : "=l"(z) : "r"(x), "r"(y));
+    return z;
+}
+
+// What is worked out once: the compiler does not compute it anew from its parts at each use.
+INLINE unsigned long long in_registers(unsigned long long x) {
+    asm("" : "+l"(x));
+    return x;
+}
+
+template <typename T>
+INLINE T *in_registers(T *x) {
+    asm("" : "+l"(x));
+    __builtin_assume(__isGlobal(x));
+    return x;
 }
 #endif
 
@@ -145,7 +165,7 @@ INLINE uint2 zero_unless(bool held, uint2 x) { return held ? x : make_uint2(0, 0
 // Row of an array whose rows stand `stride` numbers apart: one multiplication with a wide result.
 template <typename T>
 INLINE T *row_at(T *x, int row, int stride) {
-    return (T *)((char *)x + (long long)row * (int)(stride * sizeof(T)));
+    return (T *)((char *)x + wide_product(row, stride * sizeof(T)));
 }
 
 // Numbers of the columns 2c and 2c + 1: heads of one event stand side by side.
@@ -248,7 +268,8 @@ INLINE void load_matrix(uint4 (&x)[STEPS], const uint4 *place) {
 }
 
 INLINE int this_lane() { return threadIdx.x & 31; }
-INLINE int warp_of_block() { return TOGETHER > 1 ? threadIdx.x / 32 : 0; }
+// Taken from one lane, it is known to the compiler to be the same in all: so is what follows from it.
+INLINE int warp_of_block() { return TOGETHER > 1 ? from_lane((int)threadIdx.x / 32, 0) : 0; }
 INLINE int this_warp() { return blockIdx.x * TOGETHER + warp_of_block(); }
 
 // What a warp works on, where each has a tile and a group of heads. Those that share a first-level

@@ -1,6 +1,6 @@
-// Selection with wide heads: one warp is HELD blocks of queries and one group. Scores stream by, those
+// Selection with wide heads: one warp is one block of queries and one group. Scores stream by, those
 // of SPAN blocks at a time. Few pass what the N best of their row have: they wait in shared memory
-// until some lane has no room for more, and then it is settled which of them still count.
+// until some lane has no room for more, and then all lanes settle at once which are kept.
 //
 // Importance is wanted in float32. A float32 is the sum of three bf16: the mean of a group's queries
 // comes in three parts, block keys in PARTS of them, and of the products those are left out that
@@ -9,33 +9,39 @@
 #define QUERY_PARTS (BY_HEAD ? R : 3)
 #define EIGHTS 2                // products of eight blocks each
 #define SPAN (8 * EIGHTS)
-#define BROUGHT (2 * EIGHTS)    // scores of a row that a span brings to a lane
-// Scores of a row that a lane has room for: the N best, and what a span brings.
-#define WAITING (N > 4 ? N + BROUGHT : 4 + BROUGHT)
+#define WAITING 8               // scores of a row that a lane has room for; a span brings 2 * EIGHTS
+
+// Numbers of a row of a head that a lane has in step s, four of them. Those of two steps lie side by
+// side, so that one load of keys fills both.
+INLINE int place_of(int s, int c) { return STEPS > 1 ? s / 2 * 32 + 8 * c + s % 2 * 4 : 4 * c; }
 
 // Queries of sixteen events as factors A.
 struct Queries {
     uint4 parts[QUERY_PARTS][STEPS];
 
-    INLINE void load(const Tile &at, const u16 *q, int q_event, int q_head, int group, int lane) {
-        const int g = lane / 4, c = lane % 4, first = at.first() + g, second = first + 8;
-        const bool held = first < at.length, also = second < at.length;
-        const u16 *upper = row_at(q, at.start + first, q_event) + group * R * q_head;
-        const u16 *lower = row_at(q, at.start + second, q_event) + group * R * q_head;
-#if BY_HEAD
-        for (int head = 0; head < R; ++head)
-            load_rows(parts[head], upper + head * q_head, lower + head * q_head, c, held, also);
-#else
+    INLINE void load(const u16 *q, const Tile &at, int q_event, int q_head, int group, int lane) {
+        const int g = lane / 4, c = lane % 4;
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
-            const int place = PAIRED ? s / 2 * 32 + 8 * c + s % 2 * 4 : 16 * s + 4 * c;
-            u32 left[2][3], right[2][3];
-            split_mean(left[0], right[0], upper + place, q_head, held);
-            split_mean(left[1], right[1], lower + place, q_head, also);
-            for (int p = 0; p < 3; ++p)
-                parts[p][s] = make_uint4(left[0][p], left[1][p], right[0][p], right[1][p]);
-        }
+            u32 first[2][QUERY_PARTS], second[2][QUERY_PARTS];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int event = at.first() + g + 8 * half;
+                const u16 *row =
+                    row_at(q, at.start + event, q_event) + group * R * q_head + place_of(s, c);
+                const bool held = event < at.length;
+#if BY_HEAD
+                for (int head = 0; head < R; ++head) {
+                    const uint2 x = four(row + head * q_head, held);
+                    first[half][head] = x.x, second[half][head] = x.y;
+                }
+#else
+                split_mean(first[half], second[half], row, q_head, held);
 #endif
+            }
+            for (int p = 0; p < QUERY_PARTS; ++p)
+                parts[p][s] = make_uint4(first[0][p], first[1][p], second[0][p], second[1][p]);
+        }
     }
 };
 
@@ -43,98 +49,127 @@ struct Queries {
 struct BlockKeys {
     uint2 parts[PARTS][STEPS];
 
-    // `row`: the key of block g.
-    INLINE void load(const u16 *row, int plane, int c) {
+    // `row`: the key of block g, from this lane's first number on.
+    INLINE void load(const u16 *row, int plane) {
 #pragma unroll
-        for (int p = 0; p < PARTS; ++p) load_row(parts[p], row + p * plane, c, true);
-    }
-};
-
-// Scores of the rows of all tiles with all blocks of a span. The smallest products come first. Sums
-// take turns, so that none waits for its last product.
-INLINE void score(
-    float (&scores)[HELD][EIGHTS][4], const Queries (&queries)[HELD],
-    const BlockKeys (&keys)[EIGHTS]
-) {
-    const auto add = [&](int part, int p, int s) {
-#pragma unroll
-        for (int n = 0; n < EIGHTS; ++n)
-#pragma unroll
-            for (int t = 0; t < HELD; ++t)
-                product(
-                    scores[t][n], queries[t].parts[part][s], keys[n].parts[p][s].x,
-                    keys[n].parts[p][s].y);
-    };
-#pragma unroll
-    for (int n = 0; n < EIGHTS; ++n)
-        for (int t = 0; t < HELD; ++t) clear(scores[t][n]);
-#if BY_HEAD
-#pragma unroll
-    for (int p = PARTS - 1; p >= 0; --p)
-#pragma unroll
-        for (int head = 0; head < R; ++head)
-#pragma unroll
-            for (int s = 0; s < STEPS; ++s) add(head, p, s);
+        for (int p = 0; p < PARTS; ++p) {
+#if D == 16
+            parts[p][0] = four(row + p * plane, true);
 #else
 #pragma unroll
-    for (int order = 2; order >= 0; --order)
-#pragma unroll
-        for (int p = 0; p < PARTS && p <= order; ++p)
-#pragma unroll
-            for (int s = 0; s < STEPS; ++s) add(order - p, p, s);
+            for (int s = 0; s < STEPS; s += 2) {
+                const uint4 x = *reinterpret_cast<const uint4 *>(row + p * plane + 16 * s);
+                parts[p][s] = make_uint2(x.x, x.y), parts[p][s + 1] = make_uint2(x.z, x.w);
+            }
 #endif
-}
-
-// What waits of eight rows, in columns of 32 places; each lane sees its own column alone.
-struct Waiting {
-    float scores[WAITING * 32];
-    int blocks[WAITING * 32];
-
-    INLINE void put(int place, float score, int block) { scores[place] = score, blocks[place] = block; }
+        }
+    }
+    // Sums are kept apart, so that few products wait for others, and the smallest come first.
+    INLINE void score(float (&scores)[4], const Queries &queries) const {
+        float sums[QUERY_PARTS][4];
+        for (int n = 0; n < QUERY_PARTS; ++n) clear(sums[n]);
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) {
+#if BY_HEAD
+            for (int p = PARTS - 1; p >= 0; --p)
+                for (int n = 0; n < R; ++n)
+                    product(sums[n], queries.parts[n][s], parts[p][s].x, parts[p][s].y);
+#else
+            for (int order = 2; order >= 0; --order)
+                for (int p = 0; p < PARTS && p <= order; ++p)
+                    product(
+                        sums[order], queries.parts[order - p][s], parts[p][s].x, parts[p][s].y);
+#endif
+        }
+        for (int i = 0; i < 4; ++i) {
+            scores[i] = sums[QUERY_PARTS - 1][i];
+            for (int n = QUERY_PARTS - 2; n >= 0; --n) scores[i] += sums[n][i];
+        }
+    }
 };
 
-// What eight events choose.
-struct Choosing {
-    Waiting *waiting;
-    float bound;   // what a score has to pass
-    int next;      // place behind those that wait
+// What eight rows have in shared memory; each lane sees its own column alone.
+struct Kept {
+    float scores[N][32];
+    int blocks[N][32];
+    uint2 waiting[WAITING][32];   // score and block
 
-    INLINE void begin(Waiting *memory, int lane) {
-        waiting = memory, bound = -INFINITE, next = lane;
-    }
-    // Scores of the blocks from `first` on, of this lane two of each eight; of C the rows g + 8 * half.
-    INLINE void add(const float (&scores)[EIGHTS][4], int half, int first, int lane) {
-        float top = scores[0][2 * half];
-#pragma unroll
-        for (int n = 0; n < EIGHTS; ++n)
-            for (int i = 0; i < 2; ++i) top = fmaxf(top, scores[n][2 * half + i]);
-        if (!any_lane(top > bound)) return;
-#pragma unroll
-        for (int n = 0; n < EIGHTS; ++n)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const float score = scores[n][2 * half + i];
-                if (score > bound) waiting->put(next, score, first + 8 * n + i), next += 32;
-            }
-        if (any_lane(next >= 32 * (WAITING - BROUGHT + 1))) settle(lane);
-    }
-    // The best of this lane.
-    INLINE Best best(int lane) const {
+    INLINE Best load(int lane) const {
         Best best;
-#pragma unroll 1
-        for (int place = lane; any_lane(place < next); place += 32)
-            if (place < next) best.add(waiting->scores[place], waiting->blocks[place]);
+#pragma unroll
+        for (int j = 0; j < N; ++j) best.scores[j] = scores[j][lane], best.blocks[j] = blocks[j][lane];
         return best;
     }
-    // Lets those wait that all lanes of a row leave among its best.
-    INLINE void settle(int lane) {
-        const Best best = this->best(lane);
-        bound = fmaxf(bound, nth_best(best));
-        next = lane;
-        for (int j = 0; j < N; ++j) {
-            waiting->put(lane + 32 * j, best.scores[j], best.blocks[j]);
-            if (best.blocks[j] >= 0 && best.scores[j] >= bound) next += 32;
+    INLINE void store(const Best &best, int lane) {
+#pragma unroll
+        for (int j = 0; j < N; ++j) scores[j][lane] = best.scores[j], blocks[j][lane] = best.blocks[j];
+    }
+};
+
+// What sixteen events have chosen so far: rows g, then g + 8.
+struct Choosing {
+    Kept *kept;
+    float bound[2];   // what a score has to pass
+    int count[2];     // of those that wait
+
+    INLINE void begin(Kept *memory, int lane) {
+        kept = memory;
+        for (int half = 0; half < 2; ++half) {
+            bound[half] = -INFINITE, count[half] = 0;
+            kept[half].store(Best(), lane);
         }
+    }
+    // Scores of the blocks from `first` on, of this lane two of each eight.
+    INLINE void add(const float (&scores)[EIGHTS][4], int first, int lane) {
+        bool passes = false;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float top = -INFINITE;
+            for (int n = 0; n < EIGHTS; ++n)
+                top = fmaxf(top, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+            passes |= top > bound[half];
+        }
+        if (!lanes_with(passes)) return;
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int n = 0; n < EIGHTS; ++n)
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const float score = scores[n][2 * half + i];
+                    if (score > bound[half]) {
+                        kept[half].waiting[count[half]++][lane] =
+                            make_uint2(__float_as_int(score), first + 8 * n + i);
+                    }
+                }
+        if (lanes_with(max(count[0], count[1]) > WAITING - 2 * EIGHTS)) settle(lane);
+    }
+    // The best, those that wait among them.
+    INLINE Best best_of(int half, int lane) const {
+        Best best = kept[half].load(lane);
+#pragma unroll 1
+        for (int n = 0; lanes_with(n < count[half]); ++n)
+            if (n < count[half]) {
+                const uint2 next = kept[half].waiting[n][lane];
+                best.add(__int_as_float(next.x), next.y);
+            }
+        return best;
+    }
+    // Lets none wait any longer. What the other lanes of a row have counts, too: few are then worth
+    // a look.
+    INLINE void settle(int lane) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const Best best = best_of(half, lane);
+            kept[half].store(best, lane);
+            count[half] = 0;
+            bound[half] = fmaxf(bound[half], fmaxf(best.scores[N - 1], nth_best(best)));
+        }
+    }
+    INLINE void write(int *selected, const Tile &at, int group, int lane) const {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+            store_chosen(selected, best_of(half, lane), half, at, group, lane);
     }
 };
 
@@ -142,71 +177,41 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TO
     const u16 *__restrict__ q, const u16 *__restrict__ keys, const int *__restrict__ table,
     int *__restrict__ selected, int tiles, int rows, int q_event, int q_head
 ) {
-    __shared__ Waiting memory[TOGETHER][HELD][2];
+    __shared__ Kept memory[TOGETHER][2];
     const int lane = this_lane(), g = lane / 4, c = lane % 4, group = this_group();
     // The last blocks of a history have the most to look at: they go first.
-    table += 5 * (tiles - HELD * (this_tile() + 1));
-    Queries queries[HELD];
-    Choosing choosing[HELD][2];
-    int own[HELD], reach[HELD];
-#pragma unroll
-    for (int t = 0; t < HELD; ++t) {
-        const Tile at(table, t);
-        own[t] = at.block, reach[t] = reach_of(at);
-        queries[t].load(at, q, q_event, q_head, group, lane);
-        for (int half = 0; half < 2; ++half)
-            choosing[t][half].begin(&memory[warp_of_block()][t][half], lane);
-    }
+    const Tile at(table, tiles - 1 - this_tile());
+    if (at.empty()) return;
+    const int reach = reach_of(at);
+    Queries queries;
+    queries.load(q, at, q_event, q_head, group, lane);
+    Choosing choosing;
+    choosing.begin(memory[warp_of_block()], lane);
     const int plane = rows * G * D;
-    keys += group * D;
-    // Tiles of one history look at the same blocks; those of two are taken one after the other.
-    const bool alike = Tile(table, 0).start == Tile(table, HELD - 1).start;
-#pragma unroll 1
-    for (int turn = 0; turn < HELD; turn += alike ? HELD : 1) {
-        const u16 *row = keys + Tile(table, turn).first_block_key * (G * D);
-        int end[HELD], first_end = 0x7fffffff, last_end = 0;
+    keys += (at.first_block_key * G + group) * D + place_of(0, c);
+    BlockKeys here[EIGHTS];
+    // Behind the last block, where nothing counts, stands that one.
+    const auto load = [&](int first) {
 #pragma unroll
-        for (int t = 0; t < HELD; ++t) {
-            end[t] = alike || t == turn ? reach[t] : 0;
-            first_end = min(first_end, end[t]), last_end = max(last_end, end[t]);
-        }
-        BlockKeys here[EIGHTS];
-        // Behind the last block, where nothing counts, stands that one.
-        const auto load = [&](int first) {
+        for (int n = 0; n < EIGHTS; ++n)
+            here[n].load(keys + min(first + 8 * n + g, reach - 1) * (G * D), plane);
+    };
+    if (reach > 0) load(0);
+#pragma unroll 1
+    for (int first = 0; first < reach; first += SPAN) {
+        float scores[EIGHTS][4];
+#pragma unroll
+        for (int n = 0; n < EIGHTS; ++n) here[n].score(scores[n], queries);
+        load(first + SPAN);
+        if (!CAUSAL || first + SPAN > reach) {
 #pragma unroll
             for (int n = 0; n < EIGHTS; ++n)
-                here[n].load(row_at(row, min(first + 8 * n + g, last_end - 1), G * D), plane, c);
-        };
-        if (last_end > 0) load(0);
-#pragma unroll 1
-        for (int first = 0; first < last_end; first += SPAN) {
-            float scores[HELD][EIGHTS][4];
-            score(scores, queries, here);
-            load(first + SPAN);
-            if (!CAUSAL || first + SPAN > first_end) {
-#pragma unroll
-                for (int n = 0; n < EIGHTS; ++n)
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        const int block = first + 8 * n + 2 * c + i % 2;
-#pragma unroll
-                        for (int t = 0; t < HELD; ++t)
-                            if (block >= end[t] || (!CAUSAL && block == own[t]))
-                                scores[t][n][i] = -INFINITE;
-                    }
-            }
-#pragma unroll
-            for (int t = 0; t < HELD; ++t)
-#pragma unroll
-                for (int half = 0; half < 2; ++half)
-                    choosing[t][half].add(scores[t], half, first + 2 * c, lane);
+                for (int i = 0; i < 4; ++i) {
+                    const int block = first + 8 * n + 2 * c + i % 2;
+                    if (block >= reach || (!CAUSAL && block == at.block)) scores[n][i] = -INFINITE;
+                }
         }
+        choosing.add(scores, first + 2 * c, lane);
     }
-#pragma unroll
-    for (int t = 0; t < HELD; ++t) {
-        const Tile at(table, t);
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-            store_chosen(selected, choosing[t][half].best(lane), half, at, group, lane);
-    }
+    choosing.write(selected, at, group, lane);
 }
