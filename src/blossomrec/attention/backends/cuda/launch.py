@@ -63,8 +63,10 @@ WIDE = {32: Wide(2, 20, 4, 3, 12, 3, 16), 64: Wide(2, 16, 8, 3, 9, 3, 12)}
 # How many warps a multiprocessor holds of the kernels of other heads, by their size: as many as
 # registers leave room for.
 RESIDENT = {16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24}}
-# The same with one query head a group: units of eight events take more registers.
-SINGLE = {"FORWARD": 20, "QUERIES": 20, "KEYS": 24, "LISTS": 20}
+# The same with one query head a group, whose units of eight events take more registers: fewest of
+# them where a causal union goes forward.
+SINGLE = {"FORWARD": 16, "QUERIES": 16, "KEYS": 24, "LISTS": 20}
+SINGLE_UNION = {"FORWARD": 20}
 # How many of the kernel of the queries it holds where both of two paths look both ways, which takes
 # more registers, and how many with one query head a group.
 BOTH_WAYS, BOTH_WAYS_SINGLE = 20, 12
@@ -233,7 +235,9 @@ def _attention(
         resident = {"WARPS_QUERIES": min(wide.queries, 8) if both_ways else wide.queries}
         queries = of("near_queries", "near_queries", SLOTS=wide.slots, TOGETHER=1, **resident)
     else:
-        resident = RESIDENT[size] | (SINGLE if per_group == 1 else {})
+        resident = RESIDENT[size]
+        if per_group == 1:
+            resident = resident | SINGLE | (SINGLE_UNION if causal and is_union else {})
         constants |= {f"WARPS_{name}": warps for name, warps in resident.items()}
         if both_ways:
             constants["WARPS_QUERIES"] = BOTH_WAYS if per_group > 1 else BOTH_WAYS_SINGLE
