@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from blossomrec.attention.backends.cpu import operators
+from blossomrec.attention.backends.cpu.compression import pooled_windows
 from blossomrec.attention.backends.cpu.step import LayerExtension
 from blossomrec.attention.backends.parts import Parts
 from blossomrec.attention.compress import MeanCompression, MLPCompression
@@ -35,14 +35,12 @@ class CpuParts(Parts):
         cu_seqlens: Tensor,
         spec: BlossomSpec,
     ) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or isinstance(compression, MeanCompression):
             return self.block_keys(compression, k, cu_seqlens)
         places, rows = _windows_to_choose(cu_seqlens, len(k), compression.window, spec)
-        # Keys before the start of a history are the zeros behind the end.
-        events = pad(k, (0, 0, 0, 0, 0, 1)).index_select(0, rows.flatten())
-        found = compression.pool(events.unflatten(0, rows.shape).transpose(1, 2))
+        found = pooled_windows(compression, k, rows)
         keys = k.new_zeros(len(k) // spec.block_size, *k.shape[1:])
-        return keys.index_copy(0, places, found.to(k.dtype))
+        return keys.index_copy(0, places, found)
 
     def selector_loss(
         self, q: Tensor, k: Tensor, block_keys: Tensor, cu_seqlens: Tensor, **given: Any
