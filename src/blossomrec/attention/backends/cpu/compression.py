@@ -15,52 +15,71 @@ from torch.nn.functional import pad
 from blossomrec.attention.compress import MLPCompression
 
 
-def pooled_windows(compression: MLPCompression, k: Tensor, rows: Tensor) -> Tensor:
+def pooled_windows(compression: MLPCompression, k: Tensor, windows: tuple[Tensor, ...]) -> Tensor:
     """Block keys [N, G, d] of windows of rotated keys.
 
     Args:
         k: [T, G, d].
-        rows: int64 [N, window], packed rows of the events in each window; T before the start of a
-            history, where keys count as zero.
+        windows: int64 [n, w] each, N in all: packed rows of the last w events of a window; T before
+            the start of a history, where keys count as zero, as they do before the w events.
     """
     inner, outer = compression.inner, compression.outer
-    return _PooledWindows.apply(k, compression.places, inner.weight, inner.bias, outer.weight, rows)
+    parameters = compression.places, inner.weight, inner.bias, outer.weight
+    return _PooledWindows.apply(k, *parameters, *windows)
 
 
 class _PooledWindows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, k, places, inner, bias, outer, rows):
-        windows = _windows(k, rows)
+    def forward(ctx, k, places, inner, bias, outer, *windows):
+        ctx.events, groups = len(k), k.shape[1]
+        keys = [_keys(k, rows) for rows in windows]
+        hidden = k.new_empty(sum(map(len, keys)), len(inner))
         # The vectors of the places are the same in every window: they join the bias.
-        hidden = torch.addmm(bias + inner @ places.flatten(), windows, inner.T).relu_()
-        ctx.save_for_backward(windows, hidden, places, inner, outer, rows)
-        ctx.events = len(k)
-        return (hidden @ outer.T).view(len(rows), *k.shape[1:])
+        bias = bias + inner @ places.flatten()
+        for x, to in zip(keys, hidden.split([*map(len, keys)]), strict=True):
+            torch.addmm(bias, x, inner[:, -x.shape[1] :].T, out=to)
+        ctx.save_for_backward(places, inner, outer, hidden.relu_(), *windows, *keys)
+        return (hidden @ outer.T).unflatten(0, (-1, groups))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        windows, hidden, places, inner, outer, rows = ctx.saved_tensors
-        groups = grad.shape[1]
-        taught = grad.flatten(1).any(1).nonzero()[:, 0]
-        if len(taught) < len(grad):
-            rows, grad = rows[taught], grad[taught]
-            windows, hidden = (
-                x.unflatten(0, (-1, groups))[taught].flatten(0, 1) for x in (windows, hidden)
-            )
-        grad = grad.flatten(0, 1)
-        grad_hidden = torch.ops.aten.threshold_backward(grad @ outer, hidden, 0)
-        grad_bias = grad_hidden.sum(0)
-        grad_inner = (grad_hidden.T @ windows).addr_(grad_bias, places.flatten())
-        grad_windows = grad_hidden @ inner
-        grad_k = grad.new_zeros(ctx.events + 1, groups, places.shape[1])
-        events = grad_windows.view(len(rows), groups, *places.shape).transpose(1, 2)
-        grad_k.index_add_(0, rows.flatten(), events.flatten(0, 1))
+        places, inner, outer, hidden, *saved = ctx.saved_tensors
+        windows, keys = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        groups, size, counts = grad.shape[1], places.shape[1], [*map(len, windows)]
+        grad_inner, grad_outer = torch.zeros_like(inner), torch.zeros_like(outer)
+        grad_bias = inner.new_zeros(len(inner))
+        grad_k = grad.new_zeros(ctx.events + 1, groups, size)
+        hidden = hidden.unflatten(0, (-1, groups)).split(counts)
+        for rows, x, y, slope in zip(windows, keys, hidden, grad.split(counts), strict=True):
+            rows, x, y, slope = _with_gradient(rows, x.unflatten(0, (-1, groups)), y, slope)
+            grad_outer.addmm_(slope.T, y)
+            slope = torch.ops.aten.threshold_backward(slope @ outer, y, 0)
+            grad_bias += slope.sum(0)
+            columns = slice(inner.shape[1] - x.shape[1], None)
+            grad_inner[:, columns].addmm_(slope.T, x)
+            events = (slope @ inner[:, columns]).view(len(rows), groups, rows.shape[1], size)
+            grad_k.index_add_(0, rows.flatten(), events.transpose(1, 2).flatten(0, 1))
+        grad_inner.addr_(grad_bias, places.flatten())
         grad_places = (grad_bias @ inner).view(places.shape)
-        return grad_k[:-1], grad_places, grad_inner, grad_bias, grad.T @ hidden, None
+        others = [None] * len(windows)
+        return grad_k[:-1], grad_places, grad_inner, grad_bias, grad_outer, *others
 
 
-def _windows(k: Tensor, rows: Tensor) -> Tensor:
-    """The keys of each window and key/value head, [N * G, window * d]."""
+def _with_gradient(rows: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Of windows those with a gradient.
+
+    Args:
+        rows: [n, w].
+        others: [n, G, ...], the last one is the gradient; they come back as [m * G, ...].
+    """
+    taught = others[-1].flatten(1).any(1)
+    if not taught.all():
+        rows, others = rows[taught], tuple(x[taught] for x in others)
+    return rows, *(x.flatten(0, 1) for x in others)
+
+
+def _keys(k: Tensor, rows: Tensor) -> Tensor:
+    """Those of each window and key/value head side by side, [n * G, w * d]."""
     events = pad(k, (0, 0, 0, 0, 0, 1)).index_select(0, rows.flatten())
     return events.unflatten(0, rows.shape).transpose(1, 2).reshape(-1, rows.shape[1] * k.shape[2])
