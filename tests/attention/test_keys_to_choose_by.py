@@ -61,7 +61,7 @@ def test_only_of_blocks_that_are_chosen_from(impl, monkeypatch):
     assert seen == [[1, 11], [0, 0], [2, 16], [0, 0]]
 
 
-@pytest.mark.parametrize("taught", [(), (3,), (0, 2, 5), range(6)], ids=str)
+@pytest.mark.parametrize("taught", [(), (3,), (0, 2, 5), (1, 2, 3, 4), range(6)], ids=str)
 def test_backward_only_of_windows_with_a_gradient(taught):
     """To the same numbers."""
     torch.manual_seed(0)
