@@ -4,6 +4,8 @@ import pytest
 import torch
 from inputs import AWKWARD, make_layer, relative_error
 
+from blossomrec.attention.backends.cpu import parts
+from blossomrec.attention.backends.cpu.compression import pooled_windows
 from blossomrec.attention.compress import MLPCompression
 from implementations import CPU
 
@@ -43,16 +45,45 @@ def test_as_with_the_keys_of_all_blocks(lengths, compress, fusion, causal, impl)
 
 @pytest.mark.parametrize("impl", [CPU])
 def test_only_of_blocks_that_are_chosen_from(impl, monkeypatch):
-    seen, original = [], MLPCompression.pool
+    seen, original = [], parts.pooled_windows
 
-    def counted(compression, windows):
-        seen.append(len(windows))
-        return original(compression, windows)
+    def counted(compression, k, windows):
+        seen.append([*map(len, windows)])
+        return original(compression, k, windows)
 
-    monkeypatch.setattr(MLPCompression, "pool", counted)
+    monkeypatch.setattr(parts, "pooled_windows", counted)
     for causal in (True, False):
         for lengths in ((79, 3, 80, 208), (79, 30)):
             bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
             make_layer(impl=impl, causal=causal)(torch.randn(sum(lengths), 32), bounds)
     # Four blocks are all selected, and nobody before them is left to choose the last one.
-    assert seen == [12, 0, 5 + 13, 0]
+    # Before the first block of a history there is nothing.
+    assert seen == [[1, 11], [0, 0], [2, 16], [0, 0]]
+
+
+@pytest.mark.parametrize("taught", [(), (3,), (0, 2, 5), (1, 2, 3, 4), range(6)], ids=str)
+def test_backward_only_of_windows_with_a_gradient(taught):
+    """To the same numbers."""
+    torch.manual_seed(0)
+    compression = MLPCompression(head_dim=8, block_size=16, window=32)
+    k, starts = torch.randn(100, 2, 8), torch.tensor([-16, 48, 0, 16, 60, -7])[:, None]
+    rows = starts + torch.arange(32)
+    rows[:2, :16] = 100  # nothing is before these blocks
+    rows[rows < 0] = 100
+    windows = rows[:2, 16:], rows[2:]
+    direction = torch.zeros(6, 2, 8)
+    direction[list(taught)] = torch.randn(len(taught), 2, 8)
+    results = []
+    for pooled in (compression_of_windows, pooled_windows):
+        leaves = [k.clone().requires_grad_(), *compression.parameters()]
+        found = pooled(compression, leaves[0], windows)
+        results.append([found.detach(), *torch.autograd.grad((found * direction).sum(), leaves)])
+    for exact, found in zip(*results, strict=True):
+        assert relative_error(found, exact) < 1e-5 if exact.any() else not found.any()
+
+
+def compression_of_windows(compression, k, windows):
+    padded = torch.cat((k, torch.zeros(1, *k.shape[1:])))
+    first, others = windows
+    rows = torch.cat((torch.nn.functional.pad(first, (16, 0), value=len(k)), others))
+    return compression.pool(padded[rows].transpose(1, 2))

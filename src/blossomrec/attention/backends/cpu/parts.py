@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from blossomrec.attention.backends.cpu import operators
+from blossomrec.attention.backends.cpu.compression import pooled_windows
 from blossomrec.attention.backends.cpu.step import LayerExtension
 from blossomrec.attention.backends.parts import Parts
 from blossomrec.attention.compress import MeanCompression, MLPCompression
@@ -35,14 +35,12 @@ class CpuParts(Parts):
         cu_seqlens: Tensor,
         spec: BlossomSpec,
     ) -> Tensor:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or isinstance(compression, MeanCompression):
             return self.block_keys(compression, k, cu_seqlens)
-        places, rows = _windows_to_choose(cu_seqlens, len(k), compression.window, spec)
-        # Keys before the start of a history are the zeros behind the end.
-        events = pad(k, (0, 0, 0, 0, 0, 1)).index_select(0, rows.flatten())
-        found = compression.pool(events.unflatten(0, rows.shape).transpose(1, 2))
+        places, windows = _windows_to_choose(cu_seqlens, len(k), compression.window, spec)
+        found = pooled_windows(compression, k, windows)
         keys = k.new_zeros(len(k) // spec.block_size, *k.shape[1:])
-        return keys.index_copy(0, places, found.to(k.dtype))
+        return keys.index_copy(0, places, found)
 
     def selector_loss(
         self, q: Tensor, k: Tensor, block_keys: Tensor, cu_seqlens: Tensor, **given: Any
@@ -62,14 +60,15 @@ def _angles(cu_seqlens: Tensor, total: int, size: int, share: float) -> Tensor:
 @per_batch
 def _windows_to_choose(
     cu_seqlens: Tensor, total: int, window: int, spec: BlossomSpec
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The blocks that an event can choose among more than are selected, and their windows.
 
     A perceptron for every block costs more than dense attention to a few blocks does.
 
     Returns:
-        Their rows among the block keys, int64 [N], and the packed rows of the events in their
-        windows, int64 [N, window], ``total`` before the start of the history.
+        Their rows among the block keys, int64 [N], the first block of each history first; and the
+        packed rows of the events in their windows, of those int64 [n, block_size], for nothing is
+        before them, and of the others [N - n, window], ``total`` before the start of the history.
     """
     size, lengths = spec.block_size, cu_seqlens.long().diff()
     blocks = lengths // size
@@ -78,9 +77,12 @@ def _windows_to_choose(
     chosen_from = torch.where(chosen_from > spec.top_n, chosen_from, 0)
     history = torch.arange(len(blocks)).repeat_interleave(chosen_from)
     number = torch.arange(len(history)) - (chosen_from.cumsum(0) - chosen_from)[history]
+    order = (number > 0).to(torch.uint8).argsort(stable=True)
+    history, number = history[order], number[order]
     event = (number * size + size - window)[:, None] + torch.arange(window)
     rows = torch.where(event < 0, total, cu_seqlens.long()[history, None] + event)
-    return (blocks.cumsum(0) - blocks)[history] + number, rows
+    first = int((chosen_from > 0).sum())
+    return (blocks.cumsum(0) - blocks)[history] + number, (rows[:first, -size:], rows[first:])
 
 
 def block_shares(

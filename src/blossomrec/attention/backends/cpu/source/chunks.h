@@ -51,13 +51,8 @@ struct Chunks {
 static void copy_columns(
     const float *x, const Chunk &chunk, int64_t group, int64_t stride, int rows, float *columns
 ) {
-    const int events = chunk.events();
-    for (int lane = 0; lane < events; lane++) {
-        const float *from = x + (chunk.row + lane) * stride + group * rows;
-        for (int row = 0; row < rows; row++) columns[row * LANES + lane] = from[row];
-    }
-    for (int lane = events; lane < LANES; lane++)
-        for (int row = 0; row < rows; row++) columns[row * LANES + lane] = 0;
+    const float *from = x + chunk.row * stride + group * rows;
+    copy_across(from, stride, chunk.events(), rows, columns, LANES);
 }
 
 // Columns of the `per` heads of each group.

@@ -14,9 +14,7 @@ constexpr int MOST_ROWS = (EVENTS_OF_ROWS * R + TILE_ROWS - 1) / TILE_ROWS * TIL
 // By which path an event sees a key: bits.
 enum { FAR = 1, NEAR = 2 };
 
-static inline int32_t whole_tiles(int32_t keys) {
-    return (keys + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
-}
+static inline int32_t whole_vectors(int32_t keys) { return (keys + LANES - 1) / LANES * LANES; }
 
 // Each short history as its first chunk, and what the short-term path sees at every distance.
 struct ShortHistories {
@@ -36,7 +34,7 @@ struct ShortHistories {
 
     bool ready() const { return table.data && by_distance.data; }
     // Numbers in a row of scores.
-    int64_t width() const { return whole_tiles(longest); }
+    int64_t width() const { return whole_vectors(longest); }
 
   private:
     // Gives the length of the longest.
@@ -86,11 +84,11 @@ struct ShortHistory {
         }
     }
 
-    // Whole tiles of columns, so many that the tile of this row sees no later key.
+    // Whole vectors of keys, so many that the tile of this row sees no later key.
     int32_t end_of(const ShortRows &rows, int row) const {
         const int end = row / TILE_ROWS * TILE_ROWS + TILE_ROWS;
         const int last = (end < rows.count() ? end : rows.count()) - 1;
-        return whole_tiles(problem.causal ? rows.event(last) + 1 : at.length);
+        return whole_vectors(problem.causal ? rows.event(last) + 1 : at.length);
     }
 
     int64_t place(const ShortRows &rows, int row) const {
@@ -99,10 +97,10 @@ struct ShortHistory {
 
     // Keys or values, [T, G, d], as columns [d, width] and as rows [width, ROW].
     void copy_columns(const float *x, float *to) const {
-        for (int32_t key = 0; key < width; key++) {
-            const float *from = x + ((at.row + key) * problem.groups + group) * D;
-            for (int d = 0; d < D; d++) to[d * width + key] = key < at.length ? from[d] : 0;
-        }
+        const int64_t stride = problem.groups * D;
+        for (int32_t key = 0; key < width; key += LANES)
+            copy_across(x + (at.row + key) * stride + group * D, stride, at.length - key, D,
+                        to + key, width);
     }
 
     void copy_rows(const float *x, float *to) const {
@@ -114,7 +112,8 @@ struct ShortHistory {
 
     // Rows of x, [T, H, d], times a number, [rows, ROW].
     void copy_heads(const float *x, const ShortRows &rows, float factor, float *to) const {
-        memset(to, 0, sizeof(float) * rows.padded() * ROW);
+        if (ROW > D || rows.padded() > rows.count())
+            memset(to, 0, sizeof(float) * rows.padded() * ROW);
         for (int row = 0; row < rows.count(); row++)
             for (int d = 0; d < D; d++) to[row * ROW + d] = x[place(rows, row) * D + d] * factor;
     }
@@ -165,6 +164,9 @@ struct ShortForward : ShortHistory {
     float *const out = arena.take<float>(MOST_ROWS * ROW);
     float *const scores = arena.take<float>(MOST_ROWS * width);
     float *const near_weights = arena.take<float>(width);
+    // Of each row of a union: the highest score and the sum of the weights, at last the lse.
+    float *const highest = arena.take<float>(MOST_ROWS + LANES);
+    float *const whole = arena.take<float>(MOST_ROWS + LANES);
 
     using ShortHistory::ShortHistory;
 
@@ -178,10 +180,11 @@ struct ShortForward : ShortHistory {
                 if (row % R == 0) look(rows.event(row), end_of(rows, row + R - 1));
                 const int32_t end = end_of(rows, row);
                 float *of_row = scores + row * width;
-                problem.is_union ? unite(of_row, end, place(rows, row))
+                problem.is_union ? unite(of_row, end, row, place(rows, row))
                                  : weigh(of_row, end, place(rows, row));
             }
             mix(rows, scores, values, out);
+            if (problem.is_union) divide(rows);
             for (int row = 0; row < rows.count(); row++)
                 memcpy(problem.out + place(rows, row) * D, out + row * ROW, sizeof(float) * D);
         });
@@ -193,8 +196,8 @@ struct ShortForward : ShortHistory {
         problem.lse[problem.rows * heads + place] = near;
     }
 
-    // Scores to weights of the one softmax.
-    void unite(float *scores, int32_t end, int64_t place) const {
+    // Scores to weights of the one softmax, not yet divided by their sum.
+    void unite(float *scores, int32_t end, int row, int64_t place) const {
         const float bias = problem.gates[place] * LOG2_E;
         Vector top = every(HIDDEN), sum = {};
         for (int32_t key = 0; key < end; key += LANES) {
@@ -204,16 +207,25 @@ struct ShortForward : ShortHistory {
             store(scores + key, seen);
             top = larger(top, seen);
         }
-        const float highest = largest(top);
+        highest[row] = largest(top);
         for (int32_t key = 0; key < end; key += LANES) {
-            const Vector weight = exp2(load(scores + key) - highest);
+            const Vector weight = exp2(load(scores + key) - highest[row]);
             store(scores + key, weight);
             sum += weight;
         }
-        const float whole = total(sum), lse = highest + log2(every(whole))[0];
-        for (int32_t key = 0; key < end; key += LANES)
-            store(scores + key, load(scores + key) * (1 / whole));
-        keep(place, lse, lse - bias);
+        whole[row] = total(sum);
+    }
+
+    // Output and lse of the one softmax, given its sums.
+    void divide(const ShortRows &rows) const {
+        for (int row = 0; row < rows.count(); row += LANES)
+            store(highest + row, load(highest + row) + log2(load(whole + row)));
+        for (int row = 0; row < rows.count(); row++) {
+            const int64_t at = place(rows, row);
+            keep(at, highest[row], highest[row] - problem.gates[at] * LOG2_E);
+            for (int d = 0; d < ROW; d += LANES)
+                store(out + row * ROW + d, load(out + row * ROW + d) * (1 / whole[row]));
+        }
     }
 
     // Scores to weights of both softmaxes, joined by the gates.

@@ -79,7 +79,7 @@ struct ShortBackward : ShortHistory {
         const float whole = total(mean);
         for (int32_t key = 0; key < end; key += LANES)
             store(slopes + key, load(weights + key) * (load(slopes + key) - whole));
-        problem.grad_gates[place] = total(near_mean) - total(near_share) * whole;
+        problem.grad_gates[place] = total(near_mean - near_share * whole);
     }
 
     // The same by both softmaxes and the gates.
@@ -113,7 +113,7 @@ struct ShortBackward : ShortHistory {
         const int32_t last = end_of(rows, rows.count() - 1);
         for (int32_t key = 0; key < last; key += TILE_ROWS) {
             // Of events before the tile of the key there are no weights.
-            const int32_t before = key / TILE_COLUMNS * TILE_COLUMNS - rows.first;
+            const int32_t before = key / LANES * LANES - rows.first;
             const int first = problem.causal && before > 0 ? before * R : 0;
             if (first >= rows.count()) break;
             multiply_rows({weights + first * width + key, 1, width}, x + first * ROW, ROW,

@@ -41,24 +41,6 @@ static inline Mask lane_numbers() {
 
 static inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
-template <class Combine>
-static inline float fold(Vector x, Combine combine) {
-    float lanes[LANES];
-    store(lanes, x);
-    for (int width = LANES / 2; width; width /= 2)
-        for (int lane = 0; lane < width; lane++)
-            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
-    return lanes[0];
-}
-
-static inline float total(Vector x) {
-    return fold(x, [](float a, float b) { return a + b; });
-}
-
-static inline float largest(Vector x) {
-    return fold(x, [](float a, float b) { return a > b ? a : b; });
-}
-
 // Whether a lane is not 0.
 static inline bool any(Mask x) {
 #if defined(__AVX512F__)
@@ -83,6 +65,25 @@ static inline Vector pick(Vector a, Vector b, From, std::integer_sequence<int, L
     return __builtin_shuffle(a, b, Mask{From()(LANE)...});
 #endif
 }
+
+template <int APART>
+struct Across {
+    constexpr int operator()(int lane) const { return lane ^ APART; }
+};
+
+// All lanes combined, in each of them.
+template <int APART = LANES / 2, class Combine>
+static inline Vector fold(Vector x, Combine combine) {
+    x = combine(x, pick(x, x, Across<APART>(), std::make_integer_sequence<int, LANES>()));
+    if constexpr (APART > 1) return fold<APART / 2>(x, combine);
+    return x;
+}
+
+static inline float total(Vector x) {
+    return fold(x, [](Vector a, Vector b) { return a + b; })[0];
+}
+
+static inline float largest(Vector x) { return fold(x, larger)[0]; }
 
 template <class From, int APART>
 struct Behind {
@@ -137,6 +138,51 @@ static inline Vector totals(const Vector *x) {
         const Vector first = add_apart<Halves, LANES / 2>(sums[0], sums[1]);
         return add_apart<Fours, 4>(first, add_apart<Halves, LANES / 2>(sums[2], sums[3]));
     }
+}
+
+// Two rows of pieces of W lanes: the second pieces of the first row and the first of the second
+// change places.
+template <int W>
+struct FirstRow {
+    constexpr int operator()(int lane) const { return lane & W ? (lane ^ W) + LANES : lane; }
+};
+template <int W>
+struct SecondRow {
+    constexpr int operator()(int lane) const { return lane & W ? lane + LANES : lane ^ W; }
+};
+
+// LANES rows to as many columns.
+template <int W = LANES / 2>
+static inline void transpose(Vector *x) {
+    constexpr auto lanes = std::make_integer_sequence<int, LANES>();
+#pragma GCC unroll 16
+    for (int row = 0; row < LANES; row++) {
+        if (row & W) continue;
+        const Vector first = x[row], second = x[row + W];
+        x[row] = pick(first, second, FirstRow<W>(), lanes);
+        x[row + W] = pick(first, second, SecondRow<W>(), lanes);
+    }
+    if constexpr (W > 1) transpose<W / 2>(x);
+}
+
+// to [count, LANES], rows `step` apart = columns of x [rows, count], of which the rows are `stride`
+// apart and at most LANES; zeros behind them.
+static inline void copy_across(
+    const float *x, int64_t stride, int rows, int count, float *to, int64_t step
+) {
+    int first = 0;
+    for (; first + LANES <= count; first += LANES) {
+        Vector square[LANES];
+#pragma GCC unroll 16
+        for (int row = 0; row < LANES; row++)
+            square[row] = row < rows ? load(x + row * stride + first) : Vector{};
+        transpose(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) store(to + (first + i) * step, square[i]);
+    }
+    for (; first < count; first++)
+        for (int row = 0; row < LANES; row++)
+            to[first * step + row] = row < rows ? x[row * stride + first] : 0;
 }
 
 // 2 ** x, relative error 2e-7; 0 below 2 ** -126. For x up to 127.
