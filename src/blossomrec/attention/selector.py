@@ -130,7 +130,8 @@ def no_choice(blocks: int, rows: Tensor, block_keys: Tensor, spec: BlossomSpec) 
 def sample_sizes(max_length: int, heads: int) -> tuple[int, int]:
     """How many runs of how many events are sampled."""
     limit = max(1, MAX_SCORES // (heads * max_length))
-    together = min(64, max(8, max_length // 32), limit)
+    # The compression goes backward through the histories sampled: the fewer, the less it takes.
+    together = min(64, limit)
     return min(SAMPLES, limit) // together, together
 
 
