@@ -88,7 +88,7 @@ def curves(lines: Iterable[Line]) -> dict[str, list[Line]]:
 
     def place(name: str) -> tuple[bool, bool]:
         impl = next(iter(named[name].values()))["impl"]
-        return impl == "floor", not is_blossom(impl)
+        return impl == "floor", not _is_ours(impl)
 
     return {
         name: [named[name][length] for length in sorted(named[name])]
@@ -105,9 +105,14 @@ def _panels(part: Any, series: dict[str, list[Line]], bench: str) -> None:
     part.legend(handles, names, loc="outside right center", frameon=False, fontsize=8)
 
 
+def _is_ours(impl: str) -> bool:
+    """Whether it is Blossom attention, however it fuses its paths."""
+    return is_blossom(impl.removesuffix("-union"))
+
+
 def _name(line: Line) -> str:
     impl = line["impl"]
-    parts = [f"Blossom ({impl})" if is_blossom(impl) else impl]
+    parts = [f"Blossom ({impl.replace('-', ', ')})" if _is_ours(impl) else impl]
     if line["compress"] != "none":
         parts.append(line["compress"])
     parts.append(f"{line['heads']}/{line['kv_heads']}/{line['head_dim']}")
@@ -126,7 +131,7 @@ def _curve(axes: Any, name: str, points: Sequence[Line], field: str, number: int
     known = [(line["length"], line[field]) for line in points if line.get(field)]
     if not known:
         return
-    floor, ours = points[0]["impl"] == "floor", is_blossom(points[0]["impl"])
+    floor, ours = points[0]["impl"] == "floor", _is_ours(points[0]["impl"])
     axes.plot(
         *zip(*known, strict=True),
         label=name,
