@@ -10,14 +10,19 @@ from blossomrec.attention.compress import MLPCompression
 from implementations import CPU
 
 
-def run(lengths, impl, **options):
-    """Selected blocks, and by name output, loss, and gradients of input and parameters."""
+def run(lengths, impl, *, autocast=False, **options):
+    """Selected blocks, and by name output, loss, and gradients of input and parameters.
+
+    autocast: whether the backward pass is inside a region of bfloat16.
+    """
     layer = make_layer(impl=impl, **options)
     x = torch.randn(sum(lengths), 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
     bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     torch.manual_seed(2)  # of what is sampled
     found = layer(x, bounds, max_length=max(lengths), distil_rows=torch.arange(len(x)))
-    (found.hidden.square().sum() + found.selector_loss).backward()
+    loss = found.hidden.square().sum() + found.selector_loss
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss.backward()
     leaves = {"x": x, **dict(layer.named_parameters())}
     results = {name: each.grad for name, each in leaves.items()}
     results |= {"hidden": found.hidden.detach(), "loss": found.selector_loss.detach()}
@@ -41,6 +46,15 @@ def test_as_with_the_keys_of_all_blocks(lengths, compress, fusion, causal, impl)
     for name, exact in expected.items():
         assert found[name] is not None, name
         assert relative_error(found[name], exact) < 1e-4, name
+
+
+@pytest.mark.parametrize("impl", [CPU])
+def test_backward_inside_autocast(impl):
+    _, found = run((200, 220), impl, compress="mlp", autocast=True)
+    _, expected = run((200, 220), impl, compress="mlp")
+    for name, exact in expected.items():
+        # What PyTorch itself multiplies backward has 8 bits then.
+        assert relative_error(found[name], exact) < 2e-2, name
 
 
 @pytest.mark.parametrize("impl", [CPU])

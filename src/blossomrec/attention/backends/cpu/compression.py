@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
@@ -30,6 +31,7 @@ def pooled_windows(compression: MLPCompression, k: Tensor, windows: tuple[Tensor
 
 class _PooledWindows(torch.autograd.Function):
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(ctx, k, places, inner, bias, outer, *windows):
         ctx.events, groups = len(k), k.shape[1]
         keys = [_keys(k, rows) for rows in windows]
@@ -43,6 +45,7 @@ class _PooledWindows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @custom_bwd(device_type="cpu")
     def backward(ctx, grad):
         places, inner, outer, hidden, *saved = ctx.saved_tensors
         windows, keys = saved[: len(saved) // 2], saved[len(saved) // 2 :]
