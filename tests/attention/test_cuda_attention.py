@@ -152,10 +152,11 @@ def test_a_block_chosen_by_everyone(monkeypatch, fusion):
 
 @once
 @pytest.mark.parametrize("top_n, causal", [(4, True), (3, False), (1, True)], ids=str)
-@pytest.mark.parametrize("counters, segments", [(4096, 512), (8, 2)], ids=str)
-def test_lists_hold_choices_in_the_order_of_events(monkeypatch, counters, segments, top_n, causal):
+@pytest.mark.parametrize("counters, counts", [(4096, 1 << 28), (8, 500), (4096, 1)], ids=str)
+def test_lists_hold_choices_in_the_order_of_events(monkeypatch, counters, counts, top_n, causal):
     monkeypatch.setattr(launch, "COUNTERS", counters)
-    monkeypatch.setattr(launch, "MAX_SEGMENTS", segments)
+    # Room for the counts of all segments, of two, or of less than one.
+    monkeypatch.setattr(launch, "MAX_COUNTS", counts)
     forget()
     lengths, groups, chunk = [40, 0, 1100, 600, 1], 2, launch.CHUNK[16]
     inputs = random_inputs(lengths, heads=2, groups=groups, size=16, dtype=H).to(DEVICE)

@@ -24,7 +24,9 @@ MAX_NEAR = 2
 # One warp takes this many entries of an inverse list, by head size.
 CHUNK = {16: 128, 32: 128, 64: 256}
 # Choices are counted segment by segment, of a multiple of 32 tiles: counts.cu has a lane for each.
-SEGMENT, MAX_SEGMENTS = 32, 512
+# There are fewer segments where each has so many lists that counts would take more than a GiB; the
+# kernels index them with 32 bits.
+SEGMENT, MAX_SEGMENTS, MAX_COUNTS = 32, 512, 1 << 28
 # How many lists one warp counts at a time: four bytes of shared memory each.
 COUNTERS = 4096
 

@@ -105,10 +105,11 @@ def attend_backward(
     """
     q, k, v, gates, selected, cu_seqlens = given
     out, lse = kept
-    q, k, v, grad = *map(_rows, (q, k, v)), _rows(grad.contiguous())
+    q, k, v = map(_rows, (q, k, v))
+    gates, out, grad = map(_aligned, (gates, out, grad))
     kernels = attention_kernels(q, k.shape[1], numbers)
     table = _table(cu_seqlens, len(q))
-    all_given = Given(kernels, q, k, v, _aligned(gates), selected, table, out, lse, grad)
+    all_given = Given(kernels, q, k, v, gates, selected, table, out, lse, grad)
     gradients = _wide_gradients if q.shape[2] in launch.WIDE else _gradients
     return gradients(all_given)
 
@@ -193,7 +194,8 @@ def _inverse(
         int32 [tiles * G, 2]; the list of each chunk, int32.
     """
     tiles, groups, entries = len(table), selected.shape[1], selected.numel()
-    size = launch.SEGMENT * -(-tiles // (launch.SEGMENT * launch.MAX_SEGMENTS))
+    most = max(1, min(launch.MAX_SEGMENTS, launch.MAX_COUNTS // max(1, tiles * groups)))
+    size = launch.SEGMENT * -(-tiles // (launch.SEGMENT * most))
     segments = -(-tiles // size) if tiles else 0
     ranks, order = torch.empty_like(selected), selected.new_empty(entries)
     counts = selected.new_empty(segments, tiles, groups)
