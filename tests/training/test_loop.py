@@ -112,8 +112,8 @@ def test_best_weights_are_kept_not_the_last(tiny_log, split, tmp_path, at_step):
     config = small_config(epochs=3)
     torch.manual_seed(0)
     model = build_model(config.model, tiny_log.num_items)
-    # Before the last step what was learned is lost.
-    at_step(33, lambda: torch.nn.init.zeros_(model.item_embeddings.weight))
+    # Before the last step what was learned is lost, and no single step finds it again.
+    at_step(33, lambda: torch.nn.init.normal_(model.item_embeddings.weight, std=10.0))
     result = train(model, tiny_log, split, config, tmp_path / "run", progress=False)
     assert result.steps == 33 and result.best_epoch < result.epochs
     loaded = load_model(tmp_path / "run")

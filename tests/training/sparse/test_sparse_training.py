@@ -131,7 +131,7 @@ RANKING_OF = {
     "sasrec": {"epochs": 12, "learning_rate": 1e-2},
     # An epoch predicts the masked events alone.
     "bert4rec": {
-        **{"epochs": 75, "validate_every": 25, "mask_probability": 0.3, "tokens_per_batch": 320},
+        **{"epochs": 125, "validate_every": 25, "mask_probability": 0.3, "tokens_per_batch": 320},
         **{"learning_rate": 2e-2, "hidden_size": 32},
     },
 }
