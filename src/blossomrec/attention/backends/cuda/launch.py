@@ -65,13 +65,13 @@ WIDE = {32: Wide(2, 20, 4, 3, 12, 3, 16), 64: Wide(2, 16, 8, 3, 9, 3, 12)}
 # How many warps a multiprocessor holds of the kernels of other heads, by their size: as many as
 # registers leave room for.
 RESIDENT = {16: {"FORWARD": 20, "QUERIES": 24, "KEYS": 18, "LISTS": 24}}
-# The same with one query head a group, whose units of eight events take more registers: fewest of
-# them where a causal union goes forward.
+# The same with one query head a group: units of eight events take more registers. Forward, a causal
+# union takes the fewest of them.
 SINGLE = {"FORWARD": 16, "QUERIES": 16, "KEYS": 24, "LISTS": 20}
 SINGLE_UNION = {"FORWARD": 20}
-# How many of the kernel of the queries it holds where both of two paths look both ways, which takes
-# more registers, and how many with one query head a group.
-BOTH_WAYS, BOTH_WAYS_SINGLE = 20, 12
+# How many of the kernel of the queries it holds at most where both of two paths look both ways,
+# which takes more registers: with heads of 16, with one of these a group, and with wide heads.
+BOTH_WAYS, BOTH_WAYS_SINGLE, BOTH_WAYS_WIDE = 20, 12, 8
 # How many warps make a block of threads: the fastest of 1, 2, 4 and 8 on an H200.
 TOGETHER = {16: 1, 32: 2, 64: 1}
 # The same two numbers of the selection with wide heads, and the share of a multiprocessor's memory,
@@ -177,6 +177,7 @@ def _constants(sizes: tuple[int, int, int, int, bool], causal: bool) -> dict[str
         "BF16": int(is_bfloat16),
         "QUERY_BF16": int(is_bfloat16),
         "CAUSAL": int(causal),
+        # A row of 16 numbers has nothing to read in pairs.
         "PAIRED": int(size in WIDE and size > 16),
         "TOGETHER": 1,
     }
@@ -234,8 +235,10 @@ def _attention(
         forward = of("swept_forward", "swept_forward", WARPS_FORWARD=wide.forward, **sweep)
         ring = {"STAGES": wide.stages, "WARPS_RING": wide.keys, "TOGETHER": 1}
         list_sums, keys = (of("ring_keys", name, **ring) for name in ("ring_sums", "ring_keys"))
-        resident = {"WARPS_QUERIES": min(wide.queries, 8) if both_ways else wide.queries}
-        queries = of("near_queries", "near_queries", SLOTS=wide.slots, TOGETHER=1, **resident)
+        near = {"SLOTS": wide.slots, "WARPS_QUERIES": wide.queries, "TOGETHER": 1}
+        if both_ways:
+            near["WARPS_QUERIES"] = min(wide.queries, BOTH_WAYS_WIDE)
+        queries = of("near_queries", "near_queries", **near)
     else:
         resident = RESIDENT[size]
         if per_group == 1:

@@ -167,12 +167,7 @@ extern "C" __global__ void __launch_bounds__(32, WARPS_QUERIES) near_queries(
         const Unit unit(lane, first, at.length);
         float gate[2][2], logs[SOFTMAXES][2], shift[SOFTMAXES][2];   // [long or short][column]
         int places[2];
-        places_of(places, unit, at, group);
-        load_gates(gate, gates, places);
-        for (int path = 0; path < SOFTMAXES; ++path) {
-            load_two(logs[path], lse + path * plane, places);
-            for (int i = 0; i < 2; ++i) shift[path][i] = 0.0f;
-        }
+        load_paths(gate, logs, shift, places, gates, lse, plane, unit, at, group);
         float bias[2], bias_slopes[2] = {0.0f, 0.0f}, sum[STEPS][4];
         load_bias(bias, gates, unit, at, group, scale);
         for (int s = 0; s < STEPS; ++s) clear(sum[s]);

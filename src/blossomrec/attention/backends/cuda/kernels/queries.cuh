@@ -9,6 +9,21 @@
 // gradient of the bias is the sum of those of the scores it is added to, and as all scores' sum up
 // to 0, minus the sum of the others. The mean of both suffers half as much by the rounding of out.
 
+// Of the columns of a unit: gates and lse of each path, and shifts of zero,
+// [long or short][column]. `places`: of the columns' numbers among [T, H].
+INLINE void load_paths(
+    float (&gate)[2][2], float (&logs)[SOFTMAXES][2], float (&shift)[SOFTMAXES][2],
+    int (&places)[2], const Gates *gates, const float *lse, int plane, const Unit &unit,
+    const Tile &at, int group
+) {
+    places_of(places, unit, at, group);
+    load_gates(gate, gates, places);
+    for (int path = 0; path < SOFTMAXES; ++path) {
+        load_two(logs[path], lse + path * plane, places);
+        for (int i = 0; i < 2; ++i) shift[path][i] = 0.0f;
+    }
+}
+
 // Scores to weights, given the lse of each column; adds up weight * slope.
 INLINE void weigh_again(
     float (&scores)[4], const float (&slopes)[4], const float (&lse)[2], float (&shift)[2],
