@@ -18,7 +18,14 @@ from typing import Any
 import torch
 
 from benchmarks.speed import operations
-from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, WIDE, BenchOptions, Layout
+from benchmarks.speed.bench_options import (
+    FASTEST_DENSE,
+    PUBLISHED,
+    UNION,
+    WIDE,
+    BenchOptions,
+    Layout,
+)
 from benchmarks.speed.flex import TILE
 from benchmarks.speed.history_lengths import equal_lengths, real_lengths
 from benchmarks.speed.instruments.floor import floor_mib, floor_milliseconds
@@ -129,7 +136,7 @@ def operation(case: Case, lengths: tuple[int, ...], device: str, dtype: torch.dt
 
 
 def _blossom(options: BenchOptions) -> list[tuple[str, str]]:
-    forms = [impl + fusion for impl in options.blossom for fusion in ("", operations.UNION)]
+    forms = [impl + fusion for impl in options.blossom for fusion in ("", UNION)]
     return [(form, way) for form in forms for way in ("mean", "mlp")]
 
 

@@ -34,6 +34,8 @@ class Layout(NamedTuple):
 PUBLISHED = Layout(8, 2, 16)
 BLOCK_SIZE = 16
 WIDE = Layout(4, 2, 64)
+# Ends the name of an implementation whose paths are fused by a union.
+UNION = "-union"
 # The fastest layout of dense attention for the hidden size of the published one.
 FASTEST_DENSE = Layout(2, 2, 64)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.speed.bench_options import BLOCK_SIZE, Layout
+from benchmarks.speed.bench_options import BLOCK_SIZE, UNION, Layout
 from benchmarks.speed.history_lengths import packed
 from blossomrec.attention import BlossomSpec, blossom_attention
 from blossomrec.attention.api import resolve
@@ -20,8 +20,6 @@ from blossomrec.attention.spec import Heads
 from blossomrec.models.full import bucketed_attention, packed_attention
 from blossomrec.training.state import seeded
 
-# Ends the name of an implementation whose paths are fused by a union.
-UNION = "-union"
 BACKENDS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 TOP_N, WINDOW = 4, 8
 
