@@ -194,6 +194,8 @@ def measure(case: Case, logs: Path, runs: Path, jobs: int = 1) -> tuple[list[Lin
         keep=1,
         progress=False,
     )
+    if found.config is None:
+        raise BlossomRecError(f"{case.name}: no trial came to its end")
     best = ranked(found.trials)[0]
     lines, headlines = [], [f"validation {best[DECISIVE]:.4f}"]
     for seed in case.seeds:
@@ -214,7 +216,7 @@ def _told(found: TuneResult, best: Line) -> Line:
         "options": best["options"],
         "best_trial": best["trial"],
         "validation": round(best[DECISIVE], 6),
-        "first_validation": round(first[DECISIVE], 6),
+        "first_validation": first[DECISIVE] and round(first[DECISIVE], 6),
         "states": {state: states.count(state) for state in dict.fromkeys(states)},
         "seconds": round(sum(trial["seconds"] or 0 for trial in found.trials), 1),
     }

@@ -46,7 +46,9 @@ def tuned() -> str:
                 ": ".join(key),
                 str(search["trials"]),
                 str(len(lines[key])),
-                *(f"{search[name]:.4f}" for name in ("first_validation", "validation")),
+                # The first trial may have failed.
+                "" if search["first_validation"] is None else f"{search['first_validation']:.4f}",
+                f"{search['validation']:.4f}",
                 *(averaged(lines[key], name) for name in ("hr@10", "ndcg@10")),
                 *tested.get(key, ("", "")),
             ]

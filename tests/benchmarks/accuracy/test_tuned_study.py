@@ -11,6 +11,7 @@ from benchmarks.accuracy.paper_tables import DENSE, TABLES, Form, PaperTable
 from benchmarks.accuracy.tuned_study import SPACES, Case
 from blossomrec.data.log import EventLog
 from blossomrec.errors import BlossomRecError
+from blossomrec.tuning import search
 from blossomrec.tuning.space import names, read_space
 
 pytest.importorskip("optuna")
@@ -70,20 +71,20 @@ def test_models_are_tuned_alike_and_tested_with_what_was_best(
     lines = read(out)
     searches = {line["model"]: line for line in lines if line.get("measure") == "tuning"}
     assert set(searches) == {DENSE, "GRU4Rec"}
-    for model, search in searches.items():
-        assert (search["dataset"], search["trials"], search["seeds"]) == ("one", 2, [0, 1])
-        assert sum(search["states"].values()) == 2
-        assert search["validation"] >= search["first_validation"] > 0
+    for model, told in searches.items():
+        assert (told["dataset"], told["trials"], told["seeds"]) == ("one", 2, [0, 1])
+        assert sum(told["states"].values()) == 2
+        assert told["validation"] >= told["first_validation"] > 0
         measured = [line for line in lines if "metrics" in line and line["model"] == model]
         assert sorted((line["seed"], line["ranking"][:3]) for line in measured) == [
             (seed, ranking) for seed in (0, 1) for ranking in ("ful", "uni")
         ]
-        for name, value in search["options"].items():
+        for name, value in told["options"].items():
             # Not the defaults of the data set, but what was found.
             assert {line["options"][name.split(".")[1]] for line in measured} == {value}
         # By the same seed, what was best in the search is what is trained.
         first = next(line for line in measured if line["seed"] == 0)
-        assert first["validation"]["ndcg@10"] == pytest.approx(search["validation"], abs=2e-6)
+        assert first["validation"]["ndcg@10"] == pytest.approx(told["validation"], abs=2e-6)
     (test,) = [line for line in lines if "paired" in line]
     assert (test["model"], test["against"], test["seeds"]) == ("GRU4Rec", DENSE, [0, 1])
 
@@ -109,6 +110,16 @@ def test_what_did_not_finish_is_named_and_done_by_the_next_call(logs, tmp_path, 
     monkeypatch.setattr(tuned_study, "measure", original)
     tuned_study.measure_tuned(logs, **given)
     assert [line["model"] for line in read(out) if "paired" in line] == ["GRU4Rec"]
+
+
+def test_a_search_without_a_trial_that_ended_is_named(logs, tmp_path, monkeypatch, capsys):
+    nothing = search.TuneResult(config=None, value=None, trials=[], importances={})
+    monkeypatch.setattr(search, "tune", lambda *_, **__: nothing)
+    with pytest.raises(BlossomRecError, match="1 of 1 did not finish: one GRU4Rec, 1 trials"):
+        tuned_study.measure_tuned(
+            logs, models=["GRU4Rec"], trials=1, out=tmp_path / "out.jsonl", runs=tmp_path / "runs"
+        )
+    assert "one GRU4Rec, 1 trials: no trial came to its end" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
