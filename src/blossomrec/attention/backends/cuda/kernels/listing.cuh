@@ -3,7 +3,8 @@
 // Tiles are cut into segments. For each segment and group a warp goes through the choices in the order
 // of events, and counts those of each list: the count so far is the rank of a choice inside the
 // segment. The counts of earlier segments are then added up list by list, which gives lists their
-// lengths, and choices their places. Choices stay in their history, so that few lists concern a segment.
+// lengths, and choices their places. Choices stay in their history, so that few lists have any in a
+// segment.
 //
 // Lists find room in the order in which warps come to ask for it, which may differ between runs. What
 // is in a list, and in which order, does not.

@@ -66,14 +66,7 @@ INLINE void multiply_by_halves(
 
 // The near pattern of a unit by its number in the tile.
 INLINE NearPattern pattern_of(int number, int lane) {
-    NearPattern pattern(lane / 4, lane % 4);
-    for (int i = 0; i < 2; ++i) {
-        pattern.distance[i] += number * EVENTS;
-#if CAUSAL
-        pattern.bits[i] >>= number * EVENTS;
-#endif
-    }
-    return pattern;
+    return NearPattern(lane / 4, lane % 4).later(number * EVENTS);
 }
 
 // As hide_unseen, of a unit's own pattern. Without branches, for which the next fetch would wait.
