@@ -164,7 +164,16 @@ def test_lists_hold_choices_in_the_order_of_events(monkeypatch, counters, counts
     selected = random_choices(lengths, groups, top_n, causal)
     kernels = launch.attention_kernels(inputs.q, groups, numbers)
     table = operators._table(inputs.cu_seqlens, sum(lengths))
-    found = operators._inverse(kernels, selected.to(DEVICE), table, chunk)
+    taken = []
+
+    def count_choices(*given):
+        taken.append(given[4].numel())
+        kernels.count_choices(*given)
+
+    counting = kernels._replace(count_choices=count_choices)
+    found = operators._inverse(counting, selected.to(DEVICE), table, chunk)
+    # A segment has a count for each list at least.
+    assert taken[0] <= max(counts, len(table) * groups)
     order, bounds, owners = (x.tolist() for x in found)
     first_tiles = torch.tensor([0, 3, 3, 72, 110]).repeat_interleave(torch.tensor(lengths))
     lists = (first_tiles[:, None, None] + selected) * groups + torch.arange(groups)[:, None]
