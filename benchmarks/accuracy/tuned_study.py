@@ -1,28 +1,27 @@
 """The models of the paper's table of accuracy, each tuned as much as the others.
 
-Options are searched by ``blossomrec tune``, in the spaces of the package, with as many trials of
-every model; the first trial is the model as that table has it. What is reported are trainings with
+Every model has as many trials: trainings with options at random from its space of ``blossomrec
+tune``, the first one with those of that table. They are the trials that ``tune`` begins with, each
+by itself, so that they can run in any order and go on anywhere. What is reported are trainings with
 the options that were best on validation events, by several seeds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks.accuracy import accuracy_study as study
+from benchmarks.accuracy import accuracy_study
 from benchmarks.accuracy.paper_tables import PRESETS, TABLES, Form
-from benchmarks.accuracy.paper_training import Line, Training
+from benchmarks.accuracy.paper_training import Line, Training, measured
 from benchmarks.accuracy.paper_training import measure as measure_training
 from benchmarks.accuracy.reproduce import Plan, append_tests, read
 from benchmarks.job_queue import FOREVER
 from blossomrec.errors import BlossomRecError, ConfigError
-
-if TYPE_CHECKING:
-    from blossomrec.tuning.search import TuneResult
 
 # The search space of each model, by its name in the lines.
 SPACES = {
@@ -37,62 +36,84 @@ SPACES = {
     "HSTU": "hstu",
     "eSASRec": "esasrec",
 }
-TRIALS = 12
-TUNING = "tuning"
+TRIALS = 6
+TRIAL = "trial"
 
 
 @dataclass(frozen=True)
-class Case:
-    """A model to tune on a data set, and to train with the best options once for each seed.
+class Trial:
+    """A training of a model on a data set with the options of a number; 0 are those of the table.
 
     Attributes:
-        trials: how many options are tried, those of the table of accuracy first.
         epochs: most epochs of a training; None are those of the data set.
     """
 
     dataset: str
     model: str
-    trials: int = TRIALS
-    seeds: tuple[int, ...] = (0, 1, 2)
+    number: int
     epochs: int | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.dataset} {self.model}, {self.trials} trials"
+        return f"{self.dataset} {self.model} trial {self.number}"
 
     @property
     def key(self) -> Line:
-        """What tells the line of its search from those of others."""
+        """What tells its line from those of others."""
         return {
-            "measure": TUNING,
+            "measure": TRIAL,
             "dataset": self.dataset,
             "model": self.model,
-            "trials": self.trials,
-            "seeds": list(self.seeds),
+            "trial": self.number,
             "most_epochs": self.epochs,
         }
 
-    def training(self, options: Line | None = None, seed: int = 0) -> Training:
-        """The training of a seed, with options by names such as ``model.dropout``."""
-        form, max_len = _forms()[self.model], PRESETS[self.dataset].max_len
-        return Training(self.dataset, _with(form, options or {}), max_len, seed, self.epochs)
+    @property
+    def options(self) -> Line:
+        """The options that are searched, by names such as ``model.dropout``."""
+        return drawn(self.dataset, self.model, self.number)
 
 
-def _forms() -> dict[str, Form]:
-    return {form.name: form for form in TABLES["accuracy"].forms}
+def drawn(dataset: str, model: str, number: int) -> Line:
+    """The options of a trial, by names such as ``model.dropout``.
+
+    They follow from the number alone, and are those that a search by ``tune`` draws for it before
+    others decide.
+    """
+    from blossomrec.tuning.options import TuneOptions
+    from blossomrec.tuning.space import read_space
+    from blossomrec.tuning.study import load_optuna, sampler, suggest
+
+    config = training_with({}, dataset, model).configure()
+    space = read_space(SPACES[model], config.model)
+    if number == 0:
+        own = space.values_of(config)
+        if own is None:
+            raise ConfigError(f"{space.source} does not have the options of {model} on {dataset}")
+        return own
+    study = load_optuna().create_study(sampler=sampler(TuneOptions(), number))
+    return suggest(study.ask(), space)
 
 
-def _with(form: Form, options: Line) -> Form:
-    """A form with options that are searched, in place of its own."""
+def training_with(
+    options: Line, dataset: str, model: str, seed: int = 0, epochs: int | None = None
+) -> Training:
+    """The training of a model with options that are searched in place of its own."""
+    form = _forms()[model]
     sections: dict[str, dict[str, Any]] = {"model": {}, "training": {}}
     for name, value in options.items():
         section, option = name.split(".")
         sections[section][option] = value
-    return dataclasses.replace(
+    form = dataclasses.replace(
         form,
         model={**form.model, **sections["model"]},
         training={**form.training, **sections["training"]},
     )
+    return Training(dataset, form, PRESETS[dataset].max_len, seed, epochs)
+
+
+def _forms() -> dict[str, Form]:
+    return {form.name: form for form in TABLES["accuracy"].forms}
 
 
 def measure_tuned(
@@ -117,9 +138,10 @@ def measure_tuned(
         trials: options that are tried of each model, the first of them those of that table
         seeds: of the trainings with the best options; 0, 1 and 2 without it
         epochs: most epochs, if other than a data set's own
-        out: JSONL file that gets lines for each model; what it has is not done again
-        runs: where searches and run folders go; what was stopped goes on
-        jobs: how many models are tuned at the same time, on the GPUs in turn
+        out: JSONL file that gets a line for each trial, training and ranking; what it has is not
+            done again
+        runs: where the run folders go; training that was stopped goes on
+        jobs: how many train at the same time, on the GPUs in turn
         seconds: until all has to end; what is not done goes on in the next call
 
     Raises:
@@ -129,22 +151,41 @@ def measure_tuned(
     """
     from blossomrec.tuning.study import load_optuna
 
-    study.check_jobs(jobs)
+    accuracy_study.check_jobs(jobs)
     if trials < 1:
         raise ConfigError(f"trials is {trials}: it must be at least 1")
     load_optuna()
-    of = tuple(dict.fromkeys(seeds or (0, 1, 2)))
+    ends, of = time.time() + seconds, tuple(dict.fromkeys(seeds or (0, 1, 2)))
     cases = planned(datasets, models, trials, of, epochs)
-    lines = read(out)
-    to_do = [case for case in cases if not _found(lines, case)]
-    print(f"{len(cases)} models to tune, {len(to_do)} to do", flush=True)
-    failure = None
-    try:
-        study.in_processes(measure, to_do, logs, runs, out=out, jobs=jobs, seconds=seconds)
-    except BlossomRecError as error:
-        failure = error
-    _append_tests(cases, to_do, of, runs, out)
-    if failure is not None:
+    # A trial of every model, then another: the longer it goes on, the more each was tuned.
+    every = [one for numbered in zip(*cases, strict=True) for one in numbered]
+    known = read(out)
+    to_try = [trial for trial in every if _line_of(known, trial) is None]
+    print(f"{len(every)} trials, {len(to_try)} to do", flush=True)
+
+    def do(measure: Callable[..., Any], to_do: Sequence[Any]) -> BlossomRecError | None:
+        left = ends - time.time() if seconds < FOREVER else FOREVER
+        try:
+            accuracy_study.in_processes(
+                measure, to_do, logs, runs, out=out, jobs=jobs, seconds=left
+            )
+        except BlossomRecError as error:
+            return error
+        return None
+
+    failures = [do(try_options, to_try)]
+    best = [found for case in cases if (found := best_of(read(out), case)) is not None]
+    trainings = [
+        training_with(line["options"], line["dataset"], line["model"], seed, epochs)
+        for line in best
+        for seed in of
+    ]
+    known = read(out)
+    to_do = [training for training in trainings if not measured(known, training)]
+    print(f"{len(trainings)} trainings with the best options, {len(to_do)} to do", flush=True)
+    failures.append(do(measure_training, to_do))
+    append_tests(Plan(trainings, to_do, ()), of, runs, out)
+    for failure in filter(None, failures):
         raise failure
 
 
@@ -152,95 +193,56 @@ def planned(
     datasets: Sequence[str] | None,
     models: Sequence[str] | None,
     trials: int,
-    seeds: tuple[int, ...],
+    seeds: Sequence[int],
     epochs: int | None = None,
-) -> list[Case]:
-    """The cases; ConfigError where a data set, a model or an option is wrong."""
+) -> list[list[Trial]]:
+    """The trials of each model; ConfigError where a data set, a model or an option is wrong."""
     known = TABLES["accuracy"].datasets
     for name in datasets or ():
-        study.known_or_refused(name, known)
+        accuracy_study.known_or_refused(name, known)
     for name in models or ():
-        study.known_or_refused(name, SPACES)
+        accuracy_study.known_or_refused(name, SPACES)
     cases = [
-        Case(dataset, model, trials, seeds, epochs)
+        [Trial(dataset, model, number, epochs) for number in range(trials)]
         for dataset in datasets or known
         for model in models or SPACES
     ]
-    for case in cases:
+    for first, *_ in cases:
         for seed in seeds:
-            case.training(seed=seed).configure()
+            training_with({}, first.dataset, first.model, seed, epochs).configure()
     return cases
 
 
-def measure(case: Case, logs: Path, runs: Path, jobs: int = 1) -> tuple[list[Line], str]:
-    """Tune, train with the best options, evaluate: the lines, and the headline.
-
-    The line of the search comes last: where it is in a file, those of the trainings are, too.
-    """
+def try_options(trial: Trial, logs: Path, runs: Path, jobs: int = 1) -> tuple[list[Line], str]:
+    """Train with the options of a trial: its line, and the headline. Test events are not seen."""
+    from benchmarks.results import provenance
     from blossomrec.data.log import EventLog
     from blossomrec.training.trainer import DECISIVE
-    from blossomrec.tuning.outcome import ranked
-    from blossomrec.tuning.search import tune
 
-    log, first = EventLog.open(logs / case.dataset), case.training()
-    folder = runs / f"{TUNING}-{case.trials}-{first.run(runs).name}"
-    found: TuneResult = tune(
-        log,
-        folder,
-        first.configure(),
-        space=SPACES[case.model],
-        trials=case.trials,
-        jobs=1,
-        keep=1,
-        progress=False,
-    )
-    if found.config is None:
-        raise BlossomRecError(f"{case.name}: no trial came to its end")
-    best = ranked(found.trials)[0]
-    lines, headlines = [], [f"validation {best[DECISIVE]:.4f}"]
-    for seed in case.seeds:
-        training = case.training(best["options"], seed)
-        measured, headline = measure_training(training, logs, runs, jobs)
-        lines += [line | {"trials": case.trials} for line in measured]
-        headlines.append(headline)
-    return [*lines, case.key | _told(found, best) | _where(lines)], "; ".join(headlines)
-
-
-def _told(found: TuneResult, best: Line) -> Line:
-    """What is told of a search: the best options, and how the trials ended."""
-    from blossomrec.training.trainer import DECISIVE
-
-    states = [trial["state"] for trial in found.trials]
-    first = next(trial for trial in found.trials if trial["trial"] == 0)
-    return {
-        "options": best["options"],
-        "best_trial": best["trial"],
-        "validation": round(best[DECISIVE], 6),
-        "first_validation": first[DECISIVE] and round(first[DECISIVE], 6),
-        "states": {state: states.count(state) for state in dict.fromkeys(states)},
-        "seconds": round(sum(trial["seconds"] or 0 for trial in found.trials), 1),
+    options = trial.options
+    training = training_with(options, trial.dataset, trial.model, epochs=trial.epochs)
+    log, run = EventLog.open(logs / trial.dataset), training.run(runs)
+    result, device = accuracy_study.trained(training.configure(), log, run, jobs)
+    value = result.validation[DECISIVE]
+    told = {
+        "options": options,
+        "validation": round(value, 6),
+        "best_epoch": result.best_epoch,
+        "epochs": result.epochs,
+        "seconds": round(result.seconds, 1),
     }
+    line = trial.key | told | provenance(device)
+    return [line], f"{accuracy_study.said(result)}, validation {value:.4f}"
 
 
-def _where(lines: Sequence[Line]) -> Line:
-    """The provenance of lines that were measured together."""
-    return {name: lines[0][name] for name in ("hardware", "versions", "commit")}
+def best_of(lines: Sequence[Line], trials: Sequence[Trial]) -> Line | None:
+    """The line of a model's best trial, the first of equal ones; None where one is missing."""
+    found = [_line_of(lines, trial) for trial in trials]
+    if any(line is None for line in found):
+        return None
+    return max(filter(None, found), key=lambda line: line["validation"])
 
 
-def _found(lines: Sequence[Line], case: Case) -> Line | None:
-    """The line of a case's search, where there is one."""
-    return next((line for line in lines[::-1] if case.key.items() <= line.items()), None)
-
-
-def _append_tests(
-    cases: Sequence[Case], done: Sequence[Case], seeds: Sequence[int], runs: Path, out: Path
-) -> None:
-    """Append the paired test of each model to the tuned one with dense attention."""
-    lines = read(out)
-    searched = [(case, line) for case in cases if (line := _found(lines, case)) is not None]
-    trainings = {
-        case: [case.training(line["options"], seed) for seed in seeds] for case, line in searched
-    }
-    to_do = [one for case in done for one in trainings.get(case, ())]
-    every = [one for some in trainings.values() for one in some]
-    append_tests(Plan(every, to_do, ()), seeds, runs, out)
+def _line_of(lines: Sequence[Line], trial: Trial) -> Line | None:
+    """The last line of a trial, where there is one."""
+    return next((line for line in lines[::-1] if trial.key.items() <= line.items()), None)

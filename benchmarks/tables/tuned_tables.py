@@ -1,11 +1,11 @@
-"""Models that were tuned alike, from results/tuned.jsonl: the last search of each model."""
+"""Models that were tuned alike, from results/tuned.jsonl: the best trial of each model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.accuracy.tuned_study import TUNING
+from benchmarks.accuracy.tuned_study import TRIAL, training_with
 from benchmarks.tables.accuracy_tables import shown_test
 from benchmarks.tables.measured_lines import Line, read, table
 from benchmarks.tables.reproduced_tables import averaged, corrected_over
@@ -14,28 +14,43 @@ from benchmarks.tables.reproduced_tables import averaged, corrected_over
 Key = tuple[str, str]
 
 
-def searches() -> dict[Key, Line]:
-    """The line of the last search of each model on each data set."""
-    lines = [line for line in read("tuned.jsonl") if line.get("measure") == TUNING]
-    return {_key(line): line for line in lines}
-
-
 def _key(line: Line) -> Key:
     return line["dataset"], line["model"]
 
 
-def trainings() -> dict[Key, list[Line]]:
-    """Lines of the trainings with the best options, all items ranked, one for each seed."""
+def trials() -> dict[Key, list[Line]]:
+    """The lines of each model's trials, the last of each number."""
     found: dict[Key, dict[int, Line]] = {}
     for line in read("tuned.jsonl"):
-        if line.get("ranking") == "full":
-            found.setdefault(_key(line), {})[line["seed"]] = line
-    return {key: list(lines.values()) for key, lines in found.items()}
+        if line.get("measure") == TRIAL:
+            found.setdefault(_key(line), {})[line["trial"]] = line
+    return {key: [lines[number] for number in sorted(lines)] for key, lines in found.items()}
+
+
+def best() -> dict[Key, Line]:
+    """The line of each model's best trial, the first of equal ones."""
+    return {key: max(lines, key=lambda line: line["validation"]) for key, lines in trials().items()}
+
+
+def trainings() -> dict[Key, list[Line]]:
+    """Lines of the trainings with the best options, all items ranked, one for each seed.
+
+    Models that are not trained with them yet are left out.
+    """
+    options = {key: (line["options"], line["most_epochs"]) for key, line in best().items()}
+    found: dict[Key, dict[int, Line]] = {key: {} for key in options}
+    for line in read("tuned.jsonl"):
+        key = _key(line)
+        if line.get("ranking") == "full" and key in options:
+            chosen, epochs = options[key]
+            if training_with(chosen, *key, line["seed"], epochs).is_of(line):
+                found[key][line["seed"]] = line
+    return {key: list(lines.values()) for key, lines in found.items() if lines}
 
 
 def tuned() -> str:
     """Metrics of the tuned models, and their difference to tuned dense attention."""
-    lines, found = trainings(), searches()
+    lines, tried, found = trainings(), trials(), best()
     tests = {_key(line): line["paired"] for line in read("tuned.jsonl") if "paired" in line}
     tested = {key: shown_test(*test) for key, test in corrected_over(tests).items()}
     header = ["data: model", "trials", "seeds", "validation, as it was", "validation, tuned"]
@@ -44,22 +59,22 @@ def tuned() -> str:
         (
             [
                 ": ".join(key),
-                str(search["trials"]),
+                str(len(tried[key])),
                 str(len(lines[key])),
-                # The first trial may have failed.
-                "" if search["first_validation"] is None else f"{search['first_validation']:.4f}",
-                f"{search['validation']:.4f}",
+                f"{tried[key][0]['validation']:.4f}",
+                f"{line['validation']:.4f}",
                 *(averaged(lines[key], name) for name in ("hr@10", "ndcg@10")),
                 *tested.get(key, ("", "")),
             ]
-            for key, search in found.items()
+            for key, line in found.items()
+            if key in lines
         ),
     )
 
 
 def options() -> str:
     """The best options of each model, of those that were searched."""
-    found = searches()
+    found = {key: line for key, line in best().items() if key in trainings()}
     names = dict.fromkeys(name for line in found.values() for name in line["options"])
     words = [name.partition(".")[2].replace("_", " ") for name in names]
     return table(

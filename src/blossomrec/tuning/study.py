@@ -151,19 +151,19 @@ def _pruner(search: Search) -> Any:
     return pruners.MedianPruner(options.startup, n_warmup_steps=options.min_epochs)
 
 
-def sampler(search: Search, number: int) -> Any:
+def sampler(options: TuneOptions, number: int) -> Any:
     """The sampler of one trial, whose random numbers are its own.
 
     So a search that was broken off goes on as if it had not been, and processes that sample at
     the same time do not sample the same.
     """
-    seed = int(np.random.SeedSequence([search.options.seed, number]).generate_state(1)[0])
-    return load_optuna().samplers.TPESampler(seed=seed, n_startup_trials=search.options.startup)
+    seed = int(np.random.SeedSequence([options.seed, number]).generate_state(1)[0])
+    return load_optuna().samplers.TPESampler(seed=seed, n_startup_trials=options.startup)
 
 
 def trial_of(study: optuna.Study, search: Search, number: int) -> optuna.Trial:
     """A trial that was begun, by this process or by one that is gone."""
-    study.sampler = sampler(search, number)
+    study.sampler = sampler(search.options, number)
     known = study.get_trials(deepcopy=False)[number]
     return load_optuna().trial.Trial(study, known._trial_id)
 

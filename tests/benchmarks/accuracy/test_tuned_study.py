@@ -8,10 +8,10 @@ from jobs_in_this_process import run_jobs_here
 from benchmarks.accuracy import accuracy_study, paper_tables, tuned_study
 from benchmarks.accuracy.accuracy_study import Preset
 from benchmarks.accuracy.paper_tables import DENSE, TABLES, Form, PaperTable
-from benchmarks.accuracy.tuned_study import SPACES, Case
+from benchmarks.accuracy.tuned_study import SPACES, Trial, training_with
 from blossomrec.data.log import EventLog
 from blossomrec.errors import BlossomRecError
-from blossomrec.tuning import search
+from blossomrec.tuning import tune
 from blossomrec.tuning.space import names, read_space
 
 pytest.importorskip("optuna")
@@ -30,16 +30,27 @@ def test_every_trained_model_of_the_table_of_accuracy_has_a_space_of_its_own():
     assert sorted(SPACES.values()) == names()
     for dataset in TABLES["accuracy"].datasets:
         for model, space in SPACES.items():
-            config = Case(dataset, model).training().configure()
+            config = training_with({}, dataset, model).configure()
             searched = read_space(space, config.model)
             searched.check_base(config)
             # The first trial is the model as the table has it.
-            assert searched.values_of(config) is not None
+            own = Trial(dataset, model, 0).options
+            assert own.keys() == searched.searched.keys()
+            assert training_with(own, dataset, model).configure() == config
+
+
+def test_trials_are_those_that_a_search_begins_with(tiny_events, tmp_path):
+    log = EventLog.prepare(tiny_events, tmp_path / "log")
+    config = training_with({"model.hidden_size": 16}, "amazon-beauty", "SASRec", epochs=1)
+    found = tune(log, tmp_path / "search", config.configure(), space="sasrec", trials=3)
+    drawn = [Trial("amazon-beauty", "SASRec", number).options for number in range(3)]
+    assert [trial["options"] for trial in found.trials] == drawn
+    assert drawn[1] != drawn[2]
 
 
 def test_options_that_were_searched_take_the_place_of_a_models_own():
     options = {"model.layers": 3, "model.dropout": 0.1, "training.negatives": 1_024}
-    config = Case("amazon-beauty", "eSASRec").training(options, seed=2).configure()
+    config = training_with(options, "amazon-beauty", "eSASRec", seed=2).configure()
     assert (config.model.layers, config.model.dropout, config.model.norm) == (3, 0.1, "pre")
     assert (config.training.negatives, config.training.loss) == (1_024, "sampled_softmax")
     assert config.training.seed == 2
@@ -67,59 +78,58 @@ def test_models_are_tuned_alike_and_tested_with_what_was_best(
     out = tmp_path / "out.jsonl"
     given = ("tuned", logs, "--trials", 2, "--seeds", 0, 1, "--out", out)
     given += ("--runs", tmp_path / "runs")
-    assert "2 models to tune, 2 to do" in benchmarks(*given)
+    told = benchmarks(*given)
+    assert "4 trials, 4 to do" in told and "4 trainings with the best options, 4 to do" in told
     lines = read(out)
-    searches = {line["model"]: line for line in lines if line.get("measure") == "tuning"}
-    assert set(searches) == {DENSE, "GRU4Rec"}
-    for model, told in searches.items():
-        assert (told["dataset"], told["trials"], told["seeds"]) == ("one", 2, [0, 1])
-        assert sum(told["states"].values()) == 2
-        assert told["validation"] >= told["first_validation"] > 0
+    trials = [line for line in lines if line.get("measure") == "trial"]
+    # All models have one trial before any has two.
+    assert [(line["model"], line["trial"]) for line in trials] == [
+        *((DENSE, 0), ("GRU4Rec", 0), (DENSE, 1), ("GRU4Rec", 1))
+    ]
+    for model in (DENSE, "GRU4Rec"):
+        best = max(
+            (line for line in trials if line["model"] == model), key=lambda each: each["validation"]
+        )
         measured = [line for line in lines if "metrics" in line and line["model"] == model]
         assert sorted((line["seed"], line["ranking"][:3]) for line in measured) == [
             (seed, ranking) for seed in (0, 1) for ranking in ("ful", "uni")
         ]
-        for name, value in told["options"].items():
+        for name, value in best["options"].items():
             # Not the defaults of the data set, but what was found.
             assert {line["options"][name.split(".")[1]] for line in measured} == {value}
         # By the same seed, what was best in the search is what is trained.
         first = next(line for line in measured if line["seed"] == 0)
-        assert first["validation"]["ndcg@10"] == pytest.approx(told["validation"], abs=2e-6)
+        assert first["validation"]["ndcg@10"] == pytest.approx(best["validation"], abs=2e-6)
     (test,) = [line for line in lines if "paired" in line]
     assert (test["model"], test["against"], test["seeds"]) == ("GRU4Rec", DENSE, [0, 1])
 
     size = out.stat().st_size
-    monkeypatch.setattr(tuned_study, "measure", lambda *_: pytest.fail("tuned again"))
-    assert "2 models to tune, 0 to do" in benchmarks(*given)
+    for name in ("try_options", "measure_training"):
+        monkeypatch.setattr(tuned_study, name, lambda *_: pytest.fail("done again"))
+    told = benchmarks(*given)
+    assert "4 trials, 0 to do" in told and "4 trainings with the best options, 0 to do" in told
     assert out.stat().st_size == size
 
 
 def test_what_did_not_finish_is_named_and_done_by_the_next_call(logs, tmp_path, monkeypatch):
-    original, out = tuned_study.measure, tmp_path / "out.jsonl"
-    given = {"trials": 1, "seeds": [0], "out": out, "runs": tmp_path / "runs"}
+    original, out = tuned_study.try_options, tmp_path / "out.jsonl"
+    given = {"trials": 2, "seeds": [0], "out": out, "runs": tmp_path / "runs"}
 
-    def measure(case, *arguments):
-        if case.model == "GRU4Rec":
+    def try_options(trial, *arguments):
+        if (trial.model, trial.number) == ("GRU4Rec", 1):
             raise BlossomRecError("stopped")
-        return original(case, *arguments)
+        return original(trial, *arguments)
 
-    monkeypatch.setattr(tuned_study, "measure", measure)
-    with pytest.raises(BlossomRecError, match="1 of 2 did not finish: one GRU4Rec, 1 trials"):
+    monkeypatch.setattr(tuned_study, "try_options", try_options)
+    with pytest.raises(BlossomRecError, match="1 of 4 did not finish: one GRU4Rec trial 1"):
         tuned_study.measure_tuned(logs, **given)
-    assert not [line for line in read(out) if line["model"] == "GRU4Rec"]
-    monkeypatch.setattr(tuned_study, "measure", original)
+    # The others are trained with what was best; it is not known of this one yet.
+    lines = read(out)
+    assert {line["model"] for line in lines if "metrics" in line} == {DENSE}
+    assert not [line for line in lines if "paired" in line]
+    monkeypatch.setattr(tuned_study, "try_options", original)
     tuned_study.measure_tuned(logs, **given)
     assert [line["model"] for line in read(out) if "paired" in line] == ["GRU4Rec"]
-
-
-def test_a_search_without_a_trial_that_ended_is_named(logs, tmp_path, monkeypatch, capsys):
-    nothing = search.TuneResult(config=None, value=None, trials=[], importances={})
-    monkeypatch.setattr(search, "tune", lambda *_, **__: nothing)
-    with pytest.raises(BlossomRecError, match="1 of 1 did not finish: one GRU4Rec, 1 trials"):
-        tuned_study.measure_tuned(
-            logs, models=["GRU4Rec"], trials=1, out=tmp_path / "out.jsonl", runs=tmp_path / "runs"
-        )
-    assert "one GRU4Rec, 1 trials: no trial came to its end" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
