@@ -48,6 +48,10 @@ VERBS = {
         "speed.sampled_step:measure_sampled_step",
         "Time and peak memory of a training step with a catalogue of a million items.",
     ),
+    "step-parts": (
+        "speed.step_parts:measure_parts",
+        "Where the time of a training step goes: attention, loss, optimizer, and the rest.",
+    ),
     "data-sizes": (
         "speed.bench_data:measure_sizes",
         "Time, peak memory and disk of preparing folders of Parquet files of several sizes.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from benchmarks.speed.step_parts import PARTS
 from benchmarks.tables.measured_lines import Line, read, table
 from benchmarks.tables.more_gpus import computed
 
@@ -66,6 +67,19 @@ def sampled_step() -> str:
     return table(["catalogue, batch: loss", "sampled items", "step, ms", "peak MiB"], rows)
 
 
+def step_parts() -> str:
+    """Time of a training step, and the shares of its parts in the time of all kernels."""
+    rows = []
+    for line in gpu_lines("step parts", case=("case", "hidden_size")):
+        total = sum(line["parts_ms"].values())
+        shares = (f"{100 * line['parts_ms'][name] / total:.0f} %" for name in PARTS)
+        size = (
+            f"{line['items']:,} items, {line['events']:,} events of histories of {line['length']:,}"
+        )
+        rows.append([f"{size}: {line['form']}", f"{line['ms']:.1f}", f"{total:.1f}", *shares])
+    return table(["catalogue, batch: loss", "step, ms", "kernels, ms", *PARTS], rows)
+
+
 def trained_lines() -> list[Line]:
     """Lines of training on one GPU and several."""
     return gpu_lines("scale", "scale.jsonl", SCALES)
@@ -121,6 +135,7 @@ def scale() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "loss": loss,
     "sampled-step": sampled_step,
+    "step-parts": step_parts,
     "scale": scale,
     "collectives": collectives,
 }

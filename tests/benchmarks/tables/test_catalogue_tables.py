@@ -35,6 +35,18 @@ def step_line(form, negatives, took):
     }
 
 
+def parts_line(took, loss, rest):
+    parts = dict.fromkeys(("optimizer", "feed-forward and norms", "inputs", "other"), 0.0)
+    return {
+        "bench": "step parts",
+        "case": "3,416 items",
+        "form": "exact",
+        **{"items": 3_416, "length": 200, "events": 8_192, "hidden_size": 128, "ms": took},
+        "parts_ms": {"attention": 0.5, "loss": loss, **parts, "other": rest},
+        **{"hardware": "NVIDIA H200", "commit": "b"},
+    }
+
+
 def scale_line(gpus, tokens_per_rank, rate, *, items=1_000_000):
     return {
         "bench": "scale",
@@ -62,6 +74,8 @@ LINES = [
     loss_line("blossomrec", 8_192, 5.0),
     step_line("exact", None, 270.54),
     step_line("sampled", 8_192, 19.4),
+    parts_line(9.0, 9.0, 9.0),
+    parts_line(2.14, 1.0, 0.5),
 ]
 SCALE = [
     scale_line(1, 65_536, 500_000),
@@ -108,4 +122,16 @@ def test_several_gpus_beside_one_where_one_was_measured():
             "9,000",
             "1,221",
         ],
+    ]
+
+
+def test_a_step_by_its_parts():
+    text = catalogue_tables.step_parts()
+    assert "| attention | loss | optimizer | feed-forward and norms | inputs | other |" in text
+    # The last line of a case counts.
+    assert cells(text) == [
+        [
+            "3,416 items, 8,192 events of histories of 200: exact",
+            *("2.1", "2.0", "25 %", "50 %", "0 %", "0 %", "0 %", "25 %"),
+        ]
     ]
