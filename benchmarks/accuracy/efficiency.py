@@ -1,4 +1,7 @@
-"""Time and memory of two layers with each attention: the paper's table of efficiency."""
+"""Time and memory of two layers with each attention: the paper's table of efficiency.
+
+It is what ``speed encoder`` measures, length by length, without what there are lines of.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,18 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.results import hardware
+from benchmarks.results import commit, hardware
 from benchmarks.speed import bench_encoder
 from benchmarks.speed.bench_options import DTYPES, BenchOptions
 from benchmarks.speed.run_bench import run_bench
 from blossomrec.device import resolve_device
 
-LENGTHS = {
-    "cpu": (128, 512, 2_048, 8_192),
-    "cuda": (128, 512, 2_048, 8_192, 16_384, 32_768, 65_536),
-}
+# The other kernels of Blossom attention on a GPU, which is measured by those it takes.
+LEFT_OUT = {"triton"}
 
 
 def measure_efficiency(out: Path, *, dry_run: bool = False) -> bool:
-    """Append a line for each attention and length that ``out`` has none of on this machine.
+    """Append a line of each attention and length, where ``out`` has none of this machine and code.
 
     Args:
         dry_run: only say what would be done.
@@ -47,18 +48,20 @@ def measure_efficiency(out: Path, *, dry_run: bool = False) -> bool:
 def cases(device: str) -> dict[int, set[str]]:
     """Which attentions are to be measured at each length."""
     dtype = DTYPES[bench_encoder.DTYPE[device]]
-    options = BenchOptions(device, dtype, LENGTHS[device], bench_encoder.TOKENS[device])
+    lengths, tokens = bench_encoder.LENGTHS[device], bench_encoder.TOKENS[device]
+    options = BenchOptions(device, dtype, lengths, tokens)
     found: dict[int, set[str]] = {length: set() for length in options.lengths}
     for case in bench_encoder.cases(options):
-        found[case.length].add(case.impl)
+        found[case.length] |= {case.impl} - LEFT_OUT
     return found
 
 
 def measured(out: Path, device: str | torch.device) -> dict[int, set[str]]:
-    """Which attentions have lines of this machine, by length."""
+    """Which attentions have lines of this machine and of this code, by length."""
+    here = {"bench": "encoder", "hardware": hardware(device), "commit": commit()}
     found: dict[int, set[str]] = {}
     for text in out.read_text().splitlines() if out.exists() else ():
         line = json.loads(text)
-        if line.get("bench") == "encoder" and line["hardware"] == hardware(device):
+        if here.items() <= line.items():
             found.setdefault(line["length"], set()).add(line["impl"])
     return found

@@ -125,7 +125,7 @@ def reproduce(
     table: str,
     *,
     logs: Path | None = None,
-    out: Path = Path("results/reproduce.jsonl"),
+    out: Path | None = None,
     runs: Path = Path("runs/reproduce"),
     seeds: list[int] | None = None,
     datasets: list[str] | None = None,
@@ -140,8 +140,9 @@ def reproduce(
     Args:
         table: accuracy, ablation, near-bias, precision, parameters, lengths or efficiency
         logs: folder with a prepared log for each data set, such as ml-1m or completejourney
-        out: JSONL file that gets a line for each training and ranking; what it has is not done
-            again
+        out: JSONL file that gets a line for each training and ranking, results/reproduce.jsonl
+            without it, or for each attention and length, results/speed.jsonl without it; what it
+            has is not done again
         runs: where the run folders go; training that was stopped goes on
         seeds: of the training, each a training of its own; 0, 1 and 2 without it
         datasets: some of the table's; all without it
@@ -167,7 +168,8 @@ def reproduce(
         for name, value in given.items():
             if value is not None:
                 raise ConfigError(f"--{name} is for tables of trainings, not for {EFFICIENCY}")
-        return measure_efficiency(out, dry_run=dry_run)
+        return measure_efficiency(out or Path("results/speed.jsonl"), dry_run=dry_run)
+    out = out or Path("results/reproduce.jsonl")
     wanted, chosen_datasets = chosen(table, datasets)
     if logs is None:
         raise ConfigError(f"{table} needs --logs, the folder of prepared logs")

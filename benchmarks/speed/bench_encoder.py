@@ -38,7 +38,7 @@ from blossomrec.models.sasrec import SASRec
 from blossomrec.models.transformer import TransformerLayer
 from blossomrec.training.state import seeded
 
-LENGTHS = {"cpu": (256, 1_024, 4_096), "cuda": (512, 1_024, 2_048, 4_096, 8_192, 16_384, 65_536)}
+LENGTHS = {"cpu": (256, 1_024, 4_096), "cuda": (128, 512, 1_024, 4_096, 16_384, 65_536)}
 TOKENS = {"cpu": 8_192, "cuda": 131_072}
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 # Copies of a layer's scores that a training step keeps for its backward pass.

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy.paper_tables import TABLES as PAPER
-from benchmarks.tables import speed_tables
 from benchmarks.tables.accuracy_tables import shown_test
 from benchmarks.tables.measured_lines import Line, read, table
 from blossomrec.evaluation.significance import holm
@@ -247,13 +246,6 @@ def events() -> str:
     )
 
 
-def efficiency() -> str:
-    """A training step and inference of two layers, of the machine that was measured last."""
-    lines = [line for line in read("reproduce.jsonl") if line.get("bench") == "encoder"]
-    lines = [line for line in lines if line["hardware"] == lines[-1]["hardware"]]
-    return speed_tables.encoder_rows(sorted(lines, key=lambda line: line["length"]))
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "reproduce-accuracy": accuracy,
     "reproduce-ablation": lambda: choices("ablation"),
@@ -263,7 +255,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "reproduce-lengths": lengths,
     "reproduce-by-length": by_length,
     "reproduce-comparisons": comparisons,
-    "reproduce-efficiency": efficiency,
     "reproduce-events": events,
     "accuracy-short": in_short,
 }

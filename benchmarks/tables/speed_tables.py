@@ -141,11 +141,6 @@ def ragged() -> str:
 
 def encoder() -> str:
     """A training step and inference of two layers."""
-    return encoder_rows(lines("encoder", gpu=True))
-
-
-def encoder_rows(lines: list[Line]) -> str:
-    """The table of such lines."""
     rows = [
         [
             f"{line['length']:,}",
@@ -156,7 +151,7 @@ def encoder_rows(lines: list[Line]) -> str:
             f"{line['forward_ms']:.1f}",
             f"{line['inference_peak_mib']:,.0f}",
         ]
-        for line in lines
+        for line in lines("encoder", gpu=True)
         if line["impl"] != "triton"
     ]
     header = ["length", "H, G, d", "attention", "training step, ms", "peak MiB"]

@@ -11,6 +11,7 @@ from benchmarks.accuracy import accuracy_study, efficiency, paper_tables, reprod
 from benchmarks.accuracy.accuracy_study import Preset
 from benchmarks.accuracy.paper_tables import BLOSSOM, DENSE, TABLES, Form, PaperTable, blossom
 from benchmarks.accuracy.paper_training import Training, measured
+from benchmarks.speed import bench_encoder
 from blossomrec.config import ModelConfig
 from blossomrec.data.log import EventLog
 from blossomrec.errors import BlossomRecError, ConfigError
@@ -197,11 +198,13 @@ def test_one_that_fails_does_not_keep_the_others_from_their_tests(logs, tmp_path
 def test_efficiency_leaves_out_what_was_measured_here(tmp_path, capsys, monkeypatch):
     asked, out = [], tmp_path / "out.jsonl"
     monkeypatch.setattr(efficiency, "resolve_device", lambda device: "cpu")
-    monkeypatch.setattr(efficiency, "LENGTHS", {"cpu": (32, 64)})
+    monkeypatch.setattr(bench_encoder, "LENGTHS", {"cpu": (32, 64)})
     monkeypatch.setattr(efficiency, "run_bench", lambda what, **given: asked.append(given) or True)
-    here = {"bench": "encoder", "hardware": efficiency.hardware("cpu"), "length": 32}
+    here = {"bench": "encoder", "length": 32}
+    here |= {"hardware": efficiency.hardware("cpu"), "commit": efficiency.commit()}
     others = [here | {"impl": impl} for impl in efficiency.cases("cpu")[32] - {"mamba"}]
-    lines = [*others, here | {"impl": "mamba", "hardware": "elsewhere"}]
+    elsewhere = ({"hardware": "elsewhere"}, {"commit": "another"})
+    lines = [*others, *(here | {"impl": "mamba"} | other for other in elsewhere)]
     out.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert reproduce.reproduce("efficiency", out=out, dry_run=True) and not asked
     assert reproduce.reproduce("efficiency", out=out)

@@ -132,21 +132,6 @@ def test_longest_histories_are_columns_and_users_are_told_by_theirs(given):
     ]
 
 
-def test_efficiency_is_that_of_one_machine(given):
-    def cost(impl, length, hardware="here"):
-        times = {"forward_ms": 1.0, "forward_backward_ms": 2.0}
-        memory = {"peak_mib": 3.0, "inference_peak_mib": 4.0}
-        names = {"bench": "encoder", "impl": impl, "length": length, "hardware": hardware}
-        heads = {"heads": 8, "kv_heads": 8, "head_dim": 16, "compress": "none"}
-        return {**names, **heads, **times, **memory}
-
-    given(cost("naive", 1, "there"), cost("mamba", 512), cost("linrec", 128))
-    assert cells(reproduced_tables.efficiency()) == [
-        ["128", "8, 8, 16", "linear, LinRec", "2.0", "3", "1.0", "4"],
-        ["512", "8, 8, 16", "state space, Mamba", "2.0", "3", "1.0", "4"],
-    ]
-
-
 def test_models_of_long_histories_are_tested_beside_each_other(given):
     key = {"dataset": "completejourney", "max_len": 1_024}
     given(

@@ -49,3 +49,19 @@ def test_ranking_stands_beside_the_product_and_topk(monkeypatch):
         [*start, "", "12.5", "800,000", "0.25", "40.0", "600"],
         [*start, "half, 200 seen", "25.0", "400,000", "0.50", "40.0", "600"],
     ]
+
+
+def test_two_layers_with_each_attention_stand_beside_each_other(monkeypatch):
+    def cost(impl, length, commit="b", **more):
+        times = {"forward_ms": 1.0, "forward_backward_ms": 2.0}
+        memory = {"peak_mib": 3.0, "inference_peak_mib": 4.0}
+        heads = {"heads": 8, "kv_heads": 8, "head_dim": 16, "compress": "none"}
+        names = {"bench": "encoder", "impl": impl, "length": length, "hardware": "NVIDIA H200"}
+        return {**names, **heads, **times, **memory, "commit": commit} | more
+
+    lines = [cost("naive", 1, "a"), cost("mamba", 512, graph=True), cost("linrec", 128)]
+    monkeypatch.setattr(speed_tables, "read", lambda name: [*lines, cost("triton", 128)])
+    assert cells(speed_tables.encoder()) == [
+        ["128", "8, 8, 16", "linear, LinRec", "2.0", "3", "1.0", "4"],
+        ["512", "8, 8, 16", "state space, Mamba", "2.0 (graph)", "3", "1.0", "4"],
+    ]
