@@ -41,7 +41,7 @@ def hardware() -> str:
     """Machines and versions that the lines were measured on."""
     seen: dict[str, None] = {}
     names = ["accuracy", "fusion", "lengths", "speed", "data", "bulk"]
-    for name in [*names, "features", "inputs", "selector", "serving", "training", "reproduce"]:
+    for name in [*names, "features", "inputs", "selector", "serving", "training", "reproduce", "tuned"]:
         for line in read(f"{name}.jsonl"):
             # Tests are of lines that say where they are from.
             if "paired" in line and "hardware" not in line:
