@@ -28,8 +28,8 @@ static void invoke(void (*kernel)(A...), void **given) {
 """
 CALL = """
 extern "C" int run_{name}(void **given, int warps) {{
-    const int all = (warps + TOGETHER - 1) / TOGETHER * TOGETHER;
-    return launch([](void **each) {{ invoke({name}, each); }}, given, all, TOGETHER);
+    const int blocks = (warps + TOGETHER - 1) / TOGETHER;
+    return launch([](void **each) {{ invoke({name}, each); }}, given, blocks);
 }}
 """
 

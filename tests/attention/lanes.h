@@ -1,4 +1,4 @@
-// Runs a CUDA kernel of independent warps on a CPU: the 32 lanes of a warp are coroutines that meet
+// Runs a CUDA kernel on a CPU: the threads of a block are coroutines, and the 32 lanes of a warp meet
 // at every operation of the whole warp. Slow, exact in what it checks: indices, masks, sums.
 #include <cmath>
 #include <csetjmp>
@@ -65,33 +65,41 @@ struct Index { int x; };
 static thread_local Index blockIdx, threadIdx;
 
 namespace lanes {
+constexpr int THREADS = 32 * TOGETHER;
 struct Given { unsigned words[6]; float numbers[4]; };
-static thread_local Given given[2][32];
-static thread_local int turn[32], arrived[2];
-static thread_local ucontext_t starts[32];
+static thread_local Given given[TOGETHER][2][32];
+static thread_local int turn[THREADS], arrived[TOGETHER][2];
+static thread_local int at_barrier, barriers;
+static thread_local ucontext_t starts[THREADS];
 // Where each goes on. Jumps leave the mask of signals alone, for which contexts ask the kernel.
-static thread_local jmp_buf places[32], scheduler;
-static thread_local bool started[32], done[32];
-static thread_local int current;
+static thread_local jmp_buf places[THREADS], scheduler;
+static thread_local bool started[THREADS], done[THREADS];
+static thread_local int current, warp, thread;   // lane and warp of the thread that runs
 
 static void pause() {
-    if (!_setjmp(places[current])) _longjmp(scheduler, 1);
+    if (!_setjmp(places[thread])) _longjmp(scheduler, 1);
 }
 static void go_on() {
     if (_setjmp(scheduler)) return;
-    if (started[current]) _longjmp(places[current], 1);
-    started[current] = true;
-    setcontext(&starts[current]);
+    if (started[thread]) _longjmp(places[thread], 1);
+    started[thread] = true;
+    setcontext(&starts[thread]);
 }
 
 // Waits until every lane has given something, and returns all that was given.
 static const Given *meet(const Given &mine) {
-    const int lane = current, side = turn[lane] ^= 1;
-    given[side][lane] = mine;
-    arrived[side]++;
-    const int needed = 32;
-    while (arrived[side] % needed != 0) pause();
-    return given[side];
+    const int side = turn[thread] ^= 1;
+    given[warp][side][current] = mine;
+    arrived[warp][side]++;
+    while (arrived[warp][side] % 32 != 0) pause();
+    return given[warp][side];
+}
+
+// Waits until every thread of the block has come here.
+static void meet_block() {
+    const int number = barriers;
+    if (++at_barrier == THREADS) at_barrier = 0, ++barriers;
+    while (barriers == number) pause();
 }
 }
 
@@ -223,21 +231,21 @@ static inline uint4 turned_matrices(Shared row) {
 // Copies of each lane, group by group: none is made before it has to be.
 namespace lanes {
 struct Copy { void *to; const void *from; int bytes; bool held; };
-static thread_local std::vector<std::vector<Copy>> copies[32];
-static thread_local std::vector<Copy> begun[32];
+static thread_local std::vector<std::vector<Copy>> copies[THREADS];
+static thread_local std::vector<Copy> begun[THREADS];
 }
 template <int Offset>
 static inline void copy_16(Shared to, const void *from, bool held) {
     check_alignment((void *)(to + Offset), 16), check_alignment(from, 16);
-    lanes::begun[lanes::current].push_back({(void *)(to + Offset), from, 16, held});
+    lanes::begun[lanes::thread].push_back({(void *)(to + Offset), from, 16, held});
 }
 static inline void commit_copies() {
-    lanes::copies[lanes::current].push_back(std::move(lanes::begun[lanes::current]));
-    lanes::begun[lanes::current].clear();
+    lanes::copies[lanes::thread].push_back(std::move(lanes::begun[lanes::thread]));
+    lanes::begun[lanes::thread].clear();
 }
 template <int Later>
 static inline void wait_for_copies() {
-    auto &groups = lanes::copies[lanes::current];
+    auto &groups = lanes::copies[lanes::thread];
     for (; groups.size() > Later; groups.erase(groups.begin()))
         for (const lanes::Copy &each : groups[0])
             if (each.held) memcpy(each.to, each.from, each.bytes);
@@ -245,41 +253,79 @@ static inline void wait_for_copies() {
     lanes::meet({{}, {}});
 }
 
+// Eight bytes of a lane in shared memory.
+static inline uint2 two_words(Shared at) { return *(const uint2 *)at; }
+template <int Bytes>
+static inline void put_if_above(Shared &to, float x, float bound, int word) {
+    if (!(x > bound)) return;
+    *(uint2 *)to = make_uint2(__float_as_int(x), word);
+    to += Bytes;
+}
+
+// Products of a warpgroup, by the rows that each warp has of them. Pieces of sixteen bytes lie where
+// tensor cores find them: by the row's number among eight, from the lowest bits of the address on.
+static inline void wait_for_block() { lanes::meet_block(); }
+static inline void show_products() {}
+static inline void begin_products() {}
+template <size_t Eights>
+static inline void multiply_keys(
+    float (&sums)[Eights][4], const uint4 &a, Shared keys, int step, bool adds
+) {
+    const lanes::Given *all = lanes::meet({{a.x, a.y, a.z, a.w}, {}});
+    const int g = lanes::current / 4, c = lanes::current % 4;
+    check_alignment((void *)keys, 16 * D);
+    for (int n = 0; n < Eights; ++n)
+        for (int i = 0; i < 4; ++i) {
+            const int row = g + i / 2 * 8, key = 8 * n + 2 * c + i % 2;
+            double sum = adds ? sums[n][i] : 0.0;
+            for (int k = 0; k < 16; ++k) {
+                const size_t place = keys + key / 8 * (16 * D) + key % 8 * (2 * D) + 32 * step + 2 * k;
+                const size_t found = place ^ (place >> 7 & (D / 8 - 1)) << 4;
+                sum += (double)half_of(all[row % 8 * 4 + k % 8 / 2].words[k / 8 * 2 + row / 8], k % 2)
+                    * number_of(*(const unsigned short *)found);
+            }
+            sums[n][i] = (float)sum;
+        }
+}
+static inline void end_products() {}
+template <size_t Eights>
+static inline void wait_for_products(float (&)[Eights][4]) { lanes::meet({{}, {}}); }
+
 typedef void (*Body)(void **);
 static thread_local Body body;
 static thread_local void **arguments;
 
 static void run_lane() {
     body(arguments);
-    lanes::done[lanes::current] = true;
+    lanes::done[lanes::thread] = true;
     lanes::pause();
 }
 
-// Runs the warps of a grid one after another, `together` of them in a thread block. Returns how many
-// accesses were not aligned.
-static int launch(Body kernel, void **given, int warps, int together) {
-    static thread_local std::vector<std::vector<char>> stacks(32, std::vector<char>(1 << 17));
+// Runs the blocks of a grid one after another, each of TOGETHER warps. Returns how many accesses were
+// not aligned.
+static int launch(Body kernel, void **given, int blocks) {
+    using namespace lanes;
+    static thread_local std::vector<std::vector<char>> stacks(THREADS, std::vector<char>(1 << 17));
     body = kernel, arguments = given, misaligned = 0;
-    for (int warp = 0; warp < warps; ++warp) {
-        memset(lanes::turn, 0, sizeof lanes::turn);
-        lanes::arrived[0] = lanes::arrived[1] = 0;
-        for (int i = 0; i < 32; ++i) {
-            lanes::started[i] = lanes::done[i] = false;
-            lanes::copies[i].clear(), lanes::begun[i].clear();
-            getcontext(&lanes::starts[i]);
-            lanes::starts[i].uc_stack.ss_sp = stacks[i].data();
-            lanes::starts[i].uc_stack.ss_size = stacks[i].size();
-            lanes::starts[i].uc_link = nullptr;
-            makecontext(&lanes::starts[i], run_lane, 0);
+    for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
+        memset(turn, 0, sizeof turn), memset(arrived, 0, sizeof arrived);
+        at_barrier = barriers = 0;
+        for (int i = 0; i < THREADS; ++i) {
+            started[i] = done[i] = false;
+            copies[i].clear(), begun[i].clear();
+            getcontext(&starts[i]);
+            starts[i].uc_stack.ss_sp = stacks[i].data();
+            starts[i].uc_stack.ss_size = stacks[i].size();
+            starts[i].uc_link = nullptr;
+            makecontext(&starts[i], run_lane, 0);
         }
-        for (int left = 32; left;) {
+        for (int left = THREADS; left;) {
             left = 0;
-            for (int i = 0; i < 32; ++i) {
-                if (lanes::done[i]) continue;
+            for (int i = 0; i < THREADS; ++i) {
+                if (done[i]) continue;
                 ++left;
-                lanes::current = i;
-                blockIdx.x = warp / together, threadIdx.x = warp % together * 32 + i;
-                lanes::go_on();
+                thread = threadIdx.x = i, current = i % 32, warp = i / 32;
+                go_on();
             }
         }
     }

@@ -36,6 +36,11 @@ def test_code_is_compiled_once_for_each_set_of_constants(compilations):
     assert compilations == ["pack", "pack", "pack", "forward"]
 
 
+def test_only_hopper_has_an_architecture_of_its_own():
+    names = [compiler.architecture_of(each) for each in ((8, 0), (9, 0), (10, 0), (12, 1))]
+    assert names == ["sm_80", "sm_90a", "sm_100", "sm_121"]
+
+
 def test_what_others_may_write_is_not_loaded(compilations, tmp_path):
     compiler.compiled("pack", CONSTANTS, "sm_90")
     (kept,) = (tmp_path / "blossomrec" / "cuda").iterdir()

@@ -40,6 +40,15 @@ def test_attention_does_not_spill(heads, groups, size, causal, is_union, tmp_pat
 
 
 @needs_nvcc
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_selection_by_warpgroups_does_not_spill(causal, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "has_warpgroups", lambda _: True)
+    kernels = launch.selection_kernels(rows(4, 64), 2, 4, causal, 1)
+    assert kernels.select_blocks[0] == "hopper_selection"
+    check_spills(kernels, tmp_path)
+
+
+@needs_nvcc
 @pytest.mark.parametrize("key_parts", [1, 3], ids=["keys of 16 bits", "keys of float32"])
 @pytest.mark.parametrize("heads, groups, size, top_n", CHOOSING, ids=str)
 def test_selection_does_not_spill(heads, groups, size, top_n, key_parts, tmp_path):
@@ -69,7 +78,8 @@ def check_spills(kernels, folder):
         texts = (f"namespace {each} {{\n{compiler.source(each)}\n}}\n" for each in programs)
         source.write_text("".join(texts))
         defines = [f"-D{name}={value}" for name, value in constants.items()]
-        flags = ["-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas", "-v", *defines]
+        architecture = f"-arch={compiler.architecture_of((9, 0))}"
+        flags = ["-std=c++17", architecture, "-cubin", "-Xptxas", "-v", *defines]
         output = [NVCC, *flags, "-o", source.with_suffix(".cubin"), source]
         done = subprocess.run(output, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -23,6 +23,13 @@ PROGRAMS = {
     "split_keys": ("warp.cuh", "split.cuh", "split_keys.cu"),
     "selection": ("warp.cuh", "split.cuh", "choosing.cuh", "selection.cu"),
     "wide_selection": ("warp.cuh", "split.cuh", "choosing.cuh", "wide_selection.cu"),
+    "hopper_selection": (
+        "warp.cuh",
+        "choosing.cuh",
+        "shared.cuh",
+        "warpgroup.cuh",
+        "hopper_selection.cu",
+    ),
     "forward": (*UNITS, "forward.cu"),
     "swept_forward": (*UNITS, "sweep.cuh", "swept_forward.cu"),
     "backward_queries": (*UNITS, "queries.cuh", "backward_queries.cu"),
@@ -121,12 +128,17 @@ def _function(module: ctypes.c_void_p, name: str, carveout: int) -> ctypes.c_voi
 
 @cache
 def _module(program: str, constants: tuple, device: int) -> ctypes.c_void_p:
-    major, minor = torch.cuda.get_device_capability(device)
-    code = compiled(program, dict(constants), f"sm_{major}{minor}")
+    capability = torch.cuda.get_device_capability(device)
+    code = compiled(program, dict(constants), architecture_of(capability))
     module = ctypes.c_void_p()
     with torch.cuda.device(device):
         _check(_driver().cuModuleLoadData(ctypes.byref(module), code), f"loading {program}")
     return module
+
+
+def architecture_of(capability: tuple[int, int]) -> str:
+    """What code is compiled for; Hopper has instructions that no later GPU has."""
+    return "sm_90a" if capability == (9, 0) else "sm_{}{}".format(*capability)
 
 
 def compiled(program: str, constants: Mapping[str, int], architecture: str) -> bytes:

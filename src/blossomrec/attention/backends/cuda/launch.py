@@ -81,6 +81,10 @@ SELECTION_CARVEOUT = 80
 # A multiprocessor holds fewer of its warps where keys come in three parts, and where top_n is above
 # 8: both take more registers.
 WARPS_OF_PARTS, WARPS_OF_MANY = 12, 8
+# The same of heads of 64 on Hopper, whose warps share block keys in shared memory, and how many stages
+# there are for those; and up to which top_n: the choices of each lane are in registers.
+HOPPER_SELECTION = {"WARPS_SELECTION": 16, "TOGETHER": 8, "STAGES": 2}
+HOPPER_CHOICES = 4
 # A table has a multiple of this many tiles. Every number of warps in a block of threads divides it,
 # so that all warps of a block have a tile.
 TILES = 8
@@ -98,6 +102,12 @@ def available() -> bool:
     except compiler.CompilationError:
         return False
     return True
+
+
+@cache
+def has_warpgroups(device: torch.device) -> bool:
+    """Whether tensor cores multiply for four warps at once, as Hopper's do (sm_90a)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def unsupported(target: Target) -> str:
@@ -148,7 +158,7 @@ def selection_kernels(
     q: Tensor, groups: int, top_n: int, causal: bool, key_parts: int
 ) -> Selection:
     """For block keys that are sums of ``key_parts`` bfloat16."""
-    return _selection(_sizes(q, groups, top_n), causal, key_parts)
+    return _selection(_sizes(q, groups, top_n), causal, key_parts, has_warpgroups(q.device))
 
 
 def attention_kernels(q: Tensor, groups: int, numbers: list[int]) -> Attention:
@@ -184,14 +194,20 @@ def _constants(sizes: tuple[int, int, int, int, bool], causal: bool) -> dict[str
 
 
 @lru_cache(maxsize=64)
-def _selection(sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: int) -> Selection:
+def _selection(
+    sizes: tuple[int, int, int, int, bool], causal: bool, key_parts: int, warpgroups: bool
+) -> Selection:
     per_group, _, size, top_n, is_bfloat16 = sizes
     # Products are of bfloat16 whatever the queries are: three of them make a float32.
     common = {**_constants(sizes, causal), "BF16": 1}
     by_head = int(is_bfloat16 and per_group <= 2)
     constants = {**common, "PARTS": key_parts, "BY_HEAD": by_head}
     program, carveout = "selection", 100
-    if size in WIDE:
+    is_plain = by_head and key_parts == 1 and top_n <= HOPPER_CHOICES
+    if warpgroups and size == 64 and is_plain:
+        program = "hopper_selection"
+        constants |= HOPPER_SELECTION
+    elif size in WIDE:
         program, carveout = "wide_selection", SELECTION_CARVEOUT
         constants |= SELECTION
         if top_n > 8:

@@ -42,6 +42,20 @@ INLINE void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" :: "n"(Later) : "memory");
     __syncwarp();
 }
+
+INLINE uint2 two_words(Shared at) {
+    uint2 x;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(at) : "memory");
+    return x;
+}
+
+// Writes a number and a word if the number is above a bound, and moves `to` on by `Bytes`.
+template <int Bytes>
+INLINE void put_if_above(Shared &to, float x, float bound, int word) {
+    asm volatile("{ .reg .pred above; setp.gt.f32 above, %1, %2;\n"
+        "@above st.shared.v2.b32 [%0], {%4, %3}; @above add.u32 %0, %0, %5; }"
+        : "+r"(to) : "f"(x), "f"(bound), "r"(word), "r"(__float_as_int(x)), "n"(Bytes) : "memory");
+}
 #endif
 
 #define PIECES (D / 8)           // of sixteen bytes, in a row of a head

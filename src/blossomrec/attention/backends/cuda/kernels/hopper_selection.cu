@@ -1,0 +1,176 @@
+// Selection with wide heads on Hopper: one warp is one block of queries and one group, the warps of
+// a block of threads share the block keys, which pass through a ring in shared memory. Tensor cores
+// score KEYS of them at a time for the rows of four warps. Few scores pass what the N best of their
+// row have: they wait in shared memory until some lane has no room for more, and then all lanes
+// settle at once which are kept.
+//
+// Queries of the R heads of a group, one or two, are multiplied as they are, and their scores are
+// summed up: which blocks score highest is the same for a sum as for a mean.
+#define PIECE 2                      // eights of a score's row that are looked at together
+#define WAITING (2 * PIECE + 4)      // scores of a row that a lane has room for
+#define PLACE (32 * 8)               // bytes of one of all lanes
+#define SHARED_ROWS (KEYS / TOGETHER)   // that each warp fetches
+
+// Queries of sixteen events as factors A, their numbers in their own order.
+INLINE void load_queries(
+    uint4 (&queries)[R][STEPS], const u16 *q, const Tile &at, int q_event, int q_head, int group,
+    int lane
+) {
+    const int g = lane / 4, c = lane % 4, event = at.first() + g;
+    const u16 *row = row_at(q, at.start + event, q_event) + group * R * q_head + 2 * c;
+    const bool held[2] = {event < at.length, event + 8 < at.length};
+#pragma unroll
+    for (int head = 0; head < R; ++head)
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) {
+            u32 x[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const u16 *two = row + i % 2 * 8 * q_event + head * q_head + 16 * s + i / 2 * 8;
+                x[i] = held[i % 2] ? *reinterpret_cast<const u32 *>(two) : 0;
+            }
+            queries[head][s] = make_uint4(x[0], x[1], x[2], x[3]);
+        }
+}
+
+// Block keys from the first row of a stage on, at the piece that this lane fetches. Behind the last
+// one stands that one.
+struct CopyKeys {
+    const u16 *keys;
+    int first, last;
+
+    template <int Offset>
+    INLINE void fetch(Shared to, int row) const {
+        copy_16<Offset>(to, row_at(keys, min(first + row, last), G * D), true);
+    }
+};
+
+struct alignas(1024) Stage {
+    uint4 pieces[KEYS * PIECES];
+};
+
+// What a lane has seen of one row, two of each eight blocks.
+struct Row {
+    Best best;
+    float bound = -INFINITE;   // what a score has to pass
+    // Scores and blocks that wait, from `first` on; each lane has its own column.
+    Shared first, next;
+
+    INLINE explicit Row(Shared memory) : first(memory), next(memory) {}
+
+    // As many of a row's scores as it has lanes, and N is no more, are as high as the lowest of what
+    // is highest in each lane.
+    INLINE void raise_bound(const float (&scores)[EIGHTS][4], int half) {
+        float lowest = scores[0][2 * half];
+#pragma unroll
+        for (int n = 1; n < 2 * EIGHTS; ++n)
+            lowest = fmaxf(lowest, scores[n / 2][2 * half + n % 2]);
+        for (int mask = 1; mask < 4; mask *= 2) lowest = fminf(lowest, across(lowest, mask));
+        // A little less, so that this score itself passes.
+        bound = fmaxf(bound, lowest - fabsf(lowest) * 0x1p-20f - 0x1p-100f);
+    }
+    // Scores of the blocks from `block` on, of this lane two of each eight.
+    INLINE void add(const float (&scores)[EIGHTS][4], int half, int piece, int block) {
+        float top = scores[PIECE * piece][2 * half];
+#pragma unroll
+        for (int n = 1; n < 2 * PIECE; ++n)
+            top = fmaxf(top, scores[PIECE * piece + n / 2][2 * half + n % 2]);
+        if (!any_lane(top > bound)) return;
+#pragma unroll
+        for (int n = PIECE * piece; n < PIECE * (piece + 1); ++n)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const float score = scores[n][2 * half + i];
+                put_if_above<PLACE>(next, score, bound, block + 8 * n + i);
+            }
+        if (any_lane(next > first + (WAITING - 2 * PIECE) * PLACE)) settle();
+    }
+    // Lets none wait any longer.
+    INLINE void empty() {
+#pragma unroll 1
+        for (Shared at = first; any_lane(at < next); at += PLACE) {
+            const uint2 x = two_words(at);
+            best.add(at < next ? __int_as_float(x.x) : -INFINITE, x.y);
+        }
+        next = first;
+    }
+    // What the other lanes of a row have counts, too: few are then worth a look.
+    INLINE void settle() {
+        empty();
+        bound = fmaxf(bound, fmaxf(best.scores[N - 1], nth_best(best)));
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TOGETHER) select_blocks(
+    const u16 *__restrict__ q, const u16 *__restrict__ keys, const int *__restrict__ table,
+    int *__restrict__ selected, int tiles, int rows, int q_event, int q_head
+) {
+    __shared__ Stage ring[STAGES];
+    __shared__ uint2 waiting[TOGETHER][2][WAITING][32];
+    const int lane = this_lane(), c = lane % 4, warp = warp_of_block(), group = this_group();
+    // The last blocks of a history have the most to look at: they go first.
+    const int number = tiles - 1 - this_tile();
+    const Tile at(table, number), other(table, number + warp - lane % TOGETHER);
+    // Rows of the block keys that this warp chooses among, and all warps of the block of threads.
+    const int reach = reach_of(at), begin = at.first_block_key, other_reach = reach_of(other);
+    const int first_row = lowest(other_reach > 0 ? other.first_block_key : 1 << 30);
+    const int end_row = -lowest(other_reach > 0 ? -(other.first_block_key + other_reach) : 0);
+    const int piece = lane % PIECES;
+    CopyKeys copy{in_registers(keys + group * D + 8 * piece), first_row + SHARED_ROWS * warp, end_row - 1};
+    const Shared memory = shared_address(ring);
+    const Shared own = memory + SHARED_ROWS * ROW_BYTES * warp + bytes_to(lane / PIECES, piece);
+    u32 to = 0, from = 0;   // stages that are written and read next, as offsets
+    const auto fetch = [&] {
+        if (copy.first < end_row) fetch_rows<0, SHARED_ROWS>(own + to, lane, copy);
+        commit_copies();
+        copy.first += KEYS;
+        to = to + sizeof(Stage) < sizeof ring ? to + sizeof(Stage) : 0;
+    };
+    for (int n = 0; n < STAGES - 1; ++n) fetch();
+    uint4 queries[R][STEPS];
+    load_queries(queries, q, at, q_event, q_head, group, lane);
+    // Rows g and g + 8.
+    Row seen[2] = {
+        Row(shared_address(&waiting[warp][0][0][lane])), Row(shared_address(&waiting[warp][1][0][lane]))
+    };
+#pragma unroll 1
+    for (int row = first_row; row < end_row; row += KEYS) {
+        wait_for_copies<STAGES - 2>();
+        show_products();
+        // All have fetched this stage, and are done with the one that is fetched next.
+        wait_for_block();
+        float scores[EIGHTS][4];
+        begin_products();
+#pragma unroll
+        for (int head = 0; head < R; ++head)
+#pragma unroll
+            for (int s = 0; s < STEPS; ++s)
+                multiply_keys(scores, queries[head][s], memory + from, s, head + s > 0);
+        end_products();
+        fetch();
+        wait_for_products(scores);
+        from = from + sizeof(Stage) < sizeof ring ? from + sizeof(Stage) : 0;
+        const int first = row - begin;   // block of the history
+        if (first >= reach || first + KEYS <= 0) continue;
+        if (!CAUSAL || first < 0 || first + KEYS > reach) {
+#pragma unroll
+            for (int n = 0; n < EIGHTS; ++n)
+                for (int i = 0; i < 4; ++i) {
+                    const int block = first + 8 * n + 2 * c + i % 2;
+                    if ((u32)block >= (u32)reach || (!CAUSAL && block == at.block))
+                        scores[n][i] = -INFINITE;
+                }
+        }
+        if (first < KEYS)
+            for (int half = 0; half < 2; ++half) seen[half].raise_bound(scores, half);
+#pragma unroll
+        for (int n = 0; n < EIGHTS / PIECE; ++n)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                seen[half].add(scores, half, n, first + 2 * c);
+    }
+    for (int half = 0; half < 2; ++half) {
+        seen[half].empty();
+        store_chosen(selected, seen[half].best, half, at, group, lane);
+    }
+}
