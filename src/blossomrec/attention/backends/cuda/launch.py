@@ -81,8 +81,8 @@ SELECTION_CARVEOUT = 80
 # A multiprocessor holds fewer of its warps where keys come in three parts, and where top_n is above
 # 8: both take more registers.
 WARPS_OF_PARTS, WARPS_OF_MANY = 12, 8
-# The same of heads of 64 on Hopper, whose warps share block keys in shared memory, and how many stages
-# there are for those; and up to which top_n: the choices of each lane are in registers.
+# The same of heads of 64 on Hopper, whose warps share block keys in shared memory; how many stages
+# there are for those; and up to which top_n, as the choices of each lane are in registers.
 HOPPER_SELECTION = {"WARPS_SELECTION": 16, "TOGETHER": 8, "STAGES": 2}
 HOPPER_CHOICES = 4
 # A table has a multiple of this many tiles. Every number of warps in a block of threads divides it,

@@ -16,13 +16,12 @@ struct Best {
         for (int j = 0; j < N; ++j) scores[j] = -INFINITE, blocks[j] = -1;
     }
     INLINE void add(float score, int block) {
-        for (int j = 0; j < N; ++j)
-            if (score > scores[j]) {
-                const float other_score = scores[j];
-                const int other_block = blocks[j];
-                scores[j] = score, blocks[j] = block;
-                score = other_score, block = other_block;
-            }
+        for (int j = N - 1; j > 0; --j) {
+            const bool moves = score > scores[j - 1], enters = score > scores[j];
+            scores[j] = moves ? scores[j - 1] : enters ? score : scores[j];
+            blocks[j] = moves ? blocks[j - 1] : enters ? block : blocks[j];
+        }
+        if (score > scores[0]) scores[0] = score, blocks[0] = block;
     }
     INLINE void drop_first() {
         for (int j = 0; j + 1 < N; ++j) scores[j] = scores[j + 1], blocks[j] = blocks[j + 1];
