@@ -69,7 +69,7 @@ constexpr int THREADS = 32 * TOGETHER;
 struct Given { unsigned words[6]; float numbers[4]; };
 static thread_local Given given[TOGETHER][2][32];
 static thread_local int turn[THREADS], arrived[TOGETHER][2];
-static thread_local int at_barrier, barriers;
+static thread_local int arrivals[16], meetings[16];   // of each barrier
 static thread_local ucontext_t starts[THREADS];
 // Where each goes on. Jumps leave the mask of signals alone, for which contexts ask the kernel.
 static thread_local jmp_buf places[THREADS], scheduler;
@@ -95,12 +95,6 @@ static const Given *meet(const Given &mine) {
     return given[warp][side];
 }
 
-// Waits until every thread of the block has come here.
-static void meet_block() {
-    const int number = barriers;
-    if (++at_barrier == THREADS) at_barrier = 0, ++barriers;
-    while (barriers == number) pause();
-}
 }
 
 static inline float number_of_f16(unsigned short x) {
@@ -264,7 +258,15 @@ static inline void put_if_above(Shared &to, float x, float bound, int word) {
 
 // Products of a warpgroup, by the rows that each warp has of them. Pieces of sixteen bytes lie where
 // tensor cores find them: by the row's number among eight, from the lowest bits of the address on.
-static inline void wait_for_block() { lanes::meet_block(); }
+#define SHARED_MEMORY(Type, name) static thread_local Type name
+static inline void arrive_at(int barrier, int threads) {
+    if (++lanes::arrivals[barrier] == threads) lanes::arrivals[barrier] = 0, ++lanes::meetings[barrier];
+}
+static inline void wait_at(int barrier, int threads) {
+    const int before = lanes::meetings[barrier];
+    arrive_at(barrier, threads);
+    while (lanes::meetings[barrier] == before) lanes::pause();
+}
 static inline void show_products() {}
 static inline void begin_products() {}
 template <size_t Eights>
@@ -309,7 +311,7 @@ static int launch(Body kernel, void **given, int blocks) {
     body = kernel, arguments = given, misaligned = 0;
     for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
         memset(turn, 0, sizeof turn), memset(arrived, 0, sizeof arrived);
-        at_barrier = barriers = 0;
+        memset(arrivals, 0, sizeof arrivals);
         for (int i = 0; i < THREADS; ++i) {
             started[i] = done[i] = false;
             copies[i].clear(), begun[i].clear();

@@ -35,7 +35,7 @@ def launched(request, emulator):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "has_warpgroups", lambda _: True)
-        sizes = launch.HOPPER_SELECTION | {"TOGETHER": request.param, "STAGES": 16 // request.param}
+        sizes = launch.HOPPER_SELECTION | {"TOGETHER": request.param}
         patch.setattr(launch, "HOPPER_SELECTION", sizes)
         patch.setattr(compiler, "kernel", kernel)
         launch._selection.cache_clear()

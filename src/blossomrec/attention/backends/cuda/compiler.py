@@ -42,8 +42,9 @@ PROGRAMS = {
 }
 WARP = 32
 # Attributes of a function, by their numbers in CUDA's header: the bytes of shared memory that one
-# block of threads takes, and the per cent of a multiprocessor's memory that is shared memory.
-SHARED_BYTES, PREFERRED_CARVEOUT = 1, 9
+# block of threads takes, how many more it may be given at launch, and the per cent of a
+# multiprocessor's memory that is shared memory.
+SHARED_BYTES, MORE_SHARED_BYTES, PREFERRED_CARVEOUT = 1, 8, 9
 
 
 class CompilationError(NotBuiltError):
@@ -65,7 +66,8 @@ def kernel(
         name: of a function in it.
         constants: values of the names that the source leaves open. ``TOGETHER`` among them, 1
             without it, is the number of warps in a block of threads, which share a first-level
-            cache.
+            cache; ``SHARED``, 0 without it, the bytes of shared memory that such a block is given
+            at launch.
         carveout: share of a multiprocessor's memory, in per cent, that a kernel with shared memory
             has as such.
 
@@ -74,6 +76,7 @@ def kernel(
         and floats (float32). It launches on the current stream of the first tensor's device.
     """
     defines, together = tuple(sorted(constants.items())), constants.get("TOGETHER", 1)
+    given = constants.get("SHARED", 0)
     functions: dict[int, ctypes.c_void_p] = {}
 
     def launch(warps: int, *arguments: Any) -> None:
@@ -85,10 +88,10 @@ def kernel(
         if device not in functions:
             module = _module(program, defines, device)
             with torch.cuda.device(device):
-                functions[device] = _function(module, name, carveout)
+                functions[device] = _function(module, name, carveout, given)
         values = [as_argument(each) for each in arguments]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        size = (-(-warps // together), together * WARP)
+        size = (-(-warps // together), together * WARP, given)
         if device == torch.cuda.current_device():
             _launch(functions[device], size, pointers, device)
         else:
@@ -105,21 +108,25 @@ def as_argument(value: Any) -> Any:
     return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int(value)
 
 
-def _launch(function: ctypes.c_void_p, size: tuple[int, int], pointers: Any, device: int) -> None:
+def _launch(
+    function: ctypes.c_void_p, size: tuple[int, int, int], pointers: Any, device: int
+) -> None:
     stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
     launched = _driver().cuLaunchKernel(
-        function, size[0], 1, 1, size[1], 1, 1, 0, stream, pointers, None
+        function, size[0], 1, 1, size[1], 1, 1, size[2], stream, pointers, None
     )
     _check(launched, "launch of a kernel")
 
 
-def _function(module: ctypes.c_void_p, name: str, carveout: int) -> ctypes.c_void_p:
+def _function(module: ctypes.c_void_p, name: str, carveout: int, given: int) -> ctypes.c_void_p:
     function = ctypes.c_void_p()
     found = _driver().cuModuleGetFunction(ctypes.byref(function), module, name.encode())
     _check(found, f"kernel {name}")
     shared = ctypes.c_int()
     _check(_driver().cuFuncGetAttribute(ctypes.byref(shared), SHARED_BYTES, function), name)
-    if shared.value:
+    if given:
+        _check(_driver().cuFuncSetAttribute(function, MORE_SHARED_BYTES, given), name)
+    if shared.value or given:
         # Shared memory is to hold as many blocks of threads as registers do; it is taken from the
         # cache.
         _check(_driver().cuFuncSetAttribute(function, PREFERRED_CARVEOUT, carveout), name)

@@ -83,7 +83,7 @@ SELECTION_CARVEOUT = 80
 WARPS_OF_PARTS, WARPS_OF_MANY = 12, 8
 # The same of heads of 64 on Hopper, whose warps share block keys in shared memory; how many stages
 # there are for those; and up to which top_n, as the choices of each lane are in registers.
-HOPPER_SELECTION = {"WARPS_SELECTION": 16, "TOGETHER": 8, "STAGES": 2}
+HOPPER_SELECTION = {"WARPS_SELECTION": 16, "TOGETHER": 8, "STAGES": 3}
 HOPPER_CHOICES = 4
 # A table has a multiple of this many tiles. Every number of warps in a block of threads divides it,
 # so that all warps of a block have a tile.
@@ -207,6 +207,9 @@ def _selection(
     if warpgroups and size == 64 and is_plain:
         program = "hopper_selection"
         constants |= HOPPER_SELECTION
+        # Stages of 64 rows of 128 bytes, and for each lane 20 scores of either row, of eight bytes.
+        waiting = constants["TOGETHER"] * compiler.WARP * 2 * 20 * 8
+        constants["SHARED"] = constants["STAGES"] * 64 * 128 + waiting
     elif size in WIDE:
         program, carveout = "wide_selection", SELECTION_CARVEOUT
         constants |= SELECTION

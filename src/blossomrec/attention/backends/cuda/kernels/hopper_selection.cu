@@ -7,7 +7,8 @@
 // Queries of the R heads of a group, one or two, are multiplied as they are, and their scores are
 // summed up: which blocks score highest is the same for a sum as for a mean.
 #define PIECE 2                      // eights of a score's row that are looked at together
-#define WAITING (2 * PIECE + 4)      // scores of a row that a lane has room for
+#define FEW 4                        // scores of a row that a lane may leave waiting
+#define WAITING (FEW + 2 * EIGHTS)   // those that it has room for
 #define PLACE (32 * 8)               // bytes of one of all lanes
 #define SHARED_ROWS (KEYS / TOGETHER)   // that each warp fetches
 
@@ -49,6 +50,12 @@ struct alignas(1024) Stage {
     uint4 pieces[KEYS * PIECES];
 };
 
+struct Memory {
+    Stage ring[STAGES];
+    uint2 waiting[TOGETHER][2][WAITING][32];
+};
+static_assert(sizeof(Memory) == SHARED, "as much as is given at launch");
+
 // What a lane has seen of one row, two of each eight blocks.
 struct Row {
     Best best;
@@ -83,30 +90,39 @@ struct Row {
                 const float score = scores[n][2 * half + i];
                 put_if_above<PLACE>(next, score, bound, block + 8 * n + i);
             }
-        if (any_lane(next > first + (WAITING - 2 * PIECE) * PLACE)) settle();
     }
-    // Lets none wait any longer.
-    INLINE void empty() {
-#pragma unroll 1
-        for (Shared at = first; any_lane(at < next); at += PLACE) {
-            const uint2 x = two_words(at);
-            best.add(at < next ? __int_as_float(x.x) : -INFINITE, x.y);
-        }
-        next = first;
-    }
-    // What the other lanes of a row have counts, too: few are then worth a look.
-    INLINE void settle() {
-        empty();
-        bound = fmaxf(bound, fmaxf(best.scores[N - 1], nth_best(best)));
-    }
+    INLINE bool has_many() const { return next > first + FEW * PLACE; }
 };
+
+// Lets none of both rows wait any longer.
+INLINE void empty(Row (&rows)[2]) {
+#pragma unroll 1
+    for (int at = 0; any_lane(rows[0].first + at < rows[0].next || rows[1].first + at < rows[1].next);
+         at += PLACE)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            Row &row = rows[half];
+            const uint2 x = two_words(row.first + at);
+            row.best.add(row.first + at < row.next ? __int_as_float(x.x) : -INFINITE, x.y);
+        }
+    for (int half = 0; half < 2; ++half) rows[half].next = rows[half].first;
+}
+
+// What the other lanes of a row have counts, too: few are then worth a look.
+INLINE void settle(Row (&rows)[2]) {
+    empty(rows);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        Row &row = rows[half];
+        row.bound = fmaxf(row.bound, fmaxf(row.best.scores[N - 1], nth_best(row.best)));
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TOGETHER) select_blocks(
     const u16 *__restrict__ q, const u16 *__restrict__ keys, const int *__restrict__ table,
     int *__restrict__ selected, int tiles, int rows, int q_event, int q_head
 ) {
-    __shared__ Stage ring[STAGES];
-    __shared__ uint2 waiting[TOGETHER][2][WAITING][32];
+    SHARED_MEMORY(Memory, memory);
     const int lane = this_lane(), c = lane % 4, warp = warp_of_block(), group = this_group();
     // The last blocks of a history have the most to look at: they go first.
     const int number = tiles - 1 - this_tile();
@@ -116,40 +132,50 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TO
     const int first_row = lowest(other_reach > 0 ? other.first_block_key : 1 << 30);
     const int end_row = -lowest(other_reach > 0 ? -(other.first_block_key + other_reach) : 0);
     const int piece = lane % PIECES;
-    CopyKeys copy{in_registers(keys + group * D + 8 * piece), first_row + SHARED_ROWS * warp, end_row - 1};
-    const Shared memory = shared_address(ring);
-    const Shared own = memory + SHARED_ROWS * ROW_BYTES * warp + bytes_to(lane / PIECES, piece);
+    CopyKeys copy{
+        in_registers(keys + group * D + 8 * piece), first_row + SHARED_ROWS * warp, end_row - 1
+    };
+    const Shared ring = shared_address(memory.ring);
+    const Shared own = ring + SHARED_ROWS * ROW_BYTES * warp + bytes_to(lane / PIECES, piece);
+    Meeting meeting(warp / WARPGROUP);
     u32 to = 0, from = 0;   // stages that are written and read next, as offsets
     const auto fetch = [&] {
         if (copy.first < end_row) fetch_rows<0, SHARED_ROWS>(own + to, lane, copy);
         commit_copies();
         copy.first += KEYS;
-        to = to + sizeof(Stage) < sizeof ring ? to + sizeof(Stage) : 0;
+        to = to + sizeof(Stage) < sizeof memory.ring ? to + sizeof(Stage) : 0;
     };
-    for (int n = 0; n < STAGES - 1; ++n) fetch();
+    for (int n = 0; n < STAGES - 2; ++n) fetch();
     uint4 queries[R][STEPS];
     load_queries(queries, q, at, q_event, q_head, group, lane);
     // Rows g and g + 8.
     Row seen[2] = {
-        Row(shared_address(&waiting[warp][0][0][lane])), Row(shared_address(&waiting[warp][1][0][lane]))
+        Row(shared_address(&memory.waiting[warp][0][0][lane])),
+        Row(shared_address(&memory.waiting[warp][1][0][lane]))
     };
+    // This warp is done with the stage that it has read, and its part of the next one is there. The
+    // one before is nobody's any longer, and is overwritten.
+    const auto go_on = [&] {
+        wait_for_copies<STAGES - 3>();
+        show_products();
+        meeting.arrive();
+        fetch();
+    };
+    if (first_row < end_row) go_on();
 #pragma unroll 1
     for (int row = first_row; row < end_row; row += KEYS) {
-        wait_for_copies<STAGES - 2>();
-        show_products();
-        // All have fetched this stage, and are done with the one that is fetched next.
-        wait_for_block();
+        meeting.wait();
         float scores[EIGHTS][4];
         begin_products();
 #pragma unroll
         for (int head = 0; head < R; ++head)
 #pragma unroll
             for (int s = 0; s < STEPS; ++s)
-                multiply_keys(scores, queries[head][s], memory + from, s, head + s > 0);
+                multiply_keys(scores, queries[head][s], ring + from, s, head + s > 0);
         end_products();
-        fetch();
         wait_for_products(scores);
-        from = from + sizeof(Stage) < sizeof ring ? from + sizeof(Stage) : 0;
+        if (row + KEYS < end_row) go_on();
+        from = from + sizeof(Stage) < sizeof memory.ring ? from + sizeof(Stage) : 0;
         const int first = row - begin;   // block of the history
         if (first >= reach || first + KEYS <= 0) continue;
         if (!CAUSAL || first < 0 || first + KEYS > reach) {
@@ -168,9 +194,9 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TO
 #pragma unroll
             for (int half = 0; half < 2; ++half)
                 seen[half].add(scores, half, n, first + 2 * c);
+        if (any_lane(seen[0].has_many() || seen[1].has_many())) settle(seen);
     }
-    for (int half = 0; half < 2; ++half) {
-        seen[half].empty();
+    empty(seen);
+    for (int half = 0; half < 2; ++half)
         store_chosen(selected, seen[half].best, half, at, group, lane);
-    }
 }

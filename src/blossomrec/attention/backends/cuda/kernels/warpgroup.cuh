@@ -11,7 +11,16 @@
 #define ALL_SUMS(c) FOUR_SUMS(c[0]), FOUR_SUMS(c[1]), FOUR_SUMS(c[2]), FOUR_SUMS(c[3]), \
     FOUR_SUMS(c[4]), FOUR_SUMS(c[5]), FOUR_SUMS(c[6]), FOUR_SUMS(c[7])
 
-INLINE void wait_for_block() { __syncthreads(); }
+// Memory whose size is given at launch: SHARED bytes.
+#define SHARED_MEMORY(Type, name) extern __shared__ Type all_memory[]; Type &name = all_memory[0]
+
+// Barriers by their number, for `threads` that arrive or wait: in all, those that wait among them.
+INLINE void arrive_at(int barrier, int threads) {
+    asm volatile("barrier.cta.arrive %0, %1;" :: "r"(barrier), "r"(threads) : "memory");
+}
+INLINE void wait_at(int barrier, int threads) {
+    asm volatile("barrier.cta.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory");
+}
 
 // Shows to tensor cores what this thread has written to shared memory, copies that it has waited for
 // among that.
@@ -46,3 +55,21 @@ INLINE void wait_for_products(float (&sums)[EIGHTS][4]) {
     asm volatile("wgmma.wait_group.sync.aligned 0;" : ALL_SUMS(sums) :: "memory");
 }
 #endif
+
+// Where the warpgroups of a block of threads, one or two, wait for each other. A warpgroup that has
+// arrived goes on; it waits at its next step, until its own warps are there and the other warpgroup
+// has arrived. Barriers take turns, since one may arrive again before the other has waited.
+struct Meeting {
+    static constexpr int groups = TOGETHER / WARPGROUP, threads = 32 * TOGETHER;
+    int own, turn = 0;   // number of the warpgroup
+
+    INLINE explicit Meeting(int group) : own(group) {}
+
+    INLINE void arrive() {
+        if (groups > 1) arrive_at(1 + 2 * own + turn, threads);
+    }
+    INLINE void wait() {
+        wait_at(1 + 2 * (groups - 1 - own) + turn, threads);
+        turn ^= 1;
+    }
+};
