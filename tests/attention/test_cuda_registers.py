@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_attention_does_not_spill(heads, groups, size, causal, is_union, tmp_pat
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_selection_by_warpgroups_does_not_spill(causal, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "has_warpgroups", lambda _: True)
-    kernels = launch.selection_kernels(rows(4, 64), 2, 4, causal, 1)
+    kernels: Any = launch.selection_kernels(rows(4, 64), 2, 4, causal, 1)
     assert kernels.select_blocks[0] == "hopper_selection"
     check_spills(kernels, tmp_path)
 
