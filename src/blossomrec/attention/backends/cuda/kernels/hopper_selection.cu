@@ -6,7 +6,6 @@
 //
 // Queries of the R heads of a group, one or two, are multiplied as they are, and their scores are
 // summed up: which blocks score highest is the same for a sum as for a mean.
-#define PIECE 2                      // eights of a score's row that are looked at together
 #define FEW 4                        // scores of a row that a lane may leave waiting
 #define WAITING (FEW + 2 * EIGHTS)   // those that it has room for
 #define PLACE (32 * 8)               // bytes of one of all lanes
@@ -76,20 +75,14 @@ struct Row {
         // A little less, so that this score itself passes.
         bound = fmaxf(bound, lowest - fabsf(lowest) * 0x1p-20f - 0x1p-100f);
     }
-    // Scores of the blocks from `block` on, of this lane two of each eight.
-    INLINE void add(const float (&scores)[EIGHTS][4], int half, int piece, int block) {
-        float top = scores[PIECE * piece][2 * half];
+    // Scores of the blocks from `block` on, of this lane two of each eight. Each is looked at by
+    // itself: in most stages some lane has one that passes, and all would wait for it.
+    INLINE void add(const float (&scores)[EIGHTS][4], int half, int block) {
 #pragma unroll
-        for (int n = 1; n < 2 * PIECE; ++n)
-            top = fmaxf(top, scores[PIECE * piece + n / 2][2 * half + n % 2]);
-        if (!any_lane(top > bound)) return;
+        for (int n = 0; n < EIGHTS; ++n)
 #pragma unroll
-        for (int n = PIECE * piece; n < PIECE * (piece + 1); ++n)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const float score = scores[n][2 * half + i];
-                put_if_above<PLACE>(next, score, bound, block + 8 * n + i);
-            }
+            for (int i = 0; i < 2; ++i)
+                put_if_above<PLACE>(next, scores[n][2 * half + i], bound, block + 8 * n + i);
     }
     INLINE bool has_many() const { return next > first + FEW * PLACE; }
 };
@@ -189,11 +182,7 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TO
         }
         if (first < KEYS)
             for (int half = 0; half < 2; ++half) seen[half].raise_bound(scores, half);
-#pragma unroll
-        for (int n = 0; n < EIGHTS / PIECE; ++n)
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-                seen[half].add(scores, half, n, first + 2 * c);
+        for (int half = 0; half < 2; ++half) seen[half].add(scores, half, first + 2 * c);
         if (any_lane(seen[0].has_many() || seen[1].has_many())) settle(seen);
     }
     empty(seen);
