@@ -14,6 +14,7 @@
 #define EMULATED 1
 #define INLINE inline
 #define __device__
+#define __constant__
 #define __global__
 #define __restrict__
 #define __launch_bounds__(...)

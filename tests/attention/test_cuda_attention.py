@@ -137,6 +137,25 @@ def test_a_union_sees_keys_once_that_stand_in_chosen_blocks(causal):
     check_parity(inputs, **form)
 
 
+@pytest.mark.parametrize(
+    "base, heads, groups, size, form",
+    [
+        (1.5, 4, 1, 16, dict(window=2)),
+        (1.5, 4, 2, 64, dict(causal=False)),
+        (3.0, 2, 2, 32, dict(fusion="union", top_n=3, causal=False)),
+        (4.0, 8, 1, 16, dict(window=20, causal=False)),
+        (4.0, 8, 2, 16, dict(fusion="union")),
+        # There is no far distance in any history.
+        (1e18, 4, 2, 16, {}),
+    ],
+    ids=str,
+)
+def test_powers_of_other_bases(base, heads, groups, size, form):
+    sizes = dict(heads=heads, groups=groups, size=size, dtype=H)
+    inputs = random_inputs([1, 16, 33, 0, 180], **sizes, fusion=form.get("fusion", "gated"))
+    check_parity(inputs, power_base=base, **form)
+
+
 @pytest.mark.parametrize("fusion", ["gated", "union"])
 def test_a_block_chosen_by_everyone(monkeypatch, fusion):
     # Its inverse list is cut into many chunks, and events that choose nothing come last.
@@ -160,7 +179,7 @@ def test_lists_hold_choices_in_the_order_of_events(monkeypatch, counters, counts
     forget()
     lengths, groups, chunk = [40, 0, 1100, 600, 1], 2, launch.CHUNK[16]
     inputs = random_inputs(lengths, heads=2, groups=groups, size=16, dtype=H).to(DEVICE)
-    numbers = [16, top_n, 8, 0, int(causal), 0]
+    numbers = [16, top_n, 8, 0, int(causal), 0, 2, 1]
     selected = random_choices(lengths, groups, top_n, causal)
     kernels = launch.attention_kernels(inputs.q, groups, numbers)
     table = operators._table(inputs.cu_seqlens, sum(lengths))
@@ -379,7 +398,7 @@ def test_the_operators_are_registered_in_full():
     inputs = random_inputs([18], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
     _, selected = attend(*inputs.all(), impl="cuda")
     leaves = inputs.differentiable()
-    numbers = [16, 4, 8, 0, 1, 0]
+    numbers = [16, 4, 8, 0, 1, 0, 2, 1]
     torch.library.opcheck(operators.attend, (*leaves, selected, inputs.cu_seqlens, numbers))
     arguments = (inputs.q.detach(), inputs.block_keys, inputs.cu_seqlens, numbers)
     torch.library.opcheck(operators.select_blocks, arguments)
@@ -411,6 +430,8 @@ def test_compiled_as_one_graph():
         (dict(size=16, dtype=torch.float32), {}, "type is torch.float32"),
         (dict(size=16, heads=2, groups=2), dict(top_n=5), "top_n is 5"),
         (dict(size=16), dict(window=40), "window is 40"),
+        (dict(size=16), dict(power_base=1.4), "power_base is 1.4, the kernels take at least 1.5"),
+        (dict(size=16, heads=2, groups=2), dict(power_base=1.5), "power_base is 1.5"),
     ],
     ids=str,
 )

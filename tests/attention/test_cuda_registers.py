@@ -15,6 +15,8 @@ NVCC = shutil.which("nvcc")
 SPILL_LIMIT = 64
 # The published layout, then those of which a warp holds the most events at a time: one a group.
 LAYOUTS = [(8, 2, 16), (8, 8, 16), (2, 2, 32), (2, 2, 64)]
+# The last number is the base: of the published layout those of the paper, of others the lowest.
+BASES = [(8, 2, 16, 1.5), (8, 2, 16, 3.0), (8, 2, 16, 4.0), (2, 2, 64, 2.001), (4, 2, 64, 1.5)]
 # The last number is top_n.
 CHOOSING = [(8, 2, 16, 4), (2, 2, 32, 4), (4, 2, 64, 4), (8, 1, 64, 32)]
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc, CUDA's compiler")
@@ -36,7 +38,16 @@ def described(monkeypatch):
 @pytest.mark.parametrize("causal", [1, 0], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("heads, groups, size", LAYOUTS, ids=str)
 def test_attention_does_not_spill(heads, groups, size, causal, is_union, tmp_path):
-    numbers = [16, 4, 8, 0, causal, is_union]
+    numbers = [16, 4, 8, 0, causal, is_union, 2, 1]
+    check_spills(launch.attention_kernels(rows(heads, size), groups, numbers), tmp_path)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("is_union", [0, 1], ids=["gated", "union"])
+@pytest.mark.parametrize("causal", [1, 0], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("heads, groups, size, base", BASES, ids=str)
+def test_other_bases_do_not_spill(heads, groups, size, base, causal, is_union, tmp_path):
+    numbers = [16, 4, 8, 0, causal, is_union, *base.as_integer_ratio()]
     check_spills(launch.attention_kernels(rows(heads, size), groups, numbers), tmp_path)
 
 
@@ -63,7 +74,7 @@ def rows(heads, size):
 
 def check_spills(kernels, folder):
     # Kernels whose constants agree are compiled at once: CUDA's headers take longer than a kernel.
-    alike: list[tuple[dict[str, int], dict[str, set[str]]]] = []
+    alike: list[tuple[dict[str, int | str], dict[str, set[str]]]] = []
     for program, name, constants in kernels:
         agree = (
             each
@@ -76,11 +87,12 @@ def check_spills(kernels, folder):
         group[1].setdefault(program, set()).add(name)
     for number, (constants, programs) in enumerate(alike):
         source = folder / f"{number}.cu"
+        # Not as flags: nvcc takes what follows a comma for another one.
+        defines = (f"#define {name} {value}\n" for name, value in constants.items())
         texts = (f"namespace {each} {{\n{compiler.source(each)}\n}}\n" for each in programs)
-        source.write_text("".join(texts))
-        defines = [f"-D{name}={value}" for name, value in constants.items()]
+        source.write_text("".join((*defines, *texts)))
         architecture = f"-arch={compiler.architecture_of((9, 0))}"
-        flags = ["-std=c++17", architecture, "-cubin", "-Xptxas", "-v", *defines]
+        flags = ["-std=c++17", architecture, "-cubin", "-Xptxas", "-v"]
         output = [NVCC, *flags, "-o", source.with_suffix(".cubin"), source]
         done = subprocess.run(output, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

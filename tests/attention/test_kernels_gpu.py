@@ -51,6 +51,22 @@ def test_parity(impl, dtype, fusion, causal, sinks, heads, groups, size):
         assert relative_error(value, other) < TOLERANCE[dtype], name
 
 
+@pytest.mark.parametrize("base", [1.5, 3.0, 4.0])
+@pytest.mark.parametrize("heads, groups, size", [(8, 2, 16), (4, 2, 64), (8, 1, 16)], ids=str)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("fusion", ["gated", "union"])
+def test_powers_of_other_bases(fusion, causal, heads, groups, size, base):
+    sizes = dict(heads=heads, groups=groups, size=size, fusion=fusion)
+    inputs = on_gpu(RAGGED, **sizes)
+    form = dict(causal=causal, fusion=fusion, power_base=base)
+    exact = inputs.to(dtype=torch.float64)
+    _, selected = attend(*exact.all(), impl="reference", **form)
+    expected = outputs_and_gradients(exact, impl="reference", selected=selected, **form)
+    values = outputs_and_gradients(inputs, impl="cuda", selected=selected, **form)
+    for name, value, other in zip(("out", "q", "k", "v", "gates"), values, expected, strict=True):
+        assert relative_error(value, other) < TOLERANCE[torch.bfloat16], name
+
+
 @pytest.mark.parametrize("fusion", ["gated", "union"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_one_long_history_beside_thousands_of_short_ones(impl, dtype, fusion):

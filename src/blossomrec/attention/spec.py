@@ -85,7 +85,7 @@ class BlossomSpec:
 
     @property
     def special(self) -> str:
-        """What of it kernels do not take, as a sentence; empty for most."""
+        """What of it few kernels take, as a sentence for the others; empty for most."""
         for name, value, usual in (("share", self.share, 1), ("power_base", self.power_base, 2)):
             if value != usual:
                 return f"{name} is {value}, the kernels take {usual}"

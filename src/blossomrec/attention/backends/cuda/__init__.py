@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blossomrec.attention.backends.cuda import operators
 from blossomrec.attention.backends.cuda.launch import unsupported
+from blossomrec.attention.backends.gpu.kernel_pattern import LONGEST
 from blossomrec.attention.backends.operator import numbers_of
 from blossomrec.attention.spec import BlossomSpec, Inputs
 
@@ -19,7 +20,9 @@ def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[
     """See :func:`blossomrec.attention.blossom_attention`, which checks the arguments."""
     q, k, v, block_keys, gates, cu_seqlens = inputs
     k, v, gates = k.to(q.dtype), v.to(q.dtype), gates.to(q.dtype)
-    chosen, numbers = selected, numbers_of(spec)
+    # A base beyond all histories leaves the distance 1, like any other such base.
+    base = min(float(spec.power_base), float(LONGEST))
+    chosen, numbers = selected, [*numbers_of(spec), *base.as_integer_ratio()]
     if chosen is None:
         chosen = operators.select_blocks(q.detach(), block_keys.detach(), cu_seqlens, numbers)
     chosen = cast(Tensor, chosen).to(torch.int32).contiguous()

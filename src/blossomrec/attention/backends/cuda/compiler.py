@@ -57,7 +57,7 @@ def source(program: str) -> str:
 
 
 def kernel(
-    program: str, name: str, constants: Mapping[str, int], carveout: int = 100
+    program: str, name: str, constants: Mapping[str, int | str], carveout: int = 100
 ) -> Callable[..., None]:
     """A kernel of independent warps, compiled when it is first launched on a device.
 
@@ -75,8 +75,8 @@ def kernel(
         A function of the number of warps and of the kernel's arguments: tensors, integers (32 bits)
         and floats (float32). It launches on the current stream of the first tensor's device.
     """
-    defines, together = tuple(sorted(constants.items())), constants.get("TOGETHER", 1)
-    given = constants.get("SHARED", 0)
+    defines, together = tuple(sorted(constants.items())), int(constants.get("TOGETHER", 1))
+    given = int(constants.get("SHARED", 0))
     functions: dict[int, ctypes.c_void_p] = {}
 
     def launch(warps: int, *arguments: Any) -> None:
@@ -148,7 +148,7 @@ def architecture_of(capability: tuple[int, int]) -> str:
     return "sm_90a" if capability == (9, 0) else "sm_{}{}".format(*capability)
 
 
-def compiled(program: str, constants: Mapping[str, int], architecture: str) -> bytes:
+def compiled(program: str, constants: Mapping[str, int | str], architecture: str) -> bytes:
     """Machine code of one of PROGRAMS, kept in the user's cache.
 
     Raises:
@@ -158,7 +158,7 @@ def compiled(program: str, constants: Mapping[str, int], architecture: str) -> b
         f"--gpu-architecture={architecture}",
         "--std=c++17",
         "--device-as-default-execution-space",
-        *(f"-D{key}={int(value)}" for key, value in constants.items()),
+        *(f"-D{key}={value}" for key, value in constants.items()),
     ]
     text = source(program)
     made_from = "\0".join([str(torch.version.cuda), *options, text])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blossomrec.attention.backends.cuda import compiler
-from blossomrec.attention.backends.gpu.kernel_pattern import Pattern
+from blossomrec.attention.backends.gpu.kernel_pattern import LONGEST, Pattern, powers_of
 from blossomrec.attention.spec import Target
 
 BLOCK_SIZE = 16
@@ -72,6 +72,10 @@ SINGLE_UNION = {"FORWARD": 20}
 # How many of the kernel of the queries it holds at most where both of two paths look both ways,
 # which takes more registers: with heads of 16, with one of these a group, and with wide heads.
 BOTH_WAYS, BOTH_WAYS_SINGLE, BOTH_WAYS_WIDE = 20, 12, 8
+# How many it holds where distances are no powers of two: there are more far keys and comparisons.
+OTHER_BASE = {"FORWARD": 16, "QUERIES": 12, "KEYS": 12, "LISTS": 20}
+# The lowest base of those powers, and with one query head a group, where a step takes few far keys.
+MIN_BASE, MIN_BASE_SINGLE = 1.5, 2.0
 # How many warps make a block of threads: the fastest of 1, 2, 4 and 8 on an H200.
 TOGETHER = {16: 1, 32: 2, 64: 1}
 # The same two numbers of the selection with wide heads, and the share of a multiprocessor's memory,
@@ -120,6 +124,7 @@ def unsupported(target: Target) -> str:
         ("the number of query heads a key/value head", per_group, HEADS_PER_GROUP),
         ("block_size", spec.block_size, (BLOCK_SIZE,)),
         ("sinks", spec.sinks, (0,)),
+        ("share", spec.share, (1,)),
         ("the type", target.dtype, DTYPES),
     ):
         if value not in choices:
@@ -130,7 +135,10 @@ def unsupported(target: Target) -> str:
     ):
         if value > high:
             return f"{name} is {value}, the kernels take at most {high} here"
-    return spec.special
+    low = MIN_BASE if per_group > 1 else MIN_BASE_SINGLE
+    if spec.power_base < low:
+        return f"power_base is {spec.power_base}, the kernels take at least {low} here"
+    return ""
 
 
 class Selection(NamedTuple):
@@ -163,14 +171,17 @@ def selection_kernels(
 
 def attention_kernels(q: Tensor, groups: int, numbers: list[int]) -> Attention:
     """For histories of at most as many events as ``q`` has; ``numbers`` as operators take them."""
-    _, top_n, window, _, causal, is_union = numbers
-    pattern = Pattern.of(BLOCK_SIZE, window, 0, bool(causal), len(q))
+    _, top_n, window, _, causal, is_union, *ratio = numbers
+    base = ratio[0] / ratio[1]
+    pattern = Pattern.of(BLOCK_SIZE, window, 0, bool(causal), len(q), base)
     sizes = _sizes(q, groups, top_n)
     powers = 2 * sizes[0]
     # A kernel has one step at least, though it may have nothing to do in it.
     steps = max(1, -(-pattern.far // powers))
     short_path = (window, pattern.near, pattern.first_far, steps)
-    return _attention(sizes, short_path, bool(causal), bool(is_union))
+    # All that the steps have room for, so that kernels are the same for many lengths.
+    distances = () if base == 2 else powers_of(base)[: pattern.first_far + steps * powers]
+    return _attention(sizes, short_path, distances, bool(causal), bool(is_union))
 
 
 def _sizes(q: Tensor, groups: int, top_n: int) -> tuple[int, int, int, int, bool]:
@@ -230,12 +241,14 @@ def _selection(
 def _attention(
     sizes: tuple[int, int, int, int, bool],
     short_path: tuple[int, int, int, int],
+    distances: tuple[int, ...],
     causal: bool,
     is_union: bool,
 ) -> Attention:
+    """distances: powers of the short-term path, none where they are those of two."""
     per_group, _, size, *_ = sizes
     names = ("WINDOW", "NEAR", "FIRST_FAR", "FAR_STEPS")
-    constants = {
+    constants: dict[str, int | str] = {
         **_constants(sizes, causal),
         **dict(zip(names, short_path, strict=True)),
         "UNION": int(is_union),
@@ -243,6 +256,8 @@ def _attention(
         "TOGETHER": TOGETHER[size],
     }
     both_ways = not (causal or is_union)
+    if distances:
+        constants["DISTANCES"] = ",".join(map(str, (*distances, LONGEST)))
 
     def of(program: str, name: str, **others: int) -> Callable[..., None]:
         return compiler.kernel(program, name, {**constants, **others})
@@ -255,15 +270,17 @@ def _attention(
         ring = {"STAGES": wide.stages, "WARPS_RING": wide.keys, "TOGETHER": 1}
         list_sums, keys = (of("ring_keys", name, **ring) for name in ("ring_sums", "ring_keys"))
         near = {"SLOTS": wide.slots, "WARPS_QUERIES": wide.queries, "TOGETHER": 1}
-        if both_ways:
+        if both_ways or distances:
             near["WARPS_QUERIES"] = min(wide.queries, BOTH_WAYS_WIDE)
         queries = of("near_queries", "near_queries", **near)
     else:
         resident = RESIDENT[size]
-        if per_group == 1:
+        if distances:
+            resident = OTHER_BASE
+        elif per_group == 1:
             resident = resident | SINGLE | (SINGLE_UNION if causal and is_union else {})
         constants |= {f"WARPS_{name}": warps for name, warps in resident.items()}
-        if both_ways:
+        if both_ways and not distances:
             constants["WARPS_QUERIES"] = BOTH_WAYS if per_group > 1 else BOTH_WAYS_SINGLE
         forward, queries = of("forward", "forward"), of("backward_queries", "backward_queries")
         list_sums, keys = (of("backward_keys", name) for name in ("list_sums", "backward_keys"))

@@ -26,7 +26,7 @@ def _empty_select_blocks(q, block_keys, cu_seqlens, numbers):
 @operator(_empty_select_blocks)
 def select_blocks(q: Tensor, block_keys: Tensor, cu_seqlens: Tensor, numbers: list[int]) -> Tensor:
     """The most important blocks of each event, int32 [T, G, top_n], see the reference."""
-    _, top_n, _, _, causal, _ = numbers
+    _, top_n, _, _, causal, *_ = numbers
     total, groups, q = len(q), block_keys.shape[1], _rows(q)
     exact = block_keys.dtype == torch.bfloat16
     kernels = selection_kernels(q, groups, top_n, bool(causal), 1 if exact else 3)

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import cache
+
+from blossomrec.attention.pattern import NearPattern
+
+# Longer than any history, of which kernels count the events of all heads in 32 bits.
+LONGEST = 1 << 30
+
+
+@cache
+def powers_of(base: float) -> tuple[int, ...]:
+    """Powers of ``base``, rounded, each once and rising, that are distances in some history."""
+    return tuple(NearPattern(window=1, base=base).distances(LONGEST)[1:])
 
 
 @dataclass(frozen=True)
@@ -12,8 +25,8 @@ class Pattern:
     Attributes:
         near: neighbouring blocks, on one side, that hold every visible distance up to
             ``near * block_size``.
-        first_far, far: exponent of the first power of two beyond, and how many of them the longest
-            possible history has.
+        first_far, far: number of the first power beyond among ``powers_of`` the base, its exponent
+            where that is two, and how many of them the longest possible history has.
         sink_blocks: blocks that can hold sinks.
     """
 
@@ -27,9 +40,11 @@ class Pattern:
     sink_blocks: int
 
     @staticmethod
-    def of(block_size: int, window: int, sinks: int, causal: bool, total: int) -> Pattern:
-        near = max(1, -(-(window - 1) // block_size))
-        first_far = (near * block_size).bit_length()
+    def of(
+        block_size: int, window: int, sinks: int, causal: bool, total: int, base: float = 2.0
+    ) -> Pattern:
+        near, powers = max(1, -(-(window - 1) // block_size)), powers_of(base)
+        first_far = bisect_right(powers, near * block_size)
         # The last sinks of a history need not begin where a block does.
         sink_blocks = -(-sinks // block_size) + (sinks > 0 and not causal)
         return Pattern(
@@ -39,7 +54,7 @@ class Pattern:
             causal=causal,
             near=near,
             first_far=first_far,
-            far=max(0, (total - 1).bit_length() - first_far),
+            far=max(0, bisect_left(powers, total) - first_far),
             sink_blocks=sink_blocks,
         )
 

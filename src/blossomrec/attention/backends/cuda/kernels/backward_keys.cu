@@ -262,8 +262,8 @@ INLINE void add_far(
 ) {
     const int g = lane / 4, c = lane % 4;
 #pragma unroll 1
-    for (int exponent = FIRST_FAR; exponent < 31; ++exponent) {
-        const int first = at.first() + sign * (1 << exponent);
+    for (int exponent = FIRST_FAR; exponent < KNOWN; ++exponent) {
+        const int first = at.first() + sign * POWER(exponent);
         if (sign > 0 ? first >= at.length : first + SIZE <= 0) break;
         Rows rows[2 * R];
         float scores[2][2], slopes[2][2];   // [row g or g + 8][column]

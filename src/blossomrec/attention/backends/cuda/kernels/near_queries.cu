@@ -44,7 +44,7 @@ struct CopyNear {
 // Position of the far key in a row of a step, -1 for none, see FarKeys.
 INLINE int far_key(int step, int row, int first, int length) {
     const int exponent = FIRST_FAR + step % FAR_STEPS * POWERS + row % POWERS;
-    const int query = first + row / POWERS, distance = exponent < 31 ? 1 << exponent : length;
+    const int query = first + row / POWERS, distance = exponent < KNOWN ? POWER(exponent) : length;
     const int key = step < FAR_STEPS ? query - distance : query + distance;
     return query < length && key < length ? max(key, -1) : -1;
 }

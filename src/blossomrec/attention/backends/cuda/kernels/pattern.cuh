@@ -1,8 +1,31 @@
-// The short-term path: which distances it reaches over.
+// The short-term path: which distances it reaches over. Powers have numbers: those of two their
+// exponents. Powers of another base are DISTANCES, given when compiled: all that a history may
+// have, rounded and rising, and one beyond any history.
 
+#ifdef DISTANCES
+constexpr __constant__ int distances[] = {DISTANCES};
+#define KNOWN ((int)(sizeof(distances) / sizeof(int)))
+#define ALIGNED 0        // whether powers beyond the near blocks are multiples of SIZE
+#define POWER(number) distances[number]
+
+// Whether a distance is one of the first `count` powers.
+constexpr INLINE bool is_power(int distance, int count) {
+    bool found = false;
+    for (int number = 0; number < count; ++number) found |= distance == distances[number];
+    return found;
+}
+#define IS_POWER(size, count) is_power(size, count)
+#else
+#define KNOWN 31
+#define ALIGNED 1
+#define POWER(exponent) (1 << (exponent))
+#define IS_POWER(size, count) (((size) & ((size) - 1)) == 0)
+#endif
+
+// Whether the short-term path sees a key of a near block at this distance.
 constexpr INLINE bool visible(int distance) {
     const int size = distance < 0 ? (CAUSAL ? -1 : -distance) : distance;
-    return size >= 0 && (size < WINDOW || (size & (size - 1)) == 0);
+    return size >= 0 && (size < WINDOW || IS_POWER(size, FIRST_FAR));
 }
 
 constexpr INLINE int power_up_to(int limit) {
@@ -12,12 +35,16 @@ constexpr INLINE int power_up_to(int limit) {
 }
 
 // Whether the short-term path, too, sees a key of a chosen block; causal events choose earlier ones.
-// Without its lowest bit, a distance has bits from some power of two on if it reaches that and is
-// no power of two itself.
 INLINE bool seen_twice(int distance) {
-    constexpr int power = power_up_to(WINDOW);
     const int size = CAUSAL || distance >= 0 ? distance : -distance;
+#ifdef DISTANCES
+    return (size < WINDOW) | is_power(size, KNOWN);
+#else
+    // Without its lowest bit, a distance has bits from some power of two on if it reaches that and
+    // is no power of two itself.
+    constexpr int power = power_up_to(WINDOW);
     return ((size & (size - 1) & -power) == 0) | (power < WINDOW && size < WINDOW);
+#endif
 }
 
 #if CAUSAL

@@ -25,7 +25,7 @@ INLINE int event_of(int entry) { return entry < 0 ? -1 : (int)((u32)entry / (G *
 
 // Distance from a block to the neighbours of a step; step 0 is the own block.
 INLINE int distance_of(int step) {
-    return step <= NEAR ? step * SIZE : 1 << min(FIRST_FAR + step - NEAR - 1, 30);
+    return step <= NEAR ? step * SIZE : POWER(min(FIRST_FAR + step - NEAR - 1, KNOWN - 1));
 }
 
 // Says which rows come next: those of an inverse list from `at` to `high`, then those of neighbours
@@ -38,8 +38,13 @@ struct Cursor {
         : at(at), high(high), sign(sign), neighbour(sign ? tile.first() : -1) {}
     INLINE bool of_list() const { return at < high; }
     INLINE bool ended(const Tile &tile) const {
-        return !of_list() && (u32)neighbour >= (u32)tile.length;
+        if (of_list()) return false;
+        if (!ALIGNED && sign < 0) return begin() + SIZE <= 0;
+        return (u32)begin() >= (u32)tile.length;
     }
+    // Where no event is there from this one on, none follows. The rows of a step are those of one
+    // tile, but for distances that are not aligned: then all of them count.
+    INLINE int begin() const { return ALIGNED ? neighbour : neighbour - part * CHUNK_EVENTS; }
     INLINE void advance(const Tile &tile) {
         if (of_list()) {
             at += CHUNK_EVENTS;
@@ -47,14 +52,15 @@ struct Cursor {
         }
         if (++part == R) part = 0, ++step;
         neighbour = tile.first() + sign * distance_of(step) + part * CHUNK_EVENTS;
-        if (!CAUSAL && sign > 0 && neighbour >= tile.length)
+        if (!CAUSAL && sign > 0 && begin() >= tile.length)
             sign = -1, step = 1, part = 0, neighbour = tile.first() - distance_of(1);
     }
     // Entry of row lane % 16.
     INLINE int entry(const Sources &from, const Tile &tile, int lane) const {
         const int event = lane % 16 / R;
         if (of_list()) return at + event < high ? from.order[at + event] : -1;
-        return neighbour + event < tile.length ? (tile.start + neighbour + event) * (G * N) : -1;
+        const bool begun = ALIGNED || neighbour + event >= 0, held = neighbour + event < tile.length;
+        return begun && held ? (tile.start + neighbour + event) * (G * N) : -1;
     }
 };
 

@@ -62,7 +62,7 @@ struct FarKeys {
             event[i] = row / POWERS;
             const int exponent = FIRST_FAR + step % FAR_STEPS * POWERS + row % POWERS;
             const int query = first + event[i];
-            const int far = exponent < 31 ? query + sign * (1 << exponent) : -1;
+            const int far = exponent < KNOWN ? query + sign * POWER(exponent) : -1;
             held[i] = far >= 0 && far < length && query < length;
             key[i] = max(min(far, length - 1), 0);
         }
@@ -91,9 +91,9 @@ INLINE void load_far(
 // Whether any event of a tile has a far key in this step.
 INLINE bool far_step_needed(int step, int first, int length) {
     const int exponent = FIRST_FAR + step % FAR_STEPS * POWERS;
-    if (exponent >= 31) return false;
+    if (exponent >= KNOWN) return false;
     const int reach = step < FAR_STEPS ? first + SIZE - 1 : length - 1 - first;
-    return (1 << exponent) <= reach;
+    return POWER(exponent) <= reach;
 }
 
 // Where a block of the history stands, whose first block is at `home`.

@@ -18,7 +18,8 @@
 // multiplied by the unit's queries with the others' columns zeroed.
 //
 // Constants given when compiled: R query heads a group, G groups, D numbers a head, N blocks
-// selected, WINDOW, NEAR, FIRST_FAR, FAR_STEPS of the short-term path, CAUSAL, UNION, BF16, PAIRED.
+// selected, WINDOW, NEAR, FIRST_FAR, FAR_STEPS and DISTANCES of the short-term path, CAUSAL, UNION,
+// BF16, PAIRED.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
