@@ -156,6 +156,21 @@ def test_powers_of_other_bases(base, heads, groups, size, form):
     check_parity(inputs, power_base=base, **form)
 
 
+@pytest.mark.parametrize(
+    "share, heads, groups, size, form",
+    [
+        (0.5, 4, 1, 16, {}),
+        (0.8, 4, 2, 32, dict(fusion="union", top_n=3, causal=False)),
+        (0.95, 8, 2, 16, dict(causal=False, power_base=3.0)),
+    ],
+    ids=str,
+)
+def test_blocks_up_to_a_share(share, heads, groups, size, form):
+    sizes = dict(heads=heads, groups=groups, size=size, dtype=H)
+    inputs = random_inputs([1, 16, 33, 0, 180], **sizes, fusion=form.get("fusion", "gated"))
+    check_parity(inputs, share=share, **form)
+
+
 @pytest.mark.parametrize("fusion", ["gated", "union"])
 def test_a_block_chosen_by_everyone(monkeypatch, fusion):
     # Its inverse list is cut into many chunks, and events that choose nothing come last.

@@ -4,6 +4,10 @@ import pytest
 import torch
 from inputs import AWKWARD, attend, random_inputs, relative_error
 
+from blossomrec.attention import BlossomSpec
+from blossomrec.attention.api import resolve
+from blossomrec.attention.spec import Heads
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -65,6 +69,25 @@ def test_powers_of_other_bases(fusion, causal, heads, groups, size, base):
     values = outputs_and_gradients(inputs, impl="cuda", selected=selected, **form)
     for name, value, other in zip(("out", "q", "k", "v", "gates"), values, expected, strict=True):
         assert relative_error(value, other) < TOLERANCE[torch.bfloat16], name
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("heads, groups, size, top_n", [(8, 2, 16, 4), (8, 1, 64, 32)], ids=str)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_blocks_up_to_a_share(impl, dtype, causal, heads, groups, size, top_n, share):
+    needs_16_bits(impl, dtype)
+    inputs = on_gpu(RAGGED, dtype, heads=heads, groups=groups, size=size)
+    form = dict(causal=causal, top_n=top_n, share=share)
+    _, expected = attend(*inputs.to(dtype=torch.float64).all(), impl="reference", **form)
+    _, selected = attend(*inputs.all(), impl=impl, **form)
+    # Few choices are so close to another, or to the share, that float32 decides.
+    assert (selected != expected).any(-1).double().mean() < 1e-3
+
+
+def test_studies_have_the_fastest_kernels():
+    spec = BlossomSpec(share=0.8, power_base=1.5)
+    assert resolve(spec, Heads(8, 2, 16), torch.bfloat16, "cuda").name == "cuda"
 
 
 @pytest.mark.parametrize("fusion", ["gated", "union"])

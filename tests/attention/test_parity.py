@@ -200,7 +200,7 @@ def test_other_selections_and_patterns(impl, options, causal, fusion):
     form = dict(causal=causal, sinks=3, fusion=fusion, **options)
     if impl == "cpu":
         (name, value), *_ = options.items()
-        with pytest.raises(ValueError, match=f"{name} is {value}, the kernels take"):
+        with pytest.raises(ValueError, match=f"{name} is {value}, the operator takes"):
             attend(*inputs.all(), impl=impl, **form)
         return
     expected, chosen = outputs_and_gradients(inputs, "reference", **form)

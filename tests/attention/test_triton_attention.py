@@ -153,6 +153,12 @@ def test_another_history_changes_nothing():
         assert torch.equal(a[others], b[others]), name
 
 
+@pytest.mark.parametrize("fusion, causal", [("gated", True), ("union", False)], ids=str)
+def test_blocks_up_to_a_share(fusion, causal):
+    inputs = random_inputs([17, 0, 100], heads=4, groups=1, size=16, fusion=fusion)
+    check_parity(inputs, fusion=fusion, causal=causal, share=0.8)
+
+
 def test_rows_at_any_stride():
     inputs = random_inputs([35], heads=2, groups=1, size=16).to(DEVICE)
     expected, _ = attend(*inputs.all(), impl="triton")
@@ -182,16 +188,17 @@ def test_the_operators_are_registered_in_full():
 
 
 @pytest.mark.parametrize(
-    "sizes, message",
+    "sizes, form, message",
     [
-        (dict(size=8), "head size is 8"),
-        (dict(size=16, heads=3, groups=1), "query heads a key/value head is 3"),
-        (dict(size=16, block_size=8), "block_size is 8"),
-        (dict(size=16, dtype=torch.float64), "type is torch.float64"),
+        (dict(size=8), {}, "head size is 8"),
+        (dict(size=16, heads=3, groups=1), {}, "query heads a key/value head is 3"),
+        (dict(size=16, block_size=8), dict(block_size=8), "block_size is 8"),
+        (dict(size=16, dtype=torch.float64), {}, "type is torch.float64"),
+        (dict(size=16), dict(power_base=3.0), "power_base is 3.0, the kernels take 2"),
     ],
     ids=str,
 )
-def test_what_the_kernels_do_not_take_is_named(sizes, message):
+def test_what_the_kernels_do_not_take_is_named(sizes, form, message):
     inputs = random_inputs([20], **sizes).to(DEVICE)
     with pytest.raises(ValueError, match=message):
-        attend(*inputs.all(), impl="triton", block_size=sizes.get("block_size", 16))
+        attend(*inputs.all(), impl="triton", **form)

@@ -18,10 +18,10 @@ ARGUMENTS = {
     "*fp32": ("lse", "shifts", "sums", "chunk_sums", "sink_sums", "best"),
     "*i32": (
         *("selected", "table", "lists", "starts", "chunk_starts", "owners"),
-        *("rows", "candidates"),
+        *("rows", "candidates", "taken"),
     ),
     "*i64": ("order",),
-    "fp32": ("scale",),
+    "fp32": ("scale", "share"),
     ROWS: ("q", "k", "v", "gates", "out", "grad", "grad_q", "grad_k", "grad_v", "grad_gates"),
 }
 TYPES = {name: kind for kind, names in ARGUMENTS.items() for name in names}
@@ -77,9 +77,10 @@ def compile_all(heads, groups, size, dtype, fusion, folder):
     import torch
     import triton
 
-    from blossomrec.attention.backends.gpu import step
+    from blossomrec.attention.backends.gpu import share, step
     from blossomrec.attention.backends.gpu.kernel_pattern import Pattern
     from blossomrec.attention.backends.gpu.kernels import step as step_kernels
+    from blossomrec.attention.backends.gpu.kernels.share import share_kernel
     from blossomrec.attention.backends.gpu.launch import Shape
     from blossomrec.attention.backends.triton.kernels import (
         backward_keys,
@@ -119,6 +120,7 @@ def compile_all(heads, groups, size, dtype, fusion, folder):
         (partial_sums.list_sums_kernel, constants, launch.backward_keys),
         (partial_sums.sink_sums_kernel, with_sinks, launch.backward_keys),
         (selection.selection_kernel, constants | scores, launch.selection),
+        (share_kernel, share.constants(groups, heads // groups, size, 16, 4, True), share.SHAPE),
         (step_kernels.append_kernel, paged, Shape(1, 1)),
         (step_kernels.span_kernel, paged, step.span_shape(size)),
         (step_kernels.step_kernel, paged, step.step_shape(size, 16)),
@@ -142,7 +144,7 @@ def compiled(tmp_path_factory):
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_no_register_spills(form, compiled):
     found = compiled[str(form)]
-    assert len(found) == 9
+    assert len(found) == 10
     assert {name: use for name, use in found.items() if use["spilled_bytes"] > SPILL_LIMIT} == {}
 
 

@@ -84,14 +84,6 @@ class BlossomSpec:
         return NearPattern(self.window, self.power_base)
 
     @property
-    def special(self) -> str:
-        """What of it few kernels take, as a sentence for the others; empty for most."""
-        for name, value, usual in (("share", self.share, 1), ("power_base", self.power_base, 2)):
-            if value != usual:
-                return f"{name} is {value}, the kernels take {usual}"
-        return ""
-
-    @property
     def selects(self) -> bool:
         """Whether blocks are selected at all: not where the short-term path is alone."""
         return self.paths != "short"

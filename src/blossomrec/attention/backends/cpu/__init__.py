@@ -37,6 +37,8 @@ def unsupported(target: Target) -> str:
         return f"the device is {target.device}, the operator is for a CPU"
     if target.dtype != torch.float32:
         return f"the type is {target.dtype}, the operator takes torch.float32"
-    if target.spec.special:
-        return target.spec.special
-    return missing(target.heads.size, target.heads.per_group, target.spec.block_size)
+    spec = target.spec
+    for name, value, usual in (("share", spec.share, 1), ("power_base", spec.power_base, 2)):
+        if value != usual:
+            return f"{name} is {value}, the operator takes {usual}"
+    return missing(target.heads.size, target.heads.per_group, spec.block_size)

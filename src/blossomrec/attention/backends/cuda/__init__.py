@@ -10,6 +10,7 @@ from torch import Tensor
 from blossomrec.attention.backends.cuda import operators
 from blossomrec.attention.backends.cuda.launch import unsupported
 from blossomrec.attention.backends.gpu.kernel_pattern import LONGEST
+from blossomrec.attention.backends.gpu.share import take_share
 from blossomrec.attention.backends.operator import numbers_of
 from blossomrec.attention.spec import BlossomSpec, Inputs
 
@@ -24,7 +25,11 @@ def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[
     base = min(float(spec.power_base), float(LONGEST))
     chosen, numbers = selected, [*numbers_of(spec), *base.as_integer_ratio()]
     if chosen is None:
-        chosen = operators.select_blocks(q.detach(), block_keys.detach(), cu_seqlens, numbers)
+        scored = q.detach(), block_keys.detach()
+        chosen = operators.select_blocks(*scored, cu_seqlens, numbers)
+        if spec.share < 1:
+            form = spec.block_size, spec.causal, float(spec.share)
+            chosen = take_share(*scored, chosen, cu_seqlens, *form)
     chosen = cast(Tensor, chosen).to(torch.int32).contiguous()
     out, _ = operators.attend(q, k, v, gates, chosen, cu_seqlens, numbers)
     return out, chosen

@@ -124,7 +124,6 @@ def unsupported(target: Target) -> str:
         ("the number of query heads a key/value head", per_group, HEADS_PER_GROUP),
         ("block_size", spec.block_size, (BLOCK_SIZE,)),
         ("sinks", spec.sinks, (0,)),
-        ("share", spec.share, (1,)),
         ("the type", target.dtype, DTYPES),
     ):
         if value not in choices:

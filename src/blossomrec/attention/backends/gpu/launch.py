@@ -36,8 +36,9 @@ def unsupported(target: Target) -> str:
         ("the head size", target.heads.size, HEAD_SIZES),
         ("the number of query heads a key/value head", target.heads.per_group, HEADS_PER_GROUP),
         ("block_size", target.spec.block_size, BLOCK_SIZES),
+        ("power_base", target.spec.power_base, (2,)),
         ("the type", target.dtype, DTYPES),
     ):
         if value not in choices:
             return f"{name} is {value}, the kernels take {', '.join(map(str, choices))}"
-    return target.spec.special
+    return ""

@@ -70,12 +70,12 @@ class GpuParts(Parts):
         return importance.distillation_loss(q, k, block_keys, samples, blocks, form)
 
     def captures_steps(self, target: Target) -> bool:
-        return target.device == "cuda" and not unsupported(target)
+        return target.device == "cuda" and takes_steps(target)
 
     def extend(self, q, k, v, gates, layer, step_, compression, spec, rotary=None):
         heads = Heads(q.shape[1], k.shape[1], q.shape[2])
         target = Target(spec, heads, q.dtype, q.device.type)
-        if unsupported(target):
+        if not takes_steps(target):
             return super().extend(q, k, v, gates, layer, step_, compression, spec, rotary)
         # A block that several events fill is not there for the program of the last one.
         alone = len(step_.bounds) == len(step_.users) + 1
@@ -86,6 +86,11 @@ class GpuParts(Parts):
             if not mean:
                 eager.close_blocks(layer, step_, compression)
             return step.attend(q, gates, layer, step_, spec)
+
+
+def takes_steps(target: Target) -> bool:
+    """Whether new events are attended by kernels, which take all the blocks that they select."""
+    return not unsupported(target) and target.spec.share == 1
 
 
 def block_shares(

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from blossomrec.attention.backends.gpu.share import take_share
 from blossomrec.attention.backends.operator import numbers_of
 from blossomrec.attention.backends.triton import operators
 from blossomrec.attention.backends.triton.launch import unsupported
@@ -21,8 +22,11 @@ def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[
     q, k, v = (_rows(x.to(q.dtype)) for x in (q, k, v))
     chosen, numbers = selected, numbers_of(spec)
     if chosen is None:
-        keys = _rows(block_keys.detach())
-        chosen = operators.select_blocks(q.detach(), keys, cu_seqlens, numbers)
+        scored = q.detach(), _rows(block_keys.detach())
+        chosen = operators.select_blocks(*scored, cu_seqlens, numbers)
+        if spec.share < 1:
+            form = spec.block_size, spec.causal, float(spec.share)
+            chosen = take_share(*scored, chosen, cu_seqlens, *form)
     chosen = cast(Tensor, chosen).to(torch.int32).contiguous()
     out, _ = operators.attend(q, k, v, gates.contiguous(), chosen, cu_seqlens, numbers)
     return out, chosen
