@@ -420,12 +420,13 @@ def test_the_operators_are_registered_in_full():
 
 
 @once
-def test_compiled_as_one_graph():
+@pytest.mark.parametrize("form", [{}, dict(share=0.8, power_base=1.7)], ids=str)
+def test_compiled_as_one_graph(form):
     inputs = random_inputs([40, 3], heads=4, groups=1, size=16, dtype=H).to(DEVICE)
     leaves = inputs.differentiable()
 
     def loss():
-        out, _ = attend(*inputs.all(), impl="cuda")
+        out, _ = attend(*inputs.all(), impl="cuda", **form)
         return out.float().sin().sum()
 
     expected = torch.autograd.grad(loss(), leaves)

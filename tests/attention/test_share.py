@@ -49,3 +49,10 @@ def test_importance_far_apart():
     _, selected = attend(*exact.all(), impl="reference")
     _, expected = attend(*exact.all(), impl="reference", share=0.9)
     assert torch.equal(taken(inputs, selected, 0.9), expected)
+
+
+def test_the_operator_is_registered_in_full():
+    inputs = random_inputs([40], heads=2, groups=1, size=16).to(DEVICE)
+    _, selected = attend(*inputs.all(), impl="reference")
+    given = inputs.q, inputs.block_keys, selected, inputs.cu_seqlens
+    torch.library.opcheck(take_share, (*given, 16, True, 0.5))
