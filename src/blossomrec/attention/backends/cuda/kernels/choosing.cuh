@@ -16,6 +16,16 @@ struct Best {
         for (int j = 0; j < N; ++j) scores[j] = -INFINITE, blocks[j] = -1;
     }
     INLINE void add(float score, int block) {
+        for (int j = 0; j < N; ++j)
+            if (score > scores[j]) {
+                const float other_score = scores[j];
+                const int other_block = blocks[j];
+                scores[j] = score, blocks[j] = block;
+                score = other_score, block = other_block;
+            }
+    }
+    // The same in fewer instructions, without branches, for lanes that all have one to add.
+    INLINE void add_in_step(float score, int block) {
         for (int j = N - 1; j > 0; --j) {
             const bool moves = score > scores[j - 1], enters = score > scores[j];
             scores[j] = moves ? scores[j - 1] : enters ? score : scores[j];

@@ -96,7 +96,7 @@ INLINE void empty(Row (&rows)[2]) {
         for (int half = 0; half < 2; ++half) {
             Row &row = rows[half];
             const uint2 x = two_words(row.first + at);
-            row.best.add(row.first + at < row.next ? __int_as_float(x.x) : -INFINITE, x.y);
+            row.best.add_in_step(row.first + at < row.next ? __int_as_float(x.x) : -INFINITE, x.y);
         }
     for (int half = 0; half < 2; ++half) rows[half].next = rows[half].first;
 }
