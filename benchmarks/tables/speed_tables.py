@@ -31,22 +31,30 @@ NAMES = {
 
 
 def lines(bench: str, gpu: bool, field: str = "bench") -> list[Line]:
-    """Lines of a bench on one kind of device, by rising length: those of the machine and the code
-    that measured last, of all that have something in ``field``.
+    """Lines of a bench on one kind of device, by rising length: those of the machine that measured
+    last, of all that have something in ``field``, and of the code that did for each layout of
+    heads. Rows of a layout are beside each other: they were measured together.
     """
     found = [
         line
         for line in read("speed.jsonl")
         if line["bench"] == bench and ("NVIDIA" in line["hardware"]) == gpu
     ]
-    newest = next((line for line in reversed(found) if line.get(field)), None)
+    having = [line for line in found if line.get(field)]
+    newest = {_heads(line): line for line in having if line["hardware"] == having[-1]["hardware"]}
     last = [
         line
         for line in found
-        if newest and all(line[each] == newest[each] for each in ("hardware", "commit"))
+        if (of := newest.get(_heads(line)))
+        and all(line[each] == of[each] for each in ("hardware", "commit"))
     ]
     # What has no length stays in the order in which it was measured.
     return sorted(last, key=lambda line: line.get("length", 0))
+
+
+def _heads(line: Line) -> tuple[Any, ...]:
+    """The layout of heads, of a bench that has some."""
+    return tuple(line.get(name) for name in ("heads", "kv_heads", "head_dim"))
 
 
 def layout(line: Line) -> Layout:
