@@ -20,7 +20,7 @@ COLOURS = (
 )
 MARKERS = "osD^vPX*<>"
 # Labels of lengths closer to each other than this would overlap.
-LEAST_RATIO = 1.7
+LEAST_RATIO = 3
 # Values closer to each other than this are almost the same, and are to look so.
 LEAST_RANGE = 8
 # What is drawn of each bench: field, and what its axis says.

@@ -40,8 +40,8 @@ SECTION = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOT
 def hardware() -> str:
     """Machines and versions that the lines were measured on."""
     seen: dict[str, None] = {}
-    names = ["accuracy", "fusion", "lengths", "speed", "data", "bulk"]
-    for name in [*names, "features", "inputs", "selector", "serving", "training", "reproduce", "tuned"]:
+    names = ["accuracy", "fusion", "lengths", "speed", "data", "bulk", "features"]
+    for name in [*names, "inputs", "selector", "serving", "training", "reproduce", "tuned"]:
         for line in read(f"{name}.jsonl"):
             # Tests are of lines that say where they are from.
             if "paired" in line and "hardware" not in line:
