@@ -12,6 +12,7 @@ from benchmarks.tables.reproduced_tables import averaged, corrected_over
 
 # Data set and name of the model.
 Key = tuple[str, str]
+NOTHING = "Not measured yet.\n"
 
 
 def _key(line: Line) -> Key:
@@ -51,6 +52,8 @@ def trainings() -> dict[Key, list[Line]]:
 def tuned() -> str:
     """Metrics of the tuned models, and their difference to tuned dense attention."""
     lines, tried, found = trainings(), trials(), best()
+    if not lines:
+        return NOTHING
     tests = {_key(line): line["paired"] for line in read("tuned.jsonl") if "paired" in line}
     tested = {key: shown_test(*test) for key, test in corrected_over(tests).items()}
     header = ["data: model", "trials", "seeds", "validation, as it was", "validation, tuned"]
@@ -74,7 +77,10 @@ def tuned() -> str:
 
 def options() -> str:
     """The best options of each model, of those that were searched."""
-    found = {key: line for key, line in best().items() if key in trainings()}
+    lines = trainings()
+    found = {key: line for key, line in best().items() if key in lines}
+    if not found:
+        return NOTHING
     names = dict.fromkeys(name for line in found.values() for name in line["options"])
     words = [name.partition(".")[2].replace("_", " ") for name in names]
     return table(
