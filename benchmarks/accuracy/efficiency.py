@@ -5,15 +5,17 @@ It is what ``speed encoder`` measures, length by length, without what there are 
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.accuracy.reproduce import read
 from benchmarks.results import commit, hardware
 from benchmarks.speed import bench_encoder
 from benchmarks.speed.bench_options import DTYPES, BenchOptions
-from benchmarks.speed.run_bench import run_bench
+from benchmarks.speed.run_bench import run_cases
 from blossomrec.device import resolve_device
 
 # The other kernels of Blossom attention on a GPU, which is measured by those it takes.
@@ -30,38 +32,28 @@ def measure_efficiency(out: Path, *, dry_run: bool = False) -> bool:
         Whether parity held.
     """
     device = resolve_device("auto")
-    wanted, there = cases(device), measured(out, device)
-    to_do = {length: impls - there.get(length, set()) for length, impls in wanted.items()}
-    count = sum(map(len, to_do.values()))
+    options, there = wanted(device), measured(out, device)
+    all_cases = [case for case in bench_encoder.cases(options) if case.impl not in LEFT_OUT]
+    to_do = [case for case in all_cases if case.key not in there]
     print(
-        f"efficiency: {sum(map(len, wanted.values()))} attentions and lengths, {count} to do on "
-        f"{hardware(device)}; the time is unknown, seconds for each",
+        f"efficiency: {len(all_cases)} measurements, {len(to_do)} to do on {hardware(device)}; the "
+        "time is unknown, seconds for each",
         flush=True,
     )
-    held = True
-    for length, impls in to_do.items() if not dry_run else ():
-        if impls:
-            held &= run_bench("encoder", lengths=[length], impls=sorted(impls), out=out)
-    return held
+    if dry_run or not to_do:
+        return True
+    impls = tuple(dict.fromkeys(case.impl for case in to_do))
+    return run_cases(bench_encoder, to_do, replace(options, impls=impls), out) is not None
 
 
-def cases(device: str) -> dict[int, set[str]]:
-    """Which attentions are to be measured at each length."""
+def wanted(device: str) -> BenchOptions:
+    """What ``speed encoder`` is asked for where nothing else is said."""
     dtype = DTYPES[bench_encoder.DTYPE[device]]
-    lengths, tokens = bench_encoder.LENGTHS[device], bench_encoder.TOKENS[device]
-    options = BenchOptions(device, dtype, lengths, tokens)
-    found: dict[int, set[str]] = {length: set() for length in options.lengths}
-    for case in bench_encoder.cases(options):
-        found[case.length] |= {case.impl} - LEFT_OUT
-    return found
+    return BenchOptions(device, dtype, bench_encoder.LENGTHS[device], bench_encoder.TOKENS[device])
 
 
-def measured(out: Path, device: str | torch.device) -> dict[int, set[str]]:
-    """Which attentions have lines of this machine and of this code, by length."""
+def measured(out: Path, device: str | torch.device) -> set[tuple[Any, ...]]:
+    """The keys of the cases that have a line of this machine and of this code."""
     here = {"bench": "encoder", "hardware": hardware(device), "commit": commit()}
-    found: dict[int, set[str]] = {}
-    for text in out.read_text().splitlines() if out.exists() else ():
-        line = json.loads(text)
-        if here.items() <= line.items():
-            found.setdefault(line["length"], set()).add(line["impl"])
-    return found
+    lines = [line for line in read(out) if here.items() <= line.items()]
+    return {tuple(line.get(name) for name in bench_encoder.KEY) for line in lines}

@@ -165,6 +165,8 @@ def reproduce(
 
         given = {"logs": logs, "seeds": seeds, "datasets": datasets}
         given |= {"models": models, "epochs": epochs}
+        given |= {"seconds": None if seconds == FOREVER else seconds}
+        given |= {"jobs": None if jobs == 1 else jobs}
         for name, value in given.items():
             if value is not None:
                 raise ConfigError(f"--{name} is for tables of trainings, not for {EFFICIENCY}")

@@ -46,6 +46,9 @@ NAIVE_COPIES = 3
 # Of two layers, in which a difference of the first can change a choice in the second.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
+# What tells lines of the same machine and code apart.
+KEY = ("length", "impl", "compress", "heads", "kv_heads", "head_dim", "lessons", "graph")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -59,6 +62,12 @@ class Case:
     @property
     def impl(self) -> str:
         return self.architecture.impl
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What its line has for KEY."""
+        form = self.architecture
+        return self.length, form.impl, form.compress, *form.layout, self.distils, self.graph
 
 
 class Encoder(NamedTuple):

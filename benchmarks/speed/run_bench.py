@@ -88,18 +88,25 @@ def run_bench(
         steps=steps,
         users=tuple(users or (1,)),
     )
-    cases = planned(bench, options)
+    lines = run_cases(bench, planned(bench, options), options, out)
+    if lines is not None and plot is not None:
+        draw(lines, what, plot)
+    return lines is not None
+
+
+def run_cases(
+    bench: ModuleType, cases: Sequence[Any], options: BenchOptions, out: Path | None
+) -> list[Line] | None:
+    """The line of each case, appended to ``out``; None where parity is red: nothing is timed."""
     red = [check for check in bench.checks(options) if check.red]
     if red:
         _complain(red)
-        return False
+        return None
     lines = []
     for line in _measured(bench, cases, options):
         publish(line, out)
         lines.append(line)
-    if plot is not None:
-        draw(lines, what, plot)
-    return True
+    return lines
 
 
 def _refuse_others(name: str, given: dict[str, Any]) -> None:

@@ -24,16 +24,21 @@ def gpu_lines(bench: str, name: str = "speed.jsonl", case: Sequence[str] = ()) -
     """Lines of a bench on a GPU, those of the machine and the code that were measured last.
 
     Args:
-        case: fields by which the last line of each case stands, whatever the code it is of; for
-            benches of which only a part is measured again.
+        case: fields by which the last line of each case stands, whatever the code it is of and the
+            processor beside the GPU; for benches of which only a part is measured again.
     """
     found = [line for line in read(name) if line["bench"] == bench and "NVIDIA" in line["hardware"]]
-    same = ("hardware",) if case else ("hardware", "commit")
-    found = [line for line in found if all(line[each] == found[-1][each] for each in same)]
     if not case:
-        return found
+        same = ("hardware", "commit")
+        return [line for line in found if all(line[each] == found[-1][each] for each in same)]
+    found = [line for line in found if _gpu(line) == _gpu(found[-1])]
     last = {tuple(line.get(each) for each in case): line for line in found}
     return list(last.values())
+
+
+def _gpu(line: Line) -> str:
+    """The name of the GPU."""
+    return line["hardware"].partition(";")[0]
 
 
 def loss() -> str:

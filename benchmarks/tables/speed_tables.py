@@ -1,7 +1,7 @@
 """Tables and pictures of time and memory from results/speed.jsonl.
 
-Each has the lines of one device and one commit, those measured last: times of two machines, or
-of two states of the code, never stand together.
+Each has the lines of one device, and of one commit for each layout of heads, those measured last:
+times of two machines never stand together, nor do those of two states of the code in one layout.
 """
 
 from __future__ import annotations
@@ -110,12 +110,19 @@ def speed_up() -> str:
         floor = time.get(("floor", "none", PUBLISHED))
         row = [f"{length:,}"]
         for dense in (PUBLISHED, FASTEST_DENSE):
-            peer = time["cudnn", "none", dense]
-            row += [f"{peer / time['cuda', way, PUBLISHED]:.1f}" for way in ("mean", "mlp")]
-        row.append(f"{time['cuda', 'mean', PUBLISHED] / floor:.1f}" if floor else "")
+            row += [
+                _over(time.get(("cudnn", "none", dense)), time.get(("cuda", way, PUBLISHED)))
+                for way in ("mean", "mlp")
+            ]
+        row.append(_over(time.get(("cuda", "mean", PUBLISHED)), floor))
         rows.append(row)
     header = ["length", "mean", "mlp", "mean, fastest dense", "mlp, fastest dense"]
     return table([*header, "mean, over the floor"], rows)
+
+
+def _over(time: float | None, other: float | None) -> str:
+    """One time over another, where both were measured."""
+    return f"{time / other:.1f}" if time and other else ""
 
 
 def ragged() -> str:

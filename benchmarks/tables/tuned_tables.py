@@ -23,7 +23,8 @@ def trials() -> dict[Key, list[Line]]:
     """The lines of each model's trials, the last of each number."""
     found: dict[Key, dict[int, Line]] = {}
     for line in read("tuned.jsonl"):
-        if line.get("measure") == TRIAL:
+        # Trainings that were cut short are no trials of a model.
+        if line.get("measure") == TRIAL and line["most_epochs"] is None:
             found.setdefault(_key(line), {})[line["trial"]] = line
     return {key: [lines[number] for number in sorted(lines)] for key, lines in found.items()}
 
@@ -38,14 +39,14 @@ def trainings() -> dict[Key, list[Line]]:
 
     Models that are not trained with them yet are left out.
     """
-    options = {key: (line["options"], line["most_epochs"]) for key, line in best().items()}
+    options = {key: line["options"] for key, line in best().items()}
     found: dict[Key, dict[int, Line]] = {key: {} for key in options}
     for line in read("tuned.jsonl"):
         key = _key(line)
-        if line.get("ranking") == "full" and key in options:
-            chosen, epochs = options[key]
-            if training_with(chosen, *key, line["seed"], epochs).is_of(line):
-                found[key][line["seed"]] = line
+        if line.get("ranking") != "full" or key not in options:
+            continue
+        if training_with(options[key], *key, line["seed"]).is_of(line):
+            found[key][line["seed"]] = line
     return {key: list(lines.values()) for key, lines in found.items() if lines}
 
 
@@ -54,7 +55,11 @@ def tuned() -> str:
     lines, tried, found = trainings(), trials(), best()
     if not lines:
         return NOTHING
-    tests = {_key(line): line["paired"] for line in read("tuned.jsonl") if "paired" in line}
+    tests = {
+        _key(line): line["paired"]
+        for line in read("tuned.jsonl")
+        if "paired" in line and _key(line) in lines
+    }
     tested = {key: shown_test(*test) for key, test in corrected_over(tests).items()}
     header = ["data: model", "trials", "seeds", "validation, as it was", "validation, tuned"]
     return table(

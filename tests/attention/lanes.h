@@ -76,6 +76,7 @@ static thread_local ucontext_t starts[THREADS];
 static thread_local jmp_buf places[THREADS], scheduler;
 static thread_local bool started[THREADS], done[THREADS];
 static thread_local int current, warp, thread;   // lane and warp of the thread that runs
+static thread_local bool waits;                   // whether it is for other warps
 
 static void pause() {
     if (!_setjmp(places[thread])) _longjmp(scheduler, 1);
@@ -266,7 +267,7 @@ static inline void arrive_at(int barrier, int threads) {
 static inline void wait_at(int barrier, int threads) {
     const int before = lanes::meetings[barrier];
     arrive_at(barrier, threads);
-    while (lanes::meetings[barrier] == before) lanes::pause();
+    while (lanes::meetings[barrier] == before) lanes::waits = true, lanes::pause();
 }
 static inline void show_products() {}
 static inline void begin_products() {}
@@ -322,14 +323,22 @@ static int launch(Body kernel, void **given, int blocks) {
             starts[i].uc_link = nullptr;
             makecontext(&starts[i], run_lane, 0);
         }
+        // A warp goes on until it waits for others: stacks of few threads stay in the cache.
         for (int left = THREADS; left;) {
             left = 0;
-            for (int i = 0; i < THREADS; ++i) {
-                if (done[i]) continue;
-                ++left;
-                thread = threadIdx.x = i, current = i % 32, warp = i / 32;
-                go_on();
-            }
+            for (warp = 0; warp < TOGETHER; ++warp)
+                for (int more = 32; more;) {
+                    more = 0, waits = false;
+                    for (current = 0; current < 32; ++current) {
+                        thread = threadIdx.x = 32 * warp + current;
+                        if (done[thread]) continue;
+                        ++more;
+                        go_on();
+                    }
+                    if (!waits) continue;
+                    left += more;
+                    break;
+                }
         }
     }
     return misaligned;

@@ -195,24 +195,27 @@ def test_one_that_fails_does_not_keep_the_others_from_their_tests(logs, tmp_path
     assert {line["model"] for line in read(out) if "paired" in line} == {"random", "popularity"}
 
 
-def test_efficiency_leaves_out_what_was_measured_here(tmp_path, capsys, monkeypatch):
+def test_efficiency_leaves_out_what_was_measured_here(tmp_path, monkeypatch):
     asked, out = [], tmp_path / "out.jsonl"
     monkeypatch.setattr(efficiency, "resolve_device", lambda device: "cpu")
     monkeypatch.setattr(bench_encoder, "LENGTHS", {"cpu": (32, 64)})
-    monkeypatch.setattr(efficiency, "run_bench", lambda what, **given: asked.append(given) or True)
-    here = {"bench": "encoder", "length": 32}
-    here |= {"hardware": efficiency.hardware("cpu"), "commit": efficiency.commit()}
-    others = [here | {"impl": impl} for impl in efficiency.cases("cpu")[32] - {"mamba"}]
-    elsewhere = ({"hardware": "elsewhere"}, {"commit": "another"})
-    lines = [*others, *(here | {"impl": "mamba"} | other for other in elsewhere)]
-    out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(efficiency, "run_cases", lambda *given: asked.append(given) or [])
+    here = {"bench": "encoder", "hardware": efficiency.hardware("cpu")}
+    here["commit"] = efficiency.commit()
+    cases = bench_encoder.cases(efficiency.wanted("cpu"))
+    names = bench_encoder.KEY
+    lines = [here | dict(zip(names, case.key, strict=True)) for case in cases]
+    # One case was not measured, one elsewhere, and one of other code.
+    del lines[1]
+    lines[3] |= {"hardware": "elsewhere"}
+    lines[5] |= {"commit": "another"}
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"bench": "enc')
     assert reproduce.reproduce("efficiency", out=out, dry_run=True) and not asked
     assert reproduce.reproduce("efficiency", out=out)
-    assert [(each["lengths"], "linrec" in each["impls"]) for each in asked] == [
-        ([32], False),
-        ([64], True),
-    ]
-    assert asked[0]["impls"] == ["mamba"] and asked[1]["out"] == out
+    ((bench, to_do, options, file),) = asked
+    assert (bench, file) == (bench_encoder, out)
+    assert to_do == [cases[1], cases[4], cases[6]]
+    assert set(options.impls) == {case.impl for case in to_do}
 
 
 @pytest.mark.parametrize(
@@ -227,6 +230,7 @@ def test_efficiency_leaves_out_what_was_measured_here(tmp_path, capsys, monkeypa
         (["ablation", "--logs", "logs", "--epochs", "0"], ["training.epochs is 0"]),
         (["ablation", "--logs", "logs", "--models", "SASRecs"], ["'SASRecs' is not known"]),
         (["efficiency", "--seeds", "1"], ["--seeds is for tables of trainings"]),
+        (["efficiency", "--seconds", "9"], ["--seconds is for tables of trainings"]),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(refused, tmp_path, monkeypatch, arguments, words):
