@@ -10,7 +10,7 @@ from torch import Tensor
 from blossomrec.attention.backends.cuda import operators
 from blossomrec.attention.backends.cuda.launch import unsupported
 from blossomrec.attention.backends.gpu.kernel_pattern import LONGEST
-from blossomrec.attention.backends.gpu.share import take_share
+from blossomrec.attention.backends.gpu.share import up_to_share
 from blossomrec.attention.backends.operator import numbers_of
 from blossomrec.attention.spec import BlossomSpec, Inputs
 
@@ -27,9 +27,7 @@ def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[
     if chosen is None:
         scored = q.detach(), block_keys.detach()
         chosen = operators.select_blocks(*scored, cu_seqlens, numbers)
-        if spec.share < 1:
-            form = spec.block_size, spec.causal, float(spec.share)
-            chosen = take_share(*scored, chosen, cu_seqlens, *form)
+        chosen = up_to_share(*scored, chosen, cu_seqlens, spec)
     chosen = cast(Tensor, chosen).to(torch.int32).contiguous()
     out, _ = operators.attend(q, k, v, gates, chosen, cu_seqlens, numbers)
     return out, chosen

@@ -14,11 +14,28 @@ from blossomrec.attention.backends.gpu.kernels.share import share_kernel
 from blossomrec.attention.backends.gpu.launch import Shape
 from blossomrec.attention.backends.gpu.products import next_power_of_2
 from blossomrec.attention.backends.operator import operator
+from blossomrec.attention.spec import BlossomSpec
 
 # Queries of a program, and block keys that it takes at a time.
 QUERIES, BLOCKS = 64, 64
 SHAPE = Shape(8, 2)
 PRECISION = "tf32x3"
+
+
+def up_to_share(
+    q: Tensor, block_keys: Tensor, selected: Tensor, cu_seqlens: Tensor, spec: BlossomSpec
+) -> Tensor:
+    """Those of the ``selected`` blocks, int32 [T, G, n], that ``spec.share`` leaves.
+
+    Args:
+        q: [T, H, d].
+        block_keys: [J, G, d].
+        cu_seqlens: int32 [B+1].
+    """
+    if spec.share == 1:
+        return selected
+    form = spec.block_size, spec.causal, float(spec.share)
+    return take_share(q, block_keys, selected, cu_seqlens, *form)
 
 
 def _empty_take_share(q, block_keys, selected, cu_seqlens, block_size, causal, share):

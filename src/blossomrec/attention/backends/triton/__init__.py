@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from blossomrec.attention.backends.gpu.share import take_share
+from blossomrec.attention.backends.gpu.share import up_to_share
 from blossomrec.attention.backends.operator import numbers_of
 from blossomrec.attention.backends.triton import operators
 from blossomrec.attention.backends.triton.launch import unsupported
@@ -24,9 +24,7 @@ def attend(inputs: Inputs, spec: BlossomSpec, selected: Tensor | None) -> tuple[
     if chosen is None:
         scored = q.detach(), _rows(block_keys.detach())
         chosen = operators.select_blocks(*scored, cu_seqlens, numbers)
-        if spec.share < 1:
-            form = spec.block_size, spec.causal, float(spec.share)
-            chosen = take_share(*scored, chosen, cu_seqlens, *form)
+        chosen = up_to_share(*scored, chosen, cu_seqlens, spec)
     chosen = cast(Tensor, chosen).to(torch.int32).contiguous()
     out, _ = operators.attend(q, k, v, gates.contiguous(), chosen, cu_seqlens, numbers)
     return out, chosen

@@ -1,6 +1,6 @@
-// What the kernels share. Each warp works alone, but for those of hopper_selection.cu: there are no
-// barriers between warps, and none reads what another wrote to shared memory. The TOGETHER warps of a
-// thread block share a cache.
+// What the kernels share. Each warp works alone: there are no barriers between warps, and none reads
+// what another wrote to shared memory. The TOGETHER warps of a thread block share a cache. Only those
+// of hopper_selection.cu work together.
 //
 // Matrices live in the registers of a warp as tensor cores take them (mma.m16n8k16). A lane is
 // (g, c) = (lane / 4, lane % 4):
