@@ -21,6 +21,7 @@ from blossomrec.config import ModelConfig
 from blossomrec.data.batch import Batch
 from blossomrec.data.features import Categories, FeatureTable, Numbers, Titles, Vectors
 from blossomrec.data.fields import ContextField, EventFields, Tables
+from blossomrec.device import resolve_device
 from blossomrec.losses.softmax import cross_entropy
 from blossomrec.models.building import build_model
 from blossomrec.models.features import Asked
@@ -61,8 +62,7 @@ def measure_inputs(*, device: str = "auto", rounds: int = ROUNDS, out: Path | No
         rounds: how often each is timed in turn
         out: JSONL file that gets a line for each form
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(device)
     forms = {n: f for n, f in FORMS.items() if device == "cuda" or n not in ONLY_IN_TRAINING}
     timers = {name: _timer(device, dict(form)) for name, form in forms.items()}
     times: dict[str, list[float]] = {name: [] for name in forms}

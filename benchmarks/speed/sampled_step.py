@@ -21,6 +21,7 @@ from benchmarks.speed.instruments.memory import alone, peak_of_process
 from benchmarks.speed.instruments.timing import seconds
 from blossomrec.config import ModelConfig, RunConfig, TrainingConfig, check
 from blossomrec.data.batch import Batch
+from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError
 from blossomrec.losses import build_loss
 from blossomrec.models.building import build_model
@@ -76,8 +77,7 @@ def measure_sampled_step(
         device: cuda or cpu; auto takes a GPU if there is one
         out: JSONL file that gets a line for each form
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(device)
     for name in forms or FORMS:
         if name not in FORMS:
             raise ConfigError(f"no form {name!r}: choose from {'; '.join(FORMS)}")

@@ -37,6 +37,7 @@ from blossomrec.config import TrainingConfig
 from blossomrec.data.batch import Batch
 from blossomrec.data.batches import prefetch
 from blossomrec.data.windows import boundaries, gather_index
+from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError
 from blossomrec.ranks import Ranks
 from blossomrec.training.average import WeightAverage
@@ -123,8 +124,7 @@ def measure_scale(
         ConfigError: a loss is unknown, or there are fewer GPUs.
         BlossomRecError: a case failed; the message tells what it printed last.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(device)
     there = torch.cuda.device_count() if device == "cuda" else None
     counts = gpus or sorted({1, there or 2})
     for name in losses or LOSSES:

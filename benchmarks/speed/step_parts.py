@@ -22,6 +22,7 @@ from benchmarks.speed.instruments.memory import alone
 from benchmarks.speed.instruments.timing import seconds
 from benchmarks.speed.sampled_step import FORMS, drawn, training_parts, training_step
 from blossomrec.config import TrainingConfig
+from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError
 from blossomrec.training.objective import Step
 from blossomrec.training.setup import Parts
@@ -71,8 +72,7 @@ def measure_parts(
             raise ConfigError(f"no case {name!r}: choose from {'; '.join(CASES)}")
     if steps < 1:
         raise ConfigError(f"steps is {steps}: it must be at least 1")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(device)
     for name in cases or CASES:
         given, form = CASES[name]
         size = {**given, "hidden_size": hidden_size}
