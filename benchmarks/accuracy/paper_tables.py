@@ -59,6 +59,11 @@ class Form:
     against: str = DENSE
     only: tuple[str, ...] = ()
 
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The options that differ from the defaults, by name."""
+        return {**self.model, **self.training}
+
 
 @dataclass(frozen=True)
 class PaperTable:

@@ -223,6 +223,7 @@ def append_tests(
             "model": first.form.name,
             "against": second.form.name,
             "seeds": list(seeds),
+            "changed": [one.form.changed for one in (first, second)],
         }
         known = any(key.items() <= line.items() for line in tested)
         if is_there and (is_new or not known):

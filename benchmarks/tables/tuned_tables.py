@@ -58,7 +58,7 @@ def tuned() -> str:
     tests = {
         _key(line): line["paired"]
         for line in read("tuned.jsonl")
-        if "paired" in line and _key(line) in lines
+        if "paired" in line and _is_of_best(line, found)
     }
     tested = {key: shown_test(*test) for key, test in corrected_over(tests).items()}
     header = ["data: model", "trials", "seeds", "validation, as it was", "validation, tuned"]
@@ -78,6 +78,15 @@ def tuned() -> str:
             if key in lines
         ),
     )
+
+
+def _is_of_best(test: Line, found: dict[Key, Line]) -> bool:
+    """Whether a test is of two models with the options that are best by now."""
+    keys = [(test["dataset"], test[name]) for name in ("model", "against")]
+    if not all(key in found for key in keys):
+        return False
+    best_forms = (training_with(found[key]["options"], *key).form for key in keys)
+    return test["changed"] == [form.changed for form in best_forms]
 
 
 def options() -> str:

@@ -37,6 +37,15 @@ def test_tuned_models_stand_beside_each_other(given):
     other = trial("BlossomRec", 0, 0.125, model__top_n=8, training__weight_decay=0.0123)
     equal = trial("BlossomRec", 1, 0.125, model__top_n=4)
     test = {"dataset": "amazon-beauty", "model": "BlossomRec", "against": "SASRec"}
+    changed = [
+        training_with(of["options"], of["dataset"], of["model"]).form.changed
+        for of in (other, second, first)
+    ]
+    tests = [
+        test | {"changed": changed[:2], "paired": numbers},
+        # Of what was best before another trial.
+        test | {"changed": changed[::2], "paired": numbers | {"difference": 0.5}},
+    ]
     given(
         # Trials were measured twice: the last counts. Other options are not shown, nor trainings
         # that were cut short.
@@ -45,7 +54,7 @@ def test_tuned_models_stand_beside_each_other(given):
         *(training(first, 0.6, seed) for seed in (0, 1)),
         *(training(second, value, seed) for seed, value in enumerate((0.9, 0.1))),
         *(training(second, 0.3, 0), training(second, 0.7, 0, "uni100")),
-        *(other, equal, training(other, 0.25, 0), test | {"paired": numbers}),
+        *(other, equal, training(other, 0.25, 0), *tests),
         # Not trained with what was best yet.
         trial("GRU4Rec", 0, 0.1),
     )
