@@ -1,9 +1,13 @@
 """Steps of many users over pages give what states kept one by one give, and whole histories."""
 
 import copy
+import ctypes
+import mmap
 import random
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -327,6 +331,29 @@ def test_the_budget_holds():
     assert (first.length, second.length) == (80 + 16 * free, 80)
     del second
     attention.extend(make_events(1, size=64), first)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_room_takes_no_memory_before_it_is_used():
+    """Not even where the C library holds as much that was given back to the system."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    chunks = [ctypes.c_void_p(library.malloc(100_000)) for _ in range(2_001)]
+    for chunk in chunks:
+        ctypes.memset(chunk, 1, 100_000)
+    for chunk in chunks[:-1]:
+        library.free(chunk)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+    before = resident()
+    pool = PagedStates(make().layout, pages=30_000, users=4, blocks=4)
+    assert pool.nbytes > 100 << 20
+    assert resident() - before < 32 << 20
+    library.free(chunks[-1])
 
 
 def test_growing_keeps_what_is_there():

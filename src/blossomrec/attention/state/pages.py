@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,9 @@ from torch import Tensor
 NOBODY = 0
 # Where the memory of a CPU begins, in bytes: no page lies on more pages of the system than needed.
 ALIGNMENT = 4_096
+# Bytes from which on they come fresh from the system. The C library may give what was used before,
+# and clears it first, so that all of it takes memory.
+FRESH = 1 << 20
 
 
 class OutOfPagesError(RuntimeError):
@@ -54,9 +58,21 @@ class Layout(NamedTuple):
             if self.device.type != "cpu":
                 return torch.zeros(shape, dtype=dtype, device=self.device)
             count = int(np.prod(shape)) * dtype.itemsize
-            memory = np.zeros(count + ALIGNMENT, np.uint8)
+            memory = _fresh(count) if count >= FRESH else np.zeros(count + ALIGNMENT, np.uint8)
             start = -memory.ctypes.data % ALIGNMENT
             return torch.from_numpy(memory[start : start + count]).view(dtype).view(shape)
+
+
+def _fresh(count: int) -> np.ndarray:
+    """Zeros, uint8 [count]; memory is taken page by page when something is written to it."""
+    try:
+        memory = mmap.mmap(-1, count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{count} bytes for states") from error
+    # As NumPy asks for where it takes memory from the system.
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
 
 
 class Row:
