@@ -15,6 +15,8 @@ B, H = torch.bfloat16, torch.float16
 REAL_KERNEL = compiler.kernel
 # What has nothing to do with how chosen blocks are got at, or takes long.
 once = pytest.mark.parametrize("kernels", [("fetched", 1)], indirect=True, ids=str)
+# What is about head sizes: each has the kernels that it has on a GPU.
+as_launched = pytest.mark.parametrize("kernels", [None], indirect=True, ids=["as launched"])
 # Of all head sizes: blocks fetched for each event alone; and those of wide heads swept over, with
 # queries that come to keys through a ring, and selection two tiles at a time.
 FORMS = [("fetched", 1), ("wide", 2)]
@@ -34,9 +36,10 @@ def kernels(request, emulator):
     if not GPU and COMPILER is None:
         pytest.skip("the kernels are emulated with a C++ compiler, and there is none")
     with pytest.MonkeyPatch.context() as patch:
-        form, together = request.param
-        take_form(patch, form)
-        patch.setattr(launch, "TOGETHER", dict.fromkeys(launch.HEAD_SIZES, together))
+        if request.param:
+            form, together = request.param
+            take_form(patch, form)
+            patch.setattr(launch, "TOGETHER", dict.fromkeys(launch.HEAD_SIZES, together))
         if not GPU:
             patch.setattr(compiler, "kernel", emulator.kernel)
         forget()
@@ -90,6 +93,7 @@ def test_awkward_lengths_in_one_batch(dtype, causal):
     check_parity(inputs, causal=causal)
 
 
+@as_launched
 @pytest.mark.parametrize(
     "heads, groups, size, causal",
     [(1, 1, 16, True), (2, 2, 32, True), (4, 2, 64, False), (8, 1, 16, False)],
@@ -110,6 +114,7 @@ def test_other_patterns(form):
     check_parity(random_inputs([3, 180], heads=4, groups=1, size=16, dtype=H), **form)
 
 
+@as_launched
 @pytest.mark.parametrize(
     "heads, groups, size, dtype, form",
     [
@@ -137,6 +142,7 @@ def test_a_union_sees_keys_once_that_stand_in_chosen_blocks(causal):
     check_parity(inputs, **form)
 
 
+@as_launched
 @pytest.mark.parametrize(
     "base, heads, groups, size, form",
     [
@@ -156,6 +162,7 @@ def test_powers_of_other_bases(base, heads, groups, size, form):
     check_parity(inputs, power_base=base, **form)
 
 
+@as_launched
 @pytest.mark.parametrize(
     "share, heads, groups, size, form",
     [
