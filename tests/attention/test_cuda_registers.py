@@ -53,9 +53,11 @@ def test_other_bases_do_not_spill(heads, groups, size, base, causal, is_union, t
 
 @needs_nvcc
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-def test_selection_by_warpgroups_does_not_spill(causal, tmp_path, monkeypatch):
+@pytest.mark.parametrize("heads, groups, size", [(4, 2, 64), (8, 2, 16)], ids=str)
+def test_selection_by_warpgroups_does_not_spill(heads, groups, size, causal, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "has_warpgroups", lambda _: True)
-    kernels: Any = launch.selection_kernels(rows(4, 64), 2, 4, causal, 1)
+    monkeypatch.setattr(launch, "HOPPER_HEADS", (size,))
+    kernels: Any = launch.selection_kernels(rows(heads, size), groups, 4, causal, 1)
     assert kernels.select_blocks[0] == "hopper_selection"
     check_spills(kernels, tmp_path)
 

@@ -25,6 +25,7 @@ PROGRAMS = {
     "wide_selection": ("warp.cuh", "split.cuh", "choosing.cuh", "wide_selection.cu"),
     "hopper_selection": (
         "warp.cuh",
+        "split.cuh",
         "choosing.cuh",
         "shared.cuh",
         "warpgroup.cuh",

@@ -85,10 +85,16 @@ SELECTION_CARVEOUT = 80
 # A multiprocessor holds fewer of its warps where keys come in three parts, and where top_n is above
 # 8: both take more registers.
 WARPS_OF_PARTS, WARPS_OF_MANY = 12, 8
-# The same of heads of 64 on Hopper, whose warps share block keys in shared memory; how many stages
-# there are for those; and up to which top_n, as the choices of each lane are in registers.
-HOPPER_SELECTION = {"WARPS_SELECTION": 16, "TOGETHER": 8, "STAGES": 3}
-HOPPER_CHOICES = 4
+# The same two numbers on Hopper, by head size, where warps share block keys in shared memory; and
+# how many stages there are for those, and of how many.
+HOPPER_SELECTION = {
+    16: {"WARPS_SELECTION": 16, "TOGETHER": 8, "STAGES": 3, "STAGE_KEYS": 128},
+    64: {"WARPS_SELECTION": 16, "TOGETHER": 8, "STAGES": 3, "STAGE_KEYS": 64},
+}
+# Head sizes with which it was measured to be faster; 16 is built, too.
+HOPPER_HEADS = (64,)
+# Registers have room for this many choices of each lane, and numbers of an event's queries.
+HOPPER_CHOICES, HOPPER_QUERIES = 4, 128
 # A table has a multiple of this many tiles. Every number of warps in a block of threads divides it,
 # so that all warps of a block have a tile.
 TILES = 8
@@ -213,13 +219,13 @@ def _selection(
     by_head = int(is_bfloat16 and per_group <= 2)
     constants = {**common, "PARTS": key_parts, "BY_HEAD": by_head}
     program, carveout = "selection", 100
-    is_plain = by_head and key_parts == 1 and top_n <= HOPPER_CHOICES
-    if warpgroups and size == 64 and is_plain:
+    fits = top_n <= HOPPER_CHOICES and (per_group if by_head else 3) * size <= HOPPER_QUERIES
+    if warpgroups and size in HOPPER_HEADS and fits and key_parts == 1:
         program = "hopper_selection"
-        constants |= HOPPER_SELECTION
-        # Stages of 64 rows of 128 bytes, and for each lane 20 scores of either row, of eight bytes.
-        waiting = constants["TOGETHER"] * compiler.WARP * 2 * 20 * 8
-        constants["SHARED"] = constants["STAGES"] * 64 * 128 + waiting
+        constants |= HOPPER_SELECTION[size]
+        # Stages of 16 bits a number, and for each lane 20 scores of either row, of eight bytes.
+        stages = constants["STAGES"] * constants["STAGE_KEYS"] * size * 2
+        constants["SHARED"] = stages + constants["TOGETHER"] * compiler.WARP * 2 * 20 * 8
     elif size in WIDE:
         program, carveout = "wide_selection", SELECTION_CARVEOUT
         constants |= SELECTION

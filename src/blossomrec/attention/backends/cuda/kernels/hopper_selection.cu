@@ -1,24 +1,27 @@
-// Selection with wide heads on Hopper: one warp is one block of queries and one group, the warps of
-// a block of threads share the block keys, which pass through a ring in shared memory. Tensor cores
-// score KEYS of them at a time for the rows of four warps. Few scores pass what the N best of their
-// row have: they wait in shared memory until some lane has no room for more, and then all lanes
-// settle at once which are kept.
+// Selection on Hopper: one warp is one block of queries and one group, the warps of a block of threads
+// share the block keys, which pass through a ring in shared memory. Tensor cores score KEYS of them at
+// a time for the rows of four warps. Few scores pass what the N best of their row have: they wait in
+// shared memory until some lane has no room for more, and then all lanes settle at once which are
+// kept.
 //
-// Queries of the R heads of a group, one or two, are multiplied as they are, and their scores are
-// summed up: which blocks score highest is the same for a sum as for a mean.
+// BY_HEAD: queries of the R heads of a group, one or two, are multiplied as they are, and their scores
+// are summed up: which blocks score highest is the same for a sum as for a mean. Else their mean, a
+// float32, is the sum of three bf16, and the smallest products come first.
+#define QUERY_PARTS (BY_HEAD ? R : 3)
 #define FEW 4                        // scores of a row that a lane may leave waiting
 #define WAITING (FEW + 2 * EIGHTS)   // those that it has room for
 #define PLACE (32 * 8)               // bytes of one of all lanes
-#define SHARED_ROWS (KEYS / TOGETHER)   // that each warp fetches
+#define SHARED_ROWS (STAGE_KEYS / TOGETHER)   // of a stage, that each warp fetches
 
 // Queries of sixteen events as factors A, their numbers in their own order.
 INLINE void load_queries(
-    uint4 (&queries)[R][STEPS], const u16 *q, const Tile &at, int q_event, int q_head, int group,
-    int lane
+    uint4 (&queries)[QUERY_PARTS][STEPS], const u16 *q, const Tile &at, int q_event, int q_head,
+    int group, int lane
 ) {
     const int g = lane / 4, c = lane % 4, event = at.first() + g;
     const u16 *row = row_at(q, at.start + event, q_event) + group * R * q_head + 2 * c;
     const bool held[2] = {event < at.length, event + 8 < at.length};
+#if BY_HEAD
 #pragma unroll
     for (int head = 0; head < R; ++head)
 #pragma unroll
@@ -31,6 +34,18 @@ INLINE void load_queries(
             }
             queries[head][s] = make_uint4(x[0], x[1], x[2], x[3]);
         }
+#else
+#pragma unroll
+    for (int s = 0; s < STEPS; ++s) {
+        u32 x[4][3];
+        for (int i = 0; i < 4; ++i) {
+            const u16 *two = row + i % 2 * 8 * q_event + 16 * s + i / 2 * 8;
+            split_mean(x[i], two, q_head, held[i % 2]);
+        }
+        for (int p = 0; p < 3; ++p)
+            queries[2 - p][s] = make_uint4(x[0][p], x[1][p], x[2][p], x[3][p]);
+    }
+#endif
 }
 
 // Block keys from the first row of a stage on, at the piece that this lane fetches. Behind the last
@@ -45,8 +60,14 @@ struct CopyKeys {
     }
 };
 
-struct alignas(1024) Stage {
+static_assert(SHARED_ROWS % ROWS_AT_ONCE == 0, "no warp fetches rows of another");
+
+// What is multiplied at once, and what is fetched at once.
+struct alignas(1024) Part {
     uint4 pieces[KEYS * PIECES];
+};
+struct Stage {
+    Part parts[STAGE_KEYS / KEYS];
 };
 
 struct Memory {
@@ -131,15 +152,15 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TO
     const Shared ring = shared_address(memory.ring);
     const Shared own = ring + SHARED_ROWS * ROW_BYTES * warp + bytes_to(lane / PIECES, piece);
     Meeting meeting(warp / WARPGROUP);
-    u32 to = 0, from = 0;   // stages that are written and read next, as offsets
+    u32 to = 0, from = 0;   // what is written and read next, as offsets
     const auto fetch = [&] {
         if (copy.first < end_row) fetch_rows<0, SHARED_ROWS>(own + to, lane, copy);
         commit_copies();
-        copy.first += KEYS;
+        copy.first += STAGE_KEYS;
         to = to + sizeof(Stage) < sizeof memory.ring ? to + sizeof(Stage) : 0;
     };
     for (int n = 0; n < STAGES - 2; ++n) fetch();
-    uint4 queries[R][STEPS];
+    uint4 queries[QUERY_PARTS][STEPS];
     load_queries(queries, q, at, q_event, q_head, group, lane);
     // Rows g and g + 8.
     Row seen[2] = {
@@ -154,21 +175,22 @@ extern "C" __global__ void __launch_bounds__(32 * TOGETHER, WARPS_SELECTION / TO
         meeting.arrive();
         fetch();
     };
+    const auto at_stage = [&] { return STAGE_KEYS == KEYS || from % sizeof(Stage) == 0; };
     if (first_row < end_row) go_on();
 #pragma unroll 1
     for (int row = first_row; row < end_row; row += KEYS) {
-        meeting.wait();
+        if (at_stage()) meeting.wait();
         float scores[EIGHTS][4];
         begin_products();
 #pragma unroll
-        for (int head = 0; head < R; ++head)
+        for (int p = 0; p < QUERY_PARTS; ++p)
 #pragma unroll
             for (int s = 0; s < STEPS; ++s)
-                multiply_keys(scores, queries[head][s], ring + from, s, head + s > 0);
+                multiply_keys(scores, queries[p][s], ring + from, s, p + s > 0);
         end_products();
         wait_for_products(scores);
-        if (row + KEYS < end_row) go_on();
-        from = from + sizeof(Stage) < sizeof memory.ring ? from + sizeof(Stage) : 0;
+        from = from + sizeof(Part) < sizeof memory.ring ? from + sizeof(Part) : 0;
+        if (row + KEYS < end_row && at_stage()) go_on();
         const int first = row - begin;   // block of the history
         if (first >= reach || first + KEYS <= 0) continue;
         if (!CAUSAL || first < 0 || first + KEYS > reach) {

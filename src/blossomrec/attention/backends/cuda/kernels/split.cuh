@@ -20,3 +20,13 @@ INLINE void split_mean(
     split(mean[0] * (1.0f / R), mean[1] * (1.0f / R), first);
     split(mean[2] * (1.0f / R), mean[3] * (1.0f / R), second);
 }
+
+// The same of two numbers.
+INLINE void split_mean(u32 (&parts)[3], const u16 *row, int q_head, bool held) {
+    float mean[2] = {0.0f, 0.0f};
+    for (int head = 0; head < R; ++head) {
+        const u32 x = held ? *reinterpret_cast<const u32 *>(row + head * q_head) : 0;
+        mean[0] += query_low(x), mean[1] += query_high(x);
+    }
+    split(mean[0] * (1.0f / R), mean[1] * (1.0f / R), parts);
+}
