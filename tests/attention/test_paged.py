@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import mmap
+import os
 import random
 import sys
 import threading
@@ -354,6 +355,18 @@ def test_room_takes_no_memory_before_it_is_used():
     assert pool.nbytes > 100 << 20
     assert resident() - before < 32 << 20
     library.free(chunks[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_with_more_room_than_memory_forks():
+    memory = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
+    layout = make().layout
+    pages = memory * 6 // 10 // PagedStates(layout).page_bytes
+    pools = [PagedStates(layout, pages=pages, users=1, blocks=1) for _ in range(3)]
+    assert sum(pool.nbytes for pool in pools) > memory
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_growing_keeps_what_is_there():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections import deque
 from dataclasses import dataclass
@@ -64,15 +65,16 @@ class Layout(NamedTuple):
 
 
 def _fresh(count: int) -> np.ndarray:
-    """Zeros, uint8 [count]; memory is taken page by page when something is written to it."""
+    """Zeros, uint8 [count]; memory is taken when something is written to it."""
     try:
-        memory = mmap.mmap(-1, count, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, count + mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"{count} bytes for states") from error
-    # As NumPy asks for where it takes memory from the system.
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
+    # Huge pages, as NumPy asks for, but for the last one: of neighbours that are alike the system
+    # makes one mapping, and it does not fork a process with one that is larger than all memory.
+    with contextlib.suppress(AttributeError, OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE, 0, count)
+    return np.frombuffer(memory, np.uint8, count)
 
 
 class Row:
