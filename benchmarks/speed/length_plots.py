@@ -106,8 +106,8 @@ def _panels(part: Any, series: dict[str, list[Line]], bench: str) -> None:
 
 
 def _is_ours(impl: str) -> bool:
-    """Whether it is Blossom attention, however it fuses its paths."""
-    return is_blossom(impl.removesuffix(UNION))
+    """Whether it is Blossom attention, however it fuses its paths and keeps its states."""
+    return impl == "paged" or is_blossom(impl.removesuffix(UNION))
 
 
 def _name(line: Line) -> str:
