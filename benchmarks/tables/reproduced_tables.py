@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy.paper_tables import TABLES as PAPER
+from benchmarks.accuracy.paper_training import Training
 from benchmarks.tables.accuracy_tables import shown_test
 from benchmarks.tables.measured_lines import Line, read, table
 from blossomrec.evaluation.significance import holm
+from blossomrec.models.building import build_model
 
 # What is measured: data set, longest history, name of the model.
 Key = tuple[str, int, str]
@@ -123,6 +125,21 @@ def accuracy() -> str:
     )
 
 
+def sizes() -> str:
+    """Parameters of each model that was measured, besides the vectors of items."""
+    rows = {}
+    for (dataset, max_len, _), label in keys("accuracy"):
+        form = PAPER["accuracy"].rows[label]
+        if form.baseline or label in rows:
+            continue
+        model = build_model(Training(dataset, form, max_len).configure().model, 2)
+        counts = {name: each.numel() for name, each in model.named_parameters()}
+        counts.pop("item_embeddings.weight")
+        chooses = sum(count for name, count in counts.items() if ".compress." in name)
+        rows[label] = [label, f"{sum(counts.values()):,}", f"{chooses:,}" if chooses else ""]
+    return table(["model", "parameters", "of them for block keys"], rows.values())
+
+
 def in_short() -> str:
     """NDCG@10 among all items of some models side by side, of those that were measured."""
     full, models = trainings(), ("SASRec", "BlossomRec", "BlossomRec (as published)")
@@ -167,11 +184,15 @@ def choices(name: str) -> str:
 
 def lengths() -> str:
     """NDCG@10 among all items over the longest history, and where it differs from dense."""
-    full, rows = trainings(), keys("lengths")
+    full, rows, forms = trainings(), keys("lengths"), PAPER["lengths"].rows
     tested = corrected(key for key, _ in rows)
+    most = max((len(full[key]) for key, _ in rows), default=0)
     found: dict[tuple[str, str], dict[int, str]] = {}
     for key, label in rows:
         value = averaged(full[key], "ndcg@10") + _mark(*tested.get(key, ({}, 1.0)))
+        # What is counted has no seeds.
+        if (count := len(full[key])) < most and not forms[label].baseline:
+            value += f", {_counted(count)}"
         found.setdefault((key[0], label), {})[key[1]] = value
     longest = PAPER["lengths"].max_lens
     return table(
@@ -248,6 +269,7 @@ def events() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "reproduce-accuracy": accuracy,
+    "reproduce-sizes": sizes,
     "reproduce-ablation": lambda: choices("ablation"),
     "reproduce-near-bias": lambda: choices("near-bias"),
     "reproduce-precision": lambda: choices("precision"),

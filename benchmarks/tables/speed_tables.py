@@ -20,6 +20,7 @@ NAMES = {
     "torch": "Blossom in PyTorch, {}",
     "cpu": "Blossom, {}",
     "cuda": "Blossom, {}",
+    "cuda-union": "Blossom, {}, union",
     "paged": "Blossom, {}, in pages",
     "triton": "Blossom in Triton, {}",
     "dense-cache": "dense, kept",

@@ -132,6 +132,28 @@ def test_longest_histories_are_columns_and_users_are_told_by_theirs(given):
     ]
 
 
+def test_longest_histories_tell_where_fewer_seeds_were_trained(given):
+    key = {"dataset": "completejourney", "max_len": 50}
+    given(
+        *(line("SASRec", value, seed, **key) for seed, value in enumerate((0.1, 0.3))),
+        line("BlossomRec", 0.2, **key),
+        line("personal-frequency", 0.1, dataset="completejourney", max_len=4_096),
+    )
+    assert [row[1:] for row in cells(reproduced_tables.lengths())] == [
+        ["0.2000", "", "", ""],
+        ["0.2000, 1 seed", "", "", ""],
+        ["", "", "", "0.1000"],
+    ]
+
+
+def test_sizes_tell_apart_what_makes_block_keys(given):
+    given(*(line(model, 0.1) for model in ("SASRec", "BlossomRec", "popularity")))
+    (dense, size, nothing), (blossom, whole, chooses) = cells(reproduced_tables.sizes())
+    assert (dense, blossom, nothing) == ("SASRec", "BlossomRec", "")
+    size, whole, chooses = (int(text.replace(",", "")) for text in (size, whole, chooses))
+    assert 0 < size == whole - chooses < chooses
+
+
 def test_models_of_long_histories_are_tested_beside_each_other(given):
     key = {"dataset": "completejourney", "max_len": 1_024}
     given(

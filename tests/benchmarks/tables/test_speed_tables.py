@@ -5,7 +5,7 @@ from markdown_cells import cells
 from benchmarks.tables import speed_tables
 
 
-def ranked(impl, seconds, users=10_000, k=10, filters=False, **more):
+def ranked(impl, seconds, users=10_000, k: int | None = 10, filters=False, **more):
     line = {"bench": "ranking", "impl": impl, "users": users, "items": 1_000_000, "hidden": 128}
     line |= {"dtype": "float32", "k": k, "filters": filters, "seconds": seconds, "peak_mib": 600.4}
     line |= {"users_per_second": round(users / seconds), "hardware": "NVIDIA H200", "commit": "b"}
@@ -48,6 +48,18 @@ def test_ranking_stands_beside_the_product_and_topk(monkeypatch):
     assert cells(speed_tables.ranking()) == [
         [*start, "", "12.5", "800,000", "0.25", "40.0", "600"],
         [*start, "half, 200 seen", "25.0", "400,000", "0.50", "40.0", "600"],
+    ]
+
+
+def test_a_union_stands_beside_gates(monkeypatch):
+    names = {"bench": "attention", "length": 256, "hardware": "NVIDIA H200", "commit": "b"}
+    heads = {"heads": 8, "kv_heads": 2, "head_dim": 16, "compress": "mlp"}
+    cost = {"forward_ms": 1.0, "forward_backward_ms": 2.0, "peak_mib": 3.0}
+    lines = [{**names, **heads, **cost, "impl": impl} for impl in ("cuda", "cuda-union")]
+    monkeypatch.setattr(speed_tables, "read", lambda name: lines)
+    assert [row[2] for row in cells(speed_tables.attention(gpu=True))] == [
+        "Blossom, mlp",
+        "Blossom, mlp, union",
     ]
 
 
