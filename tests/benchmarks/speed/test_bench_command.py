@@ -105,12 +105,14 @@ def test_curves_rise_by_length_ours_first_the_floor_last():
         line("triton", 64, 6.0, "mean", lessons=True),
         line("triton-short", 64, 1.0),
         line("triton-union", 64, 6.0, "mean"),
+        line("paged", 64, 6.0, "mean"),
     ]
     found = curves(lines)
     assert list(found) == [
         "Blossom (triton), mean, 8/2/16",
         "Blossom (triton), mean, 8/2/16, distilled",
         "Blossom (triton, union), mean, 8/2/16",
+        "Blossom (paged), mean, 8/2/16",
         "flash, 8/2/16",
         "triton-short, 8/2/16",
         "floor, 8/2/16",
