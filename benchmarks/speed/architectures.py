@@ -9,8 +9,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, WIDE, BenchOptions, Layout
-from benchmarks.speed.operations import causal_mask, naive_attention
+from benchmarks.speed.bench_options import (
+    DEFAULT,
+    FASTEST_DENSE,
+    PUBLISHED,
+    UNION,
+    WIDE,
+    BenchOptions,
+    Layout,
+)
+from benchmarks.speed.operations import causal_mask, fusion_of, naive_attention
 from blossomrec.config import ModelConfig
 from blossomrec.models.full import FullAttention
 
@@ -34,7 +42,7 @@ class Architecture:
     def config(self, length: int, *, reference: bool = False) -> ModelConfig:
         """SASRec of the published size with this attention, or with what defines it."""
         blossom = self.compress != "none"
-        impl = self.impl if blossom else "auto"
+        impl = self.impl.removesuffix(UNION) if blossom else "auto"
         other = self.impl if self.impl in LINEAR else "full"
         choices: dict[str, Any] = {
             "attention": "blossom" if blossom else other,
@@ -47,22 +55,24 @@ class Architecture:
             heads=self.layout.heads,
             kv_heads=self.layout.kv_heads,
             dropout=DROPOUT,
-            fusion="gated",
+            fusion=fusion_of(self.impl),
             **choices,
         )
 
 
 def architectures(options: BenchOptions) -> list[Architecture]:
-    """Blossom attention with both ways to make block keys, and dense attention in two layouts."""
-    blossom = [
+    """Blossom attention as published, with both ways to make block keys, and as models have it by
+    default; dense attention with the same heads, and with those that are fastest.
+    """
+    published = [
         Architecture(impl, compress, PUBLISHED)
         for impl in options.blossom
         for compress in ("mean", "mlp")
     ]
-    full = [
-        Architecture(FULL[options.device], "none", layout) for layout in (PUBLISHED, FASTEST_DENSE)
-    ]
-    return [*blossom, *full]
+    default = [Architecture(impl + UNION, "mlp", DEFAULT) for impl in options.blossom]
+    layouts = (PUBLISHED, DEFAULT, FASTEST_DENSE)
+    full = [Architecture(FULL[options.device], "none", layout) for layout in layouts]
+    return [*published, *default, *full]
 
 
 def wide_architectures(options: BenchOptions) -> list[Architecture]:

@@ -1,11 +1,11 @@
 """The operation alone (compress, select, attend, fuse), its short-term path, and dense attention.
 
 Paths are fused by gates or, in rows such as ``cuda-union``, by a union; lines say so as ``fusion``.
-On a GPU the peers are dense attention through cuDNN and through FlashAttention, with the same heads
-and with the fastest layout of the published hidden size; dense attention with all its scores in
-memory, where that fits; and FlexAttention with the mask of the short-term path, beside the kernels
-on that path alone. With a log, batches with the lengths of its histories stand beside batches of
-equal ones, as long as its mean.
+The layout of models by default has a union alone. On a GPU the peers are dense attention through
+cuDNN and through FlashAttention, with the same heads and with the fastest layout of the published
+hidden size; dense attention with all its scores in memory, where that fits; and FlexAttention with
+the mask of the short-term path, beside the kernels on that path alone. With a log, batches with the
+lengths of its histories stand beside batches of equal ones, as long as its mean.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.speed import operations
 from benchmarks.speed.bench_options import (
+    DEFAULT,
     FASTEST_DENSE,
     PUBLISHED,
     UNION,
@@ -40,7 +41,7 @@ TOKENS = {"cpu": 16_384, "cuda": 131_072}
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 # Length 0 stands for histories of different lengths.
 RAGGED = 0
-LAYOUTS = (PUBLISHED, WIDE)
+LAYOUTS = (PUBLISHED, DEFAULT, WIDE)
 CUDNN_STEP = 64
 # Copies of the scores that forward and backward hold at a time.
 NAIVE_COPIES = 5
@@ -69,7 +70,7 @@ def cases(options: BenchOptions) -> list[Case]:
     planned = []
     for length in dict.fromkeys(lengths):
         for layout in LAYOUTS:
-            rows = [*_blossom(options), *_dense(length, options), *_others(length)]
+            rows = [*_blossom(layout, options), *_dense(length, options), *_others(length)]
             if layout == PUBLISHED:
                 rows += _short_paths(length, options)
             planned += [Case(*row, layout, length) for row in rows]
@@ -135,8 +136,9 @@ def operation(case: Case, lengths: tuple[int, ...], device: str, dtype: torch.dt
     return operations.dense(case.impl, *form)
 
 
-def _blossom(options: BenchOptions) -> list[tuple[str, str]]:
-    forms = [impl + fusion for impl in options.blossom for fusion in ("", UNION)]
+def _blossom(layout: Layout, options: BenchOptions) -> list[tuple[str, str]]:
+    fusions = (UNION,) if layout == DEFAULT else ("", UNION)
+    forms = [impl + fusion for impl in options.blossom for fusion in fusions]
     return [(form, way) for form in forms for way in ("mean", "mlp")]
 
 

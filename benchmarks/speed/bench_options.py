@@ -15,8 +15,10 @@ from blossomrec.errors import ConfigError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+# Ends the name of an implementation whose paths are fused by a union.
+UNION = "-union"
 # Implementations that know nothing else; their checks are in the type that is measured.
-ONLY_16_BITS = ("cuda",)
+ONLY_16_BITS = ("cuda", f"cuda{UNION}")
 
 
 class Layout(NamedTuple):
@@ -33,9 +35,9 @@ class Layout(NamedTuple):
 
 PUBLISHED = Layout(8, 2, 16)
 BLOCK_SIZE = 16
+# That of models by default, whose paths are fused by a union.
+DEFAULT = Layout(8, 8, 16)
 WIDE = Layout(4, 2, 64)
-# Ends the name of an implementation whose paths are fused by a union.
-UNION = "-union"
 # The fastest layout of dense attention for the hidden size of the published one.
 FASTEST_DENSE = Layout(2, 2, 64)
 
@@ -95,5 +97,5 @@ class BenchOptions:
 
 
 def is_blossom(impl: str) -> bool:
-    """Whether a name stands for Blossom attention and not for a peer."""
-    return impl in IMPLEMENTATIONS
+    """Whether a name stands for Blossom attention, however it fuses its paths, or for a peer."""
+    return impl.removesuffix(UNION) in IMPLEMENTATIONS

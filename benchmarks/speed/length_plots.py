@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.bench_options import UNION, is_blossom
+from benchmarks.speed.bench_options import is_blossom
 from benchmarks.speed.speed_lines import Line
 from blossomrec.errors import MissingExtraError
 from blossomrec.files import replacing
@@ -106,8 +106,8 @@ def _panels(part: Any, series: dict[str, list[Line]], bench: str) -> None:
 
 
 def _is_ours(impl: str) -> bool:
-    """Whether it is Blossom attention, however it fuses its paths and keeps its states."""
-    return impl == "paged" or is_blossom(impl.removesuffix(UNION))
+    """Whether it is Blossom attention, however it keeps its states."""
+    return impl == "paged" or is_blossom(impl)
 
 
 def _name(line: Line) -> str:

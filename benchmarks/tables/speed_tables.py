@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, Layout
+from benchmarks.speed.bench_options import FASTEST_DENSE, PUBLISHED, UNION, Layout
 from benchmarks.tables.measured_lines import Line, read, table
 
 NAMES = {
@@ -20,7 +20,6 @@ NAMES = {
     "torch": "Blossom in PyTorch, {}",
     "cpu": "Blossom, {}",
     "cuda": "Blossom, {}",
-    "cuda-union": "Blossom, {}, union",
     "paged": "Blossom, {}, in pages",
     "triton": "Blossom in Triton, {}",
     "dense-cache": "dense, kept",
@@ -29,6 +28,7 @@ NAMES = {
     "linrec": "linear, LinRec",
     "mamba": "state space, Mamba",
 }
+NAMES |= {impl + UNION: f"{NAMES[impl]}, union" for impl in ("torch", "cpu", "cuda", "triton")}
 
 
 def lines(bench: str, gpu: bool, field: str = "bench") -> list[Line]:
@@ -168,7 +168,7 @@ def encoder() -> str:
             f"{line['inference_peak_mib']:,.0f}",
         ]
         for line in lines("encoder", gpu=True)
-        if line["impl"] != "triton"
+        if not line["impl"].startswith("triton")
     ]
     header = ["length", "H, G, d", "attention", "training step, ms", "peak MiB"]
     return table([*header, "inference, ms", "peak MiB"], rows)

@@ -40,6 +40,8 @@ def test_peers_of_the_attention_on_a_gpu():
     assert {row[:2] for row in found if row[2:] == (8, 2, 16)} == published
     short = {("cuda-short", "none"), ("triton-short", "none"), ("flex-short", "none")}
     assert {row[:2] for row in found if row[2:] == (4, 2, 64)} == published - short
+    gated = {(impl, way) for impl in ("cuda", "triton") for way in ("mean", "mlp")}
+    assert {row[:2] for row in found if row[2:] == (8, 8, 16)} == published - short - gated
     assert {row[0] for row in found if row[2:] == (2, 2, 64)} == {"cudnn", "flash"}
     single = {case.impl for case in bench_attention.cases(options("cuda", torch.float32, (1_024,)))}
     assert "dense" in single and not single & {"cudnn", "flash", "cuda"}
@@ -94,6 +96,8 @@ def test_the_encoder_is_measured_with_and_without_distillation():
             for compress in ("mean", "mlp")
             for distils in (False, True)
         ),
+        *((f"{impl}-union", "mlp", distils) for impl in given.blossom for distils in (False, True)),
+        ("dense", "none", False),
         ("dense", "none", False),
         ("dense", "none", False),
         ("linrec", "none", False),
@@ -143,7 +147,8 @@ def test_a_wrong_encoder_is_red(monkeypatch):
 def test_training_goes_through_the_epoch_once(tiny_log):
     given = options(lengths=(20,), tokens=256, log=tiny_log.folder)
     cases = bench_training.cases(given)
-    assert {case.impl for case in cases} == {*given.blossom, "dense"}
+    unions = (f"{impl}-union" for impl in given.blossom)
+    assert {case.impl for case in cases} == {*given.blossom, *unions, "dense"}
     assert not [check for check in bench_training.checks(given) if check.red]
     whole = bench_training.measure(cases[0], given)
     trainer, _ = bench_training._trainer(cases[0], given)
