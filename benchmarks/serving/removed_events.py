@@ -24,11 +24,12 @@ import torch
 from benchmarks.results import append_result, provenance
 from blossomrec.data.batch import pack
 from blossomrec.data.history import History
+from blossomrec.explanation.explain import explain
+from blossomrec.explanation.shares import Explanation
 from blossomrec.measure import open_log
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.run.description import read_run_config
 from blossomrec.run.weights import load_model
-from blossomrec.serving.engine.explain import Explanation, explain
 
 REMOVED, DRAWS, SHORTEST, RECENT = 5, 10, 40, 20
 LENGTHS, TIMES = (200, 2_000, 20_000), 9

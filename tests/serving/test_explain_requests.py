@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from serving_runs import Process, Server, write_run
 
+from blossomrec.explanation.answer import explained
+from blossomrec.explanation.explain import explain
 from blossomrec.recommender import BlossomRec
 from blossomrec.serving import Client
 from blossomrec.serving.engine import explainer
-from blossomrec.serving.engine.explain import explain
-from blossomrec.serving.engine.explained import explained
 from blossomrec.serving.http import schemas
 
 EXPLAIN = "/v1/explain"

@@ -266,8 +266,8 @@ class Recommending(Fitted):
             >>> event.keys()
             dict_keys(['position', 'item', 'contribution'])
         """
-        from blossomrec.serving.engine.explain import check_explainable
-        from blossomrec.serving.engine.explained import explained
+        from blossomrec.explanation.answer import explained
+        from blossomrec.explanation.explain import check_explainable
 
         model, vocabulary = self._whole()
         check_explainable(model)

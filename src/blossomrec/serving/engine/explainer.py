@@ -10,8 +10,8 @@ import torch
 
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
-from blossomrec.serving.engine.explain import check_explainable
-from blossomrec.serving.engine.explained import explained
+from blossomrec.explanation.answer import explained
+from blossomrec.explanation.explain import check_explainable
 from blossomrec.serving.engine.histories import window_start
 from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.refusals import Refusal, unavailable

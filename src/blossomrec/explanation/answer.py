@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from blossomrec.data.history import History
+from blossomrec.explanation.explain import explain
+from blossomrec.explanation.shares import Explanation, LayerShares, PathShares
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.report.wording import habit
-from blossomrec.serving.engine.explain import Explanation, LayerShares, PathShares, explain
 
 # External ids of item rows.
 Names = Callable[[Sequence[int]], Sequence[int | str]]
@@ -22,7 +23,7 @@ def explained(
     """Why an item has its score after a history; see :class:`schemas.Explained`.
 
     Args:
-        model: as of :func:`blossomrec.serving.engine.explain.explain`.
+        model: as of :func:`blossomrec.explanation.explain.explain`.
         history: the whole of it, as the model sees it, at least one event.
         start: position of the first event that the model sees.
         item: row of the item.

@@ -1,14 +1,4 @@
-"""Which past events led to a score: what flows through the attention, back to every event.
-
-With the attention weights, the gates, the scales of the layer norms and the openings of the GELUs
-held at the values they have, a score is a sum: one share for each event of the history and a rest
-that comes from biases. The share of an event is what its embedding brings to the score over all
-ways through the layers (the rules of AttnLRP, Achtibat et al., ICML 2024, and of the exact
-decompositions before it). What an event changes by drawing attention to others is not in it.
-
-The cost is one pass of the model over the history, and for the way back a bounded number of events
-for each event reached: those of its blocks and of its recent events.
-"""
+"""The way back through a layer: from the derivatives by its output to those by its input."""
 
 from __future__ import annotations
 
@@ -17,169 +7,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput, BlossomAttention
-from blossomrec.data.batch import Batch, pack
-from blossomrec.data.history import History
-from blossomrec.errors import ConfigError
-from blossomrec.evaluation import scoring
-from blossomrec.models.sequence import SequenceModel
-from blossomrec.models.transformer import SwiGLU, TransformerLayer, TransformerModel
+from blossomrec.explanation.shares import LayerShares, PathShares
+from blossomrec.models.transformer import SwiGLU, TransformerLayer
 
 # Events whose attention is looked at together: bounds what is gathered at a time.
 TILE_ROWS = 128
 
 
 @dataclass(frozen=True)
-class PathShares:
-    """What one path of one layer does for a score.
-
-    Attributes:
-        weights: float32 [T], attention of the last event within the path, mean over the heads; sums
-            to one, where the path sees anything.
-        contributions: float32 [T], what passes from each event over this path to all events.
-    """
-
-    weights: np.ndarray
-    contributions: np.ndarray
-
-
-@dataclass(frozen=True)
-class LayerShares:
-    """What one layer does for a score.
-
-    Attributes:
-        gates: float32 [H, 2], weights of the long-term and the short-term path at the last event;
-            of a union, the shares of the attention on the keys of either. What both see belongs to
-            the short-term path.
-        selected: blocks that the last event selects, rising, its own left out; for each, how many
-            of the ``kv_heads`` do.
-        kv_heads: key/value heads, each of which selects for itself.
-        long, short: the two paths.
-    """
-
-    gates: np.ndarray
-    selected: dict[int, int]
-    kv_heads: int
-    long: PathShares
-    short: PathShares
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why an item has its score.
-
-    Attributes:
-        score: of the item.
-        contributions: float32 [T], share of each event in the score.
-        rest: of the score, from biases.
-        block_size: events in a block.
-        layers: first to last.
-        own: of the score, from the mixture with the items of the history; None where the item is
-            not in it, or the model does not mix them in.
-    """
-
-    score: float
-    contributions: np.ndarray
-    rest: float
-    block_size: int
-    layers: tuple[LayerShares, ...]
-    own: float | None = None
-
-    @property
-    def own_share(self) -> float:
-        """Share of the item's probability that the history has by itself."""
-        return 0.0 if self.own is None else -math.expm1(-self.own)
-
-
-def check_explainable(model: SequenceModel) -> TransformerModel:
-    """The model, if :func:`explain` can explain it.
-
-    Raises:
-        ConfigError: it is not a causal Transformer with Blossom attention.
-    """
-    config = model.config
-    if config.backbone != "sasrec" or config.attention != "blossom":
-        raise ConfigError(
-            f"backbone {config.backbone} with attention {config.attention} cannot be explained: "
-            "only sasrec with blossom can"
-        )
-    assert isinstance(model, TransformerModel)
-    return model
-
-
-@torch.no_grad()
-def explain(model: SequenceModel, history: History | np.ndarray, item: int) -> Explanation:
-    """Shares of the events of a history in the score that an item has after it.
-
-    Args:
-        model: in evaluation mode, SASRec with Blossom attention.
-        history: at least one event, as the model sees them; item rows alone are one, too.
-        item: row of the item.
-
-    Raises:
-        ConfigError: the model is another one.
-    """
-    transformer = check_explainable(model)
-    device = model.item_embeddings.weight.device
-    batch = pack([history], model.inputs).to(device)
-    rotary, request = transformer.rotary(batch, batch.cu_seqlens), None
-    asked = transformer.asked(batch)
-    if asked is not None and transformer.request_inputs is not None:
-        request = transformer.request_inputs(*asked)
-    inputs, outputs, stack = [transformer.embed(batch)], [], transformer.stack()
-    for layer in stack:
-        x, attended = layer(inputs[-1], batch.cu_seqlens, batch.max_length, rotary=rotary)
-        inputs.append(layer.finish(x, request if layer is stack[-1] else None))
-        outputs.append(attended)
-    embedding = model.item_vectors()[item]
-    score = float(transformer.final_norm(inputs[-1][-1]) @ embedding)
-    flow = _Flow(batch.last_rows, embedding[None])
-    if isinstance(transformer.final_norm, nn.LayerNorm):
-        flow = flow.back_through_norm(transformer.final_norm, inputs[-1])
-    layers = []
-    for layer, x, attended in reversed(list(zip(stack, inputs[:-1], outputs, strict=True))):
-        given = _Given(batch.cu_seqlens, rotary, request if layer is stack[-1] else None)
-        flow, shares = _back_through_layer(layer, x, attended, given, flow)
-        layers.insert(0, shares)
-    contributions = torch.zeros(len(batch.items), device=device)
-    contributions[flow.rows] = (flow.gradient * inputs[0][flow.rows]).sum(-1).float()
-    rest = score - float(contributions.double().sum())
-    block_size, own = model.config.block_size, None
-    mixed = _mixed(model, batch, transformer.final_norm(inputs[-1][-1:]), item)
-    if mixed is not None:
-        score, own = mixed, mixed - score
-    shares = contributions.cpu().numpy()
-    return Explanation(score, shares, rest, block_size, tuple(layers), own)
-
-
-def _mixed(model: SequenceModel, batch: Batch, state: Tensor, item: int) -> float | None:
-    """Score of an item of the history with the mixture in it; None where there is none."""
-    own = model.history_items(batch)
-    if own is None or not bool((own.items == item).any()):
-        return None
-    device = state.device
-    block = scoring.ScoreBlock(model, 1, device=device, score_elements=scoring.SCORE_ELEMENTS)
-    with scoring.full_precision(device):
-        return float(block.fill(scoring.Queries(state.float(), own))[0, item])
-
-
-@dataclass(frozen=True)
-class _Flow:
+class Flow:
     """Derivative of the score, as a sum, by the states of some events: rows [r], rising, [r, D]."""
 
     rows: Tensor
     gradient: Tensor
 
-    def back_through_norm(self, norm: nn.LayerNorm, x: Tensor) -> _Flow:
+    def back_through_norm(self, norm: nn.LayerNorm, x: Tensor) -> Flow:
         """By the input x, [T, D], of a layer norm by whose output it is now."""
-        return _Flow(self.rows, _backward(lambda x: _norm(norm, x), self.gradient, x[self.rows])[0])
+        return Flow(self.rows, _backward(lambda x: _norm(norm, x), self.gradient, x[self.rows])[0])
 
 
-class _Given(NamedTuple):
+class LayerInputs(NamedTuple):
     """What a layer is given besides its input; see ``TransformerLayer``."""
 
     cu_seqlens: Tensor
@@ -187,9 +38,9 @@ class _Given(NamedTuple):
     request: Tensor | None
 
 
-def _back_through_layer(
-    layer: TransformerLayer, x: Tensor, attended: AttentionOutput, given: _Given, flow: _Flow
-) -> tuple[_Flow, LayerShares]:
+def back_through_layer(
+    layer: TransformerLayer, x: Tensor, attended: AttentionOutput, given: LayerInputs, flow: Flow
+) -> tuple[Flow, LayerShares]:
     """From the output of a layer to its input x, [T, D]."""
     attention = layer.attention
     assert isinstance(attention, BlossomAttention)
@@ -205,14 +56,14 @@ def _back_through_layer(
     for start in range(0, len(flow.rows), TILE_ROWS):
         tile = slice(start, start + TILE_ROWS)
         back.add(flow.rows[tile], by_attended[tile])
-    through = _Flow(*back.flow())
+    through = Flow(*back.flow())
     if layer.pre_norm:
         through = through.back_through_norm(layer.attention_norm, x)
     total = torch.zeros_like(x)
     total[flow.rows] = by_input
     # An event sees itself, so that the rows reached hold those that they were reached from.
     total[through.rows] += through.gradient
-    return _Flow(through.rows, total[through.rows]), back.shares()
+    return Flow(through.rows, total[through.rows]), back.shares()
 
 
 class _SeenKeys(NamedTuple):
@@ -236,7 +87,7 @@ class _AttentionBack:
         attention: BlossomAttention,
         x: Tensor,
         attended: AttentionOutput,
-        given: _Given,
+        given: LayerInputs,
     ):
         assert attended.selected is not None and attended.gates is not None
         self._attention, self._selected, self._gates = attention, attended.selected, attended.gates

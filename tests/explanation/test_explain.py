@@ -10,10 +10,10 @@ from torch import nn
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import pack
 from blossomrec.errors import ConfigError
+from blossomrec.explanation import layers
+from blossomrec.explanation.explain import explain
 from blossomrec.models import build_model
 from blossomrec.report.attention_profile import recorded
-from blossomrec.serving.engine import explain as explaining
-from blossomrec.serving.engine.explain import explain
 from small_options import MODEL
 
 ITEMS = 30
@@ -133,7 +133,7 @@ def held_layer(layer, x, attended):
 @pytest.mark.parametrize("length", [1, 4, 63, 111])
 @pytest.mark.parametrize("name", MODELS)
 def test_shares_are_those_of_the_dense_reference(name, length, one_thread, monkeypatch):
-    monkeypatch.setattr(explaining, "TILE_ROWS", 7)
+    monkeypatch.setattr(layers, "TILE_ROWS", 7)
     model = model_of(**MODELS[name])
     rows = np.random.default_rng(length).integers(0, ITEMS, length)
     found = explain(model, rows, 3)

@@ -1,0 +1,1 @@
+"""Why an item has its score: the shares of the events of a history."""
