@@ -19,7 +19,7 @@ from benchmarks.results import append_result, provenance
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import Batch, pack
 from blossomrec.models.building import build_model
-from blossomrec.models.features import Asked
+from blossomrec.models.event_inputs import Asked
 from blossomrec.models.sequence import SequenceModel
 
 ITEMS = 3_416

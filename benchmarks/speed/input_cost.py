@@ -24,7 +24,7 @@ from blossomrec.data.fields import ContextField, EventFields, Tables
 from blossomrec.device import resolve_device
 from blossomrec.losses.softmax import cross_entropy
 from blossomrec.models.building import build_model
-from blossomrec.models.features import Asked
+from blossomrec.models.event_inputs import Asked
 from blossomrec.models.sequence import SequenceModel
 
 EVENTS, LENGTH, ITEMS, GENRES, USER_GROUPS, VECTOR = 131_072, 1_024, 3_883, 18, 18, 64

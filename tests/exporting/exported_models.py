@@ -12,7 +12,7 @@ from torch import Tensor
 from blossomrec.data.features import Categories, FeatureTable, Numbers, Titles, Vectors
 from blossomrec.data.fields import ContextField, EventFields, Tables
 from blossomrec.data.history import History
-from blossomrec.models.features import FEW
+from blossomrec.models.event_inputs import FEW
 from small_models import NUM_ITEMS, small_model
 
 NOW, USERS, MAX_LEN, HOUR = 1_700_000_000, 4, 200, 3_600

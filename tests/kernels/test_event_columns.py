@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 
 from blossomrec.data.fields import ContextField
 from blossomrec.models import fused
-from blossomrec.models.features import EventInputs
+from blossomrec.models.event_inputs import EventInputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONTEXT = (

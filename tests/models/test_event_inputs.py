@@ -15,7 +15,8 @@ from blossomrec.data.features import Categories, FeatureTable, Numbers, Titles
 from blossomrec.data.fields import ContextField, EventFields, Tables
 from blossomrec.data.history import GrowingHistory, History
 from blossomrec.errors import ConfigError
-from blossomrec.models.features import FEW, Asked, EventInputs, UserContent
+from blossomrec.models.event_inputs import FEW, Asked, EventInputs
+from blossomrec.models.features import UserContent
 from blossomrec.models.inputs import inputs_of
 from small_models import NUM_ITEMS, small_model
 from whole_history import relative_error

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from blossomrec.data.features import Categories, Numbers, Titles, Vectors
-from blossomrec.models.features import GAP_BUCKETS, Content, EventInputs, gap_buckets, gaps
+from blossomrec.models.event_inputs import GAP_BUCKETS, EventInputs, gap_buckets, gaps
+from blossomrec.models.features import Content
+from blossomrec.models.inputs import says_something
 
 
 def test_buckets_rise_with_the_gap_and_tell_unknown_from_none():
@@ -97,4 +99,4 @@ def test_a_number_that_tells_nothing_is_no_fault(values):
 
 
 def test_titles_alone_say_nothing():
-    assert Content({"title": Titles.of(["a", "b"])}, 4).is_empty
+    assert not says_something({"title": Titles.of(["a", "b"])})

@@ -15,7 +15,7 @@ from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig
 from blossomrec.data.batch import pack
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
-from blossomrec.models.features import Asked
+from blossomrec.models.event_inputs import Asked
 from blossomrec.models.inputs import inputs_of, resolve_inputs
 from blossomrec.models.state import ModelState
 from small_models import NUM_ITEMS, small_model

@@ -14,7 +14,7 @@ from blossomrec.attention.rotary import cos_sin, rotated_pairs, time_cos_sin
 from blossomrec.exporting.dense import DenseAttention, DenseBlossom, DenseFull, Padded
 from blossomrec.exporting.lookups import Lookups, sees_events, user_vectors
 from blossomrec.models.bert4rec import BERT4Rec
-from blossomrec.models.features import EventInputs, Seen
+from blossomrec.models.event_inputs import EventInputs, Seen
 from blossomrec.models.full import FullAttention
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.transformer import TransformerLayer, TransformerModel

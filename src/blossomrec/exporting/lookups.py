@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blossomrec.models.features import (
+from blossomrec.models.event_inputs import (
     FIRST_WEEKDAY,
     HOUR,
     HOURS,
     WEEKDAYS,
     EventInputs,
     Seen,
-    UserContent,
     bucket_starts,
 )
+from blossomrec.models.features import UserContent
 
 
 class Lookups(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor
 from blossomrec.attention.packing import histories
 from blossomrec.config import ModelConfig
 from blossomrec.data.fields import EventFields, Tables
-from blossomrec.models.features import Asked, EventInputs, UserContent, gaps, passed
+from blossomrec.models.event_inputs import Asked, EventInputs, gaps, passed
+from blossomrec.models.features import UserContent
 from blossomrec.models.fused.embedding import embedding
 from blossomrec.models.inputs import needed_table, seen_fields
 

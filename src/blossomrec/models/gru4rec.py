@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from blossomrec.attention.buckets import Buckets
 from blossomrec.config import ModelConfig
-from blossomrec.models.features import Asked
+from blossomrec.models.event_inputs import Asked
 from blossomrec.models.recurrent import Continued, RecurrentState, extend_together
 from blossomrec.models.sequence import Encoded, SequenceModel
 

@@ -16,6 +16,7 @@ from blossomrec.data.batches import TrainingBatches, target_importance
 from blossomrec.data.fields import EventFields, Tables
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.models import fused
+from blossomrec.models.event_inputs import Asked, EventInputs
 from blossomrec.models.event_parts import (
     besides_items,
     event_part,
@@ -25,7 +26,7 @@ from blossomrec.models.event_parts import (
     told,
     user_part,
 )
-from blossomrec.models.features import Asked, EventInputs, UserContent
+from blossomrec.models.features import UserContent
 from blossomrec.models.fused.embedding import embedding
 from blossomrec.models.inputs import inputs_of
 from blossomrec.models.own_history import OwnHistory

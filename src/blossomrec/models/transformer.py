@@ -16,7 +16,7 @@ from blossomrec.attention.rotary import cos_sin, few_cos_sin, rotated_pairs, tim
 from blossomrec.attention.state import PagedLayer, Step
 from blossomrec.config import ModelConfig
 from blossomrec.models import fused
-from blossomrec.models.features import Asked, is_few
+from blossomrec.models.event_inputs import Asked, is_few
 from blossomrec.models.recurrent import Continued
 from blossomrec.models.sequence import Encoded, SequenceModel
 from blossomrec.registry import ATTENTIONS

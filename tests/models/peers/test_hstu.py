@@ -8,7 +8,7 @@ from peer_inputs import LENGTHS, bounds_of, draw
 
 from blossomrec.data.batch import pack
 from blossomrec.data.history import History
-from blossomrec.models.features import gap_buckets
+from blossomrec.models.event_inputs import gap_buckets
 from blossomrec.models.peers import hstu
 from blossomrec.models.peers.hstu import HSTUAttention
 from small_models import random_histories, small_model

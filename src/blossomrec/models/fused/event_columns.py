@@ -13,7 +13,7 @@ from blossomrec.attention.backends.gpu.products import cdiv, next_power_of_2
 from blossomrec.models.fused.kernels.event_columns import event_columns_kernel
 
 if TYPE_CHECKING:
-    from blossomrec.models.features import EventInputs, Seen
+    from blossomrec.models.event_inputs import EventInputs, Seen
 
 # Numbers of a tile that a program holds in registers.
 TILE = 4_096

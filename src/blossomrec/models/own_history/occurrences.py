@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from blossomrec.attention.packing import histories
-from blossomrec.models.features import passed
+from blossomrec.models.event_inputs import passed
 
 # Weights of occurrences are summed as whole numbers of this many bits after the point: exactly, in
 # any order, so that what leaves a sum leaves nothing behind.

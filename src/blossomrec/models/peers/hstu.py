@@ -17,7 +17,7 @@ from blossomrec.attention.buckets import Buckets
 from blossomrec.attention.state import KeepsStates, Layout, PagedLayer, Step, eager
 from blossomrec.attention.state.pages import rows_at
 from blossomrec.config import ModelConfig
-from blossomrec.models.features import GAP_BUCKETS, gap_buckets
+from blossomrec.models.event_inputs import GAP_BUCKETS, gap_buckets
 from blossomrec.models.fused.embedding import embedding
 from blossomrec.models.sasrec import SASRec
 

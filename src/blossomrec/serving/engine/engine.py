@@ -20,7 +20,7 @@ from blossomrec.data.batch import pack
 from blossomrec.data.history import History
 from blossomrec.errors import RerankerError
 from blossomrec.evaluation.scoring import Queries, as_queries, mixes_own
-from blossomrec.models.features import Asked
+from blossomrec.models.event_inputs import Asked
 from blossomrec.models.own_history.items import OwnItems
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.rules.reranking import AskedFor

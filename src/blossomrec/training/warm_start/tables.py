@@ -18,14 +18,8 @@ from torch import Tensor
 from blossomrec.data.features import Categories, Feature, Numbers, Titles, Vectors
 from blossomrec.data.fields import ContextField
 from blossomrec.errors import ConfigError
-from blossomrec.models.features import (
-    FEW,
-    GAP_BUCKETS,
-    HOURS,
-    WEEKDAYS,
-    EventInputs,
-    scale_of,
-)
+from blossomrec.models.event_inputs import FEW, GAP_BUCKETS, HOURS, WEEKDAYS, EventInputs
+from blossomrec.models.features import scale_of
 from blossomrec.models.own_history.mixture import Scale
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.shard import without_numbers
