@@ -106,7 +106,7 @@ def measure(users: int, length: int, cache_mib: int) -> dict[str, float]:
         build_model(ModelConfig(max_len=limit, fusion="gated", kv_heads=2), ITEMS).to("cuda").eval()
     )
     everybody, cache = Users(users, length), HistoryCache(cache_mib << 20)
-    encoder, _ = build_encoder(model, limit, 1, cache)
+    encoder = build_encoder(model, limit, 1, cache)
     advance(encoder, everybody.histories)
 
     def step() -> Tensor:

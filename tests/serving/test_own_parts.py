@@ -6,6 +6,7 @@ import pytest
 from serving_runs import Process, Server, close, write_run
 
 from blossomrec.recommender import BlossomRec
+from blossomrec.serving.engine.encoder import StateEncoder
 from blossomrec.serving.testing import StoreContract
 
 
@@ -17,7 +18,7 @@ def own_run(own_backbone, tiny_log, tmp_path):
 def test_an_own_backbone_is_served_from_kept_states(own_run, tmp_path, item_ids, monkeypatch):
     expected = BlossomRec.from_pretrained(own_run)
     with Server(own_run, tmp_path / "events.sqlite") as server:
-        assert server.service.version.keeps_state
+        assert isinstance(server.service.version.encoder, StateEncoder)
         model = server.service.version.model
         monkeypatch.setattr(model, "encode", None)
         for length in range(1, 7):

@@ -354,17 +354,16 @@ def test_states_on_a_cpu_have_their_room_at_once(model, monkeypatch):
 
 def test_which_encoder_a_device_gets(model, monkeypatch):
     cache = HistoryCache(1 << 20)
-    assert isinstance(build_encoder(model, 20, 1, cache)[0], StateEncoder)
+    assert isinstance(build_encoder(model, 20, 1, cache), StateEncoder)
     monkeypatch.setattr(type(model), "captures_steps", True)
-    encoder, keeps_state = build_encoder(model, 20, 1, cache)
-    assert isinstance(encoder, PagedEncoder) and keeps_state
+    assert isinstance(build_encoder(model, 20, 1, cache), PagedEncoder)
 
 
 @pytest.fixture
 def both(run, tmp_path, one_thread, monkeypatch):
     """A server with states of their own, and one with pages, of the same model."""
     with Server(run, tmp_path / "states.sqlite") as plain:
-        monkeypatch.setattr(version, "build_encoder", lambda *given: (PagedEncoder(*given), True))
+        monkeypatch.setattr(version, "build_encoder", PagedEncoder)
         with Server(run, tmp_path / "pages.sqlite") as server:
             assert isinstance(server.service.version.encoder, PagedEncoder)
             yield plain, server
@@ -431,7 +430,7 @@ def test_another_model_encodes_the_histories_again(
     tiny_log, item_ids, tmp_path, one_thread, monkeypatch
 ):
     run = write_run(tmp_path / "run", tiny_log)
-    monkeypatch.setattr(version, "build_encoder", lambda *given: (PagedEncoder(*given), True))
+    monkeypatch.setattr(version, "build_encoder", PagedEncoder)
     with Server(run, tmp_path / "pages.sqlite") as server:
         for user in range(3):
             server.append(user, item_ids[user : user + 12])

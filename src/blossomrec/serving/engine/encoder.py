@@ -166,15 +166,13 @@ class RequestEncoder(WholeEncoder):
         return model.queries(pack(parts, model.inputs).to(self._device))
 
 
-def build_encoder(
-    model: SequenceModel, max_len: int, step: int, cache: HistoryCache
-) -> tuple[Encoder, bool]:
-    """The encoder that a model can have on its device, and whether it keeps states."""
+def build_encoder(model: SequenceModel, max_len: int, step: int, cache: HistoryCache) -> Encoder:
+    """The encoder for a model on its device: one that keeps states if the backbone has any."""
     try:
         model.start()
     except ConfigError:
         asked = model.request_inputs is None and model.kept_inputs != model.inputs
-        return (RequestEncoder if asked else WholeEncoder)(model, max_len, step), False
+        return (RequestEncoder if asked else WholeEncoder)(model, max_len, step)
     if isinstance(model, SASRec) and model.captures_steps:
-        return PagedEncoder(model, max_len, step, cache), True
-    return StateEncoder(model, max_len, step, cache.budget), True
+        return PagedEncoder(model, max_len, step, cache)
+    return StateEncoder(model, max_len, step, cache.budget)

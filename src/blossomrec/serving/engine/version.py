@@ -43,7 +43,6 @@ class ModelVersion:
         model: in evaluation mode; the threads of the engine and of explanations use it.
         max_len: events of a history that the model sees.
         step: see :func:`blossomrec.serving.engine.histories.window_start`.
-        keeps_state: whether a history is extended, or encoded anew when it has grown.
         known: kinds, context and users that the model knows.
         filter_viewed: whether items of the history are left out unless a request says otherwise.
         rules: gives those of requests in the rows of the catalogue.
@@ -60,7 +59,6 @@ class ModelVersion:
     cache: HistoryCache
     max_len: int
     step: int
-    keeps_state: bool
     known: KnownFields
     filter_viewed: bool
     rules: ServedRules
@@ -99,7 +97,6 @@ def load_version(
     )
     max_len = config.max_len or info.config.model.max_len
     cache = HistoryCache(config.cache_mib << 20)
-    encoder, keeps_state = build_encoder(model, max_len, config.step, cache)
     popularity = None
     if config.watched_events:
         popularity = TrainedPopularity.of_log(info.data, parts.vocabulary)
@@ -108,12 +105,11 @@ def load_version(
         id=parts.id,
         model=model,
         catalogue=parts.catalogue,
-        encoder=encoder,
+        encoder=build_encoder(model, max_len, config.step, cache),
         ranking=ranking,
         cache=cache,
         max_len=max_len,
         step=config.step,
-        keeps_state=keeps_state,
         known=KnownFields(model.fields, parts.users, model.inputs),
         filter_viewed=info.filter_viewed,
         rules=ServedRules(source, rules or Rules()),

@@ -81,7 +81,7 @@ class RedisStore:
             )
         except ValueError as error:
             raise ConfigError(f"store is {shown_url(url)}: {error}") from error
-        self._url, self._staged = url, None
+        self._staged: Staged | None = None
         self._unit: str | None = None
         try:
             check_durable(self._redis, shown_url(url))
