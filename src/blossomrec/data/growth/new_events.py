@@ -156,7 +156,6 @@ class _KnownTimes:
     def __init__(self, log: EventLog, datetimes: bool):
         self._unit, self._dtype = log.time_unit, log.timestamps.dtype
         given = log.options.get("time_unit", "auto")
-        self._datetimes = datetimes
         self._misfits = datetimes and self._unit != "microseconds" and given != ORDER
         self._are_told = not datetimes and self._unit != ORDER and given == "auto"
         self._outside, self._inexact = Refused(), Refused()

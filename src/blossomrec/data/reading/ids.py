@@ -92,7 +92,6 @@ class TextFacts:
     """
 
     def __init__(self, textual: bool):
-        self._textual = textual
         self._all_integers = self._all_decimals = self._all_words = textual
         self._fits = {pl.Int64: True, pl.UInt64: True}
         self._any_number = self.any_integer = False

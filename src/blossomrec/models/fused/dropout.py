@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Numbers in the generator's output of 128 bits; a number decides on 16 bits.
-DECISIONS = 8
+# A decision takes 16 bits of a random number.
 LEVELS = 1 << 16
 
 
