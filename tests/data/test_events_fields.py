@@ -20,9 +20,9 @@ from blossomrec.data.field_counts import FieldCounts
 from blossomrec.data.fields import ContextField, EventFields
 from blossomrec.data.identity import differences
 from blossomrec.data.log import EventLog
-from blossomrec.data.preparation import summary_table
 from blossomrec.data.reading import kinds as limits
 from blossomrec.data.reading.options import Filters
+from blossomrec.data.summary import summary_table
 from blossomrec.errors import ConfigError, DataError
 from events_in_parts import filtered
 

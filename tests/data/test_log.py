@@ -19,7 +19,7 @@ from rich.console import Console
 
 from blossomrec.data import event_files
 from blossomrec.data.log import EventLog
-from blossomrec.data.preparation import summary_table
+from blossomrec.data.summary import summary_table
 from blossomrec.errors import ConfigError, DataError
 
 EVENTS = pl.DataFrame(

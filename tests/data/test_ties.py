@@ -12,7 +12,7 @@ from rich.console import Console
 
 from blossomrec.data.event_arrays import Ties
 from blossomrec.data.log import EventLog
-from blossomrec.data.preparation import summary_table
+from blossomrec.data.summary import summary_table
 
 USERS, BASKETS, ITEMS = 12, 4, 5
 

@@ -29,7 +29,7 @@ def prepare(
         folder: where the prepared log goes; a prepared log that is there is replaced
     """
     from blossomrec.data.log import EventLog
-    from blossomrec.data.preparation import summary_table
+    from blossomrec.data.summary import summary_table
 
     log = EventLog.prepare(source, folder, **vars(options))
     show_part(summary_table(log.summary))

@@ -12,8 +12,8 @@ from rich.console import Console
 from blossomrec import terminal
 from blossomrec.config import EvaluationConfig, ModelConfig, RunConfig, TrainingConfig
 from blossomrec.data.log import EventLog
-from blossomrec.data.preparation import summary_table
 from blossomrec.data.simulate import SimulationConfig, simulate
+from blossomrec.data.summary import summary_table
 from blossomrec.demo.later import keep_back, update_demo
 from blossomrec.evaluation import Evaluation, resolve_filter_seen
 from blossomrec.evaluation.evaluation import evaluation_path, save_evaluation

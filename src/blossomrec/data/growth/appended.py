@@ -39,7 +39,7 @@ def appended_table(appended: Appended) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from blossomrec.data.preparation import told_moment
+    from blossomrec.data.summary import told_moment
 
     table = Table(title="Appended", show_header=False, title_justify="left")
     table.add_column(style="bold")

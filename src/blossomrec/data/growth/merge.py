@@ -27,7 +27,7 @@ from blossomrec.data.log import (
     ITEMS,
     USERS,
 )
-from blossomrec.data.preparation import summarize
+from blossomrec.data.summary import summarize
 from blossomrec.data.vocabulary import Vocabulary, write_vocabulary
 from blossomrec.data.windows import boundaries, fill
 

@@ -13,7 +13,8 @@ import polars as pl
 
 from blossomrec.data.fields import EventFields
 from blossomrec.data.log import LOG_FILE, EventLog
-from blossomrec.data.preparation import context_columns, order_table
+from blossomrec.data.preparation import context_columns
+from blossomrec.data.preparing.whole_table import order_table
 from blossomrec.data.reading.options import EventOptions, with_given
 from blossomrec.data.reading.tables import EventTable, describe, read_table
 from blossomrec.data.units import unit_of
