@@ -23,7 +23,7 @@ from benchmarks.selector.recall_options import SHORTEST, RecallTraining
 from benchmarks.selector.recall_step import RecallStep, optimizer_of, stage_batches
 from blossomrec.attention import BlossomAttention
 from blossomrec.config import check
-from blossomrec.data.batches import prefetch
+from blossomrec.data.batching.prefetch import prefetch
 from blossomrec.models.sequence import SequenceModel
 
 # A training on short histories goes on to longer ones at this accuracy.

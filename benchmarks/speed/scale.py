@@ -35,7 +35,7 @@ from benchmarks.speed.instruments.timing import synchronize
 from benchmarks.speed.sampled_step import drawn, training_parts
 from blossomrec.config import TrainingConfig
 from blossomrec.data.batch import Batch
-from blossomrec.data.batches import prefetch
+from blossomrec.data.batching.prefetch import prefetch
 from blossomrec.data.windows import boundaries, gather_index
 from blossomrec.device import resolve_device
 from blossomrec.errors import ConfigError

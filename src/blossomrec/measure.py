@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from blossomrec.config import EvaluationConfig, check
-from blossomrec.data.history import known_columns
 from blossomrec.data.identity import differences
+from blossomrec.data.known import known_columns
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split, split_name
 from blossomrec.data.vocabulary import Vocabulary

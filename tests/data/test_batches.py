@@ -12,12 +12,8 @@ import torch
 
 from blossomrec.config import TrainingConfig
 from blossomrec.data.batch import Batch, pack
-from blossomrec.data.batches import (
-    ClozeBatches,
-    HistoryBatches,
-    TrainingBatches,
-    target_importance,
-)
+from blossomrec.data.batches import ClozeBatches, HistoryBatches, TrainingBatches
+from blossomrec.data.batching.importance import target_importance
 from blossomrec.data.history import History
 from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, DataError

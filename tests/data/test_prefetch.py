@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from blossomrec.data.batches import prefetch
+from blossomrec.data.batching.prefetch import prefetch
 
 
 def threads() -> list[threading.Thread]:

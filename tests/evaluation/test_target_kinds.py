@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from blossomrec.config import EvaluationConfig, RunConfig, check
-from blossomrec.data.batches import kind_importance
+from blossomrec.data.batching.importance import kind_importance
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import Cases, make_split, split_name
 from blossomrec.errors import ConfigError, DataError

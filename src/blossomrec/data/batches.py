@@ -4,122 +4,22 @@ from __future__ import annotations
 
 import functools
 import math
-import queue
-import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from blossomrec.config import TrainingConfig
 from blossomrec.data.batch import Batch, make_batch
-from blossomrec.data.fields import listed
+from blossomrec.data.batching.prefetch import prefetch
 from blossomrec.data.history import ITEMS_ALONE
 from blossomrec.data.log import EventLog
 from blossomrec.data.windows import Windows, boundaries, cut_windows, fill, gather_index
-from blossomrec.errors import ConfigError, DataError, shortened
+from blossomrec.errors import ConfigError, DataError
 
 # Share of cloze windows in which the last event alone is masked: one in eleven passes over a
 # history, as in BERT4Rec (Sun et al. 2019), which adds one such pass to ten random ones.
 LAST_ONLY_SHARE = 1 / 11
-
-T = TypeVar("T")
-
-
-def target_importance(log: EventLog, config: TrainingConfig) -> np.ndarray | None:
-    """How much each event counts as a target, float32 [E]; None where all count the same.
-
-    It is the weight that the log has for the event, if ``config.weights`` takes it, times what
-    ``config.targets`` says of its kind.
-
-    Raises:
-        ConfigError: weights are "on" and the log has none, or ``targets`` does not say what kinds
-            of the log count.
-        DataError: a weight is negative or not finite.
-    """
-    if not has_importance(log, config):
-        return None
-    weights = None
-    if config.weights != "off" and log.weights is not None:
-        weights = np.asarray(log.weights)
-        wrong = ~((weights >= 0) & (weights < np.inf))
-        if wrong.any():
-            raise DataError(
-                f"{log.folder} has the weight {weights[np.argmax(wrong)]}: weights must be finite "
-                "and at least 0; prepare it again, or choose training.weights off"
-            )
-    if not config.targets:
-        return weights
-    found = kind_importance(config.targets, log)[log.kinds]
-    if weights is not None:
-        with np.errstate(over="ignore"):
-            found *= weights
-        if not np.isfinite(found).all():
-            raise ConfigError(
-                f"training.targets is {shortened(config.targets)}: by the weights of {log.folder} "
-                "it is not finite in 32 bits"
-            )
-    return found
-
-
-def has_importance(log: EventLog, config: TrainingConfig) -> bool:
-    """Whether :func:`target_importance` is not None.
-
-    Raises:
-        ConfigError: weights are "on" and the log has none.
-    """
-    if config.weights == "on" and log.weights is None:
-        raise ConfigError(
-            f"training.weights is 'on', but the events of {log.folder} have no weights: prepare it "
-            "with the column of weights, --weight, or choose auto"
-        )
-    return bool(config.targets) or (config.weights != "off" and log.weights is not None)
-
-
-def kind_importance(targets: str, log: EventLog) -> np.ndarray:
-    """How much each kind of a log counts by ``training.targets``, float32 [K+1].
-
-    Raises:
-        ConfigError: an entry is not of the form ``kind=weight``, its kind is not known or named
-            before, its weight is negative or not finite, none is over 0, or the log has no kinds.
-    """
-    start, kinds = f"training.targets is {shortened(targets)}", log.fields.kinds
-    if log.kinds is None:
-        raise ConfigError(
-            f"{start}: the events of {log.folder} have no kinds; prepare it with the column of "
-            "kinds, --kind"
-        )
-    known = f"the events of {log.folder} have the kinds {', '.join(map(repr, kinds))}"
-    found: dict[str, float] = {}
-    for entry in listed(targets):
-        kind, equals, number = (part.strip() for part in entry.rpartition("="))
-        if not equals:
-            raise ConfigError(
-                f"{start}: {shortened(entry.strip())} is not of the form kind=weight; {known}"
-            )
-        if kind not in kinds:
-            raise ConfigError(f"{start}: there is no kind {shortened(kind)}; {known}")
-        if kind in found:
-            raise ConfigError(f"{start}: kind {shortened(kind)} is there twice")
-        found[kind] = _number(number)
-        if not 0 <= found[kind] < np.inf:
-            raise ConfigError(
-                f"{start}: the weight of {shortened(kind)} is {shortened(number)}, a finite number "
-                "of at least 0 is needed"
-            )
-    if not any(found.values()):
-        raise ConfigError(f"{start}: the weight of one kind must be over 0")
-    return np.array([0.0, *(found.get(kind, 0.0) for kind in kinds)], np.float32)
-
-
-def _number(text: str) -> float:
-    """The number in a text as it is in 32 bits, NaN where there is none."""
-    try:
-        with np.errstate(over="ignore"):
-            return float(np.float32(text))
-    except ValueError:
-        return math.nan
 
 
 class Division(Protocol):
@@ -170,7 +70,7 @@ class TrainingBatches:
 
         max_len: most inputs in a window; tokens_per_batch: most events in a batch (only a window
         that is longer by itself goes over it); inputs: what of the events a batch has; importance:
-        see :func:`target_importance`. Raises ConfigError, and DataError where there is nothing to
+        as of ``target_importance``. Raises ConfigError, and DataError where there is nothing to
         learn from.
         """
         _check_sizes(max_len, tokens_per_batch)
@@ -447,56 +347,3 @@ def _check_ends(
             f"{name}[{place}] is {ends[place]}: it must be from {lowest} to {lengths[place]}, "
             "the length of the history"
         )
-
-
-class _End:
-    """Last entry of the queue; ``error`` is what stopped the source, if anything did."""
-
-    def __init__(self, error: BaseException | None = None):
-        self.error = error
-
-
-def prefetch(source: Iterator[T], depth: int = 2) -> Generator[T]:
-    """The elements of ``source``, up to ``depth`` of them made ahead by a thread.
-
-    An exception of the source is raised here, in place of the element that failed. Closing the
-    iterator (also by leaving a ``for`` loop over the only reference to it) ends the thread.
-    """
-    ahead: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    closed = threading.Event()
-    thread = threading.Thread(
-        target=_produce, args=(source, ahead, closed), name="prefetch", daemon=True
-    )
-    thread.start()
-    try:
-        while not isinstance(entry := ahead.get(), _End):
-            yield entry
-        if entry.error is not None:
-            raise entry.error
-    finally:
-        closed.set()
-        while thread.is_alive():
-            # Whatever the thread still puts has room, so that it comes to its end.
-            _drain(ahead)
-            thread.join(0.01)
-
-
-def _produce(source: Iterator[T], ahead: queue.Queue[Any], closed: threading.Event) -> None:
-    end = _End()
-    try:
-        for element in source:
-            ahead.put(element)
-            if closed.is_set():
-                # The consumer has emptied the queue and reads no end.
-                return
-    except BaseException as error:
-        end = _End(error)
-    ahead.put(end)
-
-
-def _drain(ahead: queue.Queue[Any]) -> None:
-    while True:
-        try:
-            ahead.get_nowait()
-        except queue.Empty:
-            return

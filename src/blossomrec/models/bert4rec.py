@@ -11,7 +11,8 @@ from torch import Tensor
 
 from blossomrec.attention.packing import histories, positions
 from blossomrec.config import ModelConfig, RunConfig
-from blossomrec.data.batches import ClozeBatches, target_importance
+from blossomrec.data.batches import ClozeBatches
+from blossomrec.data.batching.importance import target_importance
 from blossomrec.models.sequence import batch_sizes
 from blossomrec.models.transformer import TransformerModel
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from blossomrec.attention import AttentionOutput
 from blossomrec.config import ModelConfig, RunConfig
-from blossomrec.data.batches import TrainingBatches, target_importance
+from blossomrec.data.batches import TrainingBatches
+from blossomrec.data.batching.importance import target_importance
 from blossomrec.data.fields import EventFields, Tables
 from blossomrec.errors import ConfigError, DataError
 from blossomrec.models import fused

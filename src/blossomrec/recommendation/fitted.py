@@ -11,7 +11,8 @@ import numpy as np
 
 from blossomrec.config import RunConfig
 from blossomrec.data.features import FeatureTable
-from blossomrec.data.history import KnownHistories, known_rows
+from blossomrec.data.history import known_rows
+from blossomrec.data.known import KnownHistories
 from blossomrec.data.log import EventLog
 from blossomrec.data.units import Moment, as_second
 from blossomrec.data.vocabulary import Vocabulary

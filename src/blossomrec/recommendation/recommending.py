@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import polars as pl
 
-from blossomrec.data.history import (
-    History,
-    columns_of,
-    given_history,
-    known_rows,
-    shown_ids,
-)
+from blossomrec.data.history import History, columns_of, given_history, known_rows, shown_ids
 from blossomrec.data.units import Moment, as_second
 from blossomrec.data.vocabulary import as_ids
 from blossomrec.errors import ConfigError, DataError, one_of, whole_number

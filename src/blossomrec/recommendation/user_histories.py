@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blossomrec.data.batch import Batch, make_batch
-from blossomrec.data.batches import prefetch
-from blossomrec.data.history import known_columns, known_ids
+from blossomrec.data.batching.prefetch import prefetch
+from blossomrec.data.known import known_columns
 from blossomrec.data.windows import boundaries, fill, gather_index, positions_within
 from blossomrec.evaluation.top_k import Seen
 from blossomrec.recommendation.request import Request
@@ -68,7 +68,7 @@ class UserHistories:
         self._log, self._model, self._request = log, model, request
         self._offsets = np.asarray(log.offsets)
         same = log.item_vocabulary.fingerprint == items.fingerprint
-        self._rows = None if same else known_ids(items, log.item_vocabulary)
+        self._rows = None if same else items.rows_of(log.item_vocabulary)
         there = {
             "times": log.has_times,
             "kinds": log.kinds is not None and bool(model.fields.kinds),

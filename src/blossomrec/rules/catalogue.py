@@ -11,7 +11,6 @@ import torch
 
 from blossomrec.data.feature_rows import taken_rows
 from blossomrec.data.features import FeatureTable
-from blossomrec.data.history import known_ids
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import ConfigError, DataError, shortened
 from blossomrec.models.baselines.base import recent_weights
@@ -235,7 +234,7 @@ def item_features(
         return kept
     if log.item_vocabulary.fingerprint == items.fingerprint:
         return log.item_features
-    return taken_rows([log.item_features], known_ids(log.item_vocabulary, items))
+    return taken_rows([log.item_features], log.item_vocabulary.rows_of(items))
 
 
 def refuse_nothing(rules: Rules, found: ItemRules) -> None:
@@ -264,7 +263,7 @@ def recent_shares(log: EventLog, items: Vocabulary) -> np.ndarray:
     """Logarithms of the shares of items in the events of a log, late ones first: float32 [I]."""
     first, last = log.summary["time"]["first"], log.summary["time"]["last"]
     counts = np.zeros(items.size)
-    log_items = known_ids(items, log.item_vocabulary)
+    log_items = items.rows_of(log.item_vocabulary)
     for start in range(0, log.num_events, PIECE_EVENTS):
         piece = slice(start, start + PIECE_EVENTS)
         rows = log_items[log.items[piece]]

@@ -20,7 +20,8 @@ from torch import nn
 from blossomrec.attention.api import resolve
 from blossomrec.attention.spec import Heads
 from blossomrec.config import RunConfig, TrainingConfig
-from blossomrec.data.batches import TrainingBatches, has_importance
+from blossomrec.data.batches import TrainingBatches
+from blossomrec.data.batching.importance import has_importance
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.device import resolve_device

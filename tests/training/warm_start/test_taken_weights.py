@@ -8,7 +8,7 @@ from two_periods import SEES_ALL, begin
 
 from blossomrec.config import ModelConfig
 from blossomrec.data.batch import pack
-from blossomrec.data.history import KnownHistories
+from blossomrec.data.known import KnownHistories
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.models import build_model
 from blossomrec.run.description import read_run_config

@@ -12,7 +12,6 @@ import torch
 from small_training import small_config
 
 from blossomrec.config import EvaluationConfig, RunConfig
-from blossomrec.data.history import known_ids
 from blossomrec.data.log import EventLog
 from blossomrec.data.split import make_split
 from blossomrec.models import build_model
@@ -125,7 +124,7 @@ def begin(log: EventLog, run: Path, **options: Any) -> Begun:
     optimizer = build_optimizer(model, config.training)
     train_end = make_split(log, EvaluationConfig()).train_end
     model.mark_trained(training_counts(log, train_end) > 0)
-    items = known_ids(open_vocabulary(run, info), log.item_vocabulary)
+    items = open_vocabulary(run, info).rows_of(log.item_vocabulary)
     taken = take_over(model, run, items, log, train_end, Checkpoints(run / "checkpoints"))
     load_optimizer_state(model, optimizer, taken.moments)
     return Begun(model.eval(), load_model(run), optimizer, items, taken)

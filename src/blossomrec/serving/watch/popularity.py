@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from blossomrec.data.history import known_ids
 from blossomrec.data.log import EventLog
 from blossomrec.data.vocabulary import Vocabulary
 from blossomrec.errors import DataError
@@ -58,7 +57,7 @@ class TrainedPopularity:
         """
         with contextlib.suppress(DataError):
             log = EventLog.open(folder)
-            rows, counts = known_ids(items, log.item_vocabulary), np.zeros(items.size)
+            rows, counts = items.rows_of(log.item_vocabulary), np.zeros(items.size)
             for start in range(0, log.num_events, PIECE):
                 found = rows[log.items[start : start + PIECE]]
                 counts += np.bincount(found[found >= 0], minlength=items.size)

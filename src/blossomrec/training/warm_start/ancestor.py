@@ -11,7 +11,6 @@ import torch
 
 from blossomrec.config import RunConfig
 from blossomrec.data.fields import EventFields
-from blossomrec.data.history import known_ids
 from blossomrec.data.log import EventLog
 from blossomrec.errors import RunError
 from blossomrec.files import digest
@@ -59,7 +58,7 @@ class Ancestor:
         Args:
             checkpoints: of the run that begins.
         """
-        items = known_ids(open_vocabulary(self.run, read_run_config(self.run)), log.item_vocabulary)
+        items = open_vocabulary(self.run, read_run_config(self.run)).rows_of(log.item_vocabulary)
         model = parts.model
         taken = take_over(model, self.run, items, log, train_end, checkpoints)
         moments = bool(taken.moments)

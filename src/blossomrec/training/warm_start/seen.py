@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from blossomrec.data.history import known_ids
 from blossomrec.data.log import EventLog
 from blossomrec.data.units import Seconds
 from blossomrec.data.vocabulary import Vocabulary
@@ -51,7 +50,7 @@ def seen_events(run: Path, log: EventLog, train_end: np.ndarray) -> np.ndarray:
         RunError: the run does not tell it, or what tells it is damaged.
     """
     users, known = _read(run)
-    rows = known_ids(users, log.user_vocabulary)
+    rows = users.rows_of(log.user_vocabulary)
     there, rows = rows >= 0, np.maximum(rows, 0)
     starts, lengths = np.asarray(log.offsets[:-1]), np.diff(np.asarray(log.offsets))
     seen = np.minimum(known["events"][rows], lengths)

@@ -1,0 +1,1 @@
+"""Parts of making batches: how much events count, and elements made ahead."""
