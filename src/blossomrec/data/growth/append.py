@@ -139,9 +139,10 @@ def _met(log: GrownLog, options: AppendOptions, ids: Mapping[str, pl.Series], so
         found = log.rows(table, met)
         unknown = met.filter(pl.Series(found < 0)).alias("id")
         new[table] = unknown
+        wanted = np.empty(0, np.int64) if given is None else log.rows(table, given.ids)
         if given is not None and table == ITEMS:
             # Items without an event belong to the catalogue.
-            others = given.ids.filter(pl.Series(log.rows(table, given.ids) < 0))
+            others = given.ids.filter(pl.Series(wanted < 0))
             new[table] = pl.concat([unknown, others.alias("id")]).unique().sort()
         if size + len(new[table]) > LARGEST_ROW:
             raise DataError(f"{source} brings the {table} to over {LARGEST_ROW:,}")
@@ -149,7 +150,6 @@ def _met(log: GrownLog, options: AppendOptions, ids: Mapping[str, pl.Series], so
         found[found < 0] = size + added.rows_of(Vocabulary(unknown))
         rows[table] = found.astype(np.int32)
         if given is not None:
-            wanted = log.rows(table, given.ids)
             there = added.rows_of(Vocabulary(given.ids))
             features[table] = _feature_rows(given, np.where(there < 0, wanted, size + there))
     return _Met(rows, new, features)
