@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -246,12 +248,8 @@ def test_uni100_of_some_users_is_that_of_all(wide_log):
 
 def test_names_and_ranges_of_the_metrics(wide_log):
     cases = make_split(wide_log, EvaluationConfig(split="global-time")).test
-    evaluation = evaluate(
-        DotScorer(400),
-        wide_log,
-        cases,
-        RankingOptions(ks=(10, 5), filter_seen=False, split="global-time"),
-    )
+    options = RankingOptions(ks=(10, 5), filter_seen=False, split="global-time")
+    evaluation = evaluate(DotScorer(400), wide_log, cases, options)
     names = [
         f"{m}@{k}"
         for m in ("hr", "recall", "ndcg", "mrr", "popularity", "coverage")
@@ -262,6 +260,10 @@ def test_names_and_ranges_of_the_metrics(wide_log):
     assert evaluation.protocol.num_targets > evaluation.protocol.num_cases == len(cases)
     assert evaluation.protocol.split == "global-time"
     assert evaluation.lengths.tolist() == cases.history_end.tolist()
+    others = evaluate(DotScorer(400), wide_log, cases, replace(options, popularity=False))
+    assert others.metrics.items() == {
+        (name, value) for name, value in evaluation.metrics.items() if "popularity" not in name
+    }
 
 
 def test_popularity_recommends_the_popular(tiny_log):

@@ -51,6 +51,7 @@ class RankingOptions:
         max_len: most recent events shown to the scorer; None stands for ``scorer.max_len``.
         split: how the cases were held out, kept with the protocol.
         own_metrics: names in ``METRICS`` to measure besides hr, recall, ndcg and mrr.
+        popularity: measure how popular recommended items are, for which all events are counted.
     """
 
     filter_seen: bool
@@ -60,6 +61,7 @@ class RankingOptions:
     max_len: int | None = None
     split: str | None = None
     own_metrics: Sequence[str] = ()
+    popularity: bool = True
 
     def checked(self) -> RankingOptions:
         """These options as they are used, the cut-offs sorted; ConfigError names a wrong one."""
@@ -116,7 +118,7 @@ def evaluate(
     """
     started = perf_counter()
     options, device = options.checked(), torch.device(device)
-    full, cut_offs = options.ranking == "full", tuple(options.ks)
+    full = options.ranking == "full"
     if scorer.num_items != log.num_items:
         raise DataError(f"the model knows {scorer.num_items} items and the log {log.num_items}")
     if np.any(np.diff(cases.users) < 0):
@@ -143,31 +145,14 @@ def evaluate(
             found = _ranked(scorer, task, device, score_elements)
         else:
             found = ShardedRanking(scorer, processes, device, score_elements).ranked(task)
-    protocol = EvaluationProtocol(
-        split=options.split,
-        ranking=options.ranking,
-        filter_seen=options.filter_seen,
-        ks=cut_offs,
-        seed=options.seed,
-        num_cases=len(cases.users),
-        num_targets=len(targets.items),
-        num_items=log.num_items,
-        fingerprint=_fingerprint(cases, targets),
-        num_users=len(each_once(cases.users)),
-        own_metrics=tuple(options.own_metrics),
-        moments="asked" in scorer.inputs,
-        asked_kinds="asked_kinds" in scorer.inputs,
-        kinds=log.fields.kinds,
-        sampled=(int(found.sampled.min()), int(found.sampled.max())) if not full else None,
-    )
     popularity = None
-    if full:
+    if full and options.popularity:
         ends = before_cases(log, cases) if train_end is None else train_end
         percentiles = popularity_percentiles(log, ends, processes)
-        values = metrics.popularity(found.top, percentiles, cut_offs)
+        values = metrics.popularity(found.top, percentiles, options.ks)
         popularity = np.stack(list(values.values()), 1)
     return Evaluation(
-        protocol=protocol,
+        protocol=_protocol(task, scorer.inputs, found),
         users=cases.users,
         lengths=cases.history_end,
         offsets=targets.offsets,
@@ -177,6 +162,30 @@ def evaluate(
         seconds=perf_counter() - started,
         kinds=targets.kinds,
         of_kinds=targets.of_kinds,
+    )
+
+
+def _protocol(task: RankingTask, inputs: Sequence[str], found: Ranked) -> EvaluationProtocol:
+    log, cases, targets, options = task.log, task.cases, task.targets, task.options
+    fewest_and_most = None
+    if options.ranking != "full":
+        fewest_and_most = int(found.sampled.min()), int(found.sampled.max())
+    return EvaluationProtocol(
+        split=options.split,
+        ranking=options.ranking,
+        filter_seen=options.filter_seen,
+        ks=tuple(options.ks),
+        seed=options.seed,
+        num_cases=len(cases.users),
+        num_targets=len(targets.items),
+        num_items=log.num_items,
+        fingerprint=_fingerprint(cases, targets),
+        num_users=len(each_once(cases.users)),
+        own_metrics=tuple(options.own_metrics),
+        moments="asked" in inputs,
+        asked_kinds="asked_kinds" in inputs,
+        kinds=log.fields.kinds,
+        sampled=fewest_and_most,
     )
 
 

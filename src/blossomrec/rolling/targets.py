@@ -83,7 +83,10 @@ def rank_targets(opened: Opened, targets: Targets, run: Path, device: str) -> np
     model, columns = load_seeing(run, info, log, device)
     config = opened.study.config.evaluation
     options = RankingOptions(
-        filter_seen=resolve_filter_seen(config, log), ks=config.ks, seed=config.seed
+        filter_seen=resolve_filter_seen(config, log),
+        ks=config.ks,
+        seed=config.seed,
+        popularity=False,
     )
     ranks[there] = evaluate(model, log, cases, options, columns=columns, device=device).ranks
     return ranks

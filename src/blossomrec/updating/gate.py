@@ -116,6 +116,7 @@ def judge(new: Path, used: Path, log: EventLog, *, tolerance: float, most: int) 
         ks=(K,),
         seed=info.config.evaluation.seed,
         split=split_name(info.config.evaluation),
+        popularity=False,
     )
     device = resolve_device(info.config.training.device)
     measured = [
