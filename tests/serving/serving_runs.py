@@ -22,7 +22,7 @@ from blossomrec.models.sequence import SequenceModel
 from blossomrec.rules import Rules
 from blossomrec.run.weights import save_model
 from blossomrec.run.writing import write_run_config
-from blossomrec.serving.engine.engine import Request
+from blossomrec.serving.engine.jobs import Request
 from blossomrec.serving.engine.ranking import Best, Choice
 from blossomrec.serving.engine.service import Service
 from blossomrec.serving.http.application import build_app

@@ -15,7 +15,7 @@ from blossomrec.errors import ConfigError
 from blossomrec.recommender import BlossomRec
 from blossomrec.registry import RERANKERS
 from blossomrec.rules import Rules
-from blossomrec.serving.engine.engine import Request
+from blossomrec.serving.engine.jobs import Request
 from blossomrec.serving.engine.ranking import Choice
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,7 +17,7 @@ from blossomrec.errors import ConfigError, DataError
 from blossomrec.recommender import BlossomRec
 from blossomrec.rules import Rules
 from blossomrec.rules.item_table import ItemTable
-from blossomrec.serving.engine.engine import Request
+from blossomrec.serving.engine.jobs import Request
 from blossomrec.serving.engine.ranking import Choice
 
 pytestmark = pytest.mark.usefixtures("one_thread")

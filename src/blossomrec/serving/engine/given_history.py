@@ -13,7 +13,7 @@ from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
 from blossomrec.data.units import Time, as_second, as_seconds
 from blossomrec.errors import ConfigError
-from blossomrec.serving.engine.engine import Request
+from blossomrec.serving.engine.jobs import Request
 from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, nothing_known

@@ -12,7 +12,8 @@ import numpy as np
 from blossomrec.rules.catalogue import ItemRules
 from blossomrec.rules.reranking import AskedFor
 from blossomrec.rules.rules import RuleError
-from blossomrec.serving.engine.engine import Engine, Request
+from blossomrec.serving.engine.engine import Engine
+from blossomrec.serving.engine.jobs import Request
 from blossomrec.serving.engine.ranking import Best
 from blossomrec.serving.engine.served_rules import RuleReader, wrong_rule
 from blossomrec.serving.engine.version import ModelVersion

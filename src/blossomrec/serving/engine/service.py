@@ -19,9 +19,10 @@ from blossomrec.data.history import History
 from blossomrec.data.units import Time
 from blossomrec.evaluation.quantised_top_k import prepare
 from blossomrec.rules import Rules
-from blossomrec.serving.engine.engine import Engine, Request
+from blossomrec.serving.engine.engine import Engine
 from blossomrec.serving.engine.explainer import Explainer, check_model
 from blossomrec.serving.engine.given_history import Given, moment, read_history, without_seen
+from blossomrec.serving.engine.jobs import Request
 from blossomrec.serving.engine.listing import Listed, Listing, falls_back, named
 from blossomrec.serving.engine.ranking import Choice
 from blossomrec.serving.engine.store_threads import Committer, Reader
