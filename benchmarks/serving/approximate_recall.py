@@ -21,9 +21,9 @@ from benchmarks.serving.load import Outcome
 from blossomrec.config import ModelConfig
 from blossomrec.evaluation.scoring import Queries
 from blossomrec.models import build_model
-from blossomrec.serving.engine.approximate import ApproximateRanking
-from blossomrec.serving.engine.ranking import Best, Choice, Ranking
 from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.version.approximate import ApproximateRanking
+from blossomrec.serving.version.ranking import Best, Choice, Ranking
 
 CLUSTER, WIDTH, REQUESTS, K, VIEWED = 50, 64, 200, 10, 500
 PROBES = (4, 16, 64, 128)

@@ -25,8 +25,8 @@ from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.models.building import build_model
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.serving.engine.encoder import Encoder, WholeEncoder, build_encoder
-from blossomrec.serving.engine.histories import HistoryCache, UserHistory
+from blossomrec.serving.version.encoder import Encoder, WholeEncoder, build_encoder
+from blossomrec.serving.version.histories import HistoryCache, UserHistory
 
 ITEMS = 100_000
 WARM_UP, STEPS, RECOMPUTED = 10, 30, 5

@@ -23,10 +23,10 @@ from blossomrec.rules import Rules
 from blossomrec.run.weights import save_model
 from blossomrec.run.writing import write_run_config
 from blossomrec.serving.engine.jobs import Request
-from blossomrec.serving.engine.ranking import Best, Choice
 from blossomrec.serving.engine.service import Service
 from blossomrec.serving.http.application import build_app
 from blossomrec.serving.stores import store_opener
+from blossomrec.serving.version.ranking import Best, Choice
 from forked_commands import ForkedCommand
 from small_options import MODEL
 

@@ -9,8 +9,8 @@ from serving_runs import Server, write_run
 from blossomrec.data.log import EventLog
 from blossomrec.errors import ConfigError, RunError
 from blossomrec.recommender import BlossomRec
-from blossomrec.serving.engine.encoder import FEW_EVENTS, MANY_EVENTS
-from blossomrec.serving.engine.histories import window_start
+from blossomrec.serving.version.encoder import FEW_EVENTS, MANY_EVENTS
+from blossomrec.serving.version.histories import window_start
 
 TOLERANCE = 1e-4
 

@@ -9,10 +9,10 @@ from blossomrec.config import ModelConfig
 from blossomrec.errors import ConfigError
 from blossomrec.evaluation.scoring import Queries
 from blossomrec.models import build_model
-from blossomrec.serving.engine import approximate
-from blossomrec.serving.engine.approximate import ApproximateRanking
-from blossomrec.serving.engine.ranking import Choice, Ranking
 from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.version import approximate
+from blossomrec.serving.version.approximate import ApproximateRanking
+from blossomrec.serving.version.ranking import Choice, Ranking
 from small_options import MODEL
 
 pytest.importorskip("faiss", reason="the approximation is its")

@@ -9,11 +9,11 @@ import time
 import pytest
 from serving_runs import WAIT, Server, ask, count_calls
 
-from blossomrec.serving.engine import encoder
 from blossomrec.serving.engine.work import Mailbox
 from blossomrec.serving.refusals import Refusal
 from blossomrec.serving.stores.sqlite_store import SQLiteStore
 from blossomrec.serving.stores.store import Event
+from blossomrec.serving.version import encoder
 
 
 @contextlib.contextmanager

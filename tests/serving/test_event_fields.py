@@ -10,8 +10,8 @@ from serving_runs import Process, Server
 from blossomrec.data.fields import ContextField, EventFields
 from blossomrec.errors import DataError
 from blossomrec.serving import Client
-from blossomrec.serving.engine.fields import KnownFields
 from blossomrec.serving.given import as_events
+from blossomrec.serving.version.fields import KnownFields
 
 EVENTS, RECOMMEND = "/v1/users/anna/events", "/v1/recommend"
 FIELDS = EventFields(

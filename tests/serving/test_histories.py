@@ -9,19 +9,14 @@ from blossomrec.config import ServingConfig
 from blossomrec.data.fields import EventFields
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
-from blossomrec.serving.engine.catalogue import Catalogue
-from blossomrec.serving.engine.fields import KnownFields
-from blossomrec.serving.engine.histories import (
-    OVERHEAD,
-    Histories,
-    HistoryCache,
-    UserHistory,
-    window_start,
-)
+from blossomrec.serving.engine.reading import Histories
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, plain, shown
 from blossomrec.serving.stores.sqlite_store import SQLiteStore
 from blossomrec.serving.stores.store import Event
+from blossomrec.serving.version.catalogue import Catalogue
+from blossomrec.serving.version.fields import KnownFields
+from blossomrec.serving.version.histories import OVERHEAD, HistoryCache, UserHistory, window_start
 
 
 def test_a_history_grows_and_knows_its_items():

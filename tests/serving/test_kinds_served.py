@@ -9,9 +9,9 @@ from serving_runs import Server, write_run
 
 from blossomrec import BlossomRec, EventLog
 from blossomrec.data.history import History
-from blossomrec.serving.engine.histories import UserHistory
 from blossomrec.serving.stores.bulk import import_events
 from blossomrec.serving.stores.sqlite_store import SQLiteStore
+from blossomrec.serving.version.histories import UserHistory
 
 NOW = 1_700_000_000
 SEEN = {"event_kinds": "on", "request_kind": "on", "context": "on", "user_table": "on"}

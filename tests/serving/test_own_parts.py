@@ -6,8 +6,8 @@ import pytest
 from serving_runs import Process, Server, close, write_run
 
 from blossomrec.recommender import BlossomRec
-from blossomrec.serving.engine.encoder import StateEncoder
 from blossomrec.serving.testing import StoreContract
+from blossomrec.serving.version.encoder import StateEncoder
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from blossomrec.data.fields import ContextField, EventFields, Tables
 from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.models import build_model
-from blossomrec.serving.engine import paged, version
-from blossomrec.serving.engine.encoder import StateEncoder, build_encoder
-from blossomrec.serving.engine.histories import HistoryCache, UserHistory
-from blossomrec.serving.engine.paged import PagedEncoder
+from blossomrec.serving.version import paged, version
+from blossomrec.serving.version.encoder import StateEncoder, build_encoder
+from blossomrec.serving.version.histories import HistoryCache, UserHistory
+from blossomrec.serving.version.paged import PagedEncoder
 from small_options import MODEL
 from whole_history import relative_error
 

@@ -11,10 +11,10 @@ from blossomrec.evaluation import quantised_top_k, scoring
 from blossomrec.models.building import build_model
 from blossomrec.models.fused import quantised_items
 from blossomrec.rules.catalogue import ItemRules
-from blossomrec.serving.engine import ranking
-from blossomrec.serving.engine.ranking import Choice, Ranking
 from blossomrec.serving.engine.service import Service
 from blossomrec.serving.stores import store_opener
+from blossomrec.serving.version import ranking
+from blossomrec.serving.version.ranking import Choice, Ranking
 from small_models import small_config
 
 MISSING = quantised_items.missing()

@@ -162,8 +162,9 @@ def test_a_length_that_lies_keeps_nobody_busy(server, item_ids, monkeypatch):
 
 
 def test_a_history_that_cannot_be_read_on_is_refused():
-    from blossomrec.serving.engine.histories import Histories, UserHistory
+    from blossomrec.serving.engine.reading import Histories
     from blossomrec.serving.metrics import Metrics
+    from blossomrec.serving.version.histories import UserHistory
 
     class Lying:
         def tail(self, user, number, start, limit):

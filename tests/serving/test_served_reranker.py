@@ -16,7 +16,7 @@ from blossomrec.recommender import BlossomRec
 from blossomrec.registry import RERANKERS
 from blossomrec.rules import Rules
 from blossomrec.serving.engine.jobs import Request
-from blossomrec.serving.engine.ranking import Choice
+from blossomrec.serving.version.ranking import Choice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,7 +18,7 @@ from blossomrec.recommender import BlossomRec
 from blossomrec.rules import Rules
 from blossomrec.rules.item_table import ItemTable
 from blossomrec.serving.engine.jobs import Request
-from blossomrec.serving.engine.ranking import Choice
+from blossomrec.serving.version.ranking import Choice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-4
@@ -359,9 +359,9 @@ def test_memory_for_expressions_is_bounded(ruled_run, tmp_path):
 
 
 def test_days_count_for_stored_and_given_histories(ruled, ruled_log, monkeypatch):
-    from blossomrec.serving.engine import histories
+    from blossomrec.serving.engine import reading
 
-    monkeypatch.setattr(histories, "READ_AT_ONCE", 4)
+    monkeypatch.setattr(reading, "READ_AT_ONCE", 4)
     user = users_of(ruled_log)[2]
     row = int(ruled_log.user_vocabulary.rows([user])[0])
     history = ruled_log.history(row)

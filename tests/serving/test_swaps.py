@@ -22,9 +22,9 @@ from blossomrec.files import digest
 from blossomrec.recommender import BlossomRec
 from blossomrec.run.weights import load_model, save_model
 from blossomrec.serving import Client
-from blossomrec.serving.engine import version as versions
-from blossomrec.serving.engine.version import load_version
 from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.version import version as versions
+from blossomrec.serving.version.version import load_version
 
 SENDERS = 3
 # Swaps under load.

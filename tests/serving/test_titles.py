@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from blossomrec.errors import DataError
-from blossomrec.serving.engine.catalogue import MAX_TITLE, Catalogue, count_titles, read_titles
+from blossomrec.serving.version.catalogue import MAX_TITLE, Catalogue, count_titles, read_titles
 
 
 def write(path, text):

@@ -7,7 +7,7 @@ from places import metric
 from serving_runs import Server, close, write_run
 
 from blossomrec.serving import Client, ServerError
-from blossomrec.serving.engine import catalogue
+from blossomrec.serving.version import catalogue
 
 EVENTS = "/v1/users/anna/events"
 RECOMMEND = "/v1/recommend"

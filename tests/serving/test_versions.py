@@ -14,10 +14,10 @@ from serving_runs import WAIT, Server, close, count_calls, write_run
 
 from blossomrec.errors import RunError
 from blossomrec.run.weights import load_model, save_model
-from blossomrec.serving.engine import encoder
-from blossomrec.serving.engine.histories import Histories
+from blossomrec.serving.engine.reading import Histories
 from blossomrec.serving.engine.work import Background
 from blossomrec.serving.stores.sqlite_store import SQLiteStore
+from blossomrec.serving.version import encoder
 
 
 def test_a_run_with_another_vocabulary_is_refused(tiny_log, repeat_log, tmp_path):

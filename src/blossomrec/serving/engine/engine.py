@@ -14,14 +14,15 @@ import torch
 
 from blossomrec.config import ServingConfig
 from blossomrec.data.history import History
-from blossomrec.serving.engine.histories import Histories, UserHistory
 from blossomrec.serving.engine.jobs import Call, Job, Request, answer
-from blossomrec.serving.engine.ranking import Best, Choice
-from blossomrec.serving.engine.version import ModelVersion
+from blossomrec.serving.engine.reading import Histories
 from blossomrec.serving.engine.work import Background, Mailbox, fail, succeed
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, nothing_known, of_store
 from blossomrec.serving.stores.store import EventStore, ItemId, Notices
+from blossomrec.serving.version.histories import UserHistory
+from blossomrec.serving.version.ranking import Best, Choice
+from blossomrec.serving.version.version import ModelVersion
 from blossomrec.serving.watch.lists import LastLists
 
 # Work that may wait for a moment without requests; what comes last has not begun.

@@ -12,10 +12,10 @@ from blossomrec.data.history import History
 from blossomrec.errors import ConfigError
 from blossomrec.explanation.answer import explained
 from blossomrec.explanation.explain import check_explainable
-from blossomrec.serving.engine.histories import window_start
-from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.refusals import Refusal, unavailable
 from blossomrec.serving.stores.store import ItemId
+from blossomrec.serving.version.histories import window_start
+from blossomrec.serving.version.version import ModelVersion
 
 # Explanations that may wait: each takes as long as many recommendations.
 MOST_WAITING = 16

@@ -14,10 +14,10 @@ from blossomrec.data.history import History
 from blossomrec.data.units import Time, as_second, as_seconds
 from blossomrec.errors import ConfigError
 from blossomrec.serving.engine.jobs import Request
-from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, nothing_known
 from blossomrec.serving.stores.store import Context, ItemId
+from blossomrec.serving.version.version import ModelVersion
 
 SECONDS_A_DAY = 86_400
 

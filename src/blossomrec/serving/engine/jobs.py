@@ -19,11 +19,11 @@ from blossomrec.models.event_inputs import Asked
 from blossomrec.models.own_history.items import OwnItems
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.rules.reranking import AskedFor
-from blossomrec.serving.engine.encoder import RequestEncoder
-from blossomrec.serving.engine.histories import UserHistory
-from blossomrec.serving.engine.ranking import Choice
-from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.engine.work import fail, succeed
+from blossomrec.serving.version.encoder import RequestEncoder
+from blossomrec.serving.version.histories import UserHistory
+from blossomrec.serving.version.ranking import Choice
+from blossomrec.serving.version.version import ModelVersion
 
 
 @dataclass(frozen=True)

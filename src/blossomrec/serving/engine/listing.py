@@ -14,13 +14,13 @@ from blossomrec.rules.reranking import AskedFor
 from blossomrec.rules.rules import RuleError
 from blossomrec.serving.engine.engine import Engine
 from blossomrec.serving.engine.jobs import Request
-from blossomrec.serving.engine.ranking import Best
-from blossomrec.serving.engine.served_rules import RuleReader, wrong_rule
-from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.engine.work import answered
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal
 from blossomrec.serving.stores.store import ItemId
+from blossomrec.serving.version.ranking import Best
+from blossomrec.serving.version.served_rules import RuleReader, wrong_rule
+from blossomrec.serving.version.version import ModelVersion
 from blossomrec.serving.watch.watch import Watch
 
 T = TypeVar("T")

@@ -24,13 +24,13 @@ from blossomrec.serving.engine.explainer import Explainer, check_model
 from blossomrec.serving.engine.given_history import Given, moment, read_history, without_seen
 from blossomrec.serving.engine.jobs import Request
 from blossomrec.serving.engine.listing import Listed, Listing, falls_back, named
-from blossomrec.serving.engine.ranking import Choice
 from blossomrec.serving.engine.store_threads import Committer, Reader
-from blossomrec.serving.engine.version import ModelVersion, load_version
 from blossomrec.serving.engine.work import answered
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, unavailable, unknown_item, unknown_user
 from blossomrec.serving.stores.store import Appended, Event, EventStore, ItemId, Member, Profile
+from blossomrec.serving.version.ranking import Choice
+from blossomrec.serving.version.version import ModelVersion, load_version
 from blossomrec.serving.watch.watch import Watch, stored_events
 
 T = TypeVar("T")

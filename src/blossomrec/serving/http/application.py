@@ -20,13 +20,13 @@ from blossomrec import __version__
 from blossomrec.config import ServingConfig
 from blossomrec.serving.engine.given_history import Given
 from blossomrec.serving.engine.service import Service
-from blossomrec.serving.engine.version import ModelVersion
 from blossomrec.serving.http import schemas
 from blossomrec.serving.http.middleware import RequestMiddleware
 from blossomrec.serving.http.pages import add_page, add_reference
 from blossomrec.serving.metrics import Metrics
 from blossomrec.serving.refusals import Refusal, plain, shown
 from blossomrec.serving.stores.store import Context, Event, ItemId
+from blossomrec.serving.version.version import ModelVersion
 from blossomrec.serving.watch.records import WITHIN, VersionRecord
 
 DESCRIPTION = "Recommendations from the whole history of a user, which grows event by event."

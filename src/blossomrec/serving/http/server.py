@@ -25,7 +25,6 @@ from blossomrec.errors import BlossomRecError, ConfigError
 from blossomrec.rules import Rules
 from blossomrec.run import run_version
 from blossomrec.serving.announced import announced, local_url
-from blossomrec.serving.engine.catalogue import count_titles, read_titles
 from blossomrec.serving.engine.service import Service
 from blossomrec.serving.given import check_token
 from blossomrec.serving.http.application import build_app
@@ -37,6 +36,7 @@ from blossomrec.serving.http.connections import (
     connection_limit,
 )
 from blossomrec.serving.stores import store_opener
+from blossomrec.serving.version.catalogue import count_titles, read_titles
 
 SECONDS = 60.0
 MOST_KNOWN = 1_000

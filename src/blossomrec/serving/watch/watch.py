@@ -16,7 +16,7 @@ from blossomrec.serving.watch.popularity import PopularityDrift
 from blossomrec.serving.watch.records import VersionRecords
 
 if TYPE_CHECKING:
-    from blossomrec.serving.engine.version import ModelVersion
+    from blossomrec.serving.version.version import ModelVersion
 
 
 class Watch:

@@ -18,8 +18,8 @@ from blossomrec.models.recurrent import RecurrentState
 from blossomrec.models.sasrec import SASRec
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.models.state import ModelState
-from blossomrec.serving.engine.histories import HistoryCache, UserHistory
-from blossomrec.serving.engine.paged import PagedEncoder
+from blossomrec.serving.version.histories import HistoryCache, UserHistory
+from blossomrec.serving.version.paged import PagedEncoder
 
 # A history with no more new events than this is brought up to date at once.
 FEW_EVENTS = 16
@@ -50,7 +50,7 @@ class StateEncoder:
 
     Args:
         model: in evaluation mode, of a backbone that keeps a state.
-        max_len, step: see :func:`blossomrec.serving.engine.histories.window_start`.
+        max_len, step: see :func:`blossomrec.serving.version.histories.window_start`.
         budget: bytes of the states that are kept.
 
     Raises:

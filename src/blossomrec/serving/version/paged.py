@@ -13,7 +13,7 @@ from blossomrec.attention.state import AttentionState, Step, StepGraph
 from blossomrec.data.batch import Batch, next_events, pack
 from blossomrec.errors import ConfigError
 from blossomrec.models.sasrec import SASRec
-from blossomrec.serving.engine.histories import HistoryCache, UserHistory
+from blossomrec.serving.version.histories import HistoryCache, UserHistory
 
 # New events of a user up to which steps of one event each are taken. Eight take as long as encoding
 # a whole history: 0.7 ms each, beside 5.6 ms for 2,000 events and for 16,000 (H200, two layers).
@@ -34,7 +34,7 @@ class PagedEncoder:
 
     Args:
         model: in evaluation mode, with Blossom attention.
-        max_len, step: see :func:`blossomrec.serving.engine.histories.window_start`.
+        max_len, step: see :func:`blossomrec.serving.version.histories.window_start`.
         cache: of the histories encoded here, whose budget the pages have, taken at once. Who was
             asked for longest ago leaves it where pages are short.
 

@@ -18,14 +18,14 @@ from blossomrec.run import VERSIONED, run_version
 from blossomrec.run.description import RunInfo, read_run_config
 from blossomrec.run.tables import open_item_table, open_users, open_vocabulary
 from blossomrec.run.weights import load_model
-from blossomrec.serving.engine.approximate import ApproximateRanking
-from blossomrec.serving.engine.catalogue import Catalogue
-from blossomrec.serving.engine.encoder import Encoder, build_encoder
-from blossomrec.serving.engine.fields import KnownFields
-from blossomrec.serving.engine.histories import HistoryCache
-from blossomrec.serving.engine.ranking import Ranking
-from blossomrec.serving.engine.served_rules import RuleSource, ServedRules
 from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.version.approximate import ApproximateRanking
+from blossomrec.serving.version.catalogue import Catalogue
+from blossomrec.serving.version.encoder import Encoder, build_encoder
+from blossomrec.serving.version.fields import KnownFields
+from blossomrec.serving.version.histories import HistoryCache
+from blossomrec.serving.version.ranking import Ranking
+from blossomrec.serving.version.served_rules import RuleSource, ServedRules
 from blossomrec.serving.watch.popularity import TrainedPopularity
 
 # Times that a folder is read in which files were replaced meanwhile.
@@ -42,7 +42,7 @@ class ModelVersion:
             vocabulary: two runs with the same weights and other items have two.
         model: in evaluation mode; the threads of the engine and of explanations use it.
         max_len: events of a history that the model sees.
-        step: see :func:`blossomrec.serving.engine.histories.window_start`.
+        step: see :func:`blossomrec.serving.version.histories.window_start`.
         known: kinds, context and users that the model knows.
         filter_viewed: whether items of the history are left out unless a request says otherwise.
         rules: gives those of requests in the rows of the catalogue.

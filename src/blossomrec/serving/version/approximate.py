@@ -12,8 +12,8 @@ from torch import Tensor
 from blossomrec.errors import ConfigError, MissingExtraError, RerankerError
 from blossomrec.evaluation.scoring import Queries, mixes_own
 from blossomrec.models.sequence import SequenceModel
-from blossomrec.serving.engine.ranking import Best, Choice, Ranking
 from blossomrec.serving.metrics import Metrics
+from blossomrec.serving.version.ranking import Best, Choice, Ranking
 
 # One request in so many is ranked exactly as well, which tells how much is missed.
 CHECK_EVERY = 100
