@@ -66,6 +66,9 @@ def train_and_wait(log: EventLog, run: Path, there: Path) -> None:
         for step in steps(*arguments):
             seen.append(step)
             if len(seen) == 17:
+                # The last checkpoint is written aside.
+                while not any((run / "checkpoints").glob("step-*15")):
+                    time.sleep(0.01)
                 there.touch()
                 time.sleep(600)
             yield step
