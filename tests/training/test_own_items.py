@@ -232,7 +232,7 @@ def row_losses(model, batch):
 
 def test_habits_are_learned_and_kept(tmp_path):
     log = log_of(habits(120), tmp_path / "log")
-    options = SMALL | {"epochs": 12, "time_gap": "on", "request_time": "on", "learning_rate": 1e-2}
+    options = SMALL | {"epochs": 4, "time_gap": "on", "request_time": "on", "learning_rate": 1e-2}
     found = {}
     for repeats in ("auto", "off"):
         recommender = BlossomRec(**options | {"repeats": repeats, "last_events": 3})
