@@ -124,17 +124,15 @@ def popularity_percentiles(log: EventLog, ends: np.ndarray, ranks: Ranks = ALONE
     return (fewer[place] + (ties[place] - 1) / 2) / max(1, log.num_items - 1)
 
 
-def sample_unseen(
-    log: EventLog, users: np.ndarray, seed: int, count: int = UNSEEN_SAMPLED
-) -> np.ndarray:
-    """``count`` items that each user never met, uniform without replacement, int64 [n, count].
+def sample_unseen(log: EventLog, users: np.ndarray, seed: int) -> np.ndarray:
+    """100 items that each user never met, uniform without replacement, int64 [n, 100].
 
     Nothing of the user's history is drawn, whatever its time. The draw is a function of ``seed``
     and the user row alone. A user with fewer unseen items gets all of them, then -1.
     """
     ends = np.asarray(log.offsets[users + 1] - log.offsets[users])
-    sampled = np.full((len(users), count), -1, dtype=np.int64)
-    cuts = fill(ends + 4 * count, PIECE_EVENTS).tolist()
+    sampled = np.full((len(users), UNSEEN_SAMPLED), -1, dtype=np.int64)
+    cuts = fill(ends + 4 * UNSEEN_SAMPLED, PIECE_EVENTS).tolist()
     for begin, stop in pairwise(cuts):
         _sample_piece(log, users[begin:stop], ends[begin:stop], seed, sampled[begin:stop])
     return sampled

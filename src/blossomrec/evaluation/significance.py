@@ -37,14 +37,14 @@ class PairedTest:
     users: int
 
 
-def bootstrap_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """Column means of ``values`` [M, C] with its rows drawn again: float64 [resamples, C]."""
+def bootstrap_means(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Column means of ``values`` [M, C] with its rows drawn again: float64 [RESAMPLES, C]."""
     count = len(values)
     rng = np.random.default_rng(seed)
     at_once = max(1, DRAWN_AT_ONCE // count)
     means = []
-    for begin in range(0, resamples, at_once):
-        size = min(at_once, resamples - begin)
+    for begin in range(0, RESAMPLES, at_once):
+        size = min(at_once, RESAMPLES - begin)
         drawn = rng.integers(0, count, size=(size, count))
         drawn += np.arange(size)[:, None] * count
         times = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
@@ -53,10 +53,10 @@ def bootstrap_means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAM
 
 
 def bootstrap_intervals(
-    values: Mapping[str, np.ndarray], *, seed: int = 0, resamples: int = RESAMPLES
+    values: Mapping[str, np.ndarray], *, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile bootstrap interval of the mean of each array [M] (Efron, 1979)."""
-    means = bootstrap_means(np.stack(list(values.values()), 1), seed=seed, resamples=resamples)
+    means = bootstrap_means(np.stack(list(values.values()), 1), seed=seed)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(means, (tail, 1 - tail), axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(values)}

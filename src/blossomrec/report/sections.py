@@ -322,15 +322,13 @@ def _slice_cell(part: Slice | None, metric: str) -> str | Cell:
     return Cell(f"{part.metrics[metric]:.4f}", wording.interval(*part.intervals[metric]))
 
 
-def most_recommended(
-    evaluation: Evaluation, log: EventLog, name: str, count: int = 10
-) -> TextTable | None:
-    """The items that stand most often among the first ones, with what the log says of them."""
+def most_recommended(evaluation: Evaluation, log: EventLog, name: str) -> TextTable | None:
+    """The ten items that stand most often among the first ones, with what the log says of them."""
     if evaluation.top is None:
         return None
     k = evaluation.protocol.headline_k
     counts = np.bincount(evaluation.top[:, :k].ravel() + 1, minlength=log.num_items + 1)[1:]
-    rows = np.argsort(-counts, kind="stable")[:count]
+    rows = np.argsort(-counts, kind="stable")[:10]
     events = np.bincount(np.asarray(log.items), minlength=log.num_items)
     words = wording.ItemWords(log)
     cells = [

@@ -34,9 +34,7 @@ def read_ranks(place: Path) -> np.ndarray:
     return found
 
 
-def share_interval(
-    places: Iterable[tuple[Path, Path]], *, seed: int = 0
-) -> tuple[float, float] | None:
+def share_interval(places: Iterable[tuple[Path, Path]]) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval, over users, of NDCG@10 as a share of another's.
 
     A user counts with all targets that it has in the periods, as in the share itself.
@@ -62,7 +60,7 @@ def share_interval(
     _, which = np.unique(np.concatenate(users), return_inverse=True)
     sums = np.zeros((int(which.max()) + 1, 2))
     np.add.at(sums, which, np.concatenate(gains))
-    means = bootstrap_means(sums, seed=seed)
+    means = bootstrap_means(sums, seed=0)
     if not (means[:, 1] > 0).all():
         return None
     tail = (1 - LEVEL) / 2
