@@ -48,6 +48,7 @@ class Architecture:
             "attention": "blossom" if blossom else other,
             "compress": self.compress if blossom else "mlp",
             "attention_impl": "reference" if reference else impl,
+            "fusion": fusion_of(self.impl),
         }
         return ModelConfig(
             max_len=max(2, length),
@@ -55,7 +56,6 @@ class Architecture:
             heads=self.layout.heads,
             kv_heads=self.layout.kv_heads,
             dropout=DROPOUT,
-            fusion=fusion_of(self.impl),
             **choices,
         )
 
