@@ -143,6 +143,13 @@ class TestAppend:
         whole = EventLog.prepare(pl.concat([FIRST, SECOND]), weight="count")
         assert told(EventLog.open(log.folder)) == told(whole)
 
+    def test_a_column_that_the_log_has_no_room_for(self, tmp_path):
+        log = EventLog.prepare(FIRST, tmp_path / "log")
+        for name, column in (("kind", "what"), ("weight", "count")):
+            with pytest.raises(ConfigError, match=f"{name} is '{column}': .*without {name}s"):
+                log.append(SECOND, **{name: column})
+        assert EventLog.open(log.folder).identity == log.identity
+
     def test_a_table_may_lack_all_kinds_and_context(self, tmp_path):
         names = ("what", "shop", "price")
         empty = SECOND[:2].with_columns(**{name: pl.lit(None) for name in names})

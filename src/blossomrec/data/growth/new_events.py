@@ -117,10 +117,7 @@ class _KnownEvents(ReadEvents):
             "user_id": KnownIds(log.user_vocabulary.dtype, "a user"),
             "item_id": KnownIds(log.item_vocabulary.dtype, "an item"),
         }
-        given: dict[str, Any] = {
-            "weight": None if log.weights is None else options.column("weight", log),
-            "kind": None if log.kinds is None else options.column("kind", log),
-        }
+        given: dict[str, Any] = {name: options.column(name, log) for name in ("weight", "kind")}
         reading = {
             entry.name: getattr(self._reading, entry.name)
             for entry in dataclasses.fields(ReadOptions)

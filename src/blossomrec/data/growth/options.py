@@ -59,5 +59,14 @@ class AppendOptions:
         return ReadOptions(**(values | {n: one for n, one in given.items() if one is not None}))
 
     def column(self, name: str, log: EventLog) -> Any:
-        """The column of "weight" or "kind"."""
-        return getattr(self, name) or log.options.get(name, name)
+        """The column of "weight" or "kind"; None where the log has none.
+
+        Raises:
+            ConfigError: the log has none, and one is given, which would be lost.
+        """
+        given = getattr(self, name)
+        if getattr(log, f"{name}s") is not None:
+            return given or log.options.get(name, name)
+        if given is not None:
+            raise ConfigError(f"{name} is {given!r}: {log.folder} was prepared without {name}s")
+        return None

@@ -140,6 +140,10 @@ class PrepareOptions(Filters, EventOptions):
     def __post_init__(self):
         EventOptions.__post_init__(self)
         Filters.__post_init__(self)
+        for kinds, table in (("item_kinds", self.items), ("user_kinds", self.users)):
+            if (given := getattr(self, kinds)) and table is None:
+                what = f"{kinds[:4]}s"
+                raise ConfigError(f"{kinds} is {' '.join(given)!r}: no table of {what} is given")
 
     def recorded(self) -> dict[str, Any]:
         """The options that are not None, ready for JSON."""
