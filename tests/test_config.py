@@ -248,6 +248,7 @@ def test_an_empty_yaml_file_changes_nothing(tmp_path):
         ("a.yaml", b"\xff\xfe\x00model"),
         ("a.toml", b"model = = 3"),
         ("a.json", b'{"model": '),
+        ("a.json", b'{"model": {"max_len": 3, "max_len": 4}}'),
         ("a.json", b"[1, 2]"),
         ("a.yaml", b"17"),
         ("a.yaml", b"0"),

@@ -81,6 +81,10 @@ def _parse(text: str, suffix: str) -> Any:
                     raise ConfigError(f"*{self.peek_event().anchor} is an alias: write it out")
                 return super().compose_node(parent, index)
 
+            def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+                _named_once([(str(name.value), None) for name, _ in node.value])
+                return super().construct_mapping(node, deep)
+
         number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
         Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
         values = yaml.load(text, Loader)
@@ -90,5 +94,15 @@ def _parse(text: str, suffix: str) -> Any:
 
         return tomllib.loads(text)
     if suffix == ".json":
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_named_once)
     raise ConfigError("a configuration file ends in .yaml, .yml, .toml or .json")
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a table; ConfigError where a name stands twice, of which one would be lost."""
+    found = dict[str, Any]()
+    for name, value in pairs:
+        if name in found:
+            raise ConfigError(f"{name} stands twice in a table")
+        found[name] = value
+    return found
