@@ -204,6 +204,9 @@ def test_items_switched_off_are_not_recommended(run, item_ids, tmp_path, one_thr
         off = [before[0], before[2], close[0]["item"]]
         answer = server.post("/v1/items", {"off": [str(off[0]), *off[1:]]})
         assert sorted(answer["off"]) == sorted(set(off))
+        refused = server.client.post("/v1/items", json={"off": off[1:], "on": off[:2]})
+        assert refused.status_code == 422
+        assert refused.json()["error"]["field"] == "on[1]"
     # They stay off when the server comes back.
     with Server(run, path) as server:
         after = [one["item"] for one in server.recommend(history=item_ids[:2], k=80)]

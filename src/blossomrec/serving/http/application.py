@@ -280,6 +280,12 @@ def _add_operation(app: FastAPI, service: Service) -> None:
         """Switch items off, so that they are never recommended, or on again."""
         for name in ("off", "on"):
             _check_size(name, getattr(body, name), service.config.max_items)
+        off = {*map(str, body.off)}
+        for place, item in enumerate(body.on):
+            if str(item) in off:
+                field = f"on[{place}]"
+                message = f"{field} is {item!r}: it is to be off, too"
+                raise Refusal(422, "invalid", message, field=field, value=item)
         return told(await service.switch(body.off, body.on))
 
     @app.get("/v1/versions", tags=["operation"])

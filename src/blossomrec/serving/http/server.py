@@ -8,6 +8,7 @@ import ctypes
 import gc
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
@@ -104,6 +105,10 @@ def run_server(
         ConfigError: the address is not loopback and there is no token, or it cannot be had.
         RunError, DataError: the run, the store or the table of titles cannot be used.
     """
+    if not 0 <= drain < math.inf:
+        raise ConfigError(f"drain is {drain}: a finite number of at least 0 is needed")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}: it must be at least 1")
     _log()
     token, limit = read_token(host), connection_limit(config.connections)
     named = None if titles is None else read_titles(titles)
