@@ -129,6 +129,7 @@ def test_wrong_options_are_refused_before_anything_is_written(
         ("training: {epochs: many}", ["training.epochs is 'many'"]),
         ("model: {max_len: 1}", ["model.max_len is 1"]),
         ("model: [1, 2", ["cannot be read"]),
+        ("model: {max_len: 3, max_len: 4}", ["max_len stands twice"]),
     ],
 )
 def test_a_wrong_configuration_file_is_named(refused, place, tmp_path, text, words):
@@ -237,6 +238,20 @@ def test_a_used_folder_is_refused_unless_training_is_to_go_on(refused, cli, plac
     assert content(run / "checkpoints") == before
 
 
+def test_a_run_is_not_written_into_a_log(refused, place, tmp_path):
+    log = EventLog.prepare(place / "events.parquet", tmp_path / "log")
+    before = content(log.folder)
+    refused("train", log.folder, log.folder, *small_flags(), words=["log is a prepared log"])
+    assert content(log.folder) == before
+
+
+def test_a_runs_evaluations_are_not_replaced_by_those_of_another_model(refused, place):
+    before = content(place / "run")
+    options = ["--log", place / "log", "--out", place / "run"]
+    refused("evaluate", "popularity", *options, words=["another model", place / "run"])
+    assert content(place / "run") == before
+
+
 def test_a_run_whose_options_are_damaged_is_named(refused, place, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)
@@ -275,6 +290,7 @@ def test_a_second_training_in_a_run_folder_is_refused(refused, place, tmp_path):
         (["--history", "50003", "--k", "1.5"], ["--k is 1.5: a whole number is needed"]),
         (["--history", "50003", "--max-len", "1e-3"], ["--max-len is 1e-3: a whole number"]),
         (["--history", '"50003'], ['history has a quote that does not end with its id: "50003']),
+        (["--history", "50003,,50005"], ["history has an empty id, number 2: 50003,,50005"]),
         (["--user"], ["--user requires an argument"]),
     ],
 )
@@ -304,6 +320,11 @@ def test_wrong_requests_for_recommendations(refused, place, options, words):
         (["compare", "a.json", "b.json"], ["no evaluation in a.json"]),
         (["compare", "a", "b", "--ranking", "some"], ["--ranking", '"some"']),
         (["report", "none"], ["none of none is a trained run"]),
+        (["report", "none", "--out", "."], ["out is .: the name of a file is needed"]),
+        (["prepare", "none.csv", "log", "--item-kinds", "a=title"], ["item_kinds is 'a=title'"]),
+        (["serve", "none", "--drain", "nan"], ["drain is nan: a finite number"]),
+        (["serve", "none", "--drain", "-1"], ["drain is -1.0: a finite number of at least 0"]),
+        (["serve", "none", "--threads", 0], ["threads is 0: it must be at least 1"]),
         (["demo", "folder", "--epochs", "0"], ["training.epochs is 0"]),
         (["demo", "folder", "--events", "none.csv"], ["none.csv does not exist"]),
     ],
@@ -353,5 +374,6 @@ def test_evaluations_of_different_cases_are_not_compared(refused, cli, place, tm
     flags = ["--last-events", 3, "--out", several]
     cli("evaluate", "popularity", "--log", place / "log", *flags)
     words = ["cannot be compared", "first", "second"]
-    refused("compare", tmp_path / "leave-one-out", tmp_path / "global-time", words=words)
+    both = [*words, "split is 'leave-one-out'", "'global-time'"]
+    refused("compare", tmp_path / "leave-one-out", tmp_path / "global-time", words=both)
     refused("compare", tmp_path / "leave-one-out", several, words=words)

@@ -92,6 +92,14 @@ def evaluate(
         name: [one for text in getattr(options, name) or () for one in listed(text)]
         for name in ("own_metrics", "segments")
     }
+    if (
+        out is not None
+        and (out / "config.json").is_file()
+        and out.resolve() != Path(model).resolve()
+    ):
+        raise ConfigError(
+            f"out is {out}: evaluations of another model are kept in that run's folder"
+        )
     if model in BASELINES:
         if log is None:
             raise ConfigError(f"--log is needed to evaluate {model}")
@@ -230,6 +238,8 @@ def report(
     from blossomrec.report.report import write_run_report
     from blossomrec.tracking.trackers import tell_trackers
 
+    if out.is_dir():
+        raise ConfigError(f"out is {out}: the name of a file is needed, and a folder is there")
     write_run_report(runs, out, title=title)
     for run in runs:
         tell_trackers(run, {}, [out])

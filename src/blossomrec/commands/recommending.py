@@ -157,10 +157,13 @@ def _ids(name: str, text: str | None) -> list[str] | None:
     if text is None:
         return None
     found = []
-    for quoted, plain in _ID.findall(text):
+    # The end of the text is the last of them, and nothing.
+    for quoted, plain in _ID.findall(text)[:-1]:
         if plain.startswith('"'):
             raise ConfigError(f"{name} has a quote that does not end with its id: {plain}")
         found.append(quoted.replace('""', '"') or plain.strip())
+    if any(found) and "" in found:
+        raise ConfigError(f"{name} has an empty id, number {found.index('') + 1}: {text}")
     return list(filter(None, found))
 
 

@@ -228,11 +228,12 @@ def _check_comparable(first: Evaluation, second: Evaluation) -> None:
     # Sampled candidates are never seen ones, and only there does the seed change what is measured.
     names += ["label", "seed"] if ours.ranking == "uni100" else ["filter_seen"]
     for name in names:
-        one, other = getattr(ours, name), getattr(theirs, name)
-        if one != other:
+        if getattr(ours, name) != getattr(theirs, name):
+            # Why the cases differ says more than that they do.
+            told = "split" if name == "fingerprint" and ours.split != theirs.split else name
             raise DataError(
-                f"the two evaluations cannot be compared: {name} is {one!r} in the first "
-                f"and {other!r} in the second"
+                f"the two evaluations cannot be compared: {told} is {getattr(ours, told)!r} in the "
+                f"first and {getattr(theirs, told)!r} in the second"
             )
     if not set(ours.ks) & set(theirs.ks):
         raise DataError(

@@ -73,7 +73,10 @@ def read_run_config(run: str | Path) -> RunInfo:
 
 
 def check_vocabulary(run: Path, log: EventLog) -> None:
-    """Raise RunError when ``run`` holds a configuration that belongs to another item vocabulary."""
+    """Raise RunError when ``run`` holds a configuration that belongs to another item vocabulary, or
+    is a prepared log, which could not be prepared again with a run in it."""
+    if (run / "log.json").is_file():
+        raise RunError(f"{run} is a prepared log: choose another folder for the run")
     if not (run / "config.json").exists():
         return
     known, given = read_run_config(run).fingerprint, log.item_vocabulary.fingerprint
