@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from blossomrec import EventLog
-from blossomrec.data.units import UNITS, Seconds, unit_of_times
+from blossomrec.data.units import UNITS, Seconds, as_seconds, unit_of_times
 from blossomrec.errors import ConfigError
 
 NOW = 1_700_000_000
@@ -66,3 +66,9 @@ def test_seconds_are_rounded_down():
     found = Seconds(np.array([1.9, 2.0, 7.5]), "seconds")[np.array([0, 2])]
     assert found.tolist() == [1, 7]
     assert found.dtype == np.int64
+
+
+def test_a_missing_time_of_a_history_is_refused():
+    for times, place in (([None, NOW], 0), ([NOW, None], 1)):
+        with pytest.raises(ConfigError, match=rf"timestamp\[{place}\] is None: a datetime"):
+            as_seconds("timestamp", times, 2)

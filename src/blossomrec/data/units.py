@@ -156,7 +156,7 @@ def moment_of(name: str, text: str | None) -> Moment | None:
     raise ConfigError(f"{name} is {text!r}: a datetime or a time since 1970 is needed")
 
 
-def as_seconds(name: str, moments: Sequence[Moment], count: int) -> np.ndarray:
+def as_seconds(name: str, moments: Sequence[Moment | None], count: int) -> np.ndarray:
     """Moments of so many events, oldest first: int64 [count].
 
     Raises:
@@ -165,6 +165,9 @@ def as_seconds(name: str, moments: Sequence[Moment], count: int) -> np.ndarray:
     listed = list(moments)
     if len(listed) != count:
         raise ConfigError(f"{name} has {len(listed)} entries: the history has {count} events")
+    if None in listed:
+        place = f"{name}[{listed.index(None)}]"
+        raise ConfigError(f"{place} is None: a datetime or a time since 1970 is needed")
     found = [as_second(f"{name}[{index}]", one) for index, one in enumerate(listed)]
     for index, (earlier, later) in enumerate(pairwise(found), 1):
         if later < earlier:
