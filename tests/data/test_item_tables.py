@@ -49,6 +49,16 @@ def test_kinds_are_told_from_name_type_and_repeats():
     assert read().kinds == kinds
 
 
+def test_few_texts_among_numbers_are_told_of(tmp_path, recwarn):
+    path = tmp_path / "items.csv"
+    for last, kind, words in ((1991, "none", "left out"), (1990, "category", "taken as categ")):
+        path.write_text(f"item_id,year,genre\n1,1990,a\n2,n/a,7\n3,{last},b\n")
+        assert read(path, {"year": "category"}).kinds["year"] == "category"
+        assert not recwarn.list
+        with pytest.warns(UserWarning, match=rf"column 'year', row 2: 'n/a' is no .* are {words}"):
+            assert read(path).kinds.get("year", "none") == kind
+
+
 def test_rows_follow_the_vocabulary_and_what_is_missing_is_known_as_such():
     table = aligned([9, 1, 7])
     assert [table.titles[row] for row in range(3)] == ["Alien", "", "Heat (1995)"]

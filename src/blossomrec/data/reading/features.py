@@ -13,7 +13,7 @@ from blossomrec.data.features import Categories, Feature, FeatureTable, Numbers,
 from blossomrec.data.reading.columns import Column, plain_text
 from blossomrec.data.reading.declared import declared_kind, split_sequence
 from blossomrec.data.reading.ids import read_ids
-from blossomrec.data.reading.kinds import KINDS, READERS
+from blossomrec.data.reading.kinds import KINDS, READERS, warn_of_strays
 from blossomrec.data.reading.options import ReadOptions
 from blossomrec.data.reading.tables import describe, read_all
 from blossomrec.errors import ConfigError, DataError
@@ -102,6 +102,8 @@ def read_features(
         one = plain_text(Column(name, column, table[column], textual))
         told = declared.get(column)
         kind = kinds.get(column) or declared_kind(one, told)
+        if kind in ("category", "none") and one.textual and not (told or column in kinds):
+            warn_of_strays(one, kind, "item_kinds and user_kinds of prepare decide")
         if kind != "none":
             one = split_sequence(one, told, kind)
             columns[column], found[column] = READERS[kind](one), kind

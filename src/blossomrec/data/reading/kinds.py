@@ -141,7 +141,7 @@ def read_context(column: Column, kind: str | None = None, *, sparse: bool = Fals
     """
     column = plain_text(column)
     if kind is None and column.textual:
-        _warn_of_strays(column)
+        warn_of_strays(column, "category", "the option context_kinds decides")
     if (kind or guess_kind(column)) != "number":
         return _names(column, "category", MAX_NAMES, sparse)
     numbers = _read_numbers(column)
@@ -150,17 +150,17 @@ def read_context(column: Column, kind: str | None = None, *, sparse: bool = Fals
     return numbers
 
 
-def _warn_of_strays(column: Column) -> None:
-    """Tell of the first text that is no number where most are, so that they count as categories."""
+def warn_of_strays(column: Column, kind: str, hint: str) -> None:
+    """Tell of the first text that is no number where most are, so that all are of another kind."""
     given = column.values.is_not_null() & (column.values != "")
     strays = given & _as_numbers(column.values).is_null()
     share = 1 - column.count(strays) / max(column.count(given), 1)
     if 0.5 < share < 1 and not column.name.lower().endswith("_id"):
         row = strays.arg_true()[0]
+        taken = "left out" if kind == "none" else "taken as categories"
         warnings.warn(
             f"{column.place(row)}: {column.values[row]!r} is no "
-            f"number, as {share:.1%} of the values are, so that all are taken as categories (the "
-            "option context_kinds decides)",
+            f"number, as {share:.1%} of the values are, so that all are {taken} ({hint})",
             stacklevel=2,
         )
 
