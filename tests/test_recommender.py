@@ -112,6 +112,17 @@ def test_a_training_is_overwritten_only_where_asked_for(recommender, repeat_log,
     assert sorted(os.listdir(run)) == ["config.json", "model.safetensors", "vocabulary"]
 
 
+def test_a_model_is_not_saved_over_what_is_none(recommender, tmp_path):
+    for name, words in (("config.json", "has format None"), ("log.json", "is a prepared log")):
+        folder = tmp_path / name.removesuffix(".json")
+        folder.mkdir()
+        (folder / name).write_text('{"mine": 1}')
+        with pytest.raises(RunError, match=words):
+            recommender.save_pretrained(folder)
+        assert [path.name for path in folder.iterdir()] == [name]
+        assert (folder / name).read_text() == '{"mine": 1}'
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "ids.npy", "vocabulary.json"])
 def test_saving_that_breaks_off_leaves_no_mixed_model(
     recommender, repeat_log, tmp_path, monkeypatch, name

@@ -72,11 +72,16 @@ def read_run_config(run: str | Path) -> RunInfo:
     return _run_info(path, values)
 
 
-def check_vocabulary(run: Path, log: EventLog) -> None:
-    """Raise RunError when ``run`` holds a configuration that belongs to another item vocabulary, or
-    is a prepared log, which could not be prepared again with a run in it."""
+def check_no_log(run: Path) -> None:
+    """Raise RunError for a prepared log, which could not be prepared again with a run in it."""
     if (run / "log.json").is_file():
         raise RunError(f"{run} is a prepared log: choose another folder for the run")
+
+
+def check_vocabulary(run: Path, log: EventLog) -> None:
+    """Raise RunError when ``run`` holds a configuration that belongs to another item vocabulary, or
+    is a prepared log."""
+    check_no_log(run)
     if not (run / "config.json").exists():
         return
     known, given = read_run_config(run).fingerprint, log.item_vocabulary.fingerprint

@@ -17,7 +17,13 @@ from blossomrec.files import flush, read_json, remove, write_json
 from blossomrec.models.inputs import seen_fields
 from blossomrec.models.sequence import SequenceModel
 from blossomrec.run import OF_TRAINING
-from blossomrec.run.description import FORMAT, RunInfo, check_vocabulary
+from blossomrec.run.description import (
+    FORMAT,
+    RunInfo,
+    check_no_log,
+    check_vocabulary,
+    read_run_config,
+)
 from blossomrec.run.tables import Known, open_item_table, open_users, open_vocabulary
 from blossomrec.run.weights import save_model
 
@@ -77,8 +83,8 @@ def write_model(
     ``config.json`` and is refused by whoever reads it.
 
     Raises:
-        RunError: a training or evaluations lie there, and ``overwrite``, which removes them, is
-            not given.
+        RunError: it is a prepared log; or a training, evaluations or a ``config.json`` that is
+            none of a run lie there, and ``overwrite``, which removes them, is not given.
     """
     folder = Path(folder)
     trained = [name for name in OF_TRAINING if (folder / name).exists()]
@@ -87,6 +93,9 @@ def write_model(
             f"{folder} is the run folder of another model (it holds {', '.join(trained)}): choose "
             "another folder, or give overwrite=True, which removes those"
         )
+    check_no_log(folder)
+    if (folder / "config.json").exists() and not overwrite:
+        read_run_config(folder)
     folder.mkdir(parents=True, exist_ok=True)
     remove(folder / "config.json")
     flush(folder)
