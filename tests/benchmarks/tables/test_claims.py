@@ -50,11 +50,16 @@ def test_cost_is_that_of_distilled_layers_replayed_where_they_can_be(monkeypatch
         speed_line("cuda", "mlp", peak_mib=13.0, lessons=True),
         speed_line("cuda", "mean", peak_mib=9.0, graph=True, lessons=True),
         speed_line("cuda", "mlp", length=4_096, lessons=True),
+        *(speed_line(impl, length=256, layout=(8, 8, 16)) for impl in ("naive", "flash")),
+        speed_line("flash", length=256),
+        speed_line("cuda", "mlp", length=256, lessons=True),
+        speed_line("cuda-union", "mlp", length=256, layout=(8, 8, 16), lessons=True, peak_mib=3.0),
     ]
     monkeypatch.setattr(speed_tables, "lines", lambda bench, gpu: lines if gpu else [])
     rows = cells(claims.cost())
-    assert rows[0] == ["GPU, 1,024, training, MiB", "1,200", "24.0", "12.0", "100.0", "2.0"]
-    assert len(rows) == 4
+    assert rows[0] == ["GPU, 256, training, MiB", *["1.0"] * 5, "3.0"]
+    assert rows[4] == ["GPU, 1,024, training, MiB", "1,200", "24.0", "12.0", "100.0", "2.0", ""]
+    assert len(rows) == 8
 
 
 def test_growth_is_a_power_of_the_length(monkeypatch):
