@@ -126,12 +126,27 @@ def test_lazy_adamw_trains_as_adamw_does(tiny_log, tmp_path, options):
         assert (one - other).norm() < 1e-2 * one.norm()
 
 
-def test_it_ranks_no_worse_than_the_sampled_loss_does(followed_log, tmp_path):
-    options = {"attention": "full", "dropout": 0.1, "ema_decay": 0.9, "negatives": 64}
-    options |= {"epochs": 12, "learning_rate": 1e-2}
+RANKING = {"attention": "full", "dropout": 0.1, "ema_decay": 0.9, "negatives": 64}
+RANKING_OF = {
+    "sasrec": {"epochs": 12, "learning_rate": 1e-2},
+    # An epoch predicts the masked events alone.
+    "bert4rec": {
+        **{"epochs": 125, "validate_every": 25, "mask_probability": 0.3, "tokens_per_batch": 320},
+        **{"learning_rate": 2e-2, "hidden_size": 32},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "backbone, tables",
+    [("sasrec", (LAZY, ROWWISE)), ("bert4rec", (LAZY,))],
+    ids=["sasrec", "bert4rec"],
+)
+def test_it_ranks_no_worse_than_the_sampled_loss_does(followed_log, tmp_path, backbone, tables):
     found = []
-    for number, table in enumerate(({"loss": "sampled_softmax"}, LAZY, ROWWISE)):
-        result = small_train(followed_log, small_config(**options | table), tmp_path / str(number))
+    for number, options in enumerate(({"loss": "sampled_softmax"}, *tables)):
+        config = small_config(backbone=backbone, **RANKING | RANKING_OF[backbone] | options)
+        result = small_train(followed_log, config, tmp_path / str(number))
         found.append(result.validation["ndcg@10"])
     # By chance it would be less than 0.05.
     assert found[0] > 0.25
