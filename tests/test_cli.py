@@ -1,6 +1,3 @@
-import dataclasses
-import importlib
-import inspect
 import json
 import os
 import re
@@ -15,25 +12,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-import blossomrec
-from blossomrec.cli import VERBS, build_app, main
-from blossomrec.commands.measuring import EvaluateOptions
-from blossomrec.config import RunConfig, ServingConfig, from_dict, with_options
-from blossomrec.data.growth.options import AppendOptions
+from blossomrec.cli import main
+from blossomrec.config import RunConfig, from_dict, with_options
 from blossomrec.data.log import EventLog
-from blossomrec.data.reading.options import PrepareOptions, ReadOptions
 from blossomrec.evaluation.evaluation import load_evaluation
-from blossomrec.exporting.options import VectorOptions
-from blossomrec.recommendation.options import BulkOptions, RecommendOptions, RuleOptions
 from blossomrec.recommender import BlossomRec
-from blossomrec.rolling.options import RollingOptions
 from blossomrec.run.description import read_run_config
 from blossomrec.training import trainer
-from blossomrec.tuning.options import TuneOptions
-from blossomrec.updating.options import DailyOptions
 from command_line import prepare_and_train, python
 from forked_commands import PATIENCE, ForkedCommand
-from small_options import MODEL, SMALL, TRAINING, small_flags
+from small_options import SMALL, small_flags
 
 pytestmark = pytest.mark.usefixtures("one_thread", "wide_terminal")
 
@@ -411,66 +399,6 @@ def test_a_run_without_checkpoints_begins_with_what_is_given(cli, place, tmp_pat
     assert read_run_config(run).config == with_options(RunConfig(), SMALL)
 
 
-@pytest.mark.parametrize("verb", [None, *VERBS])
-def test_help_imports_nothing_heavy(verb):
-    arguments = ["--help"] if verb is None else [verb, "--help"]
-    code = (
-        f"import sys; from blossomrec.cli import main; assert main({arguments}) == 0; "
-        "print('imported', *sorted({name.split('.')[0] for name in sys.modules}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    imported = set(done.stdout[done.stdout.index("\nimported") :].split())
-    assert "cyclopts" in imported
-    if verb is None:
-        assert all(known in done.stdout for known in VERBS)
-    assert not imported & {"torch", "polars", "numpy", "scipy", "lightning_fabric", "matplotlib"}
-
-
-def test_the_table_of_verbs_is_what_the_commands_say():
-    for name, verb in VERBS.items():
-        first = inspect.getdoc(function_of(name)).splitlines()[0]
-        assert first.startswith(verb.help.rstrip("."))
-
-
-def function_of(verb):
-    room, name = VERBS[verb].function.split(":")
-    return getattr(importlib.import_module(f"blossomrec.commands.{room}"), name)
-
-
-# Verbs with a section whose options stand without its name before them.
-UNNAMED_SECTIONS = {
-    "serve": (ServingConfig, RuleOptions),
-    "prepare": PrepareOptions,
-    "append": AppendOptions,
-    "import-events": ReadOptions,
-    "evaluate": EvaluateOptions,
-    "export": VectorOptions,
-    "recommend": (BulkOptions, RecommendOptions, RuleOptions),
-    "tune": TuneOptions,
-    "rolling": RollingOptions,
-    "update": DailyOptions,
-}
-# In the order in which help shows them.
-FLAGS = {
-    "evaluate": (
-        "model log on ranking filter-seen split last-events kinds ks own-metrics segments out "
-        "device"
-    ),
-    "recommend": (
-        "run user history k log all users out shards rows-per-file engine items filter-viewed "
-        "max-len at kind filter boost max-per diversity exclude-seen-days fallback reranker "
-        "rerank-depth item-table unknown json device"
-    ),
-}
-
-
-@pytest.mark.parametrize("verb", FLAGS)
-def test_a_section_without_a_name_leaves_the_flags_plain(verb):
-    arguments = build_app()[verb].assemble_argument_collection(parse_docstring=True)
-    shown = [one.names[0].lstrip("-") for one in arguments if one.show]
-    assert shown == FLAGS[verb].split()
-
-
 def test_a_log_grows_and_forgets(cli, tiny_events, tmp_path):
     tiny_events[:-9].write_csv(tmp_path / "first.csv")
     tiny_events[-9:].write_csv(tmp_path / "second.csv")
@@ -490,38 +418,6 @@ def test_a_log_grows_and_forgets(cli, tiny_events, tmp_path):
     assert EventLog.open(log).num_events == len(tiny_events) - own
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_option_of_every_verb_is_explained(cli, verb):
-    shown = " ".join(cli(verb, "--help").replace("│", " ").split())
-    names = set(inspect.signature(function_of(verb)).parameters)
-    if verb in UNNAMED_SECTIONS:
-        sections = UNNAMED_SECTIONS[verb]
-        sections = sections if isinstance(sections, tuple) else (sections,)
-        names -= {"bulk", "options", "by_rule"}
-        names |= {field.name for section in sections for field in dataclasses.fields(section)}
-    arguments = build_app()[verb].assemble_argument_collection(parse_docstring=True)
-    explained = {one.names[0] for one in arguments if one.parameter.help}
-    for one in arguments:
-        if not one.show:
-            continue
-        assert one.names[0] in explained, f"{verb} {one.names[0]} has no help"
-        assert one.names[0] in shown
-        # The plain words, as far as the terminal shows them.
-        assert one.parameter.help.split("`")[0].strip()[:30] in shown
-    flags = {name.lstrip("-").split(".")[0].replace("-", "_") for name in explained}
-    # The flag is a keyword of Python.
-    names = {"from" if name == "from_run" else name for name in names}
-    assert names <= flags
-    assert "--empty-" not in shown
-
-
-def test_every_option_of_the_configuration_is_a_flag_of_train(cli):
-    shown = cli("train", "--help")
-    for section, options in (("model", MODEL), ("training", TRAINING)):
-        for name in options:
-            assert f"--{section}.{name.replace('_', '-')}" in shown
-
-
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_who_has_seen_enough_is_no_error(place, monkeypatch, unbuffered):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
@@ -532,7 +428,3 @@ def test_a_reader_who_has_seen_enough_is_no_error(place, monkeypatch, unbuffered
     shown = process.stderr.read()
     process.stderr.close()
     assert (process.wait(timeout=60), shown) == (0, "")
-
-
-def test_the_version_is_printed(cli):
-    assert cli("--version").strip() == blossomrec.__version__

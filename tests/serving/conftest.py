@@ -77,3 +77,42 @@ def server(run, tmp_path, one_thread):
     """A server over an empty store, and a client of it."""
     with Server(run, tmp_path / "events.sqlite") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def items(tiny_events):
+    """Price, stock and brands of every item."""
+    rng, ids = np.random.default_rng(1), tiny_events["item_id"].unique().sort()
+    return pl.DataFrame(
+        {
+            "item_id": ids,
+            "price": [None if n < 3 else float(n) for n in rng.integers(0, 30, len(ids))],
+            "sold_out": rng.random(len(ids)) < 0.3,
+            "brand": rng.choice(["a", "b", "c", "d"], len(ids)),
+            "kinds": rng.choice(["x", "y", "x|y", "z"], len(ids)),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def ruled_log(tiny_events, items, tmp_path_factory):
+    return EventLog.prepare(tiny_events, tmp_path_factory.mktemp("ruled") / "log", items=items)
+
+
+@pytest.fixture(scope="module")
+def ruled_run(ruled_log, tmp_path_factory):
+    """A run that keeps a table of items, which its model does not see."""
+    return write_run(tmp_path_factory.mktemp("ruled") / "run", ruled_log, content="off")
+
+
+@pytest.fixture(scope="module")
+def ruled(ruled_run, ruled_log, tmp_path_factory, one_thread):
+    """A server for all requests that change nothing."""
+    with Server(ruled_run, tmp_path_factory.mktemp("ruled") / "events.sqlite") as server:
+        ids = ruled_log.item_vocabulary
+        for row in (3, 17, 41):
+            history = ruled_log.history(row)
+            rows = zip(history.items, history.times.tolist(), strict=True)
+            events = [{"item": ids.ids([item])[0], "timestamp": at} for item, at in rows]
+            server.append(ruled_log.user_vocabulary.ids([row])[0], events)
+        yield server
