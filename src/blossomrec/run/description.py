@@ -74,13 +74,16 @@ def read_run_config(run: str | Path) -> RunInfo:
 
 def check_no_log(run: Path) -> None:
     """Raise RunError for a prepared log, which could not be prepared again with a run in it."""
-    if (run / "log.json").is_file():
+    from blossomrec.data.log import LOG_FILE
+
+    if (run / LOG_FILE).is_file():
         raise RunError(f"{run} is a prepared log: choose another folder for the run")
 
 
 def check_vocabulary(run: Path, log: EventLog) -> None:
     """Raise RunError when ``run`` holds a configuration that belongs to another item vocabulary, or
-    is a prepared log."""
+    is a prepared log.
+    """
     check_no_log(run)
     if not (run / "config.json").exists():
         return
