@@ -97,5 +97,5 @@ class BenchOptions:
 
 
 def is_blossom(impl: str) -> bool:
-    """Whether a name stands for Blossom attention, however it fuses its paths, or for a peer."""
+    """Whether a name is that of Blossom attention, however it fuses its paths, not of a peer."""
     return impl.removesuffix(UNION) in IMPLEMENTATIONS

@@ -15,7 +15,7 @@ B, H = torch.bfloat16, torch.float16
 REAL_KERNEL = compiler.kernel
 # What has nothing to do with how chosen blocks are got at, or takes long.
 once = pytest.mark.parametrize("kernels", [("fetched", 1)], indirect=True, ids=str)
-# What is about head sizes: each has the kernels that it has on a GPU.
+# For what depends on the size of heads: each has the kernels that it is launched with.
 as_launched = pytest.mark.parametrize("kernels", [None], indirect=True, ids=["as launched"])
 # Of all head sizes: blocks fetched for each event alone; and those of wide heads swept over, with
 # queries that come to keys through a ring, and selection two tiles at a time.

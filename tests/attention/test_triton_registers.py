@@ -130,7 +130,7 @@ def compile_all(heads, groups, size, dtype, fusion, folder):
 
 @pytest.fixture
 def folder(tmp_path_factory):
-    """Of all workers: kernels that are the same in two forms are compiled once."""
+    """One for all workers, so that kernels which two forms share are compiled once."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 

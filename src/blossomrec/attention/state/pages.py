@@ -17,8 +17,8 @@ from torch import Tensor
 NOBODY = 0
 # Where the memory of a CPU begins, in bytes: no page lies on more pages of the system than needed.
 ALIGNMENT = 4_096
-# Bytes from which on they come fresh from the system. The C library may give what was used before,
-# and clears it first, so that all of it takes memory.
+# From this many bytes on, memory comes fresh from the system. What the C library gives may have
+# been used before: it is cleared first, and then all of it takes memory.
 FRESH = 1 << 20
 
 

@@ -39,7 +39,7 @@ def import_events(source: str | Path | pl.DataFrame, store: EventStore, **option
     """Store the histories of all users who have no events yet.
 
     Users with events are left as they are, so that an import that was stopped can be run again.
-    Those who were deleted have none: what is to stay away must not stand in the source.
+    A user who was deleted has none, and is stored again if the source still holds the events.
 
     Args:
         source: a prepared log, or anything ``read_table`` reads.
