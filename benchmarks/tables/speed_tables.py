@@ -155,20 +155,25 @@ def ragged() -> str:
     return table(["log", "H, G, d", "histories", "mean", "longest", "over equal lengths"], rows)
 
 
-def encoder() -> str:
+def of_layers(gpu: bool) -> list[Line]:
+    """Lines of two layers, without those of Triton."""
+    return [line for line in lines("encoder", gpu) if not line["impl"].startswith("triton")]
+
+
+def encoder(gpu: bool) -> str:
     """A training step and inference of two layers."""
+    digits = 1 if gpu else 0
     rows = [
         [
             f"{line['length']:,}",
             ", ".join(map(str, layout(line))),
             name(line) + (", distilled" if line.get("lessons") else ""),
-            f"{line['forward_backward_ms']:.1f}" + (" (graph)" if line.get("graph") else ""),
+            f"{line['forward_backward_ms']:,.{digits}f}" + " (graph)" * bool(line.get("graph")),
             f"{line['peak_mib']:,.0f}",
-            f"{line['forward_ms']:.1f}",
+            f"{line['forward_ms']:,.{digits}f}",
             f"{line['inference_peak_mib']:,.0f}",
         ]
-        for line in lines("encoder", gpu=True)
-        if not line["impl"].startswith("triton")
+        for line in of_layers(gpu)
     ]
     header = ["length", "H, G, d", "attention", "training step, ms", "peak MiB"]
     return table([*header, "inference, ms", "peak MiB"], rows)
@@ -324,7 +329,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "attention-cpu": lambda: attention(gpu=False),
     "speed-up": speed_up,
     "ragged": ragged,
-    "encoder": encoder,
+    "encoder": lambda: encoder(gpu=True),
+    "encoder-cpu": lambda: encoder(gpu=False),
     "training-speed": training,
     "incremental": lambda: incremental(gpu=False),
     "incremental-gpu": lambda: incremental(gpu=True),
@@ -337,10 +343,8 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def as_graphs() -> list[Line]:
-    """Lines of the encoder as CUDA graphs, without those of Triton."""
-    return [
-        line for line in lines("encoder", gpu=True) if line["graph"] and line["impl"] != "triton"
-    ]
+    """Lines of two layers as CUDA graphs."""
+    return [line for line in of_layers(gpu=True) if line["graph"]]
 
 
 # Files in docs/images/: whose lines they show, and which.

@@ -69,11 +69,17 @@ def test_two_layers_with_each_attention_stand_beside_each_other(monkeypatch):
         memory = {"peak_mib": 3.0, "inference_peak_mib": 4.0}
         heads = {"heads": 8, "kv_heads": 8, "head_dim": 16, "compress": "none"}
         names = {"bench": "encoder", "impl": impl, "length": length, "hardware": "NVIDIA H200"}
-        return {**names, **heads, **times, **memory, "commit": commit} | more
+        return {**names, **heads, **times, **memory, "commit": commit, "graph": False} | more
 
     lines = [cost("naive", 1, "a"), cost("mamba", 512, graph=True), cost("linrec", 128)]
-    monkeypatch.setattr(speed_tables, "read", lambda name: [*lines, cost("triton", 128)])
-    assert cells(speed_tables.encoder()) == [
+    lines += [cost(impl, 128, graph=True) for impl in ("triton", "triton-union")]
+    lines += [cost("cpu-union", 256, hardware="AMD EPYC", compress="mlp", lessons=True)]
+    monkeypatch.setattr(speed_tables, "read", lambda name: lines)
+    assert cells(speed_tables.encoder(gpu=True)) == [
         ["128", "8, 8, 16", "linear, LinRec", "2.0", "3", "1.0", "4"],
         ["512", "8, 8, 16", "state space, Mamba", "2.0 (graph)", "3", "1.0", "4"],
     ]
+    assert cells(speed_tables.encoder(gpu=False)) == [
+        ["256", "8, 8, 16", "Blossom, mlp, union, distilled", "2", "3", "1", "4"]
+    ]
+    assert [line["impl"] for line in speed_tables.as_graphs()] == ["mamba"]
